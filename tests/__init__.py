@@ -1,0 +1,1 @@
+"""Tests of upfeat; the folders mirror the package."""
