@@ -1,0 +1,216 @@
+"""Neighbourhood attention across scales: fine queries, keys and values on a coarse grid.
+
+Equal to dilated neighbourhood attention (NATTEN) after nearest-exact resizing of keys and values to
+the query grid, as NAF (arXiv 2511.18452) and AnyUp's NATTEN variant (arXiv 2510.12764) use it, but
+computed on the coarse grid: a fine neighbour position is only a name for a coarse cell.
+
+Legend: B batch, H' W' query grid, h w coarse grid, d query/key channels, C value channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upfeat.ops import _dispatch
+
+Span = tuple[int, int]
+
+
+def neighbor_cells(length: int, cells: int, kernel_size: int, dilation: int) -> Tensor:
+    """Coarse cells that the queries of one axis attend to.
+
+    Query i has residue g = i mod D and place p = i div D in its residue class of n positions; its
+    first neighbour is clamp(p - K//2, 0, n - K): windows at the border are shifted, never cut.
+    The cell of a fine position is the one that torch's own nearest-exact resizing takes.
+
+    Args:
+        length: fine positions H'.
+        cells: coarse cells h.
+        kernel_size: K.
+        dilation: D, with K * D <= H'.
+
+    Returns:
+        (H', K) int64 on the CPU. For an integer ratio the cells are K distinct consecutive ones,
+        otherwise cells may repeat or be skipped.
+
+    Raises:
+        ValueError: if K * D exceeds the length.
+
+    Example:
+        >>> neighbor_cells(8, 4, kernel_size=3, dilation=2).tolist()[:4]
+        [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    """
+    if kernel_size < 1 or dilation < 1 or kernel_size * dilation > length:
+        raise ValueError(
+            f"kernel_size {kernel_size} x dilation {dilation} must lie in 1..{length} (the query "
+            f"positions of this axis; {cells} cells); use a smaller kernel or a larger grid."
+        )
+    index = torch.arange(length)
+    residue, place = index % dilation, index // dilation
+    class_size = (length - residue + dilation - 1) // dilation
+    first = (place - kernel_size // 2).clamp(min=0).minimum(class_size - kernel_size)
+    taps = first[:, None] + torch.arange(kernel_size)  # (H', K)
+    positions = residue[:, None] + dilation * taps  # (H', K)
+    ramp = torch.arange(cells, dtype=torch.float32)[None, None, :, None]  # (1, 1, h, 1)
+    cell_of = F.interpolate(ramp, size=(length, 1), mode="nearest-exact").long().flatten()  # (H',)
+    return cell_of[positions]
+
+
+def cross_scale_neighborhood_attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    *,
+    kernel_size: int | tuple[int, int],
+    output_size: tuple[int, int] | None = None,
+    dilation: int | tuple[int, int] | None = None,
+    head_values: str = "grouped",
+    rows: Span | None = None,
+    cols: Span | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The definition: gather the neighbours of every query. See the dispatcher below."""
+    row_cells, col_cells = _resolve_cells(
+        query, key, value, num_heads, kernel_size, output_size, dilation, head_values, rows, cols
+    )  # (R, Ky), (C', Kx)
+    dtype = _dispatch.compute_dtype(query, key, value)
+    scale = (query.shape[1] / num_heads) ** -0.5 if scale is None else scale
+    rows_of = row_cells[:, None, :, None].to(query.device)  # (R, 1, Ky, 1)
+    cols_of = col_cells[None, :, None, :].to(query.device)  # (1, C', 1, Kx)
+    with _dispatch.without_autocast(query):
+        q = query.to(dtype).unflatten(1, (num_heads, -1))  # (B, heads, d/heads, R, C')
+        k = key.to(dtype)[:, :, rows_of, cols_of].flatten(-2)  # (B, d, R, C', Ky*Kx)
+        v = value.to(dtype)[:, :, rows_of, cols_of].flatten(-2)  # (B, C, R, C', Ky*Kx)
+        k = k.unflatten(1, (num_heads, -1))  # (B, heads, d/heads, R, C', Ky*Kx)
+        weights = (torch.einsum("bhdij,bhdijt->bhijt", q, k) * scale).softmax(-1)
+        if head_values == "shared":
+            out = torch.einsum("bijt,bcijt->bcij", weights.mean(1), v)  # (B, C, R, C')
+        else:
+            v = v.unflatten(1, (num_heads, -1))  # (B, heads, C/heads, R, C', Ky*Kx)
+            out = torch.einsum("bhijt,bhcijt->bhcij", weights, v).flatten(1, 2)
+        return out.to(value.dtype)
+
+
+def cross_scale_neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    *,
+    kernel_size: int | tuple[int, int],
+    output_size: tuple[int, int] | None = None,
+    dilation: int | tuple[int, int] | None = None,
+    head_values: str = "grouped",
+    rows: Span | None = None,
+    cols: Span | None = None,
+    scale: float | None = None,
+    max_bytes: int | None = None,
+) -> Tensor:
+    """Attention of each fine query to a fixed neighbourhood of coarse cells.
+
+    The result is that of dilated neighbourhood attention after ``key`` and ``value`` were resized
+    to the query grid by nearest-exact, also for non-integer ratios; no resized copy is made.
+
+    Args:
+        query: (B, d, R, C'), any strides (channels_last is fastest): the whole query grid, or the
+            part that ``rows`` and ``cols`` name.
+        key: (B, d, h, w), always the whole coarse grid.
+        value: (B, C, h, w).
+        num_heads: heads are consecutive groups of ``d / num_heads`` channels.
+        kernel_size: K or (Ky, Kx); odd or even.
+        output_size: (H', W') of the whole query grid; needed with ``rows`` or ``cols``, otherwise
+            read from ``query``.
+        dilation: D or (Dy, Dx), default (H' // h, W' // w).
+        head_values: ``"grouped"``: channel group g of the values takes the weights of head g (NAF);
+            ``"shared"``: all channels take the mean of the heads' weights (AnyUp).
+        rows: (start, stop) of the query rows in ``query``, default all.
+        cols: (start, stop) of the query columns in ``query``, default all.
+        scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
+        max_bytes: bound on the temporaries.
+
+    Returns:
+        (B, C, R, C') in the type of ``value``, in channels_last strides.
+
+    Raises:
+        ValueError: if shapes, heads, kernel, dilation, types or devices do not fit.
+
+    Example:
+        >>> import torch
+        >>> query, key, value = (
+        ...     torch.randn(1, 8, 12, 12),
+        ...     torch.randn(1, 8, 4, 4),
+        ...     torch.ones(1, 4, 4, 4),
+        ... )
+        >>> out = cross_scale_neighborhood_attention(query, key, value, num_heads=2, kernel_size=3)
+        >>> out.shape, torch.allclose(out, torch.ones(()))
+        (torch.Size([1, 4, 12, 12]), True)
+    """
+    return cross_scale_neighborhood_attention_reference(
+        query, key, value, num_heads, kernel_size=kernel_size, output_size=output_size,
+        dilation=dilation, head_values=head_values, rows=rows, cols=cols, scale=scale,
+    )  # fmt: skip
+
+
+def _pair(number: int | tuple[int, int]) -> tuple[int, int]:
+    return (number, number) if isinstance(number, int) else (number[0], number[1])
+
+
+def _resolve_cells(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    kernel_size: int | tuple[int, int],
+    output_size: tuple[int, int] | None,
+    dilation: int | tuple[int, int] | None,
+    head_values: str,
+    rows: Span | None,
+    cols: Span | None,
+) -> tuple[Tensor, Tensor]:
+    """Check everything; the neighbour cells of the computed rows and columns."""
+    if not (query.dim() == key.dim() == value.dim() == 4):
+        raise ValueError(
+            "query (B, d, R, C'), key (B, d, h, w) and value (B, C, h, w) must have four axes, got "
+            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}."
+        )
+    _dispatch.check_heads(query, key, num_heads, 1)
+    _dispatch.check_same_place(query, key, value)
+    if key.shape[2:] != value.shape[2:]:
+        raise ValueError(
+            f"key grid {tuple(key.shape[2:])} and value grid {tuple(value.shape[2:])} differ."
+        )
+    if head_values not in ("grouped", "shared"):
+        raise ValueError(f"head_values must be 'grouped' or 'shared', got {head_values!r}.")
+    if head_values == "grouped" and value.shape[1] % num_heads:
+        raise ValueError(
+            f"num_heads={num_heads} does not divide the {value.shape[1]} value channels; choose a "
+            "divisor, or head_values='shared'."
+        )
+    if output_size is None:
+        if rows is not None or cols is not None:
+            raise ValueError("give output_size (H', W') of the whole query grid with rows or cols.")
+        output_size = (query.shape[2], query.shape[3])
+    grid = (key.shape[2], key.shape[3])
+    if dilation is None:
+        dilation = (output_size[0] // grid[0], output_size[1] // grid[1])
+        if 0 in dilation or 0 in grid:
+            raise ValueError(
+                f"the query grid {output_size} is smaller than the coarse grid {grid}; ask for an "
+                "output at least as large as the features, or give a dilation."
+            )
+    tables = []
+    for axis, span in enumerate((rows, cols)):
+        length = output_size[axis]
+        start, stop = (0, length) if span is None else span
+        if not 0 <= start <= stop <= length:
+            raise ValueError(f"{('rows', 'cols')[axis]}={span} does not lie in 0..{length}.")
+        if query.shape[2 + axis] != stop - start:
+            raise ValueError(
+                f"query is {tuple(query.shape[2:])}, but the computed part of output_size "
+                f"{output_size} with rows={rows}, cols={cols} differs on axis {axis}; pass the "
+                "queries of that part only."
+            )
+        kernel, step = _pair(kernel_size)[axis], _pair(dilation)[axis]
+        tables.append(neighbor_cells(length, grid[axis], kernel, step)[start:stop])
+    return tables[0], tables[1]

@@ -1,0 +1,232 @@
+"""Head-averaged attention restricted to a window around each query.
+
+The local attention of AnyUp (arXiv 2510.12764): query (i, j) of the output grid sees the cells of
+the low-resolution grid within ``window_ratio`` of the image around its centre, per axis. Work is
+proportional to the window.
+
+Legend: B batch, H' W' output grid, h w low-resolution grid, d query/key channels, K value channels.
+"""
+
+import torch
+from torch import Tensor
+
+from upfeat.ops import _dispatch
+
+Span = tuple[int, int]
+
+
+def window_bounds(
+    output_size: tuple[int, int], grid_size: tuple[int, int], window_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """Cells of the low-resolution grid that each output row and column may see.
+
+    The arithmetic is float32 step by step, as in the published model, so that cells on the edge of
+    a window fall on the same side.
+
+    Args:
+        output_size: (H', W').
+        grid_size: (h, w).
+        window_ratio: half width of the window as a share of the image; 0 or less means no window.
+
+    Returns:
+        Row bounds (H', 2) and column bounds (W', 2), int64 on the CPU: first cell, last cell + 1.
+
+    Example:
+        >>> rows, cols = window_bounds((4, 4), (8, 8), 0.1)
+        >>> rows.tolist()
+        [[0, 2], [2, 4], [4, 6], [6, 8]]
+    """
+    return (
+        _axis_bounds(output_size[0], grid_size[0], window_ratio),
+        _axis_bounds(output_size[1], grid_size[1], window_ratio),
+    )
+
+
+def windowed_attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    *,
+    output_size: tuple[int, int],
+    grid_size: tuple[int, int],
+    window_ratio: float | None = None,
+    row_bounds: Tensor | None = None,
+    col_bounds: Tensor | None = None,
+    rows: Span | None = None,
+    cols: Span | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The definition: a dense mask over all queries and keys. See `windowed_attention`."""
+    row_bounds, col_bounds = _resolve_bounds(
+        query, key, value, num_heads, output_size, grid_size, window_ratio,
+        row_bounds, col_bounds, rows, cols,
+    )  # fmt: skip
+    dtype = _dispatch.compute_dtype(query, key, value)
+    scale = (query.shape[-1] / num_heads) ** -0.5 if scale is None else scale
+    see_rows = _visible(row_bounds, grid_size[0])  # (R, h)
+    see_cols = _visible(col_bounds, grid_size[1])  # (C, w)
+    visible = see_rows[:, None, :, None] & see_cols[None, :, None, :]  # (R, C, h, w)
+    visible = visible.flatten(2).flatten(0, 1).to(query.device)  # (R*C, h*w)
+    with _dispatch.without_autocast(query):
+        q = (
+            query.to(dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        )  # (B, heads, R*C, d/heads)
+        k = key.to(dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, h*w, d/heads)
+        scores = q @ k.transpose(-1, -2) * scale  # (B, heads, R*C, h*w)
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).mean(1)  # (B, R*C, h*w)
+        return (weights @ value.to(dtype)).to(value.dtype)  # (B, R*C, K)
+
+
+def windowed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    *,
+    output_size: tuple[int, int],
+    grid_size: tuple[int, int],
+    window_ratio: float | None = None,
+    row_bounds: Tensor | None = None,
+    col_bounds: Tensor | None = None,
+    rows: Span | None = None,
+    cols: Span | None = None,
+    scale: float | None = None,
+    max_bytes: int | None = None,
+) -> Tensor:
+    """Head-averaged attention in which each query sees a window of the low-resolution grid.
+
+    Args:
+        query: (B, R*C, d), row-major over the computed part of the output grid: all of it, or the
+            rows and columns that ``rows`` and ``cols`` name.
+        key: (B, h*w, d), row-major over the low-resolution grid, always all of it.
+        value: (B, h*w, K).
+        num_heads: heads are consecutive groups of ``d / num_heads`` channels.
+        output_size: (H', W') of the whole output, also when only a part is computed.
+        grid_size: (h, w).
+        window_ratio: half width of the window as a share of the image; 0 or less means no window.
+            Not needed when both bounds are given.
+        row_bounds: (H', 2) instead of those of `window_bounds`.
+        col_bounds: (W', 2) likewise.
+        rows: (start, stop) of the output rows in ``query``, default all.
+        cols: (start, stop) of the output columns in ``query``, default all.
+        scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
+        max_bytes: bound on the temporaries.
+
+    Returns:
+        (B, R*C, K) in the type of ``value``; scores and softmax are computed in float32 at least.
+
+    Raises:
+        ValueError: if shapes, heads, bounds, types or devices do not fit.
+
+    Example:
+        >>> import torch
+        >>> query, key, value = torch.randn(1, 64, 8), torch.randn(1, 16, 8), torch.randn(1, 16, 3)
+        >>> out = windowed_attention(
+        ...     query,
+        ...     key,
+        ...     value,
+        ...     num_heads=2,
+        ...     output_size=(8, 8),
+        ...     grid_size=(4, 4),
+        ...     window_ratio=0.1,
+        ... )
+        >>> band = windowed_attention(
+        ...     query[:, 16:32],
+        ...     key,
+        ...     value,
+        ...     num_heads=2,
+        ...     output_size=(8, 8),
+        ...     grid_size=(4, 4),
+        ...     window_ratio=0.1,
+        ...     rows=(2, 4),
+        ... )
+        >>> torch.allclose(out[:, 16:32], band, atol=1e-6)
+        True
+    """
+    return windowed_attention_reference(
+        query, key, value, num_heads, output_size=output_size, grid_size=grid_size,
+        window_ratio=window_ratio, row_bounds=row_bounds, col_bounds=col_bounds,
+        rows=rows, cols=cols, scale=scale,
+    )  # fmt: skip
+
+
+def _axis_bounds(length: int, cells: int, ratio: float) -> Tensor:
+    if ratio <= 0:
+        return torch.tensor([[0, cells]]).expand(length, 2)
+    centre = (torch.arange(length, dtype=torch.float32) + 0.5) / length  # (L,)
+    first = torch.floor((centre - ratio).clamp(0, 1) * cells)
+    stop = torch.ceil((centre + ratio).clamp(0, 1) * cells)
+    return torch.stack((first, stop), dim=1).long()  # (L, 2)
+
+
+def _visible(bounds: Tensor, cells: int) -> Tensor:
+    """(L, 2) bounds to an (L, cells) boolean table."""
+    cell = torch.arange(cells)
+    return (cell >= bounds[:, :1]) & (cell < bounds[:, 1:])
+
+
+def _resolve_bounds(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    output_size: tuple[int, int],
+    grid_size: tuple[int, int],
+    window_ratio: float | None,
+    row_bounds: Tensor | None,
+    col_bounds: Tensor | None,
+    rows: Span | None,
+    cols: Span | None,
+) -> tuple[Tensor, Tensor]:
+    """Check everything; the bounds of the computed rows and columns, (R, 2) and (C, 2)."""
+    if not (query.dim() == key.dim() == value.dim() == 3):
+        raise ValueError(
+            "query (B, R*C, d), key (B, h*w, d) and value (B, h*w, K) must have three axes, got "
+            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}."
+        )
+    _dispatch.check_heads(query, key, num_heads, -1)
+    _dispatch.check_same_place(query, key, value)
+    cells = grid_size[0] * grid_size[1]
+    if key.shape[1] != cells or value.shape[1] != cells or cells == 0:
+        raise ValueError(
+            f"grid_size {grid_size} has {cells} cells (at least 1 wanted), key has "
+            f"{key.shape[1]} positions and value {value.shape[1]}; they must agree."
+        )
+    if row_bounds is None or col_bounds is None:
+        if window_ratio is None:
+            raise ValueError("give window_ratio, or both row_bounds and col_bounds.")
+        made = window_bounds(output_size, grid_size, window_ratio)
+        row_bounds = made[0] if row_bounds is None else row_bounds
+        col_bounds = made[1] if col_bounds is None else col_bounds
+    row_bounds = _slice_bounds(row_bounds, output_size[0], grid_size[0], rows, "row")
+    col_bounds = _slice_bounds(col_bounds, output_size[1], grid_size[1], cols, "col")
+    if query.shape[1] != len(row_bounds) * len(col_bounds):
+        raise ValueError(
+            f"query has {query.shape[1]} positions, the computed part of the output grid "
+            f"{len(row_bounds)} x {len(col_bounds)}; pass the queries of rows={rows}, cols={cols} "
+            f"of output_size {output_size} only."
+        )
+    return row_bounds, col_bounds
+
+
+def _slice_bounds(bounds: Tensor, length: int, cells: int, span: Span | None, name: str) -> Tensor:
+    if tuple(bounds.shape) != (length, 2):
+        raise ValueError(
+            f"{name}_bounds must be ({length}, 2) for this output_size, got {tuple(bounds.shape)}."
+        )
+    start, stop = (0, length) if span is None else span
+    if not 0 <= start <= stop <= length:
+        raise ValueError(f"{name}s={span} does not lie in 0..{length}.")
+    bounds = bounds[start:stop].cpu()
+    if (
+        len(bounds)
+        and not (
+            (bounds[:, 0] >= 0) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] <= cells)
+        ).all()
+    ):
+        raise ValueError(
+            f"each row of {name}_bounds must satisfy 0 <= first < stop <= {cells}; an empty window "
+            "comes from a window_ratio too small for float32: raise it, or pass 0 for no window."
+        )
+    return bounds
