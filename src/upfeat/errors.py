@@ -1,0 +1,194 @@
+"""Exceptions of upfeat, and the checks that every public call shares.
+
+Every message answers three questions: what came, what was wanted, what to do. Shapes in messages are
+written as in the docstrings: ``B`` batch, ``C`` feature channels, ``h w`` low-resolution grid, ``H W``
+image, ``H' W'`` output.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CheckpointError",
+    "MissingPackageError",
+    "UnknownNameError",
+    "UnsafeCheckpointError",
+    "UnsupportedError",
+    "UpfeatError",
+    "WeightsNotFoundError",
+]
+
+
+class UpfeatError(Exception):
+    """Base class of all exceptions that upfeat defines.
+
+    Example:
+        >>> from upfeat.errors import UnknownNameError, UpfeatError
+        >>> issubclass(UnknownNameError, UpfeatError)
+        True
+    """
+
+
+class UnknownNameError(UpfeatError, ValueError):
+    """A name that no registry holds; the message lists close matches.
+
+    Example:
+        >>> from upfeat.errors import UnknownNameError
+        >>> print(UnknownNameError("upsampler", "jafr", ["jafar", "loftup"]))
+        unknown upsampler 'jafr'; did you mean 'jafar'? Known: jafar, loftup
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+        super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+
+
+class WeightsNotFoundError(UpfeatError, FileNotFoundError):
+    """No weight file in any of the places of the lookup.
+
+    Example:
+        >>> from upfeat.errors import WeightsNotFoundError
+        >>> issubclass(WeightsNotFoundError, FileNotFoundError)
+        True
+    """
+
+
+class CheckpointError(UpfeatError, ValueError):
+    """A weight file that was read but does not fit: wrong keys, shapes, hash or architecture.
+
+    Example:
+        >>> from upfeat.errors import CheckpointError
+        >>> issubclass(CheckpointError, ValueError)
+        True
+    """
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A pickle that asks for more than tensors and the globals that the method allows.
+
+    Example:
+        >>> from upfeat.errors import CheckpointError, UnsafeCheckpointError
+        >>> issubclass(UnsafeCheckpointError, CheckpointError)
+        True
+    """
+
+
+class UnsupportedError(UpfeatError, ValueError):
+    """A call that the method cannot serve by its nature; the message says which one can.
+
+    Example:
+        >>> from upfeat.errors import UnsupportedError
+        >>> issubclass(UnsupportedError, ValueError)
+        True
+    """
+
+
+class MissingPackageError(UpfeatError, ImportError):
+    """An optional package is not installed; the message holds the install line.
+
+    Example:
+        >>> from upfeat.errors import MissingPackageError
+        >>> print(MissingPackageError("triton", "triton", "the GPU kernels"))
+        the GPU kernels need the package 'triton'; install it with: pip install 'upfeat[triton]'
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} need the package {package!r}; install it with: pip install 'upfeat[{extra}]'"
+        )
+
+
+def shape_text(tensor: Tensor) -> str:
+    """Return ``(2, 3, 224, 224)`` for a tensor of that shape, for error messages."""
+    return "(" + ", ".join(str(n) for n in tensor.shape) + ")"
+
+
+def check_map(tensor: Tensor, name: str, layout: str) -> None:
+    """Raise ``ValueError`` unless ``tensor`` is a floating point 4-D map without empty axes.
+
+    ``name`` is the argument's name and ``layout`` its documented shape, such as ``(B, C, h, w)``.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(
+            f"{name} must be a torch.Tensor {layout}, got {type(tensor).__name__}; "
+            "use upfeat.Pipeline for paths, PIL images and numpy arrays"
+        )
+    if tensor.dim() != 4:
+        raise ValueError(
+            f"{name} must have 4 dimensions {layout}, got {tensor.dim()}: {shape_text(tensor)}; "
+            "add the batch dimension with tensor[None] or reshape tokens to a grid"
+        )
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} {layout} has an empty dimension: {shape_text(tensor)}")
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"{name} {layout} must be floating point, got {tensor.dtype}; convert and normalise it first"
+        )
+
+
+def check_size(size: Sequence[int] | int, name: str = "output_size") -> tuple[int, int]:
+    """Return ``size`` as a ``(height, width)`` pair of positive ints, or raise ``ValueError``."""
+    if isinstance(size, torch.Size):
+        size = tuple(size)
+    if isinstance(size, int) or not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"{name} must be a pair (height, width), got {size!r}")
+    height, width = (int(n) for n in size)
+    if height < 1 or width < 1 or (height, width) != tuple(size):
+        raise ValueError(f"{name} must hold two positive whole numbers, got {tuple(size)}")
+    return height, width
+
+
+def check_call(
+    image: Tensor,
+    features: Tensor,
+    output_size: Sequence[int] | None,
+    values: Tensor | None,
+) -> tuple[int, int]:
+    """Check the arguments of an upsampler call and return the output size ``(H', W')``.
+
+    Args:
+        image: guidance image (B, 3, H, W).
+        features: low-resolution features (B, C, h, w).
+        output_size: (H', W') or None for the image's size.
+        values: what to mix, (B, K, h, w), or None for the features.
+
+    Raises:
+        ValueError: on wrong rank, channels, batch, grid, device, dtype, or swapped arguments.
+    """
+    check_map(image, "image", "(B, 3, H, W)")
+    check_map(features, "features", "(B, C, h, w)")
+    if image.shape[1] != 3:
+        swapped = features.shape[1] == 3
+        raise ValueError(
+            f"image must have 3 channels (B, 3, H, W), got {shape_text(image)}"
+            + (
+                "; image and features look swapped: the order is upsampler(image, features)"
+                if swapped
+                else "; convert it to RGB"
+            )
+        )
+    if image.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"image and features must have the same batch size, got {image.shape[0]} and "
+            f"{features.shape[0]}; repeat the smaller one with expand"
+        )
+    tensors = {"image": image, "features": features}
+    if values is not None:
+        check_map(values, "values", "(B, K, h, w)")
+        if values.shape[0] != features.shape[0] or values.shape[2:] != features.shape[2:]:
+            raise ValueError(
+                "values (B, K, h, w) must share batch and grid with features, got "
+                f"{shape_text(values)} and {shape_text(features)}"
+            )
+        tensors["values"] = values
+    devices = {name: str(t.device) for name, t in tensors.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            f"all inputs must be on one device, got {devices}; move them with .to(device)"
+        )
+    return check_size(image.shape[-2:] if output_size is None else output_size)

@@ -1,0 +1,24 @@
+"""Upsamplers: one file a method, one contract, one registry."""
+
+from upfeat.upsamplers import interpolation
+from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.registry import (
+    create_upsampler,
+    from_official,
+    list_upsamplers,
+    needs_feature_dim,
+    register_upsampler,
+)
+from upfeat.upsamplers.weights import Checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "Upsampler",
+    "UpsamplerInfo",
+    "create_upsampler",
+    "from_official",
+    "interpolation",
+    "list_upsamplers",
+    "needs_feature_dim",
+    "register_upsampler",
+]

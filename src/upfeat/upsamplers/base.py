@@ -1,0 +1,317 @@
+"""The contract of every upsampler.
+
+Legend: ``B`` batch, ``C`` feature channels, ``K`` value channels, ``h w`` low-resolution grid,
+``H W`` guidance image, ``H' W'`` output grid. Sizes are ``(height, width)``.
+
+A method subclasses :class:`Upsampler`, sets ``info`` and implements ``_upsample``; a method whose
+result can be computed in row bands also implements ``_tiles`` and says ``supports_tiles = True``.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from upfeat.errors import CheckpointError, UnsupportedError, check_call, shape_text
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Tile", "Upsampler", "UpsamplerInfo"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What one band of tiles() may cost, beyond what the method needs once per image.
+TILE_BYTES = 256 * 2**20
+
+Tile = tuple[slice, slice, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class UpsamplerInfo:
+    """What a method is and may do.
+
+    Attributes:
+        name: registry name.
+        summary: one line.
+        paper, year, arxiv: where it was published; arxiv is the number or None.
+        code: address of the original code, or None.
+        code_license, weights_license: as their authors state them.
+        task_agnostic: trained (or defined) without a downstream task.
+        any_size: any output size and ratio; otherwise ``factor`` and a bilinear resize.
+        universal: one set of weights, or none, serves every backbone.
+        per_image: optimises at test time.
+        commutes_with_head: one set of weights for all channels that sums to 1, so that a linear head
+            may go first: ``head(up(F)) == up(values=head(F))``.
+        image_mean, image_std: normalisation of the guidance image (RGB in [0, 1]); None where
+            the guidance is the backbone's own input.
+        factor: the fixed factor of a method that has one.
+        requires: extra inputs, such as hidden states.
+
+    Example:
+        >>> import upfeat
+        >>> info = upfeat.create_upsampler("bilinear").info
+        >>> info.any_size, info.universal, info.commutes_with_head
+        (True, True, True)
+    """
+
+    name: str
+    summary: str
+    paper: str | None = None
+    year: int | None = None
+    arxiv: str | None = None
+    code: str | None = None
+    code_license: str | None = None
+    weights_license: str | None = None
+    task_agnostic: bool = True
+    any_size: bool = True
+    universal: bool = False
+    per_image: bool = False
+    commutes_with_head: bool = False
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+    factor: int | None = None
+    requires: tuple[str, ...] = ()
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``__init__`` so that the outermost call's arguments, defaults included, are kept."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: "Upsampler", *args: Any, **kwargs: Any) -> None:
+        if "config" not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = dict(bound.arguments)
+            arguments.pop(next(iter(signature.parameters)))
+            self.__dict__["config"] = arguments
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+class Upsampler(nn.Module):
+    """Base class of all feature upsamplers.
+
+    Call it as ``upsampler(image, features, output_size=None, values=None)``; see :meth:`forward`.
+
+    Attributes:
+        info: what the method is; an instance with published weights narrows the class's.
+        config: the arguments it was built with, as ``save_pretrained`` stores them.
+        supports_tiles: whether :meth:`tiles` works in bounded memory.
+        supports_compile, supports_export: whether ``torch.compile(fullgraph=True)`` and ``torch.export`` take it.
+        official_globals: foreign classes that the method's official pickles may name.
+        official_keys: keys under which official files nest the state dict.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("bilinear")
+        >>> up(torch.rand(1, 3, 32, 48), torch.rand(1, 8, 4, 6)).shape
+        torch.Size([1, 8, 32, 48])
+    """
+
+    info: UpsamplerInfo
+    config: dict[str, Any]
+    supports_tiles: ClassVar[bool] = False
+    supports_compile: ClassVar[bool] = True
+    supports_export: ClassVar[bool] = True
+    official_globals: ClassVar[tuple[Any, ...]] = ()
+    official_keys: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Record constructor arguments of every subclass."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    def __init__(self) -> None:
+        self.__dict__.setdefault("config", {})
+        super().__init__()
+
+    # -- calling ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: Sequence[int] | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
+        """Upsample ``features`` to ``output_size`` under the guidance of ``image``.
+
+        Args:
+            image: (B, 3, H, W), normalised as ``info.image_mean`` and ``info.image_std`` say (None: as
+                for the backbone). ``upfeat.Pipeline`` does it.
+            features: (B, C, h, w).
+            output_size: (H', W'); default (H, W).
+            values: (B, K, h, w), what to mix with the weights that image and features decide;
+                default ``features``. Only where the method mixes values (not LoftUp).
+
+        Returns:
+            (B, C or K, H', W') in the dtype and on the device of ``features``.
+
+        Raises:
+            ValueError: the inputs do not fit each other or the method.
+        """
+        size = check_call(image, features, output_size, values)
+        self._check(image, features, size, values)
+        dtype = features.dtype
+        image, features, mixed = self._cast(image, features, values)
+        return self._upsample(image, features, size, mixed).to(dtype)
+
+    def tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: Sequence[int] | None = None,
+        values: Tensor | None = None,
+        *,
+        max_bytes: int = TILE_BYTES,
+    ) -> Iterator[Tile]:
+        """Yield the output in pieces, so that memory does not grow with its size.
+
+        Args:
+            image, features, output_size, values: as in :meth:`forward`.
+            max_bytes: what one piece with its temporaries may take, beyond what the method needs
+                once per image. A piece is never smaller than one output row.
+
+        Yields:
+            ``(rows, cols, tile)``: slices of the output grid and the tile (B, C or K, rows, cols);
+            together they cover the output exactly once, from top to bottom.
+
+        Raises:
+            UnsupportedError: the method needs the whole output at once.
+
+        Example:
+            >>> import torch, upfeat
+            >>> up = upfeat.create_upsampler("bilinear")
+            >>> image, features = torch.rand(1, 3, 64, 64), torch.rand(1, 8, 4, 4)
+            >>> out = torch.empty(1, 8, 64, 64)
+            >>> for rows, cols, tile in up.tiles(image, features, max_bytes=8192):
+            ...     out[:, :, rows, cols] = tile
+            >>> torch.allclose(out, up(image, features), atol=1e-6)
+            True
+        """
+        if not self.supports_tiles:
+            raise UnsupportedError(
+                f"{self.info.name} computes its output as a whole and has no tiles(); call it directly, "
+                "or ask upfeat.list_upsamplers() for another method"
+            )
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be positive, got {max_bytes}")
+        size = check_call(image, features, output_size, values)
+        self._check(image, features, size, values)
+        dtype = features.dtype
+        image, features, mixed = self._cast(image, features, values)
+        for rows, cols, tile in self._tiles(image, features, size, mixed, max_bytes):
+            yield rows, cols, tile.to(dtype)
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        """Compute the whole output; the arguments are checked and of one dtype."""
+        raise NotImplementedError(f"{type(self).__name__} must implement _upsample")
+
+    def _tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        max_bytes: int,
+    ) -> Iterator[Tile]:
+        """Compute the output in bands; only called where ``supports_tiles``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement _tiles")
+
+    def _check(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+    ) -> None:
+        """Raise ``ValueError`` for what this method cannot do; overridden by methods with limits."""
+        width = self.config.get("feature_dim")
+        if width is not None and features.shape[1] != width:
+            raise ValueError(
+                f"{self.info.name} was built for feature_dim={width}, got features "
+                f"{shape_text(features)} with {features.shape[1]} channels; build it with "
+                f"create_upsampler({self.info.name!r}, feature_dim={features.shape[1]}) or load weights "
+                "trained for this backbone"
+            )
+        parameter = next(self.parameters(), None)
+        if parameter is not None and parameter.device != features.device:
+            raise ValueError(
+                f"the weights of {self.info.name} are on {parameter.device}, the inputs on "
+                f"{features.device}; move the upsampler with .to({str(features.device)!r})"
+            )
+
+    def _cast(
+        self, image: Tensor, features: Tensor, values: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bring the inputs to the dtype of the weights, or of the features where there are none."""
+        parameter = next(self.parameters(), None)
+        dtype = features.dtype if parameter is None else parameter.dtype
+        image, features = image.to(dtype), features.to(dtype)
+        return image, features, features if values is None else values.to(dtype)
+
+    # -- official files --------------------------------------------------------------------------
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read constructor arguments from the shapes of an official state dict."""
+        raise CheckpointError(f"{cls.info.name} has no official weight files")
+
+    @classmethod
+    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map an official state dict to this class's keys."""
+        return dict(state)
+
+    # -- own files -------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, card: str | None = None) -> None:
+        """Write ``config.json``, ``model.safetensors`` and the model card ``README.md`` into a folder.
+
+        Args:
+            folder: created if need be.
+            card: text of the model card; default: a card made from ``info`` and the configuration.
+
+        Example:
+            >>> import tempfile, upfeat
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=32).save_pretrained(
+            ...         folder
+            ...     )
+            ...     upfeat.Upsampler.from_pretrained(folder).config["feature_dim"]
+            16
+        """
+        from upfeat.upsamplers.weights import save_folder
+
+        save_folder(self, Path(folder), card)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_id: str | os.PathLike[str], **hub: Any) -> Self:
+        """Load what :meth:`save_pretrained` wrote, from a folder or a Hugging Face repository.
+
+        Args:
+            folder_or_id: a folder, or a repository id such as ``"user/name"``.
+            **hub: passed to ``huggingface_hub.snapshot_download`` (``revision``, ``token``, …).
+
+        Raises:
+            WeightsNotFoundError: neither a folder nor a reachable repository.
+            CheckpointError: the files do not fit, or hold a method other than this class.
+        """
+        from upfeat.upsamplers.weights import load_folder
+
+        model = load_folder(folder_or_id, **hub)
+        if not isinstance(model, cls):
+            raise CheckpointError(
+                f"{folder_or_id} holds a {type(model).__name__}, not a {cls.__name__}; "
+                "load it with upfeat.Upsampler.from_pretrained"
+            )
+        return model
+
+    def extra_repr(self) -> str:
+        """Show the configuration in ``print(upsampler)``."""
+        return json.dumps(self.config, default=str)

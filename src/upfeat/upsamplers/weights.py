@@ -1,0 +1,259 @@
+"""Published weights: typed records, loading, saving, model cards."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from upfeat.checkpoints import (
+    HubFile,
+    find_weights,
+    read_checkpoint,
+    write_bytes,
+    write_safetensors,
+)
+from upfeat.errors import CheckpointError, WeightsNotFoundError
+
+if TYPE_CHECKING:
+    from upfeat.upsamplers.base import Upsampler
+
+__all__ = ["Checkpoint"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+
+UpsamplerType = TypeVar("UpsamplerType", bound="Upsampler")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A record of one published set of weights.
+
+    Attributes:
+        tag: the part of the name after the dot.
+        file: where it is published, and under which file name.
+        backbone: the backbone it was trained for, as a spec such as ``timm/…``, or in words.
+        feature_dim: channels of that backbone's features; None for a universal method.
+        image_mean, image_std: normalisation of the guidance image; None where it is the backbone's input.
+        training_data: what it was trained on.
+        code_license, weights_license, backbone_license: as their authors state them.
+        paper: arXiv number.
+        config: constructor arguments that the tensors cannot tell.
+        note: what a user should know.
+
+    Example:
+        >>> from upfeat.upsamplers.registry import get_checkpoint
+        >>> get_checkpoint("loftup.dinov2_vits14").training_data
+        'SA-1B, 1 M images'
+    """
+
+    tag: str
+    file: HubFile
+    backbone: str
+    feature_dim: int | None
+    image_mean: tuple[float, float, float] | None
+    image_std: tuple[float, float, float] | None
+    training_data: str
+    code_license: str
+    weights_license: str
+    backbone_license: str
+    paper: str
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    def build_config(self, cls: type["Upsampler"]) -> dict[str, Any]:
+        """Return constructor arguments for this record."""
+        width = {} if self.feature_dim is None else {"feature_dim": self.feature_dim}
+        return width | dict(self.config)
+
+
+def load_checkpoint(
+    cls: type[UpsamplerType],
+    record: Checkpoint,
+    file: str | os.PathLike[str] | None,
+    config: Mapping[str, Any],
+) -> UpsamplerType:
+    """Find the file of a record, load it, and narrow ``info`` to what the record says."""
+    what = f"{cls.info.name}.{record.tag}"
+    names = [what, record.file.filename]
+    path = find_weights(what, names, file=file, hub=record.file)
+    model = load_official(cls, path, {**record.config, **config})
+    width = model.config.get("feature_dim")
+    if record.feature_dim is not None and width != record.feature_dim:
+        raise CheckpointError(
+            f"{path} has feature_dim={width}, the record of {what} says {record.feature_dim}; "
+            "it is the file of another backbone"
+        )
+    model.info = dataclasses.replace(
+        model.info,
+        image_mean=record.image_mean,
+        image_std=record.image_std,
+        weights_license=record.weights_license,
+    )
+    return model
+
+
+def load_official(
+    cls: type[UpsamplerType],
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    config: Mapping[str, Any],
+) -> UpsamplerType:
+    """Build ``cls`` from an official file or state dict; sizes come from the tensors."""
+    if isinstance(source, Mapping):
+        origin, content = "the state dict", dict(source)
+    else:
+        path = find_weights(cls.info.name, [], file=source)
+        origin, content = str(path), read_checkpoint(path, allowed_globals=cls.official_globals)
+    state = _unwrap(content, cls, origin)
+    try:
+        sizes = cls.official_config(state)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{origin} is not a {cls.info.name} state dict: key {error} is missing; "
+            f"it has {_some(state)}"
+        ) from error
+    model = cls(**{**sizes, **config})
+    load_state(model, cls.convert_official(state), origin)
+    return model.eval()
+
+
+def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load a state dict strictly; a mismatch is a :class:`CheckpointError` that names keys and shapes."""
+    own = model.state_dict()
+    problems = []
+    if missing := sorted(own.keys() - state.keys()):
+        problems.append(f"missing {_some(missing)}")
+    if extra := sorted(state.keys() - own.keys()):
+        problems.append(f"unexpected {_some(extra)}")
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ][:5]
+    if problems:
+        raise CheckpointError(
+            f"{origin} does not fit {type(model).__name__}: " + "; ".join(problems)
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def _some(keys: Mapping[str, Any] | list[str]) -> str:
+    names = list(keys)
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
+
+
+def _unwrap(content: Mapping[str, Any], cls: type["Upsampler"], origin: str) -> dict[str, Tensor]:
+    """Take the state dict out of a training checkpoint."""
+    for key in cls.official_keys:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(
+            f"{origin} holds no tensors for {cls.info.name}; its keys are {_some(dict(content))}"
+        )
+    return state
+
+
+# -- upfeat's own layout: config.json, model.safetensors, README.md --------------------------------
+
+
+def save_folder(model: "Upsampler", folder: Path, card: str | None) -> None:
+    """Write the three files; the configuration last, so that a folder with one is complete."""
+    import upfeat
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architecture": model.info.name,
+        "config": model.config,
+        "image_mean": model.info.image_mean,
+        "image_std": model.info.image_std,
+        "weights_license": model.info.weights_license,
+        "upfeat_version": upfeat.__version__,
+    }
+    text = json.dumps(config, indent=2)
+    write_safetensors(folder / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
+    write_bytes(folder / CARD_FILE, (card or model_card(model)).encode())
+    write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
+
+
+def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "Upsampler":
+    """Load a folder of :func:`save_folder`, or a Hugging Face repository that holds one."""
+    from upfeat.upsamplers.registry import get_class
+
+    folder = Path(folder_or_id).expanduser()
+    if not folder.is_dir():
+        folder = _download_folder(str(folder_or_id), hub)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise WeightsNotFoundError(
+                f"{folder} has no {name}; a folder of save_pretrained holds {CONFIG_FILE} and "
+                f"{WEIGHTS_FILE}; for an official file use upfeat.from_official"
+            )
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        architecture, arguments = config["architecture"], config["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} is not a configuration of upfeat ({error!r}); "
+            "for an official file use upfeat.from_official"
+        ) from error
+    model = get_class(architecture)(**arguments)
+    load_state(model, read_checkpoint(folder / WEIGHTS_FILE), str(folder))
+    model.info = dataclasses.replace(
+        model.info,
+        image_mean=_triple(config.get("image_mean")),
+        image_std=_triple(config.get("image_std")),
+        weights_license=config.get("weights_license"),
+    )
+    return model.eval()
+
+
+def _download_folder(repository: str, hub: Mapping[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
+        return Path(snapshot_download(repository, allow_patterns=files, **hub))
+    except Exception as error:  # any network or hub failure is one thing here: a miss
+        raise WeightsNotFoundError(
+            f"{repository!r} is neither a folder nor a reachable Hugging Face repository: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _triple(numbers: list[float] | None) -> tuple[float, float, float] | None:
+    if numbers is None:
+        return None
+    red, green, blue = numbers
+    return red, green, blue
+
+
+def model_card(model: "Upsampler") -> str:
+    """Return a model card: what it is, how to load it, licences."""
+    info = model.info
+    arxiv = f"arXiv {info.arxiv}" if info.arxiv else "no paper"
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        "---\n"
+        "library_name: upfeat\n"
+        "tags: [feature-upsampling]\n"
+        f"license: {info.weights_license or 'unknown'}\n"
+        "---\n\n"
+        f"# {info.name}\n\n{info.summary}\n\n"
+        f"* paper: {info.paper or 'none'} ({arxiv})\n"
+        f"* parameters: {parameters:,}\n"
+        f"* configuration: `{json.dumps(model.config)}`\n"
+        f"* licence of the original code: {info.code_license or 'none'}\n"
+        f"* licence of these weights: {info.weights_license or 'not stated'}\n\n"
+        "```python\nimport upfeat\n\n"
+        'upsampler = upfeat.Upsampler.from_pretrained("this folder or repository")\n```\n'
+    )
