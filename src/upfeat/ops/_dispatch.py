@@ -9,21 +9,31 @@ A Triton module is named like the operator's file and has two functions::
     forward(query, key, value, **options) -> (output, residuals)
     backward(grad_output, query, key, value, residuals, **options) -> (grad_q, grad_k, grad_v)
 
-``residuals`` is a tuple of tensors (for example the log-sum-exp), ``options`` are the keyword
-arguments that the operator's ``_options`` docstring lists, all of them resolved (no ``None``). A
-function raises ``NotImplementedError`` for what it does not cover; the bounded version then runs.
+``residuals`` is a tuple of tensors (for example the log-sum-exp). Query, key and value come as the
+operator was given them, shapes checked. The options, all resolved:
+
+- ``head_averaged_attention``: ``num_heads``, ``scale``;
+- ``windowed_attention``: ``num_heads``, ``scale``, ``grid_size``, ``row_bounds`` (R, 2) and
+  ``col_bounds`` (C, 2) of the computed part, int64 on the CPU;
+- ``neighborhood_attention``: ``num_heads``, ``scale``, ``head_values``, ``row_cells`` (R, Ky) and
+  ``col_cells`` (C, Kx) of the computed part, int64 on the CPU.
+
+``forward`` raises ``NotImplementedError`` for what it does not cover; the bounded version then runs.
 """
 
 import importlib
 import importlib.util
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
-@lru_cache(maxsize=None)
+@cache
 def triton_kernel(name: str) -> ModuleType | None:
     """The Triton module of an operator, or None where Triton or the kernel is missing.
 
@@ -42,6 +52,112 @@ def triton_kernel(name: str) -> ModuleType | None:
         if error.name in (path, "upfeat.ops.triton"):
             return None
         raise
+
+
+class BoundedOperator:
+    """An attention operator in bounded memory: its forward and its recomputing backward.
+
+    Args:
+        name: file name of the operator, under which a Triton module is looked up.
+        forward: ``(query, key, value, max_bytes=..., **options) -> output``.
+        backward: ``(grad_output, query, key, value, max_bytes=..., needs=..., **options)`` to the
+            three gradients; ``needs`` is a triple of flags, an unneeded gradient may be None.
+        default_max_bytes: bound on the temporaries where the caller gives none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[..., Tensor],
+        backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]],
+        default_max_bytes: int,
+    ) -> None:
+        self.name = name
+        self.forward = forward
+        self.backward = backward
+        self.default_max_bytes = default_max_bytes
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, max_bytes: int | None, **options: Any
+    ) -> Tensor:
+        """Run forward; gradients flow, and nothing of size queries x keys is kept for them."""
+        max_bytes = self.default_max_bytes if max_bytes is None else max_bytes
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
+        return _Recomputed.apply(query, key, value, self, max_bytes, options)
+
+
+class _Recomputed(torch.autograd.Function):
+    """Saves the inputs only (and a Triton kernel's residuals); backward computes weights again."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        operator: BoundedOperator,
+        max_bytes: int,
+        options: dict[str, Any],
+    ) -> Tensor:
+        ctx.operator, ctx.max_bytes, ctx.options = operator, max_bytes, options
+        ctx.kernel = triton_kernel(operator.name) if query.is_cuda else None
+        residuals: tuple[Tensor, ...] = ()
+        with without_autocast(query):
+            if ctx.kernel is not None:
+                try:
+                    out, residuals = ctx.kernel.forward(query, key, value, **options)
+                except NotImplementedError:
+                    ctx.kernel = None
+            if ctx.kernel is None:
+                out = operator.forward(query, key, value, max_bytes=max_bytes, **options)
+        ctx.save_for_backward(query, key, value, *residuals)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *residuals = ctx.saved_tensors
+        with without_autocast(query):
+            if ctx.kernel is not None:
+                grads = ctx.kernel.backward(
+                    grad_output, query, key, value, tuple(residuals), **ctx.options
+                )
+            else:
+                grads = ctx.operator.backward(
+                    grad_output,
+                    query,
+                    key,
+                    value,
+                    max_bytes=ctx.max_bytes,
+                    needs=ctx.needs_input_grad[:3],
+                    **ctx.options,
+                )
+        return *grads, None, None, None
+
+
+class Scratch:
+    """Named buffers that are allocated once and reused: fresh pages cost more than arithmetic."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._device, self._dtype = like.device, dtype
+        self._flat: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialised contiguous tensor, valid until the same name is taken again."""
+        size = 1
+        for length in shape:
+            size *= length
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size:
+            flat = torch.empty(size, device=self._device, dtype=dtype or self._dtype)
+            self._flat[name] = flat
+        return flat[:size].view(shape)
+
+
+def matmul_dtype(value: Tensor, compute: torch.dtype) -> torch.dtype:
+    """The type weights and values are multiplied in: bfloat16 stays, as its sums are float32."""
+    return torch.bfloat16 if value.dtype == torch.bfloat16 else compute
 
 
 def wants_reference() -> bool:

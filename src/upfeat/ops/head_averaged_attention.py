@@ -8,10 +8,15 @@ convex combination of raw features, so values are neither projected nor split in
 Legend: B batch, N queries, n keys, d query/key channels, K value channels.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from upfeat.ops import _dispatch
+
+DEFAULT_MAX_BYTES = 8 * 2**20
+"""Scores of one block of queries. Measured: ."""
 
 
 def head_averaged_attention_weights(
@@ -92,7 +97,113 @@ def head_averaged_attention(
         >>> head_averaged_attention(query, key, torch.randn(1, 16, 7), num_heads=4).shape
         torch.Size([1, 100, 7])
     """
-    return head_averaged_attention_reference(query, key, value, num_heads, scale=scale)
+    _check(query, key, value, num_heads)
+    if _dispatch.wants_reference():
+        return head_averaged_attention_reference(query, key, value, num_heads, scale=scale)
+    scale = _default_scale(query, num_heads) if scale is None else scale
+    return _BOUNDED(query, key, value, max_bytes, num_heads=num_heads, scale=scale)
+
+
+def _blocks(num_queries: int, num_keys: int, num_heads: int, itemsize: int, max_bytes: int) -> Iterator[slice]:
+    """Slices of queries whose scores of all heads fit in ``max_bytes``."""
+    size = max(1, max_bytes // max(1, num_heads * num_keys * itemsize))
+    for start in range(0, num_queries, size):
+        yield slice(start, min(start + size, num_queries))
+
+
+def _split_heads(tokens: Tensor, num_heads: int, buffer: Tensor) -> Tensor:
+    """(L, d) tokens to (heads, L, d/heads) in ``buffer``, in its type."""
+    return buffer.copy_(tokens.unflatten(-1, (num_heads, -1)).transpose(0, 1))
+
+
+def _sum_heads(weights: Tensor) -> Tensor:
+    """(heads, L, n) to the sum over heads, (L, n), in the place of the first head."""
+    for head in range(1, len(weights)):
+        weights[0].add_(weights[head])
+    return weights[0]
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, scale: float, max_bytes: int
+) -> Tensor:
+    """Blocks of queries: scores of all heads, softmax, mean over heads, ONE product with V."""
+    batch, num_queries, width = query.shape
+    num_keys, channels = value.shape[1:]
+    dtype = _dispatch.compute_dtype(query, key, value)
+    mix = _dispatch.matmul_dtype(value, dtype)
+    scratch = _dispatch.Scratch(query, dtype)
+    out = value.new_empty(batch, num_queries, channels)
+    for b in range(batch):
+        k = (key[b].to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
+        k = k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
+        v = value[b].to(mix)  # (n, K)
+        for rows in _blocks(num_queries, num_keys, num_heads, dtype.itemsize, max_bytes):
+            length = rows.stop - rows.start
+            q = scratch.take("query", num_heads, length, width // num_heads)
+            _split_heads(query[b, rows], num_heads, q)
+            scores = scratch.take("scores", num_heads, length, num_keys)
+            torch.bmm(q, k, out=scores)
+            torch.softmax(scores, -1, out=scores)
+            weights = _sum_heads(scores).div_(num_heads)  # (L, n)
+            if mix != dtype:
+                weights = scratch.take("mix", length, num_keys, dtype=mix).copy_(weights)
+            if out.dtype == mix:
+                torch.mm(weights, v, out=out[b, rows])
+            else:
+                mixed = scratch.take("mixed", length, channels, dtype=mix)
+                out[b, rows] = torch.mm(weights, v, out=mixed)
+    return out
+
+
+def _backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    max_bytes: int,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Weights again per block P_h; with G = dO V^T / heads: dS_h = P_h (G - rowsum(P_h G))."""
+    batch, num_queries, width = query.shape
+    num_keys, channels = value.shape[1:]
+    head_width = width // num_heads
+    dtype = _dispatch.compute_dtype(query, key, value)
+    scratch = _dispatch.Scratch(query, dtype)
+    grad_query = query.new_empty(query.shape)
+    grad_key = torch.empty_like(key)
+    grad_value = torch.empty_like(value)
+    for b in range(batch):
+        k = (key[b].to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
+        k = k.transpose(0, 1).contiguous()  # (heads, n, d/heads)
+        v = value[b].to(dtype) / num_heads  # (n, K)
+        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+        for rows in _blocks(num_queries, num_keys, 2 * num_heads, dtype.itemsize, max_bytes):
+            length = rows.stop - rows.start
+            q = scratch.take("query", num_heads, length, head_width)
+            _split_heads(query[b, rows], num_heads, q)
+            grad_out = grad_output[b, rows].to(dtype)  # (L, K)
+            weights = scratch.take("scores", num_heads, length, num_keys)
+            torch.bmm(q, k.transpose(1, 2), out=weights)
+            torch.softmax(weights, -1, out=weights)
+            if needs[0] or needs[1]:
+                grad_mean = scratch.take("grad_mean", length, num_keys)
+                torch.mm(grad_out, v.t(), out=grad_mean)
+                grad_scores = scratch.take("grad_scores", num_heads, length, num_keys)
+                torch.mul(weights, grad_mean, out=grad_scores)
+                row_sum = grad_scores.sum(-1, keepdim=True)  # (heads, L, 1)
+                grad_scores.addcmul_(weights, row_sum, value=-1)
+                grad_k.baddbmm_(grad_scores.transpose(1, 2), q)
+                torch.bmm(grad_scores, k, out=q)
+                grad_query[b, rows].unflatten(-1, (num_heads, -1)).copy_(q.transpose(0, 1))
+            if needs[2]:
+                grad_v.addmm_(_sum_heads(weights).t(), grad_out)
+        grad_key[b] = (grad_k * scale).transpose(0, 1).flatten(1)  # (n, d)
+        grad_value[b] = grad_v / num_heads
+    grads = (grad_query, grad_key, grad_value)
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 def _default_scale(query: Tensor, num_heads: int) -> float:
@@ -113,3 +224,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int) -> 
             f"key has {key.shape[1]} positions and value {value.shape[1]}; they must agree and "
             "be at least 1."
         )
+
+
+_BOUNDED = _dispatch.BoundedOperator(
+    "head_averaged_attention", _forward, _backward, DEFAULT_MAX_BYTES
+)
