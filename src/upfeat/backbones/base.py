@@ -1,0 +1,305 @@
+"""The contract of every backbone, and the registry of the providers that make them.
+
+Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid. Sizes are
+``(height, width)``.
+
+A backbone is named ``provider/name``: ``timm/vit_small_patch14_dinov2.lvd142m``. A provider is a
+function that builds a backbone from the part after the slash; :func:`register_provider` puts it on
+the list. The module of a built-in provider is imported on first use, and not before.
+"""
+
+import fnmatch
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from upfeat.errors import UnknownNameError, check_map, check_size, shape_text
+
+__all__ = ["Backbone", "create_backbone", "list_backbones", "register_provider"]
+
+Weights = str | os.PathLike[str] | None
+
+
+class Backbone(nn.Module):
+    """A frozen network that turns an image into a coarse map of features.
+
+    A subclass calls ``super().__init__(...)``, stores its network, calls :meth:`freeze` and implements
+    ``_extract``. Parameters need no gradient and :meth:`train` leaves everything in evaluation mode, but
+    nothing runs under ``no_grad``: gradients flow from the features to the image.
+
+    Args:
+        name: the spec that made it, such as ``"timm/resnet18.a1_in1k"``.
+        dim: number of feature channels C.
+        patch_size: distance of two neighbouring features in image pixels, the total stride.
+        image_mean, image_std: normalisation of the image, per channel, RGB in [0, 1].
+        size_multiple: height and width of the image must be multiples of it; default ``patch_size``.
+        layer: index of the layer that the features come from, counted from 0; None if there is no choice.
+        fixed_size: the only image size (H, W) that the network takes; None if it takes any.
+
+    Attributes:
+        name, dim, patch_size, image_mean, image_std, size_multiple, layer, fixed_size: the arguments.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.backbones import CallableBackbone
+        >>> backbone = CallableBackbone(lambda x: torch.nn.functional.avg_pool2d(x, 8), 3, 8)
+        >>> backbone(torch.rand(2, 3, 64, 96)).shape
+        torch.Size([2, 3, 8, 12])
+        >>> backbone.grid_size((64, 96))
+        (8, 12)
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        dim: int,
+        patch_size: int | float,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        size_multiple: int | None = None,
+        layer: int | None = None,
+        fixed_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
+            raise ValueError(
+                "image_mean and image_std must hold three numbers each (RGB) and the deviations must be "
+                f"positive, got {tuple(image_mean)} and {tuple(image_std)}"
+            )
+        multiple = patch_size if size_multiple is None else size_multiple
+        if dim < 1 or patch_size <= 0 or multiple < 1 or multiple != int(multiple):
+            raise ValueError(
+                "dim, patch_size and size_multiple must be positive and size_multiple whole, got "
+                f"{dim}, {patch_size} and {multiple}"
+            )
+        self.name = name
+        self.dim = dim
+        self.patch_size = patch_size
+        self.image_mean = tuple(float(value) for value in image_mean)
+        self.image_std = tuple(float(value) for value in image_std)
+        self.size_multiple = int(multiple)
+        self.layer = layer
+        self.fixed_size = fixed_size
+
+    def freeze(self) -> Self:
+        """Put everything in evaluation mode and ask no parameter for a gradient."""
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode whatever ``mode`` is, also as a part of a model in training."""
+        return super().train(False)
+
+    def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
+        """Return the feature grid (h, w) of an image of size (H, W)."""
+        height, width = image_size
+        return height // self.size_multiple, width // self.size_multiple
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute the features of an image.
+
+        Args:
+            image: (B, 3, H, W), normalised with ``image_mean`` and ``image_std``, H and W multiples of
+                ``size_multiple``. It is cast to the dtype of the weights.
+
+        Returns:
+            Features (B, C, h, w) in the dtype of the weights, C = ``dim``, (h, w) = ``grid_size((H, W))``.
+
+        Raises:
+            ValueError: wrong rank, channels, dtype, size or device; the message says what would work.
+        """
+        self._check(image)
+        dtype = self._weights_dtype()
+        features = self._extract(image if dtype is None else image.to(dtype))
+        self._check_features(image, features)
+        return features
+
+    def _extract(self, image: Tensor) -> Tensor:
+        """Compute (B, C, h, w) from a checked image (B, 3, H, W)."""
+        raise NotImplementedError(f"{type(self).__name__} must implement _extract")
+
+    def _weights_dtype(self) -> torch.dtype | None:
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+        return None
+
+    def _check(self, image: Tensor) -> None:
+        check_map(image, "image", "(B, 3, H, W)")
+        if image.shape[1] != 3:
+            advice = (
+                "; permute (B, H, W, 3) to (B, 3, H, W)" if image.shape[-1] == 3 else "; convert it to RGB"
+            )
+            raise ValueError(
+                f"image must have 3 channels (B, 3, H, W), got {shape_text(image)}{advice}"
+            )
+        self.check_image_size(tuple(image.shape[-2:]))
+        weight = next(self.parameters(), None)
+        if weight is not None and weight.device != image.device:
+            raise ValueError(
+                f"the weights of {self.name} are on {weight.device}, the image is on {image.device}; "
+                "move one of them with .to(device)"
+            )
+
+    def check_image_size(self, image_size: Sequence[int]) -> None:
+        """Raise ``ValueError``, naming sizes that would work, unless the backbone takes (H, W).
+
+        Example:
+            >>> from upfeat.backbones import CallableBackbone
+            >>> CallableBackbone(lambda image: image, 3, 14).check_image_size((224, 225))
+            Traceback (most recent call last):
+            ValueError: callable needs image sizes that are multiples of 14, got (224, 225); (224, 224) and
+            (224, 238) would work: crop, pad or resize, or let upfeat.Pipeline do it
+        """
+        size = check_size(image_size, "image_size")
+        if self.fixed_size is not None and size != self.fixed_size:
+            raise ValueError(
+                f"{self.name} takes images of {self.fixed_size} only, got {size}; resize the image or "
+                "build the backbone with image_size=(height, width)"
+            )
+        multiple = self.size_multiple
+        if size[0] % multiple or size[1] % multiple:
+            below = tuple(max(n // multiple, 1) * multiple for n in size)
+            above = tuple(-(-n // multiple) * multiple for n in size)
+            works = f"{above} would work" if below == above else f"{below} and {above} would work"
+            raise ValueError(
+                f"{self.name} needs image sizes that are multiples of {multiple}, got {size}; {works}: "
+                "crop, pad or resize, or let upfeat.Pipeline do it"
+            )
+
+    def _check_features(self, image: Tensor, features: Any) -> None:
+        wanted = (image.shape[0], self.dim, *self.grid_size(tuple(image.shape[-2:])))
+        if not isinstance(features, Tensor) or tuple(features.shape) != wanted:
+            got = shape_text(features) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(
+                f"{self.name} must return a tensor (B, C, h, w) of shape {wanted} for an image "
+                f"{shape_text(image)}, but returned {got}; correct dim={self.dim} or "
+                f"patch_size={self.patch_size}, drop prefix tokens and reshape tokens to a grid"
+            )
+
+    def extra_repr(self) -> str:
+        """Show name, width, stride and layer in ``print(backbone)``."""
+        return f"{self.name!r}, dim={self.dim}, patch_size={self.patch_size}, layer={self.layer}"
+
+
+# -- providers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Provider:
+    create: Callable[..., Backbone]
+    names: Callable[[bool], list[str]]
+
+
+# The modules that register the built-in prefixes when they are imported.
+_BUILT_IN = {
+    "timm": "upfeat.backbones.timm_backbone",
+    "upfeat": "upfeat.backbones.upfeat_vit",
+}
+_providers: dict[str, _Provider] = {}
+
+
+def register_provider(
+    prefix: str, names: Callable[[bool], list[str]]
+) -> Callable[[Callable[..., Backbone]], Callable[..., Backbone]]:
+    """Register a function as the maker of all backbones called ``prefix/...``.
+
+    The function is called as ``function(name, weights=weights, **options)`` with the part of the spec
+    after the slash and must refuse options that it does not know.
+
+    Args:
+        prefix: the part before the slash.
+        names: ``names(pretrained)`` returns the names, without prefix, that the provider knows, or only
+            those with published weights.
+
+    Raises:
+        ValueError: the prefix is taken or holds a slash.
+
+    Example:
+        >>> from upfeat.backbones import CallableBackbone, create_backbone, register_provider
+        >>> @register_provider("doctest", names=lambda pretrained: ["rgb"])
+        ... def make(name, weights=None):
+        ...     return CallableBackbone(lambda image: image, 3, 1, name=f"doctest/{name}")
+        >>> create_backbone("doctest/rgb").dim
+        3
+    """
+    if "/" in prefix or not prefix:
+        raise ValueError(f"a provider's prefix must be a word without a slash, got {prefix!r}")
+
+    def decorate(create: Callable[..., Backbone]) -> Callable[..., Backbone]:
+        known = _providers.get(prefix)
+        if known is not None and known.create.__qualname__ != create.__qualname__:
+            raise ValueError(f"the prefix {prefix!r} is taken by {known.create.__qualname__}")
+        _providers[prefix] = _Provider(create, names)
+        return create
+
+    return decorate
+
+
+def _provider(prefix: str) -> _Provider | None:
+    if prefix not in _providers and prefix in _BUILT_IN:
+        importlib.import_module(_BUILT_IN[prefix])
+    return _providers.get(prefix)
+
+
+def create_backbone(spec: str, weights: Weights = None, **options: Any) -> Backbone:
+    """Build a frozen backbone from its name.
+
+    Args:
+        spec: ``provider/name``; ``timm/<any timm name>``, ``upfeat/vit_compact_patch16``, or what
+            :func:`register_provider` added. :func:`list_backbones` lists them.
+        weights: a file (safetensors or a plain PyTorch state dict); None looks in the folder
+            ``$UPFEAT_WEIGHTS``, the local cache and the hub, in this order; ``"random"`` keeps the random
+            initialisation (seed it with ``torch.manual_seed``), for tests of an architecture.
+        **options: what the provider takes; ``timm/``: ``layer=-1``, ``norm=True``, ``image_size=None``
+            and the constructor arguments of the network.
+
+    Raises:
+        UnknownNameError: no such provider or name; the message lists close matches.
+        WeightsNotFoundError: no weights in any of the four places.
+        CheckpointError: the file does not fit.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.backbones import create_backbone
+        >>> backbone = create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=2)
+        >>> backbone(torch.rand(1, 3, 64, 96)).shape
+        torch.Size([1, 192, 4, 6])
+    """
+    prefix, slash, name = str(spec).partition("/")
+    if not slash or not name:
+        raise UnknownNameError("backbone", spec, [f"{p}/<name>" for p in {*_BUILT_IN, *_providers}])
+    provider = _provider(prefix)
+    if provider is None:
+        known = [f"{p}/{name}" for p in {*_BUILT_IN, *_providers}]
+        raise UnknownNameError("backbone provider", spec, known)
+    return provider.create(name, weights=weights, **options)
+
+
+def list_backbones(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """List the names that :func:`create_backbone` takes.
+
+    Args:
+        pattern: shell wildcards, matched with the whole name.
+        pretrained: list only names with published weights; for timm ``architecture.tag``.
+
+    Example:
+        >>> from upfeat.backbones import list_backbones
+        >>> "timm/vit_tiny_patch16_224" in list_backbones("timm/vit_tiny*")
+        True
+    """
+    specs: list[str] = []
+    for prefix in sorted({*_BUILT_IN, *_providers}):
+        # A pattern whose prefix is spelled out needs no other provider, whose import may be slow.
+        if "/" in pattern and not fnmatch.fnmatchcase(prefix, pattern.partition("/")[0]):
+            continue
+        provider = _provider(prefix)
+        if provider is not None:
+            specs += [f"{prefix}/{name}" for name in provider.names(pretrained)]
+    return fnmatch.filter(specs, pattern)

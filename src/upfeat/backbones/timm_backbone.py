@@ -1,0 +1,241 @@
+"""Every network of timm as a backbone: ``timm/<name>`` or ``timm/<name>.<tag>``.
+
+Source of the networks and weights: R. Wightman, "PyTorch Image Models", Apache-2.0; each published
+weight file has its own licence, stated on its page.
+
+Features come from the network's ``forward_intermediates``: prefix tokens (class, registers) dropped,
+positions resized to the grid, NCHW. For a plain transformer the final norm is applied to the chosen
+layer, whichever it is; for a hierarchical network timm applies it to the last stage, where it has one.
+
+Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid.
+"""
+
+import difflib
+import inspect
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from upfeat._compat import ensure_torchvision_operators
+from upfeat.backbones.base import Backbone, register_provider
+from upfeat.errors import UnknownNameError, UnsupportedError
+
+__all__ = ["TimmBackbone", "list_timm_names"]
+
+logger = logging.getLogger(__name__)
+
+
+class TimmBackbone(Backbone):
+    """A network of timm, or one built like them, as a frozen backbone.
+
+    Args:
+        model: the network; it needs timm's ``forward_intermediates`` and ``feature_info``.
+        name: how messages and reports call it.
+        image_mean, image_std: normalisation of the image.
+        layer: which layer's output is returned: a block of a plain transformer, a stage of a
+            hierarchical or convolutional network; negative numbers count from the last.
+        norm: apply the network's final norm, as timm does it.
+        fixed_size: the only image size (H, W) that the network takes, or None.
+
+    Raises:
+        UnsupportedError: the network has no ``forward_intermediates``.
+        ValueError: no such layer; the message lists the valid ones.
+
+    Example:
+        >>> import torch, timm
+        >>> from upfeat.backbones.timm_backbone import TimmBackbone
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2, dynamic_img_size=True)
+        >>> half = (0.5, 0.5, 0.5)
+        >>> backbone = TimmBackbone(model, name="mine", image_mean=half, image_std=half)
+        >>> backbone(torch.rand(1, 3, 48, 32)).shape
+        torch.Size([1, 192, 3, 2])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        layer: int = -1,
+        norm: bool = True,
+        fixed_size: tuple[int, int] | None = None,
+    ) -> None:
+        if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
+            raise UnsupportedError(
+                f"{name} ({type(model).__name__}) has no forward_intermediates, so its layers cannot be "
+                "read; wrap a function that returns (B, C, h, w) in upfeat.CallableBackbone"
+            )
+        infos = _layer_infos(model)
+        index = _check_layer(name, layer, len(infos))
+        stride = int(infos[index]["reduction"])
+        super().__init__(
+            name=name,
+            dim=int(infos[index]["num_chs"]),
+            patch_size=stride,
+            image_mean=image_mean,
+            image_std=image_std,
+            layer=index,
+            fixed_size=fixed_size,
+        )
+        self.model = model
+        self.norm = norm
+        self.freeze()
+
+    def _extract(self, image: Tensor) -> Tensor:
+        features: list[Tensor] = self.model.forward_intermediates(
+            image,
+            indices=[self.layer],
+            norm=self.norm,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return features[0]
+
+
+def _layer_infos(model: nn.Module) -> list[Mapping[str, Any]]:
+    """Return timm's description of each layer: its channels and its total stride."""
+    info = model.feature_info
+    return list(getattr(info, "info", info))
+
+
+def _check_layer(name: str, layer: int, count: int) -> int:
+    if isinstance(layer, bool) or not isinstance(layer, int) or not -count <= layer < count:
+        raise ValueError(
+            f"{name} has no layer {layer!r}; valid layers are 0 to {count - 1}, or -{count} to -1 "
+            "counted from the last"
+        )
+    return layer % count
+
+
+def list_timm_names(pretrained: bool = False) -> list[str]:
+    """Return the names of timm's networks, with tags if only those with weights are asked for.
+
+    Example:
+        >>> from upfeat.backbones.timm_backbone import list_timm_names
+        >>> "resnet18" in list_timm_names(), "resnet18.a1_in1k" in list_timm_names(pretrained=True)
+        (True, True)
+    """
+    ensure_torchvision_operators()
+    import timm
+
+    return timm.list_models(pretrained=pretrained)
+
+
+@register_provider("timm", names=list_timm_names)
+def create_timm_backbone(
+    name: str,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    layer: int = -1,
+    norm: bool = True,
+    image_size: Sequence[int] | int | None = None,
+    **model_options: Any,
+) -> TimmBackbone:
+    """Build ``timm/<name>``; called through :func:`upfeat.create_backbone`.
+
+    Args:
+        name: a name of timm, with or without tag; without, timm's default tag is meant.
+        weights: a file; None for the lookup; ``"random"`` for the random initialisation.
+        layer, norm: as in :class:`TimmBackbone`.
+        image_size: (H, W) to build the network for, where it is tied to one size; and the size of the
+            position table of a network that resizes it.
+        **model_options: constructor arguments of the network, such as ``depth=2``.
+
+    Raises:
+        UnknownNameError: timm has no such network or tag.
+        WeightsNotFoundError: no weights in any of the four places.
+        CheckpointError: the file does not fit.
+        ValueError: the network does not take an option.
+    """
+    from upfeat.backbones.timm_weights import load_timm_weights, locate_timm_weights
+
+    ensure_torchvision_operators()
+    architecture, tag = _split_name(name)
+    path: Path | None = None
+    if weights != "random":
+        tag, path = locate_timm_weights(architecture, tag, weights)
+    full_name = f"{architecture}.{tag}" if tag else architecture
+    model, fixed_size = _build(full_name, image_size, model_options)
+    if path is not None:
+        load_timm_weights(model, path, f"timm/{full_name}")
+    config = _data_config(model)
+    return TimmBackbone(
+        model,
+        name=f"timm/{full_name}",
+        image_mean=config["mean"],
+        image_std=config["std"],
+        layer=layer,
+        norm=norm,
+        fixed_size=fixed_size,
+    )
+
+
+def _data_config(model: nn.Module) -> dict[str, Any]:
+    from timm.data import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(model)
+    return config
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Return architecture and tag; the tag is empty where none is given."""
+    import timm
+    from timm.models import get_arch_pretrained_cfgs
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = timm.list_models()
+        close = difflib.get_close_matches(architecture, known, n=8, cutoff=0.4)
+        raise UnknownNameError("backbone", f"timm/{name}", [f"timm/{n}" for n in close or known])
+    known_tags = [str(full).partition(".")[2] for full in get_arch_pretrained_cfgs(architecture)]
+    if tag and tag not in known_tags:
+        known = [f"timm/{architecture}.{t}" for t in known_tags if t]
+        raise UnknownNameError("backbone", f"timm/{name}", known or [f"timm/{architecture}"])
+    return architecture, tag
+
+
+# What makes a network take any image size, in order of preference; families differ in the word.
+_ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+
+
+def _build(
+    full_name: str, image_size: Sequence[int] | int | None, options: Mapping[str, Any]
+) -> tuple[nn.Module, tuple[int, int] | None]:
+    """Build the network without classifier; return it and the only size it takes, or None."""
+    import timm
+
+    arguments = {"num_classes": 0, **options}
+    if image_size is not None:
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        arguments["img_size"] = size
+    for any_size in _ANY_SIZE:
+        try:
+            model = timm.create_model(full_name, pretrained=False, **any_size, **arguments)
+        except TypeError as error:
+            refused = next((key for key in {**any_size, **arguments} if f"'{key}'" in str(error)), None)
+            if "unexpected keyword" not in str(error) or refused is None:
+                raise
+            if refused in any_size:
+                continue
+            word = "image_size" if refused == "img_size" else refused
+            raise ValueError(
+                f"timm/{full_name} takes no option {word!r}; its options are the arguments of timm's "
+                "constructor of this network"
+            ) from error
+        return model, None if any_size else _fixed_size(model)
+    raise AssertionError("the last choice adds no argument")
+
+
+def _fixed_size(model: nn.Module) -> tuple[int, int] | None:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if not config.get("fixed_input_size", False):
+        return None
+    _, height, width = config["input_size"]
+    return height, width
