@@ -169,7 +169,7 @@ def find_weights(
                 return download(hub)
             except CheckpointError:
                 raise
-            except Exception as error:  # any network or hub failure is one thing here: a miss
+            except Exception as error:  # noqa: BLE001  (any failure of the hub is a miss)
                 reason = f"{hub} failed: {type(error).__name__}: {error}".splitlines()[0]
     wanted = " or ".join(names)
     raise WeightsNotFoundError(
@@ -229,7 +229,7 @@ class _Inert:
 
 
 def inert_globals(names: Sequence[str]) -> list[tuple[type, str]]:
-    """Return stand-ins for foreign classes, in the form that ``torch.serialization.safe_globals`` takes.
+    """Return stand-ins for foreign classes, as ``torch.serialization.safe_globals`` takes them.
 
     Training scripts like to save their configuration object beside the weights. Such a file can be
     read without importing, or even installing, the configuration's package: each named class is
@@ -330,7 +330,7 @@ def write_safetensors(
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file through a temporary one beside it and a rename, so that no reader sees half of it."""
+    """Write a file through a temporary one and a rename, so that no reader sees half of it."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:

@@ -1,8 +1,8 @@
 """Exceptions of upfeat, and the checks that every public call shares.
 
-Every message answers three questions: what came, what was wanted, what to do. Shapes in messages are
-written as in the docstrings: ``B`` batch, ``C`` feature channels, ``h w`` low-resolution grid, ``H W``
-image, ``H' W'`` output.
+Every message answers three questions: what came, what was wanted, what to do. Shapes in messages
+are written as in the docstrings: ``B`` batch, ``C`` feature channels, ``h w`` low-resolution grid,
+``H W`` image, ``H' W'`` output.
 """
 
 import difflib
@@ -99,7 +99,8 @@ class MissingPackageError(UpfeatError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} need the package {package!r}; install it with: pip install 'upfeat[{extra}]'"
+            f"{purpose} need the package {package!r}; "
+            f"install it with: pip install 'upfeat[{extra}]'"
         )
 
 
@@ -127,7 +128,8 @@ def check_map(tensor: Tensor, name: str, layout: str) -> None:
         raise ValueError(f"{name} {layout} has an empty dimension: {shape_text(tensor)}")
     if not tensor.is_floating_point():
         raise ValueError(
-            f"{name} {layout} must be floating point, got {tensor.dtype}; convert and normalise it first"
+            f"{name} {layout} must be floating point, got {tensor.dtype}; "
+            "convert and normalise it first"
         )
 
 

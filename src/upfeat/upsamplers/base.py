@@ -45,8 +45,8 @@ class UpsamplerInfo:
         any_size: any output size and ratio; otherwise ``factor`` and a bilinear resize.
         universal: one set of weights, or none, serves every backbone.
         per_image: optimises at test time.
-        commutes_with_head: one set of weights for all channels that sums to 1, so that a linear head
-            may go first: ``head(up(F)) == up(values=head(F))``.
+        commutes_with_head: one set of weights for all channels that sums to 1, so that a linear
+            head may go first: ``head(up(F)) == up(values=head(F))``.
         image_mean, image_std: normalisation of the guidance image (RGB in [0, 1]); None where
             the guidance is the backbone's own input.
         factor: the fixed factor of a method that has one.
@@ -104,7 +104,8 @@ class Upsampler(nn.Module):
         info: what the method is; an instance with published weights narrows the class's.
         config: the arguments it was built with, as ``save_pretrained`` stores them.
         supports_tiles: whether :meth:`tiles` works in bounded memory.
-        supports_compile, supports_export: whether ``torch.compile(fullgraph=True)`` and ``torch.export`` take it.
+        supports_compile: whether ``torch.compile(fullgraph=True)`` takes it.
+        supports_export: whether ``torch.export`` takes it.
         official_globals: foreign classes that the method's official pickles may name.
         official_keys: keys under which official files nest the state dict.
 
@@ -145,8 +146,8 @@ class Upsampler(nn.Module):
         """Upsample ``features`` to ``output_size`` under the guidance of ``image``.
 
         Args:
-            image: (B, 3, H, W), normalised as ``info.image_mean`` and ``info.image_std`` say (None: as
-                for the backbone). ``upfeat.Pipeline`` does it.
+            image: (B, 3, H, W), normalised as ``info.image_mean`` and ``info.image_std`` say
+                (None: as for the backbone). ``upfeat.Pipeline`` does it.
             features: (B, C, h, w).
             output_size: (H', W'); default (H, W).
             values: (B, K, h, w), what to mix with the weights that image and features decide;
@@ -176,7 +177,10 @@ class Upsampler(nn.Module):
         """Yield the output in pieces, so that memory does not grow with its size.
 
         Args:
-            image, features, output_size, values: as in :meth:`forward`.
+            image: (B, 3, H, W), as in :meth:`forward`.
+            features: (B, C, h, w).
+            output_size: (H', W'); default (H, W).
+            values: (B, K, h, w); default ``features``.
             max_bytes: what one piece with its temporaries may take, beyond what the method needs
                 once per image. A piece is never smaller than one output row.
 
@@ -199,8 +203,8 @@ class Upsampler(nn.Module):
         """
         if not self.supports_tiles:
             raise UnsupportedError(
-                f"{self.info.name} computes its output as a whole and has no tiles(); call it directly, "
-                "or ask upfeat.list_upsamplers() for another method"
+                f"{self.info.name} computes its output as a whole and has no tiles(); call it "
+                "directly, or ask upfeat.list_upsamplers() for another method"
             )
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be positive, got {max_bytes}")
@@ -231,14 +235,14 @@ class Upsampler(nn.Module):
     def _check(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
     ) -> None:
-        """Raise ``ValueError`` for what this method cannot do; overridden by methods with limits."""
+        """Raise ``ValueError`` for what this method cannot do; methods with limits override it."""
         width = self.config.get("feature_dim")
         if width is not None and features.shape[1] != width:
             raise ValueError(
                 f"{self.info.name} was built for feature_dim={width}, got features "
                 f"{shape_text(features)} with {features.shape[1]} channels; build it with "
-                f"create_upsampler({self.info.name!r}, feature_dim={features.shape[1]}) or load weights "
-                "trained for this backbone"
+                f"create_upsampler({self.info.name!r}, feature_dim={features.shape[1]}) or load "
+                "weights trained for this backbone"
             )
         parameter = next(self.parameters(), None)
         if parameter is not None and parameter.device != features.device:
@@ -271,11 +275,12 @@ class Upsampler(nn.Module):
     # -- own files -------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: str | None = None) -> None:
-        """Write ``config.json``, ``model.safetensors`` and the model card ``README.md`` into a folder.
+        """Write ``config.json``, ``model.safetensors`` and a model card into a folder.
 
         Args:
             folder: created if need be.
-            card: text of the model card; default: a card made from ``info`` and the configuration.
+            card: text of the model card (``README.md``); default: made from ``info`` and
+                the configuration.
 
         Example:
             >>> import tempfile, upfeat

@@ -41,7 +41,7 @@ class Interpolation(Upsampler):
     ) -> Iterator[Tile]:
         height, width = output_size
         row_bytes = values.shape[0] * values.shape[1] * width * values.element_size()
-        # A band and the gathered rows it is made of: about six times the band at the worst (bicubic).
+        # A band and the gathered rows it is made of: six times the band at the worst (bicubic).
         step = max(1, max_bytes // (6 * row_bytes))
         for start in range(0, height, step):
             stop = min(start + step, height)
@@ -56,10 +56,10 @@ class Interpolation(Upsampler):
         return F.interpolate(band, (stop - start, width), mode=self.mode)
 
     def _taps(self, values: Tensor, height: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return source rows (rows, taps) and their weights (rows, taps) for output rows ``start:stop``.
+        """Return source rows and their weights, both (rows, taps), for rows ``start:stop``.
 
-        They are read off by interpolating the identity: column i of the identity resized along its rows
-        holds what source row i contributes, with torch's own rounding.
+        They are read off by interpolating the identity: column i of the identity resized along
+        its rows holds what source row i contributes, with torch's own rounding.
         """
         source = values.shape[2]
         wide = torch.promote_types(values.dtype, torch.float32)
@@ -68,7 +68,7 @@ class Interpolation(Upsampler):
         weights = F.interpolate(identity[None, None], (height, source), mode=self.mode)[0, 0]
         rows = weights[start:stop]
         taps = min(source, 4)
-        weight, index = rows.abs().topk(taps, dim=1)
+        index = rows.abs().topk(taps, dim=1).indices
         return index, rows.gather(1, index).to(values.dtype)
 
 

@@ -1,6 +1,6 @@
 """Names of upsamplers: register, list, create.
 
-A name is ``architecture`` or ``architecture.tag``, where the tag names published weights, as in timm.
+A name is ``architecture`` or ``architecture.tag``; the tag names published weights, as in timm.
 """
 
 import fnmatch
@@ -92,7 +92,7 @@ def list_upsamplers(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
     Args:
         pattern: shell wildcard, matched against the whole name.
-        pretrained: list ``arch.tag`` names, one for each set of published weights, instead of architectures.
+        pretrained: list ``arch.tag`` names, one for each set of published weights.
 
     Example:
         >>> import upfeat
@@ -204,8 +204,8 @@ def from_official(
 ) -> Upsampler:
     """Build an upsampler from an official weight file or state dict.
 
-    Sizes are read from the tensors; what tensors cannot tell (``num_heads``, ``window_ratio``, …) is given
-    by keyword under the names of the original code, or takes the original's default.
+    Sizes are read from the tensors; what tensors cannot tell (``num_heads``, ``window_ratio``, …)
+    is given by keyword under the names of the original code, or takes the original's default.
 
     Args:
         name: the method, without tag.

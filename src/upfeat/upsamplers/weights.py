@@ -40,7 +40,8 @@ class Checkpoint:
         file: where it is published, and under which file name.
         backbone: the backbone it was trained for, as a spec such as ``timm/…``, or in words.
         feature_dim: channels of that backbone's features; None for a universal method.
-        image_mean, image_std: normalisation of the guidance image; None where it is the backbone's input.
+        image_mean, image_std: normalisation of the guidance image; None where it is the
+            backbone's input.
         training_data: what it was trained on.
         code_license, weights_license, backbone_license: as their authors state them.
         paper: arXiv number.
@@ -124,7 +125,7 @@ def load_official(
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load a state dict strictly; a mismatch is a :class:`CheckpointError` that names keys and shapes."""
+    """Load strictly; a mismatch is a :class:`CheckpointError` that names keys and shapes."""
     own = model.state_dict()
     problems = []
     if missing := sorted(own.keys() - state.keys()):
@@ -223,7 +224,7 @@ def _download_folder(repository: str, hub: Mapping[str, Any]) -> Path:
     try:
         files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
         return Path(snapshot_download(repository, allow_patterns=files, **hub))
-    except Exception as error:  # any network or hub failure is one thing here: a miss
+    except Exception as error:  # any failure of the hub is a miss
         raise WeightsNotFoundError(
             f"{repository!r} is neither a folder nor a reachable Hugging Face repository: "
             f"{type(error).__name__}: {error}"

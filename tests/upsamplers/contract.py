@@ -1,0 +1,381 @@
+"""The contract of every upsampler, as one inherited tester.
+
+A method's test file subclasses :class:`UpsamplerContract` and sets a handful of attributes. What the
+method cannot do is declared there, and the tester asserts that it then fails clearly, so that no
+declaration goes stale.
+"""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import upfeat
+from tests.tolerances import tolerance
+from upfeat.errors import UnsupportedError
+from upfeat.upsamplers.registry import get_class, needs_feature_dim
+
+
+class UpsamplerContract:
+    """Inherit, set ``name`` and what differs from the defaults, and call the class ``Test…``."""
+
+    name: ClassVar[str]
+    config: ClassVar[dict[str, Any]] = {}
+    """Constructor arguments of a small instance, without ``feature_dim``."""
+    channels: ClassVar[tuple[int, ...]] = (16, 24)
+    """Feature widths to try; the first is the usual one."""
+    grid: ClassVar[tuple[int, int]] = (5, 7)
+    image_size: ClassVar[tuple[int, int]] = (35, 49)
+    output_sizes: ClassVar[tuple[tuple[int, int], ...]] = ((20, 28), (23, 31), (60, 75))
+    """Asked sizes: smaller than the image, odd, larger than the image."""
+    smallest_grid: ClassVar[tuple[int, int]] = (1, 1)
+    """The smallest grid that the method takes; anything smaller must raise ValueError."""
+    accepts_values: ClassVar[bool] = True
+    """Whether ``values=`` with another width works; otherwise it must raise UnsupportedError."""
+    value_channels: ClassVar[int] = 4
+    guided: ClassVar[bool] = True
+    """Whether the image influences the output."""
+    half: ClassVar[dict[torch.dtype, float]] = {torch.bfloat16: 0.1, torch.float16: 0.02}
+    """Largest mean absolute difference to float32, relative to the output's spread."""
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def build(self, channels: int | None = None, **config: Any) -> upfeat.Upsampler:
+        torch.manual_seed(1)
+        width = channels or self.channels[0]
+        extra = {"feature_dim": width} if needs_feature_dim(self.name) else {}
+        return upfeat.create_upsampler(self.name, **extra, **{**self.config, **config}).eval()
+
+    def inputs(
+        self,
+        batch: int = 1,
+        channels: int | None = None,
+        image_size: tuple[int, int] | None = None,
+        grid: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(batch, 3, *(image_size or self.image_size), generator=generator)
+        shape = (batch, channels or self.channels[0], *(grid or self.grid))
+        features = torch.randn(shape, generator=generator)
+        return image.to(**kwargs), features.to(**kwargs)
+
+    # -- shapes, sizes, batches --------------------------------------------------------------------
+
+    def test_info_is_complete(self) -> None:
+        info = get_class(self.name).info
+        assert info.name == self.name
+        assert info.summary
+        assert (info.image_mean is None) == (info.image_std is None)
+        if info.paper is not None:
+            assert info.year
+            assert info.code_license
+
+    @torch.no_grad()
+    def test_default_output_size_is_the_images(self, device: torch.device) -> None:
+        image, features = self.inputs(device=device)
+        output = self.build().to(device)(image, features)
+        assert output.shape == (1, self.channels[0], *self.image_size)
+        assert output.device == features.device
+        assert torch.isfinite(output).all()
+
+    @torch.no_grad()
+    def test_asked_output_sizes(self, device: torch.device) -> None:
+        image, features = self.inputs(device=device)
+        upsampler = self.build().to(device)
+        for size in self.output_sizes:
+            assert upsampler(image, features, size).shape[2:] == size
+
+    @torch.no_grad()
+    def test_other_widths(self) -> None:
+        for channels in self.channels:
+            image, features = self.inputs(channels=channels)
+            assert self.build(channels)(image, features).shape[1] == channels
+
+    @torch.no_grad()
+    def test_batch_of_two_equals_two_single_runs(self) -> None:
+        image, features = self.inputs(batch=2)
+        upsampler = self.build()
+        together = upsampler(image, features)
+        for i in range(2):
+            alone = upsampler(image[i : i + 1], features[i : i + 1])
+            torch.testing.assert_close(together[i : i + 1], alone, **tolerance(torch.float32))
+
+    # Every subclass runs this test with its own method; examples are neither stored nor shared.
+    @settings(max_examples=8, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    @torch.no_grad()
+    def test_any_sizes(self, data: st.DataObject) -> None:
+        rows = st.integers(self.smallest_grid[0], self.smallest_grid[0] + 6)
+        cols = st.integers(self.smallest_grid[1], self.smallest_grid[1] + 6)
+        grid = (data.draw(rows), data.draw(cols))
+        output_size = tuple(n * data.draw(st.integers(1, 5)) for n in grid)
+        output_size = tuple(n + data.draw(st.integers(0, 3)) for n in output_size)
+        image_size = (data.draw(st.integers(9, 48)), data.draw(st.integers(9, 48)))
+        batch = data.draw(st.integers(1, 2))
+        image, features = self.inputs(batch=batch, image_size=image_size, grid=grid)
+        output = self.build()(image, features, output_size)
+        assert output.shape == (batch, self.channels[0], *output_size)
+        assert torch.isfinite(output).all()
+
+    # -- precision ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_dtypes(self, dtype: torch.dtype, device: torch.device) -> None:
+        image, features = self.inputs(device=device)
+        upsampler = self.build().to(device)
+        expected = upsampler(image, features)
+        actual = upsampler.to(dtype)(image.to(dtype), features.to(dtype))
+        assert actual.dtype == dtype
+        assert torch.isfinite(actual).all()
+        error = (actual.float() - expected).abs().mean() / expected.std()
+        assert error < self.half.get(dtype, 1e-4), f"mean error {error:.3g} of the spread"
+
+    @torch.no_grad()
+    def test_features_of_another_dtype_than_the_weights(self) -> None:
+        image, features = self.inputs()
+        assert self.build()(image, features.bfloat16()).dtype == torch.bfloat16
+
+    @torch.no_grad()
+    def test_autocast(self, device: torch.device) -> None:
+        image, features = self.inputs(device=device)
+        upsampler = self.build().to(device)
+        expected = upsampler(image, features)
+        with torch.autocast(device.type, torch.bfloat16):
+            actual = upsampler(image, features)
+        assert actual.dtype == features.dtype
+        error = (actual - expected).abs().mean() / expected.std()
+        assert error < self.half[torch.bfloat16]
+
+    # -- purity ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_deterministic_and_inputs_unchanged(self) -> None:
+        image, features = self.inputs()
+        before = image.clone(), features.clone()
+        upsampler = self.build()
+        first, second = upsampler(image, features), upsampler(image, features)
+        assert torch.equal(first, second)
+        assert torch.equal(image, before[0])
+        assert torch.equal(features, before[1])
+        assert first.data_ptr() != second.data_ptr()
+
+    @torch.no_grad()
+    def test_non_contiguous_inputs(self) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        strided = image.transpose(2, 3).contiguous().transpose(2, 3)
+        last = features.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(
+            upsampler(strided, last), upsampler(image, features), **tolerance(torch.float32)
+        )
+
+    @torch.no_grad()
+    def test_image_matters_if_and_only_if_guided(self) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        same = torch.equal(upsampler(image, features), upsampler(image.flip(3), features))
+        assert same != self.guided
+
+    @torch.no_grad()
+    def test_training_and_eval_shapes_agree(self) -> None:
+        image, features = self.inputs(batch=2)
+        upsampler = self.build()
+        assert upsampler.train()(image, features).shape == upsampler.eval()(image, features).shape
+
+    # -- gradients ---------------------------------------------------------------------------------
+
+    def test_gradients_reach_weights_features_and_image(self) -> None:
+        image, features = self.inputs()
+        image.requires_grad_()
+        features.requires_grad_()
+        upsampler = self.build()
+        upsampler(image, features, self.output_sizes[0]).square().sum().backward()
+        assert features.grad is not None
+        assert features.grad.abs().sum() > 0
+        if self.guided:
+            assert image.grad is not None
+            assert image.grad.abs().sum() > 0
+        for key, parameter in upsampler.named_parameters():
+            assert parameter.grad is not None, f"no gradient reaches {key}"
+            assert torch.isfinite(parameter.grad).all(), key
+
+    def test_output_with_and_without_gradients_agree(self) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        with_graph = upsampler(image, features).detach()
+        with torch.no_grad():
+            without = upsampler(image, features)
+        torch.testing.assert_close(with_graph, without, atol=5e-5, rtol=1e-4)
+
+    # -- values ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_values(self) -> None:
+        image, features = self.inputs()
+        values = torch.randn(1, self.value_channels, *self.grid)
+        upsampler = self.build()
+        if not self.accepts_values:
+            with pytest.raises(UnsupportedError, match="values"):
+                upsampler(image, features, values=values)
+            return
+        output = upsampler(image, features, values=values)
+        assert output.shape == (1, self.value_channels, *self.image_size)
+        torch.testing.assert_close(
+            upsampler(image, features, values=features),
+            upsampler(image, features),
+            **tolerance(torch.float32),
+        )
+
+    @torch.no_grad()
+    def test_head_commutes_as_info_says(self) -> None:
+        if not self.accepts_values:
+            assert not get_class(self.name).info.commutes_with_head
+            return
+        image, features = self.inputs()
+        upsampler = self.build()
+        head = torch.nn.Conv2d(self.channels[0], self.value_channels, 1)
+        after = head(upsampler(image, features))
+        before = upsampler(image, features, values=head(features))
+        commutes = torch.allclose(after, before, atol=1e-4, rtol=1e-4)
+        assert commutes == upsampler.info.commutes_with_head
+
+    # -- tiles -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_tiles_cover_the_output_once(self) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        if not upsampler.supports_tiles:
+            with pytest.raises(UnsupportedError, match="tiles"):
+                next(upsampler.tiles(image, features))
+            return
+        for size in (None, self.output_sizes[1], self.output_sizes[2]):
+            expected = upsampler(image, features, size)
+            for max_bytes in (1, 60_000, 1 << 30):
+                actual = torch.full_like(expected, torch.nan)
+                for rows, cols, tile in upsampler.tiles(
+                    image, features, size, max_bytes=max_bytes
+                ):
+                    assert torch.isnan(actual[:, :, rows, cols]).all(), "tiles overlap"
+                    actual[:, :, rows, cols] = tile
+                torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_tiles_take_values(self) -> None:
+        upsampler = self.build()
+        if not (upsampler.supports_tiles and self.accepts_values):
+            return
+        image, features = self.inputs()
+        values = torch.randn(1, self.value_channels, *self.grid)
+        tiles = upsampler.tiles(image, features, values=values, max_bytes=50_000)
+        actual = torch.cat([tile for _, _, tile in tiles], dim=2)
+        expected = upsampler(image, features, values=values)
+        torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
+
+    # -- files -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_save_and_load(self, tmp_path: Path) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        upsampler.info = dataclasses.replace(upsampler.info, weights_license="MIT")
+        upsampler.save_pretrained(tmp_path / "saved")
+        loaded = upfeat.Upsampler.from_pretrained(tmp_path / "saved")
+        assert type(loaded) is type(upsampler)
+        assert loaded.config == upsampler.config
+        assert loaded.info == upsampler.info
+        assert not loaded.training
+        assert torch.equal(loaded(image, features), upsampler(image, features))
+        assert (tmp_path / "saved" / "README.md").read_text().startswith("---\n")
+
+    @torch.no_grad()
+    def test_deepcopy(self) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        assert torch.equal(copy.deepcopy(upsampler)(image, features), upsampler(image, features))
+
+    # -- errors ------------------------------------------------------------------------------------
+
+    def test_bad_inputs(self) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        cases: list[tuple[str, tuple[Any, ...]]] = [
+            ("4 dimensions", (image[0], features)),
+            ("4 dimensions", (image, features[0])),
+            ("3 channels", (image[:, :2], features)),
+            ("swapped", (features, image)),
+            ("same batch size", (image.expand(2, -1, -1, -1), features)),
+            ("empty", (image, features[:, :, :0])),
+            ("empty", (image[:, :, :, :0], features)),
+            ("floating point", (image.to(torch.uint8), features)),
+            ("pair", (image, features, 14)),
+            ("positive", (image, features, (0, 5))),
+            ("torch.Tensor", (image.numpy(), features)),
+        ]
+        for message, arguments in cases:
+            with pytest.raises(ValueError, match=message):
+                upsampler(*arguments)
+        if self.accepts_values:
+            with pytest.raises(ValueError, match="share batch and grid"):
+                upsampler(image, features, values=features[:, :, :-1])
+        with pytest.raises(ValueError, match="one device"):
+            upsampler(image, features.to("meta"))
+
+    def test_wrong_width(self) -> None:
+        if not needs_feature_dim(self.name):
+            return
+        image, features = self.inputs(channels=self.channels[0] + 8)
+        with pytest.raises(ValueError, match="feature_dim"):
+            self.build()(image, features)
+        with pytest.raises(ValueError, match="feature_dim"):
+            upfeat.create_upsampler(self.name, **self.config)
+
+    def test_grid_below_the_smallest(self) -> None:
+        for axis in range(2):
+            if self.smallest_grid[axis] > 1:
+                grid = list(self.grid)
+                grid[axis] = self.smallest_grid[axis] - 1
+                image, features = self.inputs(grid=(grid[0], grid[1]))
+                with pytest.raises(ValueError, match="grid"):
+                    self.build()(image, features)
+
+    def test_unknown_argument(self) -> None:
+        with pytest.raises(TypeError, match="no_such_option"):
+            self.build(no_such_option=1)
+
+    # -- compile and export ------------------------------------------------------------------------
+
+    @pytest.mark.compile
+    @torch.no_grad()
+    def test_compile(self) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        torch._dynamo.reset()
+        compiled = torch.compile(upsampler, fullgraph=True, backend="aot_eager")
+        if upsampler.supports_compile:
+            expected = upsampler(image, features)
+            torch.testing.assert_close(compiled(image, features), expected, atol=5e-5, rtol=1e-4)
+        else:
+            with pytest.raises(Exception):  # noqa: B017, PT011  (dynamo has many kinds)
+                compiled(image, features)
+
+    @pytest.mark.export
+    @torch.no_grad()
+    def test_export(self) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        if upsampler.supports_export:
+            program = torch.export.export(upsampler, (image, features), strict=False)
+            expected = upsampler(image, features)
+            actual = program.module()(image, features)
+            torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
+        else:
+            with pytest.raises(Exception):  # noqa: B017, PT011  (export has many kinds)
+                torch.export.export(upsampler, (image, features), strict=False)

@@ -1,0 +1,85 @@
+"""Names: listing, creating, close matches, refusals."""
+
+import pytest
+
+import upfeat
+from upfeat.errors import UnknownNameError, WeightsNotFoundError
+from upfeat.upsamplers import UpsamplerInfo, registry
+from upfeat.upsamplers.interpolation import Bilinear
+
+
+def test_wildcards_and_order() -> None:
+    names = upfeat.list_upsamplers()
+    assert names == sorted(names)
+    assert {"nearest", "bilinear", "bicubic", "jafar", "loftup"} <= set(names)
+    assert upfeat.list_upsamplers("b*ic*") == ["bicubic"]
+    assert upfeat.list_upsamplers("no-such*") == []
+
+
+def test_pretrained_lists_tags_only() -> None:
+    tags = upfeat.list_upsamplers(pretrained=True)
+    assert all(tag.count(".") == 1 for tag in tags)
+    assert "jafar.dinov2_vits14" in tags
+    assert upfeat.list_upsamplers("loftup.*", pretrained=True)
+    assert not upfeat.list_upsamplers("bilinear*", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["jafr", "bilinea", "JAFAR"])
+def test_unknown_name_lists_close_matches(name: str) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown upsampler .*Known: bicubic"):
+        upfeat.create_upsampler(name)
+
+
+def test_unknown_tag() -> None:
+    with pytest.raises(UnknownNameError, match=r"did you mean 'jafar.dinov2_vits14"):
+        upfeat.create_upsampler("jafar.dinov2_vits1", pretrained=True)
+    with pytest.raises(UnknownNameError, match="none are published"):
+        upfeat.create_upsampler("bilinear", pretrained=True)
+
+
+def test_pretrained_without_tag_says_which_tags_exist() -> None:
+    with pytest.raises(UnknownNameError, match=r"jafar\.dinov2_vitb14"):
+        upfeat.create_upsampler("jafar", pretrained=True)
+
+
+def test_tag_without_pretrained_has_the_records_sizes() -> None:
+    assert upfeat.create_upsampler("jafar.dinov2_vitb14").config["feature_dim"] == 768
+
+
+def test_a_miss_names_all_four_places(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setenv("UPFEAT_OFFLINE", "1")
+    monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("UPFEAT_CACHE", str(tmp_path))
+    with pytest.raises(WeightsNotFoundError) as caught:
+        upfeat.create_upsampler("jafar.dinov2_vits14", pretrained=True)
+    message = str(caught.value)
+    for part in ("explicit file", "$UPFEAT_WEIGHTS", "local cache", "the hub", "UPFEAT_OFFLINE"):
+        assert part in message
+
+
+def test_explicit_file_that_is_absent() -> None:
+    with pytest.raises(WeightsNotFoundError, match="no file at"):
+        upfeat.create_upsampler("jafar.dinov2_vits14", weights="no-such-file.pth")
+
+
+def test_registering_twice_or_wrongly_is_refused() -> None:
+    with pytest.raises(ValueError, match="registered already"):
+        registry.register_upsampler("bilinear")
+    with pytest.raises(ValueError, match="lower-case"):
+        registry.register_upsampler("a.b")
+    with pytest.raises(ValueError, match="expected 'other'"):
+        registry.register_upsampler("other")(Bilinear)
+
+
+def test_a_users_own_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
+    monkeypatch.setattr(registry, "_CHECKPOINTS", dict(registry._CHECKPOINTS))
+
+    @registry.register_upsampler("mine")
+    class Mine(Bilinear):
+        info = UpsamplerInfo(name="mine", summary="A user's method.")
+
+    assert "mine" in upfeat.list_upsamplers()
+    assert isinstance(upfeat.create_upsampler("mine"), Mine)
