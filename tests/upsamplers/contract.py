@@ -1,8 +1,8 @@
 """The contract of every upsampler, as one inherited tester.
 
-A method's test file subclasses :class:`UpsamplerContract` and sets a handful of attributes. What the
-method cannot do is declared there, and the tester asserts that it then fails clearly, so that no
-declaration goes stale.
+A method's test file subclasses :class:`UpsamplerContract` and sets a handful of attributes. What
+the method cannot do is declared there, and the tester asserts that it then fails clearly, so that
+no declaration goes stale.
 """
 
 import copy
@@ -260,9 +260,7 @@ class UpsamplerContract:
             expected = upsampler(image, features, size)
             for max_bytes in (1, 60_000, 1 << 30):
                 actual = torch.full_like(expected, torch.nan)
-                for rows, cols, tile in upsampler.tiles(
-                    image, features, size, max_bytes=max_bytes
-                ):
+                for rows, cols, tile in upsampler.tiles(image, features, size, max_bytes=max_bytes):
                     assert torch.isnan(actual[:, :, rows, cols]).all(), "tiles overlap"
                     actual[:, :, rows, cols] = tile
                 torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)

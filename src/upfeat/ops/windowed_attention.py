@@ -219,7 +219,7 @@ def _slice_bounds(bounds: Tensor, length: int, cells: int, span: Span | None, na
     if not 0 <= start <= stop <= length:
         raise ValueError(f"{name}s={span} does not lie in 0..{length}.")
     bounds = bounds[start:stop].cpu()
-    if (
+    if not _dispatch.wants_reference() and (
         len(bounds)
         and not (
             (bounds[:, 0] >= 0) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] <= cells)
