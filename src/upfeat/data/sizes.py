@@ -1,0 +1,136 @@
+"""Sizes of images: what a size argument means, resizing, extending, normalising.
+
+Sizes are ``(height, width)``; images are (B, 3, H, W) in [0, 1].
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upfeat.errors import check_size
+
+__all__ = [
+    "Frame",
+    "Size",
+    "SizeRequest",
+    "fit_multiple",
+    "mirror_to",
+    "normalize",
+    "resample",
+    "resize",
+    "resolve_size",
+]
+
+SizeRequest: TypeAlias = int | float | Sequence[int] | None
+Size: TypeAlias = tuple[int, int]
+
+
+class Frame(NamedTuple):
+    """Sizes of one image on its way through a pipeline: as read, as resized, with padding."""
+
+    own: Size
+    input: Size
+    padded: Size
+
+
+def resolve_size(request: SizeRequest, own: Size, name: str = "output_size") -> Size:
+    """Return the (height, width) that a size argument means for an image of size ``own``.
+
+    Args:
+        request: None for the own size, an int for the shorter side (the other keeps the aspect
+            ratio, rounded), a float for a factor on both sides, or a pair (height, width).
+        own: (H, W).
+        name: the argument's name, for messages.
+
+    Raises:
+        ValueError: not a positive size.
+
+    Example:
+        >>> from upfeat.data.sizes import resolve_size
+        >>> resolve_size(240, (480, 640)), resolve_size(0.5, (480, 640)), resolve_size(None, (3, 4))
+        ((240, 320), (240, 320), (3, 4))
+    """
+    if request is None:
+        return own
+    if isinstance(request, bool) or (
+        isinstance(request, int | float) and not (math.isfinite(request) and request > 0)
+    ):
+        raise ValueError(
+            f"{name} must be None, a positive int (shorter side), a positive float (factor) or a "
+            f"pair (height, width), got {request!r}"
+        )
+    if isinstance(request, int):
+        # Both sides by the exact ratio: the shorter one comes out as asked, without float error.
+        short = min(own)
+        height, width = (max(1, (2 * side * request + short) // (2 * short)) for side in own)
+        return height, width
+    if isinstance(request, float):
+        height, width = (max(1, math.floor(side * request + 0.5)) for side in own)
+        return height, width
+    return check_size(request, name)
+
+
+def fit_multiple(size: Size, multiple: int, *, pad: bool) -> tuple[Size, Size]:
+    """Return (size to resize to, size to pad to) so that the latter holds whole multiples.
+
+    Args:
+        size: (H, W).
+        multiple: of both sides.
+        pad: keep ``size`` and pad it up; else resize to the nearest multiples and pad nothing.
+
+    Example:
+        >>> from upfeat.data.sizes import fit_multiple
+        >>> fit_multiple((45, 64), 16, pad=True), fit_multiple((40, 61), 16, pad=False)
+        (((45, 64), (48, 64)), ((48, 64), (48, 64)))
+    """
+    if pad:
+        height, width = (-(-side // multiple) * multiple for side in size)
+        return size, (height, width)
+    height, width = (max(1, math.floor(side / multiple + 0.5)) * multiple for side in size)
+    return (height, width), (height, width)
+
+
+def resample(x: Tensor, dim: int, window: float, size: int) -> Tensor:
+    """Resample the first ``window`` pixels (a fraction counts) along ``dim`` linearly to ``size``.
+
+    ``window / size`` should be close to 1: nothing is averaged.
+    """
+    centers = (torch.arange(size, device=x.device, dtype=torch.float64) + 0.5) * (
+        window / size
+    ) - 0.5
+    centers = centers.clamp(0, x.shape[dim] - 1)
+    below = centers.floor().long()
+    above = (below + 1).clamp(max=x.shape[dim] - 1)
+    shape = [1] * x.dim()
+    shape[dim] = size
+    weight = (centers - below).to(x.dtype).reshape(shape)
+    return torch.lerp(x.index_select(dim, below), x.index_select(dim, above), weight)
+
+
+def resize(image: Tensor, size: Size) -> Tensor:
+    """Resize (B, 3, H, W) in [0, 1]; what the bicubic kernel overshoots is cut off."""
+    if image.shape[-2:] == size:
+        return image
+    resized = F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
+    return resized.clamp(0, 1)
+
+
+def mirror_to(image: Tensor, size: Size) -> Tensor:
+    """Extend (B, 3, H, W) to the right and bottom by mirroring at the edge pixel, repeatedly."""
+    for dim in (2, 3):
+        length, target = image.shape[dim], size[dim - 2]
+        if length < target:
+            period = max(2 * length - 2, 1)
+            index = torch.arange(target, device=image.device) % period
+            image = image.index_select(dim, torch.where(index < length, index, period - index))
+    return image
+
+
+def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return ``(image - mean) / std`` of each channel of (B, 3, H, W)."""
+    # (3,) -> (3, 1, 1)
+    return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]

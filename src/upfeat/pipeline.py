@@ -1,0 +1,462 @@
+"""Image(s) in, dense features out: backbone + upsampler + sizes + both normalisations.
+
+Legend: ``B`` batch, ``C`` feature channels, ``K`` channels of a head, ``h w`` low-resolution grid,
+``H W`` an image's own size. Sizes are ``(height, width)``.
+
+Geometry of one image:
+
+* *own size*: as it was read, EXIF orientation applied;
+* *input size*: what ``input_size`` asks for; backbone and upsampler see the same picture;
+* *padded size*: the input size rounded up to the backbone's ``size_multiple`` (``fit="pad"``), the
+  new pixels at the right and bottom being the image mirrored at its edge. With ``fit="resize"``
+  the picture is instead resized to the nearest multiples, and padded and input size are one.
+
+The backbone sees the padded image, and the upsampler works on the padded grid. ``low`` keeps every
+cell that holds a part of the image; ``high`` covers exactly the image.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from upfeat.backbones.base import Backbone
+from upfeat.data.canvas import Canvas
+from upfeat.data.images import ImageSource, read_image
+from upfeat.data.sizes import (
+    Frame,
+    Size,
+    SizeRequest,
+    fit_multiple,
+    mirror_to,
+    normalize,
+    resize,
+    resolve_size,
+)
+from upfeat.errors import UnsupportedError, shape_text
+from upfeat.upsamplers.base import Upsampler
+
+__all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]
+
+ImageList: TypeAlias = list[Any] | tuple[ImageSource, ...]
+Head: TypeAlias = Callable[[Tensor], Tensor]
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image and its low-resolution features, ready for :meth:`Pipeline.upsample`.
+
+    Attributes:
+        image: (B, 3, H, W) in [0, 1], as read.
+        prepared: (B, 3, Hp, Wp) in [0, 1], what the networks see before normalisation.
+        features: (B, C, hp, wp), the grid of the padded image.
+        frame: own, input and padded size.
+        single: whether one image without a batch axis came in.
+    """
+
+    image: Tensor
+    prepared: Tensor
+    features: Tensor
+    frame: Frame
+    single: bool = True
+
+    @property
+    def low(self) -> Tensor:
+        """The features (C, h, w), batched for a batch, without cells that hold only padding."""
+        rows, cols = (
+            math.ceil(size * grid / padded)
+            for size, grid, padded in zip(
+                self.frame.input, self.features.shape[-2:], self.frame.padded, strict=True
+            )
+        )
+        low = self.features[..., :rows, :cols]
+        return low[0] if self.single else low
+
+    @property
+    def low_extent(self) -> tuple[float, float]:
+        """Height and width that ``low`` covers, in units of the image's; over 1 when padded."""
+        cells, grids = self.low.shape[-2:], self.features.shape[-2:]
+        rows, cols = (
+            cell / grid * padded / size
+            for cell, grid, padded, size in zip(
+                cells, grids, self.frame.padded, self.frame.input, strict=True
+            )
+        )
+        return rows, cols
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What :class:`Pipeline` returns for one image, or for one batch of equal sizes.
+
+    Attributes:
+        image: (3, H, W) in [0, 1], RGB, as read.
+        low: (C, h, w), the backbone's features; every cell holds a part of the image.
+        high: (C, H', W'), or (K, H', W') behind a head; covers exactly the image.
+        low_extent: height and width that the grid of ``low`` covers, in units of the image's: 1.0,
+            or a little more where the image was padded.
+
+    Of a batch tensor, each has its batch axis in front.
+    """
+
+    image: Tensor
+    low: Tensor
+    high: Tensor
+    low_extent: tuple[float, float]
+
+
+class Pipeline:
+    """From images to pixel-dense features in one call.
+
+    It reads what it is given, brings it to a size that the backbone takes, normalises once as the
+    backbone and once as the upsampler was trained, runs both under ``torch.inference_mode`` and
+    cuts the result back to the image. Images must come un-normalised: RGB in [0, 1] or 8 or 16 bit.
+
+    Args:
+        backbone: a frozen feature extractor, see ``upfeat.create_backbone``.
+        upsampler: see ``upfeat.create_upsampler``.
+        input_size: size at which the networks see the image: None for its own, an int for the
+            shorter side, a float for a factor, or (height, width). Resizing is bicubic with
+            antialiasing. A backbone's cost grows with the square of the area: a camera photo of
+            12 megapixels wants ``input_size`` of a few hundred.
+        output_size: size of ``high``, in the same terms, relative to the image as read; None for
+            the image's own size.
+        fit: what to do with sides that are no multiple of ``backbone.size_multiple``: ``"pad"``
+            mirrors the image over its right and bottom edge and cuts the result back, ``"resize"``
+            changes the aspect ratio slightly.
+        dtype: dtype in which both networks run, such as ``torch.bfloat16``; None leaves them as
+            they are. ``low`` and ``high`` come in the backbone's dtype.
+        device: where both run; None for where the backbone is. Modules that must be converted
+            or moved are copied first, the caller's stay as they are.
+        batch_size: the most images that run at once; lists are grouped by size.
+
+    Raises:
+        ValueError: an argument is out of range, or backbone and upsampler do not fit each other.
+        UnsupportedError: the upsampler needs more than image and features.
+
+    Example:
+        >>> import torch, upfeat
+        >>> backbone = upfeat.CallableBackbone(
+        ...     lambda x: torch.nn.functional.avg_pool2d(x, 8), dim=3, patch_size=8
+        ... )
+        >>> pipe = upfeat.Pipeline(backbone, upfeat.create_upsampler("bilinear"))
+        >>> out = pipe(torch.rand(3, 45, 60))
+        >>> out.low.shape, out.high.shape
+        (torch.Size([3, 6, 8]), torch.Size([3, 45, 60]))
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        upsampler: Upsampler,
+        *,
+        input_size: SizeRequest = None,
+        output_size: SizeRequest = None,
+        fit: Literal["pad", "resize"] = "pad",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        if fit not in ("pad", "resize"):
+            raise ValueError(f"fit must be 'pad' or 'resize', got {fit!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be floating point, got {dtype}")
+        resolve_size(input_size, (1, 1), "input_size")
+        resolve_size(output_size, (1, 1), "output_size")
+        _check_pair(backbone, upsampler)
+        device = torch.device(device) if device is not None else _place(backbone, upsampler).device
+        self.backbone = _converted(backbone, device, dtype)
+        self.upsampler = _converted(upsampler, device, dtype)
+        self.input_size = input_size
+        self.output_size = output_size
+        self.fit = fit
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype or _place(self.backbone).dtype
+
+    # -- calling ---------------------------------------------------------------------------------
+
+    @overload
+    def __call__(
+        self,
+        images: ImageSource,
+        output_size: SizeRequest = None,
+        head: Head | None = None,
+    ) -> PipelineOutput: ...
+
+    @overload
+    def __call__(
+        self,
+        images: ImageList,
+        output_size: SizeRequest = None,
+        head: Head | None = None,
+    ) -> list[PipelineOutput]: ...
+
+    def __call__(
+        self,
+        images: ImageSource | ImageList,
+        output_size: SizeRequest = None,
+        head: Head | None = None,
+    ) -> PipelineOutput | list[PipelineOutput]:
+        """Return low- and high-resolution features of one image, a batch or a list of images.
+
+        Args:
+            images: a path, PIL image, numpy array (H, W, 3) or tensor (3, H, W), as
+                ``upfeat.data.read_image`` takes them; a batch tensor (B, 3, H, W); or a list of the
+                former with any sizes.
+            output_size: overrides the pipeline's.
+            head: as in :meth:`upsample`.
+
+        Returns:
+            One output; for a list, a list of outputs in its order; on the pipeline's device.
+
+        Raises:
+            ValueError: an image cannot be read or is not in [0, 1].
+        """
+        encoded = self.encode(images)
+        if isinstance(encoded, list):
+            return self._upsample_list(encoded, output_size, head)
+        return _output(encoded, self.upsample(encoded, output_size, head))
+
+    @overload
+    def low(self, images: ImageSource) -> Tensor: ...
+
+    @overload
+    def low(self, images: ImageList) -> list[Tensor]: ...
+
+    def low(self, images: ImageSource | ImageList) -> Tensor | list[Tensor]:
+        """Return the backbone's features only: (C, h, w), batched for a batch, listed for a list."""
+        encoded = self.encode(images)
+        return [e.low for e in encoded] if isinstance(encoded, list) else encoded.low
+
+    @overload
+    def encode(self, images: ImageSource) -> Encoded: ...
+
+    @overload
+    def encode(self, images: ImageList) -> list[Encoded]: ...
+
+    def encode(self, images: ImageSource | ImageList) -> Encoded | list[Encoded]:
+        """Read, prepare and run the backbone: the first half of a call.
+
+        Use it where the features decide how to upsample, as for a PCA picture.
+
+        Args:
+            images: as in :meth:`__call__`.
+        """
+        if isinstance(images, list | tuple):
+            return self._encode_list([read_image(image) for image in images])
+        if isinstance(images, Tensor) and images.dim() == 4:
+            if not len(images):
+                raise ValueError(f"the batch of images is empty: {shape_text(images)}")
+            return self._encode(torch.stack([read_image(image) for image in images]), single=False)
+        return self._encode(read_image(images)[None])
+
+    def upsample(
+        self, encoded: Encoded, output_size: SizeRequest = None, head: Head | None = None
+    ) -> Tensor:
+        """Upsample what :meth:`encode` returned: the second half of a call.
+
+        Args:
+            encoded: one image, or one batch of equal sizes.
+            output_size: overrides the pipeline's.
+            head: a linear (or affine) map of channels at each pixel, (B, C, h, w) to (B, K, h, w),
+                such as ``PCABasis.project`` or a 1x1 convolution. Only its K channels are held
+                at the output size: if ``info.commutes_with_head`` it is applied to the
+                low-resolution features, else to the pieces of the upsampled map as they come.
+                Only a method without ``tiles()`` builds its whole map first.
+
+        Returns:
+            (C or K, H', W'), with a batch axis for a batch.
+        """
+        request = self.output_size if output_size is None else output_size
+        size = resolve_size(request, encoded.frame.own)
+        frame = encoded.frame
+        # The output grid continued over the padding; fractional ends are resampled in Canvas.
+        rows, cols = (
+            -(-out * pad // inner)
+            for out, pad, inner in zip(size, frame.padded, frame.input, strict=True)
+        )
+        window = (rows * frame.input[0] / frame.padded[0], cols * frame.input[1] / frame.padded[1])
+        canvas = Canvas(size, (rows, cols), window)
+        with self._inference():
+            for band, span, tile in self._pieces(encoded, canvas.padded, head):
+                if canvas.below(band):
+                    break
+                canvas.put(band, span, tile)
+            high = canvas.result()
+        return high[0] if encoded.single else high
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def _encode(self, image: Tensor, single: bool = True) -> Encoded:
+        """Prepare a batch (B, 3, H, W) of equal sizes and run the backbone."""
+        frame = self._frame((image.shape[-2], image.shape[-1]))
+        with self._inference():
+            image = image.to(self.device)
+            prepared = mirror_to(resize(image, frame.input), frame.padded)
+            pixels = normalize(prepared, self.backbone.image_mean, self.backbone.image_std)
+            features = self.backbone(pixels.to(self.dtype))
+        return Encoded(image, prepared, features, frame, single)
+
+    def _encode_list(self, images: list[Tensor]) -> list[Encoded]:
+        results: dict[int, Encoded] = {}
+        for indices in _groups([image.shape for image in images], self.batch_size):
+            batch = self._encode(torch.stack([images[i].to(self.device) for i in indices]))
+            for row, i in enumerate(indices):
+                one = slice(row, row + 1)
+                results[i] = replace(
+                    batch,
+                    image=batch.image[one],
+                    prepared=batch.prepared[one],
+                    features=batch.features[one],
+                )
+        return [results[i] for i in range(len(images))]
+
+    def _upsample_list(
+        self, encoded: list[Encoded], output_size: SizeRequest, head: Head | None
+    ) -> list[PipelineOutput]:
+        results: dict[int, PipelineOutput] = {}
+        for indices in _groups([e.frame for e in encoded], self.batch_size):
+            batch = Encoded(
+                torch.cat([encoded[i].image for i in indices]),
+                torch.cat([encoded[i].prepared for i in indices]),
+                torch.cat([encoded[i].features for i in indices]),
+                encoded[indices[0]].frame,
+                single=False,
+            )
+            high = self.upsample(batch, output_size, head)
+            for row, i in enumerate(indices):
+                results[i] = _output(encoded[i], high[row])
+        return [results[i] for i in range(len(encoded))]
+
+    def _pieces(
+        self, encoded: Encoded, size: Size, head: Head | None
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield the upsampled padded map, or the head of it, in pieces."""
+        features = encoded.features
+        info = self.upsampler.info
+        mean, std = info.image_mean, info.image_std
+        guidance = normalize(
+            encoded.prepared,
+            self.backbone.image_mean if mean is None else mean,
+            self.backbone.image_std if std is None else std,
+        ).to(features.dtype)
+        values = None
+        if head is not None and info.commutes_with_head:
+            values, head = head(features).to(features.dtype), None
+        if self.upsampler.supports_tiles:
+            pieces = self.upsampler.tiles(guidance, features, size, values)
+        else:
+            whole = self.upsampler(guidance, features, size, values)
+            pieces = iter([(slice(0, size[0]), slice(0, size[1]), whole)])
+        for rows, cols, tile in pieces:
+            yield rows, cols, tile if head is None else head(tile)
+
+    def _frame(self, own: Size) -> Frame:
+        size = resolve_size(self.input_size, own, "input_size")
+        backbone = self.backbone
+        fixed = backbone.fixed_size
+        if fixed is not None and size != fixed:
+            if self.fit == "pad":
+                raise ValueError(
+                    f"{backbone.name} takes images of {fixed} only, got {size}; use "
+                    f"Pipeline(..., fit='resize') or input_size={fixed}"
+                )
+            size = fixed
+        resized, padded = fit_multiple(size, backbone.size_multiple, pad=self.fit == "pad")
+        return Frame(own, resized, padded)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Run without gradients and in eval mode; modes are put back afterwards.
+
+        A method that optimises at test time keeps plain tensors, which autograd may record.
+        """
+        training = [m for m in self.upsampler.modules() if m.training]
+        for module in training:
+            module.training = False
+        try:
+            with torch.no_grad(), torch.inference_mode(not self.upsampler.info.per_image):
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _groups(keys: Sequence[object], batch_size: int) -> list[list[int]]:
+    """Return the positions of equal keys, at most ``batch_size`` together."""
+    together: dict[object, list[int]] = {}
+    for i, key in enumerate(keys):
+        together.setdefault(key, []).append(i)
+    return [
+        indices[start : start + batch_size]
+        for indices in together.values()
+        for start in range(0, len(indices), batch_size)
+    ]
+
+
+def _output(encoded: Encoded, high: Tensor) -> PipelineOutput:
+    image = encoded.image[0] if encoded.single else encoded.image
+    return PipelineOutput(image, encoded.low, high, encoded.low_extent)
+
+
+def _check_pair(backbone: Backbone, upsampler: Upsampler) -> None:
+    """Raise unless the two can work together."""
+    for name, module, wanted in (
+        ("backbone", backbone, Backbone),
+        ("upsampler", upsampler, Upsampler),
+    ):
+        if not isinstance(module, wanted):
+            raise ValueError(
+                f"{name} must be an upfeat.{wanted.__name__}, got {type(module).__name__}; the "
+                "order is Pipeline(backbone, upsampler)"
+                + ("; wrap functions in upfeat.CallableBackbone" if name == "backbone" else "")
+            )
+    info = upsampler.info
+    if info.requires:
+        raise UnsupportedError(
+            f"{info.name} needs {', '.join(info.requires)} besides image and features, which the "
+            "pipeline does not have; call the upsampler directly"
+        )
+    width = upsampler.config.get("feature_dim")
+    if width is not None and width != backbone.dim:
+        raise ValueError(
+            f"the upsampler {info.name} was built for feature_dim={width}, the backbone "
+            f"{backbone.name} has {backbone.dim} channels; build it with create_upsampler("
+            f"{info.name!r}, feature_dim={backbone.dim}) or load weights trained for this backbone"
+        )
+
+
+class _Place(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _place(*modules: nn.Module) -> _Place:
+    """Return device and dtype of the first floating point weight, torch's default without any."""
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                return _Place(tensor.device, tensor.dtype)
+    empty = torch.empty(0)
+    return _Place(empty.device, empty.dtype)
+
+
+def _converted(module: _Module, device: torch.device, dtype: torch.dtype | None) -> _Module:
+    """Return the module itself if it fits, else a converted copy."""
+    tensors = [*module.parameters(), *module.buffers()]
+    fits = all(
+        tensor.device == device
+        and (dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype)
+        for tensor in tensors
+    )
+    return module if fits else copy.deepcopy(module).to(device=device, dtype=dtype)

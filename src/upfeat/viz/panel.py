@@ -1,0 +1,124 @@
+"""Drawing pictures side by side with captions, with Pillow only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from upfeat.errors import shape_text
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
+
+__all__ = ["Cell", "draw_panel", "to_pil"]
+
+_BACKGROUND = (255, 255, 255)
+_INK = (32, 32, 32)
+_MIN_SIDE = 256  # small pictures are enlarged to this, so that a caption fits
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a panel.
+
+    Attributes:
+        picture: (3, h, w) uint8.
+        caption: one line of text above it.
+        blocks: enlarge without smoothing.
+        extent: height and width that the picture covers, in units of the panel's image; what lies
+            beyond 1 is cut off.
+    """
+
+    picture: Tensor
+    caption: str
+    blocks: bool = False
+    extent: tuple[float, float] = (1.0, 1.0)
+
+
+def to_pil(picture: Tensor) -> "Image.Image":
+    """Return (3, H, W) uint8 as a PIL image.
+
+    Raises:
+        ValueError: another shape or dtype.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.panel import to_pil
+        >>> to_pil(torch.zeros(3, 2, 5, dtype=torch.uint8)).size
+        (5, 2)
+    """
+    from PIL import Image
+
+    if picture.dim() != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
+        raise ValueError(
+            f"a picture must be (3, H, W) uint8, got {shape_text(picture)} {picture.dtype}"
+        )
+    # (3, H, W) -> (H, W, 3)
+    return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def draw_panel(cells: Sequence[Cell], size: tuple[int, int], max_side: int) -> "Image.Image":
+    """Draw pictures of one scene in a row, all at one size, each under its caption.
+
+    Args:
+        cells: the pictures, left to right.
+        size: (H, W) of the scene; sets the aspect ratio.
+        max_side: longer side of each picture, in pixels; small scenes are enlarged to 256.
+
+    Raises:
+        ValueError: ``max_side`` is too small to draw in.
+    """
+    from PIL import Image, ImageDraw
+
+    if max_side < 16:
+        raise ValueError(f"max_side must be at least 16, got {max_side}")
+    longer = max(size)
+    scale = min(max_side, max(longer, _MIN_SIDE)) / longer
+    height, width = (max(1, round(side * scale)) for side in size)
+    text = max(12, round(max(height, width) / 32))
+    gap, bar = max(6, text // 2), round(text * 1.9)
+    panel = Image.new(
+        "RGB", (len(cells) * width + (len(cells) + 1) * gap, height + bar + gap), _BACKGROUND
+    )
+    draw = ImageDraw.Draw(panel)
+    for i, cell in enumerate(cells):
+        left = gap + i * (width + gap)
+        font, caption = _fit_text(draw, cell.caption, text, width)
+        draw.text((left, bar / 2), caption, fill=_INK, font=font, anchor="lm")
+        panel.paste(_scaled(cell, (width, height)), (left, bar))
+    return panel
+
+
+def _scaled(cell: Cell, size: tuple[int, int]) -> "Image.Image":
+    """Return the covered part of a picture at ``size`` (width, height)."""
+    from PIL import Image
+
+    picture = to_pil(cell.picture)
+    box = (0.0, 0.0, picture.width / cell.extent[1], picture.height / cell.extent[0])
+    if cell.blocks:
+        resample = Image.Resampling.NEAREST
+    elif picture.width > size[0]:
+        resample = Image.Resampling.LANCZOS
+    else:
+        resample = Image.Resampling.BICUBIC
+    return picture.resize(size, resample, box=box)
+
+
+def _fit_text(
+    draw: object, text: str, size: int, width: int
+) -> tuple["ImageFont.FreeTypeFont | ImageFont.ImageFont", str]:
+    """Return a font and the text, made smaller or, in the end, shorter until it fits the width."""
+    from PIL import ImageFont
+
+    while True:
+        font = ImageFont.load_default(size)
+        if font.getlength(text) <= width:
+            return font, text
+        if size > 10:
+            size -= 1
+        elif len(text) > 1:
+            text = text[:-2] + "…"
+        else:
+            return font, text
