@@ -18,7 +18,10 @@ operator was given them, shapes checked. The options, all resolved:
 - ``neighborhood_attention``: ``num_heads``, ``scale``, ``head_values``, ``row_cells`` (R, Ky) and
   ``col_cells`` (C, Kx) of the computed part, int64 on the CPU.
 
-``forward`` raises ``NotImplementedError`` for what it does not cover; the bounded version then runs.
+The two local operators also pass ``origin``, the first computed row and column, and ``cell_size``,
+the fine positions per coarse cell along rows and columns: hints for tiling, without effect on the
+result. ``forward`` raises ``NotImplementedError`` for what it does not cover; the bounded version
+then runs.
 """
 
 import importlib
@@ -30,7 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 @cache
@@ -69,7 +72,7 @@ class BoundedOperator:
         self,
         name: str,
         forward: Callable[..., Tensor],
-        backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]],
+        backward: Callable[..., tuple[Tensor | None, ...]],
         default_max_bytes: int,
     ) -> None:
         self.name = name
@@ -92,7 +95,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -140,7 +143,7 @@ class Scratch:
     """Named buffers that are allocated once and reused: fresh pages cost more than arithmetic."""
 
     def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
-        self._device, self._dtype = like.device, dtype
+        self.device, self.dtype = like.device, dtype
         self._flat: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -150,7 +153,7 @@ class Scratch:
             size *= length
         flat = self._flat.get(name)
         if flat is None or flat.numel() < size:
-            flat = torch.empty(size, device=self._device, dtype=dtype or self._dtype)
+            flat = torch.empty(size, device=self.device, dtype=dtype or self.dtype)
             self._flat[name] = flat
         return flat[:size].view(shape)
 

@@ -8,6 +8,7 @@ convex combination of raw features, so values are neither projected nor split in
 Legend: B batch, N queries, n keys, d query/key channels, K value channels.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,10 @@ from torch import Tensor
 from upfeat.ops import _dispatch
 
 DEFAULT_MAX_BYTES = 8 * 2**20
-"""Scores of one block of queries. Measured: ."""
+"""Scores of one block of queries; a few MB stay in the caches between the steps."""
+
+# exp(x) and its sums are normal float32 numbers while |x| + log(terms) stays below this.
+_SAFE_EXPONENT = 85.0
 
 
 def head_averaged_attention_weights(
@@ -104,7 +108,9 @@ def head_averaged_attention(
     return _BOUNDED(query, key, value, max_bytes, num_heads=num_heads, scale=scale)
 
 
-def _blocks(num_queries: int, num_keys: int, num_heads: int, itemsize: int, max_bytes: int) -> Iterator[slice]:
+def _blocks(
+    num_queries: int, num_keys: int, num_heads: int, itemsize: int, max_bytes: int
+) -> Iterator[slice]:
     """Slices of queries whose scores of all heads fit in ``max_bytes``."""
     size = max(1, max_bytes // max(1, num_heads * num_keys * itemsize))
     for start in range(0, num_queries, size):
@@ -123,6 +129,26 @@ def _sum_heads(weights: Tensor) -> Tensor:
     return weights[0]
 
 
+def _mean_softmax(scores: Tensor, query: Tensor, key_norm: Tensor) -> Tensor:
+    """Softmax per head and mean over heads, (heads, L, n) to (L, n), in the place of ``scores``.
+
+    By Cauchy-Schwarz a score is at most |q| |k|. Where that bound is small, exp can neither
+    overflow nor lose the sum to underflow, so the usual search for the maximum is not needed. The
+    shortcut is for the CPU: elsewhere, reading the bound would wait for the device.
+    """
+    if query.device.type == "cpu":
+        query_norm = torch.linalg.vector_norm(query, dim=-1).amax(1)  # (heads,)
+        if (query_norm * key_norm).max() + math.log(scores.shape[-1]) < _SAFE_EXPONENT:
+            scores.exp_()
+            factor = scores.sum(-1, keepdim=True).mul_(len(scores)).reciprocal_()  # (heads, L, 1)
+            scores[0].mul_(factor[0])
+            for head in range(1, len(scores)):
+                scores[0].addcmul_(scores[head], factor[head])
+            return scores[0]
+    torch.softmax(scores, -1, out=scores)
+    return _sum_heads(scores).div_(len(scores))
+
+
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, scale: float, max_bytes: int
 ) -> Tensor:
@@ -136,6 +162,7 @@ def _forward(
     for b in range(batch):
         k = (key[b].to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
         k = k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
+        key_norm = torch.linalg.vector_norm(k, dim=1).amax(1)  # (heads,)
         v = value[b].to(mix)  # (n, K)
         for rows in _blocks(num_queries, num_keys, num_heads, dtype.itemsize, max_bytes):
             length = rows.stop - rows.start
@@ -143,8 +170,7 @@ def _forward(
             _split_heads(query[b, rows], num_heads, q)
             scores = scratch.take("scores", num_heads, length, num_keys)
             torch.bmm(q, k, out=scores)
-            torch.softmax(scores, -1, out=scores)
-            weights = _sum_heads(scores).div_(num_heads)  # (L, n)
+            weights = _mean_softmax(scores, q, key_norm)  # (L, n)
             if mix != dtype:
                 weights = scratch.take("mix", length, num_keys, dtype=mix).copy_(weights)
             if out.dtype == mix:
@@ -165,10 +191,10 @@ def _backward(
     scale: float,
     max_bytes: int,
     needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Weights again per block P_h; with G = dO V^T / heads: dS_h = P_h (G - rowsum(P_h G))."""
     batch, num_queries, width = query.shape
-    num_keys, channels = value.shape[1:]
+    num_keys = key.shape[1]
     head_width = width // num_heads
     dtype = _dispatch.compute_dtype(query, key, value)
     scratch = _dispatch.Scratch(query, dtype)

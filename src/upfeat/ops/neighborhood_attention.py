@@ -7,11 +7,17 @@ computed on the coarse grid: a fine neighbour position is only a name for a coar
 Legend: B batch, H' W' query grid, h w coarse grid, d query/key channels, C value channels.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.ops import _dispatch
+from upfeat.ops._tiled_attention import LocalWindows, tiled_backward, tiled_forward
+
+DEFAULT_MAX_BYTES = 4 * 2**20
+"""All buffers of one run of tiles: they stay in the second-level cache."""
 
 Span = tuple[int, int]
 
@@ -146,10 +152,109 @@ def cross_scale_neighborhood_attention(
         >>> out.shape, torch.allclose(out, torch.ones(()))
         (torch.Size([1, 4, 12, 12]), True)
     """
-    return cross_scale_neighborhood_attention_reference(
-        query, key, value, num_heads, kernel_size=kernel_size, output_size=output_size,
-        dilation=dilation, head_values=head_values, rows=rows, cols=cols, scale=scale,
-    )  # fmt: skip
+    if _dispatch.wants_reference():
+        return cross_scale_neighborhood_attention_reference(
+            query,
+            key,
+            value,
+            num_heads,
+            kernel_size=kernel_size,
+            output_size=output_size,
+            dilation=dilation,
+            head_values=head_values,
+            rows=rows,
+            cols=cols,
+            scale=scale,
+        )
+    row_cells, col_cells = _resolve_cells(
+        query, key, value, num_heads, kernel_size, output_size, dilation, head_values, rows, cols
+    )
+    size = (query.shape[2], query.shape[3]) if output_size is None else output_size
+    return _BOUNDED(
+        query,
+        key,
+        value,
+        max_bytes,
+        num_heads=num_heads,
+        scale=(query.shape[1] / num_heads) ** -0.5 if scale is None else scale,
+        head_values=head_values,
+        row_cells=row_cells,
+        col_cells=col_cells,
+        origin=(0 if rows is None else rows[0], 0 if cols is None else cols[0]),
+        cell_size=(size[0] / key.shape[2], size[1] / key.shape[3]),
+    )
+
+
+def _log_counts(cells: Tensor, grid: int) -> Tensor:
+    """(L, K) neighbour cells to (L, grid): log of how often each cell is met.
+
+    A cell met m times contributes m equal terms to the softmax: a bias of log m; unmet cells get
+    minus infinity.
+    """
+    ones = torch.ones(cells.shape, dtype=torch.float64)
+    return torch.zeros(len(cells), grid, dtype=torch.float64).scatter_add_(1, cells, ones).log_()
+
+
+def _local_windows(key: Tensor, options: dict[str, Any]) -> LocalWindows:
+    return LocalWindows(
+        _log_counts(options["row_cells"], key.shape[2]),
+        _log_counts(options["col_cells"], key.shape[3]),
+        options["origin"],
+        options["cell_size"],
+    )
+
+
+def _channels_last(*tensors: Tensor) -> list[Tensor]:
+    """Views (B, C, H, W) as (B, H, W, C)."""
+    return [t.permute(0, 2, 3, 1) for t in tensors]
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    head_values: str,
+    max_bytes: int,
+    **options: Any,
+) -> Tensor:
+    out = tiled_forward(
+        _local_windows(key, options),
+        *_channels_last(query, key, value),
+        num_heads=num_heads,
+        scale=scale,
+        shared_values=head_values == "shared",
+        max_bytes=max_bytes,
+    )  # (B, R, C', C)
+    return out.permute(0, 3, 1, 2)
+
+
+def _backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    head_values: str,
+    max_bytes: int,
+    needs: tuple[bool, bool, bool],
+    **options: Any,
+) -> tuple[Tensor | None, ...]:
+    grads = tiled_backward(
+        _local_windows(key, options),
+        *_channels_last(grad_output, query, key, value),
+        num_heads=num_heads,
+        scale=scale,
+        shared_values=head_values == "shared",
+        max_bytes=max_bytes,
+    )
+    return tuple(
+        grad.permute(0, 3, 1, 2) if need else None for grad, need in zip(grads, needs, strict=True)
+    )
 
 
 def _pair(number: int | tuple[int, int]) -> tuple[int, int]:
@@ -214,3 +319,8 @@ def _resolve_cells(
         kernel, step = _pair(kernel_size)[axis], _pair(dilation)[axis]
         tables.append(neighbor_cells(length, grid[axis], kernel, step)[start:stop])
     return tables[0], tables[1]
+
+
+_BOUNDED = _dispatch.BoundedOperator(
+    "neighborhood_attention", _forward, _backward, DEFAULT_MAX_BYTES
+)

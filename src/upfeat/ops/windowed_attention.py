@@ -7,10 +7,18 @@ proportional to the window.
 Legend: B batch, H' W' output grid, h w low-resolution grid, d query/key channels, K value channels.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from upfeat.ops import _dispatch
+from upfeat.ops._tiled_attention import LocalWindows, tiled_backward, tiled_forward
+from upfeat.ops.head_averaged_attention import head_averaged_attention
+
+DEFAULT_MAX_BYTES = 4 * 2**20
+"""All buffers of one run of tiles: they stay in the second-level cache."""
 
 Span = tuple[int, int]
 
@@ -144,11 +152,115 @@ def windowed_attention(
         >>> torch.allclose(out[:, 16:32], band, atol=1e-6)
         True
     """
-    return windowed_attention_reference(
-        query, key, value, num_heads, output_size=output_size, grid_size=grid_size,
-        window_ratio=window_ratio, row_bounds=row_bounds, col_bounds=col_bounds,
-        rows=rows, cols=cols, scale=scale,
-    )  # fmt: skip
+    if _dispatch.wants_reference():
+        return windowed_attention_reference(
+            query,
+            key,
+            value,
+            num_heads,
+            output_size=output_size,
+            grid_size=grid_size,
+            window_ratio=window_ratio,
+            row_bounds=row_bounds,
+            col_bounds=col_bounds,
+            rows=rows,
+            cols=cols,
+            scale=scale,
+        )
+    row_bounds, col_bounds = _resolve_bounds(
+        query,
+        key,
+        value,
+        num_heads,
+        output_size,
+        grid_size,
+        window_ratio,
+        row_bounds,
+        col_bounds,
+        rows,
+        cols,
+    )
+    if _visible(row_bounds, grid_size[0]).all() and _visible(col_bounds, grid_size[1]).all():
+        return head_averaged_attention(
+            query, key, value, num_heads, scale=scale, max_bytes=max_bytes
+        )
+    return _BOUNDED(
+        query,
+        key,
+        value,
+        max_bytes,
+        num_heads=num_heads,
+        scale=(query.shape[-1] / num_heads) ** -0.5 if scale is None else scale,
+        grid_size=(grid_size[0], grid_size[1]),
+        row_bounds=row_bounds,
+        col_bounds=col_bounds,
+        origin=(0 if rows is None else rows[0], 0 if cols is None else cols[0]),
+        cell_size=(output_size[0] / grid_size[0], output_size[1] / grid_size[1]),
+    )
+
+
+def _local_windows(options: dict[str, Any]) -> LocalWindows:
+    biases = []
+    for name, cells in zip(("row_bounds", "col_bounds"), options["grid_size"], strict=True):
+        visible = _visible(options[name], cells)
+        biases.append(torch.zeros(visible.shape).masked_fill(~visible, float("-inf")))
+    return LocalWindows(biases[0], biases[1], options["origin"], options["cell_size"])
+
+
+def _on_grids(tokens: Iterable[Tensor], sizes: Iterable[tuple[int, int]]) -> list[Tensor]:
+    """(B, L, x) to (B, rows, columns, x)."""
+    return [t.unflatten(1, size) for t, size in zip(tokens, sizes, strict=True)]
+
+
+def _sizes(options: dict[str, Any]) -> list[tuple[int, int]]:
+    fine = (len(options["row_bounds"]), len(options["col_bounds"]))
+    return [fine, options["grid_size"], options["grid_size"]]
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    max_bytes: int,
+    **options: Any,
+) -> Tensor:
+    out = tiled_forward(
+        _local_windows(options),
+        *_on_grids((query, key, value), _sizes(options)),
+        num_heads=num_heads,
+        scale=scale,
+        shared_values=True,
+        max_bytes=max_bytes,
+    )  # (B, R, C, K)
+    return out.flatten(1, 2)
+
+
+def _backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    max_bytes: int,
+    needs: tuple[bool, bool, bool],
+    **options: Any,
+) -> tuple[Tensor | None, ...]:
+    fine = _sizes(options)[0]
+    grads = tiled_backward(
+        _local_windows(options),
+        grad_output.unflatten(1, fine),
+        *_on_grids((query, key, value), _sizes(options)),
+        num_heads=num_heads,
+        scale=scale,
+        shared_values=True,
+        max_bytes=max_bytes,
+    )
+    return tuple(g.flatten(1, 2) if need else None for g, need in zip(grads, needs, strict=True))
 
 
 def _axis_bounds(length: int, cells: int, ratio: float) -> Tensor:
@@ -230,3 +342,6 @@ def _slice_bounds(bounds: Tensor, length: int, cells: int, span: Span | None, na
             "comes from a window_ratio too small for float32: raise it, or pass 0 for no window."
         )
     return bounds
+
+
+_BOUNDED = _dispatch.BoundedOperator("windowed_attention", _forward, _backward, DEFAULT_MAX_BYTES)
