@@ -1,6 +1,6 @@
 """Upsamplers: one file a method, one contract, one registry."""
 
-from upfeat.upsamplers import interpolation, joint_bilateral, loftup
+from upfeat.upsamplers import interpolation, joint_bilateral, loftup, naf
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import (
     create_upsampler,
