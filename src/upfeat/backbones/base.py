@@ -28,21 +28,25 @@ Weights = str | os.PathLike[str] | None
 class Backbone(nn.Module):
     """A frozen network that turns an image into a coarse map of features.
 
-    A subclass calls ``super().__init__(...)``, stores its network, calls :meth:`freeze` and implements
-    ``_extract``. Parameters need no gradient and :meth:`train` leaves everything in evaluation mode, but
-    nothing runs under ``no_grad``: gradients flow from the features to the image.
+    A subclass calls ``super().__init__(...)``, stores its network, calls :meth:`freeze` and
+    implements ``_extract``. Parameters need no gradient and :meth:`train` leaves everything in
+    evaluation mode, but nothing runs under ``no_grad``: gradients flow from the features to the
+    image.
 
     Args:
         name: the spec that made it, such as ``"timm/resnet18.a1_in1k"``.
         dim: number of feature channels C.
         patch_size: distance of two neighbouring features in image pixels, the total stride.
         image_mean, image_std: normalisation of the image, per channel, RGB in [0, 1].
-        size_multiple: height and width of the image must be multiples of it; default ``patch_size``.
-        layer: index of the layer that the features come from, counted from 0; None if there is no choice.
+        size_multiple: height and width of the image must be multiples of it; default
+            ``patch_size``.
+        layer: index of the layer that the features come from, counted from 0; None if there is no
+            choice.
         fixed_size: the only image size (H, W) that the network takes; None if it takes any.
 
     Attributes:
-        name, dim, patch_size, image_mean, image_std, size_multiple, layer, fixed_size: the arguments.
+        name, dim, patch_size, image_mean, image_std, size_multiple, layer, fixed_size: the
+            arguments.
 
     Example:
         >>> import torch
@@ -69,8 +73,8 @@ class Backbone(nn.Module):
         super().__init__()
         if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
             raise ValueError(
-                "image_mean and image_std must hold three numbers each (RGB) and the deviations must be "
-                f"positive, got {tuple(image_mean)} and {tuple(image_std)}"
+                "image_mean and image_std must hold three numbers each (RGB), deviations positive, "
+                f"got {tuple(image_mean)} and {tuple(image_std)}"
             )
         multiple = patch_size if size_multiple is None else size_multiple
         if dim < 1 or patch_size <= 0 or multiple < 1 or multiple != int(multiple):
@@ -99,20 +103,22 @@ class Backbone(nn.Module):
     def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
         """Return the feature grid (h, w) of an image of size (H, W)."""
         height, width = image_size
-        return height // self.size_multiple, width // self.size_multiple
+        return int(height / self.patch_size), int(width / self.patch_size)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the features of an image.
 
         Args:
-            image: (B, 3, H, W), normalised with ``image_mean`` and ``image_std``, H and W multiples of
-                ``size_multiple``. It is cast to the dtype of the weights.
+            image: (B, 3, H, W), normalised with ``image_mean`` and ``image_std``, H and W multiples
+                of ``size_multiple``. It is cast to the dtype of the weights.
 
         Returns:
-            Features (B, C, h, w) in the dtype of the weights, C = ``dim``, (h, w) = ``grid_size((H, W))``.
+            Features (B, C, h, w) in the dtype of the weights, C = ``dim``, (h, w) = ``grid_size((H,
+            W))``.
 
         Raises:
-            ValueError: wrong rank, channels, dtype, size or device; the message says what would work.
+            ValueError: wrong rank, channels, dtype, size or device; the message says what would
+                work.
         """
         self._check(image)
         dtype = self._weights_dtype()
@@ -134,7 +140,9 @@ class Backbone(nn.Module):
         check_map(image, "image", "(B, 3, H, W)")
         if image.shape[1] != 3:
             advice = (
-                "; permute (B, H, W, 3) to (B, 3, H, W)" if image.shape[-1] == 3 else "; convert it to RGB"
+                "; permute (B, H, W, 3) to (B, 3, H, W)"
+                if image.shape[-1] == 3
+                else "; convert it to RGB"
             )
             raise ValueError(
                 f"image must have 3 channels (B, 3, H, W), got {shape_text(image)}{advice}"
@@ -143,8 +151,8 @@ class Backbone(nn.Module):
         weight = next(self.parameters(), None)
         if weight is not None and weight.device != image.device:
             raise ValueError(
-                f"the weights of {self.name} are on {weight.device}, the image is on {image.device}; "
-                "move one of them with .to(device)"
+                f"the weights of {self.name} are on {weight.device}, the image is on "
+                f"{image.device}; move one of them with .to(device)"
             )
 
     def check_image_size(self, image_size: Sequence[int]) -> None:
@@ -154,23 +162,25 @@ class Backbone(nn.Module):
             >>> from upfeat.backbones import CallableBackbone
             >>> CallableBackbone(lambda image: image, 3, 14).check_image_size((224, 225))
             Traceback (most recent call last):
-            ValueError: callable needs image sizes that are multiples of 14, got (224, 225); (224, 224) and
-            (224, 238) would work: crop, pad or resize, or let upfeat.Pipeline do it
+            ValueError: callable needs image sizes that are multiples of 14, got (224, 225); (224,
+            224) and (224, 238) would work: crop, pad or resize, or let upfeat.Pipeline do it
         """
         size = check_size(image_size, "image_size")
-        if self.fixed_size is not None and size != self.fixed_size:
-            raise ValueError(
-                f"{self.name} takes images of {self.fixed_size} only, got {size}; resize the image or "
-                "build the backbone with image_size=(height, width)"
-            )
+        if self.fixed_size is not None:
+            if size != self.fixed_size:
+                raise ValueError(
+                    f"{self.name} takes images of {self.fixed_size} only, got {size}; resize the "
+                    "image or build the backbone with image_size=(height, width)"
+                )
+            return
         multiple = self.size_multiple
         if size[0] % multiple or size[1] % multiple:
             below = tuple(max(n // multiple, 1) * multiple for n in size)
             above = tuple(-(-n // multiple) * multiple for n in size)
             works = f"{above} would work" if below == above else f"{below} and {above} would work"
             raise ValueError(
-                f"{self.name} needs image sizes that are multiples of {multiple}, got {size}; {works}: "
-                "crop, pad or resize, or let upfeat.Pipeline do it"
+                f"{self.name} needs image sizes that are multiples of {multiple}, got {size}; "
+                f"{works}: crop, pad or resize, or let upfeat.Pipeline do it"
             )
 
     def _check_features(self, image: Tensor, features: Any) -> None:
@@ -210,13 +220,13 @@ def register_provider(
 ) -> Callable[[Callable[..., Backbone]], Callable[..., Backbone]]:
     """Register a function as the maker of all backbones called ``prefix/...``.
 
-    The function is called as ``function(name, weights=weights, **options)`` with the part of the spec
-    after the slash and must refuse options that it does not know.
+    The function is called as ``function(name, weights=weights, **options)`` with the part of the
+    spec after the slash and must refuse options that it does not know.
 
     Args:
         prefix: the part before the slash.
-        names: ``names(pretrained)`` returns the names, without prefix, that the provider knows, or only
-            those with published weights.
+        names: ``names(pretrained)`` returns the names, without prefix, that the provider knows, or
+            only those with published weights.
 
     Raises:
         ValueError: the prefix is taken or holds a slash.
@@ -255,10 +265,11 @@ def create_backbone(spec: str, weights: Weights = None, **options: Any) -> Backb
         spec: ``provider/name``; ``timm/<any timm name>``, ``upfeat/vit_compact_patch16``, or what
             :func:`register_provider` added. :func:`list_backbones` lists them.
         weights: a file (safetensors or a plain PyTorch state dict); None looks in the folder
-            ``$UPFEAT_WEIGHTS``, the local cache and the hub, in this order; ``"random"`` keeps the random
-            initialisation (seed it with ``torch.manual_seed``), for tests of an architecture.
-        **options: what the provider takes; ``timm/``: ``layer=-1``, ``norm=True``, ``image_size=None``
-            and the constructor arguments of the network.
+            ``$UPFEAT_WEIGHTS``, the local cache and the hub, in this order; ``"random"`` keeps the
+            random initialisation (seed it with ``torch.manual_seed``), for tests of an
+            architecture.
+        **options: what the provider takes; ``timm/``: ``layer=-1``, ``norm=True``,
+            ``image_size=None`` and the constructor arguments of the network.
 
     Raises:
         UnknownNameError: no such provider or name; the message lists close matches.

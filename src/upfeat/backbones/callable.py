@@ -10,23 +10,24 @@ __all__ = ["CallableBackbone"]
 
 
 class CallableBackbone(Backbone):
-    """A function or module that returns (B, C, h, w), with the attributes that it cannot tell itself.
+    """A function or module that returns (B, C, h, w), with what it cannot tell about itself.
 
-    A module is registered, moved by ``.to`` and frozen; a plain function keeps its own state, and its
-    input is passed on in the dtype in which it comes.
+    A module is registered, moved by ``.to`` and frozen; a plain function keeps its own state, and
+    its input is passed on in the dtype in which it comes.
 
     Args:
         function: maps an image (B, 3, H, W) to features (B, C, h, w).
         dim: number of feature channels C.
         patch_size: H / h, in pixels.
-        image_mean, image_std: the normalisation that the function expects; default: none, RGB in [0, 1].
+        image_mean, image_std: the normalisation that the function expects; default: none, RGB in
+            [0, 1].
         size_multiple: what H and W must be multiples of; default ``patch_size``.
         layer: for the record only.
         name: how messages and reports call it.
 
     Raises:
-        ValueError: on construction if ``function`` cannot be called; on a call if what it returns is not
-            (B, dim, H / patch_size, W / patch_size).
+        ValueError: on construction if ``function`` cannot be called; on a call if what it returns
+            is not (B, dim, H / patch_size, W / patch_size).
 
     Example:
         >>> import torch
@@ -67,10 +68,6 @@ class CallableBackbone(Backbone):
         self.function = function
         if isinstance(function, nn.Module):
             self.freeze()
-
-    def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
-        """Return (H // patch_size, W // patch_size)."""
-        return image_size[0] // int(self.patch_size), image_size[1] // int(self.patch_size)
 
     def _extract(self, image: Tensor) -> Tensor:
         return self.function(image)

@@ -1,7 +1,7 @@
 """The "Large Image" baseline: features of an enlarged image.
 
-Reported by JAFAR (Couairon et al., 2025; x8 for probing, x2 for open vocabulary) and by LoftUp (Huang et
-al., 2025; x2 and x4).
+Reported by JAFAR (Couairon et al., 2025; x8 for probing, x2 for open vocabulary) and by LoftUp
+(Huang et al., 2025; x2 and x4).
 
 Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid, ``r`` factor.
 """
@@ -24,8 +24,8 @@ class LargeImageBackbone(Backbone):
             raise ValueError(f"factor must be a whole number of at least 2, got {factor!r}")
         if backbone.fixed_size is not None:
             raise ValueError(
-                f"{backbone.name} takes images of {backbone.fixed_size} only, so it cannot see an enlarged "
-                "one; choose a backbone that takes any size"
+                f"{backbone.name} takes images of {backbone.fixed_size} only, so it cannot see an "
+                "enlarged one; choose a backbone that takes any size"
             )
         stride = backbone.patch_size / factor
         super().__init__(
@@ -55,8 +55,9 @@ class LargeImageBackbone(Backbone):
 def large_image(backbone: Backbone, factor: int) -> LargeImageBackbone:
     """Return a backbone that enlarges the image bilinearly before it computes the features.
 
-    The grid is ``factor`` times larger per axis, the cost grows with ``factor ** 2`` (attention: with
-    ``factor ** 4``). The weights are shared with the given backbone, which is not changed.
+    The grid is ``factor`` times larger per axis, the cost grows with ``factor ** 2`` (attention:
+    with ``factor ** 4``). The given backbone is wrapped, not copied: moving or casting one moves
+    both.
 
     Args:
         backbone: any backbone that takes images of any size.
@@ -64,8 +65,8 @@ def large_image(backbone: Backbone, factor: int) -> LargeImageBackbone:
 
     Returns:
         A backbone for images of the original size. ``size_multiple`` is that of ``backbone``;
-        ``patch_size`` is the distance of two features in pixels of the original image: a whole number
-        (int) where ``factor`` divides the stride, else a fraction (float; 14 / 4 = 3.5). Use
+        ``patch_size`` is the distance of two features in pixels of the original image: a whole
+        number (int) where ``factor`` divides the stride, else a fraction (float; 14 / 4 = 3.5). Use
         ``grid_size`` for exact sizes.
 
     Raises:

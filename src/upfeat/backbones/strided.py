@@ -1,15 +1,19 @@
 """The "Strided" baseline: a vision transformer whose patches overlap.
 
-Source: the strided baseline of JAFAR (Couairon et al., 2025; patch 14, stride 6), after Amir et al., "Deep
-ViT Features as Dense Visual Descriptors", 2021. The patch embedding slides by ``stride`` instead of by the
-patch, with unchanged weights; the position table is resampled to the larger grid (bicubic with antialias,
-rows of prefix tokens kept).
+Source: the strided baseline of JAFAR (Couairon et al., 2025; patch 14, stride 6), after Amir et
+al., "Deep ViT Features as Dense Visual Descriptors", 2021. The patch embedding slides by ``stride``
+instead of by the patch, with unchanged weights; the position table is resampled to the larger grid
+(bicubic with antialias, rows of prefix tokens kept). Rotary positions follow where they are
+normalised by the grid (DINOv3, EVA-02).
 
-Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid, ``p`` patch, ``s`` stride.
+Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid, ``p`` patch, ``s``
+    stride.
 """
 
 import copy
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,8 +32,8 @@ class StridedBackbone(Backbone):
         patch = _check_supported(backbone)
         if stride > patch:
             raise ValueError(
-                f"stride must be at most the patch ({patch} for {backbone.name}), got {stride}: a larger "
-                "one leaves pixels out"
+                f"stride must be at most the patch ({patch} for {backbone.name}), got {stride}: a "
+                "larger one leaves pixels out"
             )
         super().__init__(
             name=f"{backbone.name}+stride{stride}",
@@ -46,8 +50,7 @@ class StridedBackbone(Backbone):
 
     def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
         """Return ``(size - patch) // stride + 1`` per axis."""
-        height, width = ((n - self.patch) // int(self.patch_size) + 1 for n in image_size)
-        return height, width
+        return _slide(image_size, patch=self.patch, stride=int(self.patch_size))
 
     def _extract(self, image: Tensor) -> Tensor:
         return self.backbone._extract(image)
@@ -56,16 +59,17 @@ class StridedBackbone(Backbone):
 def strided(backbone: Backbone, stride: int) -> StridedBackbone:
     """Return a copy of a transformer backbone whose patches overlap.
 
-    The grid has ``(size - patch) // stride + 1`` features per axis; the cost of attention grows with its
-    fourth power. Weights are shared with the given backbone, which is not changed.
+    The grid has ``(size - patch) // stride + 1`` features per axis; the cost of attention grows
+    with the square of their number. The copy reads the same weights from the same memory until one
+    of the two is moved or cast; the given backbone is not changed.
 
     Args:
-        backbone: a plain transformer (``timm/vit_*`` and the like) with a position table.
+        backbone: a plain transformer (``timm/vit_*`` and the like).
         stride: distance of two patches in pixels, from 1 to the patch size.
 
     Returns:
-        A backbone with ``patch_size`` = ``stride``. ``size_multiple`` stays the patch. The first feature
-        lies at the centre of the first patch, so the grid does not quite span the image.
+        A backbone with ``patch_size`` = ``stride``. ``size_multiple`` stays the patch. The first
+        feature lies at the centre of the first patch, so the grid does not quite span the image.
 
     Raises:
         ValueError: ``stride`` is out of range.
@@ -84,40 +88,59 @@ def strided(backbone: Backbone, stride: int) -> StridedBackbone:
 def _check_supported(backbone: Backbone) -> int:
     """Return the patch size of a backbone whose patches may overlap."""
     model = getattr(backbone, "model", None)
-    embedding = getattr(model, "patch_embed", None)
-    projection = getattr(embedding, "proj", None)
-    reason = None
-    if not isinstance(projection, nn.Conv2d) or not hasattr(embedding, "dynamic_feat_size"):
-        reason = "it has no patch embedding by one convolution"
-    elif getattr(model, "pos_embed", None) is None:
-        reason = "it has no position table that can be resampled"
-    elif not getattr(model, "dynamic_img_size", False):
-        reason = "its position table is tied to one image size"
-    elif (rope := getattr(model, "rope", None)) is not None:
-        reason = f"its rotary positions ({type(rope).__name__}) belong to patches side by side"
-    if reason is not None:
+    reason = _obstacle(model)
+    if model is None or reason is not None:
         raise UnsupportedError(
-            f"strided() cannot be used with {backbone.name}: {reason}. Use a plain transformer with "
-            "learned positions (timm/vit_*), or large_image(backbone, factor)"
+            f"strided() cannot be used with {backbone.name}: {reason}. Use a plain transformer "
+            "(timm/vit_*), or large_image(backbone, factor)"
         )
-    height, width = projection.kernel_size
+    height, width = model.patch_embed.proj.kernel_size
     if height != width:
-        raise UnsupportedError(f"strided() needs square patches, {backbone.name} has {height}x{width}")
+        raise UnsupportedError(
+            f"strided() needs square patches, {backbone.name} has {height}x{width}"
+        )
     return int(height)
 
 
+def _obstacle(model: nn.Module | None) -> str | None:
+    """Return why patches cannot overlap, or None."""
+    embedding = getattr(model, "patch_embed", None)
+    projection = getattr(embedding, "proj", None)
+    from_pixels = isinstance(projection, nn.Conv2d) and projection.in_channels == 3
+    if (
+        not from_pixels
+        or not hasattr(embedding, "dynamic_feat_size")
+        or not hasattr(model, "blocks")
+    ):
+        return "it has no patch embedding by one convolution, followed by transformer blocks"
+    if not getattr(model, "dynamic_img_size", False):
+        return "its positions are tied to one image size"
+    rope = getattr(model, "rope", None)
+    # Angles must depend on where in the image a patch lies, not on how many are before it.
+    by_image = (
+        type(rope).__name__ == "RotaryEmbeddingDinoV3"
+        or getattr(rope, "ref_feat_shape", None) is not None
+    )
+    if rope is not None and not by_image:
+        return f"its rotary positions ({type(rope).__name__}) count patches that lie side by side"
+    if rope is None and getattr(model, "pos_embed", None) is None:
+        return "it has no positions that can be resampled"
+    return None
+
+
 def _with_stride(backbone: Backbone, stride: int) -> Backbone:
-    """Copy the modules of a backbone, share its tensors, and let its patches slide by ``stride``."""
-    shared = {id(t): t for t in (*backbone.parameters(), *backbone.buffers())}
-    clone = copy.deepcopy(backbone, shared)
-    embedding = clone.get_submodule("model.patch_embed")
-    projection = embedding.get_submodule("proj")
-    patch = projection.kernel_size[0]
-    projection.stride = (stride, stride)
-
-    def feature_size(image_size: Sequence[int]) -> tuple[int, int]:
-        height, width = ((n - patch) // stride + 1 for n in image_size)
-        return height, width
-
-    embedding.dynamic_feat_size = feature_size
+    """Copy the modules of a backbone, not its weights; the copy's patches slide by ``stride``."""
+    # The copy's parameters are its own objects on the same memory: casting or moving one backbone
+    # leaves the other as it is.
+    memo: dict[int, Any] = {id(b): b.detach() for b in backbone.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in backbone.parameters()}
+    clone = copy.deepcopy(backbone, memo)
+    embedding: Any = clone.get_submodule("model.patch_embed")
+    patch = embedding.proj.kernel_size[0]
+    embedding.proj.stride = (stride, stride)
+    embedding.dynamic_feat_size = functools.partial(_slide, patch=patch, stride=stride)
     return clone
+
+
+def _slide(image_size: Sequence[int], *, patch: int, stride: int) -> tuple[int, int]:
+    return (image_size[0] - patch) // stride + 1, (image_size[1] - patch) // stride + 1

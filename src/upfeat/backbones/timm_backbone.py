@@ -3,16 +3,15 @@
 Source of the networks and weights: R. Wightman, "PyTorch Image Models", Apache-2.0; each published
 weight file has its own licence, stated on its page.
 
-Features come from the network's ``forward_intermediates``: prefix tokens (class, registers) dropped,
-positions resized to the grid, NCHW. For a plain transformer the final norm is applied to the chosen
-layer, whichever it is; for a hierarchical network timm applies it to the last stage, where it has one.
+Features come from the network's ``forward_intermediates``: prefix tokens (class, registers)
+dropped, positions resized to the grid, NCHW. For a plain transformer the final norm is applied to
+the chosen layer, whichever it is; for a hierarchical network timm applies it to the last stage,
+where it has one.
 
 Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid.
 """
 
 import difflib
-import inspect
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,18 +21,23 @@ from torch import Tensor, nn
 
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.backbones.base import Backbone, register_provider
-from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.errors import UnknownNameError, UnsupportedError, shape_text
 
 __all__ = ["TimmBackbone", "list_timm_names"]
 
-logger = logging.getLogger(__name__)
+# Networks whose final norm belongs to the pooled vector, so that timm refuses it for maps.
+_POOLED_NORM = ("Hiera", "HieraDet")
+
+# Networks whose layers all need the whole pyramid.
+_SIZE_MULTIPLE = {"HighResolutionNet": 32}
 
 
 class TimmBackbone(Backbone):
     """A network of timm, or one built like them, as a frozen backbone.
 
     Args:
-        model: the network; it needs timm's ``forward_intermediates`` and ``feature_info``.
+        model: the network; it needs timm's ``forward_intermediates`` and ``feature_info``. It is
+            frozen in place.
         name: how messages and reports call it.
         image_mean, image_std: normalisation of the image.
         layer: which layer's output is returned: a block of a plain transformer, a stage of a
@@ -68,40 +72,72 @@ class TimmBackbone(Backbone):
     ) -> None:
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
             raise UnsupportedError(
-                f"{name} ({type(model).__name__}) has no forward_intermediates, so its layers cannot be "
-                "read; wrap a function that returns (B, C, h, w) in upfeat.CallableBackbone"
+                f"{name} ({type(model).__name__}) has no forward_intermediates to read layers with; "
+                "wrap a function that returns (B, C, h, w) in upfeat.CallableBackbone"
             )
         infos = _layer_infos(model)
         index = _check_layer(name, layer, len(infos))
-        stride = int(infos[index]["reduction"])
         super().__init__(
             name=name,
             dim=int(infos[index]["num_chs"]),
-            patch_size=stride,
+            patch_size=int(infos[index]["reduction"]),
+            size_multiple=_SIZE_MULTIPLE.get(type(model).__name__),
             image_mean=image_mean,
             image_std=image_std,
             layer=index,
             fixed_size=fixed_size,
         )
         self.model = model
-        self.norm = norm
+        self.norm = norm and type(model).__name__ not in _POOLED_NORM
         self.freeze()
 
     def _extract(self, image: Tensor) -> Tensor:
-        features: list[Tensor] = self.model.forward_intermediates(
-            image,
-            indices=[self.layer],
-            norm=self.norm,
-            stop_early=True,
-            output_fmt="NCHW",
-            intermediates_only=True,
-        )
+        try:
+            model: Any = self.model
+            features: list[Tensor] = model.forward_intermediates(
+                image,
+                indices=[self.layer],
+                norm=self.norm,
+                stop_early=True,
+                output_fmt="NCHW",
+                intermediates_only=True,
+            )
+        except AssertionError as error:
+            # Attention over blocks or windows has needs that timm's description does not tell.
+            raise ValueError(self._refusal(image, error)) from error
         return features[0]
+
+    def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
+        """Return the feature grid (h, w) of an image of size (H, W)."""
+        # A network tied to one size may round an incomplete last cell up.
+        stride = int(self.patch_size)
+        return -(-image_size[0] // stride), -(-image_size[1] // stride)
+
+    def _check_features(self, image: Tensor, features: Tensor) -> None:
+        wanted = (image.shape[0], self.dim, *self.grid_size(tuple(image.shape[-2:])))
+        if tuple(features.shape) != wanted:
+            raise UnsupportedError(
+                f"layer {self.layer} of {self.name} returned {shape_text(features)} for an image "
+                f"{shape_text(image)}, where its description promises {wanted}: the map does not "
+                "cover the image evenly (convolutions without padding, or several scales in one). "
+                "Choose another layer or network, or wrap it in upfeat.CallableBackbone"
+            )
+
+    def _refusal(self, image: Tensor, error: AssertionError) -> str:
+        config = getattr(self.model, "pretrained_cfg", None) or {}
+        advice = (
+            f"it was made for {tuple(config['input_size'][1:])}" if "input_size" in config else ""
+        )
+        text = str(error) or "a check without message failed"
+        return (
+            f"{self.name} does not take images of {tuple(image.shape[-2:])} at layer {self.layer} "
+            f"({text}); {advice or 'try another size'}"
+        )
 
 
 def _layer_infos(model: nn.Module) -> list[Mapping[str, Any]]:
     """Return timm's description of each layer: its channels and its total stride."""
-    info = model.feature_info
+    info: Any = model.feature_info
     return list(getattr(info, "info", info))
 
 
@@ -143,9 +179,10 @@ def create_timm_backbone(
     Args:
         name: a name of timm, with or without tag; without, timm's default tag is meant.
         weights: a file; None for the lookup; ``"random"`` for the random initialisation.
-        layer, norm: as in :class:`TimmBackbone`.
-        image_size: (H, W) to build the network for, where it is tied to one size; and the size of the
-            position table of a network that resizes it.
+        layer: as in :class:`TimmBackbone`.
+        norm: as in :class:`TimmBackbone`.
+        image_size: (H, W) to build the network for, where it is tied to one size; and the size of
+            the position table of a network that resizes it.
         **model_options: constructor arguments of the network, such as ``depth=2``.
 
     Raises:
@@ -202,7 +239,11 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 # What makes a network take any image size, in order of preference; families differ in the word.
-_ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+_ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+    {},
+)
 
 
 def _build(
@@ -211,7 +252,7 @@ def _build(
     """Build the network without classifier; return it and the only size it takes, or None."""
     import timm
 
-    arguments = {"num_classes": 0, **options}
+    arguments: dict[str, Any] = {"num_classes": 0, **options}
     if image_size is not None:
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         arguments["img_size"] = size
@@ -219,15 +260,17 @@ def _build(
         try:
             model = timm.create_model(full_name, pretrained=False, **any_size, **arguments)
         except TypeError as error:
-            refused = next((key for key in {**any_size, **arguments} if f"'{key}'" in str(error)), None)
+            refused = next(
+                (key for key in {**any_size, **arguments} if f"'{key}'" in str(error)), None
+            )
             if "unexpected keyword" not in str(error) or refused is None:
                 raise
             if refused in any_size:
                 continue
             word = "image_size" if refused == "img_size" else refused
             raise ValueError(
-                f"timm/{full_name} takes no option {word!r}; its options are the arguments of timm's "
-                "constructor of this network"
+                f"timm/{full_name} takes no option {word!r}; its options are the arguments of "
+                "timm's constructor of this network"
             ) from error
         return model, None if any_size else _fixed_size(model)
     raise AssertionError("the last choice adds no argument")

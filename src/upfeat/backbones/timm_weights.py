@@ -1,5 +1,6 @@
 """Finding and loading weight files of timm's networks."""
 
+import inspect
 import logging
 import os
 import sys
@@ -25,9 +26,9 @@ def locate_timm_weights(
 ) -> tuple[str, Path]:
     """Return the tag that the weights belong to and the path of their file.
 
-    Local files are called ``<architecture>.<tag>`` or, for timm's default tag, ``<architecture>``, with
-    one of the suffixes of :mod:`upfeat.checkpoints`. If no tag is given and no file of the default one
-    is there, the only local file of another tag is taken.
+    Local files are called ``<architecture>.<tag>`` or, for timm's default tag, ``<architecture>``,
+    with one of the suffixes of :mod:`upfeat.checkpoints`. If no tag is given and no file of the
+    default one is there, the only local file of another tag is taken.
 
     Args:
         architecture: a name of timm without tag.
@@ -102,15 +103,21 @@ def _hub_file(full_name: str) -> HubFile | None:
 def load_timm_weights(model: nn.Module, path: str | os.PathLike[str], name: str) -> None:
     """Load a file into a network of timm, strictly but for the classifier, in the network's dtype.
 
-    Layouts that timm converts itself are converted by its own filter of the architecture, which also
-    resizes position tables of another grid. Classifier weights that the network has no place for are
-    dropped. Everything else must match.
+    Layouts that timm converts itself are converted by its own filter of the architecture, which
+    also resizes position tables of another grid. Classifier weights that the network has no place
+    for are dropped. Everything else must match.
 
     Raises:
-        CheckpointError: the file is unreadable, holds no state dict, or keys or shapes do not match;
-            the message names them.
+        CheckpointError: the file is unreadable, holds no state dict, or keys or shapes do not
+            match; the message names them.
     """
-    state = _filtered(model, _flat(read_checkpoint(path), path), path)
+    _load(model, _flat(read_checkpoint(path), path), path, name)
+
+
+def _load(
+    model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[str], name: str
+) -> None:
+    state = _filtered(model, state, path)
     own = model.state_dict()
     for classifier in _classifiers(model):
         for suffix in (".weight", ".bias"):
@@ -119,8 +126,8 @@ def load_timm_weights(model: nn.Module, path: str | os.PathLike[str], name: str)
     problems = _problems(own, state)
     if problems:
         raise CheckpointError(
-            f"{path} does not fit {name}: {'; '.join(problems)}. Use the file of this architecture, or "
-            "the name of the architecture that the file was made for"
+            f"{path} does not fit {name}: {'; '.join(problems)}. Use the file of this "
+            "architecture, or the name of the architecture that the file was made for"
         )
     model.load_state_dict(state)
 
@@ -152,8 +159,11 @@ def _filtered(
     filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if filter_fn is None:
         return state
+    # Renames the layer scales of DeiT III; other files have none under the old name.
+    adapts = "adapt_layer_scale" in inspect.signature(filter_fn).parameters
+    options = {"adapt_layer_scale": True} if adapts else {}
     try:
-        return dict(filter_fn(state, model))
+        return dict(filter_fn(state, model, **options))
     except (KeyError, IndexError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} does not fit {type(model).__name__}: timm's conversion failed with "
