@@ -36,10 +36,11 @@ import torch
 import torch.nn.functional as F
 import typer
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from upfeat import _compat  # noqa: F401  (declares torchvision's operators before timm needs them)
+from upfeat.checkpoints import write_safetensors
 
 # isort: split
 import timm
@@ -68,8 +69,9 @@ class DistillConfig:
         steps: Optimiser steps of the whole run; the learning rate reaches zero there.
         warmup: Steps of linear warm-up.
         cooldown: Last steps, over which the learning rate falls linearly to zero.
-        lr: Peak learning rate of AdamW.
-        weight_decay: Weight decay of matrices; vectors and positions have none.
+        lr: Peak learning rate of AdamW, for all but the matrices of the blocks.
+        muon_lr: Peak learning rate of Muon, for the matrices of the blocks.
+        weight_decay: Weight decay of matrices and filters; vectors and positions have none.
         tokens_per_step: Patch tokens in one batch, whatever the size of the views.
         blocks: Indices of the teacher blocks that the student's blocks start from.
         middle: (student block, teacher block, weight) of the intermediate loss.
@@ -80,12 +82,13 @@ class DistillConfig:
     """
 
     seed: int = 0
-    steps: int = 3000
-    warmup: int = 100
-    cooldown: int = 900
+    steps: int = 1800
+    warmup: int = 80
+    cooldown: int = 600
     lr: float = 1e-3
+    muon_lr: float = 4e-3
     weight_decay: float = 0.03
-    tokens_per_step: int = 32 * 196
+    tokens_per_step: int = 16 * 196
     blocks: tuple[int, ...] = (0, 2, 5, 8, 11)
     middle: tuple[int, int, float] = (2, 5, 0.3)
     views: tuple[tuple[int, int, float], ...] = (
@@ -241,23 +244,39 @@ def standardised_error(student: Tensor, teacher: Tensor, statistics: Tensor) -> 
     return F.smooth_l1_loss((student - mean) / std, (teacher - mean) / std)
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and filters; leave vectors, positions and tokens alone."""
-    decayed, free = [], []
+def make_optimisers(
+    model: VisionTransformer, config: DistillConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for all else; decay for matrices and filters."""
+    matrices, filters, others = [], [], []
     for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or name in ("pos_embed", "cls_token")
-        (free if plain else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        if name.startswith("blocks.") and parameter.ndim == 2:
+            matrices.append(parameter)
+        elif name == "patch_embed.proj.weight":
+            filters.append(parameter)
+        else:
+            others.append(parameter)
+    groups = [
+        {"params": filters, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
+    # Muon's updates are scaled to the size of AdamW's in the long run.
+    return {
+        "muon": torch.optim.Muon(
+            matrices,
+            lr=config.muon_lr,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        "adamw": torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)),
+    }
 
 
-def learning_rate(config: DistillConfig, step: int) -> float:
-    """Linear warm-up, a constant rate, then a linear fall to zero over `cooldown` steps."""
+def schedule(config: DistillConfig, step: int) -> float:
+    """Factor of the peak rates: linear rise, constant, linear fall to zero over `cooldown`."""
     rise = (step + 1) / max(1, config.warmup)
     fall = (config.steps - step) / max(1, config.cooldown)
-    return config.lr * min(1.0, rise, fall)
+    return min(1.0, rise, fall)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -265,12 +284,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(path.name + ".partial")
     write(temporary)
     os.replace(temporary, path)
-
-
-def export_student(student: VisionTransformer, path: Path, note: dict[str, str]) -> None:
-    """Write the student as float16 safetensors."""
-    state = {k: v.detach().half().contiguous() for k, v in student.state_dict().items()}
-    write_atomically(path, lambda p: save_file(state, p, metadata=note))
 
 
 class Distillation:
@@ -286,9 +299,7 @@ class Distillation:
         self.config, self.teacher, self.images, self.run_dir = config, teacher, images, run_dir
         self.patch = teacher.patch_embed.patch_size[0]
         self.student = build_student(teacher, config.blocks).train()
-        self.optimiser = torch.optim.AdamW(
-            parameter_groups(self.student, config.weight_decay), lr=config.lr, betas=(0.9, 0.98)
-        )
+        self.optimisers = make_optimisers(self.student, config)
         self.step = 0
         self.statistics: Tensor | None = None
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -307,11 +318,11 @@ class Distillation:
         return json.dumps(dataclasses.asdict(self.config), sort_keys=True)
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
-        """Refuse other settings; `steps` may change while the learning rate is still constant."""
+        """Refuse other settings; the end may change while the learning rate is constant."""
         before, now = json.loads(saved["settings"]), json.loads(self._settings())
-        start_of_fall = min(before.pop("steps"), now.pop("steps")) - self.config.cooldown
-        same_end = saved["settings"] == self._settings()
-        if before != now or not (same_end or saved["step"] <= start_of_fall):
+        ends = [(c.pop("steps"), c.pop("cooldown")) for c in (before, now)]
+        undecided = saved["step"] <= min(steps - cooldown for steps, cooldown in ends)
+        if before != now or not (ends[0] == ends[1] or undecided):
             raise ValueError(
                 f"{self.checkpoint_file} stands at step {saved['step']} of a run with "
                 f"{saved['settings']}, this run has {self._settings()}; pass the same settings "
@@ -322,7 +333,8 @@ class Distillation:
         saved = torch.load(self.checkpoint_file, weights_only=True)
         self._check_settings(saved)
         self.student.load_state_dict(saved["student"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(saved["optimisers"][name])
         self.step, self.statistics = saved["step"], saved["statistics"]
         # Steps after the checkpoint are done again, so their rows go.
         with self.log_file.open(newline="") as opened:
@@ -344,12 +356,13 @@ class Distillation:
             "settings": self._settings(),
             "step": self.step,
             "student": self.student.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
             "statistics": self.statistics,
         }
         write_atomically(self.checkpoint_file, lambda p: torch.save(state, p))
         note = {"settings": self._settings(), "step": str(self.step)}
-        export_student(self.student, self.run_dir / "student.fp16.safetensors", note)
+        half = {name: value.detach().half() for name, value in self.student.state_dict().items()}
+        write_safetensors(self.run_dir / "student.fp16.safetensors", half, note)
 
     def _teacher_tokens(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -369,9 +382,10 @@ class Distillation:
         begin, config = time.perf_counter(), self.config
         if self.statistics is None:
             self.statistics = self._measure_statistics()
-        lr = learning_rate(config, self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        factor = schedule(config, self.step)
+        for name, peak in (("muon", config.muon_lr), ("adamw", config.lr)):
+            for group in self.optimisers[name].param_groups:
+                group["lr"] = peak * factor
         batch = make_batch(self.images, config, self.step, self.patch)
         target, target_middle = self._teacher_tokens(batch)
         output, output_middle = patch_tokens(self.student, batch, config.middle[0], config.bf16)
@@ -379,16 +393,17 @@ class Distillation:
         tokens = standardised_error(output, target, self.statistics[0])
         middle = standardised_error(output_middle, target_middle, self.statistics[1])
         loss = cosine + tokens + config.middle[2] * middle
-        self.optimiser.zero_grad(set_to_none=True)
+        self.student.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers.values():
+            optimiser.step()
         terms = {"loss": loss, "cosine": cosine, "tokens": tokens, "middle": middle}
         return {
             "step": self.step,
             "height": batch.shape[2],
             "width": batch.shape[3],
-            "lr": f"{lr:.6g}",
+            "lr": f"{config.lr * factor:.6g}",
             **{name: f"{term.item():.6f}" for name, term in terms.items()},
             "seconds": f"{time.perf_counter() - begin:.3f}",
         }
@@ -411,11 +426,11 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with camvid, msrc, imagenet_sample, ...")],
     teacher: Annotated[Path, typer.Option(help="Weights of the teacher, safetensors.")],
     run_dir: Annotated[Path, typer.Option(help="For checkpoint, log, weights; resumes if there.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps of the whole run.")] = 3000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of the whole run.")] = 1800,
     until: Annotated[
         int | None, typer.Option(help="Stop early here; a later call goes on.")
     ] = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    cooldown: Annotated[int, typer.Option(help="Steps of the final fall of the rate.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
@@ -424,7 +439,7 @@ def main(
     """Distil the compact encoder, or go on with a run that was stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
-    config = DistillConfig(seed=seed, steps=steps, lr=lr, bf16=bf16)
+    config = DistillConfig(seed=seed, steps=steps, cooldown=cooldown, bf16=bf16)
     files = training_files(data)
     log.info("%d training images, %s", len(files), config)
     run = Distillation(config, load_teacher(teacher), load_images(files), run_dir)

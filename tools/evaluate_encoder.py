@@ -34,10 +34,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from distill_encoder import TEACHER_NAME, split_unseen
 from PIL import Image
 from torch import Tensor, nn
 
-from distill_encoder import TEACHER_NAME, split_unseen
 from upfeat.backbones import create_backbone
 
 log = logging.getLogger("evaluate_encoder")
