@@ -1,6 +1,6 @@
 """Images and data sets: reading, listing, transforming. No networks, no downloads."""
 
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
-from upfeat.data.images import ImageSource, read_image
+from upfeat.data.images import ImageSource, image_size, read_image
 
-__all__ = ["IMAGE_SUFFIXES", "ImageSource", "image_files", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "ImageSource", "image_files", "image_size", "read_image"]

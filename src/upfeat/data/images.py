@@ -222,3 +222,33 @@ def _in_range(pixels: Tensor) -> Tensor:
             "interpolation overshot; both networks' normalisations are applied for you"
         )
     raise ValueError(f"{span}; scale it first")
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return (H, W) of an image file from its header, EXIF orientation applied.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: no readable image.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> from upfeat.data import image_size
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "a.png")
+        ...     Image.new("RGB", (6, 4)).save(path)
+        ...     image_size(path)
+        (4, 6)
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            width, height = image.size
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    return (width, height) if turned else (height, width)

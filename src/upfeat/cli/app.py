@@ -1,0 +1,45 @@
+"""The commands of ``upfeat`` and what they share."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import upfeat
+from upfeat.cli.listing import info_command, list_command
+from upfeat.cli.upsample import upsample_command
+
+app = typer.Typer(
+    name="upfeat",
+    help="Sharp feature maps from vision backbones, at any resolution.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("list")(list_command)
+app.command("info")(info_command)
+app.command("upsample")(upsample_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        Console().print(upfeat.__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")] = False,
+) -> None:
+    """Sharp feature maps from vision backbones, at any resolution."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("upfeat").setLevel(logging.DEBUG if verbose else logging.INFO)

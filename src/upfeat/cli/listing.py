@@ -1,0 +1,126 @@
+"""``upfeat list`` and ``upfeat info``."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import upfeat
+from upfeat.cli.errors import user_errors
+from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
+
+_FLAGS = {
+    "task-agnostic": "task_agnostic",
+    "any size": "any_size",
+    "universal": "universal",
+    "per image": "per_image",
+    "head first": "commutes_with_head",
+}
+
+
+def list_command(
+    pattern: Annotated[str, typer.Argument(help="Wildcard, such as 'jafar*'.")] = "*",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="List published weights (arch.tag).")
+    ] = False,
+    backbones: Annotated[
+        bool, typer.Option("--backbones", help="List backbones instead of upsamplers.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List upsamplers and what they can do, their weights, or backbones."""
+    with user_errors():
+        console = Console()
+        if backbones:
+            names = upfeat.list_backbones(pattern)
+        else:
+            names = upfeat.list_upsamplers(pattern, pretrained=pretrained)
+        if as_json:
+            typer.echo(json.dumps(names))
+        elif backbones:
+            typer.echo("\n".join(names))
+        elif pretrained:
+            console.print(_weights_table(names))
+        else:
+            console.print(_methods_table(names))
+        if not names:
+            raise ValueError(f"nothing matches {pattern!r}; 'upfeat list' shows all")
+
+
+def _methods_table(names: list[str]) -> Table:
+    table = Table("name", "year", *_FLAGS, "weights", "summary")
+    for name in names:
+        info = get_class(name).info
+        marks = ["yes" if getattr(info, flag) else "-" for flag in _FLAGS.values()]
+        weights = str(len(upfeat.list_upsamplers(f"{name}.*", pretrained=True)) or "-")
+        table.add_row(name, str(info.year or "-"), *marks, weights, info.summary)
+    return table
+
+
+def _weights_table(names: list[str]) -> Table:
+    table = Table("name", "backbone", "channels", "licence", "file")
+    for name in names:
+        record = get_checkpoint(name)
+        if record is not None:
+            width = str(record.feature_dim or "any")
+            licence, file = record.weights_license, record.file.filename
+            table.add_row(name, record.backbone, width, licence, file)
+    return table
+
+
+def info_command(
+    name: Annotated[str, typer.Argument(help="An upsampler, with or without tag.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what an upsampler is: paper, abilities, licences, weights."""
+    with user_errors():
+        facts = _facts(name)
+        if as_json:
+            typer.echo(json.dumps(facts, indent=2))
+            return
+        table = Table.grid(padding=(0, 2))
+        for key, value in facts.items():
+            text = "\n".join(value) if isinstance(value, list) else str(value)
+            table.add_row(f"[bold]{key}[/bold]", text)
+        Console().print(table)
+
+
+def _facts(name: str) -> dict[str, object]:
+    """Return everything that is known about a name, ready to print."""
+    cls = get_class(name)
+    info, record = cls.info, get_checkpoint(name)
+    facts: dict[str, object] = {
+        "name": name,
+        "summary": info.summary,
+        "paper": info.paper or "none",
+        "arXiv": info.arxiv or "none",
+        "year": info.year or "none",
+        "code": info.code or "none",
+        "licence of the original code": info.code_license or "none",
+        **{label: getattr(info, flag) for label, flag in _FLAGS.items()},
+        "built for one feature width": needs_feature_dim(name),
+        "bounded memory (tiles)": cls.supports_tiles,
+        "guidance mean": _numbers(info.image_mean),
+        "guidance std": _numbers(info.image_std),
+    }
+    if record is None:
+        facts["weights"] = upfeat.list_upsamplers(f"{name}.*", pretrained=True) or "none"
+        return facts
+    return facts | {
+        "file": str(record.file),
+        "SHA-256": record.file.sha256 or "not known",
+        "backbone": record.backbone,
+        "channels": record.feature_dim or "any",
+        "trained on": record.training_data,
+        "licence of the weights": record.weights_license,
+        "licence of the backbone": record.backbone_license,
+        "guidance mean": _numbers(record.image_mean),
+        "guidance std": _numbers(record.image_std),
+        "note": record.note or "none",
+    }
+
+
+def _numbers(values: tuple[float, ...] | None) -> str:
+    return "as the backbone" if values is None else ", ".join(f"{v:g}" for v in values)

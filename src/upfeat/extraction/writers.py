@@ -1,0 +1,78 @@
+"""What a bulk run writes for an image: feature maps as safetensors or npz."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from upfeat.checkpoints import write_bytes, write_safetensors
+from upfeat.errors import UnknownNameError
+from upfeat.pipeline import Encoded, Pipeline
+
+__all__ = ["Writer", "tensor_writer"]
+
+_FORMATS = ("safetensors", "npz")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One kind of output file.
+
+    Attributes:
+        suffix: of the file, with its dot.
+        write: computes and writes it, whole or not at all: ``write(pipeline, encoded, path)``.
+        bytes_per_pixel: how much an output pixel takes in the file, for the estimate before a run.
+
+    Example:
+        >>> from upfeat.extraction import tensor_writer
+        >>> tensor_writer("npz", channels=192, dtype=torch.float16).bytes_per_pixel
+        384.0
+    """
+
+    suffix: str
+    write: Callable[[Pipeline, Encoded, Path], None]
+    bytes_per_pixel: float
+
+
+def tensor_writer(kind: str, channels: int, dtype: torch.dtype = torch.float16) -> Writer:
+    """Return a writer of feature maps: ``high`` (C, H', W') and ``low`` (C, h, w).
+
+    Args:
+        kind: ``"safetensors"`` or ``"npz"``.
+        channels: C, for the estimate.
+        dtype: of the stored numbers; npz knows no bfloat16.
+
+    Raises:
+        UnknownNameError: another kind.
+        ValueError: a dtype that the format does not have.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.extraction import tensor_writer
+        >>> tensor_writer("safetensors", 192, torch.float32).suffix
+        '.safetensors'
+    """
+    if kind not in _FORMATS:
+        raise UnknownNameError("format", kind, _FORMATS)
+    if kind == "npz" and dtype == torch.bfloat16:
+        raise ValueError("npz has no bfloat16; store float16 or float32, or save safetensors")
+
+    def write(pipe: Pipeline, encoded: Encoded, path: Path) -> None:
+        tensors = {"high": pipe.upsample(encoded).to(dtype), "low": encoded.low.to(dtype)}
+        if kind == "safetensors":
+            write_safetensors(path, tensors)
+        else:
+            write_bytes(path, _npz(tensors))
+
+    return Writer(f".{kind}", write, float(channels * dtype.itemsize))
+
+
+def _npz(tensors: dict[str, Tensor]) -> bytes:
+    import numpy as np
+
+    stream = io.BytesIO()
+    np.savez(stream, high=tensors["high"].cpu().numpy(), low=tensors["low"].cpu().numpy())
+    return stream.getvalue()
