@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-PHOTO = "chelsea.png"  # CC0, a cat by Stefan van der Walt
+PHOTO = "astronaut.png"  # Eileen Collins, by NASA; public domain
 BACKBONE = "upfeat/vit_compact_patch16"
 UPSAMPLER = "joint_bilateral"  # the sharpest that needs no weights
 
@@ -29,6 +30,14 @@ def packaged_photo() -> Path:
     return path
 
 
+def console_script() -> str:
+    """Returns the command `upfeat` of the environment that runs this file."""
+    script = shutil.which("upfeat", path=str(Path(sys.executable).parent))
+    if script is None:
+        sys.exit("the command upfeat is not installed here; run `make venv`, or `make demo`")
+    return script
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Upsample the features of a photo, offline.")
     parser.add_argument("--photo", type=Path, default=None, help="a photo of your own")
@@ -40,7 +49,7 @@ def main() -> int:
 
     photo = arguments.photo or packaged_photo()
     command = [
-        *(sys.executable, "-m", "upfeat.cli", "upsample", str(photo)),
+        *(console_script(), "upsample", str(photo)),
         *("--backbone", arguments.backbone, "--upsampler", arguments.upsampler),
         *("--out", str(arguments.out), "--save", "png", *arguments.more),
     ]
