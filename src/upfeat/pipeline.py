@@ -187,18 +187,12 @@ class Pipeline:
 
     @overload
     def __call__(
-        self,
-        images: ImageSource,
-        output_size: SizeRequest = None,
-        head: Head | None = None,
+        self, images: ImageSource, output_size: SizeRequest = None, head: Head | None = None
     ) -> PipelineOutput: ...
 
     @overload
     def __call__(
-        self,
-        images: ImageList,
-        output_size: SizeRequest = None,
-        head: Head | None = None,
+        self, images: ImageList, output_size: SizeRequest = None, head: Head | None = None
     ) -> list[PipelineOutput]: ...
 
     def __call__(
@@ -227,14 +221,8 @@ class Pipeline:
             return self._upsample_list(encoded, output_size, head)
         return _output(encoded, self.upsample(encoded, output_size, head))
 
-    @overload
-    def low(self, images: ImageSource) -> Tensor: ...
-
-    @overload
-    def low(self, images: ImageList) -> list[Tensor]: ...
-
     def low(self, images: ImageSource | ImageList) -> Tensor | list[Tensor]:
-        """Return the backbone's features only: (C, h, w), batched for a batch, listed for a list."""
+        """Return the backbone's features only: (C, h, w), a batch or a list for such."""
         encoded = self.encode(images)
         return [e.low for e in encoded] if isinstance(encoded, list) else encoded.low
 
@@ -275,7 +263,7 @@ class Pipeline:
                 Only a method without ``tiles()`` builds its whole map first.
 
         Returns:
-            (C or K, H', W'), with a batch axis for a batch.
+            (C or K, H', W') in the dtype of the features, with a batch axis for a batch.
         """
         request = self.output_size if output_size is None else output_size
         size = resolve_size(request, encoded.frame.own)
@@ -342,24 +330,22 @@ class Pipeline:
         self, encoded: Encoded, size: Size, head: Head | None
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield the upsampled padded map, or the head of it, in pieces."""
-        features = encoded.features
-        info = self.upsampler.info
-        mean, std = info.image_mean, info.image_std
+        features, info = encoded.features, self.upsampler.info
         guidance = normalize(
             encoded.prepared,
-            self.backbone.image_mean if mean is None else mean,
-            self.backbone.image_std if std is None else std,
-        ).to(features.dtype)
+            self.backbone.image_mean if info.image_mean is None else info.image_mean,
+            self.backbone.image_std if info.image_std is None else info.image_std,
+        )
         values = None
         if head is not None and info.commutes_with_head:
-            values, head = head(features).to(features.dtype), None
+            values, head = head(features), None
         if self.upsampler.supports_tiles:
             pieces = self.upsampler.tiles(guidance, features, size, values)
         else:
             whole = self.upsampler(guidance, features, size, values)
             pieces = iter([(slice(0, size[0]), slice(0, size[1]), whole)])
         for rows, cols, tile in pieces:
-            yield rows, cols, tile if head is None else head(tile)
+            yield rows, cols, tile if head is None else head(tile).to(tile.dtype)
 
     def _frame(self, own: Size) -> Frame:
         size = resolve_size(self.input_size, own, "input_size")
