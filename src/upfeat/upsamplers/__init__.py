@@ -1,6 +1,6 @@
 """Upsamplers: one file a method, one contract, one registry."""
 
-from upfeat.upsamplers import interpolation, joint_bilateral, loftup, naf
+from upfeat.upsamplers import interpolation, jafar, joint_bilateral, loftup, naf
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import (
     create_upsampler,
@@ -18,6 +18,7 @@ __all__ = [
     "create_upsampler",
     "from_official",
     "interpolation",
+    "jafar",
     "joint_bilateral",
     "list_upsamplers",
     "needs_feature_dim",

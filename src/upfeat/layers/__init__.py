@@ -1,0 +1,16 @@
+"""Modules that at least two upsamplers share."""
+
+from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
+from upfeat.layers.guidance import GuidanceEncoder
+from upfeat.layers.norm import RMSNorm
+from upfeat.layers.position_code import LearnedPositionCode
+from upfeat.layers.residual import PointwiseResidualBlock, pointwise_encoder
+
+__all__ = [
+    "CrossAttentionQueriesAndKeys",
+    "GuidanceEncoder",
+    "LearnedPositionCode",
+    "PointwiseResidualBlock",
+    "RMSNorm",
+    "pointwise_encoder",
+]

@@ -1,0 +1,30 @@
+"""Root-mean-square normalisation."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.RMSNorm):
+    """``torch.nn.RMSNorm`` whose mean square is never taken in half precision.
+
+    y = x / sqrt(mean(x^2) + eps) * weight over the last axis, eps = machine epsilon of the type it is
+    computed in: float32 for half precision inputs (torch would take the far larger epsilon of the
+    half type), else the input's own, as torch does.
+
+    Args:
+        normalized_shape: width of the last axis.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(2, 5, 8)
+        >>> torch.allclose(RMSNorm(8)(x), torch.nn.RMSNorm(8)(x))
+        True
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of ``x`` (..., d); same shape and type."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = None if self.weight is None else self.weight.to(wide)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x.to(wide), self.normalized_shape, weight, self.eps).to(x.dtype)

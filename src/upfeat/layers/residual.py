@@ -1,0 +1,87 @@
+"""Pre-activation residual blocks of 1x1 convolutions, and the encoders made of them.
+
+Legend: B batch, c channels in, d channels out, H W map.
+"""
+
+from torch import Tensor, nn
+
+from upfeat.ops.pointwise_residual import BlockWeights, pointwise_residual
+
+
+class PointwiseResidualBlock(nn.Module):
+    """x + conv2(SiLU(GN2(conv1(SiLU(GN1(x)))))), all convolutions 1x1 and without bias.
+
+    Group norms have 8 groups, eps 1e-5 and an affine part. If the widths differ, the identity gives
+    way to a 1x1 convolution ``shortcut``.
+
+    Args:
+        in_dim: channels c, a multiple of 8.
+        out_dim: channels d, a multiple of 8; default ``in_dim``.
+
+    Raises:
+        ValueError: a width is no multiple of 8.
+
+    Example:
+        >>> import torch
+        >>> PointwiseResidualBlock(16, 32)(torch.rand(1, 16, 5, 6)).shape
+        torch.Size([1, 32, 5, 6])
+    """
+
+    groups = 8
+
+    def __init__(self, in_dim: int, out_dim: int | None = None) -> None:
+        super().__init__()
+        out_dim = in_dim if out_dim is None else out_dim
+        if in_dim % self.groups or out_dim % self.groups:
+            raise ValueError(
+                f"group norm needs widths that are multiples of {self.groups}, got {in_dim} and {out_dim}"
+            )
+        self.norm1 = nn.GroupNorm(self.groups, in_dim)
+        self.conv1 = nn.Conv2d(in_dim, out_dim, 1, bias=False)
+        self.norm2 = nn.GroupNorm(self.groups, out_dim)
+        self.conv2 = nn.Conv2d(out_dim, out_dim, 1, bias=False)
+        same = in_dim == out_dim
+        self.shortcut = None if same else nn.Conv2d(in_dim, out_dim, 1, bias=False)
+
+    def weights(self) -> BlockWeights:
+        """Return the weights in the form that the operators take."""
+        return BlockWeights(
+            self.norm1.weight,
+            self.norm1.bias,
+            self.conv1.weight.flatten(1),
+            self.norm2.weight,
+            self.norm2.bias,
+            self.conv2.weight.flatten(1),
+            None if self.shortcut is None else self.shortcut.weight.flatten(1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, c, H, W) to (B, d, H, W)."""
+        return pointwise_residual(x, self.weights(), self.groups, self.norm1.eps)
+
+
+def pointwise_encoder(
+    in_dim: int, out_dim: int, kernel_size: int = 1, num_blocks: int = 2
+) -> nn.Sequential:
+    """Return a first convolution with reflect padding, without bias, and residual blocks.
+
+    Args:
+        in_dim: channels of the input.
+        out_dim: channels d of everything after the first convolution.
+        kernel_size: of the first convolution, odd.
+        num_blocks: number of `PointwiseResidualBlock`.
+
+    Example:
+        >>> import torch
+        >>> pointwise_encoder(3, 16, kernel_size=3)(torch.rand(1, 3, 5, 6)).shape
+        torch.Size([1, 16, 5, 6])
+    """
+    first = nn.Conv2d(
+        in_dim,
+        out_dim,
+        kernel_size,
+        padding=kernel_size // 2,
+        padding_mode="zeros" if kernel_size == 1 else "reflect",  # 1x1: spare the padding's copy
+        bias=False,
+    )
+    return nn.Sequential(first, *(PointwiseResidualBlock(out_dim) for _ in range(num_blocks)))

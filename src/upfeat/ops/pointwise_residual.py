@@ -1,0 +1,268 @@
+"""The residual block of JAFAR and AnyUp: two rounds of group norm, SiLU and 1x1 convolution.
+
+    y = shortcut(x) + W2 SiLU(GN2(W1 SiLU(GN1(x))))
+
+On a map of 448 x 448 pixels one tensor of this block takes 100 MB, and automatic differentiation
+keeps seven of them. Here the forward pass needs its output alone, the backward pass two tensors
+more; everything else lives in bands of pixels that are reused.
+
+Legend: B batch, P = H * W pixels, c channels in, d channels out.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from upfeat.ops._dispatch import compute_dtype, wants_reference, without_autocast
+from upfeat.ops.group_moments import GroupMoments, Statistics, band_pixels, group_statistics
+
+
+class BlockWeights(NamedTuple):
+    """Weights of one block: norms (c,) and (d,), ``conv1`` (d, c), ``conv2`` (d, d).
+
+    ``shortcut`` (d, c) replaces the identity where c and d differ.
+    """
+
+    norm1_weight: Tensor
+    norm1_bias: Tensor
+    conv1: Tensor
+    norm2_weight: Tensor
+    norm2_bias: Tensor
+    conv2: Tensor
+    shortcut: Tensor | None = None
+
+
+def pointwise_residual_reference(
+    x: Tensor, weights: BlockWeights, groups: int, eps: float
+) -> Tensor:
+    """The definition, operator by operator. See `pointwise_residual`."""
+    w = weights
+    hidden = F.silu(F.group_norm(x, groups, w.norm1_weight, w.norm1_bias, eps))
+    hidden = F.conv2d(hidden, w.conv1[:, :, None, None])
+    hidden = F.silu(F.group_norm(hidden, groups, w.norm2_weight, w.norm2_bias, eps))
+    hidden = F.conv2d(hidden, w.conv2[:, :, None, None])
+    return hidden + (x if w.shortcut is None else F.conv2d(x, w.shortcut[:, :, None, None]))
+
+
+def pointwise_residual(x: Tensor, weights: BlockWeights, groups: int, eps: float) -> Tensor:
+    """Apply one residual block to a map.
+
+    Args:
+        x: (B, c, H, W), any float type; channels_last is fastest.
+        weights: of the block; under autocast they and ``x`` are cast, outside they share one type.
+        groups: of both group norms; must divide c and d.
+        eps: of both group norms. Statistics are computed in float32 at least.
+
+    Returns:
+        (B, d, H, W) in the type of ``x`` (autocast's inside autocast), in channels_last strides.
+
+    Raises:
+        ValueError: if shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> weights = BlockWeights(
+        ...     torch.ones(8), torch.zeros(8), torch.eye(8),
+        ...     torch.ones(8), torch.zeros(8), torch.zeros(8, 8),
+        ... )
+        >>> x = torch.randn(1, 8, 3, 5)
+        >>> torch.equal(pointwise_residual(x, weights, groups=4, eps=1e-5), x)
+        True
+    """  # fmt: skip
+    out_dim, in_dim = weights.conv1.shape
+    if x.dim() != 4 or x.shape[1] != in_dim:
+        raise ValueError(f"x must be (B, {in_dim}, H, W) for these weights, got {tuple(x.shape)}")
+    if in_dim % groups or out_dim % groups:
+        raise ValueError(f"{groups} groups do not divide the channels {in_dim} and {out_dim}")
+    if (weights.shortcut is None) != (in_dim == out_dim):
+        raise ValueError(
+            f"a shortcut is needed exactly if the widths differ; got {in_dim} -> {out_dim} and "
+            f"{'no shortcut' if weights.shortcut is None else 'a shortcut'}"
+        )
+    if wants_reference():
+        return pointwise_residual_reference(x, weights, groups, eps)
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    norms = [w.to(compute_dtype(x)) for w in (*weights[0:2], *weights[3:5])]
+    convs = [weights.conv1.to(dtype), weights.conv2.to(dtype)]
+    shortcut = None if weights.shortcut is None else weights.shortcut.to(dtype)
+    with without_autocast(x):
+        return _PointwiseResidual.apply(x.to(dtype), *norms, *convs, shortcut, groups, eps)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(B, c, H, W) -> (B, P, c), without a copy for channels_last."""
+    return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+
+
+def _map(pixels: Tensor, like: Tensor) -> Tensor:
+    """(B, P, d) -> (B, d, H, W) as a view."""
+    return pixels.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
+def normed_silu(band: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """SiLU(band * scale + shift) for a band (p, d) and (d,) vectors."""
+    return F.silu(torch.addcmul(shift, band, scale, out=out), inplace=True)
+
+
+class _PointwiseResidual(torch.autograd.Function):
+    """Keeps its input and the four statistics; the backward pass computes the rest anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm1_weight: Tensor,
+        norm1_bias: Tensor,
+        norm2_weight: Tensor,
+        norm2_bias: Tensor,
+        conv1: Tensor,
+        conv2: Tensor,
+        shortcut: Tensor | None,
+        groups: int,
+        eps: float,
+    ) -> Tensor:
+        pixels = _pixels(x)
+        out = pixels.new_empty(*pixels.shape[:2], conv1.shape[0])
+        statistics: list[Tensor] = []
+        for item, result in zip(pixels, out, strict=True):  # (P, c), (P, d)
+            step = band_pixels(result)
+            first = group_statistics(item, groups, eps)
+            scale, shift = _in_type(first.affine(norm1_weight, norm1_bias), x)
+            moments = GroupMoments(groups, eps)
+            for start in range(0, len(item), step):
+                band = slice(start, start + step)
+                hidden = normed_silu(item[band], scale, shift)
+                moments.add(torch.mm(hidden, conv1.T, out=result[band]))
+            second = moments.statistics()
+            scale, shift = _in_type(second.affine(norm2_weight, norm2_bias), x)
+            for start in range(0, len(item), step):
+                band = slice(start, start + step)
+                hidden = normed_silu(result[band], scale, shift)
+                straight = item[band] if shortcut is None else item[band] @ shortcut.T
+                torch.addmm(straight, hidden, conv2.T, out=result[band])
+            statistics += [*first, *second]
+        ctx.groups = groups
+        ctx.save_for_backward(
+            x, norm1_weight, norm1_bias, norm2_weight, norm2_bias, conv1, conv2, shortcut,
+            *statistics,
+        )  # fmt: skip
+        return _map(out, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors[:8]
+        statistics = ctx.saved_tensors[8:]
+        pixels, grads = _pixels(x), _pixels(grad.to(x.dtype))
+        sums = [None if w is None else torch.zeros_like(w, dtype=compute_dtype(w)) for w in weights]
+        grad_x = torch.empty_like(pixels)
+        for index, item in enumerate(pixels):
+            four = statistics[4 * index : 4 * index + 4]
+            _backward_item(
+                item, grads[index], weights, Statistics(*four[:2]), Statistics(*four[2:]),
+                ctx.groups, sums, grad_x[index],
+            )  # fmt: skip
+        out = [
+            None if total is None else total.to(weight.dtype)
+            for total, weight in zip(sums, weights, strict=True)
+        ]
+        return _map(grad_x, x), *out, None, None
+
+
+def _backward_item(
+    x: Tensor,
+    grad: Tensor,
+    weights: list[Tensor | None],
+    first: Statistics,
+    second: Statistics,
+    groups: int,
+    sums: list[Tensor | None],
+    grad_x: Tensor,
+) -> None:
+    """Add one image's weight gradients to ``sums``, in the order of ``weights``; fill ``grad_x``.
+
+    x (P, c), grad (P, d). Three sweeps over the bands, because the gradient of a group norm needs two
+    sums over the whole image before any of its pixels.
+    """
+    norm1_weight, norm1_bias, norm2_weight, norm2_bias, conv1, conv2, shortcut = weights
+    sum1_weight, sum1_bias, sum2_weight, sum2_bias, sum_conv1, sum_conv2, sum_shortcut = sums
+    scale1, shift1 = _in_type(first.affine(norm1_weight, norm1_bias), x)
+    scale2, shift2 = _in_type(second.affine(norm2_weight, norm2_bias), x)
+    hidden = torch.empty_like(grad)  # (P, d), the input of the second norm
+    inner = torch.empty_like(grad)  # (P, d), gradients in the middle of the block
+    step = band_pixels(grad)
+    bands = [slice(start, start + step) for start in range(0, len(x), step)]
+
+    norm2 = _NormGradient(second)
+    for band in bands:
+        torch.mm(normed_silu(x[band], scale1, shift1), conv1.T, out=hidden[band])
+        normed = torch.addcmul(shift2, hidden[band], scale2)
+        sum_conv2 += grad[band].T @ F.silu(normed)
+        torch.mm(grad[band], conv2, out=inner[band])
+        inner[band] = torch.ops.aten.silu_backward(inner[band], normed)
+        norm2.add(inner[band], hidden[band])
+    norm2.finish(norm2_weight, groups, len(x), sum2_weight, sum2_bias)
+
+    norm1 = _NormGradient(first)
+    for band in bands:
+        below = norm2.apply(inner[band], hidden[band])  # gradient of conv1's output
+        normed = torch.addcmul(shift1, x[band], scale1)
+        sum_conv1 += below.T @ F.silu(normed)
+        grad_x[band] = torch.ops.aten.silu_backward(below @ conv1, normed)
+        norm1.add(grad_x[band], x[band])
+    norm1.finish(norm1_weight, groups, len(x), sum1_weight, sum1_bias)
+
+    for band in bands:
+        grad_x[band] = norm1.apply(grad_x[band], x[band])
+        if shortcut is None:
+            grad_x[band] += grad[band]
+        else:
+            sum_shortcut += grad[band].T @ x[band]
+            grad_x[band].addmm_(grad[band], shortcut)
+
+
+class _NormGradient:
+    """Backward pass of a group norm over bands: first the sums, then ``apply``.
+
+    With n the normalised input and g the gradient of the norm's output, the gradient of its input is
+    rstd * (weight * g - mean(weight * g) - n * mean(weight * g * n)), means over group and image.
+    """
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.mean, self.rstd = statistics
+        self.bias_sum = torch.zeros_like(self.mean, dtype=torch.float64)
+        self.weight_sum = torch.zeros_like(self.mean, dtype=torch.float64)
+
+    def add(self, grad: Tensor, x: Tensor) -> None:
+        """Add a band: gradient of the norm's output and the norm's input, both (p, d)."""
+        normed = torch.addcmul(-self.mean * self.rstd, x.to(self.mean.dtype), self.rstd)
+        self.bias_sum += grad.sum(0, dtype=self.mean.dtype)
+        self.weight_sum += normed.mul_(grad).sum(0)
+
+    def finish(
+        self, weight: Tensor, groups: int, pixels: int, weight_grad: Tensor, bias_grad: Tensor
+    ) -> None:
+        """Add the gradients of weight and bias; prepare ``apply``."""
+        weight_grad += self.weight_sum
+        bias_grad += self.bias_sum
+        width = len(weight) // groups
+        shared = torch.stack((self.bias_sum, self.weight_sum)) * weight  # (2, d)
+        means = shared.unflatten(1, (groups, width)).sum(2) / (pixels * width)  # (2, groups)
+        mean_grad, mean_slope = means.repeat_interleave(width, 1).to(self.mean.dtype)  # (d,) each
+        self.scale = weight * self.rstd
+        self.slope = -self.rstd.square() * mean_slope
+        self.shift = -self.rstd * mean_grad - self.slope * self.mean
+
+    def apply(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient of the norm's input for a band, in the type of ``grad``."""
+        out = torch.addcmul(self.shift, grad.to(self.scale.dtype), self.scale)
+        return out.addcmul_(x.to(self.scale.dtype), self.slope).to(grad.dtype)
+
+
+def _in_type(vectors: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    return vectors[0].to(like.dtype), vectors[1].to(like.dtype)

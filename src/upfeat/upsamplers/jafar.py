@@ -1,0 +1,268 @@
+"""JAFAR: queries from the image, keys from image and features, values are the raw features.
+
+Paper: Couairon et al., "JAFAR: Jack up Any Feature at Any Resolution", 2025, arXiv 2506.11136.
+Original: github.com/PaulCouairon/JAFAR at 94d4d545 (Apache-2.0). Weights: its release page.
+
+Every output pixel is a convex combination of all low-resolution features. Keys are the encoded image,
+pooled to the low-resolution grid and modulated by the features (section 3.3, spatial feature transform);
+the attention weights are averaged over the heads. Where the paper's text and the published weights
+differ the weights win: queries are normalised and pass a 3x3 convolution after pooling.
+
+Legend: B batch, C feature channels, K value channels, d query/key channels, h w low-resolution
+grid, H W guidance image, H' W' output, N = H'W', n = hw.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.checkpoints import HubFile, inert_globals
+from upfeat.errors import CheckpointError
+from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, pointwise_encoder
+from upfeat.layers.cross_attention import convert_multihead_attention
+from upfeat.ops import head_averaged_attention
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.weights import Checkpoint
+
+Triple = tuple[float, float, float]
+
+HALF: Triple = (0.5, 0.5, 0.5)
+CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+
+
+class SpatialFeatureTransform(nn.Module):
+    """gamma(S) * x + beta(S) with 1x1 convolutions; gamma is not offset by one."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Conv2d(dim, dim, 1, bias=False)
+        self.beta = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, x: Tensor, semantics: Tensor) -> Tensor:
+        """Modulate ``x`` by ``semantics``, both (B, d, h, w)."""
+        return self.gamma(semantics) * x + self.beta(semantics)
+
+
+# -- published weights ------------------------------------------------------------------------------
+
+
+def _record(
+    tag: str,
+    model: str,
+    feature_dim: int,
+    mean: Triple,
+    std: Triple,
+    backbone_license: str,
+    *,
+    backbone: str | None = None,
+    note: str = "",
+) -> Checkpoint:
+    file = f"{model}.pth"
+    address = f"https://github.com/PaulCouairon/JAFAR/releases/download/Weights/{file}"
+    return Checkpoint(
+        tag=tag,
+        file=HubFile(filename=file, url=address),
+        backbone=f"timm/{backbone or model}",
+        feature_dim=feature_dim,
+        image_mean=mean,
+        image_std=std,
+        training_data="ImageNet-1k train, 448 x 448, 400,000 images (100,000 steps of 4)",
+        code_license="Apache-2.0",
+        weights_license="not stated (the code is Apache-2.0)",
+        backbone_license=backbone_license,
+        paper="2506.11136",
+        config={"num_heads": 4},
+        note=note or "The guidance image is normalised as the backbone's input.",
+    )
+
+
+SWAPPED = (
+    "The original README swaps the links of ViT-B/16 and DINO ViT-B/16; this record goes by the file "
+    "name. The guidance image is normalised as the backbone's input."
+)
+
+CHECKPOINTS = (
+    _record(
+        "dinov2_vits14",
+        "vit_small_patch14_dinov2.lvd142m",
+        384,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        "Apache-2.0",
+    ),
+    _record(
+        "dinov2_vitb14",
+        "vit_base_patch14_dinov2.lvd142m",
+        768,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        "Apache-2.0",
+    ),
+    _record(
+        "dinov2_vits14_reg",
+        "vit_small_patch14_reg4_dinov2",
+        384,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        "Apache-2.0",
+        backbone="vit_small_patch14_reg4_dinov2.lvd142m",
+    ),
+    _record(
+        "dino_vitb16",
+        "vit_base_patch16_224.dino",
+        768,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        "Apache-2.0",
+        note=SWAPPED,
+    ),
+    _record(
+        "augreg_vitb16",
+        "vit_base_patch16_224",
+        768,
+        HALF,
+        HALF,
+        "Apache-2.0",
+        backbone="vit_base_patch16_224.augreg2_in21k_ft_in1k",
+        note=SWAPPED,
+    ),
+    _record(
+        "clip_vitb16_384",
+        "vit_base_patch16_clip_384",
+        768,
+        CLIP_MEAN,
+        CLIP_STD,
+        "Apache-2.0",
+        backbone="vit_base_patch16_clip_384.laion2b_ft_in12k_in1k",
+        note="The backbone is a CLIP finetuned as a classifier: 768 channels and no text space.",
+    ),
+    _record(
+        "siglip2_vitb16_512",
+        "vit_base_patch16_siglip_512.v2_webli",
+        768,
+        HALF,
+        HALF,
+        "Apache-2.0",
+    ),
+)
+
+# What a training checkpoint's configuration object names.
+OMEGACONF = (
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+)
+
+# Official key -> ours, by the first part; the rest of the key stays.
+PARTS = {
+    "image_encoder": "guidance.image_encoder",
+    "key_encoder": "guidance.key_encoder",
+    "query_encoder": "guidance.query_encoder",
+    "rope": "guidance.rope",
+    "key_features_encoder": "key_features_encoder",
+    "sft_key": "sft_key",
+}
+
+
+@register_upsampler("jafar", checkpoints=CHECKPOINTS)
+class Jafar(Upsampler):
+    """JAFAR (arXiv 2506.11136): global cross-attention with head-averaged weights on raw features.
+
+    Official state dicts load strictly, in both layouts of the attention's projections. The
+    original's attention also stores a value path (``norm_v``, value and output projections) that has no
+    influence on the output: those tensors must be there in the right shapes, and are dropped.
+
+    Args:
+        feature_dim: channels C of the features (``v_dim`` of the original).
+        qk_dim: channels d of queries and keys, a multiple of 8 and of ``num_heads``.
+        kernel_size: of the first image convolution, odd.
+        num_heads: heads of the attention.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=32)
+        >>> up(torch.rand(1, 3, 28, 42), torch.rand(1, 16, 2, 3), output_size=(14, 21)).shape
+        torch.Size([1, 16, 14, 21])
+    """
+
+    info = UpsamplerInfo(
+        name="jafar",
+        summary="Cross-attention of image queries to all low-resolution features, kept raw.",
+        paper="JAFAR: Jack up Any Feature at Any Resolution",
+        year=2025,
+        arxiv="2506.11136",
+        code="https://github.com/PaulCouairon/JAFAR",
+        code_license="Apache-2.0",
+        weights_license="not stated (the code is Apache-2.0)",
+        commutes_with_head=True,
+    )
+    official_keys = ("jafar",)
+    official_globals = (*inert_globals(OMEGACONF), Any, defaultdict, dict, int, list)
+
+    def __init__(
+        self, feature_dim: int, qk_dim: int = 128, kernel_size: int = 1, num_heads: int = 4
+    ) -> None:
+        super().__init__()
+        self.guidance = GuidanceEncoder(qk_dim, kernel_size)
+        self.key_features_encoder = pointwise_encoder(feature_dim, qk_dim)
+        self.sft_key = SpatialFeatureTransform(qk_dim)
+        self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
+
+    def keys(self, encoded: Tensor, features: Tensor) -> Tensor:
+        """Modulate the pooled image keys (B, d, h, w) by the features (B, C, h, w): (B, n, d)."""
+        semantics = self.key_features_encoder(F.normalize(features, dim=1))  # (B, d, h, w)
+        return self.attention.keys(self.sft_key(F.group_norm(encoded, 8), semantics))
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
+        out = head_averaged_attention(
+            self.attention.queries(F.group_norm(query, 8)),  # (B, N, d)
+            self.keys(key, features),  # (B, n, d)
+            values.flatten(2).transpose(1, 2),  # (B, K, h, w) -> (B, n, K)
+            self.attention.num_heads,
+        )
+        return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, K) -> (B, K, H', W')
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read the sizes from the tensors; ``num_heads`` cannot be read and is 4 by default."""
+        prefix = "guidance." if "guidance.rope.freqs" in state else ""
+        qk_dim, feature_dim = state["key_features_encoder.0.weight"].shape[:2]
+        kernel_size = state[f"{prefix}image_encoder.0.weight"].shape[-1]
+        return {"feature_dim": feature_dim, "qk_dim": qk_dim, "kernel_size": kernel_size}
+
+    @classmethod
+    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the official keys and drop the value path; a state dict of ours passes through."""
+        if "guidance.rope.freqs" in state:
+            return dict(state)
+        decoder = "cross_decode."
+        feature_dim = state["key_features_encoder.0.weight"].shape[1]
+        out: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            part, _, rest = key.partition(".")
+            if not key.startswith(decoder):
+                out[f"{PARTS.get(part, part)}.{rest}"] = tensor
+            elif key in (f"{decoder}conv2d.weight", *(_norm(decoder, x) for x in "qk")):
+                out["attention." + ".".join(key.split(".")[-2:])] = tensor
+        if (norm := state.get(_norm(decoder, "v"))) is None or len(norm) != feature_dim:
+            raise CheckpointError(
+                f"{_norm(decoder, 'v')} must be there and have {feature_dim} elements"
+            )
+        attention = convert_multihead_attention(
+            state, f"{decoder}cross_attn.attention.", feature_dim
+        )
+        return out | {f"attention.{key}": tensor for key, tensor in attention.items()}
+
+
+def _norm(decoder: str, which: str) -> str:
+    return f"{decoder}cross_attn.norm_{which}.weight"
