@@ -53,22 +53,24 @@ class CrossAttentionQueriesAndKeys(nn.Module):
         return self.k_proj(self.norm_k(tokens))
 
 
-def convert_multihead_attention(
-    state: Mapping[str, Tensor], prefix: str, value_dim: int
+def convert_cross_decode(
+    state: Mapping[str, Tensor], value_dim: int, unused: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Tensor]:
-    """Take ``q_proj`` and ``k_proj`` out of the state of a ``torch.nn.MultiheadAttention``.
+    """Map the ``cross_decode.*`` tensors of an official state dict to this module's keys.
 
-    The value projection, the value third of the input bias and the output projection never reach
-    the head-averaged weights. They must be there in the right shapes, and are then dropped.
+    The original keeps a ``torch.nn.MultiheadAttention``, whose value projection, value bias and output
+    projection never reach the head-averaged weights. They must be there in the right shapes, and are
+    then dropped.
 
     Args:
-        state: a state dict that holds the module's tensors under ``prefix``.
-        prefix: of the module, with its final dot.
-        value_dim: width of the values: equal to d the three projections are packed in one
-            ``in_proj_weight`` (3d, d), otherwise there is one tensor for each.
+        state: official state dict; keys outside ``cross_decode`` are ignored.
+        value_dim: width of the attention's values. Equal to d, the three projections are packed in
+            one ``in_proj_weight`` (3d, d); otherwise there is one tensor for each.
+        unused: further tensors without influence, key below ``cross_attn.`` to shape.
 
     Returns:
-        ``q_proj.weight``, ``q_proj.bias``, ``k_proj.weight``, ``k_proj.bias``.
+        State dict of `CrossAttentionQueriesAndKeys`; an official key that is none of the above stays
+        under its full name, so that strict loading reports it.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -76,32 +78,43 @@ def convert_multihead_attention(
     Example:
         >>> import torch
         >>> module = torch.nn.MultiheadAttention(8, 2)
-        >>> state = {f"attention.{key}": value for key, value in module.state_dict().items()}
-        >>> sorted(convert_multihead_attention(state, "attention.", value_dim=8))
-        ['k_proj.bias', 'k_proj.weight', 'q_proj.bias', 'q_proj.weight']
+        >>> prefix = "cross_decode.cross_attn."
+        >>> state = {f"{prefix}attention.{key}": value for key, value in module.state_dict().items()}
+        >>> state |= {f"{prefix}norm_q.weight": torch.ones(8), f"{prefix}norm_k.weight": torch.ones(8)}
+        >>> state["cross_decode.conv2d.weight"] = torch.zeros(8, 8, 3, 3)
+        >>> sorted(convert_cross_decode(state, value_dim=8))[:3]
+        ['conv2d.weight', 'k_proj.bias', 'k_proj.weight']
     """
-    bias = _take(state, f"{prefix}in_proj_bias", None)
-    dim = len(bias) // 3
-    if f"{prefix}in_proj_weight" in state:
-        query, key, _ = _take(state, f"{prefix}in_proj_weight", (3 * dim, dim)).chunk(3)
-    else:
-        query = _take(state, f"{prefix}q_proj_weight", (dim, dim))
-        key = _take(state, f"{prefix}k_proj_weight", (dim, dim))
-        _take(state, f"{prefix}v_proj_weight", (dim, value_dim))
-    _take(state, f"{prefix}out_proj.weight", (dim, dim))
-    _take(state, f"{prefix}out_proj.bias", (dim,))
-    return {
-        "q_proj.weight": query,
-        "q_proj.bias": bias[:dim],
-        "k_proj.weight": key,
-        "k_proj.bias": bias[dim : 2 * dim],
+    root = "cross_decode."
+    rest = {key: tensor for key, tensor in state.items() if key.startswith(root)}
+
+    def take(key: str, *shape: int) -> Tensor:
+        if (tensor := rest.pop(f"{root}{key}", None)) is None:
+            raise CheckpointError(f"the state dict lacks {root}{key}; is the file complete?")
+        if shape and tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{root}{key} has shape {shape_text(tensor)}, expected {tuple(shape)}"
+            )
+        return tensor
+
+    norm_q = take("cross_attn.norm_q.weight")
+    dim = len(norm_q)
+    out = {
+        "conv2d.weight": take("conv2d.weight"),
+        "norm_q.weight": norm_q,
+        "norm_k.weight": take("cross_attn.norm_k.weight"),
     }
-
-
-def _take(state: Mapping[str, Tensor], key: str, shape: tuple[int, ...] | None) -> Tensor:
-    if key not in state:
-        raise CheckpointError(f"the state dict lacks {key}; is the file complete?")
-    tensor = state[key]
-    if shape is not None and tuple(tensor.shape) != shape:
-        raise CheckpointError(f"{key} has shape {shape_text(tensor)}, expected {shape}")
-    return tensor
+    attention = "cross_attn.attention."
+    if value_dim == dim:
+        query, key, _ = take(f"{attention}in_proj_weight", 3 * dim, dim).chunk(3)
+    else:
+        query = take(f"{attention}q_proj_weight", dim, dim)
+        key = take(f"{attention}k_proj_weight", dim, dim)
+        take(f"{attention}v_proj_weight", dim, value_dim)
+    query_bias, key_bias, _ = take(f"{attention}in_proj_bias", 3 * dim).chunk(3)
+    take(f"{attention}out_proj.weight", dim, dim)
+    take(f"{attention}out_proj.bias", dim)
+    for name, shape in (unused or {}).items():
+        take(f"cross_attn.{name}", *shape)
+    out |= {"q_proj.weight": query, "q_proj.bias": query_bias}
+    return out | {"k_proj.weight": key, "k_proj.bias": key_bias} | rest

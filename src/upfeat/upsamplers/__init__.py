@@ -1,6 +1,6 @@
 """Upsamplers: one file a method, one contract, one registry."""
 
-from upfeat.upsamplers import interpolation, jafar, joint_bilateral, loftup, naf
+from upfeat.upsamplers import anyup, interpolation, jafar, joint_bilateral, loftup, naf
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import (
     create_upsampler,
@@ -15,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "Upsampler",
     "UpsamplerInfo",
+    "anyup",
     "create_upsampler",
     "from_official",
     "interpolation",

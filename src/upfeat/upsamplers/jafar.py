@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile, inert_globals
-from upfeat.errors import CheckpointError
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, pointwise_encoder
-from upfeat.layers.cross_attention import convert_multihead_attention
+from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.ops import head_averaged_attention
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
@@ -245,24 +244,13 @@ class Jafar(Upsampler):
         """Rename the official keys and drop the value path; a state dict of ours passes through."""
         if "guidance.rope.freqs" in state:
             return dict(state)
-        decoder = "cross_decode."
         feature_dim = state["key_features_encoder.0.weight"].shape[1]
-        out: dict[str, Tensor] = {}
+        attention = convert_cross_decode(
+            state, feature_dim, unused={"norm_v.weight": (feature_dim,)}
+        )
+        out = {f"attention.{key}": tensor for key, tensor in attention.items()}
         for key, tensor in state.items():
             part, _, rest = key.partition(".")
-            if not key.startswith(decoder):
+            if part != "cross_decode":
                 out[f"{PARTS.get(part, part)}.{rest}"] = tensor
-            elif key in (f"{decoder}conv2d.weight", *(_norm(decoder, x) for x in "qk")):
-                out["attention." + ".".join(key.split(".")[-2:])] = tensor
-        if (norm := state.get(_norm(decoder, "v"))) is None or len(norm) != feature_dim:
-            raise CheckpointError(
-                f"{_norm(decoder, 'v')} must be there and have {feature_dim} elements"
-            )
-        attention = convert_multihead_attention(
-            state, f"{decoder}cross_attn.attention.", feature_dim
-        )
-        return out | {f"attention.{key}": tensor for key, tensor in attention.items()}
-
-
-def _norm(decoder: str, which: str) -> str:
-    return f"{decoder}cross_attn.norm_{which}.weight"
+        return out

@@ -1,0 +1,398 @@
+"""AnyUp: one set of weights for the features of every backbone.
+
+Paper: Wimmer et al., "AnyUp: Universal Feature Upsampling", ICLR 2026, arXiv 2510.12764.
+Original: github.com/wimmerth/anyup at 351807a9 (CC-BY-4.0). Weights: its release page.
+
+As in JAFAR, an output pixel is a convex combination of raw low-resolution features. New are the
+feature unification (section 3.2), which maps any number of channels to a fixed number, and local
+attention: a query sees a window of the low-resolution grid around its own place (section 3.3).
+
+Legend: B batch, C feature channels, K value channels, d query/key channels, O filters of the
+unification, h w low-resolution grid, H W guidance image, H' W' output, N = H'W', n = hw.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from upfeat.checkpoints import HubFile, inert_globals
+from upfeat.errors import CheckpointError
+from upfeat.layers import (
+    CrossAttentionQueriesAndKeys,
+    GuidanceEncoder,
+    PointwiseResidualBlock,
+    pointwise_encoder,
+)
+from upfeat.layers.cross_attention import convert_cross_decode
+from upfeat.ops import cross_scale_neighborhood_attention, windowed_attention
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.weights import Checkpoint
+
+Unification = Literal["released", "filterwise"]
+Attention = Literal["window", "natten"]
+
+# Responses of all channels to all filters, (rows, w, C, O), that exist at a time.
+UNIFICATION_BYTES = 48 * 2**20
+
+
+class FeatureUnification(nn.Module):
+    """Section 3.2: responses to O learned filters, a softmax, the mean over the channels.
+
+    Every channel is correlated with every filter (zero padding, divided by the number of taps inside
+    the map). In the paper the softmax runs over the filters of one channel ("filterwise"). The
+    published code lays the C * O responses of a position out channel by channel and then reads them
+    as O rows of C: flat index g = c * O + o belongs to row g // C, and its softmax runs over those rows.
+    The published weights were trained so; that layout is "released", and the channels' order matters.
+
+    Args:
+        filters: O.
+        kernel_size: of the filters, odd.
+        layout: "released" or "filterwise".
+        gaussian_derivatives: start from derivatives of a Gaussian instead of noise.
+    """
+
+    def __init__(
+        self, filters: int, kernel_size: int, layout: Unification, gaussian_derivatives: bool
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        basis = (
+            gaussian_derivative_basis(filters, kernel_size)
+            if gaussian_derivatives
+            else torch.randn(filters, kernel_size, kernel_size)
+        )
+        self.basis = nn.Parameter(basis[:, None])  # (O, 1, k, k)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, C, h, w) of any width to (B, O, h, w), in bands of rows."""
+        _, channels, height, width = features.shape
+        filters, _, kernel, _ = self.basis.shape
+        padded = F.pad(features, [kernel // 2] * 4)
+        inside = features.new_ones(1, 1, height, width)
+        taps = F.conv2d(inside, torch.ones_like(self.basis[:1]), padding=kernel // 2)  # (1, 1, h, w)
+        row_bytes = width * channels * filters * features.element_size()
+        rows = height if torch.compiler.is_compiling() else max(1, UNIFICATION_BYTES // row_bytes)
+        recompute = torch.is_grad_enabled() and rows < height
+        items = []
+        for item in padded.split(1):  # (1, C, h + k - 1, w + k - 1)
+            bands = []
+            for start in range(0, height, rows):
+                stop = min(start + rows, height)
+                band = item[:, :, start : stop + kernel - 1], taps[:, :, start:stop]
+                if recompute:
+                    bands.append(checkpoint(self._band, *band, use_reentrant=False))
+                else:
+                    bands.append(self._band(*band))
+            items.append(torch.cat(bands, dim=2))
+        return torch.cat(items)
+
+    def _band(self, padded: Tensor, taps: Tensor) -> Tensor:
+        """Unify rows of one item: padded (1, C, rows + k - 1, w + k - 1) -> (1, O, rows, w)."""
+        channels = padded.shape[1]
+        filters, _, kernel, _ = self.basis.shape
+        rows, width = taps.shape[2:]
+        patches = padded.unfold(2, kernel, 1).unfold(3, kernel, 1)[0]  # (C, rows, w, k, k)
+        patches = patches.permute(1, 2, 0, 3, 4).flatten(3).flatten(0, 1)  # (rows * w, C, k * k)
+        patches = patches / taps.reshape(-1, 1, 1)
+        responses = patches @ self.basis.flatten(1).T.to(patches.dtype)  # (rows * w, C, O)
+        if self.layout == "released":  # the same numbers read as O rows of C
+            responses = responses.flatten(1).unflatten(1, (filters, channels))  # (rows * w, O, C)
+        else:
+            responses = responses.transpose(1, 2)  # (rows * w, O, C)
+        unified = responses.softmax(1).mean(2)  # (rows * w, O)
+        return unified.T.unflatten(1, (rows, width))[None]
+
+
+def gaussian_derivative_basis(filters: int, kernel_size: int) -> Tensor:
+    """Return the first ``filters`` separable derivatives of a Gaussian, (filters, k, k).
+
+    Orders 0, 1, 2, …, within an order by rising horizontal order. The n-th factor in one dimension is
+    (-1)^n He_n(z) g(z) with z = x / sigma, sigma = (k // 2) / 1.645 and g the normal density; He_n are
+    the probabilists' Hermite polynomials.
+
+    Example:
+        >>> gaussian_derivative_basis(3, 5)[2, 2].sign().tolist()
+        [1.0, 1.0, 0.0, -1.0, -1.0]
+    """
+    radius = kernel_size // 2
+    sigma = radius / 1.645
+    z = torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma  # (k,)
+    density = torch.exp(-z.square() / 2) / (sigma * math.sqrt(2 * math.pi))
+    order = 0
+    while (order + 1) * (order + 2) // 2 < filters:
+        order += 1
+    hermite = [torch.ones_like(z), z]
+    for n in range(1, order):
+        hermite.append(z * hermite[n] - n * hermite[n - 1])
+    factors = [(-1) ** n * hermite[n] * density for n in range(order + 1)]
+    kernels = [
+        torch.outer(factors[total - i], factors[i])
+        for total in range(order + 1)
+        for i in range(total + 1)
+    ]
+    return torch.stack(kernels[:filters]).to(torch.get_default_dtype())
+
+
+def natten_kernel(window_ratio: float, cells: int) -> int:
+    """Return the cells that the neighbourhood variant sees along an axis of ``cells`` cells.
+
+    Example:
+        >>> natten_kernel(0.1, 16), natten_kernel(0.1, 20), natten_kernel(0.0, 16)
+        (3, 5, 16)
+    """
+    if not 0 < window_ratio < 0.5:
+        return cells
+    kernel = max(round(2 * window_ratio * cells), 3)
+    return kernel + (kernel + 1) % 2
+
+
+def _record(tag: str, release: str, sha256: str, backbone: str) -> Checkpoint:
+    file = f"anyup_{tag}.pth"
+    address = f"https://github.com/wimmerth/anyup/releases/download/{release}/{file}"
+    return Checkpoint(
+        tag=tag,
+        file=HubFile(filename=file, url=address, sha256=sha256),
+        backbone=backbone,
+        feature_dim=None,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        training_data="ImageNet-1k train, shorter side at least 448, 400,000 images (100,000 steps of 4)",
+        code_license="CC-BY-4.0",
+        weights_license="CC-BY-4.0",
+        backbone_license="none needed: the weights serve any backbone",
+        paper="2510.12764",
+        config={"num_heads": 4, "window_ratio": 0.1},
+        note="ImageNet mean and std for the guidance image, whatever the backbone.",
+    )
+
+
+CHECKPOINTS = (
+    _record(
+        "paper",
+        "checkpoint",
+        "9d035c0f27114a6f32bdd3d8ed93b6cd39dad4b8f8bf94e69fddbfbf022901b2",
+        "any; trained on DINOv2 ViT-S/14",
+    ),
+    _record(
+        "multi_backbone",
+        "checkpoint_v2",
+        "b6cc407da8986c7e5c9098e61f7531767a9aca8fff20a1bc6c99d488e61aac59",
+        "any; trained on DINOv2 ViT-S/14 with and without registers, CLIP, SigLIP 2 and ViT-B/16",
+    ),
+)
+
+# What a training checkpoint's configuration object names.
+OMEGACONF = (
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+)
+
+# Official key -> ours: by the first part, and the numbers of a residual block's layers.
+PARTS = {
+    "image_encoder": "guidance.image_encoder",
+    "key_encoder": "guidance.key_encoder",
+    "query_encoder": "guidance.query_encoder",
+    "rope": "guidance.rope",
+}
+LAYERS = {
+    ".block.0.": ".norm1.",
+    ".block.2.": ".conv1.",
+    ".block.3.": ".norm2.",
+    ".block.5.": ".conv2.",
+}
+
+
+@register_upsampler("anyup", checkpoints=CHECKPOINTS)
+class AnyUp(Upsampler):
+    """AnyUp (arXiv 2510.12764): local cross-attention on raw features of any backbone.
+
+    Official state dicts load strictly; the value path of the original's attention has no influence on
+    the output: its tensors must be there in the right shapes, and are dropped.
+
+    Args:
+        qk_dim: channels d of queries and keys, a multiple of 8 and of ``num_heads``.
+        kernel_size: of the first image convolution, odd.
+        kernel_size_lfu: of the feature unification's filters, odd.
+        window_ratio: half width of a query's window as a share of the image; 0 sees everything.
+        num_heads: heads of the attention.
+        init_gaussian_derivatives: start the unification from derivatives of a Gaussian.
+        lfu_dim: filters O of the unification; default ``qk_dim``.
+        attention: "window", as published; "natten": the original's NATTEN decoder, a fixed number of
+            low-resolution cells for each query (weights convert from the plain ones; the outputs
+            are close, not equal).
+        unification: "released", the layout of the published weights; "filterwise", as the paper
+            describes it (see `FeatureUnification`). Not interchangeable for trained weights.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("anyup", qk_dim=16)
+        >>> up(torch.rand(1, 3, 28, 42), torch.rand(1, 10, 4, 6), output_size=(14, 21)).shape
+        torch.Size([1, 10, 14, 21])
+    """
+
+    info = UpsamplerInfo(
+        name="anyup",
+        summary="Local cross-attention of image queries to raw features of any backbone.",
+        paper="AnyUp: Universal Feature Upsampling",
+        year=2026,
+        arxiv="2510.12764",
+        code="https://github.com/wimmerth/anyup",
+        code_license="CC-BY-4.0",
+        weights_license="CC-BY-4.0",
+        universal=True,
+        commutes_with_head=True,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    )
+    official_keys = ("anyup",)
+    official_globals = (*inert_globals(OMEGACONF), Any, defaultdict, dict, int, list)
+
+    def __init__(
+        self,
+        qk_dim: int = 128,
+        kernel_size: int = 1,
+        kernel_size_lfu: int = 5,
+        window_ratio: float = 0.1,
+        num_heads: int = 4,
+        init_gaussian_derivatives: bool = False,
+        lfu_dim: int | None = None,
+        attention: Attention = "window",
+        unification: Unification = "released",
+    ) -> None:
+        super().__init__()
+        if attention not in ("window", "natten"):
+            raise ValueError(f"attention must be 'window' or 'natten', got {attention!r}")
+        if unification not in ("released", "filterwise"):
+            raise ValueError(f"unification must be 'released' or 'filterwise', got {unification!r}")
+        filters = qk_dim if lfu_dim is None else lfu_dim
+        self.kind = attention
+        self.window_ratio = window_ratio
+        self.guidance = GuidanceEncoder(qk_dim, kernel_size)
+        self.key_features_encoder = nn.Sequential(
+            FeatureUnification(filters, kernel_size_lfu, unification, init_gaussian_derivatives),
+            PointwiseResidualBlock(filters, qk_dim),
+            PointwiseResidualBlock(qk_dim),
+        )
+        self.aggregation = pointwise_encoder(2 * qk_dim, qk_dim, kernel_size=3)
+        self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
+
+    def keys(self, encoded: Tensor, features: Tensor) -> Tensor:
+        """Join the pooled image keys (B, d, h, w) and the features (B, C, h, w): (B, n, d)."""
+        semantics = self.key_features_encoder(F.normalize(features, dim=1))  # (B, d, h, w)
+        return self.attention.keys(self.aggregation(torch.cat((encoded, semantics), dim=1)))
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        values: Tensor,
+        output_size: tuple[int, int],
+        rows: tuple[int, int],
+    ) -> Tensor:
+        """Mix values (B, K, h, w) for the queries (B, R * W', d) of output rows ``rows``: (B, R * W', K)."""
+        grid = (values.shape[2], values.shape[3])
+        heads = self.attention.num_heads
+        if self.kind == "window":
+            return windowed_attention(
+                query, key, values.flatten(2).transpose(1, 2), heads,
+                output_size=output_size, grid_size=grid, window_ratio=self.window_ratio, rows=rows,
+            )  # fmt: skip
+        out = cross_scale_neighborhood_attention(
+            query.unflatten(1, (-1, output_size[1])).permute(0, 3, 1, 2),  # (B, d, R, W')
+            key.unflatten(1, grid).permute(0, 3, 1, 2),  # (B, d, h, w)
+            values,
+            heads,
+            kernel_size=self._kernel(grid),
+            output_size=output_size,
+            head_values="shared",
+            rows=rows,
+        )
+        return out.flatten(2).transpose(1, 2)  # (B, K, R, W') -> (B, R * W', K)
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
+        out = self.attend(
+            self.attention.queries(query),  # (B, N, d)
+            self.keys(key, features),  # (B, n, d)
+            values,
+            output_size,
+            (0, output_size[0]),
+        )
+        return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, K) -> (B, K, H', W')
+
+    def _kernel(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return natten_kernel(self.window_ratio, grid[0]), natten_kernel(self.window_ratio, grid[1])
+
+    def _check(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+    ) -> None:
+        """Refuse grids below 2x2, and what the NATTEN variant cannot do."""
+        super()._check(image, features, output_size, values)
+        grid = (features.shape[2], features.shape[3])
+        least = 2 if self.kind == "window" else 3
+        if min(grid) < least:
+            raise ValueError(
+                f"anyup needs a feature grid of at least {least}x{least}, got {grid[0]}x{grid[1]}; "
+                "give the backbone a larger image"
+            )
+        if self.kind == "natten":
+            kernel = self._kernel(grid)
+            if any(k > n or size < n for k, n, size in zip(kernel, grid, output_size, strict=True)):
+                raise ValueError(
+                    f"attention='natten' needs an output at least as large as the grid and a window "
+                    f"of {kernel} cells inside it, got output {output_size} and grid {grid}; use "
+                    "attention='window', or another size or window_ratio"
+                )
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read the sizes; ``num_heads`` and ``window_ratio`` cannot be read and take the defaults."""
+        prefix = "guidance." if "guidance.rope.freqs" in state else ""
+        filters, _, kernel_size_lfu, _ = state["key_features_encoder.0.basis"].shape
+        qk_dim = state[f"{prefix}rope.freqs"].shape[1]
+        return {
+            "qk_dim": qk_dim,
+            "kernel_size": state[f"{prefix}image_encoder.0.weight"].shape[-1],
+            "kernel_size_lfu": kernel_size_lfu,
+            "lfu_dim": None if filters == qk_dim else filters,
+            "attention": "natten" if "cross_decode.norm_q.weight" in state else "window",
+        }
+
+    @classmethod
+    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the official keys, of the plain and of the NATTEN decoder; ours pass through."""
+        if "guidance.rope.freqs" in state:
+            return dict(state)
+        decoder = "cross_decode."
+        if f"{decoder}norm_q.weight" in state:  # the NATTEN decoder has no value path
+            attention = {
+                key.removeprefix(decoder).removeprefix("cross_attn."): tensor.flatten(1)
+                if key.endswith("_proj.weight")
+                else tensor
+                for key, tensor in state.items()
+                if key.startswith(decoder)
+            }
+        else:
+            qk_dim = state["rope.freqs"].shape[1]
+            attention = convert_cross_decode(state, value_dim=qk_dim)
+        out = {f"attention.{key}": tensor for key, tensor in attention.items()}
+        for key, tensor in state.items():
+            part, _, rest = key.partition(".")
+            if part != "cross_decode":
+                name = f"{PARTS.get(part, part)}.{rest}"
+                for official, ours in LAYERS.items():
+                    name = name.replace(official, ours)
+                out[name] = tensor
+        return out
