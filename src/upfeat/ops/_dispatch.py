@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 @cache
@@ -118,10 +117,9 @@ class _Recomputed(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *residuals = ctx.saved_tensors
-        with without_autocast(query):
+        with torch.no_grad(), without_autocast(query):
             if ctx.kernel is not None:
                 grads = ctx.kernel.backward(
                     grad_output, query, key, value, tuple(residuals), **ctx.options
@@ -136,7 +134,27 @@ class _Recomputed(torch.autograd.Function):
                     needs=ctx.needs_input_grad[:3],
                     **ctx.options,
                 )
+        if torch.is_grad_enabled():  # create_graph=True: a second derivative may be asked for
+            grads = tuple(
+                None if grad is None else _Once.apply(grad, grad_output, query, key, value)
+                for grad in grads
+            )
         return *grads, None, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on the inputs in a way that was not recorded."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *inputs: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "second derivatives of the attention operators are not available; call the operator's "
+            "*_reference function where you need them."
+        )
 
 
 class Scratch:
@@ -185,7 +203,7 @@ def check_heads(query: Tensor, key: Tensor, num_heads: int, channel_dim: int) ->
         raise ValueError(
             f"query has {width} channels and key {key_width}; both must have the same number."
         )
-    if num_heads < 1 or width % num_heads:
+    if num_heads < 1 or width < 1 or width % num_heads:
         raise ValueError(
             f"num_heads={num_heads} does not divide the {width} channels of query and key; "
             "choose a divisor."

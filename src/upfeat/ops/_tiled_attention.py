@@ -94,7 +94,8 @@ class _Run:
     def tokens(self, fine: Tensor, groups: int) -> Tensor:
         """A view of the tiles of (R, C, x): (T, groups, tile rows, tile columns, x / groups)."""
         part = fine[self.rows, self.cols].unflatten(1, (len(self.cell_cols), self.tile[1]))
-        return part.unflatten(-1, (groups, -1)).permute(1, 3, 0, 2, 4)
+        part = part.unflatten(-1, (groups, fine.shape[-1] // groups))  # (tile r, T, tile c, G, x)
+        return part.permute(1, 3, 0, 2, 4)
 
     def split(self, fine: Tensor, buffer: Tensor) -> Tensor:
         """(R, C, G*x) to the queries of all tiles, (T, G, Q, x)."""
@@ -186,7 +187,7 @@ def _prepare(
 ) -> tuple[Tensor, Tensor]:
     """(h, w, d) and (h, w, K) to (heads, h, w, d/heads), scaled, and (G, h, w, K/G)."""
     k = key.to(scratch.dtype).unflatten(-1, (num_heads, -1)) * scale
-    v = value.to(scratch.dtype).unflatten(-1, (groups, -1))
+    v = value.to(scratch.dtype).unflatten(-1, (groups, value.shape[-1] // groups))
     if groups == 1:
         v = v / num_heads  # the mean over heads, taken once on the small side
     return k.permute(2, 0, 1, 3).contiguous(), v.permute(2, 0, 1, 3).contiguous()

@@ -16,8 +16,8 @@ from torch import Tensor
 from upfeat.ops import _dispatch
 from upfeat.ops._tiled_attention import LocalWindows, tiled_backward, tiled_forward
 
-DEFAULT_MAX_BYTES = 4 * 2**20
-"""All buffers of one run of tiles: they stay in the second-level cache."""
+DEFAULT_MAX_BYTES = 8 * 2**20
+"""All buffers of one run of tiles; a few MB stay in the caches between the steps."""
 
 Span = tuple[int, int]
 
