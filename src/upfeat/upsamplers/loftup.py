@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile, inert_globals
 from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, Workspace, prepare_kernel
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -32,6 +33,8 @@ from upfeat.upsamplers.base import (
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
+BAND_TOKENS = 8192  # queries of a band of rows, outside tiles()
+CHUNK_TOKENS = 2048  # queries that pass the transformer at once
 POSITION_FREQUENCIES = 5  # of the low-resolution tokens: 2 x 2 x 5 = 20 channels
 
 NO_CHANNEL_NORM = (
@@ -224,6 +227,134 @@ def _own_key(key: str) -> str:
     return key
 
 
+
+class _Prepared:
+    """Weights in the form that inference runs fastest: norms folded, heads padded."""
+
+    def __init__(self, model: "LoftUp", dtype: torch.dtype) -> None:
+        self.kernels = [
+            _folded(model.conv1, model.batch_norm1, dtype),
+            _folded(model.conv2, model.batch_norm2, dtype),
+        ]
+        self.layers = [_PreparedLayer(layer, dtype) for layer in model.layers]
+        self.norm = _norm(model.norm, dtype)
+        self.output_norm = _norm(model.output_norm, dtype)
+        self.guidance_norm = _norm(model.guidance_norm, dtype)
+        project = model.project
+        self.project = (
+            (project.weight.to(dtype), project.bias.to(dtype))
+            if isinstance(project, nn.Linear)
+            else None
+        )
+
+
+class _PreparedLayer:
+    """A layer whose head width is padded with zeros to a multiple of 8, which attends faster."""
+
+    def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
+        attention = layer.attention
+        self.num_heads = heads = attention.num_heads
+        width = attention.query.weight.shape[0] // heads
+        self.scale = width**-0.5
+        pad = -width % 8
+
+        def by_head(weight: Tensor) -> Tensor:
+            """(heads * width, ...) -> (heads * padded, ...)."""
+            grouped = weight.to(dtype).unflatten(0, (heads, width))
+            return F.pad(grouped, (0, 0) * (weight.dim() - 1) + (0, pad)).flatten(0, 1)
+
+        def linear(module: nn.Linear) -> tuple[Tensor, Tensor]:
+            return module.weight.to(dtype), module.bias.to(dtype)
+
+        query, (key, value) = attention.query, attention.key_value.weight.chunk(2)
+        key_bias, value_bias = attention.key_value.bias.chunk(2)
+        self.norm_query = _norm(attention.norm_query, dtype)
+        self.norm_tokens = _norm(attention.norm_tokens, dtype)
+        self.query = by_head(query.weight), by_head(query.bias)
+        self.key = by_head(key), by_head(key_bias)
+        self.value = by_head(value), by_head(value_bias)
+        self.output = by_head(attention.output.weight.T).T, attention.output.bias.to(dtype)
+        self.norm = _norm(layer.norm, dtype)
+        self.expand, self.reduce = linear(layer.expand), linear(layer.reduce)
+
+    def heads(self, tokens: Tensor) -> Tensor:
+        """(N, D) -> (1, heads, N, D/heads)."""
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)[None]
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, D) -> keys and values, each (1, heads, n, padded head width)."""
+        tokens = F.layer_norm(tokens, *self.norm_tokens)
+        keys, values = F.linear(tokens, *self.key), F.linear(tokens, *self.value)
+        return self.heads(keys).contiguous(), self.heads(values).contiguous()
+
+    def add_to(self, queries: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Both residual steps, in place on (N, D)."""
+        query = self.heads(F.linear(F.layer_norm(queries, *self.norm_query), *self.query))
+        mixed = F.scaled_dot_product_attention(query, keys, values, scale=self.scale)
+        queries += F.linear(mixed[0].transpose(0, 1).flatten(1), *self.output)
+        hidden = F.linear(F.layer_norm(queries, *self.norm), *self.expand)
+        queries += F.linear(F.gelu(hidden), *self.reduce)
+
+
+class _Bands:
+    """Writes the output of one image, band after band from top to bottom."""
+
+    def __init__(
+        self, model: "LoftUp", prepared: _Prepared, colors: Tensor, tokens: Tensor, space: Workspace
+    ) -> None:
+        self.model, self.prepared, self.colors = model, prepared, colors
+        self.memory = [layer.keys_values(tokens) for layer in prepared.layers]
+        size = (colors.shape[1], colors.shape[2])
+        first, second = prepared.kernels
+        self.first = ConvolvedRows(self._guidance, first, size, "zeros", space)
+        self.second = ConvolvedRows(self._hidden, second, size, "zeros", space)
+
+    def _guidance(self, start: int, stop: int) -> Tensor:
+        """Normalised Fourier features of some rows, (R, W', G)."""
+        model, dtype = self.model, self.prepared.kernels[0].bias.dtype
+        rows = slice(start, stop)
+        waves = model.fourier(model.inputs(self.colors, rows)).permute(1, 2, 0)  # (R, W', 10 n)
+        if model.color_feats:
+            waves = torch.cat((waves, self.colors[:, rows].permute(1, 2, 0)), -1)
+        return F.layer_norm(waves.to(dtype), *self.prepared.guidance_norm)
+
+    def _hidden(self, start: int, stop: int) -> Tensor:
+        return self.first.read(start, stop).relu_()
+
+    def write(self, start: int, stop: int, out: Tensor) -> None:
+        """Compute rows ``start:stop`` into ``out``, (R * W', C)."""
+        with torch.autocast(out.device.type, enabled=False):
+            queries = self.second.read(start, stop).relu_().flatten(0, 1)  # (R * W', D)
+            for begin in range(0, len(queries), CHUNK_TOKENS):
+                some = slice(begin, begin + CHUNK_TOKENS)
+                out[some] = self._transform(queries[some])
+
+    def _transform(self, queries: Tensor) -> Tensor:
+        """(N, D) -> (N, C); overwrites its argument."""
+        prepared = self.prepared
+        for layer, (keys, values) in zip(prepared.layers, self.memory, strict=True):
+            layer.add_to(queries, keys, values)
+        queries = F.layer_norm(queries, *prepared.norm)
+        if prepared.project is not None:
+            queries = F.linear(queries, *prepared.project)
+        return F.layer_norm(queries, *prepared.output_norm)
+
+
+def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[tuple[int, ...], Tensor, Tensor, float]:
+    """The arguments of F.layer_norm after its input."""
+    return norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> Kernel:
+    """A convolution with the batch norm of eval mode folded in."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert conv.bias is not None
+    factor = norm.weight / (norm.running_var + norm.eps).sqrt()  # (D,)
+    bias = (conv.bias - norm.running_mean) * factor + norm.bias
+    return prepare_kernel((conv.weight * factor[:, None, None, None]).to(dtype), bias.to(dtype))
+
+
 @register_upsampler("loftup", checkpoints=CHECKPOINTS)
 class LoftUp(Upsampler):
     """LoftUp (arXiv 2504.14032): regresses a feature for every pixel.
@@ -344,9 +475,13 @@ class LoftUp(Upsampler):
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        if self._wants_bands():
+            return self._in_bands(image, features, output_size)
         tokens = self.tokens(features)  # (B, n, D)
-        guidance = self.guidance(self.scale_colors(image, output_size)).to(features.dtype)
-        x = self.guidance_norm(channel_last(guidance))  # (B, N, 10 n_freqs + 3)
+        colors = self.scale_colors(image, output_size)
+        waves = self.fourier(self.inputs(colors, slice(None)))  # (B, 10 n_freqs, H', W')
+        guidance = torch.cat((waves, colors), 1) if self.color_feats else waves
+        x = self.guidance_norm(channel_last(guidance).to(features.dtype))  # (B, N, G)
         x = channel_first(x, output_size)
         x = self.batch_norm1(self.conv1(x)).relu()
         x = self.batch_norm2(self.conv2(x)).relu()
@@ -356,6 +491,64 @@ class LoftUp(Upsampler):
         out = self.output_norm(self.project(self.norm(queries)))  # (B, N, C)
         return channel_first(out, output_size)
 
+    def _wants_bands(self) -> bool:
+        """Bands serve inference; gradients, batch statistics and traced graphs go the plain way."""
+        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+    def _in_bands(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        height, width = output_size
+        channels = features.shape[1]
+        out = features.new_empty(len(features), height, width, channels)
+        step = max(2, BAND_TOKENS // width // 2 * 2)
+        for index, bands in enumerate(self._bands(image, features, output_size)):
+            for start in range(0, height, step):
+                stop = min(start + step, height)
+                bands.write(start, stop, out[index, start:stop].view(-1, channels))
+        return out.permute(0, 3, 1, 2)  # (B, C, H', W'), channels last in memory
+
+    @torch.no_grad()
+    def _tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        max_bytes: int,
+    ) -> Iterator[Tile]:
+        height, width = output_size
+        batch, channels = features.shape[:2]
+        if self.training:
+            raise ValueError(
+                "loftup in training mode normalises over the whole batch and has no tiles(); "
+                "call .eval() first"
+            )
+        # A tile and, for one image, the Fourier features and the maps around both convolutions.
+        row_values = width * (batch * channels + 4 * self.conv1.in_channels + 8 * self.norm.weight.numel())
+        step = max(1, max_bytes // (row_values * features.element_size()))
+        all_bands = self._bands(image, features, output_size)
+        for start in range(0, height, step):
+            stop = min(start + step, height)
+            tile = features.new_empty(batch, stop - start, width, channels)
+            for bands, part in zip(all_bands, tile, strict=True):
+                bands.write(start, stop, part.view(-1, channels))
+            yield slice(start, stop), slice(0, width), tile.permute(0, 3, 1, 2)
+
+    def _bands(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int]
+    ) -> list["_Bands"]:
+        """One reader of output rows for each image of the batch; buffers are shared."""
+        dtype = features.dtype
+        if torch.is_autocast_enabled(features.device.type):
+            dtype = torch.get_autocast_dtype(features.device.type)
+        with torch.autocast(features.device.type, enabled=False):
+            colors = self.scale_colors(image, output_size)
+            tokens = self.tokens(features).to(dtype)
+            prepared = _Prepared(self, dtype)
+            space = Workspace(tokens)
+            return [
+                _Bands(self, prepared, colors[i], tokens[i], space) for i in range(len(features))
+            ]
+
     def scale_colors(self, image: Tensor, output_size: tuple[int, int]) -> Tensor:
         """Resize the image to the output and scale each colour to [-0.5, 0.5]: (B, 3, H', W')."""
         if image.shape[-2:] != output_size:
@@ -364,13 +557,12 @@ class LoftUp(Upsampler):
         low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
         return (image - low) / (high - low).clamp(min=1e-4) - 0.5
 
-    def guidance(self, colors: Tensor) -> Tensor:
-        """Fourier features of position and colour: (B, 3, H', W') -> (B, 10 n_freqs + 3, H', W')."""
-        grid = grid_coordinates((colors.shape[2], colors.shape[3]), colors.device).to(colors.dtype)
-        grid = grid.expand(len(colors), -1, -1, -1)  # (B, 2, H', W')
-        if not self.color_feats:
-            return self.fourier(grid)
-        return torch.cat((self.fourier(torch.cat((grid, colors), 1)), colors), 1)
+    def inputs(self, colors: Tensor, rows: slice) -> Tensor:
+        """What the Fourier features see of some rows: (..., 3, H', W') -> (..., 5 or 2, R, W')."""
+        grid = grid_coordinates((colors.shape[-2], colors.shape[-1]), colors.device)
+        grid = grid[:, rows].to(colors.dtype)  # (2, R, W')
+        grid = grid.expand(*colors.shape[:-3], -1, -1, -1)
+        return torch.cat((grid, colors[..., rows, :]), -3) if self.color_feats else grid
 
     def tokens(self, features: Tensor) -> Tensor:
         """Keys' and values' input: normalised features with their position, (B, n, D)."""
