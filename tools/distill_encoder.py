@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
+import itertools
 import json
 import logging
 import math
-import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from upfeat import _compat  # noqa: F401  (declares torchvision's operators before timm needs them)
-from upfeat.checkpoints import write_safetensors
+from upfeat.checkpoints import write_bytes, write_safetensors
 
 # isort: split
 import timm
@@ -66,9 +67,7 @@ class DistillConfig:
 
     Attributes:
         seed: Seed of views, order and jitter.
-        steps: Optimiser steps of the whole run; the learning rate reaches zero there.
-        warmup: Steps of linear warm-up.
-        cooldown: Last steps, over which the learning rate falls linearly to zero.
+        knots: (step, factor) of the learning rates, linear in between; the last step ends the run.
         lr: Peak learning rate of AdamW, for all but the matrices of the blocks.
         muon_lr: Peak learning rate of Muon, for the matrices of the blocks.
         weight_decay: Weight decay of matrices and filters; vectors and positions have none.
@@ -82,9 +81,7 @@ class DistillConfig:
     """
 
     seed: int = 0
-    steps: int = 1800
-    warmup: int = 80
-    cooldown: int = 600
+    knots: tuple[tuple[int, float], ...] = ((0, 0.01), (80, 1.0), (1200, 1.0), (1800, 0.0))
     lr: float = 1e-3
     muon_lr: float = 4e-3
     weight_decay: float = 0.03
@@ -103,6 +100,11 @@ class DistillConfig:
     crop_area: float = 0.3
     jitter: float = 0.3
     bf16: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.knots[-1][0]
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -256,34 +258,32 @@ def make_optimisers(
             filters.append(parameter)
         else:
             others.append(parameter)
+    decay = config.weight_decay
     groups = [
-        {"params": filters, "weight_decay": config.weight_decay},
+        {"params": filters, "weight_decay": decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    # Muon's updates are scaled to the size of AdamW's in the long run.
+    # Muon's updates are scaled to the size of AdamW's in the long run; rates are set at each step.
     return {
-        "muon": torch.optim.Muon(
-            matrices,
-            lr=config.muon_lr,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        "adamw": torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98)),
+        "muon": torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        "adamw": torch.optim.AdamW(groups, betas=(0.9, 0.98)),
     }
 
 
-def schedule(config: DistillConfig, step: int) -> float:
-    """Factor of the peak rates: linear rise, constant, linear fall to zero over `cooldown`."""
-    rise = (step + 1) / max(1, config.warmup)
-    fall = (config.steps - step) / max(1, config.cooldown)
-    return min(1.0, rise, fall)
+def schedule(knots: Sequence[Sequence[float]], step: int) -> float:
+    """Factor of the peak learning rates at a step."""
+    at, factors = zip(*knots, strict=True)
+    return float(np.interp(step, at, factors))
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary neighbour of `path`, then move it into place."""
-    temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    os.replace(temporary, path)
+def csv_text(rows: Sequence[dict[str, Any]], header: bool = False) -> str:
+    """Format rows of the log."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, LOG_FIELDS)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 class Distillation:
@@ -302,27 +302,21 @@ class Distillation:
         self.optimisers = make_optimisers(self.student, config)
         self.step = 0
         self.statistics: Tensor | None = None
+        self.checkpoint_file, self.log_file = run_dir / "checkpoint.pt", run_dir / "loss.csv"
         run_dir.mkdir(parents=True, exist_ok=True)
         if self.checkpoint_file.exists():
             self._resume()
-
-    @property
-    def checkpoint_file(self) -> Path:
-        return self.run_dir / "checkpoint.pt"
-
-    @property
-    def log_file(self) -> Path:
-        return self.run_dir / "loss.csv"
 
     def _settings(self) -> str:
         return json.dumps(dataclasses.asdict(self.config), sort_keys=True)
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
-        """Refuse other settings; the end may change while the learning rate is constant."""
+        """Refuse other settings; learning rates may change for steps not yet done."""
         before, now = json.loads(saved["settings"]), json.loads(self._settings())
-        ends = [(c.pop("steps"), c.pop("cooldown")) for c in (before, now)]
-        undecided = saved["step"] <= min(steps - cooldown for steps, cooldown in ends)
-        if before != now or not (ends[0] == ends[1] or undecided):
+        old, new = before.pop("knots"), now.pop("knots")
+        done = range(saved["step"])
+        same_past = all(math.isclose(schedule(old, s), schedule(new, s)) for s in done)
+        if before != now or not same_past:
             raise ValueError(
                 f"{self.checkpoint_file} stands at step {saved['step']} of a run with "
                 f"{saved['settings']}, this run has {self._settings()}; pass the same settings "
@@ -339,16 +333,8 @@ class Distillation:
         # Steps after the checkpoint are done again, so their rows go.
         with self.log_file.open(newline="") as opened:
             rows = [row for row in csv.DictReader(opened) if int(row["step"]) < self.step]
-        write_atomically(self.log_file, lambda p: self._write_rows(p, rows, "w"))
+        write_bytes(self.log_file, csv_text(rows, header=True).encode())
         log.info("resumed at step %d", self.step)
-
-    @staticmethod
-    def _write_rows(path: Path, rows: Sequence[dict[str, Any]], mode: str) -> None:
-        with path.open(mode, newline="") as opened:
-            writer = csv.DictWriter(opened, LOG_FIELDS)
-            if mode == "w":
-                writer.writeheader()
-            writer.writerows(rows)
 
     def save(self) -> None:
         """Write checkpoint and exported weights, each whole or not at all."""
@@ -359,7 +345,9 @@ class Distillation:
             "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
             "statistics": self.statistics,
         }
-        write_atomically(self.checkpoint_file, lambda p: torch.save(state, p))
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.checkpoint_file, buffer.getvalue())
         note = {"settings": self._settings(), "step": str(self.step)}
         half = {name: value.detach().half() for name, value in self.student.state_dict().items()}
         write_safetensors(self.run_dir / "student.fp16.safetensors", half, note)
@@ -382,7 +370,7 @@ class Distillation:
         begin, config = time.perf_counter(), self.config
         if self.statistics is None:
             self.statistics = self._measure_statistics()
-        factor = schedule(config, self.step)
+        factor = schedule(config.knots, self.step)
         for name, peak in (("muon", config.muon_lr), ("adamw", config.lr)):
             for group in self.optimisers[name].param_groups:
                 group["lr"] = peak * factor
@@ -412,25 +400,35 @@ class Distillation:
         """Train up to step `until` (default: the configured end) with checkpoints on the way."""
         until = self.config.steps if until is None else min(until, self.config.steps)
         if not self.log_file.exists():
-            self._write_rows(self.log_file, [], "w")
+            write_bytes(self.log_file, csv_text([], header=True).encode())
         while self.step < until:
             row = self.train_step()
-            self._write_rows(self.log_file, [row], "a")
+            with self.log_file.open("a", newline="") as log_stream:
+                log_stream.write(csv_text([row]))
             self.step += 1
             if self.step % checkpoint_every == 0 or self.step == until:
                 self.save()
                 log.info("step %d of %d: %s", self.step, self.config.steps, row)
 
 
+def parse_knots(text: str) -> tuple[tuple[int, float], ...]:
+    """Read ``0:0.01,80:1,1800:0`` as ((0, 0.01), (80, 1.0), (1800, 0.0)); steps must rise."""
+    knots = tuple((int(s), float(f)) for s, f in (pair.split(":") for pair in text.split(",")))
+    if any(a >= b for (a, _), (b, _) in itertools.pairwise(knots)):
+        raise ValueError(f"steps of the knots must rise, got {text}")
+    return knots
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder with camvid, msrc, imagenet_sample, ...")],
     teacher: Annotated[Path, typer.Option(help="Weights of the teacher, safetensors.")],
     run_dir: Annotated[Path, typer.Option(help="For checkpoint, log, weights; resumes if there.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps of the whole run.")] = 1800,
+    knots: Annotated[
+        str, typer.Option(help="step:factor,... of the rates.")
+    ] = "0:0.01,80:1,1200:1,1800:0",
     until: Annotated[
         int | None, typer.Option(help="Stop early here; a later call goes on.")
     ] = None,
-    cooldown: Annotated[int, typer.Option(help="Steps of the final fall of the rate.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
@@ -439,7 +437,7 @@ def main(
     """Distil the compact encoder, or go on with a run that was stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
-    config = DistillConfig(seed=seed, steps=steps, cooldown=cooldown, bf16=bf16)
+    config = DistillConfig(seed=seed, knots=parse_knots(knots), bf16=bf16)
     files = training_files(data)
     log.info("%d training images, %s", len(files), config)
     run = Distillation(config, load_teacher(teacher), load_images(files), run_dir)

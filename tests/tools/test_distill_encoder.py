@@ -51,9 +51,7 @@ def teacher(tool: ModuleType) -> torch.nn.Module:
 
 def small_config(tool: ModuleType, **changes: object) -> object:
     base = tool.DistillConfig(
-        steps=6,
-        warmup=2,
-        cooldown=3,
+        knots=((0, 0.5), (1, 1.0), (3, 1.0), (6, 0.0)),
         tokens_per_step=12,
         blocks=(0, 3),
         middle=(0, 1, 0.3),
@@ -76,8 +74,8 @@ def test_resumed_run_repeats_the_loss_curve(tool, teacher, images, tmp_path):
     # A run that dies between checkpoints leaves rows that are done again.
     died = tool.Distillation(config, teacher, images, tmp_path / "pieces")
     assert died.step == 3
-    row = died.train_step()
-    died._write_rows(died.log_file, [row], "a")
+    with died.log_file.open("a", newline="") as stream:
+        stream.write(tool.csv_text([died.train_step()]))
     tool.Distillation(config, teacher, images, tmp_path / "pieces").run()
 
     whole = losses(tmp_path / "whole")
@@ -96,25 +94,27 @@ def test_other_settings_do_not_resume(tool, teacher, images, tmp_path):
         tool.Distillation(small_config(tool, lr=0.5), teacher, images, tmp_path)
 
 
-def test_length_may_change_until_the_rate_falls(tool, teacher, images, tmp_path):
+def test_rates_may_change_for_steps_to_come(tool, teacher, images, tmp_path):
     tool.Distillation(small_config(tool), teacher, images, tmp_path).run(until=3)
-    longer = tool.Distillation(small_config(tool, steps=8), teacher, images, tmp_path)
-    longer.run(until=6)
-    with pytest.raises(ValueError, match="stands at step 6"):
-        tool.Distillation(small_config(tool, steps=9, lr=1e-3), teacher, images, tmp_path)
+    longer = small_config(tool, knots=((0, 0.5), (1, 1.0), (5, 1.0), (8, 0.0)))
+    tool.Distillation(longer, teacher, images, tmp_path).run(until=7)
+    with pytest.raises(ValueError, match="stands at step 7"):
+        tool.Distillation(small_config(tool), teacher, images, tmp_path)
 
 
 def test_training_lowers_the_loss(tool, teacher, images, tmp_path):
-    config = small_config(tool, steps=40, lr=5e-3, cooldown=20)
+    config = small_config(tool, lr=5e-3, knots=((0, 1.0), (20, 1.0), (40, 0.0)))
     tool.Distillation(config, teacher, images, tmp_path).run()
     curve = [float(loss) for _, _, loss, _ in losses(tmp_path)]
     assert np.mean(curve[-8:]) < 0.8 * np.mean(curve[:8])
 
 
-def test_rate_rises_holds_and_falls(tool):
-    config = small_config(tool, steps=10, warmup=2, cooldown=4)
-    factors = [tool.schedule(config, step) for step in range(10)]
-    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+def test_rate_is_linear_between_knots(tool):
+    knots = tool.parse_knots("0:0.5,1:1,3:1,7:0")
+    factors = [tool.schedule(knots, step) for step in range(8)]
+    assert factors == pytest.approx([0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+    with pytest.raises(ValueError, match="must rise"):
+        tool.parse_knots("0:1,0:2")
 
 
 def test_student_with_all_blocks_is_the_teacher(tool, teacher):
