@@ -89,7 +89,9 @@ def test_unknown_names_list_close_ones() -> None:
 
 
 def test_register_provider_and_list() -> None:
-    @register_provider("test-provider", names=lambda pretrained: ["a"] if pretrained else ["a", "b"])
+    @register_provider(
+        "test-provider", names=lambda pretrained: ["a"] if pretrained else ["a", "b"]
+    )
     def make(name: str, weights: object = None, *, dim: int = 3) -> Backbone:
         return CallableBackbone(lambda image: image, dim, 1, name=f"{name}:{weights}")
 

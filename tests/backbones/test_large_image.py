@@ -47,6 +47,6 @@ def test_bad_factor(factor: object) -> None:
 
 
 def test_network_of_one_size_is_refused() -> None:
-    fixed = create_backbone("timm/mixer_s32_224", weights="random", num_blocks=1)
+    fixed = create_backbone("timm/beit_base_patch16_224", weights="random", depth=1)
     with pytest.raises(ValueError, match=r"\(224, 224\) only"):
         large_image(fixed, 2)

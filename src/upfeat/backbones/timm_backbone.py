@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.backbones.base import Backbone, register_provider
-from upfeat.errors import UnknownNameError, UnsupportedError, shape_text
+from upfeat.errors import UnknownNameError, UnsupportedError, check_size, shape_text
 
 __all__ = ["TimmBackbone", "list_timm_names"]
 
@@ -50,8 +50,9 @@ class TimmBackbone(Backbone):
         ValueError: no such layer; the message lists the valid ones.
 
     Example:
-        >>> import torch, timm
+        >>> import torch
         >>> from upfeat.backbones.timm_backbone import TimmBackbone
+        >>> import timm
         >>> model = timm.create_model("vit_tiny_patch16_224", depth=2, dynamic_img_size=True)
         >>> half = (0.5, 0.5, 0.5)
         >>> backbone = TimmBackbone(model, name="mine", image_mean=half, image_std=half)
@@ -72,14 +73,14 @@ class TimmBackbone(Backbone):
     ) -> None:
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
             raise UnsupportedError(
-                f"{name} ({type(model).__name__}) has no forward_intermediates to read layers with; "
+                f"{name} ({type(model).__name__}) has no forward_intermediates to read layers; "
                 "wrap a function that returns (B, C, h, w) in upfeat.CallableBackbone"
             )
         infos = _layer_infos(model)
         index = _check_layer(name, layer, len(infos))
         super().__init__(
             name=name,
-            dim=int(infos[index]["num_chs"]),
+            dim=_channels(model, infos[index], norm),
             patch_size=int(infos[index]["reduction"]),
             size_multiple=_SIZE_MULTIPLE.get(type(model).__name__),
             image_mean=image_mean,
@@ -119,8 +120,9 @@ class TimmBackbone(Backbone):
             raise UnsupportedError(
                 f"layer {self.layer} of {self.name} returned {shape_text(features)} for an image "
                 f"{shape_text(image)}, where its description promises {wanted}: the map does not "
-                "cover the image evenly (convolutions without padding, or several scales in one). "
-                "Choose another layer or network, or wrap it in upfeat.CallableBackbone"
+                "cover the image evenly (convolutions without padding, windows that do not fit the "
+                "grid, several scales in one). Choose another size, layer or network, "
+                "or wrap it in upfeat.CallableBackbone"
             )
 
     def _refusal(self, image: Tensor, error: AssertionError) -> str:
@@ -139,6 +141,14 @@ def _layer_infos(model: nn.Module) -> list[Mapping[str, Any]]:
     """Return timm's description of each layer: its channels and its total stride."""
     info: Any = model.feature_info
     return list(getattr(info, "info", info))
+
+
+def _channels(model: nn.Module, info: Mapping[str, Any], norm: bool) -> int:
+    neck = getattr(model, "neck", None)
+    if norm and type(model).__name__ == "VisionTransformerSAM" and isinstance(neck, nn.Sequential):
+        # What timm applies as the final norm of SAM is its neck, which narrows the map.
+        return int(neck.get_parameter("0.weight").shape[0])
+    return int(info["num_chs"])
 
 
 def _check_layer(name: str, layer: int, count: int) -> int:
@@ -229,8 +239,8 @@ def _split_name(name: str) -> tuple[str, str]:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = timm.list_models()
-        close = difflib.get_close_matches(architecture, known, n=8, cutoff=0.4)
-        raise UnknownNameError("backbone", f"timm/{name}", [f"timm/{n}" for n in close or known])
+        close = difflib.get_close_matches(architecture, known, n=8, cutoff=0.0)
+        raise UnknownNameError("backbone", f"timm/{name}", [f"timm/{n}" for n in close])
     known_tags = [str(full).partition(".")[2] for full in get_arch_pretrained_cfgs(architecture)]
     if tag and tag not in known_tags:
         known = [f"timm/{architecture}.{t}" for t in known_tags if t]
@@ -254,8 +264,8 @@ def _build(
 
     arguments: dict[str, Any] = {"num_classes": 0, **options}
     if image_size is not None:
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        arguments["img_size"] = size
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        arguments["img_size"] = check_size(size, "image_size")
     for any_size in _ANY_SIZE:
         try:
             model = timm.create_model(full_name, pretrained=False, **any_size, **arguments)
@@ -263,20 +273,22 @@ def _build(
             refused = next(
                 (key for key in {**any_size, **arguments} if f"'{key}'" in str(error)), None
             )
-            if "unexpected keyword" not in str(error) or refused is None:
+            if refused is None or "keyword argument" not in str(error):
                 raise
             if refused in any_size:
                 continue
             word = "image_size" if refused == "img_size" else refused
             raise ValueError(
-                f"timm/{full_name} takes no option {word!r}; its options are the arguments of "
-                "timm's constructor of this network"
+                f"timm/{full_name} takes no option {word!r}, or sets it itself; its options "
+                "are the arguments of timm's constructor of this network"
             ) from error
-        return model, None if any_size else _fixed_size(model)
+        return model, None if any_size else _fixed_size(model, arguments.get("img_size"))
     raise AssertionError("the last choice adds no argument")
 
 
-def _fixed_size(model: nn.Module) -> tuple[int, int] | None:
+def _fixed_size(model: nn.Module, built_for: tuple[int, int] | None) -> tuple[int, int] | None:
+    if built_for is not None:
+        return built_for
     config = getattr(model, "pretrained_cfg", None) or {}
     if not config.get("fixed_input_size", False):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from upfeat._compat import ensure_torchvision_operators
 from upfeat.checkpoints import HubFile, find_weights, read_checkpoint
 from upfeat.errors import CheckpointError, WeightsNotFoundError
 
@@ -38,6 +39,7 @@ def locate_timm_weights(
     Raises:
         WeightsNotFoundError: no place has them, or several local files would do.
     """
+    ensure_torchvision_operators()
     from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
     default = get_pretrained_cfg(architecture)
@@ -119,10 +121,8 @@ def _load(
 ) -> None:
     state = _filtered(model, state, path)
     own = model.state_dict()
-    for classifier in _classifiers(model):
-        for suffix in (".weight", ".bias"):
-            if classifier + suffix not in own:
-                state.pop(classifier + suffix, None)
+    heads = _classifiers(model, own)
+    state = {key: t for key, t in state.items() if key in own or not key.startswith(heads)}
     problems = _problems(own, state)
     if problems:
         raise CheckpointError(
@@ -171,9 +171,19 @@ def _filtered(
         ) from error
 
 
-def _classifiers(model: nn.Module) -> tuple[str, ...]:
+def _classifiers(model: nn.Module, own: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return what the names of the classifier's tensors start with."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
+    return tuple(_head(name, own) for name in ((names,) if isinstance(names, str) else names))
+
+
+def _head(name: str, own: Mapping[str, Tensor]) -> str:
+    # Some families name only the last layer of a head that has more, such as a norm before it:
+    # go up as long as nothing that the network keeps lies there.
+    parent = name.rpartition(".")[0]
+    while parent and not any(key.startswith(f"{parent}.") for key in own):
+        name, parent = parent, parent.rpartition(".")[0]
+    return f"{name}."
 
 
 def _problems(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

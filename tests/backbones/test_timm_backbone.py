@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.backbones.nets import PYRAMIDS, TRANSFORMERS, build
+from tests.tolerances import tolerance
+from upfeat.backbones import create_backbone
+from upfeat.backbones.timm_backbone import TimmBackbone
+from upfeat.errors import UnsupportedError
+
+ALL = [*TRANSFORMERS, *PYRAMIDS]
+
+
+@pytest.mark.parametrize("key", TRANSFORMERS)
+def test_transformer_on_any_size(key: str) -> None:
+    _, _, dim, patch = TRANSFORMERS[key]
+    backbone = build(key)
+    assert (backbone.dim, backbone.patch_size, backbone.size_multiple) == (dim, patch, patch)
+    assert (backbone.layer, backbone.fixed_size) == (1, None)
+    for h, w in [(1, 1), (3, 5), (7, 7), (16, 9)]:
+        features = backbone(torch.rand(2, 3, h * patch, w * patch))
+        assert features.shape == (2, dim, h, w)
+        assert backbone.grid_size((h * patch, w * patch)) == (h, w)
+
+
+@pytest.mark.parametrize("key", PYRAMIDS)
+def test_pyramid_has_a_layer_per_stage(key: str) -> None:
+    stages = PYRAMIDS[key][2]
+    for layer, (dim, stride) in enumerate(stages):
+        backbone = build(key, layer=layer)
+        assert (backbone.dim, backbone.patch_size, backbone.layer) == (dim, stride, layer)
+        assert backbone(torch.rand(1, 3, 2 * stride, 3 * stride)).shape == (1, dim, 2, 3)
+    last = build(key)
+    assert last.layer == len(stages) - 1
+
+
+@given(h=st.integers(1, 6), w=st.integers(1, 6), batch=st.integers(1, 3), key=st.sampled_from(ALL))
+@settings(max_examples=12)
+def test_batch_equals_single_runs(h: int, w: int, batch: int, key: str) -> None:
+    backbone = _cached(key)
+    image = torch.randn(batch, 3, h * backbone.size_multiple, w * backbone.size_multiple)
+    singles = torch.cat([backbone(one[None]) for one in image])
+    torch.testing.assert_close(backbone(image), singles, **tolerance(torch.float32))
+
+
+_cache: dict[str, torch.nn.Module] = {}
+
+
+def _cached(key: str) -> TimmBackbone:
+    if key not in _cache:
+        _cache[key] = build(key)
+    return _cache[key]  # type: ignore[return-value]
+
+
+def test_features_are_the_normed_patch_tokens() -> None:
+    backbone = _cached("dinov2_registers")
+    image = torch.randn(1, 3, 42, 56)
+    tokens = backbone.model.forward_features(image)  # type: ignore[operator]
+    prefix = 5  # the class token and four registers
+    assert tokens.shape == (1, prefix + 12, 48)
+    expected = tokens[:, prefix:].mT.reshape(1, 48, 3, 4)
+    torch.testing.assert_close(backbone(image), expected)
+
+
+def test_norm_is_applied_to_the_chosen_layer() -> None:
+    image = torch.randn(1, 3, 32, 32)
+    for layer in (0, 1):
+        normed = build("vit", layer=layer)
+        plain = build("vit", layer=layer, norm=False)
+        expected = normed.model.norm(plain(image).movedim(1, -1)).movedim(-1, 1)  # type: ignore[operator]
+        torch.testing.assert_close(normed(image), expected)
+        assert not torch.allclose(normed(image), plain(image), atol=1e-2)
+
+
+def test_layers_count_from_both_ends() -> None:
+    image = torch.randn(1, 3, 32, 48)
+    assert torch.equal(build("vit", layer=0)(image), build("vit", layer=-2)(image))
+    assert torch.equal(build("vit", layer=1)(image), build("vit", layer=-1)(image))
+    assert not torch.equal(build("vit", layer=0)(image), build("vit", layer=1)(image))
+
+
+@pytest.mark.parametrize("layer", [2, -3, 1.0, True, "last"])
+def test_missing_layer_lists_valid_ones(layer: object) -> None:
+    with pytest.raises(ValueError, match=r"no layer .* valid layers are 0 to 1, or -2 to -1"):
+        build("vit", layer=layer)
+
+
+@pytest.mark.parametrize("key", ["resnet", "convnext", "efficientnet"])
+def test_stages_equal_those_of_features_only(key: str) -> None:
+    import timm
+
+    name = PYRAMIDS[key][0]
+    image = torch.randn(1, 3, 64, 96)
+    torch.manual_seed(3)
+    backbones = [build(key, layer=layer) for layer in range(len(PYRAMIDS[key][2]))]
+    reference = timm.create_model(name, features_only=True).eval()
+    own = backbones[0].model.state_dict()
+    state = reference.state_dict()
+    # features_only flattens the first dot of a name: stages.0 becomes stages_0.
+    flat = {k: own[k] if k in own else own[k.replace("_", ".", 1)] for k in state}
+    reference.load_state_dict(flat)
+    for backbone, expected in zip(backbones, reference(image), strict=True):
+        torch.testing.assert_close(backbone(image), expected)
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_half_precision(key: str) -> None:
+    reference = build(key, layer=0)
+    backbone = build(key, layer=0).to(torch.bfloat16)
+    image = torch.randn(1, 3, 4 * reference.size_multiple, 2 * reference.size_multiple)
+    features = backbone(image)
+    assert features.dtype == torch.bfloat16
+    expected = reference(image)
+    error = (features.float() - expected).norm() / expected.norm()
+    assert error < 0.05, f"relative error {error:.3f}"
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_gradient_reaches_the_image(key: str) -> None:
+    backbone = _cached(key)
+    multiple = backbone.size_multiple
+    image = torch.randn(1, 3, 2 * multiple, 2 * multiple, requires_grad=True)
+    (backbone(image) * torch.randn(backbone.dim, 1, 1)).sum().backward()
+    assert image.grad is not None
+    assert image.grad.isfinite().all()
+    # A rectified random network is flat in most places, a transformer in none.
+    assert (image.grad != 0).float().mean() > (0.9 if key in TRANSFORMERS else 0.05)
+
+
+def test_input_is_not_changed() -> None:
+    image = torch.randn(1, 3, 32, 32)
+    copy = image.clone()
+    _cached("vit")(image)
+    assert torch.equal(image, copy)
+
+
+def test_normalisation_is_that_of_the_tag() -> None:
+    vit = create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+    assert vit.name == "timm/vit_tiny_patch16_224"
+    assert vit.image_mean == vit.image_std == (0.5, 0.5, 0.5)
+    clip = create_backbone(
+        "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", weights="random", depth=1
+    )
+    assert clip.image_mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert clip.dim == 768
+    resnet = _cached("resnet")
+    assert resnet.image_mean == pytest.approx((0.485, 0.456, 0.406))
+    assert resnet.image_std == pytest.approx((0.229, 0.224, 0.225))
+
+
+def test_network_tied_to_one_size() -> None:
+    name = "timm/beit_base_patch16_224"
+    backbone = create_backbone(name, weights="random", depth=1)
+    assert backbone.fixed_size == (224, 224)
+    assert backbone(torch.rand(1, 3, 224, 224)).shape == (1, 768, 14, 14)
+    with pytest.raises(ValueError, match=r"\(224, 224\) only, got \(32, 32\); .*image_size="):
+        backbone(torch.rand(1, 3, 32, 32))
+    other = create_backbone(name, weights="random", depth=1, image_size=(48, 32))
+    assert other.fixed_size == (48, 32)
+    assert other(torch.rand(1, 3, 48, 32)).shape == (1, 768, 3, 2)
+
+
+def test_sam_returns_its_neck() -> None:
+    options = {"weights": "random", "depth": 1, "image_size": 64}
+    sam = create_backbone("timm/samvit_base_patch16", **options)  # type: ignore[arg-type]
+    assert sam.dim == 256
+    assert sam(torch.rand(1, 3, 64, 64)).shape == (1, 256, 4, 4)
+    plain = create_backbone("timm/samvit_base_patch16", norm=False, **options)  # type: ignore[arg-type]
+    assert plain(torch.rand(1, 3, 64, 64)).shape == (1, 768, 4, 4)
+
+
+def test_norm_of_the_pooled_vector_is_left_out() -> None:
+    hiera = create_backbone("timm/hiera_tiny_224", weights="random")
+    assert hiera(torch.rand(1, 3, 224, 224)).shape == (1, hiera.dim, 7, 7)
+
+
+def test_high_resolution_net_needs_its_whole_pyramid() -> None:
+    hrnet = create_backbone("timm/hrnet_w18_small", weights="random", layer=1)
+    assert (hrnet.patch_size, hrnet.size_multiple) == (4, 32)
+    assert hrnet(torch.rand(1, 3, 32, 64)).shape == (1, hrnet.dim, 8, 16)
+
+
+def test_attention_over_blocks_says_what_it_needs() -> None:
+    halo = create_backbone("timm/halonet26t", weights="random")
+    assert halo(torch.rand(1, 3, 256, 256)).shape == (1, halo.dim, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"images of \(224, 224\) at layer 4 .*made for \(256, 256\)"
+    ):
+        halo(torch.rand(1, 3, 224, 224))
+
+
+def test_maps_that_do_not_cover_the_image_are_refused() -> None:
+    inception = create_backbone("timm/inception_v3", weights="random", layer=2)
+    with pytest.raises(UnsupportedError, match=r"returned .* does not cover the image evenly"):
+        inception(torch.rand(1, 3, 160, 160))
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="takes no option 'nonsense'"):
+        create_backbone("timm/resnet18", weights="random", nonsense=1)
+    with pytest.raises(ValueError, match="takes no option 'image_size'"):
+        create_backbone("timm/resnet18", weights="random", image_size=64)
+    with pytest.raises(ValueError, match="takes no option 'patch_size', or sets it itself"):
+        create_backbone("timm/mixer_s32_224", weights="random", patch_size=4)
+    with pytest.raises(ValueError, match="image_size must hold two positive"):
+        create_backbone("timm/vit_tiny_patch16_224", weights="random", image_size=(0, 16))
+
+
+def test_network_without_intermediates_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"mine \(Linear\) .*CallableBackbone"):
+        TimmBackbone(
+            torch.nn.Linear(1, 1), name="mine", image_mean=(0.5,) * 3, image_std=(0.5,) * 3
+        )
+
+
+def test_position_table_is_resized_not_cropped() -> None:
+    backbone = _cached("vit")
+    smooth = backbone.model.pos_embed  # type: ignore[assignment]
+    assert smooth.shape == (1, 1 + 14 * 14, 192)  # type: ignore[union-attr]
+    wide = backbone(torch.zeros(1, 3, 224, 448))
+    assert wide.isfinite().all()
+    # A constant image leaves the positions only: they must differ from place to place.
+    assert wide.flatten(2).std(dim=2).mean() > 1e-3
+    assert math.prod(wide.shape[-2:]) == 14 * 28
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_gradients_work_after_inference_mode(key: str) -> None:
+    """Nothing that is cached in inference mode may stand in the way of a later backward pass."""
+    backbone = build(key)
+    image = torch.randn(1, 3, 2 * backbone.size_multiple, backbone.size_multiple)
+    with torch.inference_mode():
+        first = backbone(image)
+    again = backbone(image.requires_grad_(True))
+    again.sum().backward()
+    torch.testing.assert_close(again.detach(), first.clone(), **tolerance(torch.float32))
