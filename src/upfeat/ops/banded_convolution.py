@@ -13,11 +13,13 @@ Legend: H W the map, R rows of a band, C input and K output channels.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from upfeat.ops._dispatch import Scratch
 
 # What the buffers of a Winograd chunk may take: long enough matrices, still near the cache.
 CHUNK_BYTES = 64 * 2**20
@@ -26,34 +28,6 @@ CHUNK_BYTES = 64 * 2**20
 WINOGRAD_CHANNELS = 192
 
 RowSource = Callable[[int, int], Tensor]
-
-
-@dataclass
-class Workspace:
-    """Named buffers that are allocated once and reused while shapes fit.
-
-    Fresh large allocations are mapped and page-faulted anew on every call; these are not.
-
-    Example:
-        >>> import torch
-        >>> space = Workspace(torch.zeros(1))
-        >>> first = space.get("a", (2, 3))
-        >>> space.get("a", (3, 1)).data_ptr() == first.data_ptr()
-        True
-    """
-
-    like: Tensor
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-
-    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialised contiguous tensor in the dtype and on the device of ``like``."""
-        count = 1
-        for length in shape:
-            count *= length
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < count:
-            buffer = self.buffers[name] = self.like.new_empty(count)
-        return buffer[:count].view(shape)
 
 
 @dataclass
@@ -104,21 +78,21 @@ def prepare_kernel(weight: Tensor, bias: Tensor, winograd: bool | None = None) -
     return Kernel(spread, bias, channels, reach=1, winograd=True)
 
 
-def convolve_rows(padded: Tensor, kernel: Kernel, out: Tensor, space: Workspace) -> None:
+def convolve_rows(padded: Tensor, kernel: Kernel, out: Tensor, scratch: Scratch) -> None:
     """Convolve rows that carry their own border.
 
     Args:
         padded: (R + 2, W + 2, C), contiguous, border included; (R, W, C) for a 1x1 kernel.
         kernel: of :func:`prepare_kernel`.
         out: (R, W, K), contiguous; written.
-        space: buffers to reuse between calls.
+        scratch: buffers to reuse between calls.
 
     Example:
         >>> import torch
         >>> weight, bias = torch.randn(4, 3, 3, 3), torch.randn(4)
         >>> image, out = torch.randn(1, 3, 9, 8), torch.empty(7, 6, 4)
         >>> kernel = prepare_kernel(weight, bias)
-        >>> convolve_rows(image[0].permute(1, 2, 0).contiguous(), kernel, out, Workspace(image))
+        >>> convolve_rows(image[0].permute(1, 2, 0).contiguous(), kernel, out, Scratch(image, image.dtype))
         >>> expected = torch.nn.functional.conv2d(image, weight, bias)[0].permute(1, 2, 0)
         >>> torch.allclose(out, expected, atol=1e-5)
         True
@@ -139,31 +113,31 @@ def convolve_rows(padded: Tensor, kernel: Kernel, out: Tensor, space: Workspace)
         count = min(step, rows - start)
         source, target = padded[start : start + count + 2], out[start : start + count]
         if count % 2 == 0 and cols == even:
-            _winograd(source, kernel, target, space)
+            _winograd(source, kernel, target, scratch)
             continue
         # An odd side: work on a copy with one more row or column of zeros.
         tall = count + count % 2
-        grown = space.get("odd_input", (tall + 2, even + 2, wide)).zero_()
+        grown = scratch.take("odd_input", tall + 2, even + 2, wide).zero_()
         grown[: count + 2, : cols + 2] = source
-        result = space.get("odd_output", (tall, even, deep))
-        _winograd(grown, kernel, result, space)
+        result = scratch.take("odd_output", tall, even, deep)
+        _winograd(grown, kernel, result, scratch)
         target.copy_(result[:count, :cols])
 
 
-def _winograd(padded: Tensor, kernel: Kernel, out: Tensor, space: Workspace) -> None:
+def _winograd(padded: Tensor, kernel: Kernel, out: Tensor, scratch: Scratch) -> None:
     """F(2x2, 3x3) on tiles of 4x4 inputs; both sides of ``out`` are even."""
     rows, cols = out.shape[0] // 2, out.shape[1] // 2  # of tiles
     wide, deep = kernel.channels
-    tall = space.get("rows", (4, rows, 2 * cols + 2, wide))
+    tall = scratch.take("rows", 4, rows, 2 * cols + 2, wide)
     _spread([padded[i : i + 2 * rows : 2] for i in range(4)], list(tall))
-    spread = space.get("spread", (4, 4, rows, cols, wide))
+    spread = scratch.take("spread", 4, 4, rows, cols, wide)
     for i in range(4):
         _spread([tall[i, :, j : j + 2 * cols : 2] for j in range(4)], list(spread[i]))
-    product = space.get("product", (16, rows * cols, deep))
+    product = scratch.take("product", 16, rows * cols, deep)
     torch.bmm(spread.view(16, rows * cols, wide), kernel.weight, out=product)
     product[5].add_(kernel.bias)  # element (1, 1) enters each of the four outputs once
     product = product.view(4, 4, rows, cols, deep)
-    gathered = space.get("gathered", (2, 4, rows, cols, deep))
+    gathered = scratch.take("gathered", 2, 4, rows, cols, deep)
     _gather(list(product), list(gathered))
     for i in range(2):
         _gather(list(gathered[i]), [out[i::2, j::2] for j in range(2)])
@@ -194,7 +168,7 @@ class ConvolvedRows:
         kernel: of :func:`prepare_kernel`.
         size: (H, W), that of the output, too.
         border: ``"zeros"`` or ``"reflect"``, what lies beyond the map.
-        space: buffers; streams that feed each other may share one.
+        scratch: buffers; streams that feed each other may share one.
 
     Raises:
         ValueError: a map too small to be reflected.
@@ -209,7 +183,7 @@ class ConvolvedRows:
         ...     prepare_kernel(weight, bias),
         ...     (9, 8),
         ...     "zeros",
-        ...     Workspace(image),
+        ...     Scratch(image, image.dtype),
         ... )
         >>> out = torch.cat([stream.read(0, 5).clone(), stream.read(5, 9)])
         >>> expected = torch.nn.functional.conv2d(image, weight, bias, padding=1)[0].permute(1, 2, 0)
@@ -223,14 +197,14 @@ class ConvolvedRows:
         kernel: Kernel,
         size: tuple[int, int],
         border: str,
-        space: Workspace,
+        scratch: Scratch,
     ) -> None:
         if border == "reflect" and kernel.reach and min(size) < 2:
             raise ValueError(f"a map of {size} cannot be reflected; at least 2x2 is needed")
         self.source, self.kernel, self.size = source, kernel, size
-        self.border, self.space = border, space
+        self.border, self.scratch = border, scratch
         self.position = 0
-        self.tail = space.like.new_empty(0)  # the last two padded rows
+        self.tail: Tensor | None = None  # the last two padded rows
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows (stop - start, W, K), valid until the next call; ``start`` is where the last ended."""
@@ -244,8 +218,11 @@ class ConvolvedRows:
             padded = self._padded(start, stop)
         else:
             padded = self.source(start, stop).contiguous()
-        out = self.space.get("convolved", (stop - start, self.size[1], self.kernel.channels[1]))
-        convolve_rows(padded, self.kernel, out, self.space)
+        shape = (stop - start, self.size[1], self.kernel.channels[1])
+        out = self.scratch.take("convolved", *shape)
+        if out.data_ptr() == padded.data_ptr():  # a 1x1 stream that reads another stream
+            out = self.scratch.take("convolved_again", *shape)
+        convolve_rows(padded, self.kernel, out, self.scratch)
         return out
 
     def _padded(self, start: int, stop: int) -> Tensor:
@@ -254,8 +231,8 @@ class ConvolvedRows:
         have = start + 1 if start else 0  # rows read so far; the last two of them are kept
         until = min(stop + 1, height)
         fresh = self.source(have, until) if have < until else None
-        padded = self.space.get("padded", (stop - start + 2, width + 2, self.kernel.channels[0]))
-        if start:
+        padded = self.scratch.take("padded", stop - start + 2, width + 2, self.kernel.channels[0])
+        if self.tail is not None:
             padded[:2] = self.tail
         if fresh is not None:
             inner = padded[have - start + 1 : until - start + 1]

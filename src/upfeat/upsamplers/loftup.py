@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile, inert_globals
 from upfeat.errors import CheckpointError, UnsupportedError
-from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, Workspace, prepare_kernel
+from upfeat.ops._dispatch import Scratch
+from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, prepare_kernel
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -300,14 +301,14 @@ class _Bands:
     """Writes the output of one image, band after band from top to bottom."""
 
     def __init__(
-        self, model: "LoftUp", prepared: _Prepared, colors: Tensor, tokens: Tensor, space: Workspace
+        self, model: "LoftUp", prepared: _Prepared, colors: Tensor, tokens: Tensor, scratch: Scratch
     ) -> None:
         self.model, self.prepared, self.colors = model, prepared, colors
         self.memory = [layer.keys_values(tokens) for layer in prepared.layers]
         size = (colors.shape[1], colors.shape[2])
         first, second = prepared.kernels
-        self.first = ConvolvedRows(self._guidance, first, size, "zeros", space)
-        self.second = ConvolvedRows(self._hidden, second, size, "zeros", space)
+        self.first = ConvolvedRows(self._guidance, first, size, "zeros", scratch)
+        self.second = ConvolvedRows(self._hidden, second, size, "zeros", scratch)
 
     def _guidance(self, start: int, stop: int) -> Tensor:
         """Normalised Fourier features of some rows, (R, W', G)."""
@@ -396,6 +397,7 @@ class LoftUp(Upsampler):
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
+    supports_tiles = True
     official_keys = ("state_dict",)
     official_globals = tuple(
         inert_globals(
@@ -544,9 +546,9 @@ class LoftUp(Upsampler):
             colors = self.scale_colors(image, output_size)
             tokens = self.tokens(features).to(dtype)
             prepared = _Prepared(self, dtype)
-            space = Workspace(tokens)
+            scratch = Scratch(tokens, dtype)
             return [
-                _Bands(self, prepared, colors[i], tokens[i], space) for i in range(len(features))
+                _Bands(self, prepared, colors[i], tokens[i], scratch) for i in range(len(features))
             ]
 
     def scale_colors(self, image: Tensor, output_size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ Legend: B batch, K value channels, h w feature grid, H W image, H' W' output, D 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -24,11 +24,20 @@ from torch.nn import functional as F
 from upfeat.checkpoints import HubFile
 from upfeat.errors import shape_text
 from upfeat.ops import cross_scale_neighborhood_attention
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.ops._dispatch import Scratch
+from upfeat.ops.banded_convolution import ConvolvedRows, RowSource, prepare_kernel
+from upfeat.ops.banded_pooling import PooledRows, pool_columns, pooling_weights
+from upfeat.ops.group_moments import GroupMoments, band_pixels
+from upfeat.ops.pointwise_residual import normed_silu
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
+Span = tuple[int, int]
+
+BAND_BYTES = 64 * 2**20  # of queries per call of the attention, outside tiles()
 GROUPS = 8  # of the group norms
+KEPT_BYTES = 2304 * 2**20  # what maps of one image may take in inference; larger ones are recomputed
 GUIDANCE_FACTOR = 4  # the image is reduced when it is more than this times the output
 
 
@@ -70,13 +79,172 @@ def reflected(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return conv(F.pad(x, (pad, pad, pad, pad), mode="reflect") if pad else x)
 
 
-def rotate(x: Tensor, angles: Tensor, num_heads: int) -> Tensor:
-    """Turn the channel pairs (j, j + half) of each head: (B, D, H, W) by (half, H, W) angles."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    # (B, D, H, W) -> (B, heads, 2, half, H, W)
-    first, second = x.unflatten(1, (num_heads, 2, -1)).unbind(2)
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=2)
-    return turned.flatten(1, 3)  # (B, D, H, W)
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor], num_heads: int) -> Tensor:
+    """Turn the channel pairs (j, j + half) of each head of (..., D) by angles (..., half).
+
+    ``turn`` holds their cosines and sines.
+    """
+    cos, sin = (t.to(x.dtype).unsqueeze(-2) for t in turn)  # (..., 1, half)
+    first, second = x.unflatten(-1, (num_heads, 2, -1)).unbind(-2)  # (..., heads, half) each
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.stack(turned, dim=-2).flatten(-3)  # (..., D)
+
+
+class _Rows:
+    """Reads the encoder's map of one image in row bands, as often as asked (inference only).
+
+    The statistics of a group norm need the whole map before the next layer may start. A branch
+    whose map fits into the budget keeps it and overwrites it layer by layer; another one computes
+    its rows anew for every pass, which costs time instead of memory.
+    """
+
+    def __init__(self, branch: Branch, image: Tensor, scratch: Scratch, keep: bool) -> None:
+        self.image, self.scratch = image, scratch  # image: (3, H, W)
+        self.size = (image.shape[1], image.shape[2])
+        dtype = image.dtype
+        stages = branch.stages()
+        convs = [branch.stem, *(conv for _, conv in stages)]
+        self.kernels = [prepare_kernel(c.weight.to(dtype), c.bias.to(dtype)) for c in convs]  # type: ignore[union-attr]
+        self.affine: list[tuple[Tensor, Tensor]] = []
+        width = branch.stem.out_channels
+        self.map = image.new_empty(*self.size, width) if keep else None
+        self.step = max(1, band_pixels(image.new_empty(0, width)) // self.size[1])
+        for norm, _ in stages:
+            self._advance(norm)
+        if self.map is not None:
+            self._advance(None)
+
+    def _advance(self, norm: nn.GroupNorm | None) -> None:
+        """Run the next layer over the map and gather the statistics that the one after it needs."""
+        moments = None if norm is None else GroupMoments(norm.num_groups, norm.eps)
+        read = self._next_layer() if self.map is not None else self.reader()
+        for start in range(0, self.size[0], self.step):
+            stop = min(start + self.step, self.size[0])
+            rows = read(start, stop)  # (R, W, D/2)
+            if self.map is not None:
+                self.map[start:stop] = rows
+            if moments is not None:
+                moments.add(rows.flatten(0, 1))
+        if moments is not None and norm is not None:
+            affine = moments.statistics().affine(norm.weight, norm.bias)
+            self.affine.append((affine[0].to(self.image.dtype), affine[1].to(self.image.dtype)))
+
+    def _convolved(self, source: RowSource, layer: int) -> RowSource:
+        kernel = self.kernels[layer]
+        return ConvolvedRows(source, kernel, self.size, "reflect", self.scratch).read
+
+    def _activated(self, source: RowSource, layer: int) -> RowSource:
+        """Rows of a source that may be overwritten, after the norm and SiLU in front of a layer."""
+        scale, shift = self.affine[layer - 1]
+
+        def read(start: int, stop: int) -> Tensor:
+            rows = source(start, stop)
+            return normed_silu(rows, scale, shift, out=rows)
+
+        return read
+
+    def _pixels(self, start: int, stop: int) -> Tensor:
+        return self.image[:, start:stop].permute(1, 2, 0)
+
+    def _stored(self, start: int, stop: int) -> Tensor:
+        assert self.map is not None
+        return self.map[start:stop]
+
+    def _next_layer(self) -> RowSource:
+        layer = len(self.affine)
+        if layer == 0:
+            return self._convolved(self._pixels, 0)
+        return self._convolved(self._activated(self._stored, layer), layer)
+
+    def reader(self) -> RowSource:
+        """A new pass over the map, or over as many layers as the gathered statistics allow."""
+        if self.map is not None:
+            return self._stored
+        source = self._convolved(self._pixels, 0)
+        for layer in range(1, len(self.affine) + 1):
+            source = self._convolved(self._activated(source, layer), layer)
+        return source
+
+
+class _Queries:
+    """Queries and keys of one image for inference, in bounded memory.
+
+    The keys are the pooled queries, so all queries are computed once before the first row of the
+    output; they are kept if they fit into the budget and computed a second time otherwise.
+    """
+
+    def __init__(
+        self,
+        model: "NAF",
+        image: Tensor,
+        output_size: tuple[int, int],
+        grid: tuple[int, int],
+        factor: float,
+        budget: int = KEPT_BYTES,
+    ) -> None:
+        self.model, self.output_size, self.factor = model, output_size, factor
+        device = image.device.type
+        if torch.is_autocast_enabled(device):
+            image = image.to(torch.get_autocast_dtype(device))
+        self.size, self.width = (image.shape[1], image.shape[2]), model.config["dim"]
+        scratch = Scratch(image, image.dtype)
+        bytes_of = image.element_size() * self.width
+        keep = bytes_of * output_size[0] * output_size[1]
+        branch = bytes_of // 2 * self.size[0] * self.size[1]
+        with torch.autocast(device, enabled=False):
+            context = _Rows(model.context, image, scratch, keep=branch <= budget)
+            budget -= branch if context.map is not None else 0
+            pixel = _Rows(model.pixel, image, scratch, keep=branch <= budget)
+            budget -= branch if pixel.map is not None else 0
+            self.branches = (pixel, context)
+            self.map = image.new_empty(*output_size, self.width) if keep <= budget else None
+            self.key = self._pool(grid, image)
+        if self.map is not None:
+            self.branches = ()
+
+    def _pool(self, grid: tuple[int, int], image: Tensor) -> Tensor:
+        """Run over all queries once; returns the keys (1, D, h, w)."""
+        height, width = self.output_size
+        wide = torch.promote_types(image.dtype, torch.float32)
+        weights = pooling_weights(height, grid[0], image.device).to(wide)  # (h, H')
+        key = image.new_zeros(grid[0], grid[1] * self.width, dtype=wide)
+        step = max(1, band_pixels(image.new_empty(0, self.width)) // width)
+        for start, stop, rows in self._rotated(step):
+            if self.map is not None:
+                self.map[start:stop] = rows
+            pooled = pool_columns(rows, grid[1]).flatten(1)  # (R, w * D)
+            key.addmm_(weights[:, start:stop], pooled.to(wide))
+        return key.view(1, *grid, self.width).permute(0, 3, 1, 2).to(image.dtype)
+
+    def _rotated(self, step: int) -> Iterator[tuple[int, int, Tensor]]:
+        """A pass over the queries: start, stop, (R, W', D)."""
+        readers = [branch.reader() for branch in self.branches]
+
+        def encoded(start: int, stop: int) -> Tensor:
+            # The readers share buffers, so the first one's rows are copied out before the second reads.
+            both = self.branches[0].scratch.take("both", stop - start, self.size[1], self.width)
+            for part, read in zip(both.chunk(2, dim=-1), readers, strict=True):
+                part.copy_(read(start, stop))
+            return both
+
+        pooled = PooledRows(encoded, self.size, self.output_size)
+        for start in range(0, self.output_size[0], step):
+            stop = min(start + step, self.output_size[0])
+            turn = self.model.turn(self.output_size, self.factor, slice(start, stop))
+            yield start, stop, rotate(pooled.read(start, stop), turn, self.model.heads_rope)
+
+    def bands(self, max_bytes: int, channels: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+        """Bands of queries: start, stop, (1, D, R, W'); rows of ``channels`` must fit, too."""
+        height, width = self.output_size
+        row_bytes = width * max(self.width, channels) * self.key.element_size()
+        step = min(height, max(1, max_bytes // row_bytes))
+        if self.map is None:
+            bands = self._rotated(step)
+        else:
+            edges = [(start, min(start + step, height)) for start in range(0, height, step)]
+            bands = ((start, stop, self.map[start:stop]) for start, stop in edges)
+        for start, stop, rows in bands:
+            yield start, stop, rows.permute(2, 0, 1)[None]
 
 
 # Official key (after the prefix "image_encoder.") -> ours; blocks are counted from 1 there.
@@ -155,6 +323,8 @@ class NAF(Upsampler):
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
+
+    supports_tiles = True
 
     def __init__(
         self,
@@ -239,15 +409,71 @@ class NAF(Upsampler):
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
-        angles = self.angles(output_size, self.rescaling(output_size))
         image = self._prescaled(image, output_size)
+        factor = self.rescaling(output_size)
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            return self._in_bands(image, features, output_size, values, factor)
         x = torch.cat((self.pixel(image), self.context(image)), dim=1)  # (B, D, H, W)
-        query = rotate(F.adaptive_avg_pool2d(x, output_size), angles, self.heads_rope)
-        grid = (features.shape[2], features.shape[3])
-        key = F.adaptive_avg_pool2d(query, grid)  # (B, D, h, w)
+        x = F.adaptive_avg_pool2d(x, output_size).permute(0, 2, 3, 1)  # (B, H', W', D)
+        query = rotate(x, self.turn(output_size, factor), self.heads_rope).permute(0, 3, 1, 2)
+        key = F.adaptive_avg_pool2d(query, features.shape[-2:])  # (B, D, h, w)
+        return self._attend(query, key, values, output_size, (0, output_size[0]))
+
+    def _attend(
+        self, query: Tensor, key: Tensor, values: Tensor, output_size: tuple[int, int], rows: Span
+    ) -> Tensor:
+        """Some rows of the output: (B, D, R, W'), (B, D, h, w), (B, K, h, w) -> (B, K, R, W')."""
         return cross_scale_neighborhood_attention(
-            query, key, values, self.heads_attn, kernel_size=self.kernel_size
+            query,
+            key,
+            values,
+            self.heads_attn,
+            kernel_size=self.kernel_size,
+            output_size=output_size,
+            rows=rows,
         )
+
+    def _in_bands(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        factor: float,
+    ) -> Tensor:
+        height, width = output_size
+        shape = (len(values), height, width, values.shape[1])
+        out = values.new_empty(shape).permute(0, 3, 1, 2)  # channels last in memory
+        for i in range(len(image)):
+            queries = _Queries(self, image[i], output_size, features.shape[-2:], factor)
+            for start, stop, query in queries.bands(BAND_BYTES):
+                part = self._attend(query, queries.key, values[i : i + 1], output_size, (start, stop))
+                out[i, :, start:stop] = part[0]
+        return out
+
+    @torch.no_grad()
+    def _tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        max_bytes: int,
+    ) -> Iterator[Tile]:
+        height, width = output_size
+        image = self._prescaled(image, output_size)
+        factor = self.rescaling(output_size)
+        every = [
+            _Queries(self, one, output_size, features.shape[-2:], factor, KEPT_BYTES // len(image))
+            for one in image
+        ]
+        key = torch.cat([queries.key for queries in every])  # (B, D, h, w)
+        # Shares of the budget: a third each for the tile, its queries and the attention's buffers.
+        for bands in zip(*(q.bands(max_bytes // (3 * len(image)), values.shape[1]) for q in every), strict=True):
+            start, stop = bands[0][:2]
+            query = torch.cat([band[2] for band in bands])  # (B, D, R, W')
+            tile = self._attend(query, key, values, output_size, (start, stop))
+            yield slice(start, stop), slice(0, width), tile
 
     def rescaling(self, output_size: tuple[int, int]) -> float:
         """The factor on the coordinates of the rotary code: drawn in training, else 1."""
@@ -261,22 +487,27 @@ class NAF(Upsampler):
             self._rescaled = (output_size, factor)
         return factor
 
-    def angles(
-        self, output_size: tuple[int, int], factor: float = 1.0, rows: slice = slice(None)
-    ) -> Tensor:
-        """Angles of the rotary code for output rows: (D / (2 heads_rope), rows, W'), float32 at least.
+    def turn(
+        self, output_size: tuple[int, int], factor: float, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary code for some rows: (R, W', D / (2 heads_rope)) each.
 
-        The first half of the channels turns with the row, the second with the column.
+        The first half of the channels turns with the row, the second with the column. Coordinates
+        and angles are float32 at least, whatever the weights are.
         """
         wide = torch.promote_types(self.periods.dtype, torch.float32)
-        turns = []
+        angles = []
         for length in output_size:
             index = torch.arange(length, device=self.periods.device, dtype=wide)
             coordinate = (2 * ((index + 0.5) / length) - 1) * factor  # (L,) in [-1, 1]
-            turns.append(2 * math.pi * coordinate / self.periods.to(wide)[:, None])  # (q, L)
-        row, col = turns[0][:, rows], turns[1]
-        size = (len(row), row.shape[1], col.shape[1])  # (q, rows, W')
-        return torch.cat((row[:, :, None].expand(size), col[:, None, :].expand(size)))
+            angles.append(2 * math.pi * coordinate[:, None] / self.periods.to(wide))  # (L, q)
+        row, col = angles[0][rows, None], angles[1][None]  # (R, 1, q), (1, W', q)
+        size = (row.shape[0], col.shape[1], -1)
+        cos, sin = (
+            torch.cat((wave(row).expand(size), wave(col).expand(size)), -1)  # (R, W', 2q)
+            for wave in (torch.cos, torch.sin)
+        )
+        return cos, sin
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
