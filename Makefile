@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# Byte code is written at first import; compiling all of torch ahead would take as long as the rest.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 # Two test processes of one thread each; `make test WORKERS=0` runs in one process.
 WORKERS ?= 2
 THREADS ?= 1
@@ -20,9 +22,9 @@ venv: $(STAMP)  ## create .venv with the exact versions of requirements.lock
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"upfeat needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; name another one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) --constraint requirements.lock torch
+	$(PIP) --no-deps -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(STAMP)  ## upsample a photo's features, offline, and say where the picture is
