@@ -1,0 +1,227 @@
+"""The command through its real entry point, in a subprocess."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from upfeat.cli.app import app
+
+COMMAND = [sys.executable, "-c", "from upfeat.cli import main; main()"]
+TINY = ("--backbone", "upfeat/vit_compact_patch16", "--input-size", "48", "--size", "48")
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "300", "UPFEAT_OFFLINE": "1", **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+def write_images(folder: Path, count: int = 3) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        pixels = generator.integers(0, 255, (50 + i, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"image{i}.png")
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_script_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="upfeat")
+    assert script.value == "upfeat.cli:main"
+
+
+def test_version_and_help() -> None:
+    import upfeat
+
+    assert run("--version").stdout.strip() == upfeat.__version__
+    text = run("--help").stdout
+    for command in ("list", "info", "upsample"):
+        assert command in text
+
+
+def inside(*arguments: str) -> str:
+    """Run the command in this process: a subprocess for each would spend a minute on imports."""
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_list() -> None:
+    table = inside("list")
+    assert "bilinear" in table
+    assert "jafar" in table
+    assert json.loads(inside("list", "b*", "--json")) == ["bicubic", "bilinear"]
+    assert "jafar.dinov2_vits14" in json.loads(inside("list", "--pretrained", "--json"))
+    assert "apache" in inside("list", "jafar*", "--pretrained").lower()
+    assert "timm/resnet18" in inside("list", "timm/resnet18*", "--backbones")
+
+
+def test_list_without_a_match() -> None:
+    result = CliRunner().invoke(app, ["list", "zzz*"])
+    assert result.exit_code == 2
+    assert "nothing matches 'zzz*'" in result.stderr
+
+
+def test_info() -> None:
+    text = inside("info", "jafar")
+    assert "2506.11136" in text
+    assert "Apache-2.0" in text
+    facts = json.loads(inside("info", "loftup.dinov2_vits14", "--json"))
+    assert facts["channels"] == 384
+    assert facts["guidance mean"] == "0.485, 0.456, 0.406"
+
+
+def test_info_of_an_unknown_name() -> None:
+    result = run("info", "jafr")
+    assert result.returncode == 2
+    assert "did you mean 'jafar'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_folder_with_a_broken_image_then_a_second_run(tmp_path: Path) -> None:
+    photos = write_images(tmp_path / "photos")
+    write_images(photos / "more", 1)
+    (photos / "broken.jpg").write_bytes(b"no image")
+    out = tmp_path / "out"
+    first = run("upsample", photos, "--out", out, *TINY)
+    assert first.returncode == 1, first.stderr
+    assert "4 done, 0 already there, 1 failed" in first.stdout
+    (failure,) = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
+    assert failure["file"].endswith("broken.jpg")
+    assert "not an image" in failure["error"]
+    assert (out / "more" / "image0.png").is_file()
+    stamps = {name: (out / name).stat().st_mtime_ns for name in names(out) if "image" in name}
+    second = run("upsample", photos, "--out", out, *TINY)
+    assert second.returncode == 1
+    assert "0 done, 4 already there, 1 failed" in second.stdout
+    assert stamps == {name: (out / name).stat().st_mtime_ns for name in stamps}
+    (photos / "broken.jpg").unlink()
+    third = run("upsample", photos, "--out", out, *TINY)
+    assert third.returncode == 0
+    assert not (out / "failures.jsonl").exists()
+
+
+def test_changed_settings_or_input_are_computed_again(tmp_path: Path) -> None:
+    photos, out = write_images(tmp_path / "photos", 2), tmp_path / "out"
+    assert "2 done" in run("upsample", photos, "--out", out, *TINY).stdout
+    changed = run("upsample", photos, "--out", out, *TINY, "--upsampler", "bilinear")
+    assert "2 done, 0 already" in changed.stdout
+    Image.new("RGB", (64, 50), "red").save(photos / "image0.png")
+    again = run("upsample", photos, "--out", out, *TINY, "--upsampler", "bilinear")
+    assert "1 done, 1 already" in again.stdout
+    (out / "image1.png").unlink()
+    lost = run("upsample", photos, "--out", out, *TINY, "--upsampler", "bilinear")
+    assert "1 done, 1 already" in lost.stdout
+
+
+def test_files_hold_what_the_pipeline_computes(tmp_path: Path) -> None:
+    import upfeat
+
+    photos, out = write_images(tmp_path / "photos", 1), tmp_path / "out"
+    image = photos / "image0.png"
+    result = run(
+        "upsample", image, "--out", out, "--input-size", "48", "--size", "40x30", "--upsampler",
+        "bilinear", "--save", "png,safetensors,npz", "--store", "float32",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert names(out) == ["image0.json", "image0.npz", "image0.png", "image0.safetensors"]
+    tensors, arrays = load_file(out / "image0.safetensors"), np.load(out / "image0.npz")
+    backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    pipe = upfeat.Pipeline(backbone, upfeat.create_upsampler("bilinear"), input_size=48)
+    expected = pipe(image, output_size=(40, 30))
+    assert tensors["high"].shape == (192, 40, 30)
+    for name in ("high", "low"):
+        wanted = getattr(expected, name).numpy()
+        np.testing.assert_allclose(tensors[name].numpy(), wanted, atol=1e-4)
+        np.testing.assert_array_equal(arrays[name], tensors[name].numpy())
+    record = json.loads((out / "image0.json").read_text())
+    assert record["settings"]["upsampler"] == "bilinear"
+    assert record["settings"]["output_size"] == [40, 30]
+
+
+def test_one_basis_for_all(tmp_path: Path) -> None:
+    photos, out = write_images(tmp_path / "photos", 2), tmp_path / "out"
+    assert run("upsample", photos, "--out", out, *TINY, "--basis", "first").returncode == 0
+    basis = out / "basis.json"
+    other = tmp_path / "other"
+    assert run("upsample", photos, "--out", other, *TINY, "--basis", basis).returncode == 0
+    for name in ("image0.png", "image1.png"):
+        assert (out / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.jpg"], "absent.jpg"),
+        (["{photos}", "--upsampler", "bilinea"], "did you mean 'bilinear'"),
+        (["{photos}", "--backbone", "upfeat/nothing"], "upfeat/nothing"),
+        (["{photos}", "--backbone", "timm/vit_tiny_patch16_224"], "$UPFEAT_WEIGHTS"),
+        (["{photos}", "--upsampler", "jafar"], "--weights FILE"),
+        (["{photos}", "--upsampler", "jafar.dinov2_vits14"], "looked in four places"),
+        (["{photos}", "--save", "tiff"], "unknown format of --save 'tiff'"),
+        (["{photos}", "--save", ","], "--save names no format"),
+        (["{photos}", "--size", "3x4x5"], "--size must be"),
+        (["{photos}", "--dtype", "int8"], "--dtype must be one of"),
+        (["{photos}", "--fit", "crop"], "--fit must be pad or resize"),
+        (["{photos}", "--basis", "nowhere.json"], "--basis must be"),
+        (["{photos}", "--save", "npz", "--size", "10000000"], "free; choose a smaller"),
+    ],
+)
+def test_user_errors_are_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("UPFEAT_CACHE", str(tmp_path))
+    monkeypatch.setenv("UPFEAT_OFFLINE", "1")
+    photos = write_images(tmp_path / "photos", 1)
+    filled = [argument.format(photos=photos) for argument in arguments]
+    # In this process: a subprocess for each case would spend a minute on imports.
+    result = CliRunner().invoke(app, ["upsample", *filled, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_interrupted_run_leaves_whole_files_and_resumes(tmp_path: Path) -> None:
+    photos, out = write_images(tmp_path / "photos", 60), tmp_path / "out"
+    arguments = ["upsample", photos, "--out", out, *TINY, "--save", "png,npz"]
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while len(list(out.glob("*.json"))) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "run again to go on" in errors
+    done = list(out.glob("*.json"))
+    assert 2 <= len(done) < 60
+    assert not list(out.glob("*.part")), "a half-written file stayed"
+    for picture in out.glob("*.png"):
+        Image.open(picture).verify()
+    resumed = run(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{60 - len(done)} done, {len(done)} already there" in resumed.stdout
