@@ -185,6 +185,12 @@ def test_high_resolution_net_needs_its_whole_pyramid() -> None:
     assert hrnet(torch.rand(1, 3, 32, 64)).shape == (1, hrnet.dim, 8, 16)
 
 
+def test_mobilevit_needs_an_even_grid() -> None:
+    mobilevit = create_backbone("timm/mobilevitv2_050", weights="random")
+    assert (mobilevit.patch_size, mobilevit.size_multiple) == (32, 64)
+    assert mobilevit(torch.rand(1, 3, 64, 128)).shape == (1, mobilevit.dim, 2, 4)
+
+
 def test_attention_over_blocks_says_what_it_needs() -> None:
     halo = create_backbone("timm/halonet26t", weights="random")
     assert halo(torch.rand(1, 3, 256, 256)).shape == (1, halo.dim, 8, 8)

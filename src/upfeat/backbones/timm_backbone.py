@@ -28,9 +28,6 @@ __all__ = ["TimmBackbone", "list_timm_names"]
 # Networks whose final norm belongs to the pooled vector, so that timm refuses it for maps.
 _POOLED_NORM = ("Hiera", "HieraDet")
 
-# Networks whose layers all need the whole pyramid.
-_SIZE_MULTIPLE = {"HighResolutionNet": 32}
-
 
 class TimmBackbone(Backbone):
     """A network of timm, or one built like them, as a frozen backbone.
@@ -78,11 +75,12 @@ class TimmBackbone(Backbone):
             )
         infos = _layer_infos(model)
         index = _check_layer(name, layer, len(infos))
+        stride = int(infos[index]["reduction"])
         super().__init__(
             name=name,
             dim=_channels(model, infos[index], norm),
-            patch_size=int(infos[index]["reduction"]),
-            size_multiple=_SIZE_MULTIPLE.get(type(model).__name__),
+            patch_size=stride,
+            size_multiple=_size_multiple(model, stride),
             image_mean=image_mean,
             image_std=image_std,
             layer=index,
@@ -141,6 +139,15 @@ def _layer_infos(model: nn.Module) -> list[Mapping[str, Any]]:
     """Return timm's description of each layer: its channels and its total stride."""
     info: Any = model.feature_info
     return list(getattr(info, "info", info))
+
+
+def _size_multiple(model: nn.Module, stride: int) -> int:
+    """Return what the image's sides must be multiples of, for a layer of this total stride."""
+    if type(model).__name__ == "HighResolutionNet":
+        return 32  # every layer needs the whole pyramid
+    if any(type(module).__name__ == "MobileVitV2Block" for module in model.modules()):
+        return 2 * stride  # attention among every second pixel of the map
+    return stride
 
 
 def _channels(model: nn.Module, info: Mapping[str, Any], norm: bool) -> int:
