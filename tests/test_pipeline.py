@@ -155,7 +155,7 @@ def test_inputs_do_not_change() -> None:
 
 @given(SIDES, SIDES)
 def test_padding_is_exact(height: int, width: int) -> None:
-    """Cells that lie in the image are those of the unpadded image; high is cut from the padded map."""
+    """Cells in the image are those of the plain image; high is cut from the padded map."""
     image = torch.rand(3, height, width)
     recorder = Recorder()
     out = Pipeline(pooling_backbone(), recorder)(image)
@@ -512,7 +512,7 @@ def test_bad_pairs() -> None:
         Pipeline(pooling_backbone(), changed(Recorder(), requires=("hidden states",)))
     wide = Recorder()
     wide.config = {"feature_dim": 384}
-    with pytest.raises(ValueError, match="feature_dim=384.* 3 channels"):
+    with pytest.raises(ValueError, match=r"feature_dim=384.* 3 channels"):
         Pipeline(pooling_backbone(), wide)
 
 

@@ -60,7 +60,7 @@ def test_components_are_orthonormal_and_sorted() -> None:
 
 
 def test_sign_rule() -> None:
-    """The largest loading is positive, so turning the features round turns the picture, not the basis."""
+    """The largest loading is positive: turned features turn the picture, not the basis."""
     maps = features()
     basis, turned = PCABasis.fit(maps), PCABasis.fit(-maps)
     largest = basis.components.gather(1, basis.components.abs().argmax(1, keepdim=True))
