@@ -18,10 +18,8 @@ operator was given them, shapes checked. The options, all resolved:
 - ``neighborhood_attention``: ``num_heads``, ``scale``, ``head_values``, ``row_cells`` (R, Ky) and
   ``col_cells`` (C, Kx) of the computed part, int64 on the CPU.
 
-The two local operators also pass ``origin``, the first computed row and column, and ``cell_size``,
-the fine positions per coarse cell along rows and columns: hints for tiling, without effect on the
-result. ``forward`` raises ``NotImplementedError`` for what it does not cover; the bounded version
-then runs.
+``forward`` raises ``NotImplementedError`` for what it does not cover: the bounded version then
+runs.
 """
 
 import importlib
@@ -56,14 +54,19 @@ def triton_kernel(name: str) -> ModuleType | None:
         raise
 
 
+def _kernel_for(query: Tensor, name: str) -> ModuleType | None:
+    return triton_kernel(name) if query.is_cuda else None
+
+
 class BoundedOperator:
     """An attention operator in bounded memory: its forward and its recomputing backward.
 
     Args:
         name: file name of the operator, under which a Triton module is looked up.
-        forward: ``(query, key, value, max_bytes=..., **options) -> output``.
-        backward: ``(grad_output, query, key, value, max_bytes=..., needs=..., **options)`` to the
-            three gradients; ``needs`` is a triple of flags, an unneeded gradient may be None.
+        forward: ``(query, key, value, max_bytes=..., **options, **hints) -> output``.
+        backward: ``(grad_output, query, key, value, max_bytes=..., needs=..., **options, **hints)``
+            to the three gradients; ``needs`` is a triple of flags, an unneeded gradient may be
+            None.
         default_max_bytes: bound on the temporaries where the caller gives none.
     """
 
@@ -80,13 +83,24 @@ class BoundedOperator:
         self.default_max_bytes = default_max_bytes
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, max_bytes: int | None, **options: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        max_bytes: int | None,
+        hints: dict[str, Any] | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Run forward; gradients flow, and nothing of size queries x keys is kept for them."""
+        """Run forward; gradients flow, and nothing of size queries x keys is kept for them.
+
+        ``hints`` help the bounded version to cut its work and have no effect on the result, so a
+        Triton kernel does not get them.
+        """
         max_bytes = self.default_max_bytes if max_bytes is None else max_bytes
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
-        return _Recomputed.apply(query, key, value, self, max_bytes, options)
+        bounded = {**options, **(hints or {}), "max_bytes": max_bytes}
+        return _Recomputed.apply(query, key, value, self, options, bounded)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -99,11 +113,11 @@ class _Recomputed(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         operator: BoundedOperator,
-        max_bytes: int,
         options: dict[str, Any],
+        bounded: dict[str, Any],
     ) -> Tensor:
-        ctx.operator, ctx.max_bytes, ctx.options = operator, max_bytes, options
-        ctx.kernel = triton_kernel(operator.name) if query.is_cuda else None
+        ctx.operator, ctx.options, ctx.bounded = operator, options, bounded
+        ctx.kernel = _kernel_for(query, operator.name)
         residuals: tuple[Tensor, ...] = ()
         with without_autocast(query):
             if ctx.kernel is not None:
@@ -112,7 +126,7 @@ class _Recomputed(torch.autograd.Function):
                 except NotImplementedError:
                     ctx.kernel = None
             if ctx.kernel is None:
-                out = operator.forward(query, key, value, max_bytes=max_bytes, **options)
+                out = operator.forward(query, key, value, **bounded)
         ctx.save_for_backward(query, key, value, *residuals)
         return out
 
@@ -130,9 +144,8 @@ class _Recomputed(torch.autograd.Function):
                     query,
                     key,
                     value,
-                    max_bytes=ctx.max_bytes,
                     needs=ctx.needs_input_grad[:3],
-                    **ctx.options,
+                    **ctx.bounded,
                 )
         if torch.is_grad_enabled():  # create_graph=True: a second derivative may be asked for
             grads = tuple(
@@ -177,8 +190,12 @@ class Scratch:
 
 
 def matmul_dtype(value: Tensor, compute: torch.dtype) -> torch.dtype:
-    """The type weights and values are multiplied in: bfloat16 stays, as its sums are float32."""
-    return torch.bfloat16 if value.dtype == torch.bfloat16 else compute
+    """The type weights and values are multiplied in: bfloat16 stays, as its sums are float32.
+
+    For few channels the product is so cheap that converting the weights would cost more.
+    """
+    narrow = value.dtype == torch.bfloat16 and value.shape[-1] >= 64
+    return torch.bfloat16 if narrow else compute
 
 
 def wants_reference() -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from upfeat.ops import _dispatch
 
 DEFAULT_MAX_BYTES = 8 * 2**20
-"""Scores of one block of queries; a few MB stay in the caches between the steps."""
+"""All buffers of one block of queries; a few MB stay in the caches between the steps."""
 
 # exp(x) and its sums are normal float32 numbers while |x| + log(terms) stays below this.
 _SAFE_EXPONENT = 85.0
@@ -109,10 +109,10 @@ def head_averaged_attention(
 
 
 def _blocks(
-    num_queries: int, num_keys: int, num_heads: int, itemsize: int, max_bytes: int
+    num_queries: int, floats_per_query: int, dtype: torch.dtype, max_bytes: int
 ) -> Iterator[slice]:
-    """Slices of queries whose scores of all heads fit in ``max_bytes``."""
-    size = max(1, max_bytes // max(1, num_heads * num_keys * itemsize))
+    """Slices of queries whose buffers together fit in ``max_bytes``."""
+    size = max(1, max_bytes // (floats_per_query * dtype.itemsize))
     for start in range(0, num_queries, size):
         yield slice(start, min(start + size, num_queries))
 
@@ -158,13 +158,14 @@ def _forward(
     dtype = _dispatch.compute_dtype(query, key, value)
     mix = _dispatch.matmul_dtype(value, dtype)
     scratch = _dispatch.Scratch(query, dtype)
+    floats = (num_heads + 1) * num_keys + width + channels
     out = value.new_empty(batch, num_queries, channels)
     for b in range(batch):
         k = (key[b].to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
         k = k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
         key_norm = torch.linalg.vector_norm(k, dim=1).amax(1)  # (heads,)
         v = value[b].to(mix)  # (n, K)
-        for rows in _blocks(num_queries, num_keys, num_heads, dtype.itemsize, max_bytes):
+        for rows in _blocks(num_queries, floats, dtype, max_bytes):
             length = rows.stop - rows.start
             q = scratch.take("query", num_heads, length, width // num_heads)
             _split_heads(query[b, rows], num_heads, q)
@@ -198,6 +199,7 @@ def _backward(
     head_width = width // num_heads
     dtype = _dispatch.compute_dtype(query, key, value)
     scratch = _dispatch.Scratch(query, dtype)
+    floats = (2 * num_heads + 1) * num_keys + width + value.shape[-1]
     grad_query = query.new_empty(query.shape)
     grad_key = torch.empty_like(key)
     grad_value = torch.empty_like(value)
@@ -206,7 +208,7 @@ def _backward(
         k = k.transpose(0, 1).contiguous()  # (heads, n, d/heads)
         v = value[b].to(dtype) / num_heads  # (n, K)
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-        for rows in _blocks(num_queries, num_keys, 2 * num_heads, dtype.itemsize, max_bytes):
+        for rows in _blocks(num_queries, floats, dtype, max_bytes):
             length = rows.stop - rows.start
             q = scratch.take("query", num_heads, length, head_width)
             _split_heads(query[b, rows], num_heads, q)

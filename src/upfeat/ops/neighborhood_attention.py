@@ -170,18 +170,21 @@ def cross_scale_neighborhood_attention(
         query, key, value, num_heads, kernel_size, output_size, dilation, head_values, rows, cols
     )
     size = (query.shape[2], query.shape[3]) if output_size is None else output_size
+    hints = {
+        "origin": (0 if rows is None else rows[0], 0 if cols is None else cols[0]),
+        "cell_size": (size[0] / key.shape[2], size[1] / key.shape[3]),
+    }
     return _BOUNDED(
         query,
         key,
         value,
         max_bytes,
+        hints,
         num_heads=num_heads,
         scale=(query.shape[1] / num_heads) ** -0.5 if scale is None else scale,
         head_values=head_values,
         row_cells=row_cells,
         col_cells=col_cells,
-        origin=(0 if rows is None else rows[0], 0 if cols is None else cols[0]),
-        cell_size=(size[0] / key.shape[2], size[1] / key.shape[3]),
     )
 
 

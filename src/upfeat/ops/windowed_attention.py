@@ -184,18 +184,21 @@ def windowed_attention(
         return head_averaged_attention(
             query, key, value, num_heads, scale=scale, max_bytes=max_bytes
         )
+    hints = {
+        "origin": (0 if rows is None else rows[0], 0 if cols is None else cols[0]),
+        "cell_size": (output_size[0] / grid_size[0], output_size[1] / grid_size[1]),
+    }
     return _BOUNDED(
         query,
         key,
         value,
         max_bytes,
+        hints,
         num_heads=num_heads,
         scale=(query.shape[-1] / num_heads) ** -0.5 if scale is None else scale,
         grid_size=(grid_size[0], grid_size[1]),
         row_bounds=row_bounds,
         col_bounds=col_bounds,
-        origin=(0 if rows is None else rows[0], 0 if cols is None else cols[0]),
-        cell_size=(output_size[0] / grid_size[0], output_size[1] / grid_size[1]),
     )
 
 
