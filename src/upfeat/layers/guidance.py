@@ -3,11 +3,21 @@
 Legend: B batch, d channels, H W guidance image, H' W' output grid, h w low-resolution grid.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.layers.position_code import LearnedPositionCode
-from upfeat.layers.residual import pointwise_encoder
+from upfeat.layers.residual import PointwiseResidualBlock, pointwise_encoder
+from upfeat.ops.pointwise_residual import BlockWeights
+from upfeat.ops.pointwise_stack import OpenBand, PointwiseStack, PooledRows, Rows, pool_stack
+from upfeat.ops.position_code import apply_position_code_
+
+# Full-resolution maps of d channels that the bounded encoder may hold, all together: three of them
+# up to about 1200 x 1200 pixels, one up to 2100 x 2100 (d = 128, float32), beyond that none.
+MAP_BYTES = 2304 * 2**20
 
 
 class GuidanceEncoder(nn.Module):
@@ -42,6 +52,88 @@ class GuidanceEncoder(nn.Module):
         encoded = self.rope(self.image_encoder(image))  # (B, d, H, W)
         query = adaptive_pool(self.query_encoder(encoded), output_size)
         return query, adaptive_pool(self.key_encoder(encoded), grid_size)
+
+
+    def encode_bounded(
+        self,
+        image: Tensor,
+        output_size: tuple[int, int],
+        grid_size: tuple[int, int],
+        *,
+        max_bytes: int = MAP_BYTES,
+    ) -> tuple[Tensor, PooledRows]:
+        """Encode one image for inference, in memory bounded by ``max_bytes`` and a few bands.
+
+        Args:
+            image: (1, 3, H, W).
+            output_size: (H', W').
+            grid_size: (h, w).
+            max_bytes: for full-resolution maps. The fewer fit, the more is computed anew.
+
+        Maps and matrix products are of the image's type, under autocast of autocast's; statistics and
+        coordinates are float32 at least.
+
+        Returns:
+            The key map (1, d, h, w), and the rows of the query map as they are asked for.
+        """
+        kind = image.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else image.dtype
+        size = (image.shape[2], image.shape[3])
+        dim = self.rope.freqs.shape[1]
+        # Three: the encoded image, stream and branch of the keys. The queries reuse the first two.
+        map_bytes = size[0] * size[1] * dim * dtype.itemsize
+        count = min(3, max_bytes // map_bytes)
+        maps = [image.new_empty(size[0] * size[1], dim, dtype=dtype) for _ in range(count)]
+        freqs = self.rope.freqs
+
+        def stack(
+            open_band: OpenBand, encoder: nn.Sequential, own: Sequence[Tensor], last: bool = False
+        ) -> PointwiseStack:
+            blocks = [_weights(block, dtype) for block in encoder[1:]]
+            groups, eps = encoder[1].groups, encoder[1].norm1.eps
+            return PointwiseStack(open_band, blocks, groups, eps, size, own, code if last else None)
+
+        def code(band: Tensor, rows: Rows) -> None:
+            apply_position_code_(band, freqs, size, rows)
+
+        encoded = stack(_first(self.image_encoder[0], image, dtype), self.image_encoder, maps[:2], True)
+        keys = stack(_project(encoded, self.key_encoder[0], dtype), self.key_encoder, maps[1:])
+        key = pool_stack(keys, grid_size)
+        own = maps[1::-1]  # stream in the second, branch in the first, once the encoded image is read
+        queries = stack(_project(encoded, self.query_encoder[0], dtype), self.query_encoder, own)
+        return key, PooledRows(queries, output_size)
+
+
+def _weights(block: PointwiseResidualBlock, dtype: torch.dtype) -> BlockWeights:
+    return BlockWeights(*(None if w is None else w.to(dtype) for w in block.weights()))
+
+
+def _first(conv: nn.Conv2d, image: Tensor, dtype: torch.dtype) -> OpenBand:
+    """Return the first convolution as a function of image rows; image (1, 3, H, W)."""
+    kernel = conv.kernel_size[0]
+    padded = F.pad(image, [kernel // 2] * 4, mode="reflect") if kernel > 1 else image
+    weight = conv.weight.to(dtype).flatten(1).T  # (3 * k * k, d)
+
+    def open_band(rows: Rows, out: Tensor) -> None:
+        source = padded[:, :, rows[0] : rows[1] + kernel - 1]
+        patches = F.unfold(source, kernel)[0]  # (3 * k * k, p)
+        torch.mm(patches.T.to(dtype), weight, out=out)
+
+    return open_band
+
+
+def _project(source: PointwiseStack, conv: nn.Conv2d, dtype: torch.dtype) -> OpenBand:
+    """Return a 1x1 convolution of another stack's output as a function of image rows."""
+    weight = conv.weight.to(dtype).flatten(1).T  # (d, d)
+
+    def open_band(rows: Rows, out: Tensor) -> None:
+        band = source.rows(*rows)
+        if band.data_ptr() == out.data_ptr():
+            out.copy_(band @ weight)
+        else:
+            torch.mm(band, weight, out=out)
+
+    return open_band
 
 
 def adaptive_pool(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ unification, h w low-resolution grid, H W guidance image, H' W' output, N = H'W'
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -29,9 +29,11 @@ from upfeat.layers import (
     PointwiseResidualBlock,
     pointwise_encoder,
 )
+from upfeat.layers.bands import BandFunction, needs_graph, tile_in_bands, upsample_in_bands
 from upfeat.layers.cross_attention import convert_cross_decode
+from upfeat.layers.guidance import MAP_BYTES
 from upfeat.ops import cross_scale_neighborhood_attention, windowed_attention
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -254,6 +256,7 @@ class AnyUp(Upsampler):
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
+    supports_tiles = True
     official_keys = ("anyup",)
     official_globals = (*inert_globals(OMEGACONF), Any, defaultdict, dict, int, list)
 
@@ -298,6 +301,7 @@ class AnyUp(Upsampler):
         values: Tensor,
         output_size: tuple[int, int],
         rows: tuple[int, int],
+        max_bytes: int | None = None,
     ) -> Tensor:
         """Mix values (B, K, h, w) for the queries (B, R * W', d) of output rows ``rows``: (B, R * W', K)."""
         grid = (values.shape[2], values.shape[3])
@@ -306,6 +310,7 @@ class AnyUp(Upsampler):
             return windowed_attention(
                 query, key, values.flatten(2).transpose(1, 2), heads,
                 output_size=output_size, grid_size=grid, window_ratio=self.window_ratio, rows=rows,
+                max_bytes=max_bytes,
             )  # fmt: skip
         out = cross_scale_neighborhood_attention(
             query.unflatten(1, (-1, output_size[1])).permute(0, 3, 1, 2),  # (B, d, R, W')
@@ -316,12 +321,20 @@ class AnyUp(Upsampler):
             output_size=output_size,
             head_values="shared",
             rows=rows,
+            max_bytes=max_bytes,
         )
         return out.flatten(2).transpose(1, 2)  # (B, K, R, W') -> (B, R * W', K)
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        if not needs_graph(self, image, features, values):
+            return upsample_in_bands(
+                self._bands(image, features, output_size, values),
+                values,
+                output_size,
+                self._row_bytes(values, output_size),
+            )
         query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
         out = self.attend(
             self.attention.queries(query),  # (B, N, d)
@@ -331,6 +344,51 @@ class AnyUp(Upsampler):
             (0, output_size[0]),
         )
         return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, K) -> (B, K, H', W')
+
+    def _tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        max_bytes: int,
+    ) -> Iterator[Tile]:
+        batch = len(image)
+        prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
+        row_bytes = self._row_bytes(values, output_size)
+        yield from tile_in_bands(prepare, batch, output_size, row_bytes, max_bytes)
+
+    def _bands(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        map_bytes: int = MAP_BYTES,
+        max_bytes: int | None = None,
+    ) -> Callable[[int], BandFunction]:
+        """Return, for a batch item, the function from output rows to the output there."""
+        grid = (features.shape[2], features.shape[3])
+
+        def prepare(item: int) -> BandFunction:
+            one = slice(item, item + 1)
+            encoded, queries = self.guidance.encode_bounded(
+                image[one], output_size, grid, max_bytes=map_bytes
+            )
+            key = self.keys(encoded, features[one])
+
+            def band(rows: tuple[int, int]) -> Tensor:
+                query = self.attention.query_rows(queries, rows)  # (1, R * W', d)
+                return self.attend(query, key, values[one], output_size, rows, max_bytes)
+
+            return band
+
+        return prepare
+
+    def _row_bytes(self, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Return what one output row takes: values, and queries on their way (six maps of d)."""
+        qk_dim = self.attention.q_proj.in_features
+        return output_size[1] * (values.shape[1] + 6 * qk_dim) * values.element_size()
 
     def _kernel(self, grid: tuple[int, int]) -> tuple[int, int]:
         return natten_kernel(self.window_ratio, grid[0]), natten_kernel(self.window_ratio, grid[1])

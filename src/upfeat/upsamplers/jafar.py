@@ -13,7 +13,7 @@ grid, H W guidance image, H' W' output, N = H'W', n = hw.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile, inert_globals
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, pointwise_encoder
+from upfeat.layers.bands import BandFunction, needs_graph, tile_in_bands, upsample_in_bands
 from upfeat.layers.cross_attention import convert_cross_decode
+from upfeat.layers.guidance import MAP_BYTES
 from upfeat.ops import head_averaged_attention
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -202,6 +204,7 @@ class Jafar(Upsampler):
         weights_license="not stated (the code is Apache-2.0)",
         commutes_with_head=True,
     )
+    supports_tiles = True
     official_keys = ("jafar",)
     official_globals = (*inert_globals(OMEGACONF), Any, defaultdict, dict, int, list)
 
@@ -222,6 +225,13 @@ class Jafar(Upsampler):
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        if not needs_graph(self, image, features, values):
+            return upsample_in_bands(
+                self._bands(image, features, output_size, values),
+                values,
+                output_size,
+                self._row_bytes(values, output_size),
+            )
         query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
         out = head_averaged_attention(
             self.attention.queries(F.group_norm(query, 8)),  # (B, N, d)
@@ -230,6 +240,54 @@ class Jafar(Upsampler):
             self.attention.num_heads,
         )
         return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, K) -> (B, K, H', W')
+
+    def _tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        max_bytes: int,
+    ) -> Iterator[Tile]:
+        batch = len(image)
+        prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
+        row_bytes = self._row_bytes(values, output_size)
+        yield from tile_in_bands(prepare, batch, output_size, row_bytes, max_bytes)
+
+    def _bands(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        map_bytes: int = MAP_BYTES,
+        max_bytes: int | None = None,
+    ) -> Callable[[int], BandFunction]:
+        """Return, for a batch item, the function from output rows to the output there."""
+        grid = (features.shape[2], features.shape[3])
+        mixed = values.flatten(2).transpose(1, 2)  # (B, K, h, w) -> (B, n, K)
+
+        def prepare(item: int) -> BandFunction:
+            one = slice(item, item + 1)
+            encoded, queries = self.guidance.encode_bounded(
+                image[one], output_size, grid, max_bytes=map_bytes
+            )
+            key = self.keys(encoded, features[one])
+            norm = queries.statistics(groups=8, eps=1e-5)
+
+            def band(rows: tuple[int, int]) -> Tensor:
+                query = self.attention.query_rows(queries, rows, norm)  # (1, R * W', d)
+                heads = self.attention.num_heads
+                return head_averaged_attention(query, key, mixed[one], heads, max_bytes=max_bytes)
+
+            return band
+
+        return prepare
+
+    def _row_bytes(self, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Return what one output row takes: values, and queries on their way (six maps of d)."""
+        qk_dim = self.attention.q_proj.in_features
+        return output_size[1] * (values.shape[1] + 6 * qk_dim) * values.element_size()
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""Assembling an output from bands of its rows, for methods that compute it so in inference."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+BandFunction = Callable[[tuple[int, int]], Tensor]
+
+# What one band of output rows with its queries takes in a plain call.
+BAND_BYTES = 96 * 2**20
+
+
+def needs_graph(module: nn.Module, *inputs: Tensor) -> bool:
+    """Return whether the call must be made of ordinary differentiable operators.
+
+    So it is where gradients are asked for, and while ``torch.compile`` or ``torch.export`` traces.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return any(t.requires_grad for t in (*inputs, *module.parameters()))
+
+
+def row_bands(height: int, row_bytes: int, max_bytes: int) -> Iterator[tuple[int, int]]:
+    """Split ``height`` output rows into (start, stop) bands of at most ``max_bytes``.
+
+    A band has at least one row; the bands are of about equal size.
+
+    Example:
+        >>> list(row_bands(10, row_bytes=4, max_bytes=16))
+        [(0, 4), (4, 8), (8, 10)]
+    """
+    step = max(1, max_bytes // row_bytes)
+    step = -(-height // -(-height // step))
+    for start in range(0, height, step):
+        yield start, min(start + step, height)
+
+
+def upsample_in_bands(
+    prepare: Callable[[int], BandFunction],
+    values: Tensor,
+    output_size: tuple[int, int],
+    row_bytes: int,
+) -> Tensor:
+    """Write bands of output rows straight into one output.
+
+    Args:
+        prepare: for one batch item returns the function from rows (start, stop) to (1, R * W', K).
+        values: (B, K, h, w); gives batch, width, type and device.
+        output_size: (H', W').
+        row_bytes: what one output row with its temporaries takes.
+
+    Returns:
+        (B, K, H', W') in channels_last strides.
+    """
+    height, width = output_size
+    out = values.new_empty(values.shape[0], height * width, values.shape[1])  # (B, N, K)
+    for item, pixels in enumerate(out):
+        band = prepare(item)
+        for rows in row_bands(height, row_bytes, BAND_BYTES):
+            pixels[rows[0] * width : rows[1] * width] = band(rows)[0]
+        del band  # its maps make room for the next item's
+    return out.unflatten(1, output_size).permute(0, 3, 1, 2)
+
+
+def tile_in_bands(
+    prepare: Callable[[int], BandFunction],
+    batch: int,
+    output_size: tuple[int, int],
+    row_bytes: int,
+    max_bytes: int,
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield bands of output rows as tiles (B, K, R, W'), without gradients.
+
+    Args:
+        prepare: as in `upsample_in_bands`; what it holds for all items is held until the end.
+        batch: B.
+        output_size: (H', W').
+        row_bytes: what one output row of one item with its temporaries takes.
+        max_bytes: for one tile.
+    """
+    height, width = output_size
+    with torch.no_grad():
+        bands = [prepare(item) for item in range(batch)]
+    for rows in row_bands(height, row_bytes * batch, max_bytes):
+        with torch.no_grad():
+            pixels = torch.cat([band(rows) for band in bands])  # (B, R * W', K)
+        tile = pixels.unflatten(1, (-1, width)).permute(0, 3, 1, 2)  # (B, K, R, W')
+        yield slice(*rows), slice(0, width), tile

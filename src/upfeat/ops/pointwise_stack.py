@@ -1,0 +1,228 @@
+"""A stack of pointwise residual blocks over a full-resolution image, in bounded memory.
+
+Every step of the stack but the statistics of its group norms concerns one pixel alone. So the image is
+swept in bands of rows, once for each norm: a sweep carries each band from where the last sweep left it
+to the next norm and adds up that norm's statistics. How far a sweep must go back depends on the
+full-resolution maps it may hold:
+
+* two maps: residual stream and branch; a sweep is one convolution (the fastest);
+* one map: the residual stream, updated in place; the first convolution of a block is done twice;
+* none: every sweep starts from the stack's input. The work grows with the square of the depth, the
+  memory is that of one band.
+
+Legend: P = H * W pixels in row-major order, d channels, p pixels of a band. For inference only: nothing
+here is differentiable; see `pointwise_residual` for that.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from upfeat.ops._dispatch import compute_dtype
+from upfeat.ops.group_moments import GroupMoments, Statistics, band_pixels
+from upfeat.ops.pointwise_residual import BlockWeights, normed_silu
+
+Rows = tuple[int, int]
+OpenBand = Callable[[Rows, Tensor], None]
+
+
+class PointwiseStack:
+    """Evaluates residual blocks on bands of image rows.
+
+    Args:
+        open_band: writes the stack's input for image rows ``(start, stop)`` into a tensor (p, d); it
+            may read the first of ``maps`` at those rows.
+        blocks: weights of the blocks, d -> d, without shortcut; their type is the maps' type.
+        groups: of the group norms.
+        eps: of the group norms.
+        size: (H, W) of the image.
+        maps: none, one or two tensors (P, d) that the stack may overwrite and keep.
+        close_band: applied in place to the stack's output, given the band and its rows.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.pointwise_residual import pointwise_residual_reference
+        >>> one, zero, w = torch.ones(8), torch.zeros(8), torch.randn(2, 8, 8)
+        >>> block = BlockWeights(one, zero, w[0], one, zero, w[1])
+        >>> x = torch.randn(1, 8, 6, 5)
+        >>> pixels = x[0].permute(1, 2, 0)  # (H, W, d)
+        >>> def open_band(rows, out):
+        ...     out.copy_(pixels[slice(*rows)].flatten(0, 1))
+        >>> stack = PointwiseStack(open_band, [block], 4, 1e-5, (6, 5))
+        >>> expected = pointwise_residual_reference(x, block, 4, 1e-5)[0, :, 2:4]  # (d, 2, W)
+        >>> torch.allclose(stack.rows(2, 4).T.unflatten(1, (2, 5)), expected, atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        open_band: OpenBand,
+        blocks: Sequence[BlockWeights],
+        groups: int,
+        eps: float,
+        size: tuple[int, int],
+        maps: Sequence[Tensor] = (),
+        close_band: Callable[[Tensor, Rows], None] | None = None,
+    ) -> None:
+        self.open_band = open_band
+        self.close_band = close_band
+        self.size = size
+        self.maps = list(maps[:2])
+        weight = blocks[0].conv1
+        self.step_rows = max(1, band_pixels(weight) // size[1])
+        pixels = self.step_rows * size[1]
+        self.stream, self.branch, self.hidden = weight.new_empty(3, pixels, weight.shape[1])
+        wide = compute_dtype(weight)
+        self.wide = self.hidden if wide == weight.dtype else self.hidden.to(wide)
+        # Step s < 2 * len(blocks) is: norm, SiLU, convolution; even steps start a block's branch, odd
+        # ones add it to the stream. Position s is the state before step s.
+        self.norms = [n for b in blocks for n in ((b.norm1_weight, b.norm1_bias), b[3:5])]
+        self.convs = [conv.T for b in blocks for conv in (b.conv1, b.conv2)]
+        self.steps: list[tuple[Tensor, Tensor]] = []  # folded norms (scale, shift) that are known
+        self.held: int | None = None  # position of the maps
+        self._gather(groups, eps)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the output of image rows ``start:stop`` as (p, d): a view of the map, or computed."""
+        width = self.size[1]
+        if self.held == len(self.convs):
+            return self.maps[0][start * width : stop * width]
+        out = self.stream.new_empty((stop - start) * width, self.stream.shape[1])
+        for first in range(start, stop, self.step_rows):
+            last = min(first + self.step_rows, stop)
+            part = out[(first - start) * width : (last - start) * width]
+            self._carry((first, last), len(self.convs), part)
+        return out
+
+    def bands(self) -> Iterator[tuple[Rows, Tensor]]:
+        """Yield the output band by band: rows and a (p, d) tensor, valid until the next."""
+        for rows in self._row_bands():
+            if self.held == len(self.convs):
+                yield rows, self.rows(*rows)
+            else:
+                yield rows, self._carry(rows, len(self.convs), None)
+
+    def _gather(self, groups: int, eps: float) -> None:
+        """Sweep the image once for each norm; with a map, sweep once more to the output."""
+        for position, (weight, bias) in enumerate(self.norms):
+            moments = GroupMoments(groups, eps)
+            for rows in self._row_bands():
+                moments.add(self._carry(rows, position, None), self.wide)
+            self._hold(position)
+            scale, shift = moments.statistics().affine(weight, bias)
+            self.steps.append((scale.to(weight.dtype), shift.to(weight.dtype)))
+        if self.maps:
+            for rows in self._row_bands():
+                self._carry(rows, len(self.convs), None)
+            self._hold(len(self.convs))
+
+    def _hold(self, position: int) -> None:
+        """Note that the maps are at ``position``, if there are enough of them to say so."""
+        if len(self.maps) > position % 2:
+            self.held = position
+
+    def _carry(self, rows: Rows, position: int, out: Tensor | None) -> Tensor:
+        """Bring a band to ``position``; returns stream or branch there, (p, d)."""
+        pixels = slice(rows[0] * self.size[1], rows[1] * self.size[1])
+        count = pixels.stop - pixels.start
+        stream = self.stream[:count] if out is None else out
+        branch, hidden = self.branch[:count], self.hidden[:count]
+        if self.maps:
+            stream = self.maps[0][pixels]
+        if len(self.maps) > 1:
+            branch = self.maps[1][pixels]
+        if self.held is None:
+            self.open_band(rows, stream)
+        for step in range(self.held or 0, position):
+            conv = self.convs[step]
+            if step % 2 == 0:
+                torch.mm(normed_silu(stream, *self.steps[step], out=hidden), conv, out=branch)
+            else:
+                stream.addmm_(normed_silu(branch, *self.steps[step], out=hidden), conv)
+        if position == len(self.convs) and self.close_band is not None:
+            self.close_band(stream, rows)
+        return branch if position % 2 else stream
+
+    def _row_bands(self) -> Iterator[Rows]:
+        for start in range(0, self.size[0], self.step_rows):
+            yield start, min(start + self.step_rows, self.size[0])
+
+
+def pooling_matrix(length: int, cells: int, like: Tensor) -> Tensor:
+    """Return adaptive average pooling of one axis as a matrix (cells, length), float32 at least.
+
+    Cell i averages positions floor(i * length / cells) to ceil((i + 1) * length / cells) - 1.
+
+    Example:
+        >>> import torch
+        >>> pooling_matrix(3, 2, torch.zeros(())).tolist()
+        [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]
+    """
+    cell = torch.arange(cells, device=like.device)[:, None]
+    position = torch.arange(length, device=like.device)
+    first = cell * length // cells
+    stop = -(-(cell + 1) * length // cells)
+    inside = (position >= first) & (position < stop)  # (cells, length)
+    return inside.to(compute_dtype(like)) / (stop - first)
+
+
+def pool_columns(rows: Tensor, cells: int) -> Tensor:
+    """Adaptive average pooling of the middle axis: (rows, W, d) -> (rows, cells, d)."""
+    if rows.shape[1] == cells:
+        return rows
+    image = rows.permute(2, 0, 1)[None]  # (1, d, rows, W), channels_last
+    pooled = torch.nn.functional.adaptive_avg_pool2d(image, (rows.shape[0], cells))
+    return pooled[0].permute(1, 2, 0)
+
+
+def pool_stack(stack: PointwiseStack, grid_size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling of a stack's output to (1, d, h, w), band by band."""
+    height, width = stack.size
+    like = stack.stream
+    matrix = pooling_matrix(height, grid_size[0], like)  # (h, H)
+    out = like.new_zeros(grid_size[0], grid_size[1] * like.shape[1], dtype=matrix.dtype)
+    for rows, band in stack.bands():
+        pooled = pool_columns(band.unflatten(0, (-1, width)), grid_size[1])  # (rows, w, d)
+        out.addmm_(matrix[:, slice(*rows)], pooled.flatten(1).to(matrix.dtype))
+    return out.unflatten(1, (grid_size[1], -1)).permute(2, 0, 1)[None].to(like.dtype)
+
+
+class PooledRows:
+    """Rows of a stack's output after adaptive average pooling to ``output_size``.
+
+    Only the source rows of the asked rows are touched; the pooled map never exists as a whole.
+
+    Args:
+        stack: at the image's resolution.
+        output_size: (H', W'), smaller or larger than the image.
+    """
+
+    def __init__(self, stack: PointwiseStack, output_size: tuple[int, int]) -> None:
+        self.stack = stack
+        self.output_size = output_size
+        self.identity = stack.size == output_size
+        if not self.identity:
+            self.matrix = pooling_matrix(stack.size[0], output_size[0], stack.stream)  # (H', H)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return output rows ``start:stop`` as (rows, W', d); a view where nothing is pooled."""
+        height, width = self.stack.size
+        if self.identity:
+            return self.stack.rows(start, stop).unflatten(0, (-1, width))
+        cells = self.output_size[0]
+        first, last = start * height // cells, -(-stop * height // cells)
+        source = self.stack.rows(first, last).unflatten(0, (-1, width))  # (source rows, W, d)
+        pooled = pool_columns(source, self.output_size[1])  # (source rows, W', d)
+        matrix = self.matrix[start:stop, first:last]
+        out = matrix @ pooled.flatten(1).to(matrix.dtype)  # (rows, W' * d)
+        return out.to(source.dtype).unflatten(1, (self.output_size[1], -1))
+
+    def statistics(self, groups: int, eps: float) -> Statistics:
+        """Return group norm statistics over the whole pooled map."""
+        moments = GroupMoments(groups, eps)
+        step = max(1, band_pixels(self.stack.stream) // self.output_size[1])
+        for start in range(0, self.output_size[0], step):
+            band = self.rows(start, min(start + step, self.output_size[0]))
+            moments.add(band.flatten(0, 1))
+        return moments.statistics()
