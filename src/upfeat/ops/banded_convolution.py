@@ -2,11 +2,11 @@
 
 For inference in bounded memory: :class:`ConvolvedRows` asks a source for input rows, once each and
 in order, keeps the two rows that the next band needs, and hands out output rows. Sources can be
-such streams themselves, so a stack of convolutions needs a few rows of each map and recomputes none.
+such streams themselves: a stack of convolutions needs a few rows of each map and recomputes none.
 
 3x3 kernels with many channels in float32 and float64 on the CPU take Winograd's minimal filtering
-F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): 16 products for 4 outputs instead of 36, as 16 matrix
-products whose operands are sums of at most four inputs. All others take the framework's own
+F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): 16 products for 4 outputs instead of 36, as 16
+matrix products whose operands are sums of at most four inputs. All others take the framework's own
 convolution, which is faster there.
 
 Legend: H W the map, R rows of a band, C input and K output channels.
@@ -61,9 +61,7 @@ def prepare_kernel(weight: Tensor, bias: Tensor, winograd: bool | None = None) -
     if weight.shape[2:] == (1, 1):
         return Kernel(weight.flatten(1).T.contiguous(), bias, channels, reach=0)
     if weight.shape[2:] != (3, 3):
-        raise ValueError(
-            f"weight must be (K, C, 1, 1) or (K, C, 3, 3), got {tuple(weight.shape)}"
-        )
+        raise ValueError(f"weight must be (K, C, 1, 1) or (K, C, 3, 3), got {tuple(weight.shape)}")
     if winograd is None:
         exact = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
         winograd = exact and min(channels) >= WINOGRAD_CHANNELS
@@ -78,33 +76,69 @@ def prepare_kernel(weight: Tensor, bias: Tensor, winograd: bool | None = None) -
     return Kernel(spread, bias, channels, reach=1, winograd=True)
 
 
-def convolve_rows(padded: Tensor, kernel: Kernel, out: Tensor, scratch: Scratch) -> None:
+def fold_batch_norm(
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    affine: tuple[Tensor, Tensor],
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Fold a batch norm of eval mode into the convolution (K, C, k, k) before it.
+
+    Args:
+        weight: (K, C, k, k).
+        bias: (K,).
+        mean: running mean, (K,).
+        variance: running variance, (K,).
+        affine: weight and bias of the norm, (K,) each.
+        eps: added to the variance.
+
+    Example:
+        >>> import torch
+        >>> one, zero = torch.ones(1), torch.zeros(1)
+        >>> weight, bias = fold_batch_norm(
+        ...     torch.ones(1, 1, 1, 1), one, one, 4 * one, (one, zero), 0.0
+        ... )
+        >>> weight.item(), bias.item()
+        (0.5, 0.0)
+    """
+    factor = affine[0] / (variance + eps).sqrt()  # (K,)
+    return weight * factor[:, None, None, None], (bias - mean) * factor + affine[1]
+
+
+def convolve_rows(padded: Tensor, kernel: Kernel, scratch: Scratch) -> Tensor:
     """Convolve rows that carry their own border.
 
     Args:
         padded: (R + 2, W + 2, C), contiguous, border included; (R, W, C) for a 1x1 kernel.
         kernel: of :func:`prepare_kernel`.
-        out: (R, W, K), contiguous; written.
         scratch: buffers to reuse between calls.
+
+    Returns:
+        (R, W, K), which may be a buffer that the next call overwrites.
 
     Example:
         >>> import torch
         >>> weight, bias = torch.randn(4, 3, 3, 3), torch.randn(4)
-        >>> image, out = torch.randn(1, 3, 9, 8), torch.empty(7, 6, 4)
+        >>> image = torch.randn(1, 3, 9, 8)
         >>> kernel = prepare_kernel(weight, bias)
-        >>> convolve_rows(image[0].permute(1, 2, 0).contiguous(), kernel, out, Scratch(image, image.dtype))
+        >>> rows = image[0].permute(1, 2, 0).contiguous()
+        >>> out = convolve_rows(rows, kernel, Scratch(image, image.dtype))
         >>> expected = torch.nn.functional.conv2d(image, weight, bias)[0].permute(1, 2, 0)
         >>> torch.allclose(out, expected, atol=1e-5)
         True
     """
+    if kernel.reach and not kernel.winograd:
+        x = padded.permute(2, 0, 1)[None]  # (1, C, R + 2, W + 2), channels last in memory
+        return F.conv2d(x, kernel.weight, kernel.bias)[0].permute(1, 2, 0)
+    rows, cols = padded.shape[0] - 2 * kernel.reach, padded.shape[1] - 2 * kernel.reach
+    out = scratch.take("convolved", rows, cols, kernel.channels[1])
+    if out.data_ptr() == padded.data_ptr():  # a 1x1 kernel on what another one gave
+        out = scratch.take("convolved_again", *out.shape)
     if kernel.reach == 0:
         torch.addmm(kernel.bias, padded.flatten(0, 1), kernel.weight, out=out.flatten(0, 1))
-        return
-    if not kernel.winograd:
-        x = padded.permute(2, 0, 1)[None]  # (1, C, R + 2, W + 2), channels last in memory
-        out.copy_(F.conv2d(x, kernel.weight, kernel.bias)[0].permute(1, 2, 0))
-        return
-    rows, cols = out.shape[:2]
+        return out
     wide, deep = kernel.channels
     even = cols + cols % 2
     line_bytes = 4 * (even // 2 + 1) * (6 * wide + 6 * deep) * padded.element_size()
@@ -122,6 +156,7 @@ def convolve_rows(padded: Tensor, kernel: Kernel, out: Tensor, scratch: Scratch)
         result = scratch.take("odd_output", tall, even, deep)
         _winograd(grown, kernel, result, scratch)
         target.copy_(result[:count, :cols])
+    return out
 
 
 def _winograd(padded: Tensor, kernel: Kernel, out: Tensor, scratch: Scratch) -> None:
@@ -186,7 +221,9 @@ class ConvolvedRows:
         ...     Scratch(image, image.dtype),
         ... )
         >>> out = torch.cat([stream.read(0, 5).clone(), stream.read(5, 9)])
-        >>> expected = torch.nn.functional.conv2d(image, weight, bias, padding=1)[0].permute(1, 2, 0)
+        >>> expected = torch.nn.functional.conv2d(image, weight, bias, padding=1)[0].permute(
+        ...     1, 2, 0
+        ... )
         >>> torch.allclose(out, expected, atol=1e-5)
         True
     """
@@ -207,7 +244,10 @@ class ConvolvedRows:
         self.tail: Tensor | None = None  # the last two padded rows
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows (stop - start, W, K), valid until the next call; ``start`` is where the last ended."""
+        """Return rows (stop - start, W, K), valid until the next call.
+
+        ``start`` is where the last call stopped.
+        """
         if start != self.position or not start < stop <= self.size[0]:
             raise ValueError(
                 f"rows are read in order: expected {self.position} < stop <= {self.size[0]}, "
@@ -218,12 +258,7 @@ class ConvolvedRows:
             padded = self._padded(start, stop)
         else:
             padded = self.source(start, stop).contiguous()
-        shape = (stop - start, self.size[1], self.kernel.channels[1])
-        out = self.scratch.take("convolved", *shape)
-        if out.data_ptr() == padded.data_ptr():  # a 1x1 stream that reads another stream
-            out = self.scratch.take("convolved_again", *shape)
-        convolve_rows(padded, self.kernel, out, self.scratch)
-        return out
+        return convolve_rows(padded, self.kernel, self.scratch)
 
     def _padded(self, start: int, stop: int) -> Tensor:
         """Input rows start - 1 ... stop with their border, (R + 2, W + 2, C)."""

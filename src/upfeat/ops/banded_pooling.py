@@ -1,8 +1,8 @@
 """Adaptive average pooling of a map that is read row band by row band, channels last.
 
-Cell i of a cells of an axis of length L averages inputs floor(i L / a) ... ceil((i + 1) L / a) - 1, as
-``torch.nn.functional.adaptive_avg_pool2d`` has it, also for more cells than inputs. The window of a
-cell is a product of two intervals, so rows and columns are averaged one after the other.
+Cell i of a cells of an axis of length L averages inputs floor(i L / a) ... ceil((i + 1) L / a) - 1,
+as ``torch.nn.functional.adaptive_avg_pool2d`` has it, also for more cells than inputs. The window
+of a cell is a product of two intervals, so rows and columns are averaged one after the other.
 
 Legend: H W the map, H' W' the pooled grid, R rows of a band, C channels.
 """

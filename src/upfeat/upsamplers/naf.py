@@ -25,10 +25,10 @@ from upfeat.checkpoints import HubFile
 from upfeat.errors import shape_text
 from upfeat.ops import cross_scale_neighborhood_attention
 from upfeat.ops._dispatch import Scratch
-from upfeat.ops.banded_convolution import ConvolvedRows, RowSource, prepare_kernel
+from upfeat.ops.banded_convolution import prepare_kernel
 from upfeat.ops.banded_pooling import PooledRows, pool_columns, pooling_weights
-from upfeat.ops.group_moments import GroupMoments, band_pixels
-from upfeat.ops.pointwise_residual import normed_silu
+from upfeat.ops.group_moments import band_pixels
+from upfeat.ops.normed_convolutions import GroupNormWeights, NormedConvolutions
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
@@ -37,7 +37,9 @@ Span = tuple[int, int]
 
 BAND_BYTES = 64 * 2**20  # of queries per call of the attention, outside tiles()
 GROUPS = 8  # of the group norms
-KEPT_BYTES = 2304 * 2**20  # what maps of one image may take in inference; larger ones are recomputed
+KEPT_BYTES = (
+    2304 * 2**20
+)  # what maps of one image may take in inference; larger ones are recomputed
 GUIDANCE_FACTOR = 4  # the image is reduced when it is more than this times the output
 
 
@@ -90,80 +92,20 @@ def rotate(x: Tensor, turn: tuple[Tensor, Tensor], num_heads: int) -> Tensor:
     return torch.stack(turned, dim=-2).flatten(-3)  # (..., D)
 
 
-class _Rows:
-    """Reads the encoder's map of one image in row bands, as often as asked (inference only).
+def _encoded(branch: Branch, image: Tensor, scratch: Scratch, keep: bool) -> NormedConvolutions:
+    """A branch over one image (3, H, W), to be read in row bands."""
+    convs = [branch.stem, *(conv for _, conv in branch.stages())]
+    dtype = image.dtype
+    kernels = [prepare_kernel(*(t.to(dtype) for t in conv.parameters())) for conv in convs]
+    norms = [
+        GroupNormWeights(norm.num_groups, norm.eps, norm.weight, norm.bias)
+        for norm, _ in branch.stages()
+    ]
+    return NormedConvolutions(image, kernels, norms, scratch, keep)
 
-    The statistics of a group norm need the whole map before the next layer may start. A branch
-    whose map fits into the budget keeps it and overwrites it layer by layer; another one computes
-    its rows anew for every pass, which costs time instead of memory.
-    """
 
-    def __init__(self, branch: Branch, image: Tensor, scratch: Scratch, keep: bool) -> None:
-        self.image, self.scratch = image, scratch  # image: (3, H, W)
-        self.size = (image.shape[1], image.shape[2])
-        dtype = image.dtype
-        stages = branch.stages()
-        convs = [branch.stem, *(conv for _, conv in stages)]
-        self.kernels = [prepare_kernel(c.weight.to(dtype), c.bias.to(dtype)) for c in convs]  # type: ignore[union-attr]
-        self.affine: list[tuple[Tensor, Tensor]] = []
-        width = branch.stem.out_channels
-        self.map = image.new_empty(*self.size, width) if keep else None
-        self.step = max(1, band_pixels(image.new_empty(0, width)) // self.size[1])
-        for norm, _ in stages:
-            self._advance(norm)
-        if self.map is not None:
-            self._advance(None)
-
-    def _advance(self, norm: nn.GroupNorm | None) -> None:
-        """Run the next layer over the map and gather the statistics that the one after it needs."""
-        moments = None if norm is None else GroupMoments(norm.num_groups, norm.eps)
-        read = self._next_layer() if self.map is not None else self.reader()
-        for start in range(0, self.size[0], self.step):
-            stop = min(start + self.step, self.size[0])
-            rows = read(start, stop)  # (R, W, D/2)
-            if self.map is not None:
-                self.map[start:stop] = rows
-            if moments is not None:
-                moments.add(rows.flatten(0, 1))
-        if moments is not None and norm is not None:
-            affine = moments.statistics().affine(norm.weight, norm.bias)
-            self.affine.append((affine[0].to(self.image.dtype), affine[1].to(self.image.dtype)))
-
-    def _convolved(self, source: RowSource, layer: int) -> RowSource:
-        kernel = self.kernels[layer]
-        return ConvolvedRows(source, kernel, self.size, "reflect", self.scratch).read
-
-    def _activated(self, source: RowSource, layer: int) -> RowSource:
-        """Rows of a source that may be overwritten, after the norm and SiLU in front of a layer."""
-        scale, shift = self.affine[layer - 1]
-
-        def read(start: int, stop: int) -> Tensor:
-            rows = source(start, stop)
-            return normed_silu(rows, scale, shift, out=rows)
-
-        return read
-
-    def _pixels(self, start: int, stop: int) -> Tensor:
-        return self.image[:, start:stop].permute(1, 2, 0)
-
-    def _stored(self, start: int, stop: int) -> Tensor:
-        assert self.map is not None
-        return self.map[start:stop]
-
-    def _next_layer(self) -> RowSource:
-        layer = len(self.affine)
-        if layer == 0:
-            return self._convolved(self._pixels, 0)
-        return self._convolved(self._activated(self._stored, layer), layer)
-
-    def reader(self) -> RowSource:
-        """A new pass over the map, or over as many layers as the gathered statistics allow."""
-        if self.map is not None:
-            return self._stored
-        source = self._convolved(self._pixels, 0)
-        for layer in range(1, len(self.affine) + 1):
-            source = self._convolved(self._activated(source, layer), layer)
-        return source
+def _grid(features: Tensor) -> tuple[int, int]:
+    return features.shape[2], features.shape[3]
 
 
 class _Queries:
@@ -192,15 +134,15 @@ class _Queries:
         keep = bytes_of * output_size[0] * output_size[1]
         branch = bytes_of // 2 * self.size[0] * self.size[1]
         with torch.autocast(device, enabled=False):
-            context = _Rows(model.context, image, scratch, keep=branch <= budget)
+            context = _encoded(model.context, image, scratch, keep=branch <= budget)
             budget -= branch if context.map is not None else 0
-            pixel = _Rows(model.pixel, image, scratch, keep=branch <= budget)
+            pixel = _encoded(model.pixel, image, scratch, keep=branch <= budget)
             budget -= branch if pixel.map is not None else 0
-            self.branches = (pixel, context)
+            self.branches = [pixel, context]
             self.map = image.new_empty(*output_size, self.width) if keep <= budget else None
             self.key = self._pool(grid, image)
         if self.map is not None:
-            self.branches = ()
+            self.branches = []
 
     def _pool(self, grid: tuple[int, int], image: Tensor) -> Tensor:
         """Run over all queries once; returns the keys (1, D, h, w)."""
@@ -221,7 +163,7 @@ class _Queries:
         readers = [branch.reader() for branch in self.branches]
 
         def encoded(start: int, stop: int) -> Tensor:
-            # The readers share buffers, so the first one's rows are copied out before the second reads.
+            # The readers share buffers: the first one's rows are copied before the second reads.
             both = self.branches[0].scratch.take("both", stop - start, self.size[1], self.width)
             for part, read in zip(both.chunk(2, dim=-1), readers, strict=True):
                 part.copy_(read(start, stop))
@@ -372,7 +314,7 @@ class NAF(Upsampler):
                 )
         if min(self.guidance_size(image, output_size)) < 2:
             raise ValueError(
-                f"naf reflects the borders of the guidance image and needs at least 2x2 pixels, got "
+                "naf reflects the borders of the guidance image and needs at least 2x2 pixels, got "
                 f"{shape_text(image)}; enlarge the image"
             )
         for axis, name in enumerate(("rows", "columns")):
@@ -385,9 +327,9 @@ class NAF(Upsampler):
                 )
             if self.kernel_size * dilation > length:
                 raise ValueError(
-                    f"naf needs kernel_size x dilation <= output size: {self.kernel_size} x {dilation} "
-                    f"> {length} {name}, because the feature grid has only {cells} {name}; give a "
-                    f"larger image to the backbone (a grid of {self.kernel_size} at least), or build "
+                    f"naf needs kernel_size x dilation <= output size, got {self.kernel_size} x "
+                    f"{dilation} > {length} {name}, as the feature grid has only {cells} {name}; "
+                    f"enlarge the backbone's image until the grid has {self.kernel_size}, or build "
                     f"naf with kernel_size={cells}"
                 )
 
@@ -416,7 +358,7 @@ class NAF(Upsampler):
         x = torch.cat((self.pixel(image), self.context(image)), dim=1)  # (B, D, H, W)
         x = F.adaptive_avg_pool2d(x, output_size).permute(0, 2, 3, 1)  # (B, H', W', D)
         query = rotate(x, self.turn(output_size, factor), self.heads_rope).permute(0, 3, 1, 2)
-        key = F.adaptive_avg_pool2d(query, features.shape[-2:])  # (B, D, h, w)
+        key = F.adaptive_avg_pool2d(query, _grid(features))  # (B, D, h, w)
         return self._attend(query, key, values, output_size, (0, output_size[0]))
 
     def _attend(
@@ -445,9 +387,11 @@ class NAF(Upsampler):
         shape = (len(values), height, width, values.shape[1])
         out = values.new_empty(shape).permute(0, 3, 1, 2)  # channels last in memory
         for i in range(len(image)):
-            queries = _Queries(self, image[i], output_size, features.shape[-2:], factor)
+            queries = _Queries(self, image[i], output_size, _grid(features), factor)
             for start, stop, query in queries.bands(BAND_BYTES):
-                part = self._attend(query, queries.key, values[i : i + 1], output_size, (start, stop))
+                part = self._attend(
+                    query, queries.key, values[i : i + 1], output_size, (start, stop)
+                )
                 out[i, :, start:stop] = part[0]
         return out
 
@@ -460,16 +404,18 @@ class NAF(Upsampler):
         values: Tensor,
         max_bytes: int,
     ) -> Iterator[Tile]:
-        height, width = output_size
+        width = output_size[1]
         image = self._prescaled(image, output_size)
         factor = self.rescaling(output_size)
         every = [
-            _Queries(self, one, output_size, features.shape[-2:], factor, KEPT_BYTES // len(image))
+            _Queries(self, one, output_size, _grid(features), factor, KEPT_BYTES // len(image))
             for one in image
         ]
         key = torch.cat([queries.key for queries in every])  # (B, D, h, w)
         # Shares of the budget: a third each for the tile, its queries and the attention's buffers.
-        for bands in zip(*(q.bands(max_bytes // (3 * len(image)), values.shape[1]) for q in every), strict=True):
+        for bands in zip(
+            *(q.bands(max_bytes // (3 * len(image)), values.shape[1]) for q in every), strict=True
+        ):
             start, stop = bands[0][:2]
             query = torch.cat([band[2] for band in bands])  # (B, D, R, W')
             tile = self._attend(query, key, values, output_size, (start, stop))

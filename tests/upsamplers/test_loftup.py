@@ -1,0 +1,307 @@
+"""LoftUp: goldens of the original code, official layouts, its options, and its two paths."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+import upfeat
+from tests.goldens import golden_state, load_golden
+from tests.tolerances import GOLDEN_ATOL, max_abs_difference
+from tests.upsamplers.contract import UpsamplerContract
+from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.upsamplers.loftup import LoftUp
+from upfeat.upsamplers.registry import get_checkpoint
+
+
+class TestContract(UpsamplerContract):
+    name = "loftup"
+    config: ClassVar = {"n_freqs": 4, "num_heads": 2, "num_layers": 2}
+    output_sizes = ((20, 28), (23, 31), (45, 52))
+    accepts_values = False
+    # The image is rounded to the dtype before frequencies up to e^10 see it, and float32 rounds the
+    # angles; an image that stays in float32 gives far smaller differences in half precision
+    # (test_half_precision_weights).
+    half: ClassVar = {torch.bfloat16: 0.5, torch.float16: 0.5, torch.float64: 1e-3}
+
+
+class TestContractLearnable(UpsamplerContract):
+    name = "loftup"
+    config: ClassVar = {"n_freqs": 3, "position": "learnable", "lr_size": 4, "color_feats": True}
+    output_sizes = ((20, 28), (23, 31), (45, 52))
+    accepts_values = False
+    half = TestContract.half
+
+
+def small(**config):
+    torch.manual_seed(0)
+    return upfeat.create_upsampler(
+        "loftup", **{"feature_dim": 12, "n_freqs": 3, "num_heads": 2, **config}
+    ).eval()
+
+
+def official_layout(model: LoftUp) -> dict[str, torch.Tensor]:
+    """The state dict of a small sine model under the released wrapper's keys."""
+    from upfeat.upsamplers.loftup import _KEYS
+
+    back = {}
+    for key, value in model.state_dict().items():
+        name = key
+        for pattern, ours in _KEYS:
+            if r"\1" in ours:
+                continue
+            if name.startswith(ours):
+                stem = pattern.replace("\\", "").removesuffix("$")
+                name = stem + name[len(ours) :]
+                break
+        else:
+            parts = name.split(".")
+            if parts[0] == "layers":
+                layer, rest = parts[1], ".".join(parts[2:])
+                table = {
+                    "norm_query.": "0.norm_q.",
+                    "norm_tokens.": "0.norm_kv.",
+                    "attention.": "0.attention.",
+                    "norm.": "1.net.0.",
+                    "expand.": "1.net.1.",
+                    "reduce.": "1.net.4.",
+                }
+                for ours, theirs in table.items():
+                    if rest.startswith(ours):
+                        rest = theirs + rest[len(ours) :]
+                        break
+                name = f"ca_transformer.layers.{layer}.{rest}"
+        if name == "final_conv.0.weight":
+            value = value[:, :, None, None]
+        back[name if name.startswith("channelnorm") else f"upsampler.{name}"] = value
+    return back
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["bands", "plain"])
+@pytest.mark.parametrize("case", ["sine_small", "learnable_interp"])
+def test_golden(golden_dir: Path, case: str, grad: bool) -> None:
+    tensors, meta = load_golden(golden_dir / "loftup" / f"{case}.safetensors")
+    heads = meta["constructor"]["num_heads"]
+    state = golden_state(tensors)
+    image, features = tensors["input.image"], tensors["input.features"]
+    with torch.set_grad_enabled(grad):
+        batch = upfeat.from_official("loftup", state, num_heads=heads, min_max="batch")
+        single = upfeat.from_official("loftup", state, num_heads=heads)
+        differences = {
+            "output": max_abs_difference(batch(image, features), tensors["output"]),
+            "output_single": max_abs_difference(
+                single(image, features)[:1], tensors["output_single"]
+            ),
+        }
+    assert batch.config["lr_size"] == (4 if case == "learnable_interp" else 16)
+    print(f"loftup/{case}: {differences}")  # noqa: T201
+    assert max(differences.values()) <= GOLDEN_ATOL
+
+
+@torch.no_grad()
+def test_golden_intermediates(golden_dir: Path) -> None:
+    tensors, _ = load_golden(golden_dir / "loftup" / "sine_small.safetensors")
+    state = golden_state(tensors)
+    image, features = tensors["input.image"], tensors["input.features"]
+    model = upfeat.from_official("loftup", state, min_max="batch")
+    fourier = model.guidance(model.scale_colors(image, image.shape[-2:]), slice(None))
+    assert max_abs_difference(fourier, tensors["fourier"]) == 0
+    bare = {
+        key.removeprefix("upsampler."): value
+        for key, value in state.items()
+        if not key.startswith("channelnorm")
+    }
+    model = upfeat.from_official("loftup", bare, min_max="batch", channel_norm=False)
+    difference = max_abs_difference(model(image, features), tensors["output_no_channelnorm"])
+    print(f"loftup/sine_small without channel norm: {difference}")  # noqa: T201
+    assert difference <= GOLDEN_ATOL
+
+
+# -- official layouts ----------------------------------------------------------------------------
+
+
+def test_released_layout_round_trip(tmp_path: Path) -> None:
+    model = small()
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(official_layout(model), path)
+    loaded = upfeat.from_official("loftup", path, num_heads=2)
+    assert loaded.config == model.config
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_lightning_training_checkpoint() -> None:
+    model = small()
+    state = {
+        key.replace("channelnorm.norm.", "model.1.norm."): value
+        for key, value in official_layout(model).items()
+    }
+    state["model.0.backbone.weight"] = torch.zeros(3)
+    state["downsampler.weight"] = torch.zeros(3)
+    loaded = upfeat.from_official("loftup", {"state_dict": state, "epoch": 1}, num_heads=2)
+    assert torch.equal(loaded.channel_norm.weight, model.channel_norm.weight)
+
+
+def test_hub_file_without_channel_norm_is_refused(tmp_path: Path) -> None:
+    state = {
+        key.removeprefix("upsampler."): value
+        for key, value in official_layout(small()).items()
+        if not key.startswith("channelnorm")
+    }
+    from upfeat.checkpoints import write_safetensors
+
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, state)
+    with pytest.raises(CheckpointError, match="without the channel norm"):
+        upfeat.from_official("loftup", path, num_heads=2)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        upfeat.create_upsampler("loftup", weights=path, num_heads=2)
+    allowed = upfeat.from_official("loftup", path, num_heads=2, channel_norm=False)
+    assert allowed.config["channel_norm"] is False
+    with pytest.raises(CheckpointError, match=r"channel_norm\.weight"):
+        upfeat.from_official("loftup", path, num_heads=2, channel_norm=True)
+
+
+def test_records() -> None:
+    names = upfeat.list_upsamplers("loftup*", pretrained=True)
+    assert len(names) == 7
+    repositories = set()
+    for name in names:
+        record = get_checkpoint(name)
+        assert record is not None
+        assert record.file.filename == "pytorch_model.bin"
+        repositories.add(record.file.repository)
+        assert (record.feature_dim + 20) % record.config["num_heads"] == 0
+    assert len(repositories) == 7
+
+
+def test_weights_found_under_the_records_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = upfeat.create_upsampler("loftup", feature_dim=384, num_heads=4)
+    torch.save(official_layout(model), tmp_path / "loftup.dinov2_vits14.pth")
+    monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
+    loaded = upfeat.create_upsampler("loftup.dinov2_vits14", pretrained=True)
+    assert not loaded.training
+    assert torch.equal(loaded.conv1.weight, model.conv1.weight)
+    with pytest.raises(CheckpointError, match="another backbone"):
+        upfeat.create_upsampler("loftup.clip_vitb16", weights=tmp_path / "loftup.dinov2_vits14.pth")
+
+
+# -- options -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_min_max_over_the_batch_couples_images() -> None:
+    image, features = torch.randn(2, 3, 20, 24), torch.randn(2, 12, 3, 4)
+    image[1] *= 3
+    alone = {mode: small(min_max=mode)(image[:1], features[:1]) for mode in ("image", "batch")}
+    together = {mode: small(min_max=mode)(image, features)[:1] for mode in ("image", "batch")}
+    assert max_abs_difference(alone["image"], together["image"]) < 1e-5
+    assert max_abs_difference(alone["batch"], together["batch"]) > 1e-2
+    assert max_abs_difference(alone["batch"], alone["image"]) < 1e-6
+
+
+@torch.no_grad()
+def test_other_output_size_resizes_the_image_first() -> None:
+    image, features = torch.randn(1, 3, 20, 24), torch.randn(1, 12, 3, 4)
+    model = small()
+    resized = torch.nn.functional.interpolate(image, (31, 18), mode="bilinear")
+    assert torch.equal(model(image, features, (31, 18)), model(resized, features))
+
+
+@torch.no_grad()
+def test_learnable_table_compares_counts() -> None:
+    """A 2x8 grid has as many tokens as the 4x4 table and takes it as it lies in memory."""
+    model = small(position="learnable", lr_size=4)
+    features = torch.randn(1, 12, 2, 8)
+    normed = model.channel_norm(features.flatten(2).transpose(1, 2))
+    assert torch.equal(model.tokens(features), normed + model.position)
+
+
+@torch.no_grad()
+def test_without_colors_the_image_does_not_matter() -> None:
+    image, features = torch.randn(1, 3, 20, 24), torch.randn(1, 12, 3, 4)
+    model = small(color_feats=False)
+    assert torch.equal(model(image, features), model(-image, features))
+    with torch.enable_grad():
+        plain = model(image, features)
+    assert max_abs_difference(plain, model(image, features)) < 1e-5
+
+
+@torch.no_grad()
+def test_constant_image_is_finite() -> None:
+    assert torch.isfinite(small()(torch.ones(1, 3, 9, 9), torch.randn(1, 12, 3, 3))).all()
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match="num_heads=5 must divide the token width 32"):
+        small(num_heads=5)
+    with pytest.raises(ValueError, match="position"):
+        small(position="none")
+    with pytest.raises(ValueError, match="min_max"):
+        small(min_max="none")
+
+
+def test_values_are_refused() -> None:
+    features = torch.randn(1, 12, 3, 4)
+    with pytest.raises(UnsupportedError, match="values"):
+        small()(torch.randn(1, 3, 9, 9), features, values=features)
+
+
+def test_tiles_in_training_mode_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\.eval\(\)"):
+        next(small().train().tiles(torch.randn(1, 3, 9, 9), torch.randn(1, 12, 3, 4)))
+
+
+# -- the two paths -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_bands_with_trained_batch_norm() -> None:
+    """Running statistics far from 0 and 1 are folded into the convolutions correctly."""
+    model = small()
+    for norm in (model.batch_norm1, model.batch_norm2):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.3, 3)
+        torch.nn.init.uniform_(norm.weight, 0.5, 2)
+        torch.nn.init.normal_(norm.bias)
+    image, features = torch.randn(2, 3, 37, 29), torch.randn(2, 12, 3, 4)
+    bands = model(image, features)
+    with torch.enable_grad():
+        plain = model(image, features)
+    assert max_abs_difference(bands, plain) < 2e-5
+
+
+@torch.no_grad()
+def test_bands_at_a_width_that_takes_winograd() -> None:
+    model = small(feature_dim=180, n_freqs=20, num_layers=1, num_heads=4)
+    image, features = torch.randn(1, 3, 33, 27), torch.randn(1, 180, 3, 4)
+    bands = model(image, features)
+    with torch.enable_grad():
+        plain = model(image, features)
+    assert max_abs_difference(bands, plain) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=["bf16", "fp16"]
+)
+@torch.no_grad()
+def test_half_precision_weights(dtype: torch.dtype, limit: float) -> None:
+    """With the image in float32 the Fourier features are exact; the rest rounds moderately."""
+    model = small(n_freqs=20, feature_dim=32)
+    image, features = torch.randn(1, 3, 40, 40), torch.randn(1, 32, 5, 5)
+    expected = model(image, features)
+    actual = model.to(dtype)(image, features.to(dtype)).float()
+    error = ((actual - expected).abs().mean() / expected.std()).item()
+    print(f"loftup {dtype}: mean error {error:.4f} of the spread")  # noqa: T201
+    assert error < limit
+
+
+def test_gradcheck() -> None:
+    model = small(feature_dim=4, num_heads=2, num_layers=1, n_freqs=2).double()
+    features = torch.randn(1, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    image = torch.randn(1, 3, 4, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda f: model(image, f), (features,))
