@@ -100,6 +100,12 @@ def test_head_averaged_attention_large_scores_strides_and_mixed_types():
     )
 
 
+def test_head_averaged_attention_refuses_wide_heads():
+    q, k, v = tokens(1, 4, 256, FLOAT32), tokens(1, 4, 256, FLOAT32), tokens(1, 4, 3, FLOAT32)
+    with pytest.raises(NotImplementedError, match="at most 128 channels"):
+        load("head_averaged_attention").forward(q, k, v, num_heads=1, scale=1.0)
+
+
 def test_head_averaged_attention_without_queries():
     kernel = load("head_averaged_attention")
     query, key, value = torch.zeros(1, 0, 8), torch.zeros(1, 4, 8), torch.zeros(1, 4, 3)

@@ -323,7 +323,7 @@ def _launch(query: Tensor, num_heads: int) -> dict[str, int]:
         "TILE": TILE_SIDE,
         "CELLS": 16 if whole else 32 if _common.interpreted() else 64,
         "num_warps": 8 if whole else 4,
-        "num_stages": 1 if whole else 2,
+        "num_stages": 1,  # one or two blocks of cells: nothing to prefetch
     }
 
 

@@ -21,6 +21,8 @@ HIDDEN = tl.constexpr(-1.0e30)
 # Triton's interpreter runs the kernels on the CPU when this variable is set at import.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
+# Wider heads do not fit in the memory of a multiprocessor beside the values.
+MAX_WIDTH = 128
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -69,13 +71,19 @@ def interpreted() -> bool:
     return bool(INTERPRETED.value)
 
 
-def check_covered(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Raise NotImplementedError for types and devices that the kernels do not cover."""
+def check_covered(query: Tensor, key: Tensor, value: Tensor, width: int) -> None:
+    """Raise NotImplementedError for types, head widths and devices that the kernels do not cover."""
     types = {query.dtype, key.dtype, value.dtype}
     if not types.issubset(_TYPES):
         raise NotImplementedError(f"kernels cover float32, float16 and bfloat16, got {types}")
-    if not (query.is_cuda or interpreted()):
+    if width > MAX_WIDTH:
+        raise NotImplementedError(f"kernels cover heads of at most {MAX_WIDTH} channels: {width}")
+    if interpreted():
+        return
+    if not query.is_cuda or torch.version.hip is not None:
         raise NotImplementedError(f"kernels run on CUDA tensors, got {query.device}")
+    if torch.cuda.get_device_capability(query.device) < (8, 0):
+        raise NotImplementedError("kernels need compute capability 8.0")
 
 
 def check_order_free() -> None:

@@ -263,14 +263,14 @@ def _configs(*choices: tuple[int, int, int, int]) -> list[triton.Config]:
     ]
 
 
-# Measured once per shape of the problem, on its first call.
+# Measured on the first call of each type, head and channel count; not anew for each image size.
 _LSE = triton.autotune(
     configs=_configs((128, 128, 8, 3), (128, 64, 4, 3), (64, 128, 4, 3), (128, 128, 4, 2)),
-    key=["WIDTH", "num_keys"],
+    key=["WIDTH"],
 )(_lse_kernel)
 _AVERAGE = triton.autotune(
     configs=_configs((128, 32, 8, 2), (64, 64, 8, 2), (128, 64, 8, 2), (64, 32, 4, 2)),
-    key=["HEADS", "WIDTH", "WIDE", "REST", "num_keys"],
+    key=["HEADS", "WIDTH", "WIDE", "REST"],
 )(_average_kernel)
 
 
@@ -299,7 +299,7 @@ def forward(
     query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, scale: float
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Output (B, N, K) and, for the backward, the log-sum-exp (B, heads, N) in base 2."""
-    _common.check_covered(query, key, value)
+    _common.check_covered(query, key, value, query.shape[-1] // num_heads)
     query, key = _common.one_type(query, key)
     batch, num_queries, dim = query.shape
     num_keys, channels = value.shape[1:]

@@ -22,7 +22,7 @@ def forward(
     col_cells: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Output (B, C, R, C') and, for the backward, the log-sum-exp (B, heads, R*C') in base 2."""
-    _common.check_covered(query, key, value)
+    _common.check_covered(query, key, value, query.shape[1] // num_heads)
     _common.check_order_free()
     if query.numel() * value.numel() == 0:
         raise NotImplementedError("nothing to compute")

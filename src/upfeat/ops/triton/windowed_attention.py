@@ -23,7 +23,7 @@ def forward(
     """Output (B, R*C, K) and, for the backward, the log-sum-exp (B, heads, R*C) in base 2."""
     if _is_whole(grid_size, row_bounds, col_bounds):
         return head_averaged_attention.forward(query, key, value, num_heads=num_heads, scale=scale)
-    _common.check_covered(query, key, value)
+    _common.check_covered(query, key, value, query.shape[-1] // num_heads)
     _common.check_order_free()
     if query.shape[0] * query.shape[1] * value.shape[2] == 0:
         raise NotImplementedError("nothing to compute")
