@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 
-from upfeat.data import read_image
+from upfeat.data import image_size, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
 
@@ -73,6 +73,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     exif[0x0112] = orientation
     stored.save(tmp_path / f"a.{suffix}", exif=exif)
     check(read_image(tmp_path / f"a.{suffix}"), as_tensor(RGB))
+    assert image_size(tmp_path / f"a.{suffix}") == (7, 5)
 
 
 def test_exif_orientation_of_a_photo(tmp_path: Path) -> None:
@@ -316,6 +317,8 @@ def test_not_an_image(tmp_path: Path) -> None:
     path.write_text("hello")
     with pytest.raises(ValueError, match=r"text\.png is not an image"):
         read_image(path)
+    with pytest.raises(ValueError, match=r"text\.png is not a readable image"):
+        image_size(path)
 
 
 def test_damaged_data(tmp_path: Path) -> None:
