@@ -44,7 +44,7 @@ format: $(STAMP)  ## let ruff sort, fix and format
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## time and memory of every method beside the plain implementation
-	$(BIN)/upfeat bench $(ARGS)
+	$(BIN)/upfeat bench --against benchmarks/plain.py --out benchmarks/results/local.json $(ARGS)
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo_out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

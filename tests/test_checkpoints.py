@@ -61,6 +61,16 @@ def test_suffixes(places: dict[str, Path], suffix: str) -> None:
     assert find_weights("x", ["absent", "name.tag"]) == file
 
 
+def test_repositories_that_repeat_a_file_name_do_not_mix(places: dict[str, Path]) -> None:
+    hub = HubFile("pytorch_model.bin", repository="someone/model-a")
+    (places["weights"] / "pytorch_model.bin").touch()
+    with pytest.raises(WeightsNotFoundError, match=r"model-a/pytorch_model\.bin"):
+        find_weights("a", [hub.local_name], hub=hub)
+    (places["weights"] / "model-a").mkdir()
+    (places["weights"] / "model-a" / "pytorch_model.bin").touch()
+    assert find_weights("a", [hub.local_name], hub=hub).parent.name == "model-a"
+
+
 def test_no_hub_is_said(places: dict[str, Path]) -> None:
     with pytest.raises(WeightsNotFoundError, match="nothing is published there"):
         find_weights("x", ["x"])

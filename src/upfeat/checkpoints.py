@@ -64,6 +64,13 @@ class HubFile:
     url: str | None = None
     sha256: str | None = None
 
+    @property
+    def local_name(self) -> str:
+        """Name in a local folder: behind the repository's where file names repeat across them."""
+        if self.repository is None:
+            return self.filename
+        return f"{self.repository.rsplit('/', 1)[-1]}/{self.filename}"
+
     def __str__(self) -> str:
         """Return the address for messages."""
         return f"{self.repository}/{self.filename}" if self.repository else str(self.url)

@@ -22,6 +22,9 @@ __all__ = [
 ]
 
 
+SHOWN_NAMES = 30
+
+
 class UpfeatError(Exception):
     """Base class of all exceptions that upfeat defines.
 
@@ -45,7 +48,9 @@ class UnknownNameError(UpfeatError, ValueError):
         known = sorted(known)
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
-        super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+        shown = ", ".join(known[:SHOWN_NAMES])
+        more = f", and {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
+        super().__init__(f"unknown {kind} {name!r}{hint} Known: {shown}{more}")
 
 
 class WeightsNotFoundError(UpfeatError, FileNotFoundError):

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 import upfeat
+from upfeat.cli.bench import bench_command
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.upsample import upsample_command
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command("list")(list_command)
 app.command("info")(info_command)
 app.command("upsample")(upsample_command)
+app.command("bench")(bench_command)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,141 @@
+"""``upfeat bench``: what upsamplers cost on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import upfeat
+from upfeat.cli.errors import user_errors
+from upfeat.cli.upsample import parse_dtype
+
+if TYPE_CHECKING:
+    from upfeat.evaluation.benchmark import Record, Report
+
+
+def bench_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Upsamplers or wildcards.")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="A case; repeat for several. Default: the five.")
+    ] = None,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Output sides 112 to 2048 instead of cases.")
+    ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Python file with other implementations (PLAIN, FLOPS).")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls per cell.")] = 5,
+    max_seconds: Annotated[float, typer.Option(help="Budget of a cell's repeats.")] = 60.0,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
+) -> None:
+    """Measure time and peak memory, beside other implementations, the floor and bilinear."""
+    with user_errors():
+        from upfeat.errors import UnknownNameError
+        from upfeat.evaluation.benchmark import CASES, load_rival, run_benchmark, scaling_cases
+
+        methods = [m for name in names or ["*"] for m in upfeat.list_upsamplers(name)]
+        if not methods:
+            raise UnknownNameError("upsampler", str(names), upfeat.list_upsamplers())
+        wanted = case or ["224", "448", "448-21", "1024", "224-train"]
+        for name in wanted:
+            if name not in CASES:
+                raise UnknownNameError("case", name, CASES)
+        console = Console(stderr=True)
+        report = run_benchmark(
+            list(dict.fromkeys(methods)),
+            scaling_cases() if scaling else [CASES[name] for name in wanted],
+            rival=load_rival(against),
+            dtype=parse_dtype(dtype, "--dtype"),
+            device=torch.device(device),
+            threads=threads,
+            repeats=repeats,
+            max_seconds=max_seconds,
+            memory=memory,
+            on_record=lambda record: console.print(_line(record), markup=False, highlight=False),
+        )
+        if out is not None:
+            report.save(out)
+        Console(width=140).print(_table(report))
+        for line in _losses(report):
+            typer.echo(line)
+
+
+def _line(record: "Record") -> str:
+    start = f"{record.case:>12} {record.method:<16} {record.implementation:<9}"
+    if record.error is not None:
+        return f"{start} {record.error.splitlines()[0]}"
+    return f"{start} {_seconds(record.median_seconds)} {_bytes(record.peak_bytes)}"
+
+
+def _table(report: "Report") -> Table:
+    """Return ours beside plain, ratio, floor and bilinear."""
+    environment = report.environment
+    title = (
+        f"{environment.processor}, {environment.threads} threads, {environment.dtype}, matmul "
+        f"{environment.matmul_flops / 1e9:.0f} GFLOP/s, torch {environment.torch_version}, "
+        f"{environment.commit}"
+    )
+    columns = ("case", "method", "upfeat", "spread", "plain", "plain/upfeat", "floor", "bilinear")
+    table = Table(*columns, "memory", "plain memory", "ratio", "difference", title=title)
+    for record in report.records:
+        if record.implementation != "upfeat":
+            continue
+        plain = report.find(record.method, record.case, "plain")
+        bilinear = report.find(record.method, record.case, "bilinear")
+        ours, theirs = record.median_seconds, plain.median_seconds if plain else None
+        spread = max(record.seconds) - min(record.seconds) if record.seconds else None
+        table.add_row(
+            record.case,
+            record.method,
+            "failed" if record.error else _seconds(ours),
+            _seconds(spread),
+            _seconds(theirs),
+            _ratio(theirs, ours),
+            _seconds(record.floor_seconds),
+            _seconds(bilinear.median_seconds if bilinear else None),
+            _bytes(record.peak_bytes),
+            _bytes(plain.peak_bytes if plain else 0),
+            _ratio(plain.peak_bytes if plain else None, record.peak_bytes or None),
+            f"{plain.max_difference:.1e}" if plain and plain.max_difference is not None else "-",
+        )
+    return table
+
+
+def _losses(report: "Report") -> list[str]:
+    """Say where ours is slower or larger than the plain implementation, or failed."""
+    lines = []
+    for record in report.records:
+        if record.implementation != "upfeat":
+            continue
+        cell = f"{record.method} {record.case}"
+        if record.error is not None:
+            lines.append(f"failed: {cell}: {record.error.splitlines()[0]}")
+        plain = report.find(record.method, record.case, "plain")
+        if plain is None or record.error is not None:
+            continue
+        if (record.median_seconds or 0) > (plain.median_seconds or 0):
+            lines.append(f"slower than plain: {cell}")
+        if record.peak_bytes > plain.peak_bytes:
+            lines.append(f"larger than plain: {cell}")
+    return lines
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
+
+
+def _bytes(value: int) -> str:
+    return "-" if value <= 0 else f"{value / 1e9:.2f} GB"
+
+
+def _ratio(top: float | None, bottom: float | None) -> str:
+    return "-" if not top or not bottom else f"{top / bottom:.2f}"

@@ -1,0 +1,1 @@
+"""Measuring upsamplers: what they cost, and later what they are worth."""

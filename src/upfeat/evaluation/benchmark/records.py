@@ -1,0 +1,155 @@
+"""What a benchmark writes: numbers with the hardware, versions and settings that made them."""
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+from upfeat.checkpoints import write_bytes
+from upfeat.evaluation.benchmark.measure import matmul_rate
+
+__all__ = ["Environment", "Record", "Report"]
+
+
+class _Strict(BaseModel):
+    """A record without unknown fields, which never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Environment(_Strict):
+    """Where and with what the numbers were measured.
+
+    Example:
+        >>> from upfeat.evaluation.benchmark import Environment
+        >>> "matmul_flops" in Environment.model_fields
+        True
+    """
+
+    date: str
+    commit: str
+    upfeat_version: str
+    python_version: str
+    torch_version: str
+    processor: str
+    cores: PositiveInt
+    memory_bytes: PositiveInt
+    gpu: str | None
+    threads: PositiveInt
+    dtype: str
+    matmul_flops: PositiveFloat
+
+    @classmethod
+    def here(cls, dtype: torch.dtype, device: torch.device) -> "Environment":
+        """Describe this process; measures the matrix product rate (a second or two)."""
+        import upfeat
+
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        cuda = device.type == "cuda"
+        return cls(
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            commit=_commit(),
+            upfeat_version=upfeat.__version__,
+            python_version=platform.python_version(),
+            torch_version=torch.__version__,
+            processor=_processor(),
+            cores=os.cpu_count() or 1,
+            memory_bytes=pages,
+            gpu=torch.cuda.get_device_name(device) if cuda else None,
+            threads=torch.get_num_threads(),
+            dtype=str(dtype).removeprefix("torch."),
+            matmul_flops=matmul_rate(dtype, device),
+        )
+
+
+class Record(_Strict):
+    """One implementation of one method in one case.
+
+    Example:
+        >>> from upfeat.evaluation.benchmark import Record
+        >>> record = Record(
+        ...     method="jafar",
+        ...     case="224",
+        ...     implementation="upfeat",
+        ...     seconds=[1.0, 3.0],
+        ...     peak_bytes=10,
+        ... )
+        >>> record.median_seconds
+        2.0
+    """
+
+    method: str
+    case: str
+    implementation: Literal["upfeat", "plain", "bilinear"]
+    seconds: list[float]
+    peak_bytes: int
+    floor_seconds: float | None = None
+    max_difference: float | None = None
+    error: str | None = None
+
+    @property
+    def median_seconds(self) -> float | None:
+        """Median time, or None if the call failed."""
+        ordered = sorted(self.seconds)
+        if not ordered:
+            return None
+        middle = len(ordered) // 2
+        return (ordered[middle] + ordered[-middle - 1]) / 2
+
+
+class Report(_Strict):
+    """A whole run.
+
+    Example:
+        >>> from upfeat.evaluation.benchmark import Report
+        >>> Report.model_fields["schema_version"].default
+        1
+    """
+
+    schema_version: Literal[1] = 1
+    environment: Environment
+    settings: dict[str, str | int | float | bool | None]
+    records: list[Record]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, whole or not at all."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, f"{self.model_dump_json(indent=1)}\n".encode())
+
+    def find(self, method: str, case: str, implementation: str) -> Record | None:
+        """Return a record that succeeded, or None."""
+        for record in self.records:
+            if (record.method, record.case, record.implementation) == (
+                method,
+                case,
+                implementation,
+            ) and record.error is None:
+                return record
+        return None
+
+
+def _commit() -> str:
+    """Return the commit of the package's own checkout, with a mark if it is changed."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def _processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
