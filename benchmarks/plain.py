@@ -178,7 +178,9 @@ def plain_loftup(up: Upsampler) -> Plain:
     def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
         tokens = up.tokens(features)
         colors = up.scale_colors(image, size)
-        waves = up.fourier(up.inputs(colors, slice(None)))
+        axes = (torch.linspace(-1, 1, n, device=image.device) for n in size)
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(image), -1, -1, -1)
+        waves = up.fourier(torch.cat((grid.to(colors.dtype), colors), dim=1))
         guidance = torch.cat((waves, colors), dim=1).to(features.dtype)
         x = up.guidance_norm(guidance.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         x = up.batch_norm1(up.conv1(x)).relu()
