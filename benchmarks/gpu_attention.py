@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_attention.py --out result.json
 
-Needs a CUDA device and Triton; ``upfeat`` is taken from ``src`` beside this folder. Inputs are drawn
-anew on every run (the seed is in the result). Correctness first: against float64, forward and
+Needs a CUDA device and Triton; ``upfeat`` is taken from ``src`` beside this folder. Inputs are new
+on every run (the seed is in the result). Correctness first: against float64, forward and
 gradients at odd sizes, then a band of rows of the full size.
 """
 

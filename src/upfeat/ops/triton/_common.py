@@ -72,7 +72,7 @@ def interpreted() -> bool:
 
 
 def check_covered(query: Tensor, key: Tensor, value: Tensor, width: int) -> None:
-    """Raise NotImplementedError for types, head widths and devices that the kernels do not cover."""
+    """Raise NotImplementedError for types, head widths and devices that are not covered."""
     types = {query.dtype, key.dtype, value.dtype}
     if not types.issubset(_TYPES):
         raise NotImplementedError(f"kernels cover float32, float16 and bfloat16, got {types}")
