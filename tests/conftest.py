@@ -74,6 +74,16 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(int(threads))
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Collecting doctests imports every module; of the tests' folder only tests are wanted.
+
+    One of the helpers there switches Triton to its interpreter for the whole process. A file that
+    is named on the command line is collected all the same.
+    """
+    helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if helper else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
