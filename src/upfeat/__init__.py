@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Upsampler,
         UpsamplerInfo,
         create_upsampler,
+        fold_head,
         from_official,
         list_upsamplers,
     )
@@ -35,6 +36,7 @@ _HOMES = {
     "UpsamplerInfo": "upfeat.upsamplers",
     "create_backbone": "upfeat.backbones",
     "create_upsampler": "upfeat.upsamplers",
+    "fold_head": "upfeat.upsamplers",
     "from_official": "upfeat.upsamplers",
     "large_image": "upfeat.backbones",
     "list_backbones": "upfeat.backbones",
@@ -51,6 +53,7 @@ __all__ = [
     "UpsamplerInfo",
     "create_backbone",
     "create_upsampler",
+    "fold_head",
     "from_official",
     "large_image",
     "list_backbones",

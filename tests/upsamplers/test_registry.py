@@ -26,7 +26,7 @@ def test_pretrained_lists_tags_only() -> None:
 
 @pytest.mark.parametrize("name", ["jafr", "bilinea", "JAFAR"])
 def test_unknown_name_lists_close_matches(name: str) -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown upsampler .*Known: bicubic"):
+    with pytest.raises(UnknownNameError, match=r"unknown upsampler .*Known: anyup, bicubic"):
         upfeat.create_upsampler(name)
 
 
@@ -46,9 +46,7 @@ def test_tag_without_pretrained_has_the_records_sizes() -> None:
     assert upfeat.create_upsampler("jafar.dinov2_vitb14").config["feature_dim"] == 768
 
 
-def test_a_miss_names_all_four_places(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
+def test_a_miss_names_all_four_places(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("UPFEAT_OFFLINE", "1")
     monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("UPFEAT_CACHE", str(tmp_path))

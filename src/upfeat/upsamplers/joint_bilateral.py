@@ -1,13 +1,14 @@
 """Joint bilateral upsampling: edges from the photograph, no training.
 
-Paper: Kopf, Cohen, Lischinski, Uyttendaele, "Joint Bilateral Upsampling", SIGGRAPH 2007. Origin: the
-formula of the paper; no code and no weights of others.
+Paper: Kopf, Cohen, Lischinski, Uyttendaele, "Joint Bilateral Upsampling", SIGGRAPH 2007. Origin:
+the formula of the paper; no code and no weights of others.
 
     out(p) = 1/k_p  sum_q  S(q) f(|p - q|) g(|I(p) - I(q)|)
 
 with Gaussians f over distance in low-resolution cells and g over colour. A product of Gaussians
-is a softmax of inner products: expand both squares, drop what depends on p alone (the softmax cancels
-it), and each pixel's query is its colour and position, each cell's key the same with a bias:
+is a softmax of inner products: expand both squares, drop what depends on p alone (the softmax
+cancels it), and each pixel's query is its colour and position, each cell's key the same with a
+bias:
 
     log f g = I(p).I(q)/s_c^2 + p.q/s_p^2 - |I(q)|^2/(2 s_c^2) - |q|^2/(2 s_p^2) + const(p)
 
@@ -48,7 +49,7 @@ class JointBilateral(Upsampler):
 
     info = UpsamplerInfo(
         name="joint_bilateral",
-        summary="Joint bilateral upsampling: Gaussian weights over distance and colour; no training.",
+        summary="Gaussian weights over distance and image colour (Kopf et al.); no training.",
         paper="Joint Bilateral Upsampling (Kopf et al., SIGGRAPH 2007)",
         year=2007,
         code_license="none (textbook)",
