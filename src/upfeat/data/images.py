@@ -248,7 +248,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            # Releases of Pillow differ in whether the size of a TIFF is turned already; its tags tell.
+            # Pillow may have turned the size of a TIFF already; its tags hold the stored one.
             tags = getattr(image, "tag_v2", {})
             width, height = tags.get(256, image.width), tags.get(257, image.height)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
