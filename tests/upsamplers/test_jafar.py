@@ -1,5 +1,7 @@
 """JAFAR against the stored outputs of the original, its file layouts and its limits."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import upfeat
 from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
+from upfeat.errors import CheckpointError
+from upfeat.upsamplers.registry import get_checkpoint
 
 CASES = ("dinov2s_384", "nonsquare_small", "equal_dims_k3")
 
@@ -29,3 +33,88 @@ def test_golden(golden_dir: Path, case: str, grad: bool) -> None:
         output = upsampler(tensors["input.image"], tensors["input.features"], expected.shape[2:])
     assert output.requires_grad == grad
     assert max_abs_difference(output, expected) < GOLDEN_ATOL
+
+
+def official_state(golden_dir: Path, case: str = "nonsquare_small") -> dict[str, torch.Tensor]:
+    """Return the official state dict of a stored case."""
+    return golden_state(load_golden(golden_dir / "jafar" / f"{case}.safetensors")[0])
+
+
+def test_reads_a_training_checkpoint_with_its_configuration(
+    golden_dir: Path, tmp_path: Path
+) -> None:
+    omegaconf = pytest.importorskip("omegaconf")
+    state = official_state(golden_dir)
+    cfg = omegaconf.OmegaConf.create({"model": {"qk_dim": 64, "names": ["a", "b"]}, "lr": 2e-4})
+    path = tmp_path / "training.pth"
+    torch.save({"jafar": state, "optimizer_jafar": {}, "epoch": 1, "cfg": cfg}, path)
+    upsampler = upfeat.from_official("jafar", path)
+    assert upsampler.config["qk_dim"] == 64
+    assert not upsampler.training
+
+
+def test_loading_is_strict(golden_dir: Path) -> None:
+    state = official_state(golden_dir)
+    for key in state:
+        with pytest.raises(CheckpointError):
+            upfeat.from_official("jafar", {k: v for k, v in state.items() if k != key})
+    for extra in ("cross_decode.more", "more.weight"):
+        with pytest.raises(CheckpointError, match="unexpected"):
+            upfeat.from_official("jafar", {**state, extra: torch.zeros(1)})
+    unused = "cross_decode.cross_attn.norm_v.weight"
+    with pytest.raises(CheckpointError, match="norm_v"):
+        upfeat.from_official("jafar", {**state, unused: torch.zeros(3)})
+
+
+def test_weights_without_influence_are_dropped(golden_dir: Path) -> None:
+    state = official_state(golden_dir, "dinov2s_384")
+    upsampler = upfeat.from_official("jafar", state)
+    kept = sum(parameter.numel() for parameter in upsampler.parameters())
+    dim, channels = 128, 384
+    value_path = channels + dim * channels + dim + dim * dim + dim
+    assert kept + value_path == 628_480
+
+
+def test_records_name_the_published_files() -> None:
+    names = upfeat.list_upsamplers("jafar.*", pretrained=True)
+    assert len(names) == 7
+    for name in names:
+        record = get_checkpoint(name)
+        assert record is not None
+        assert record.file.url is not None
+        assert record.file.url.endswith(f"/Weights/{record.file.filename}")
+        assert upfeat.create_upsampler(name).config["feature_dim"] == record.feature_dim
+
+
+def test_gradients_of_the_bounded_operators_equal_plain_ones() -> None:
+    """The whole method against autograd through the plain definitions."""
+    upsampler = upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=16).double()
+    image = torch.randn(2, 3, 20, 26, dtype=torch.float64, requires_grad=True)
+    features = torch.randn(2, 16, 4, 5, dtype=torch.float64, requires_grad=True)
+    leaves = [image, features, *upsampler.parameters()]
+    results = []
+    for plain in (False, True):
+        with plain_operators() if plain else contextlib.nullcontext():
+            out = upsampler(image, features, (9, 11))
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for actual, expected in zip(*results, strict=True):
+        error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-8)
+        assert error < 1e-5
+
+
+@contextlib.contextmanager
+def plain_operators() -> Iterator[None]:
+    """Make the operators believe that they are traced, so that they take their definitions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        yield
+
+
+def test_tiles_need_no_graph_and_hold_two_items() -> None:
+    upsampler = upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=16)
+    image, features = torch.randn(2, 3, 20, 26), torch.randn(2, 16, 4, 5)
+    whole = upsampler(image, features, (9, 11))
+    parts = [tile for _, _, tile in upsampler.tiles(image, features, (9, 11), max_bytes=20_000)]
+    assert len(parts) > 1
+    assert not any(part.requires_grad for part in parts)
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole.detach(), atol=5e-5, rtol=1e-4)

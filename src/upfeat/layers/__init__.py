@@ -4,13 +4,13 @@ from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
 from upfeat.layers.guidance import GuidanceEncoder
 from upfeat.layers.norm import RMSNorm
 from upfeat.layers.position_code import LearnedPositionCode
-from upfeat.layers.residual import PointwiseResidualBlock, pointwise_encoder
+from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
 
 __all__ = [
     "CrossAttentionQueriesAndKeys",
     "GuidanceEncoder",
     "LearnedPositionCode",
+    "PointwiseEncoder",
     "PointwiseResidualBlock",
     "RMSNorm",
-    "pointwise_encoder",
 ]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
+
 BandFunction = Callable[[tuple[int, int]], Tensor]
 
 # What one band of output rows with its queries takes in a plain call.
@@ -36,6 +38,14 @@ def row_bands(height: int, row_bytes: int, max_bytes: int) -> Iterator[tuple[int
     step = -(-height // -(-height // step))
     for start in range(0, height, step):
         yield start, min(start + step, height)
+
+
+def query_row_bytes(
+    attention: CrossAttentionQueriesAndKeys, values: Tensor, output_size: tuple[int, int]
+) -> int:
+    """Return what one output row takes: its values, and its queries on their way (six maps)."""
+    width = values.shape[1] + 6 * attention.q_proj.in_features
+    return output_size[1] * width * values.element_size()
 
 
 def upsample_in_bands(

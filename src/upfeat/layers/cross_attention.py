@@ -87,9 +87,9 @@ def convert_cross_decode(
 ) -> dict[str, Tensor]:
     """Map the ``cross_decode.*`` tensors of an official state dict to this module's keys.
 
-    The original keeps a ``torch.nn.MultiheadAttention``, whose value projection, value bias and output
-    projection never reach the head-averaged weights. They must be there in the right shapes, and are
-    then dropped.
+    The original keeps a ``torch.nn.MultiheadAttention``, whose value projection, value bias and
+    output projection never reach the head-averaged weights. They must be there in the right shapes,
+    and are then dropped.
 
     Args:
         state: official state dict; keys outside ``cross_decode`` are ignored.
@@ -98,8 +98,8 @@ def convert_cross_decode(
         unused: further tensors without influence, key below ``cross_attn.`` to shape.
 
     Returns:
-        State dict of `CrossAttentionQueriesAndKeys`; an official key that is none of the above stays
-        under its full name, so that strict loading reports it.
+        State dict of `CrossAttentionQueriesAndKeys`; an official key that is none of the above
+        stays under its full name, so that strict loading reports it.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -108,8 +108,13 @@ def convert_cross_decode(
         >>> import torch
         >>> module = torch.nn.MultiheadAttention(8, 2)
         >>> prefix = "cross_decode.cross_attn."
-        >>> state = {f"{prefix}attention.{key}": value for key, value in module.state_dict().items()}
-        >>> state |= {f"{prefix}norm_q.weight": torch.ones(8), f"{prefix}norm_k.weight": torch.ones(8)}
+        >>> state = {
+        ...     f"{prefix}attention.{key}": value for key, value in module.state_dict().items()
+        ... }
+        >>> state |= {
+        ...     f"{prefix}norm_q.weight": torch.ones(8),
+        ...     f"{prefix}norm_k.weight": torch.ones(8),
+        ... }
         >>> state["cross_decode.conv2d.weight"] = torch.zeros(8, 8, 3, 3)
         >>> sorted(convert_cross_decode(state, value_dim=8))[:3]
         ['conv2d.weight', 'k_proj.bias', 'k_proj.weight']

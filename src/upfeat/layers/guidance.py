@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.layers.position_code import LearnedPositionCode
-from upfeat.layers.residual import PointwiseResidualBlock, pointwise_encoder
+from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
 from upfeat.ops.pointwise_residual import BlockWeights
 from upfeat.ops.pointwise_stack import OpenBand, PointwiseStack, PooledRows, Rows, pool_stack
 from upfeat.ops.position_code import apply_position_code_
@@ -19,13 +19,16 @@ from upfeat.ops.position_code import apply_position_code_
 # up to about 1200 x 1200 pixels, one up to 2100 x 2100 (d = 128, float32), beyond that none.
 MAP_BYTES = 2304 * 2**20
 
+# First parts of the official keys that belong to this module.
+OFFICIAL_PARTS = ("image_encoder", "key_encoder", "query_encoder", "rope")
+
 
 class GuidanceEncoder(nn.Module):
     """Encodes the image once, codes positions, and branches into queries and keys.
 
-    E = position_code(image_encoder(I)); Q = pool(query_encoder(E)), K = pool(key_encoder(E)). Everything
-    runs at the image's full resolution; the pooling is adaptive averaging (which also serves an
-    output larger than the image).
+    E = position_code(image_encoder(I)); Q = pool(query_encoder(E)), K = pool(key_encoder(E)).
+    Everything runs at the image's full resolution; the pooling is adaptive averaging (which also
+    serves an output larger than the image).
 
     Args:
         dim: channels d.
@@ -40,19 +43,18 @@ class GuidanceEncoder(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int = 1) -> None:
         super().__init__()
-        self.image_encoder = pointwise_encoder(3, dim, kernel_size)
+        self.image_encoder = PointwiseEncoder(3, dim, kernel_size)
         self.rope = LearnedPositionCode(dim)
-        self.query_encoder = pointwise_encoder(dim, dim)
-        self.key_encoder = pointwise_encoder(dim, dim)
+        self.query_encoder = PointwiseEncoder(dim, dim)
+        self.key_encoder = PointwiseEncoder(dim, dim)
 
     def forward(
         self, image: Tensor, output_size: tuple[int, int], grid_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Return the query map (B, d, H', W') and the key map (B, d, h, w) of an image (B, 3, H, W)."""
+        """Map an image (B, 3, H, W) to queries (B, d, H', W') and keys (B, d, h, w)."""
         encoded = self.rope(self.image_encoder(image))  # (B, d, H, W)
         query = adaptive_pool(self.query_encoder(encoded), output_size)
         return query, adaptive_pool(self.key_encoder(encoded), grid_size)
-
 
     def encode_bounded(
         self,
@@ -70,8 +72,8 @@ class GuidanceEncoder(nn.Module):
             grid_size: (h, w).
             max_bytes: for full-resolution maps. The fewer fit, the more is computed anew.
 
-        Maps and matrix products are of the image's type, under autocast of autocast's; statistics and
-        coordinates are float32 at least.
+        Maps and matrix products are of the image's type, under autocast of autocast's; statistics
+        and coordinates are float32 at least.
 
         Returns:
             The key map (1, d, h, w), and the rows of the query map as they are asked for.
@@ -87,25 +89,37 @@ class GuidanceEncoder(nn.Module):
         freqs = self.rope.freqs
 
         def stack(
-            open_band: OpenBand, encoder: nn.Sequential, own: Sequence[Tensor], last: bool = False
+            open_band: OpenBand,
+            encoder: PointwiseEncoder,
+            own: Sequence[Tensor],
+            last: bool = False,
         ) -> PointwiseStack:
-            blocks = [_weights(block, dtype) for block in encoder[1:]]
-            groups, eps = encoder[1].groups, encoder[1].norm1.eps
-            return PointwiseStack(open_band, blocks, groups, eps, size, own, code if last else None)
+            blocks = [_weights(block, dtype) for block in encoder.blocks]
+            norm = encoder.blocks[0].norm1
+            return PointwiseStack(
+                open_band, blocks, norm.num_groups, norm.eps, size, own, code if last else None
+            )
 
         def code(band: Tensor, rows: Rows) -> None:
             apply_position_code_(band, freqs, size, rows)
 
-        encoded = stack(_first(self.image_encoder[0], image, dtype), self.image_encoder, maps[:2], True)
-        keys = stack(_project(encoded, self.key_encoder[0], dtype), self.key_encoder, maps[1:])
+        encoded = stack(
+            _first(self.image_encoder.first, image, dtype), self.image_encoder, maps[:2], True
+        )
+        keys = stack(_project(encoded, self.key_encoder.first, dtype), self.key_encoder, maps[1:])
         key = pool_stack(keys, grid_size)
-        own = maps[1::-1]  # stream in the second, branch in the first, once the encoded image is read
-        queries = stack(_project(encoded, self.query_encoder[0], dtype), self.query_encoder, own)
+        own = maps[
+            1::-1
+        ]  # stream in the second, branch in the first, once the encoded image is read
+        queries = stack(_project(encoded, self.query_encoder.first, dtype), self.query_encoder, own)
         return key, PooledRows(queries, output_size)
 
 
 def _weights(block: PointwiseResidualBlock, dtype: torch.dtype) -> BlockWeights:
-    return BlockWeights(*(None if w is None else w.to(dtype) for w in block.weights()))
+    weights = block.weights()
+    if weights.shortcut is not None:
+        raise ValueError("an encoder's blocks keep their width and have no shortcut")
+    return weights._replace(conv1=weights.conv1.to(dtype), conv2=weights.conv2.to(dtype))
 
 
 def _first(conv: nn.Conv2d, image: Tensor, dtype: torch.dtype) -> OpenBand:

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 class RMSNorm(nn.RMSNorm):
     """``torch.nn.RMSNorm`` whose mean square is never taken in half precision.
 
-    y = x / sqrt(mean(x^2) + eps) * weight over the last axis, eps = machine epsilon of the type it is
-    computed in: float32 for half precision inputs (torch would take the far larger epsilon of the
-    half type), else the input's own, as torch does.
+    y = x / sqrt(mean(x^2) + eps) * weight over the last axis, eps = machine epsilon of the type it
+    is computed in: float32 for half precision inputs (torch would take the far larger epsilon of
+    the half type), else the input's own, as torch does.
 
     Args:
         normalized_shape: width of the last axis.

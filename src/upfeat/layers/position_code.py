@@ -18,7 +18,8 @@ class LearnedPositionCode(nn.Module):
         dim: channels d, a multiple of 4.
 
     Attributes:
-        freqs: (2, d), angular frequencies of rows and columns; trained, so always part of the weights.
+        freqs: (2, d), angular frequencies of rows and columns; trained, so always part of the
+            weights.
 
     Raises:
         ValueError: ``dim`` is no multiple of 4.
@@ -37,7 +38,9 @@ class LearnedPositionCode(nn.Module):
         exponent = torch.arange(count, dtype=torch.float64) / max(count - 1, 1)
         freq = 2 * math.pi * 100.0**-exponent  # (d/4,)
         zero = torch.zeros_like(freq)
-        freqs = torch.stack((torch.cat((freq, freq, zero, zero)), torch.cat((zero, zero, freq, freq))))
+        freqs = torch.stack(
+            (torch.cat((freq, freq, zero, zero)), torch.cat((zero, zero, freq, freq)))
+        )
         self.freqs = nn.Parameter(freqs.to(torch.get_default_dtype()))  # (2, d)
 
     def forward(self, x: Tensor) -> Tensor:

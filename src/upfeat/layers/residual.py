@@ -3,6 +3,8 @@
 Legend: B batch, c channels in, d channels out, H W map.
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from upfeat.ops.pointwise_residual import BlockWeights, pointwise_residual
@@ -34,7 +36,8 @@ class PointwiseResidualBlock(nn.Module):
         out_dim = in_dim if out_dim is None else out_dim
         if in_dim % self.groups or out_dim % self.groups:
             raise ValueError(
-                f"group norm needs widths that are multiples of {self.groups}, got {in_dim} and {out_dim}"
+                f"group norm needs widths that are multiples of {self.groups}, got {in_dim} "
+                f"and {out_dim}"
             )
         self.norm1 = nn.GroupNorm(self.groups, in_dim)
         self.conv1 = nn.Conv2d(in_dim, out_dim, 1, bias=False)
@@ -60,28 +63,37 @@ class PointwiseResidualBlock(nn.Module):
         return pointwise_residual(x, self.weights(), self.groups, self.norm1.eps)
 
 
-def pointwise_encoder(
-    in_dim: int, out_dim: int, kernel_size: int = 1, num_blocks: int = 2
-) -> nn.Sequential:
-    """Return a first convolution with reflect padding, without bias, and residual blocks.
+class PointwiseEncoder(nn.Sequential):
+    """A first convolution with reflect padding, without bias, and two residual blocks.
 
     Args:
         in_dim: channels of the input.
         out_dim: channels d of everything after the first convolution.
         kernel_size: of the first convolution, odd.
-        num_blocks: number of `PointwiseResidualBlock`.
 
     Example:
         >>> import torch
-        >>> pointwise_encoder(3, 16, kernel_size=3)(torch.rand(1, 3, 5, 6)).shape
+        >>> PointwiseEncoder(3, 16, kernel_size=3)(torch.rand(1, 3, 5, 6)).shape
         torch.Size([1, 16, 5, 6])
     """
-    first = nn.Conv2d(
-        in_dim,
-        out_dim,
-        kernel_size,
-        padding=kernel_size // 2,
-        padding_mode="zeros" if kernel_size == 1 else "reflect",  # 1x1: spare the padding's copy
-        bias=False,
-    )
-    return nn.Sequential(first, *(PointwiseResidualBlock(out_dim) for _ in range(num_blocks)))
+
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1) -> None:
+        first = nn.Conv2d(
+            in_dim,
+            out_dim,
+            kernel_size,
+            padding=kernel_size // 2,
+            padding_mode="zeros" if kernel_size == 1 else "reflect",  # 1x1: no copy for nothing
+            bias=False,
+        )
+        super().__init__(first, PointwiseResidualBlock(out_dim), PointwiseResidualBlock(out_dim))
+
+    @property
+    def first(self) -> nn.Conv2d:
+        """The first convolution."""
+        return cast(nn.Conv2d, self[0])
+
+    @property
+    def blocks(self) -> list[PointwiseResidualBlock]:
+        """The residual blocks."""
+        return [cast(PointwiseResidualBlock, block) for block in list(self)[1:]]

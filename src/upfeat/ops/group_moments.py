@@ -1,8 +1,8 @@
 """Statistics of a group norm, gathered band by band.
 
-A map is given as bands of pixels (p, d). The sums of a band are taken in float32 (float64 for float64
-maps) around a pivot, the mean of the first band, so that nothing cancels; the sums over the bands
-are kept in float64. The result is that of one pass over the whole map.
+A map is given as bands of pixels (p, d). The sums of a band are taken in float32 (float64 for
+float64 maps) around a pivot, the mean of the first band, so that nothing cancels; the sums over the
+bands are kept in float64. The result is that of one pass over the whole map.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ def band_pixels(x: Tensor) -> int:
 
 
 class Statistics(NamedTuple):
-    """Mean and reciprocal standard deviation of each channel's group, (d,) each, float32 at least."""
+    """Mean and reciprocal deviation of each channel's group, (d,) each, float32 at least."""
 
     mean: Tensor
     rstd: Tensor
@@ -63,7 +63,7 @@ class GroupMoments:
         self.pivot: Tensor | None = None
 
     def add(self, band: Tensor, scratch: Tensor | None = None) -> None:
-        """Add a band (p, d); ``scratch`` (at least p, d, of the statistics' type) is overwritten."""
+        """Add a band (p, d); ``scratch`` (p or more, d; the statistics' type) is overwritten."""
         wide = compute_dtype(band)
         if self.pivot is None:
             self.pivot = band.to(wide).mean(0)  # (d,)

@@ -186,8 +186,8 @@ def _backward_item(
 ) -> None:
     """Add one image's weight gradients to ``sums``, in the order of ``weights``; fill ``grad_x``.
 
-    x (P, c), grad (P, d). Three sweeps over the bands, because the gradient of a group norm needs two
-    sums over the whole image before any of its pixels.
+    x (P, c), grad (P, d). Three sweeps over the bands, because the gradient of a group norm needs
+    two sums over the whole image before any of its pixels.
     """
     norm1_weight, norm1_bias, norm2_weight, norm2_bias, conv1, conv2, shortcut = weights
     sum1_weight, sum1_bias, sum2_weight, sum2_bias, sum_conv1, sum_conv2, sum_shortcut = sums
@@ -229,8 +229,9 @@ def _backward_item(
 class _NormGradient:
     """Backward pass of a group norm over bands: first the sums, then ``apply``.
 
-    With n the normalised input and g the gradient of the norm's output, the gradient of its input is
-    rstd * (weight * g - mean(weight * g) - n * mean(weight * g * n)), means over group and image.
+    With n the normalised input and g the gradient of the norm's output, the gradient of its input
+    is rstd * (weight * g - mean(weight * g) - n * mean(weight * g * n)), means over group and
+    image.
     """
 
     def __init__(self, statistics: Statistics) -> None:

@@ -1,17 +1,17 @@
 """A stack of pointwise residual blocks over a full-resolution image, in bounded memory.
 
-Every step of the stack but the statistics of its group norms concerns one pixel alone. So the image is
-swept in bands of rows, once for each norm: a sweep carries each band from where the last sweep left it
-to the next norm and adds up that norm's statistics. How far a sweep must go back depends on the
-full-resolution maps it may hold:
+Every step of the stack but the statistics of its group norms concerns one pixel alone. So the image
+is swept in bands of rows, once for each norm: a sweep carries each band from where the last sweep
+left it to the next norm and adds up that norm's statistics. How far a sweep must go back depends on
+the full-resolution maps it may hold:
 
 * two maps: residual stream and branch; a sweep is one convolution (the fastest);
 * one map: the residual stream, updated in place; the first convolution of a block is done twice;
 * none: every sweep starts from the stack's input. The work grows with the square of the depth, the
   memory is that of one band.
 
-Legend: P = H * W pixels in row-major order, d channels, p pixels of a band. For inference only: nothing
-here is differentiable; see `pointwise_residual` for that.
+Legend: P = H * W pixels in row-major order, d channels, p pixels of a band. For inference only:
+nothing here is differentiable; see `pointwise_residual` for that.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,9 +31,10 @@ class PointwiseStack:
     """Evaluates residual blocks on bands of image rows.
 
     Args:
-        open_band: writes the stack's input for image rows ``(start, stop)`` into a tensor (p, d); it
-            may read the first of ``maps`` at those rows.
-        blocks: weights of the blocks, d -> d, without shortcut; their type is the maps' type.
+        open_band: writes the stack's input for image rows ``(start, stop)`` into a tensor (p, d);
+            it may read the first of ``maps`` at those rows.
+        blocks: weights of the blocks, d -> d, without shortcut; the convolutions of
+            the maps' type.
         groups: of the group norms.
         eps: of the group norms.
         size: (H, W) of the image.
@@ -75,8 +76,8 @@ class PointwiseStack:
         self.stream, self.branch, self.hidden = weight.new_empty(3, pixels, weight.shape[1])
         wide = compute_dtype(weight)
         self.wide = self.hidden if wide == weight.dtype else self.hidden.to(wide)
-        # Step s < 2 * len(blocks) is: norm, SiLU, convolution; even steps start a block's branch, odd
-        # ones add it to the stream. Position s is the state before step s.
+        # Step s < 2 * len(blocks) is: norm, SiLU, convolution; even steps start a block's branch,
+        # odd ones add it to the stream. Position s is the state before step s.
         self.norms = [n for b in blocks for n in ((b.norm1_weight, b.norm1_bias), b[3:5])]
         self.convs = [conv.T for b in blocks for conv in (b.conv1, b.conv2)]
         self.steps: list[tuple[Tensor, Tensor]] = []  # folded norms (scale, shift) that are known
@@ -84,7 +85,7 @@ class PointwiseStack:
         self._gather(groups, eps)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return the output of image rows ``start:stop`` as (p, d): a view of the map, or computed."""
+        """Return the output of image rows ``start:stop``, (p, d), a view where possible."""
         width = self.size[1]
         if self.held == len(self.convs):
             return self.maps[0][start * width : stop * width]
@@ -111,7 +112,8 @@ class PointwiseStack:
                 moments.add(self._carry(rows, position, None), self.wide)
             self._hold(position)
             scale, shift = moments.statistics().affine(weight, bias)
-            self.steps.append((scale.to(weight.dtype), shift.to(weight.dtype)))
+            dtype = self.stream.dtype
+            self.steps.append((scale.to(dtype), shift.to(dtype)))
         if self.maps:
             for rows in self._row_bands():
                 self._carry(rows, len(self.convs), None)

@@ -4,8 +4,8 @@
     out[p] = x[p] * cos(angle[p]) + rot(x[p]) * sin(angle[p]),    rot(a, b) = (-b, a)
 
 with a and b the two halves of the channels. It works on all channels at once, before the query and
-key encoders, so it is not rotary attention in the usual sense; and since a pair (j, j + d/2) may mix
-a row angle with a column angle, it is no orthogonal rotation either.
+key encoders, so it is not rotary attention in the usual sense; and since a pair (j, j + d/2) may
+mix a row angle with a column angle, it is no orthogonal rotation either.
 
 Legend: B batch, d channels, H W image.
 """

@@ -22,16 +22,21 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from upfeat.checkpoints import HubFile, inert_globals
-from upfeat.errors import CheckpointError
 from upfeat.layers import (
     CrossAttentionQueriesAndKeys,
     GuidanceEncoder,
+    PointwiseEncoder,
     PointwiseResidualBlock,
-    pointwise_encoder,
 )
-from upfeat.layers.bands import BandFunction, needs_graph, tile_in_bands, upsample_in_bands
+from upfeat.layers.bands import (
+    BandFunction,
+    needs_graph,
+    query_row_bytes,
+    tile_in_bands,
+    upsample_in_bands,
+)
 from upfeat.layers.cross_attention import convert_cross_decode
-from upfeat.layers.guidance import MAP_BYTES
+from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import cross_scale_neighborhood_attention, windowed_attention
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
@@ -47,11 +52,12 @@ UNIFICATION_BYTES = 48 * 2**20
 class FeatureUnification(nn.Module):
     """Section 3.2: responses to O learned filters, a softmax, the mean over the channels.
 
-    Every channel is correlated with every filter (zero padding, divided by the number of taps inside
-    the map). In the paper the softmax runs over the filters of one channel ("filterwise"). The
-    published code lays the C * O responses of a position out channel by channel and then reads them
-    as O rows of C: flat index g = c * O + o belongs to row g // C, and its softmax runs over those rows.
-    The published weights were trained so; that layout is "released", and the channels' order matters.
+    Every channel is correlated with every filter (zero padding, divided by the number of taps
+    inside the map). In the paper the softmax runs over the filters of one channel ("filterwise").
+    The published code lays the C * O responses of a position out channel by channel and then reads
+    them as O rows of C: flat index g = c * O + o belongs to row g // C, and its softmax runs over
+    those rows. The published weights were trained so; that layout is "released", and the channels'
+    order matters.
 
     Args:
         filters: O.
@@ -78,7 +84,9 @@ class FeatureUnification(nn.Module):
         filters, _, kernel, _ = self.basis.shape
         padded = F.pad(features, [kernel // 2] * 4)
         inside = features.new_ones(1, 1, height, width)
-        taps = F.conv2d(inside, torch.ones_like(self.basis[:1]), padding=kernel // 2)  # (1, 1, h, w)
+        taps = F.conv2d(
+            inside, torch.ones_like(self.basis[:1]), padding=kernel // 2
+        )  # (1, 1, h, w)
         row_bytes = width * channels * filters * features.element_size()
         rows = height if torch.compiler.is_compiling() else max(1, UNIFICATION_BYTES // row_bytes)
         recompute = torch.is_grad_enabled() and rows < height
@@ -115,9 +123,9 @@ class FeatureUnification(nn.Module):
 def gaussian_derivative_basis(filters: int, kernel_size: int) -> Tensor:
     """Return the first ``filters`` separable derivatives of a Gaussian, (filters, k, k).
 
-    Orders 0, 1, 2, …, within an order by rising horizontal order. The n-th factor in one dimension is
-    (-1)^n He_n(z) g(z) with z = x / sigma, sigma = (k // 2) / 1.645 and g the normal density; He_n are
-    the probabilists' Hermite polynomials.
+    Orders 0, 1, 2, …, within an order by rising horizontal order. The n-th factor in one dimension
+    is (-1)^n He_n(z) g(z) with z = x / sigma, sigma = (k // 2) / 1.645 and g the normal density;
+    He_n are the probabilists' Hermite polynomials.
 
     Example:
         >>> gaussian_derivative_basis(3, 5)[2, 2].sign().tolist()
@@ -165,7 +173,7 @@ def _record(tag: str, release: str, sha256: str, backbone: str) -> Checkpoint:
         feature_dim=None,
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
-        training_data="ImageNet-1k train, shorter side at least 448, 400,000 images (100,000 steps of 4)",
+        training_data="ImageNet-1k train, shorter side at least 448; 100,000 steps of 4 images",
         code_license="CC-BY-4.0",
         weights_license="CC-BY-4.0",
         backbone_license="none needed: the weights serve any backbone",
@@ -199,27 +207,16 @@ OMEGACONF = (
     "omegaconf.nodes.AnyNode",
 )
 
-# Official key -> ours: by the first part, and the numbers of a residual block's layers.
-PARTS = {
-    "image_encoder": "guidance.image_encoder",
-    "key_encoder": "guidance.key_encoder",
-    "query_encoder": "guidance.query_encoder",
-    "rope": "guidance.rope",
-}
-LAYERS = {
-    ".block.0.": ".norm1.",
-    ".block.2.": ".conv1.",
-    ".block.3.": ".norm2.",
-    ".block.5.": ".conv2.",
-}
+# The layers of a residual block: official number -> our name.
+LAYERS = {"block.0.": "norm1.", "block.2.": "conv1.", "block.3.": "norm2.", "block.5.": "conv2."}
 
 
 @register_upsampler("anyup", checkpoints=CHECKPOINTS)
 class AnyUp(Upsampler):
     """AnyUp (arXiv 2510.12764): local cross-attention on raw features of any backbone.
 
-    Official state dicts load strictly; the value path of the original's attention has no influence on
-    the output: its tensors must be there in the right shapes, and are dropped.
+    Official state dicts load strictly; the value path of the original's attention has no influence
+    on the output: its tensors must be there in the right shapes, and are dropped.
 
     Args:
         qk_dim: channels d of queries and keys, a multiple of 8 and of ``num_heads``.
@@ -229,8 +226,8 @@ class AnyUp(Upsampler):
         num_heads: heads of the attention.
         init_gaussian_derivatives: start the unification from derivatives of a Gaussian.
         lfu_dim: filters O of the unification; default ``qk_dim``.
-        attention: "window", as published; "natten": the original's NATTEN decoder, a fixed number of
-            low-resolution cells for each query (weights convert from the plain ones; the outputs
+        attention: "window", as published; "natten": the original's NATTEN decoder, a fixed number
+            of low-resolution cells for each query (weights convert from the plain ones; the outputs
             are close, not equal).
         unification: "released", the layout of the published weights; "filterwise", as the paper
             describes it (see `FeatureUnification`). Not interchangeable for trained weights.
@@ -286,7 +283,7 @@ class AnyUp(Upsampler):
             PointwiseResidualBlock(filters, qk_dim),
             PointwiseResidualBlock(qk_dim),
         )
-        self.aggregation = pointwise_encoder(2 * qk_dim, qk_dim, kernel_size=3)
+        self.aggregation = PointwiseEncoder(2 * qk_dim, qk_dim, kernel_size=3)
         self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
 
     def keys(self, encoded: Tensor, features: Tensor) -> Tensor:
@@ -303,7 +300,7 @@ class AnyUp(Upsampler):
         rows: tuple[int, int],
         max_bytes: int | None = None,
     ) -> Tensor:
-        """Mix values (B, K, h, w) for the queries (B, R * W', d) of output rows ``rows``: (B, R * W', K)."""
+        """Mix values (B, K, h, w) for the queries (B, R * W', d) of ``rows``: (B, R * W', K)."""
         grid = (values.shape[2], values.shape[3])
         heads = self.attention.num_heads
         if self.kind == "window":
@@ -333,7 +330,7 @@ class AnyUp(Upsampler):
                 self._bands(image, features, output_size, values),
                 values,
                 output_size,
-                self._row_bytes(values, output_size),
+                query_row_bytes(self.attention, values, output_size),
             )
         query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
         out = self.attend(
@@ -355,7 +352,7 @@ class AnyUp(Upsampler):
     ) -> Iterator[Tile]:
         batch = len(image)
         prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
-        row_bytes = self._row_bytes(values, output_size)
+        row_bytes = query_row_bytes(self.attention, values, output_size)
         yield from tile_in_bands(prepare, batch, output_size, row_bytes, max_bytes)
 
     def _bands(
@@ -385,11 +382,6 @@ class AnyUp(Upsampler):
 
         return prepare
 
-    def _row_bytes(self, values: Tensor, output_size: tuple[int, int]) -> int:
-        """Return what one output row takes: values, and queries on their way (six maps of d)."""
-        qk_dim = self.attention.q_proj.in_features
-        return output_size[1] * (values.shape[1] + 6 * qk_dim) * values.element_size()
-
     def _kernel(self, grid: tuple[int, int]) -> tuple[int, int]:
         return natten_kernel(self.window_ratio, grid[0]), natten_kernel(self.window_ratio, grid[1])
 
@@ -409,14 +401,14 @@ class AnyUp(Upsampler):
             kernel = self._kernel(grid)
             if any(k > n or size < n for k, n, size in zip(kernel, grid, output_size, strict=True)):
                 raise ValueError(
-                    f"attention='natten' needs an output at least as large as the grid and a window "
-                    f"of {kernel} cells inside it, got output {output_size} and grid {grid}; use "
-                    "attention='window', or another size or window_ratio"
+                    "attention='natten' needs an output at least as large as the grid and a window "
+                    f"of {kernel} cells inside it, got output {output_size} and grid {grid}; "
+                    "use attention='window', or another size or window_ratio"
                 )
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read the sizes; ``num_heads`` and ``window_ratio`` cannot be read and take the defaults."""
+        """Read the sizes; ``num_heads`` and ``window_ratio`` cannot be read: defaults."""
         prefix = "guidance." if "guidance.rope.freqs" in state else ""
         filters, _, kernel_size_lfu, _ = state["key_features_encoder.0.basis"].shape
         qk_dim = state[f"{prefix}rope.freqs"].shape[1]
@@ -447,9 +439,9 @@ class AnyUp(Upsampler):
             attention = convert_cross_decode(state, value_dim=qk_dim)
         out = {f"attention.{key}": tensor for key, tensor in attention.items()}
         for key, tensor in state.items():
-            part, _, rest = key.partition(".")
+            part = key.partition(".")[0]
             if part != "cross_decode":
-                name = f"{PARTS.get(part, part)}.{rest}"
+                name = f"guidance.{key}" if part in OFFICIAL_PARTS else key
                 for official, ours in LAYERS.items():
                     name = name.replace(official, ours)
                 out[name] = tensor

@@ -3,10 +3,11 @@
 Paper: Couairon et al., "JAFAR: Jack up Any Feature at Any Resolution", 2025, arXiv 2506.11136.
 Original: github.com/PaulCouairon/JAFAR at 94d4d545 (Apache-2.0). Weights: its release page.
 
-Every output pixel is a convex combination of all low-resolution features. Keys are the encoded image,
-pooled to the low-resolution grid and modulated by the features (section 3.3, spatial feature transform);
-the attention weights are averaged over the heads. Where the paper's text and the published weights
-differ the weights win: queries are normalised and pass a 3x3 convolution after pooling.
+Every output pixel is a convex combination of all low-resolution features. Keys are the encoded
+image, pooled to the low-resolution grid and modulated by the features (section 3.3, spatial feature
+transform); the attention weights are averaged over the heads. Where the paper's text and the
+published weights differ the weights win: queries are normalised and pass a 3x3 convolution after
+pooling.
 
 Legend: B batch, C feature channels, K value channels, d query/key channels, h w low-resolution
 grid, H W guidance image, H' W' output, N = H'W', n = hw.
@@ -20,10 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile, inert_globals
-from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, pointwise_encoder
-from upfeat.layers.bands import BandFunction, needs_graph, tile_in_bands, upsample_in_bands
+from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, PointwiseEncoder
+from upfeat.layers.bands import (
+    BandFunction,
+    needs_graph,
+    query_row_bytes,
+    tile_in_bands,
+    upsample_in_bands,
+)
 from upfeat.layers.cross_attention import convert_cross_decode
-from upfeat.layers.guidance import MAP_BYTES
+from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import head_averaged_attention
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
@@ -49,7 +56,7 @@ class SpatialFeatureTransform(nn.Module):
         return self.gamma(semantics) * x + self.beta(semantics)
 
 
-# -- published weights ------------------------------------------------------------------------------
+# -- published weights ------------------------------------------------------------------------
 
 
 def _record(
@@ -72,7 +79,7 @@ def _record(
         feature_dim=feature_dim,
         image_mean=mean,
         image_std=std,
-        training_data="ImageNet-1k train, 448 x 448, 400,000 images (100,000 steps of 4)",
+        training_data="ImageNet-1k train, 448 x 448; 100,000 steps of 4 images",
         code_license="Apache-2.0",
         weights_license="not stated (the code is Apache-2.0)",
         backbone_license=backbone_license,
@@ -83,8 +90,8 @@ def _record(
 
 
 SWAPPED = (
-    "The original README swaps the links of ViT-B/16 and DINO ViT-B/16; this record goes by the file "
-    "name. The guidance image is normalised as the backbone's input."
+    "The original README swaps the links of ViT-B/16 and DINO ViT-B/16; this record goes by the "
+    "file name. The guidance image is normalised as the backbone's input."
 )
 
 CHECKPOINTS = (
@@ -161,24 +168,15 @@ OMEGACONF = (
     "omegaconf.nodes.AnyNode",
 )
 
-# Official key -> ours, by the first part; the rest of the key stays.
-PARTS = {
-    "image_encoder": "guidance.image_encoder",
-    "key_encoder": "guidance.key_encoder",
-    "query_encoder": "guidance.query_encoder",
-    "rope": "guidance.rope",
-    "key_features_encoder": "key_features_encoder",
-    "sft_key": "sft_key",
-}
-
 
 @register_upsampler("jafar", checkpoints=CHECKPOINTS)
 class Jafar(Upsampler):
     """JAFAR (arXiv 2506.11136): global cross-attention with head-averaged weights on raw features.
 
     Official state dicts load strictly, in both layouts of the attention's projections. The
-    original's attention also stores a value path (``norm_v``, value and output projections) that has no
-    influence on the output: those tensors must be there in the right shapes, and are dropped.
+    original's attention also stores a value path (``norm_v``, value and output projections) that
+    has no influence on the output: those tensors must be there in the right shapes, and are
+    dropped.
 
     Args:
         feature_dim: channels C of the features (``v_dim`` of the original).
@@ -213,7 +211,7 @@ class Jafar(Upsampler):
     ) -> None:
         super().__init__()
         self.guidance = GuidanceEncoder(qk_dim, kernel_size)
-        self.key_features_encoder = pointwise_encoder(feature_dim, qk_dim)
+        self.key_features_encoder = PointwiseEncoder(feature_dim, qk_dim)
         self.sft_key = SpatialFeatureTransform(qk_dim)
         self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
 
@@ -230,7 +228,7 @@ class Jafar(Upsampler):
                 self._bands(image, features, output_size, values),
                 values,
                 output_size,
-                self._row_bytes(values, output_size),
+                query_row_bytes(self.attention, values, output_size),
             )
         query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
         out = head_averaged_attention(
@@ -251,7 +249,7 @@ class Jafar(Upsampler):
     ) -> Iterator[Tile]:
         batch = len(image)
         prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
-        row_bytes = self._row_bytes(values, output_size)
+        row_bytes = query_row_bytes(self.attention, values, output_size)
         yield from tile_in_bands(prepare, batch, output_size, row_bytes, max_bytes)
 
     def _bands(
@@ -284,11 +282,6 @@ class Jafar(Upsampler):
 
         return prepare
 
-    def _row_bytes(self, values: Tensor, output_size: tuple[int, int]) -> int:
-        """Return what one output row takes: values, and queries on their way (six maps of d)."""
-        qk_dim = self.attention.q_proj.in_features
-        return output_size[1] * (values.shape[1] + 6 * qk_dim) * values.element_size()
-
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the sizes from the tensors; ``num_heads`` cannot be read and is 4 by default."""
@@ -308,7 +301,7 @@ class Jafar(Upsampler):
         )
         out = {f"attention.{key}": tensor for key, tensor in attention.items()}
         for key, tensor in state.items():
-            part, _, rest = key.partition(".")
+            part = key.partition(".")[0]
             if part != "cross_decode":
-                out[f"{PARTS.get(part, part)}.{rest}"] = tensor
+                out[f"guidance.{key}" if part in OFFICIAL_PARTS else key] = tensor
         return out
