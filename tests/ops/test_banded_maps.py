@@ -19,6 +19,7 @@ from upfeat.ops.banded_pooling import PooledRows, pooling_span, pooling_weights
 from upfeat.ops.cross_attention import cross_attention_reference, prepare_layer
 from upfeat.ops.fourier_features import fourier_features, inclusive_grid
 from upfeat.ops.normed_convolutions import GroupNormWeights, NormedConvolutions
+from upfeat.ops.rotary_code import grid_turn, rotate_pairs
 
 
 def read_all(read, height: int, step: int) -> Tensor:
@@ -206,3 +207,17 @@ def test_inclusive_grid() -> None:
         inclusive_grid((3, 4), torch.device("cpu"), slice(1, 3)),
         inclusive_grid((3, 4), torch.device("cpu"))[:, 1:],
     )
+
+
+def test_rotary_code_keeps_inner_products_of_shifted_pairs() -> None:
+    """A rotation keeps norms, and inner products depend on the distance of two positions only."""
+    x = torch.randn(16)
+    cos, sin = (wave[0] for wave in grid_turn((1, 9), torch.tensor([0.7, 3.0])))  # (W', 4) each
+    turned = rotate_pairs(x.expand(1, 9, 16), (cos[None], sin[None]), num_heads=2)[0]  # (9, 16)
+    products = turned @ turned.T
+    for shift in range(9):
+        diagonal = products.diagonal(shift)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+    rows = grid_turn((6, 4), torch.tensor([0.7]), rows=slice(2, 5))
+    for part, whole in zip(rows, grid_turn((6, 4), torch.tensor([0.7])), strict=True):
+        assert torch.equal(part, whole[2:5])

@@ -24,27 +24,20 @@ from torch.nn import functional as F
 from upfeat.checkpoints import HubFile, inert_globals
 from upfeat.errors import CheckpointError, UnsupportedError
 from upfeat.ops._dispatch import Scratch
-from upfeat.ops.banded_convolution import (
-    ConvolvedRows,
-    Kernel,
-    fold_batch_norm,
-    prepare_kernel,
-)
+from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, fold_batch_norm, prepare_kernel
 from upfeat.ops.cross_attention import CrossAttentionLayer, prepare_layer
 from upfeat.ops.fourier_features import fourier_features, inclusive_grid
-from upfeat.upsamplers.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Tile,
-    Upsampler,
-    UpsamplerInfo,
-)
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
 BAND_BYTES = 128 * 2**20  # of a band of rows, outside tiles()
 CHUNK_TOKENS = 2048  # queries that pass the transformer at once
 POSITION_FREQUENCIES = 5  # of the low-resolution tokens: 2 x 2 x 5 = 20 channels
+
+# Classes of the configuration object that training checkpoints carry.
+OMEGACONF = ["dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode"]
+OMEGACONF += ["base.ContainerMetadata", "base.Metadata"]
 
 NO_CHANNEL_NORM = (
     "this LoftUp file holds the upsampler alone, without the channel norm of the features that it "
@@ -190,15 +183,13 @@ class _Bands:
         self.memory = [layer.keys_values(tokens) for layer in layers]
         size = (colors.shape[1], colors.shape[2])
         self.first = ConvolvedRows(self._guidance, kernels[0], size, "zeros", scratch)
-        self.second = ConvolvedRows(self._hidden, kernels[1], size, "zeros", scratch)
+        hidden = lambda start, stop: self.first.read(start, stop).relu_()  # noqa: E731
+        self.second = ConvolvedRows(hidden, kernels[1], size, "zeros", scratch)
 
     def _guidance(self, start: int, stop: int) -> Tensor:
         """Normalised Fourier features of some rows, (R, W', G)."""
         guidance = self.model.guidance(self.colors, slice(start, stop)).permute(1, 2, 0)
         return self.model.guidance_norm(guidance.to(self.dtype).contiguous())
-
-    def _hidden(self, start: int, stop: int) -> Tensor:
-        return self.first.read(start, stop).relu_()
 
     def write(self, start: int, stop: int, out: Tensor) -> None:
         """Compute rows ``start:stop`` into ``out``, (R * W', C)."""
@@ -254,17 +245,7 @@ class LoftUp(Upsampler):
     )
     supports_tiles = True
     official_keys = ("state_dict",)
-    official_globals = tuple(
-        inert_globals(
-            [
-                "omegaconf.dictconfig.DictConfig",
-                "omegaconf.listconfig.ListConfig",
-                "omegaconf.base.ContainerMetadata",
-                "omegaconf.base.Metadata",
-                "omegaconf.nodes.AnyNode",
-            ]
-        )
-    )
+    official_globals = tuple(inert_globals([f"omegaconf.{name}" for name in OMEGACONF]))
 
     def __init__(
         self,
@@ -373,10 +354,9 @@ class LoftUp(Upsampler):
         with torch.autocast(device, enabled=False):
             all_bands = self._bands(image, features, output_size, dtype)
         # A tile and, for one image, the Fourier features and the maps around both convolutions.
-        row_values = width * (
-            batch * channels + 4 * self.conv1.in_channels + 8 * self.conv1.out_channels
-        )
-        step = max(1, max_bytes // (row_values * features.element_size()))
+        maps = 4 * self.conv1.in_channels + 8 * self.conv1.out_channels
+        row_bytes = width * (batch * channels + maps) * features.element_size()
+        step = max(1, max_bytes // row_bytes)
         step -= step % 2 if step > 1 else 0
         for start in range(0, height, step):
             stop = min(start + step, height)
@@ -393,16 +373,14 @@ class LoftUp(Upsampler):
         colors = self.scale_colors(image, output_size)
         tokens = self.tokens(features).to(dtype)
         model = self if dtype == features.dtype else copy.deepcopy(self).to(dtype)
-        kernels = (
-            _kernel(model.conv1, model.batch_norm1),
-            _kernel(model.conv2, model.batch_norm2),
-        )
+        first = _kernel(model.conv1, model.batch_norm1)
+        second = _kernel(model.conv2, model.batch_norm2)
         layers = [
             prepare_layer(dict(layer.named_parameters()), self.num_heads) for layer in model.layers
         ]
         scratch = Scratch(tokens, dtype)
         return [
-            _Bands(model, kernels, layers, *pair, scratch)
+            _Bands(model, (first, second), layers, *pair, scratch)
             for pair in zip(colors, tokens, strict=True)
         ]
 
@@ -433,7 +411,7 @@ class LoftUp(Upsampler):
             grid = inclusive_grid(size, features.device).to(wide)
             place = self.position(grid).flatten(1).T  # (20, h, w) -> (n, 20)
             return torch.cat((tokens, place.to(tokens.dtype).expand(len(tokens), -1, -1)), -1)
-        table = self.position
+        table: Tensor = self.position
         if tokens.shape[1] != table.shape[1]:
             square = channel_first(table, (self.lr_size, self.lr_size))  # (1, C, lr_size, lr_size)
             table = channel_last(F.interpolate(square, size, mode="bicubic"))

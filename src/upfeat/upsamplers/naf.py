@@ -29,6 +29,7 @@ from upfeat.ops.banded_convolution import prepare_kernel
 from upfeat.ops.banded_pooling import PooledRows, pool_columns, pooling_weights
 from upfeat.ops.group_moments import band_pixels
 from upfeat.ops.normed_convolutions import GroupNormWeights, NormedConvolutions
+from upfeat.ops.rotary_code import grid_turn, rotate_pairs
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
@@ -81,22 +82,11 @@ def reflected(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return conv(F.pad(x, (pad, pad, pad, pad), mode="reflect") if pad else x)
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor], num_heads: int) -> Tensor:
-    """Turn the channel pairs (j, j + half) of each head of (..., D) by angles (..., half).
-
-    ``turn`` holds their cosines and sines.
-    """
-    cos, sin = (t.to(x.dtype).unsqueeze(-2) for t in turn)  # (..., 1, half)
-    first, second = x.unflatten(-1, (num_heads, 2, -1)).unbind(-2)  # (..., heads, half) each
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.stack(turned, dim=-2).flatten(-3)  # (..., D)
-
-
 def _encoded(branch: Branch, image: Tensor, scratch: Scratch, keep: bool) -> NormedConvolutions:
     """A branch over one image (3, H, W), to be read in row bands."""
     convs = [branch.stem, *(conv for _, conv in branch.stages())]
     dtype = image.dtype
-    kernels = [prepare_kernel(*(t.to(dtype) for t in conv.parameters())) for conv in convs]
+    kernels = [prepare_kernel(conv.weight.to(dtype), conv.bias.to(dtype)) for conv in convs]  # type: ignore[union-attr]
     norms = [
         GroupNormWeights(norm.num_groups, norm.eps, norm.weight, norm.bias)
         for norm, _ in branch.stages()
@@ -160,7 +150,7 @@ class _Queries:
 
     def _rotated(self, step: int) -> Iterator[tuple[int, int, Tensor]]:
         """A pass over the queries: start, stop, (R, W', D)."""
-        readers = [branch.reader() for branch in self.branches]
+        model, readers = self.model, [branch.reader() for branch in self.branches]
 
         def encoded(start: int, stop: int) -> Tensor:
             # The readers share buffers: the first one's rows are copied before the second reads.
@@ -172,8 +162,8 @@ class _Queries:
         pooled = PooledRows(encoded, self.size, self.output_size)
         for start in range(0, self.output_size[0], step):
             stop = min(start + step, self.output_size[0])
-            turn = self.model.turn(self.output_size, self.factor, slice(start, stop))
-            yield start, stop, rotate(pooled.read(start, stop), turn, self.model.heads_rope)
+            turn = grid_turn(self.output_size, model.periods, self.factor, slice(start, stop))
+            yield start, stop, rotate_pairs(pooled.read(start, stop), turn, model.heads_rope)
 
     def bands(self, max_bytes: int, channels: int = 0) -> Iterator[tuple[int, int, Tensor]]:
         """Bands of queries: start, stop, (1, D, R, W'); rows of ``channels`` must fit, too."""
@@ -357,7 +347,8 @@ class NAF(Upsampler):
             return self._in_bands(image, features, output_size, values, factor)
         x = torch.cat((self.pixel(image), self.context(image)), dim=1)  # (B, D, H, W)
         x = F.adaptive_avg_pool2d(x, output_size).permute(0, 2, 3, 1)  # (B, H', W', D)
-        query = rotate(x, self.turn(output_size, factor), self.heads_rope).permute(0, 3, 1, 2)
+        turn = grid_turn(output_size, self.periods, factor)
+        query = rotate_pairs(x, turn, self.heads_rope).permute(0, 3, 1, 2)
         key = F.adaptive_avg_pool2d(query, _grid(features))  # (B, D, h, w)
         return self._attend(query, key, values, output_size, (0, output_size[0]))
 
@@ -384,16 +375,20 @@ class NAF(Upsampler):
         factor: float,
     ) -> Tensor:
         height, width = output_size
-        shape = (len(values), height, width, values.shape[1])
-        out = values.new_empty(shape).permute(0, 3, 1, 2)  # channels last in memory
+        out: Tensor | None = None
         for i in range(len(image)):
             queries = _Queries(self, image[i], output_size, _grid(features), factor)
             for start, stop, query in queries.bands(BAND_BYTES):
                 part = self._attend(
                     query, queries.key, values[i : i + 1], output_size, (start, stop)
                 )
-                out[i, :, start:stop] = part[0]
-        return out
+                if part.shape[2] == height and len(image) == 1:
+                    return part
+                if out is None:
+                    out = part.new_empty(len(image), height, width, part.shape[1])
+                out[i, start:stop] = part[0].permute(1, 2, 0)
+        assert out is not None  # check_call refuses empty batches
+        return out.permute(0, 3, 1, 2)  # (B, K, H', W'), channels last in memory
 
     @torch.no_grad()
     def _tiles(
@@ -432,28 +427,6 @@ class NAF(Upsampler):
         if self.rope_cache:
             self._rescaled = (output_size, factor)
         return factor
-
-    def turn(
-        self, output_size: tuple[int, int], factor: float, rows: slice = slice(None)
-    ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary code for some rows: (R, W', D / (2 heads_rope)) each.
-
-        The first half of the channels turns with the row, the second with the column. Coordinates
-        and angles are float32 at least, whatever the weights are.
-        """
-        wide = torch.promote_types(self.periods.dtype, torch.float32)
-        angles = []
-        for length in output_size:
-            index = torch.arange(length, device=self.periods.device, dtype=wide)
-            coordinate = (2 * ((index + 0.5) / length) - 1) * factor  # (L,) in [-1, 1]
-            angles.append(2 * math.pi * coordinate[:, None] / self.periods.to(wide))  # (L, q)
-        row, col = angles[0][rows, None], angles[1][None]  # (R, 1, q), (1, W', q)
-        size = (row.shape[0], col.shape[1], -1)
-        cos, sin = (
-            torch.cat((wave(row).expand(size), wave(col).expand(size)), -1)  # (R, W', 2q)
-            for wave in (torch.cos, torch.sin)
-        )
-        return cos, sin
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
