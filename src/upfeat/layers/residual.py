@@ -6,6 +6,7 @@ Legend: B batch, c channels in, d channels out, H W map.
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from upfeat.ops.pointwise_residual import BlockWeights, pointwise_residual
 
@@ -63,6 +64,40 @@ class PointwiseResidualBlock(nn.Module):
         return pointwise_residual(x, self.weights(), self.groups, self.norm1.eps)
 
 
+class ReflectConvolution(nn.Conv2d):
+    """Convolution with reflect padding k // 2 and without bias, to channels_last.
+
+    A 1x1 convolution runs as one matrix product, which needs neither padding nor a copy.
+
+    Args:
+        in_dim: channels of the input.
+        out_dim: channels of the output.
+        kernel_size: k, odd.
+
+    Example:
+        >>> import torch
+        >>> ReflectConvolution(3, 8, 1)(torch.rand(1, 3, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int) -> None:
+        super().__init__(
+            in_dim,
+            out_dim,
+            kernel_size,
+            padding=kernel_size // 2,
+            padding_mode="reflect",
+            bias=False,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, c, H, W) to (B, d, H, W)."""
+        if self.kernel_size != (1, 1):
+            return super().forward(x)
+        pixels = x.permute(0, 2, 3, 1)  # (B, H, W, c)
+        return F.linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
+
+
 class PointwiseEncoder(nn.Sequential):
     """A first convolution with reflect padding, without bias, and two residual blocks.
 
@@ -78,14 +113,7 @@ class PointwiseEncoder(nn.Sequential):
     """
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1) -> None:
-        first = nn.Conv2d(
-            in_dim,
-            out_dim,
-            kernel_size,
-            padding=kernel_size // 2,
-            padding_mode="zeros" if kernel_size == 1 else "reflect",  # 1x1: no copy for nothing
-            bias=False,
-        )
+        first = ReflectConvolution(in_dim, out_dim, kernel_size)
         super().__init__(first, PointwiseResidualBlock(out_dim), PointwiseResidualBlock(out_dim))
 
     @property

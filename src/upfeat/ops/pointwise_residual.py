@@ -87,11 +87,18 @@ def pointwise_residual(x: Tensor, weights: BlockWeights, groups: int, eps: float
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    norms = [w.to(compute_dtype(x)) for w in (*weights[0:2], *weights[3:5])]
-    convs = [weights.conv1.to(dtype), weights.conv2.to(dtype)]
-    shortcut = None if weights.shortcut is None else weights.shortcut.to(dtype)
+    wide = compute_dtype(x)
+    cast = BlockWeights(
+        weights.norm1_weight.to(wide),
+        weights.norm1_bias.to(wide),
+        weights.conv1.to(dtype),
+        weights.norm2_weight.to(wide),
+        weights.norm2_bias.to(wide),
+        weights.conv2.to(dtype),
+        None if weights.shortcut is None else weights.shortcut.to(dtype),
+    )
     with without_autocast(x):
-        return _PointwiseResidual.apply(x.to(dtype), *norms, *convs, shortcut, groups, eps)
+        return _PointwiseResidual.apply(x.to(dtype), *cast, groups, eps)
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -118,9 +125,9 @@ class _PointwiseResidual(torch.autograd.Function):
         x: Tensor,
         norm1_weight: Tensor,
         norm1_bias: Tensor,
+        conv1: Tensor,
         norm2_weight: Tensor,
         norm2_bias: Tensor,
-        conv1: Tensor,
         conv2: Tensor,
         shortcut: Tensor | None,
         groups: int,
@@ -148,7 +155,7 @@ class _PointwiseResidual(torch.autograd.Function):
             statistics += [*first, *second]
         ctx.groups = groups
         ctx.save_for_backward(
-            x, norm1_weight, norm1_bias, norm2_weight, norm2_bias, conv1, conv2, shortcut,
+            x, norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias, conv2, shortcut,
             *statistics,
         )  # fmt: skip
         return _map(out, x)
@@ -156,10 +163,14 @@ class _PointwiseResidual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors[:8]
+        x = ctx.saved_tensors[0]
+        weights = BlockWeights(*ctx.saved_tensors[1:8])
         statistics = ctx.saved_tensors[8:]
         pixels, grads = _pixels(x), _pixels(grad.to(x.dtype))
-        sums = [None if w is None else torch.zeros_like(w, dtype=compute_dtype(w)) for w in weights]
+        zeros = [
+            None if w is None else torch.zeros_like(w, dtype=compute_dtype(w)) for w in weights
+        ]
+        sums = BlockWeights(*zeros)  # type: ignore[arg-type]
         grad_x = torch.empty_like(pixels)
         for index, item in enumerate(pixels):
             four = statistics[4 * index : 4 * index + 4]
@@ -168,7 +179,7 @@ class _PointwiseResidual(torch.autograd.Function):
                 ctx.groups, sums, grad_x[index],
             )  # fmt: skip
         out = [
-            None if total is None else total.to(weight.dtype)
+            None if total is None or weight is None else total.to(weight.dtype)
             for total, weight in zip(sums, weights, strict=True)
         ]
         return _map(grad_x, x), *out, None, None
@@ -177,20 +188,20 @@ class _PointwiseResidual(torch.autograd.Function):
 def _backward_item(
     x: Tensor,
     grad: Tensor,
-    weights: list[Tensor | None],
+    weights: BlockWeights,
     first: Statistics,
     second: Statistics,
     groups: int,
-    sums: list[Tensor | None],
+    sums: BlockWeights,
     grad_x: Tensor,
 ) -> None:
-    """Add one image's weight gradients to ``sums``, in the order of ``weights``; fill ``grad_x``.
+    """Add one image's weight gradients to ``sums`` in place; fill ``grad_x``.
 
     x (P, c), grad (P, d). Three sweeps over the bands, because the gradient of a group norm needs
     two sums over the whole image before any of its pixels.
     """
-    norm1_weight, norm1_bias, norm2_weight, norm2_bias, conv1, conv2, shortcut = weights
-    sum1_weight, sum1_bias, sum2_weight, sum2_bias, sum_conv1, sum_conv2, sum_shortcut = sums
+    norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias, conv2, shortcut = weights
+    sum1_weight, sum1_bias, sum_conv1, sum2_weight, sum2_bias, sum_conv2, sum_shortcut = sums
     scale1, shift1 = _in_type(first.affine(norm1_weight, norm1_bias), x)
     scale2, shift2 = _in_type(second.affine(norm2_weight, norm2_bias), x)
     hidden = torch.empty_like(grad)  # (P, d), the input of the second norm
@@ -200,34 +211,33 @@ def _backward_item(
 
     norm2 = _NormGradient(second)
     for band in bands:
-        torch.mm(normed_silu(x[band], scale1, shift1), conv1.T, out=hidden[band])
-        normed = torch.addcmul(shift2, hidden[band], scale2)
+        middle = torch.mm(normed_silu(x[band], scale1, shift1), conv1.T, out=hidden[band])
+        normed = torch.addcmul(shift2, middle, scale2)
         sum_conv2 += grad[band].T @ F.silu(normed)
-        torch.mm(grad[band], conv2, out=inner[band])
-        inner[band] = torch.ops.aten.silu_backward(inner[band], normed)
-        norm2.add(inner[band], hidden[band])
+        below = torch.mm(grad[band], conv2, out=inner[band])
+        norm2.add(_silu_backward_(below, normed), middle)
     norm2.finish(norm2_weight, groups, len(x), sum2_weight, sum2_bias)
 
     norm1 = _NormGradient(first)
     for band in bands:
-        below = norm2.apply(inner[band], hidden[band])  # gradient of conv1's output
+        middle = norm2.apply_(inner[band], hidden[band])  # gradient of conv1's output
         normed = torch.addcmul(shift1, x[band], scale1)
-        sum_conv1 += below.T @ F.silu(normed)
-        grad_x[band] = torch.ops.aten.silu_backward(below @ conv1, normed)
-        norm1.add(grad_x[band], x[band])
+        sum_conv1 += middle.T @ F.silu(normed)
+        below = torch.mm(middle, conv1, out=grad_x[band])
+        norm1.add(_silu_backward_(below, normed), x[band])
     norm1.finish(norm1_weight, groups, len(x), sum1_weight, sum1_bias)
 
     for band in bands:
-        grad_x[band] = norm1.apply(grad_x[band], x[band])
-        if shortcut is None:
-            grad_x[band] += grad[band]
+        below = norm1.apply_(grad_x[band], x[band])
+        if shortcut is None or sum_shortcut is None:
+            below.add_(grad[band])
         else:
             sum_shortcut += grad[band].T @ x[band]
-            grad_x[band].addmm_(grad[band], shortcut)
+            below.addmm_(grad[band], shortcut)
 
 
 class _NormGradient:
-    """Backward pass of a group norm over bands: first the sums, then ``apply``.
+    """Backward pass of a group norm over bands: first the sums, then ``apply_``.
 
     With n the normalised input and g the gradient of the norm's output, the gradient of its input
     is rstd * (weight * g - mean(weight * g) - n * mean(weight * g * n)), means over group and
@@ -248,7 +258,7 @@ class _NormGradient:
     def finish(
         self, weight: Tensor, groups: int, pixels: int, weight_grad: Tensor, bias_grad: Tensor
     ) -> None:
-        """Add the gradients of weight and bias; prepare ``apply``."""
+        """Add the gradients of weight and bias; prepare ``apply_``."""
         weight_grad += self.weight_sum
         bias_grad += self.bias_sum
         width = len(weight) // groups
@@ -259,10 +269,16 @@ class _NormGradient:
         self.slope = -self.rstd.square() * mean_slope
         self.shift = -self.rstd * mean_grad - self.slope * self.mean
 
-    def apply(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Return the gradient of the norm's input for a band, in the type of ``grad``."""
-        out = torch.addcmul(self.shift, grad.to(self.scale.dtype), self.scale)
-        return out.addcmul_(x.to(self.scale.dtype), self.slope).to(grad.dtype)
+    def apply_(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Turn the gradient of a band of the norm's output into that of its input, in place."""
+        wide = self.scale.dtype
+        out = torch.addcmul(self.shift, grad.to(wide), self.scale)
+        return grad.copy_(out.addcmul_(x.to(wide), self.slope))
+
+
+def _silu_backward_(grad: Tensor, x: Tensor) -> Tensor:
+    """Multiply ``grad`` in place by the slope of SiLU at ``x``."""
+    return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad)
 
 
 def _in_type(vectors: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
