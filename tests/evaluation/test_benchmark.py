@@ -96,6 +96,14 @@ def test_a_run_records_everything_and_round_trips(tmp_path: Path) -> None:
     assert again.environment.matmul_flops > 1e6
 
 
+def test_half_precision_states_its_error() -> None:
+    report = run_benchmark(["bicubic"], [SMALL], dtype=torch.bfloat16, repeats=1, memory=False)
+    record = report.find("bicubic", "small", "upfeat")
+    assert record is not None
+    assert record.half_error is not None
+    assert 1e-5 < record.half_error < 0.02
+
+
 def test_a_failure_is_a_record_not_a_crash() -> None:
     impossible = Case("impossible", (16, 16), (2, 2), (16, 16), channels=8)
     report = run_benchmark(["naf"], [impossible], repeats=1, memory=False)

@@ -83,7 +83,9 @@ def _table(report: "Report") -> Table:
         f"{environment.commit}"
     )
     columns = ("case", "method", "upfeat", "spread", "plain", "plain/upfeat", "floor", "bilinear")
-    table = Table(*columns, "memory", "plain memory", "ratio", "difference", title=title)
+    half = environment.dtype != "float32"
+    last = "error to float32" if half else "difference"
+    table = Table(*columns, "memory", "plain memory", "ratio", last, title=title)
     for record in report.records:
         if record.implementation != "upfeat":
             continue
@@ -103,7 +105,7 @@ def _table(report: "Report") -> Table:
             _bytes(record.peak_bytes),
             _bytes(plain.peak_bytes if plain else 0),
             _ratio(plain.peak_bytes if plain else None, record.peak_bytes or None),
-            f"{plain.max_difference:.1e}" if plain and plain.max_difference is not None else "-",
+            _number(record.half_error if half else plain.max_difference if plain else None),
         )
     return table
 
@@ -125,6 +127,10 @@ def _losses(report: "Report") -> list[str]:
         if record.peak_bytes > plain.peak_bytes:
             lines.append(f"larger than plain: {cell}")
     return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def _seconds(value: float | None) -> str:

@@ -44,6 +44,11 @@ class Case:
     backward: bool = False
     tiles: bool = False
 
+    @property
+    def plain_forward(self) -> bool:
+        """Whether the case is one forward call that returns features."""
+        return self.values is None and not self.backward and not self.tiles
+
     def build(self, method: str, dtype: torch.dtype, device: torch.device) -> Upsampler:
         """Return the method with random weights, in eval mode."""
         torch.manual_seed(0)

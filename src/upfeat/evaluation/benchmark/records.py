@@ -70,6 +70,18 @@ class Environment(_Strict):
 class Record(_Strict):
     """One implementation of one method in one case.
 
+    Attributes:
+        method: registry name.
+        case: name of the case.
+        implementation: ours, the plain one, or bilinear interpolation of the same features.
+        seconds: every timed call; empty if the case failed.
+        peak_bytes: growth of the peak over what is held before the call; 0 if not measured.
+        floor_seconds: unavoidable operations over the measured matrix product rate.
+        max_difference: largest absolute difference of plain to ours on a small input.
+        half_error: mean absolute difference to float32 over the output's standard deviation, at the
+            case's own size, where the run is in half precision.
+        error: why the case failed.
+
     Example:
         >>> from upfeat.evaluation.benchmark import Record
         >>> record = Record(
@@ -90,6 +102,7 @@ class Record(_Strict):
     peak_bytes: int
     floor_seconds: float | None = None
     max_difference: float | None = None
+    half_error: float | None = None
     error: str | None = None
 
     @property

@@ -156,7 +156,9 @@ def _cell(
     floor = None if flops is None else factor * flops(case) / environment.matmul_flops
     for implementation in implementations:
         try:
-            difference = None
+            difference = half_error = None
+            if implementation == "upfeat" and dtype.itemsize < 4 and case.plain_forward:
+                half_error = _half_error(method, case, dtype, device)
             if implementation == "plain" and not case.backward:
                 difference = _difference(method, case, rival, dtype, device)
             call = _call(implementation, method, case, rival, dtype, device)
@@ -174,6 +176,7 @@ def _cell(
                 peak_bytes=peak,
                 floor_seconds=floor if implementation != "bilinear" else None,
                 max_difference=difference,
+                half_error=half_error,
             )
         except (UpfeatError, ValueError, RuntimeError, MemoryError) as error:
             yield Record(
@@ -220,6 +223,16 @@ def _difference(
         ours = upsampler(image, features, small.output_size)
         theirs = rival.build[method](upsampler)(image, features, small.output_size)
     return float((ours.double() - theirs.double()).abs().max())
+
+
+def _half_error(method: str, case: Case, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the mean difference to float32 at the case's size, in units of the output's spread."""
+    exact = case.build(method, torch.float32, device)
+    image, features = case.inputs(torch.float32, device)
+    with torch.inference_mode():
+        expected = exact(image, features, case.output_size)
+        half = exact.to(dtype)(image.to(dtype), features.to(dtype), case.output_size)
+        return float((half.float() - expected).abs().mean() / expected.std())
 
 
 def _memory_in_fresh_process(arguments: tuple[Any, ...], threads: int) -> int:
