@@ -18,6 +18,7 @@ import pickle
 import tempfile
 import threading
 import urllib.request
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor
 from upfeat.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
 
 __all__ = [
+    "OMEGACONF_GLOBALS",
     "HubFile",
     "cache_dir",
     "file_sha256",
@@ -251,6 +253,26 @@ def inert_globals(names: Sequence[str]) -> list[tuple[type, str]]:
         ['a.B']
     """
     return [(type(name.rsplit(".", 1)[-1], (_Inert,), {}), name) for name in names]
+
+
+# What a pickled OmegaConf configuration names; two of the original trainers save one beside the
+# weights. The classes are replaced by inert ones, so OmegaConf need not be installed.
+OMEGACONF_GLOBALS: tuple[Any, ...] = (
+    *inert_globals(
+        (
+            "omegaconf.dictconfig.DictConfig",
+            "omegaconf.listconfig.ListConfig",
+            "omegaconf.base.ContainerMetadata",
+            "omegaconf.base.Metadata",
+            "omegaconf.nodes.AnyNode",
+        )
+    ),
+    Any,
+    defaultdict,
+    dict,
+    int,
+    list,
+)
 
 
 def read_checkpoint(

@@ -12,7 +12,6 @@ unification, h w low-resolution grid, H W guidance image, H' W' output, N = H'W'
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from upfeat.checkpoints import HubFile, inert_globals
+from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.layers import (
     CrossAttentionQueriesAndKeys,
     GuidanceEncoder,
@@ -198,15 +197,6 @@ CHECKPOINTS = (
     ),
 )
 
-# What a training checkpoint's configuration object names.
-OMEGACONF = (
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.nodes.AnyNode",
-)
-
 # The layers of a residual block: official number -> our name.
 LAYERS = {"block.0.": "norm1.", "block.2.": "conv1.", "block.3.": "norm2.", "block.5.": "conv2."}
 
@@ -255,7 +245,7 @@ class AnyUp(Upsampler):
     )
     supports_tiles = True
     official_keys = ("anyup",)
-    official_globals = (*inert_globals(OMEGACONF), Any, defaultdict, dict, int, list)
+    official_globals = OMEGACONF_GLOBALS
 
     def __init__(
         self,

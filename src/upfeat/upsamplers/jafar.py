@@ -13,14 +13,13 @@ Legend: B batch, C feature channels, K value channels, d query/key channels, h w
 grid, H W guidance image, H' W' output, N = H'W', n = hw.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.checkpoints import HubFile, inert_globals
+from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, PointwiseEncoder
 from upfeat.layers.bands import (
     BandFunction,
@@ -159,15 +158,6 @@ CHECKPOINTS = (
     ),
 )
 
-# What a training checkpoint's configuration object names.
-OMEGACONF = (
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.nodes.AnyNode",
-)
-
 
 @register_upsampler("jafar", checkpoints=CHECKPOINTS)
 class Jafar(Upsampler):
@@ -204,7 +194,7 @@ class Jafar(Upsampler):
     )
     supports_tiles = True
     official_keys = ("jafar",)
-    official_globals = (*inert_globals(OMEGACONF), Any, defaultdict, dict, int, list)
+    official_globals = OMEGACONF_GLOBALS
 
     def __init__(
         self, feature_dim: int, qk_dim: int = 128, kernel_size: int = 1, num_heads: int = 4
