@@ -1,0 +1,1 @@
+"""Training signals: each turns a batch of images, a backbone and an upsampler into a loss."""

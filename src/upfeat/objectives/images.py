@@ -1,0 +1,138 @@
+"""What objectives do to images and sizes: resize, normalise, blur, disturb.
+
+Images are (B, 3, H, W) in [0, 1] unless said otherwise; sizes are (height, width).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from upfeat.objectives.draws import draw_chance, draw_like
+
+__all__ = [
+    "Clamp",
+    "disturb_image",
+    "gaussian_blur",
+    "normalize_image",
+    "resize_bilinear",
+    "scale_size",
+]
+
+Size = tuple[int, int]
+Clamp = Literal["valid", "released"]
+BLUR_KERNEL = 5
+
+
+def scale_size(size: Size, factor: float, multiple: int = 1) -> Size:
+    """Return ``factor * size`` rounded to multiples, half to even, and at least one of them.
+
+    Example:
+        >>> scale_size((448, 448), 0.3, 14), scale_size((10, 20), 0.01, 4)
+        ((140, 140), (4, 4))
+    """
+    height, width = (max(1, round(side * factor / multiple)) * multiple for side in size)
+    return height, width
+
+
+def resize_bilinear(x: Tensor, size: Size, *, antialias: bool = False) -> Tensor:
+    """Resize (B, C, H, W) bilinearly with unaligned corners; the same size returns the input.
+
+    Example:
+        >>> import torch
+        >>> resize_bilinear(torch.rand(1, 3, 8, 8), (4, 6)).shape
+        torch.Size([1, 3, 4, 6])
+    """
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
+
+
+def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return ``(image - mean) / std`` for each channel of (B, 3, H, W).
+
+    Example:
+        >>> import torch
+        >>> normalize_image(torch.ones(1, 3, 1, 1), (0.5,) * 3, (0.25,) * 3).flatten().tolist()
+        [2.0, 2.0, 2.0]
+    """
+    # (3,) -> (3, 1, 1)
+    return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]
+
+
+def gaussian_blur(image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL) -> Tensor:
+    """Blur every channel of (B, C, H, W) with a Gaussian cut to an odd kernel, borders mirrored.
+
+    Example:
+        >>> import torch
+        >>> gaussian_blur(torch.ones(1, 3, 8, 8), 1.0).allclose(torch.ones(1, 3, 8, 8))
+        True
+    """
+    reach = kernel_size // 2
+    offsets = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
+    taps = torch.exp(-offsets.square() / (2 * sigma**2))
+    taps = taps / taps.sum()
+    batch, channels, height, width = image.shape
+    padded = F.pad(image, (reach, reach, reach, reach), mode="reflect")
+    planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
+    planes = F.conv2d(planes, taps.view(1, 1, -1, 1))
+    planes = F.conv2d(planes, taps.view(1, 1, 1, -1))
+    return planes.reshape(batch, channels, height, width)
+
+
+def disturb_image(
+    image: Tensor,
+    generator: torch.Generator,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    clamp: Clamp = "valid",
+    blur: float = 0.5,
+    noise: float = 0.3,
+    sigma: float = 1.0,
+    noise_std: float = 0.02,
+) -> tuple[Tensor, Tensor]:
+    """Blur and noise a *normalised* guidance image, as JAFAR's regulariser does.
+
+    From the released script (the paper does not mention it): one draw for the whole batch decides
+    about the blur (5x5), one about the noise, which is added in normalised units. The released
+    code then clamps the normalised image to [0, 1], which cuts off more than half of its range,
+    and where noise comes without blur it adds in place, so that the clean image gets it too.
+
+    Args:
+        image: (B, 3, H, W), normalised with ``mean`` and ``std``.
+        generator: source of the draws.
+        mean: of that normalisation, three numbers.
+        std: of that normalisation, three numbers.
+        clamp: ``"valid"`` clamps to what [0, 1] is after the normalisation; ``"released"`` does
+            what the released code does, the noise in the clean image included.
+        blur: its probability.
+        noise: its probability.
+        sigma: of the blur, in pixels.
+        noise_std: of the noise, in normalised units.
+
+    Returns:
+        The disturbed image and the clean one, (B, 3, H, W) each. They are the same object where
+        nothing was drawn and nothing clamped.
+
+    Example:
+        >>> import torch
+        >>> image = torch.rand(1, 3, 8, 8)
+        >>> noisy, clean = disturb_image(image, torch.Generator(), (0.0,) * 3, (1.0,) * 3, blur=1.0)
+        >>> clean is image, noisy.equal(image)
+        (True, False)
+    """
+    blurred, noised = draw_chance(generator, blur), draw_chance(generator, noise)
+    disturbed = gaussian_blur(image, sigma) if blurred else image
+    if noised:
+        disturbed = disturbed + noise_std * draw_like(generator, image, image.shape)
+    if clamp == "released":
+        clean = disturbed if noised and not blurred else image
+        return disturbed.clamp(0, 1), clean
+    if not (blurred or noised):
+        return image, image
+    low = normalize_image(torch.zeros_like(image[:1, :, :1, :1]), mean, std)
+    high = normalize_image(torch.ones_like(low), mean, std)
+    return torch.minimum(torch.maximum(disturbed, low), high), image

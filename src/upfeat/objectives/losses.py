@@ -1,0 +1,291 @@
+"""Distances between feature maps, and penalties on one map.
+
+Every loss takes maps (B, C, h, w), computes in float32 at least, whatever the maps' dtype, and
+returns a scalar. Legend: ``B`` batch, ``C`` channels, ``h w`` grid.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from upfeat.errors import UnknownNameError, check_map, shape_text
+from upfeat.objectives.draws import draw_like
+
+__all__ = [
+    "Distance",
+    "cosine_loss",
+    "cosine_mse",
+    "downsampling_loss",
+    "energy",
+    "get_distance",
+    "l1",
+    "min_max_mse",
+    "mse",
+    "project",
+    "random_projection",
+    "scale_shift_invariant_l1",
+    "total_variation",
+]
+
+Distance = Literal["cosine_mse", "cosine", "min_max_mse", "mse", "l1"]
+
+COSINE_EPS = 1e-12  # added to squared norms, as in torch's cosine embedding loss
+MIN_MAX_EPS = 1e-6
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return half precision as float32, everything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_pair(pred: Tensor, target: Tensor) -> None:
+    """Raise ``ValueError`` unless both are maps of one shape."""
+    check_map(pred, "pred", "(B, C, h, w)")
+    check_map(target, "target", "(B, C, h, w)")
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"pred and target must have one shape (B, C, h, w), got {shape_text(pred)} and "
+            f"{shape_text(target)}; ask the upsampler for the target's size, and compare "
+            "features of one backbone"
+        )
+
+
+def cosine_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over all pixels of 1 - cos(pred, target).
+
+    The first term of JAFAR's equation for its loss; 1e-12 is added to each squared norm.
+
+    Args:
+        pred: (B, C, h, w).
+        target: (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(1, 8, 4, 4)
+        >>> cosine_loss(2 * x, x).abs().item() < 1e-6
+        True
+    """
+    check_pair(pred, target)
+    pred, target = widen(pred), widen(target)
+    dot = (pred * target).sum(1)
+    norms = (pred.square().sum(1) + COSINE_EPS) * (target.square().sum(1) + COSINE_EPS)
+    return (1 - dot / norms.sqrt()).mean()
+
+
+def min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean square difference after the target's min-max scaling of each pixel.
+
+    With m and M the least and the largest channel of the *target* at a pixel, both maps become
+    (x - m) / (M - m + 1e-6). Second term of JAFAR's loss, and the normalised form in NAF's code.
+
+    Args:
+        pred: (B, C, h, w).
+        target: (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> target = torch.tensor([0.0, 10.0]).view(1, 2, 1, 1)
+        >>> round(min_max_mse(target + 1, target).item(), 4)
+        0.01
+    """
+    check_pair(pred, target)
+    pred, target = widen(pred), widen(target)
+    low, high = target.amin(1, keepdim=True), target.amax(1, keepdim=True)
+    scale = high - low + MIN_MAX_EPS
+    return F.mse_loss((pred - low) / scale, (target - low) / scale)
+
+
+def cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
+    """Return :func:`cosine_loss` + :func:`min_max_mse`: the loss of JAFAR and of AnyUp.
+
+    Args:
+        pred: (B, C, h, w).
+        target: (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(1, 8, 4, 4)
+        >>> cosine_mse(x, x).abs().item() < 1e-6
+        True
+    """
+    return cosine_loss(pred, target) + min_max_mse(pred, target)
+
+
+def mse(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean square difference: NAF's loss, LoftUp's first stage.
+
+    Args:
+        pred: (B, C, h, w).
+        target: (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> mse(torch.zeros(1, 2, 1, 1), torch.full((1, 2, 1, 1), 3.0)).item()
+        9.0
+    """
+    check_pair(pred, target)
+    return F.mse_loss(widen(pred), widen(target))
+
+
+def l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute difference.
+
+    Args:
+        pred: (B, C, h, w).
+        target: (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> l1(torch.zeros(1, 2, 1, 1), torch.full((1, 2, 1, 1), -3.0)).item()
+        3.0
+    """
+    check_pair(pred, target)
+    return F.l1_loss(widen(pred), widen(target))
+
+
+_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine_mse": cosine_mse,
+    "cosine": cosine_loss,
+    "min_max_mse": min_max_mse,
+    "mse": mse,
+    "l1": l1,
+}
+
+
+def get_distance(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss behind a name of :data:`Distance`.
+
+    Raises:
+        UnknownNameError: there is none; the message lists the names.
+
+    Example:
+        >>> get_distance("mse").__name__
+        'mse'
+    """
+    if name not in _DISTANCES:
+        raise UnknownNameError("distance", name, _DISTANCES)
+    return _DISTANCES[name]
+
+
+def downsampling_loss(
+    pred: Tensor, target: Tensor, distance: Callable[[Tensor, Tensor], Tensor] = cosine_mse
+) -> Tensor:
+    """Compare a map, averaged down to the target's grid, with the target (AnyUp).
+
+    Args:
+        pred: (B, C, H', W').
+        target: (B, C, h, w), not larger.
+        distance: of two maps (B, C, h, w).
+
+    Raises:
+        ValueError: the target is larger.
+
+    Example:
+        >>> import torch
+        >>> target = torch.randn(1, 4, 3, 3)
+        >>> finer = target.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        >>> downsampling_loss(finer, target).abs().item() < 1e-6
+        True
+    """
+    check_map(pred, "pred", "(B, C, H', W')")
+    check_map(target, "target", "(B, C, h, w)")
+    if any(p < t for p, t in zip(pred.shape[2:], target.shape[2:], strict=True)):
+        raise ValueError(
+            f"pred {shape_text(pred)} must not be smaller than target {shape_text(target)}: it is "
+            "averaged down to the target's grid"
+        )
+    size = (target.shape[2], target.shape[3])
+    return distance(F.adaptive_avg_pool2d(widen(pred), size), target)
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Return the sum of squared differences of neighbours, over B C h w.
+
+    As released with LoftUp and FeatUp: vertical and horizontal pairs, both divided by the number
+    of all values.
+
+    Args:
+        x: (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> total_variation(torch.tensor([[[[0.0, 2.0]]]])).item()
+        2.0
+    """
+    check_map(x, "x", "(B, C, h, w)")
+    x = widen(x)
+    return (x.diff(dim=2).square().sum() + x.diff(dim=3).square().sum()) / x.numel()
+
+
+def energy(x: Tensor) -> Tensor:
+    """Return the squared norm of each pixel, (B, C, h, w) -> (B, 1, h, w).
+
+    Example:
+        >>> import torch
+        >>> energy(torch.full((1, 2, 1, 1), 3.0)).item()
+        18.0
+    """
+    return widen(x).square().sum(1, keepdim=True)
+
+
+def random_projection(like: Tensor, channels: int, generator: torch.Generator) -> Tensor:
+    """Draw one projection of the channels for each image: (B, C, channels), columns of norm 1.
+
+    Args:
+        like: map (B, C, h, w) that gives B, C and the device.
+        channels: of the projected map (64 in LoftUp's released training, 30 in FeatUp's).
+        generator: source of the draws.
+
+    Example:
+        >>> import torch
+        >>> random_projection(torch.empty(2, 8, 1, 1), 3, torch.Generator()).norm(dim=1).shape
+        torch.Size([2, 3])
+    """
+    drawn = draw_like(generator, widen(like), (like.shape[0], like.shape[1], channels))
+    return F.normalize(drawn, dim=1)
+
+
+def project(x: Tensor, projection: Tensor) -> Tensor:
+    """Project the channels of (B, C, h, w) with (B, C, k): (B, k, h, w).
+
+    Example:
+        >>> import torch
+        >>> project(torch.randn(2, 8, 4, 5), torch.randn(2, 8, 3)).shape
+        torch.Size([2, 3, 4, 5])
+    """
+    return torch.einsum("bchw,bck->bkhw", x.to(projection.dtype), projection)
+
+
+def scale_shift_invariant_l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Compare depth maps up to scale and shift.
+
+    Each map of each image is shifted by its median and divided by its mean absolute deviation from
+    it, over the valid pixels (finite and positive in the target), then compared by absolute
+    differences (the scale- and shift-invariant loss of MiDaS, arXiv 1907.01341, section 5).
+
+    Args:
+        pred: (B, 1, H, W).
+        target: (B, 1, H, W). Images without two valid pixels are left out.
+
+    Example:
+        >>> import torch
+        >>> depth = torch.rand(2, 1, 6, 6) + 1
+        >>> scale_shift_invariant_l1(3 * depth - 7, depth).item() < 1e-5
+        True
+    """
+    check_pair(pred, target)
+    losses = []
+    for estimate, depth in zip(widen(pred).flatten(1), widen(target).flatten(1), strict=True):
+        valid = torch.isfinite(depth) & (depth > 0)
+        if valid.sum() < 2:
+            continue
+        losses.append((_standardized(estimate[valid]) - _standardized(depth[valid])).abs().mean())
+    return torch.stack(losses).mean() if losses else widen(pred).sum() * 0
+
+
+def _standardized(values: Tensor) -> Tensor:
+    centred = values - values.median()
+    return centred / centred.abs().mean().clamp(min=1e-6)
