@@ -1,0 +1,378 @@
+"""Where training images lie: folders, lists, ImageNet, SA-1B.
+
+A collection is a sequence of :class:`Record`: the image's name and where its files are. Nothing is
+opened before it is read. Collections hold packed bytes instead of Python objects, so a million
+names cost little and stay shared between the processes of a loader. Tar shards are in
+``tar_shards``.
+"""
+
+import io
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+from torch import Tensor
+
+from upfeat.data.folders import image_files
+from upfeat.data.images import read_image
+
+__all__ = [
+    "FilePart",
+    "FileRecords",
+    "JoinedRecords",
+    "Record",
+    "Records",
+    "SelectedRecords",
+    "image_folder",
+    "image_list",
+    "imagenet",
+    "sa1b_folder",
+]
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A file, or a stretch of one: a member of a tar shard.
+
+    Attributes:
+        path: the file.
+        offset: where the part begins, in bytes.
+        size: its length in bytes; None for all of the file.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from upfeat.data.records import FilePart
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "a")
+        ...     _ = path.write_bytes(b"0123456789")
+        ...     FilePart(path, 2, 3).read()
+        b'234'
+    """
+
+    path: Path
+    offset: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """Return the bytes; raises ``ValueError`` if they are not there or not all there."""
+        try:
+            with open(self.path, "rb") as stream:
+                stream.seek(self.offset)
+                content = stream.read() if self.size is None else stream.read(self.size)
+        except OSError as error:
+            raise ValueError(f"cannot read {self}: {error}") from error
+        if self.size is not None and len(content) != self.size:
+            raise ValueError(f"{self} is cut off: {len(content)} of {self.size} bytes are there")
+        return content
+
+    def __str__(self) -> str:
+        """Return the path, and for a part where it begins."""
+        return str(self.path) if self.size is None else f"{self.path}@{self.offset}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image and the files beside it.
+
+    Attributes:
+        name: relative path without suffix, for messages and file names.
+        image: the image file.
+        parts: further files by suffix or role, such as ``"json"`` (masks) and ``"label"``.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from upfeat.data.records import FilePart, Record
+        >>> Record("cats/a", FilePart(Path("cats/a.jpg"))).name
+        'cats/a'
+    """
+
+    name: str
+    image: FilePart
+    parts: Mapping[str, FilePart] = field(default_factory=dict)
+
+    def read_image(self) -> Tensor:
+        """Return the image (3, H, W) in [0, 1]; ``ValueError`` if it is broken."""
+        if self.image.size is None:
+            try:
+                return read_image(self.image.path)
+            except OSError as error:
+                raise ValueError(f"cannot read {self.image}: {error}") from error
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(self.image.read())) as image:
+                return read_image(image)
+        # Decoders of broken files raise whatever their parser stumbles over.
+        except Exception as error:
+            raise ValueError(f"{self.image} ({self.name}) is not readable: {error}") from error
+
+
+class Records(Sequence[Record]):
+    """A collection of images; a subclass has ``__len__`` and ``_record(index)``."""
+
+    def _record(self, index: int) -> Record:
+        raise NotImplementedError(f"{type(self).__name__} must implement _record")
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> "SelectedRecords": ...
+    def __getitem__(self, index: int | slice) -> "Record | SelectedRecords":
+        """Return one record, or a part of the collection."""
+        if isinstance(index, slice):
+            return SelectedRecords(self, range(len(self))[index])
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"record {index} of {count}")
+        return self._record(index % count)
+
+
+class PackedStrings:
+    """A list of strings as one run of bytes: no object each."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [os.fsencode(string) for string in strings]
+        self._bytes = b"".join(encoded)
+        self._ends = np.fromiter(accumulate(map(len, encoded)), np.int64, len(encoded))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._bytes[start : int(self._ends[index])])
+
+
+class FileRecords(Records):
+    """Images that are files of their own.
+
+    Args:
+        images: the image files.
+        names: their names.
+        parts: for each role one file an image, or "" where there is none.
+
+    Example:
+        >>> from upfeat.data.records import FileRecords
+        >>> FileRecords(["x/a.jpg"], ["a"])[0].image.path.name
+        'a.jpg'
+    """
+
+    def __init__(
+        self,
+        images: Iterable[PathLike],
+        names: Iterable[str],
+        parts: Mapping[str, Iterable[PathLike]] | None = None,
+    ) -> None:
+        self._images = PackedStrings(os.fspath(path) for path in images)
+        self._names = PackedStrings(names)
+        self._parts = {
+            role: PackedStrings(os.fspath(path) for path in paths)
+            for role, paths in (parts or {}).items()
+        }
+        for role, column in (("names", self._names), *self._parts.items()):
+            if len(column) != len(self._images):
+                raise ValueError(f"{len(self._images)} images, but {len(column)} {role}")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._images)
+
+    def _record(self, index: int) -> Record:
+        parts = {role: column[index] for role, column in self._parts.items()}
+        return Record(
+            self._names[index],
+            FilePart(Path(self._images[index])),
+            {role: FilePart(Path(path)) for role, path in parts.items() if path},
+        )
+
+
+class JoinedRecords(Records):
+    """Several collections, one after the other.
+
+    Example:
+        >>> from upfeat.data.records import FileRecords, JoinedRecords
+        >>> one = FileRecords(["a.jpg"], ["a"])
+        >>> [record.name for record in JoinedRecords([one, one])]
+        ['a', 'a']
+    """
+
+    def __init__(self, collections: Sequence[Records]) -> None:
+        self._collections = list(collections)
+        self._ends = list(accumulate(map(len, self._collections)))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self._ends[-1] if self._ends else 0
+
+    def _record(self, index: int) -> Record:
+        number = bisect_right(self._ends, index)
+        return self._collections[number][index - (self._ends[number - 1] if number else 0)]
+
+
+class SelectedRecords(Records):
+    """Some images of a collection, in the order of ``indices``.
+
+    Example:
+        >>> from upfeat.data.records import FileRecords, SelectedRecords
+        >>> letters = FileRecords(["a.jpg", "b.jpg"], ["a", "b"])
+        >>> SelectedRecords(letters, [1])[0].name
+        'b'
+    """
+
+    def __init__(self, collection: Records, indices: Iterable[int]) -> None:
+        self._collection = collection
+        self._indices = np.fromiter(indices, np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._indices)
+
+    def _record(self, index: int) -> Record:
+        return self._collection[int(self._indices[index])]
+
+
+# -- layouts -------------------------------------------------------------------------------------
+
+
+def image_folder(paths: PathLike | Iterable[PathLike]) -> FileRecords:
+    """Return the images of folders, files and globs, sorted, see :func:`upfeat.data.image_files`.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a folder holds no image.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from upfeat.data.records import image_folder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pathlib.Path(folder, "a.png").touch()
+        ...     image_folder(folder)[0].name
+        'a'
+    """
+    found = image_files(paths)
+    return FileRecords((path for path, _ in found), (name.as_posix() for _, name in found))
+
+
+def image_list(file: PathLike, root: PathLike | None = None) -> FileRecords:
+    """Return the images that a text file names, one path a line, in its order.
+
+    Empty lines and lines that begin with ``#`` are left out. After a tab a second path may follow:
+    the image's label map, which becomes the part ``"label"``.
+
+    Args:
+        file: the list, UTF-8.
+        root: folder that the paths are relative to; default the list's own.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: the list names nothing. Whether the images exist shows when they are read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from upfeat.data.records import image_list
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "train.txt")
+        ...     _ = path.write_text("cats/a.jpg")
+        ...     image_list(path)[0].name
+        'cats/a'
+    """
+    file = Path(file).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"no list of images at {file}; check the path")
+    base = file.parent if root is None else Path(root).expanduser()
+    lines = (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
+    rows = [line.split("\t") for line in lines if line and not line.startswith("#")]
+    if not rows:
+        raise ValueError(f"the list {file} names no image")
+    labels = [base / row[1] if len(row) > 1 and row[1] else "" for row in rows]
+    names = [Path(row[0]).with_suffix("").as_posix() for row in rows]
+    return FileRecords([base / row[0] for row in rows], names, {"label": labels})
+
+
+def imagenet(root: PathLike, split: Literal["train", "val"] = "train") -> FileRecords:
+    """Return the images of an ILSVRC2012 folder: ``split/n01440764/*.JPEG``, or ``split/*.JPEG``.
+
+    Args:
+        root: the folder that holds ``train`` and ``val``; a folder of synsets itself is fine too.
+        split: which of them.
+
+    Raises:
+        FileNotFoundError: neither layout is there.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from upfeat.data.records import imagenet
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     synset = pathlib.Path(folder, "train", "n01440764")
+        ...     synset.mkdir(parents=True)
+        ...     (synset / "n01440764_18.JPEG").touch()
+        ...     imagenet(folder)[0].name
+        'n01440764/n01440764_18'
+    """
+    root = Path(root).expanduser()
+    base = root / split if (root / split).is_dir() else root
+    if not base.is_dir():
+        raise FileNotFoundError(f"no folder at {base}; it should hold ImageNet's {split} images")
+    with os.scandir(base) as entries:
+        names = sorted(entry.name for entry in entries)
+    synsets = [name for name in names if re.fullmatch(r"n\d{8}", name)]
+    if synsets:
+        found = [f"{s}/{n}" for s in synsets for n in sorted(os.listdir(base / s))]
+    else:
+        found = names
+    found = [name for name in found if name.lower().endswith((".jpeg", ".jpg", ".png"))]
+    if not found:
+        raise FileNotFoundError(
+            f"{base} holds neither synset folders (n01440764/…) nor images; get ILSVRC2012 from "
+            "https://image-net.org and unpack it there"
+        )
+    return FileRecords(
+        (os.path.join(base, name) for name in found), (name.rpartition(".")[0] for name in found)
+    )
+
+
+def sa1b_folder(root: PathLike) -> FileRecords:
+    """Return the images of unpacked SA-1B parts: ``**/sa_1.jpg`` with ``sa_1.json`` beside it.
+
+    The masks become the part ``"json"``. Images without masks are left out.
+
+    Raises:
+        FileNotFoundError: there is none.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from upfeat.data.records import sa1b_folder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("sa_1.jpg", "sa_1.json"):
+        ...         pathlib.Path(folder, name).touch()
+        ...     sorted(sa1b_folder(folder)[0].parts)
+        ['json']
+    """
+    root = Path(root).expanduser()
+    stems: list[str] = []
+    for parent, _, files in os.walk(root):
+        here = set(files)
+        stems.extend(
+            os.path.join(parent, name[: -len(".jpg")])
+            for name in files
+            if name.endswith(".jpg") and name[: -len(".jpg")] + ".json" in here
+        )
+    if not stems:
+        raise FileNotFoundError(
+            f"no sa_*.jpg with sa_*.json beside it under {root}; get SA-1B from "
+            "https://ai.meta.com/datasets/segment-anything-downloads and unpack some parts there"
+        )
+    stems.sort()
+    return FileRecords(
+        (stem + ".jpg" for stem in stems),
+        (Path(stem).relative_to(root).as_posix() for stem in stems),
+        {"json": (stem + ".json" for stem in stems)},
+    )

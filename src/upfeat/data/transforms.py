@@ -1,0 +1,175 @@
+"""Cutting training images, and everything that lies on them, in the same way.
+
+A transform draws a :class:`Geometry` for an image of a size; the geometry then cuts the image
+(bilinear or bicubic) and any map of labels or masks on it (nearest neighbour), whatever resolution
+the map is stored at. Sizes are ``(height, width)``.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upfeat.data.sizes import Size, resolve_size
+from upfeat.errors import shape_text
+
+__all__ = ["CropTransform", "Geometry", "Transform"]
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Resize, crop and flip of one image.
+
+    Attributes:
+        resized: size of the whole image before the crop.
+        top, left: corner of the crop in it.
+        size: size of the crop, and so of the result.
+        flip: mirrored left to right at the end.
+        interpolation: for images.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.transforms import Geometry
+        >>> geometry = Geometry(resized=(4, 4), top=0, left=2, size=(4, 2), flip=True)
+        >>> geometry.labels(torch.tensor([[1, 2], [3, 4]])).tolist()
+        [[2, 2], [2, 2], [4, 4], [4, 4]]
+    """
+
+    resized: Size
+    top: int
+    left: int
+    size: Size
+    flip: bool = False
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def image(self, image: Tensor) -> Tensor:
+        """Cut an image (3, H, W) in [0, 1] to (3, *size); antialiased."""
+        if image.shape[-2:] != self.resized:
+            # (3, H, W) -> (1, 3, H, W)
+            image = F.interpolate(
+                image[None],
+                self.resized,
+                mode=self.interpolation,
+                align_corners=False,
+                antialias=True,
+            )[0].clamp(0, 1)
+        height, width = self.size
+        image = image[:, self.top : self.top + height, self.left : self.left + width]
+        return image.flip(-1) if self.flip else image
+
+    def grid(self, source: Size) -> tuple[Indices, Indices]:
+        """Return rows and columns of the nearest pixels in a map of size ``source``.
+
+        Pixel centres are matched, as the interpolation of images does it.
+        """
+        rows, cols = (
+            (2 * (start + np.arange(length)) + 1) * side // (2 * whole)
+            for start, length, side, whole in zip(
+                (self.top, self.left), self.size, source, self.resized, strict=True
+            )
+        )
+        return rows, cols[::-1] if self.flip else cols
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Cut a map of labels (..., H, W) of any dtype and resolution to (..., *size)."""
+        rows, cols = self.grid((labels.shape[-2], labels.shape[-1]))
+        index = torch.from_numpy(rows).to(labels.device)
+        labels = labels.index_select(-2, index)
+        return labels.index_select(-1, torch.from_numpy(cols.copy()).to(labels.device))
+
+
+class Transform(Protocol):
+    """What draws a geometry for an image of size (H, W)."""
+
+    def geometry(self, size: Size, generator: torch.Generator) -> Geometry:
+        """Return the geometry; all chance comes from the generator."""
+        ...
+
+
+@dataclass(frozen=True)
+class CropTransform:
+    """Resize to a shorter side, cut a centred or random crop, flip.
+
+    JAFAR and AnyUp train on ``CropTransform(448, 448)``, LoftUp's second stage on
+    ``CropTransform(896, 896)`` (reference scripts).
+
+    Args:
+        resize: an int for the shorter side, a pair (height, width) that may change the aspect
+            ratio, or None to keep the size.
+        crop: side or (height, width) of the crop; None keeps the whole image.
+        position: of the crop.
+        flip: probability of mirroring left to right.
+        scale: the resized size is multiplied by a factor drawn uniformly from this range.
+        interpolation: for the image.
+
+    Raises:
+        ValueError: an impossible value; from :meth:`geometry` also an image that is smaller than
+            the crop.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.transforms import CropTransform
+        >>> transform = CropTransform(64, 64)
+        >>> geometry = transform.geometry((100, 200), torch.Generator())
+        >>> geometry.resized, geometry.left, geometry.image(torch.rand(3, 100, 200)).shape
+        ((64, 128), 32, torch.Size([3, 64, 64]))
+    """
+
+    resize: int | Size | None
+    crop: int | Size | None = None
+    position: Literal["center", "random"] = "center"
+    flip: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.position not in ("center", "random"):
+            raise ValueError(f"position must be 'center' or 'random', got {self.position!r}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}"
+            )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be a probability in [0, 1], got {self.flip}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be a range (low, high) above 0, got {self.scale}")
+        for name, value in (("resize", self.resize), ("crop", self.crop)):
+            if isinstance(value, float):
+                raise ValueError(f"{name} must be an int, a pair or None, got {value}")
+            resolve_size(value, (1, 1), name)
+
+    def geometry(self, size: Size, generator: torch.Generator) -> Geometry:
+        """Draw the geometry of an image of size (H, W)."""
+        # Always four numbers: what one option draws does not depend on the others.
+        factor, row, col, mirror = torch.rand(4, generator=generator).tolist()
+        resized = resolve_size(self.resize, size, "resize")
+        low, high = self.scale
+        if (low, high) != (1.0, 1.0):
+            resized = resolve_size(float(low + factor * (high - low)), resized)
+        crop = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop or resized
+        free = [whole - part for whole, part in zip(resized, crop, strict=True)]
+        if min(free) < 0:
+            raise ValueError(
+                f"an image of {size} resized to {resized} is smaller than the crop {crop}; resize "
+                "to at least the crop's side, or leave small images out"
+            )
+        if self.position == "random":
+            top, left = int(row * (free[0] + 1)), int(col * (free[1] + 1))
+        else:
+            top, left = round(free[0] / 2), round(free[1] / 2)  # as torchvision's crop
+        return Geometry(resized, top, left, crop, mirror < self.flip, self.interpolation)
+
+    def __call__(
+        self, image: Tensor, generator: torch.Generator, labels: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Cut an image (3, H, W) and, if given, a map of labels (..., H', W') on it."""
+        if image.dim() != 3:
+            raise ValueError(f"image must be (3, H, W), got {shape_text(image)}")
+        geometry = self.geometry((image.shape[1], image.shape[2]), generator)
+        return geometry.image(image), None if labels is None else geometry.labels(labels)
