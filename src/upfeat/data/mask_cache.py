@@ -1,0 +1,179 @@
+"""Computed masks on disk: one file an image, whole or absent, so a run can stop at any time."""
+
+import hashlib
+import io
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upfeat.checkpoints import write_bytes
+from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
+from upfeat.data.masks import MaskSource, PathLike
+from upfeat.data.records import Record, Records
+
+__all__ = ["CachedMaskSource", "MaskCacheSummary", "fill_mask_cache"]
+
+logger = logging.getLogger(__name__)
+
+
+class CachedMaskSource:
+    """Masks of another source, computed once an image and then read from disk.
+
+    A file's name is the hash of the image file's bytes, its folder the source's name with all
+    settings: another image or setting is another file. Maps of regions are PNGs, overlapping masks
+    JSON in SA-1B's layout. The source must not depend on the generator (superpixels and SAM do
+    not).
+
+    Args:
+        source: what computes the masks.
+        folder: where the files go; created if need be.
+
+    Attributes:
+        hits, misses: how often a file was there, in this process.
+
+    Example:
+        >>> import tempfile
+        >>> from upfeat.data.mask_cache import CachedMaskSource
+        >>> from upfeat.data.masks import SuperpixelMaskSource
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     CachedMaskSource(SuperpixelMaskSource("slic"), folder).name
+        'slic-64-10-max512'
+    """
+
+    def __init__(self, source: MaskSource, folder: PathLike) -> None:
+        self.source = source
+        self.root = Path(folder).expanduser()
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def name(self) -> str:
+        """The source's name: the masks are the same."""
+        return self.source.name
+
+    def has(self, record: Record) -> bool:
+        """Whether the source has masks for this record."""
+        return self.source.has(record)
+
+    def file_stem(self, record: Record) -> Path:
+        """Return the path of a record's cache file, without suffix."""
+        digest = hashlib.blake2b(record.image.read(), digest_size=16).hexdigest()
+        settings = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()
+        readable = re.sub(r"[^\w.-]+", "-", self.name)[:80]
+        # 256 folders keep a million files listable.
+        return self.root / f"{readable}-{settings}" / digest[:2] / digest[2:]
+
+    def stored(self, record: Record) -> Masks | None:
+        """Return the masks that are on disk, or None; an unreadable file counts as absent."""
+        stem = self.file_stem(record)
+        for suffix in (".png", ".json"):
+            path = stem.with_suffix(suffix)
+            try:
+                content = path.read_bytes()
+                return (
+                    LabelMasks(read_labels(content))
+                    if suffix == ".png"
+                    else RleMasks.from_json(content)
+                )
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                logger.warning("%s is not readable (%s); computing it again", path, error)
+        return None
+
+    def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> Masks:
+        """Return the masks from disk, or compute and store them."""
+        masks = self.stored(record)
+        if masks is not None:
+            self.hits += 1
+            return masks
+        self.misses += 1
+        masks = self.source(record, image, generator)
+        suffix, content = _encoded(masks)
+        path = self.file_stem(record).with_suffix(suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+        return masks
+
+
+def _encoded(masks: Masks) -> tuple[str, bytes]:
+    if isinstance(masks, RleMasks):
+        return ".json", masks.to_json()
+    if isinstance(masks, LabelMasks) and not masks.ignore and masks.labels.max() < 65536:
+        from PIL import Image
+
+        labels = masks.labels
+        if labels.min() >= 0:
+            small = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+            buffer = io.BytesIO()
+            Image.fromarray(small).save(buffer, "png")
+            return ".png", buffer.getvalue()
+    raise ValueError(
+        f"cannot store {type(masks).__name__}: only run lengths and maps of region numbers from 0 "
+        "to 65535 without ignored ones; label files need no cache"
+    )
+
+
+@dataclass
+class MaskCacheSummary:
+    """What :func:`fill_mask_cache` did.
+
+    Attributes:
+        computed, found: numbers of images.
+        failed: message by the image's name.
+
+    Example:
+        >>> from upfeat.data.mask_cache import MaskCacheSummary
+        >>> MaskCacheSummary().computed
+        0
+    """
+
+    computed: int = 0
+    found: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def fill_mask_cache(
+    records: Records | Sequence[Record],
+    source: CachedMaskSource,
+    on_record: Callable[[Record], None] | None = None,
+) -> MaskCacheSummary:
+    """Compute the masks of every record that has none yet; broken images are reported and skipped.
+
+    It may be interrupted and called again: what is done is found, in any order and also by several
+    processes at a time, each with a part of the records.
+
+    Args:
+        records: the images.
+        source: the cache to fill.
+        on_record: called after each image, for a progress bar.
+
+    Example:
+        >>> import tempfile
+        >>> from upfeat.data.mask_cache import CachedMaskSource, fill_mask_cache
+        >>> from upfeat.data.masks import SuperpixelMaskSource
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fill_mask_cache([], CachedMaskSource(SuperpixelMaskSource(), folder)).failed
+        {}
+    """
+    summary = MaskCacheSummary()
+    generator = torch.Generator()
+    for record in records:
+        try:
+            if source.stored(record) is not None:
+                summary.found += 1
+            else:
+                source(record, record.read_image(), generator)
+                summary.computed += 1
+        except ValueError as error:
+            logger.warning("no masks for %s: %s", record.name, error)
+            summary.failed[record.name] = str(error)
+        if on_record is not None:
+            on_record(record)
+    return summary
