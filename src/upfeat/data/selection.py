@@ -1,0 +1,128 @@
+"""Choosing images of a collection by their size, as papers do before they train."""
+
+import io
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from upfeat.checkpoints import write_bytes
+from upfeat.data.masks import PathLike
+from upfeat.data.records import Record, Records, SelectedRecords
+
+__all__ = ["shorter_sides", "with_min_side"]
+
+logger = logging.getLogger(__name__)
+
+
+def shorter_sides(
+    records: Records,
+    *,
+    file: PathLike | None = None,
+    threads: int = 8,
+    on_record: Callable[[Record], None] | None = None,
+) -> npt.NDArray[np.int32]:
+    """Return the shorter side in pixels of every image, (N,), from the headers; -1 if unreadable.
+
+    Args:
+        records: the images.
+        file: a ``.npy`` file to read the sides from; it is written if it is not there. It must
+            belong to a collection of the same length.
+        threads: files opened at a time.
+        on_record: called after each image, for a progress bar.
+
+    Raises:
+        ValueError: the file is of another collection.
+
+    Example:
+        >>> from upfeat.data.records import FileRecords
+        >>> from upfeat.data.selection import shorter_sides
+        >>> shorter_sides(FileRecords(["no-such-file.jpg"], ["a"])).tolist()
+        [-1]
+    """
+    path = None if file is None else Path(file).expanduser()
+    if path is not None and path.is_file():
+        stored = np.load(path, allow_pickle=False)
+        if stored.shape != (len(records),):
+            raise ValueError(
+                f"{path} holds the sides of {len(stored)} images, the collection has "
+                f"{len(records)}; delete it to read the headers again"
+            )
+        return np.asarray(stored, dtype=np.int32)
+    sides = np.empty(len(records), np.int32)
+    with ThreadPoolExecutor(threads) as pool:
+        # In blocks: a million waiting tasks at once would be slow and large.
+        for start in range(0, len(records), 1024):
+            block = [records[i] for i in range(start, min(start + 1024, len(records)))]
+            for number, side in enumerate(pool.map(_shorter_side, block)):
+                sides[start + number] = side
+                if on_record is not None:
+                    on_record(block[number])
+    if path is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, sides, allow_pickle=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, buffer.getvalue())
+    return sides
+
+
+def _shorter_side(record: Record) -> int:
+    from PIL import Image
+
+    whole_file = record.image.size is None
+    try:
+        source = record.image.path if whole_file else io.BytesIO(record.image.read())
+        with Image.open(source) as image:
+            return min(image.size)
+    # Parsers of broken headers raise whatever they stumble over; reading the image will report it.
+    except Exception:  # noqa: BLE001
+        logger.debug("no size of %s", record.name)
+        return -1
+
+
+def with_min_side(
+    records: Records,
+    min_side: int,
+    *,
+    file: PathLike | None = None,
+    threads: int = 8,
+    on_record: Callable[[Record], None] | None = None,
+) -> SelectedRecords:
+    """Return the images whose shorter side has at least ``min_side`` pixels.
+
+    AnyUp trains on ImageNet images of 448 and more, LoftUp on SA-1B images of 1500 and more.
+    Unreadable images stay in: the data set reports them when it comes to them.
+
+    Args:
+        records: the images.
+        min_side: in pixels.
+        file: see :func:`shorter_sides`.
+        threads: see there.
+        on_record: see there.
+
+    Raises:
+        ValueError: no image is large enough.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> from upfeat.data import image_folder
+        >>> from upfeat.data.selection import with_min_side
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for side in (50, 100):
+        ...         Image.new("RGB", (side, 200)).save(pathlib.Path(folder, f"{side}.png"))
+        ...     [record.name for record in with_min_side(image_folder(folder), 60)]
+        ['100']
+    """
+    sides = shorter_sides(records, file=file, threads=threads, on_record=on_record)
+    kept = np.flatnonzero((sides < 0) | (sides >= min_side))
+    if not len(kept):
+        raise ValueError(
+            f"none of {len(records)} images has a shorter side of {min_side} pixels, the largest "
+            f"has {sides.max(initial=0)}; lower min_side or use larger images"
+        )
+    logger.info("%d of %d images have %d pixels or more", len(kept), len(records), min_side)
+    return SelectedRecords(records, kept.tolist())

@@ -1,0 +1,437 @@
+"""Training batches whose order is a function of the seed alone.
+
+Samples form one endless stream: position ``p`` is the ``p mod N``-th entry of the permutation of
+epoch ``p // N``, which depends on (seed, epoch) only; all chance within a sample (crop, flip,
+annotator) comes from a generator of (seed, epoch, index). So batches do not depend on the number of
+worker processes, and one number, the samples consumed so far, says where to continue. With several
+processes each takes its part of the same global batch.
+
+Legend: ``B`` batch, ``H W`` image after the transform, ``M`` masks (filled up with empty ones).
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from upfeat.data.mask_sets import Masks
+from upfeat.data.masks import MaskSource
+from upfeat.data.records import Record, Records
+from upfeat.data.transforms import Transform
+from upfeat.errors import shape_text
+
+__all__ = [
+    "Batch",
+    "PositionSampler",
+    "Sample",
+    "SampleKey",
+    "Skipped",
+    "TrainingImages",
+    "TrainingLoader",
+    "collate",
+    "sample_generator",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class SampleKey(NamedTuple):
+    """Which sample: the image's number in the collection, and the epoch.
+
+    Example:
+        >>> from upfeat.data.training_images import SampleKey
+        >>> SampleKey(number=3, epoch=0).number
+        3
+    """
+
+    number: int
+    epoch: int
+
+
+class Skipped(NamedTuple):
+    """An image that could not be used, and why.
+
+    Example:
+        >>> from upfeat.data.training_images import Skipped
+        >>> Skipped("cats/a", "broken").name
+        'cats/a'
+    """
+
+    name: str
+    reason: str
+
+
+class Sample(TypedDict):
+    """One image (3, H, W) in [0, 1], its masks, bool (M, H, W), and where it comes from."""
+
+    image: Tensor
+    masks: NotRequired[Tensor]
+    name: str
+    index: int
+    skipped: list[Skipped]
+
+
+class Batch(TypedDict):
+    """Images (B, 3, H, W) in [0, 1], masks, bool (B, M, H, W), and where they come from."""
+
+    image: Tensor
+    masks: NotRequired[Tensor]
+    name: list[str]
+    index: Tensor
+    skipped: list[Skipped]
+
+
+def sample_generator(*numbers: int) -> torch.Generator:
+    """Return a generator whose state depends on these numbers alone, on every machine.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.training_images import sample_generator
+        >>> a, b = (torch.rand(1, generator=sample_generator(0, 1, 2)) for _ in range(2))
+        >>> bool(a == b)
+        True
+    """
+    text = "/".join(str(int(number)) for number in numbers)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class TrainingImages(Dataset[Sample]):
+    """Images of a collection, cut by a transform, with their masks.
+
+    In the place of an image that is broken (or too small for the crop, or without masks) another
+    one is drawn, the same on every run; the sample says which were skipped and why.
+
+    Args:
+        records: the images.
+        transform: draws the geometry of each sample.
+        masks: where masks come from; None for none.
+        seed: of all chance.
+        attempts: images tried in one place before it is an error.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> from upfeat.data import CropTransform, TrainingImages, image_folder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (80, 60)).save(pathlib.Path(folder, "a.png"))
+        ...     images = TrainingImages(image_folder(folder), CropTransform(32, 32))
+        ...     images[0]["image"].shape
+        torch.Size([3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        records: Records | Sequence[Record],
+        transform: Transform,
+        *,
+        masks: MaskSource | None = None,
+        seed: int = 0,
+        attempts: int = 16,
+    ) -> None:
+        if not len(records):
+            raise ValueError("there are no training images; check the folder or list")
+        if attempts < 1:
+            raise ValueError(f"attempts must be positive, got {attempts}")
+        self.records = records
+        self.transform = transform
+        self.masks = masks
+        self.seed = seed
+        self.attempts = attempts
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.records)
+
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        """Return a sample; a plain index means epoch 0."""
+        index, epoch = (key, 0) if isinstance(key, int) else key
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        skipped: list[Skipped] = []
+        for attempt in range(self.attempts):
+            generator = sample_generator(self.seed, epoch, index, attempt)
+            number = index
+            if attempt:
+                number = int(torch.randint(len(self), (), generator=generator))
+            record = self.records[number]
+            try:
+                sample = self._sample(record, number, generator)
+            except ValueError as error:
+                skipped.append(Skipped(record.name, str(error)))
+                continue
+            sample["skipped"] = skipped
+            return sample
+        raise RuntimeError(
+            f"{self.attempts} images in a row could not be used, the last one because of: "
+            f"{skipped[-1].reason} (others: {', '.join(name for name, _ in skipped[:-1])})"
+        )
+
+    def _sample(self, record: Record, index: int, generator: torch.Generator) -> Sample:
+        image = record.read_image()
+        size = (image.shape[1], image.shape[2])
+        geometry = self.transform.geometry(size, generator)
+        sample = Sample(image=geometry.image(image), name=record.name, index=index, skipped=[])
+        if self.masks is not None:
+            masks = self.masks(record, image, generator)
+            _check_aspect(record, masks, size)
+            sample["masks"] = masks.cut(geometry)
+        return sample
+
+
+def _check_aspect(record: Record, masks: Masks, size: tuple[int, int]) -> None:
+    """Refuse masks of another shape than the image; rounding of one pixel is no difference."""
+    if abs(masks.size[0] * size[1] - masks.size[1] * size[0]) > max(size):
+        raise ValueError(
+            f"the masks of {record.name} are {masks.size}, the image is {size} (height, width): "
+            "they cannot lie on each other"
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples; masks are filled up with empty ones to the largest number in the batch.
+
+    Raises:
+        ValueError: images of different sizes.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.training_images import collate
+        >>> one = dict(image=torch.rand(3, 4, 4), name="a", index=0, skipped=[])
+        >>> two = dict(image=torch.rand(3, 4, 4), name="b", index=1, skipped=[])
+        >>> one["masks"] = torch.ones(5, 4, 4, dtype=torch.bool)
+        >>> two["masks"] = torch.ones(2, 4, 4, dtype=torch.bool)
+        >>> collate([one, two])["masks"].shape
+        torch.Size([2, 5, 4, 4])
+    """
+    shapes = {shape_text(sample["image"]) for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images of one batch must have one size, got {', '.join(sorted(shapes))}; give the "
+            "transform a crop, or use a batch of one"
+        )
+    batch = Batch(
+        image=torch.stack([sample["image"] for sample in samples]),
+        name=[sample["name"] for sample in samples],
+        index=torch.tensor([sample["index"] for sample in samples]),
+        skipped=[skipped for sample in samples for skipped in sample["skipped"]],
+    )
+    if all("masks" in sample for sample in samples):
+        masks = [sample["masks"] for sample in samples]
+        most = max(len(one) for one in masks)
+        batch["masks"] = batch["image"].new_zeros(
+            len(masks), most, *batch["image"].shape[-2:], dtype=torch.bool
+        )
+        for filled, one in zip(batch["masks"], masks, strict=True):
+            filled[: len(one)] = one
+    return batch
+
+
+class PositionSampler(Sampler[list[SampleKey]]):
+    """Keys of the batches of one process, from a position of the stream on.
+
+    Args:
+        length: number N of images.
+        seed, shuffle: of the order; without shuffling every epoch is the collection's order.
+        start, stop: global positions; ``stop=None`` never ends.
+        global_batch: samples of a batch over all processes.
+        rank, world_size: the process takes the ``rank``-th of ``world_size`` equal parts.
+
+    Example:
+        >>> from itertools import islice
+        >>> from upfeat.data.training_images import PositionSampler
+        >>> sampler = PositionSampler(3, seed=0, shuffle=False, start=2, stop=None, global_batch=2)
+        >>> [[tuple(key) for key in keys] for keys in islice(sampler, 2)]
+        [[(2, 0), (0, 1)], [(1, 1), (2, 1)]]
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        start: int,
+        stop: int | None,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.length = length
+        self.seed = seed
+        self.shuffle = shuffle
+        self.start = start
+        self.stop = stop
+        self.global_batch = global_batch
+        self.rank = rank
+        self.local_batch = global_batch // world_size
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def key(self, position: int) -> SampleKey:
+        """Return the sample at a position of the stream."""
+        epoch, place = divmod(position, self.length)
+        if not self.shuffle:
+            return SampleKey(place, epoch)
+        if epoch != self._epoch:
+            self._order = torch.randperm(self.length, generator=sample_generator(self.seed, epoch))
+            self._epoch = epoch
+        return SampleKey(int(self._order[place]), epoch)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Yield the keys of one batch after the other."""
+        first = self.start
+        while self.stop is None or first < self.stop:
+            begin = first + self.rank * self.local_batch
+            end = begin + self.local_batch
+            if self.stop is not None:
+                end = min(end, self.stop)
+            if begin < end:
+                yield [self.key(position) for position in range(begin, end)]
+            first += self.global_batch
+
+
+class TrainingLoader:
+    """Batches of the stream, resumable to the sample.
+
+    Iterating continues at the position; after the loop is left it may be iterated again. A batch
+    counts as consumed when it has been handed out. Broken images are logged once each and kept in
+    :attr:`skipped`.
+
+    Args:
+        dataset: the images.
+        batch_size: samples of a batch in this process.
+        workers: processes that read ahead; 0 reads in this one. The batches are the same.
+        shuffle: a new order each epoch; else the collection's order.
+        samples: global position at which the stream ends; None for an endless one.
+        rank, world_size: this process among those that train together; the global batch is
+            ``batch_size * world_size``, split in the order of the ranks.
+        pin_memory: for faster copies to a GPU.
+        prefetch: batches that each worker reads ahead.
+
+    Attributes:
+        position: samples consumed, over all processes.
+        skipped: reason by the name of the image, of this process.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> from upfeat.data import CropTransform, TrainingImages, TrainingLoader, image_folder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in "abc":
+        ...         Image.new("RGB", (80, 60)).save(pathlib.Path(folder, f"{name}.png"))
+        ...     images = TrainingImages(image_folder(folder), CropTransform(32, 32))
+        ...     loader = TrainingLoader(images, batch_size=2, samples=4)
+        ...     [tuple(batch["image"].shape) for batch in loader], loader.state_dict()["position"]
+        ([(2, 3, 32, 32), (2, 3, 32, 32)], 4)
+    """
+
+    def __init__(
+        self,
+        dataset: TrainingImages,
+        batch_size: int,
+        *,
+        workers: int = 0,
+        shuffle: bool = True,
+        samples: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        if batch_size < 1 or workers < 0 or prefetch < 1:
+            raise ValueError(
+                "batch_size and prefetch must be positive and workers not negative, got "
+                f"{batch_size}, {prefetch} and {workers}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size), got {rank} of {world_size}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.workers = workers
+        self.shuffle = shuffle
+        self.samples = samples
+        self.rank = rank
+        self.world_size = world_size
+        self.pin_memory = pin_memory
+        self.prefetch = prefetch
+        self.position = 0
+        self.skipped: dict[str, str] = {}
+
+    @property
+    def epoch(self) -> float:
+        """How many times the collection has been gone through, with a fraction."""
+        return self.position / len(self.dataset)
+
+    def __len__(self) -> int:
+        """Return the batches from the beginning of a stream that ends."""
+        if self.samples is None:
+            raise TypeError("an endless TrainingLoader has no length; pass samples=")
+        return -(-self.samples // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from the position on."""
+        global_batch = self.batch_size * self.world_size
+        sampler = PositionSampler(
+            len(self.dataset),
+            seed=self.dataset.seed,
+            shuffle=self.shuffle,
+            start=self.position,
+            stop=self.samples,
+            global_batch=global_batch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=self.pin_memory,
+            prefetch_factor=self.prefetch if self.workers else None,
+            # The loader draws a number for its workers; the global generator stays untouched.
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            self.position += global_batch
+            if self.samples is not None:
+                self.position = min(self.position, self.samples)
+            self._report(batch["skipped"])
+            yield batch
+
+    def _report(self, skipped: Sequence[Skipped]) -> None:
+        for name, reason in skipped:
+            if name not in self.skipped:
+                logger.warning("skipped %s: %s", name, reason)
+            self.skipped[name] = reason
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream is, and what decides its order; plain JSON."""
+        return {
+            "position": self.position,
+            "seed": self.dataset.seed,
+            "length": len(self.dataset),
+            "shuffle": self.shuffle,
+            "skipped": dict(self.skipped),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a state was taken; batch size and number of processes may differ.
+
+        Raises:
+            ValueError: the state is of another seed, order or number of images, so that the
+                stream would be another one.
+        """
+        own = self.state_dict()
+        for name in ("seed", "length", "shuffle"):
+            if state[name] != own[name]:
+                raise ValueError(
+                    f"the saved position is of a stream with {name} {state[name]}, this one has "
+                    f"{own[name]}: the order would differ; restore it or start anew"
+                )
+        self.position = int(state["position"])
+        self.skipped = dict(state["skipped"])
