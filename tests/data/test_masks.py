@@ -298,6 +298,27 @@ def test_label_files_of_several_annotators(tmp_path: Path) -> None:
         source(other, image, GENERATOR)
 
 
+def test_label_files_are_found_by_stem_or_name(tmp_path: Path) -> None:
+    for name in ("x/a_0.png", "x/a_1.png", "x/a_1.txt", "x/ab_0.png", "x/a.png", "y/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(root: Path, pattern: str, name: str = "x/a") -> list[str]:
+        record = Record(name, FilePart(Path("a.jpg")))
+        files = LabelMaskSource(root, pattern).files(record)
+        return [part.path.relative_to(tmp_path).as_posix() for part in files]
+
+    assert found(tmp_path, "{name}_*.png") == ["x/a_0.png", "x/a_1.png"]
+    assert found(tmp_path / "x", "{stem}_*.png") == ["x/a_0.png", "x/a_1.png"]
+    assert found(tmp_path, "x/*_?.png") == ["x/a_0.png", "x/a_1.png", "x/ab_0.png"]
+    assert found(tmp_path, "{name}.png") == ["x/a.png"]
+    assert found(tmp_path, "y/{stem}.png") == ["y/a.png"]
+    assert found(tmp_path, "{name}_*.png", "none/a") == []
+    assert found(tmp_path, "{name}.png", "none/a") == []
+    with pytest.raises(ValueError, match="file name only"):
+        LabelMaskSource(tmp_path, "*/{stem}.png")
+
+
 def test_palette_images_are_read_as_indices_and_values_ignored(tmp_path: Path) -> None:
     picture = Image.fromarray(np.array([[0, 1, 255], [2, 2, 255]], np.uint8), mode="P")
     picture.putpalette([9, 9, 9] * 256)

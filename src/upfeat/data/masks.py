@@ -4,8 +4,11 @@ A *mask source* gives the masks of a record: SA-1B's json files, label maps of h
 superpixels; SAM is in ``sam_masks``, the cache on disk in ``mask_cache``.
 """
 
+import fnmatch
 import glob
 import os
+import re
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -117,7 +120,8 @@ class LabelMaskSource:
     Args:
         root: folder of the label images; None takes the record's part ``part`` instead.
         pattern: name of an image's label files below ``root``; ``{stem}`` and ``{name}`` stand for
-            the last part and the whole of the record's name, ``*`` finds several annotators.
+            the last part and the whole of the record's name, ``*`` in the file name finds several
+            annotators. Folders are listed once: files that are added later are not seen.
         ignore: values that are no region.
         part: role of the label image in the record, such as ``"label"`` (lists) or ``"png"`` (tar
             shards).
@@ -136,10 +140,13 @@ class LabelMaskSource:
         ignore: Collection[int] = (),
         part: str = "label",
     ) -> None:
+        if glob.has_magic(pattern.rpartition("/")[0]):
+            raise ValueError(f"wildcards may stand in the file name only, got {pattern!r}")
         self.root = None if root is None else Path(root).expanduser()
         self.pattern = pattern
         self.ignore = tuple(ignore)
         self.part = part
+        self._listings: dict[Path, list[str]] = {}
 
     @property
     def name(self) -> str:
@@ -155,9 +162,32 @@ class LabelMaskSource:
         """Return the label images of a record, one for each annotator, sorted."""
         if self.root is None:
             return [record.parts[self.part]] if self.part in record.parts else []
-        pattern = self.pattern.replace("{stem}", glob.escape(record.name.rpartition("/")[2]))
-        pattern = pattern.replace("{name}", glob.escape(record.name))
-        return [FilePart(Path(path)) for path in sorted(glob.glob(str(self.root / pattern)))]
+        parent, _, last = self._filled(self.pattern, record.name).rpartition("/")
+        folder = self.root / parent
+        if not glob.has_magic(self.pattern):
+            return [FilePart(folder / last)] if (folder / last).is_file() else []
+        fixed = self._filled(re.split(r"[*?[]", self.pattern)[0], record.name).rpartition("/")[2]
+        wanted = self._filled(self.pattern, glob.escape(record.name)).rpartition("/")[2]
+        names = self._listing(folder)
+        # Names that begin alike stand together in the sorted listing.
+        start = stop = bisect_left(names, fixed)
+        while stop < len(names) and names[stop].startswith(fixed):
+            stop += 1
+        return [
+            FilePart(folder / name)
+            for name in names[start:stop]
+            if fnmatch.fnmatchcase(name, wanted)
+        ]
+
+    @staticmethod
+    def _filled(pattern: str, name: str) -> str:
+        stem = name.rpartition("/")[2]
+        return pattern.replace("{stem}", stem).replace("{name}", name)
+
+    def _listing(self, folder: Path) -> list[str]:
+        if folder not in self._listings:
+            self._listings[folder] = sorted(os.listdir(folder)) if folder.is_dir() else []
+        return self._listings[folder]
 
     def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> LabelMasks:
         """Read one of the label images; the generator draws which."""
