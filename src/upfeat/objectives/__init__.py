@@ -1,1 +1,53 @@
-"""Training signals: each turns a batch of images, a backbone and an upsampler into a loss."""
+"""Training signals: each turns a batch of images, a backbone and an upsampler into a loss.
+
+One file a signal; ``base`` holds the contract, ``losses``, ``affinity`` and ``masks`` the pure
+functions.
+"""
+
+from upfeat.objectives.base import Objective, ObjectiveConfig
+from upfeat.objectives.crops import Crops, CropsConfig
+from upfeat.objectives.mask_refined import MaskRefined, MaskRefinedConfig, released_stage1_config
+from upfeat.objectives.multi_resolution import (
+    MultiResolution,
+    MultiResolutionConfig,
+    naf_config,
+)
+from upfeat.objectives.multi_view import MultiViewConfig
+from upfeat.objectives.pseudo_ground_truth import (
+    DepthTarget,
+    DepthTargetConfig,
+    DoubledInput,
+    DoubledInputConfig,
+)
+from upfeat.objectives.registry import create_objective, list_objectives, register_objective
+from upfeat.objectives.self_distillation import (
+    SelfDistillation,
+    SelfDistillationConfig,
+    ema_update,
+    released_stage2_config,
+)
+
+__all__ = [
+    "Crops",
+    "CropsConfig",
+    "DepthTarget",
+    "DepthTargetConfig",
+    "DoubledInput",
+    "DoubledInputConfig",
+    "MaskRefined",
+    "MaskRefinedConfig",
+    "MultiResolution",
+    "MultiResolutionConfig",
+    "MultiViewConfig",
+    "Objective",
+    "ObjectiveConfig",
+    "SelfDistillation",
+    "SelfDistillationConfig",
+    "create_objective",
+    "ema_update",
+    "list_objectives",
+    "naf_config",
+    "register_objective",
+    "released_stage1_config",
+    "released_stage2_config",
+]

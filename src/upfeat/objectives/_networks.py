@@ -1,0 +1,115 @@
+"""What objectives ask of backbones and upsamplers, by their contracts alone.
+
+Legend: ``B`` batch, ``C`` channels, ``H W`` image, ``h w`` feature grid.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from upfeat.errors import UnsupportedError
+from upfeat.objectives.draws import draw_integer
+from upfeat.objectives.images import normalize_image
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+    from upfeat.upsamplers.base import Upsampler
+
+Backbones = Union["Backbone", Sequence["Backbone"]]
+Size = tuple[int, int]
+
+
+class Call(NamedTuple):
+    """Sizes of one call of the upsampler: guidance image, feature grid, output."""
+
+    image: Size
+    grid: Size
+    output: Size
+
+
+def bare(upsampler: nn.Module) -> Any:
+    """Return the upsampler inside wrappers of parallel training, which call it ``module``."""
+    while not hasattr(upsampler, "info") and isinstance(
+        getattr(upsampler, "module", None), nn.Module
+    ):
+        upsampler = upsampler.module  # type: ignore[assignment]
+    if not hasattr(upsampler, "info"):
+        raise ValueError(f"expected an upfeat.Upsampler, got {type(upsampler).__name__}")
+    return upsampler
+
+
+def as_backbones(backbone: Backbones) -> list["Backbone"]:
+    """Return one backbone or several as a list."""
+    backbones = [backbone] if isinstance(backbone, nn.Module) else list(backbone)
+    if not backbones:
+        raise ValueError("no backbone was given; give at least one")
+    return backbones
+
+
+def mixes_values(upsampler: "Upsampler", backbone: "Backbone") -> bool:
+    """Return whether the method mixes what it is given, rather than regressing new features."""
+    call = Call((64, 64), (16, 16), (64, 64))
+    image, features = _placeholders(upsampler, backbone, call)
+    try:
+        upsampler._check(image, features, call.output, features)
+    except UnsupportedError:
+        return False
+    except ValueError:
+        return True  # it objects to the sizes, not to values
+    return True
+
+
+def _placeholders(
+    upsampler: "Upsampler", backbone: "Backbone", call: Call
+) -> tuple[Tensor, Tensor]:
+    """An image and features of some size that take no memory."""
+    seed = next(upsampler.parameters()).new_zeros(1, 1, 1, 1)
+    return seed.expand(1, 3, *call.image), seed.expand(1, backbone.dim, *call.grid)
+
+
+def try_call(upsampler: "Upsampler", backbone: "Backbone", call: Call, name: str) -> None:
+    image, features = _placeholders(upsampler, backbone, call)
+    try:
+        upsampler._check(image, features, call.output, None)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"{name} would call {upsampler.info.name} with an image {call.image}, features "
+            f"{call.grid} and output {call.output}, which it refuses: {error}"
+        ) from error
+
+
+def draw_backbone(backbones: Sequence["Backbone"], generator: torch.Generator) -> "Backbone":
+    """Draw a patch size among those present, then a backbone with it."""
+    if len(backbones) == 1:
+        return backbones[0]
+    patches = sorted({backbone.patch_size for backbone in backbones})
+    patch = patches[draw_integer(generator, len(patches))]
+    fitting = [backbone for backbone in backbones if backbone.patch_size == patch]
+    return fitting[draw_integer(generator, len(fitting))]
+
+
+def backbone_features(backbone: "Backbone", image: Tensor) -> Tensor:
+    """Return the features (B, C, h, w) of an image in [0, 1], without gradients."""
+    with torch.no_grad():
+        return backbone(normalize_image(image, backbone.image_mean, backbone.image_std))
+
+
+def guidance_norm(upsampler: nn.Module, backbone: "Backbone") -> tuple[Any, Any]:
+    """Return mean and deviation of the guidance: the method's own, else the backbone's."""
+    info = bare(upsampler).info
+    if info.image_mean is None or info.image_std is None:
+        return backbone.image_mean, backbone.image_std
+    return info.image_mean, info.image_std
+
+
+def guidance_image(upsampler: nn.Module, backbone: "Backbone", image: Tensor) -> Tensor:
+    """Normalise an image in [0, 1] as the upsampler wants its guidance."""
+    return normalize_image(image, *guidance_norm(upsampler, backbone))
+
+
+def frozen_copy(module: nn.Module) -> Any:
+    """Return a copy in evaluation mode that takes no gradients."""
+    return copy.deepcopy(module).eval().requires_grad_(False)

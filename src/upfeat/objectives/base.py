@@ -1,0 +1,353 @@
+"""The contract of every training objective.
+
+An objective turns a batch of images, a frozen backbone and an upsampler into a loss. It knows the
+contracts of the two, never a method's name; it holds no optimiser and no loop.
+
+The life of an objective in a training run::
+
+    objective = MaskRefinedConfig(alpha=0.8).build()
+    objective.prepare(upsampler, backbone)  # refuses what cannot work, builds its parts
+    parameters = [*upsampler.parameters(), *objective.parameters()]  # those that take gradients
+    for step, batch in enumerate(batches, start=1):
+        terms = objective.step(batch, backbone, upsampler, generator)
+        terms["loss"].backward()  # and the optimiser's step
+        objective.after_step(step, upsampler)
+
+Everything that an objective keeps (a teacher, a learned downsampler) is in its ``state_dict()``;
+load it after ``prepare``. All draws come from the ``generator``, so that its state beside the
+weights resumes a run exactly; an upsampler with draws of its own (NAF's jitter of positions) takes
+them from torch's global generator.
+
+Legend: ``B`` batch, ``C`` channels, ``M`` masks, ``H W`` image, ``h w`` feature grid.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.errors import UnsupportedError, check_map, shape_text
+from upfeat.objectives._networks import (
+    Backbones,
+    Call,
+    Size,
+    as_backbones,
+    bare,
+    draw_backbone,
+    mixes_values,
+    try_call,
+)
+from upfeat.objectives.images import resize_bilinear, scale_size
+from upfeat.objectives.losses import widen
+from upfeat.objectives.masks import check_masks, resize_masks
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+    from upfeat.upsamplers.base import Upsampler
+
+__all__ = [
+    "Batch",
+    "Objective",
+    "ObjectiveConfig",
+    "Plan",
+]
+
+Batch = Mapping[str, Any]
+"""``"image"`` (B, 3, H, W) in [0, 1]; some objectives also ``"masks"`` (B, M, H, W), positive
+inside, padded with maps of -1; ``"depth"`` (B, 1, H, W)."""
+
+FeatureSpace = Literal["auto", "raw", "channel_norm"]
+
+CHANNEL_NORM_EPS = 1e-5
+RANGE_SLACK = 1e-3  # resizing may step over the ends of [0, 1] by rounding
+
+
+class Plan(NamedTuple):
+    """The calls that a step makes, at their extremes; what ``check`` tries out."""
+
+    backbone_images: Sequence[Size]
+    calls: Sequence[Call]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What all objectives have in common; :meth:`build` makes the objective.
+
+    Attributes:
+        feature_space: where targets live. ``"raw"``: the backbone's features as they come.
+            ``"channel_norm"``: each pixel's features with mean 0 and deviation 1 over the
+            channels, as in LoftUp's training, whose output ends in such a norm. ``"auto"``:
+            the latter for methods that regress features (they refuse ``values=``), the former
+            for those that mix the features they are given.
+
+    Example:
+        >>> from upfeat.objectives import MultiResolutionConfig
+        >>> MultiResolutionConfig(scale=(0.5, 0.5)).build().name
+        'multi_resolution'
+    """
+
+    objective: ClassVar[type["Objective"] | None] = None  # set by register_objective
+
+    feature_space: FeatureSpace = "auto"
+
+    def __post_init__(self) -> None:
+        if self.feature_space not in ("auto", "raw", "channel_norm"):
+            raise ValueError(
+                f"feature_space must be 'auto', 'raw' or 'channel_norm', got {self.feature_space!r}"
+            )
+
+    def build(self) -> "Objective":
+        """Return the objective that this configures."""
+        if self.objective is None:
+            raise TypeError(f"{type(self).__name__} belongs to no registered objective")
+        return self.objective(self)
+
+
+class Objective(nn.Module):
+    """Base class of all training objectives.
+
+    A subclass implements ``_step`` and ``_plan``, and ``_prepare`` if it has parts to build.
+
+    Args:
+        config: what it does, an instance of its own config class.
+
+    Attributes:
+        name: under which it is registered.
+        batch_keys: what a batch must hold.
+        several_backbones: whether one run may use more than one backbone.
+
+    Example:
+        >>> import torch, upfeat
+        >>> from upfeat.objectives import create_objective
+        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
+        >>> upsampler = upfeat.create_upsampler("anyup", qk_dim=8)
+        >>> objective = create_objective("multi_resolution")
+        >>> objective.prepare(upsampler, backbone)
+        >>> batch = {"image": torch.rand(2, 3, 48, 48)}
+        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
+        ['loss', 'main', 'regulariser']
+    """
+
+    name: ClassVar[str]
+    batch_keys: ClassVar[tuple[str, ...]] = ("image",)
+    several_backbones: ClassVar[bool] = True
+    config: ObjectiveConfig
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._prepared = False
+        self._space: FeatureSpace = config.feature_space
+        self._admitted: set[tuple[Any, ...]] = set()
+
+    # -- calling ---------------------------------------------------------------------------------
+
+    def check(
+        self,
+        upsampler: nn.Module,
+        backbone: Backbones,
+        image_size: Sequence[int] | None = None,
+    ) -> None:
+        """Raise before the first step what could only fail in it.
+
+        Args:
+            upsampler: what shall be trained.
+            backbone: one, or several to draw from.
+            image_size: (H, W) of the batches; without it sizes are checked in the first step.
+
+        Raises:
+            UnsupportedError: this objective cannot train that upsampler.
+            ValueError: widths or sizes do not fit.
+        """
+        model, backbones = bare(upsampler), as_backbones(backbone)
+        self._check_model(model, backbones)
+        if image_size is None:
+            return
+        for chosen in backbones:
+            height, width = image_size
+            size = scale_size((height, width), 1.0, self._multiple(chosen))
+            plan = self._plan(size, chosen)
+            for backbone_size in plan.backbone_images:
+                chosen.check_image_size(backbone_size)
+            for call in plan.calls:
+                try_call(model, chosen, call, self.name)
+
+    def prepare(
+        self,
+        upsampler: nn.Module,
+        backbone: Backbones,
+        image_size: Sequence[int] | None = None,
+    ) -> None:
+        """Check and build everything that depends on the networks; call it once, before training.
+
+        Args:
+            upsampler: what shall be trained, with the weights that it starts from.
+            backbone: one, or several to draw from.
+            image_size: as in :meth:`check`.
+
+        Raises:
+            ValueError: see :meth:`check`.
+        """
+        self.check(upsampler, backbone, image_size)
+        model, backbones = bare(upsampler), as_backbones(backbone)
+        if self.config.feature_space == "auto":
+            self._space = "raw" if mixes_values(model, backbones[0]) else "channel_norm"
+        self._prepare(model, backbones)
+        parameter = next(model.parameters())
+        self.to(device=parameter.device)
+        self._prepared = True
+
+    def step(
+        self,
+        batch: Batch,
+        backbone: Backbones,
+        upsampler: nn.Module,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Compute the loss of one batch.
+
+        Args:
+            batch: holds ``batch_keys``; the images are not normalised, that is done here, for the
+                backbone and for the upsampler. Sides that are no multiples of what the backbone
+                takes are resized to the nearest ones.
+            backbone: one, or several: first a patch size is drawn among those present, then one
+                of the backbones with it (AnyUp's rule).
+            upsampler: called as it is given, so it may be wrapped for parallel training.
+            generator: source of all draws; on the CPU they are the same for every device.
+
+        Returns:
+            ``"loss"``, a scalar to call ``backward`` on, and its detached terms before weighting.
+
+        Raises:
+            ValueError: not prepared, a key is missing, or shapes do not fit.
+        """
+        if not self._prepared:
+            raise ValueError(
+                f"{self.name} is not prepared; call objective.prepare(upsampler, backbone) before "
+                "the first step, and before the optimiser is built"
+            )
+        backbones = as_backbones(backbone)
+        self._admit(batch, backbones, upsampler)
+        chosen = draw_backbone(backbones, generator)
+        return self._step(_fitted(batch, self._multiple(chosen)), chosen, upsampler, generator)
+
+    def after_step(self, step: int, upsampler: nn.Module) -> None:
+        """Do what follows the optimiser's step number ``step``, counted from 1; default nothing."""
+
+    # -- for subclasses --------------------------------------------------------------------------
+
+    def _step(
+        self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} must implement _step")
+
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+        """Return the calls of a step with images of that (fitted) size."""
+        raise NotImplementedError(f"{type(self).__name__} must implement _plan")
+
+    def _prepare(self, upsampler: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        """Build parts that need the networks."""
+
+    def _multiple(self, backbone: "Backbone") -> int:
+        """What the sides of the batch's images must be multiples of."""
+        return backbone.size_multiple
+
+    def _target(self, features: Tensor) -> Tensor:
+        """Bring backbone features (B, C, h, w) into the space of the targets."""
+        if self._space != "channel_norm":
+            return features
+        tokens = widen(features).permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
+        return F.layer_norm(tokens, tokens.shape[-1:], eps=CHANNEL_NORM_EPS).permute(0, 3, 1, 2)
+
+    # -- checks ----------------------------------------------------------------------------------
+
+    def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        info = model.info
+        if info.per_image:
+            raise UnsupportedError(
+                f"{info.name} optimises one image at test time; there is nothing to train before"
+            )
+        if not any(p.requires_grad for p in model.parameters()):
+            raise UnsupportedError(
+                f"{info.name} has no parameter that takes a gradient, so {self.name} cannot train "
+                "it; choose a method with weights, or unfreeze it with requires_grad_(True)"
+            )
+        if info.requires:
+            raise UnsupportedError(
+                f"{info.name} needs extra inputs {info.requires} that {self.name} does not give"
+            )
+        if len(backbones) > 1 and not self.several_backbones:
+            raise UnsupportedError(
+                f"{self.name} has parts built for one backbone, got {len(backbones)}; train with "
+                "one, or switch those parts off"
+            )
+        width = model.config.get("feature_dim")
+        if width is not None:
+            for backbone in backbones:
+                if backbone.dim != width:
+                    raise UnsupportedError(
+                        f"{info.name} was built for feature_dim={width}, {backbone.name} has "
+                        f"{backbone.dim} channels; build it for that width, or train a universal "
+                        "method on several backbones"
+                    )
+        for backbone in backbones:
+            if backbone.fixed_size is not None:
+                raise UnsupportedError(
+                    f"{backbone.name} takes images of {backbone.fixed_size} only, {self.name} "
+                    "needs several sizes; build the backbone without a fixed size"
+                )
+        if self.config.feature_space == "channel_norm" and mixes_values(model, backbones[0]):
+            raise UnsupportedError(
+                f"{info.name} mixes the features it is given, so its output cannot live in the "
+                "channel-normalised space; use feature_space='raw' or 'auto'"
+            )
+
+    def _admit(self, batch: Batch, backbones: Sequence["Backbone"], upsampler: nn.Module) -> None:
+        """Check keys and shapes of every batch; values and sizes once for each image size."""
+        missing = [key for key in self.batch_keys if key not in batch]
+        if missing:
+            raise ValueError(
+                f"{self.name} needs the batch keys {self.batch_keys}, got {tuple(batch)} without "
+                f"{missing}; choose a data set with them"
+            )
+        image = batch["image"]
+        check_map(image, "image", "(B, 3, H, W)")
+        if image.shape[1] != 3:
+            raise ValueError(f"image must have 3 channels (B, 3, H, W), got {shape_text(image)}")
+        if "masks" in self.batch_keys:
+            check_masks(batch["masks"], len(image))
+        key = (tuple(image.shape[-2:]), *map(id, backbones))
+        if key in self._admitted:
+            return
+        low, high = image.amin().item(), image.amax().item()
+        if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+            raise ValueError(
+                f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; do not normalise them, "
+                "the objective does it for the backbone and for the upsampler"
+            )
+        self.check(upsampler, backbones, tuple(image.shape[-2:]))
+        self._admitted.add(key)
+
+
+def _fitted(batch: Batch, multiple: int) -> Batch:
+    """Resize image, masks and depth to the nearest multiples, if they are none."""
+    image = batch["image"]
+    own = (image.shape[2], image.shape[3])
+    size = scale_size(own, 1.0, multiple)
+    if size == own:
+        return batch
+    fitted = {**batch, "image": resize_bilinear(image, size)}
+    if "masks" in batch:
+        fitted["masks"] = resize_masks(batch["masks"], size)
+    if "depth" in batch:
+        fitted["depth"] = F.interpolate(batch["depth"], size, mode="nearest")
+    return fitted
+
+
+def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
+    """Return ``"loss"`` = sum of weight x term, and each term, detached and unweighted."""
+    loss = torch.stack([weight * widen(term) for weight, term in terms.values()]).sum()
+    return {"loss": loss, **{name: term.detach() for name, (_, term) in terms.items()}}

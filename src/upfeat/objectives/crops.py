@@ -1,0 +1,171 @@
+"""Learning from crops: what the backbone says of a crop is what the upsampled map should say there.
+
+Paper: AnyUp (arXiv 2510.12764), section 3.3; numbers of the released code. One run may use several
+backbones.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from upfeat.objectives._networks import Call, guidance_norm
+from upfeat.objectives.augment import augment_image
+from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
+from upfeat.objectives.draws import draw_integer
+from upfeat.objectives.images import normalize_image, resize_bilinear, scale_size
+from upfeat.objectives.losses import Distance, downsampling_loss, get_distance
+from upfeat.objectives.registry import register_objective
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+
+__all__ = ["Crops", "CropsConfig"]
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropsConfig(ObjectiveConfig):
+    """Settings of :class:`Crops`; the defaults are AnyUp's (448 images, 224 views, 4 crops).
+
+    Attributes:
+        scale: size of the small image and of a crop, as a share of the image's.
+        crops: of each image.
+        distance: of all terms.
+        augmented_weight: of the agreement between an augmented and the clean guidance.
+        downsample_weight: of the agreement between the averaged output and the low features.
+        strength: of the augmentation, see :func:`~upfeat.objectives.augment.augment_image`.
+        normalization: what the backbone's images are normalised with: its ``"own"`` mean and
+            deviation (chosen), or the ``"guidance"``'s, as in the code, where every backbone gets
+            ImageNet's.
+
+    Example:
+        >>> CropsConfig(scale=1.0)
+        Traceback (most recent call last):
+        ValueError: scale must lie in (0, 1), got 1.0
+    """
+
+    scale: float = 0.5
+    crops: int = 4
+    distance: Distance = "cosine_mse"
+    augmented_weight: float = 0.1
+    downsample_weight: float = 0.1
+    strength: float = 1.0
+    normalization: Literal["own", "guidance"] = "own"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.scale < 1:
+            raise ValueError(f"scale must lie in (0, 1), got {self.scale}")
+        if self.crops < 1 or self.strength <= 0:
+            raise ValueError("crops and strength must be positive")
+        if self.normalization not in ("own", "guidance"):
+            raise ValueError(
+                f"normalization must be 'own' or 'guidance', got {self.normalization!r}"
+            )
+        get_distance(self.distance)
+
+
+@register_objective("crops", CropsConfig)
+class Crops(Objective):
+    """Match cut-outs of the upsampled map with the backbone's features of full-resolution crops.
+
+    For each image: the small image (resized with antialiasing) gives the low features and is the
+    guidance; random crops of the large image, aligned to the patch, give the targets. The output
+    has the grid of the large image and is cut at each crop's place. Two consistencies are added:
+    a photometrically augmented guidance must give the map of the clean one at the guidance's size
+    (no gradient through the latter), and the output, averaged down, the low features.
+
+    Example:
+        >>> import torch, upfeat
+        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
+        >>> upsampler = upfeat.create_upsampler("anyup", qk_dim=8)
+        >>> objective = CropsConfig(crops=2).build()
+        >>> objective.prepare(upsampler, backbone)
+        >>> batch = {"image": torch.rand(1, 3, 32, 32)}
+        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
+        ['augmented', 'crops', 'downsampling', 'loss']
+    """
+
+    config: CropsConfig
+
+    def _step(
+        self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        config, image = self.config, batch["image"]
+        full = (image.shape[2], image.shape[3])
+        size, grid = self._size(full, backbone), backbone.grid_size(full)
+        norm = guidance_norm(upsampler, backbone)
+        small = resize_bilinear(image, size, antialias=True)
+        guidance = normalize_image(small, *norm)
+        low = self._features(backbone, small, upsampler)
+        pred = upsampler(guidance, low, grid)
+        corners = [
+            [self._corner(full, size, backbone, generator) for _ in range(config.crops)]
+            for _ in range(len(image))
+        ]
+        seen, crops = _cut(pred, image, corners, size, backbone)
+        targets = self._target(self._features(backbone, crops, upsampler))
+        distance = get_distance(config.distance)
+        terms = {"crops": (1.0, distance(seen, targets))}
+        if config.augmented_weight:
+            changed = [augment_image(one, generator, config.strength) for one in image]
+            other = resize_bilinear(torch.stack(changed), size, antialias=True)
+            with torch.no_grad():
+                clean = upsampler(guidance, low, size)
+            augmented = upsampler(normalize_image(other, *norm), low, size)
+            terms["augmented"] = (config.augmented_weight, distance(augmented, clean))
+        if config.downsample_weight:
+            agreement = downsampling_loss(pred, self._target(low), distance)
+            terms["downsampling"] = (config.downsample_weight, agreement)
+        return weighted_sum(terms)
+
+    @torch.no_grad()
+    def _features(self, backbone: "Backbone", image: Tensor, upsampler: nn.Module) -> Tensor:
+        own = self.config.normalization == "own"
+        mean, std = (
+            (backbone.image_mean, backbone.image_std) if own else guidance_norm(upsampler, backbone)
+        )
+        return backbone(normalize_image(image, mean, std))
+
+    def _size(self, full: Size, backbone: "Backbone") -> Size:
+        return scale_size(full, self.config.scale, backbone.size_multiple)
+
+    def _corner(
+        self, full: Size, size: Size, backbone: "Backbone", generator: torch.Generator
+    ) -> Size:
+        """Draw a crop's top left corner, a whole number of patches from the image's."""
+        step = backbone.size_multiple
+        top, left = (
+            draw_integer(generator, (whole - side) // step + 1) * step
+            for whole, side in zip(full, size, strict=True)
+        )
+        return top, left
+
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+        size, grid = self._size(image_size, backbone), backbone.grid_size(image_size)
+        low = backbone.grid_size(size)
+        if size[0] > image_size[0] or size[1] > image_size[1]:
+            raise ValueError(f"images {image_size} are smaller than a view of them, {size}")
+        calls = [Call(size, low, grid)]
+        if self.config.augmented_weight:
+            calls.append(Call(size, low, size))
+        return Plan([size], calls)
+
+
+def _cut(
+    pred: Tensor, image: Tensor, corners: list[list[Size]], size: Size, backbone: "Backbone"
+) -> tuple[Tensor, Tensor]:
+    """Cut crops (B K, 3, s, s) from the images and the same places from the output's grid."""
+    rows, columns = backbone.grid_size(size)
+    seen, crops = [], []
+    for index, places in enumerate(corners):
+        for top, left in places:
+            first_row, first_column = backbone.grid_size((top, left))
+            crops.append(image[index, :, top : top + size[0], left : left + size[1]])
+            seen.append(
+                pred[index, :, first_row : first_row + rows, first_column : first_column + columns]
+            )
+    return torch.stack(seen), torch.stack(crops)

@@ -1,0 +1,150 @@
+"""Learning from mask-refined features: bicubic features, averaged inside masks, are the target.
+
+Paper: LoftUp (arXiv 2504.14032), section 3.2, first stage. The released training code (a
+provisional branch) adds a multi-view and a total-variation term.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.objectives._networks import Call, backbone_features, guidance_image
+from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
+from upfeat.objectives.images import scale_size
+from upfeat.objectives.losses import (
+    Distance,
+    get_distance,
+    project,
+    random_projection,
+    widen,
+)
+from upfeat.objectives.masks import MaskOrder, mask_similarity, refine_with_masks
+from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
+from upfeat.objectives.registry import register_objective
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+    from upfeat.upsamplers.base import Upsampler
+
+__all__ = ["MaskRefined", "MaskRefinedConfig", "released_stage1_config"]
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskRefinedConfig(ObjectiveConfig):
+    """Settings of :class:`MaskRefined`; the defaults are the paper's loss with the code's numbers.
+
+    Attributes:
+        alpha: how far features move towards their mask's mean. (0.8 in the code; the paper's
+            number could not be read.)
+        order: what overlapping masks do, see :func:`~upfeat.objectives.masks.refine_with_masks`.
+            (Code: ``"sequential"``.)
+        distance: between output and target. (Paper and code: ``"mse"``.)
+        output_scale: size of the output, as a share of the image's. (1 in paper and code; less is
+            cheaper, chosen.)
+        projection: compare random projections to so many channels, drawn for each image and step.
+            (64 in the code; None in the paper.)
+        similarity_weight: of :func:`~upfeat.objectives.masks.mask_similarity`. (Optional and off
+            in the code.)
+        multi_view: add the multi-view term. (Code only.)
+
+    Example:
+        >>> MaskRefinedConfig(alpha=2.0)
+        Traceback (most recent call last):
+        ValueError: alpha must lie in [0, 1], got 2.0
+    """
+
+    alpha: float = 0.8
+    order: MaskOrder = "sequential"
+    distance: Distance = "mse"
+    output_scale: float = 1.0
+    projection: int | None = None
+    similarity_weight: float = 0.0
+    multi_view: MultiViewConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
+        if self.order not in ("sequential", "free"):
+            raise ValueError(f"order must be 'sequential' or 'free', got {self.order!r}")
+        if self.output_scale <= 0 or (self.projection is not None and self.projection < 1):
+            raise ValueError("output_scale and projection must be positive")
+        get_distance(self.distance)
+
+
+def released_stage1_config() -> MaskRefinedConfig:
+    """Return what the released first stage does: projected loss, four views, total variation.
+
+    Example:
+        >>> released_stage1_config().multi_view.tv_weight
+        0.01
+    """
+    return MaskRefinedConfig(projection=64, multi_view=MultiViewConfig())
+
+
+@register_objective("mask_refined", MaskRefinedConfig)
+class MaskRefined(Objective):
+    """Match the output with bicubic features that masks have sharpened (LoftUp, first stage).
+
+    The batch brings ``"masks"`` (B, M, H, W), of any source. The downsampler of ``multi_view`` is
+    trained along: hand the objective's parameters to the optimiser.
+
+    Example:
+        >>> import torch, upfeat
+        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
+        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
+        >>> objective = MaskRefinedConfig().build()
+        >>> objective.prepare(upsampler, backbone)
+        >>> batch = {"image": torch.rand(1, 3, 16, 16), "masks": torch.ones(1, 1, 16, 16)}
+        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
+        ['loss', 'masks']
+    """
+
+    batch_keys = ("image", "masks")
+    config: MaskRefinedConfig
+
+    def __init__(self, config: MaskRefinedConfig) -> None:
+        super().__init__(config)
+        self.multi_view: MultiView | None = None
+
+    def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        super()._check_model(model, backbones)
+        check_multi_view(self.config.multi_view, backbones, self.name)
+
+    def _prepare(self, upsampler: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        if self.config.multi_view is not None:
+            backbone = backbones[0]
+            self.multi_view = MultiView(
+                self.config.multi_view, backbone.dim, int(backbone.patch_size)
+            )
+
+    def _step(
+        self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        config, image, masks = self.config, batch["image"], batch["masks"]
+        features = backbone_features(backbone, image)
+        size = scale_size((image.shape[2], image.shape[3]), config.output_scale)
+        output = upsampler(guidance_image(upsampler, backbone, image), features, size)
+        bicubic = F.interpolate(widen(self._target(features)), size, mode="bicubic")
+        target = refine_with_masks(bicubic, masks, config.alpha, config.order)
+        terms = {}
+        seen = widen(output)
+        if config.projection is not None:
+            projection = random_projection(output, config.projection, generator)
+            seen, target = project(seen, projection), project(target, projection)
+        terms["masks"] = (1.0, get_distance(config.distance)(seen, target))
+        if config.similarity_weight:
+            terms["similarity"] = (config.similarity_weight, mask_similarity(output, masks))
+        if self.multi_view is not None:
+            terms |= self.multi_view(image, output, backbone, generator, self._target)
+        return weighted_sum(terms)
+
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+        output = scale_size(image_size, self.config.output_scale)
+        return Plan([image_size], [Call(image_size, backbone.grid_size(image_size), output)])

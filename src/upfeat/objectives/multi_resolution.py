@@ -1,0 +1,176 @@
+"""Learning from two resolutions: a small image's upsampled features should be a large one's.
+
+Paper: JAFAR (arXiv 2506.11136), section 3.3; NAF (arXiv 2511.18452) with a fixed factor. Numbers
+are those of the released scripts.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from upfeat.objectives._networks import Call, backbone_features, guidance_image, guidance_norm
+from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
+from upfeat.objectives.draws import draw_uniform
+from upfeat.objectives.images import Clamp, disturb_image, resize_bilinear, scale_size
+from upfeat.objectives.losses import Distance, cosine_mse, get_distance
+from upfeat.objectives.registry import register_objective
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+
+__all__ = ["MultiResolution", "MultiResolutionConfig", "naf_config"]
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiResolutionConfig(ObjectiveConfig):
+    """Settings of :class:`MultiResolution`; the defaults are JAFAR's.
+
+    Attributes:
+        scale: range of the small image's size, as a share of the image's; equal ends for a fixed
+            one. (JAFAR's paper and code.)
+        distance: between the upsampled and the large image's features. (Paper and code.)
+        guidance_scale: size of the guidance, as a share of the image's. (Paper and code.)
+        guidance_cells: if given, the guidance has at most this many pixels for each cell of the
+            target instead (4 in NAF's code).
+        guidance_max: with ``guidance_cells``: upper bound of each side (224 in NAF's code).
+        regulariser_weight: of the agreement between a disturbed and the clean guidance; 0 leaves
+            it out. (JAFAR's code only.)
+        clamp: how the disturbed image is clamped, see
+            :func:`~upfeat.objectives.images.disturb_image`. The default corrects the code.
+        blur: probability that the disturbed image is blurred. (Code.)
+        noise: probability that it gets noise. (Code.)
+
+    Example:
+        >>> MultiResolutionConfig(scale=(0.3, 0.2))
+        Traceback (most recent call last):
+        ValueError: scale must be a range with 0 < low <= high <= 1, got (0.3, 0.2)
+    """
+
+    scale: tuple[float, float] = (0.25, 0.5)
+    distance: Distance = "cosine_mse"
+    guidance_scale: float = 0.5
+    guidance_cells: int | None = None
+    guidance_max: int = 224
+    regulariser_weight: float = 0.1
+    clamp: Clamp = "valid"
+    blur: float = 0.5
+    noise: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"scale must be a range with 0 < low <= high <= 1, got {self.scale}")
+        cells = 1 if self.guidance_cells is None else self.guidance_cells
+        if self.guidance_scale <= 0 or cells < 1 or self.guidance_max < 1:
+            raise ValueError("guidance_scale, guidance_cells and guidance_max must be positive")
+        if self.clamp not in ("valid", "released"):
+            raise ValueError(f"clamp must be 'valid' or 'released', got {self.clamp!r}")
+        get_distance(self.distance)
+
+
+def naf_config() -> MultiResolutionConfig:
+    """Return NAF's setting: factor 0.5, plain MSE, guidance of 4 pixels a cell, no regulariser.
+
+    The random mode of its code is ``dataclasses.replace(naf_config(), scale=(0.25, 0.6))``.
+
+    Example:
+        >>> naf_config().distance
+        'mse'
+    """
+    return MultiResolutionConfig(
+        scale=(0.5, 0.5), distance="mse", guidance_cells=4, regulariser_weight=0.0
+    )
+
+
+@register_objective("multi_resolution", MultiResolutionConfig)
+class MultiResolution(Objective):
+    """Match the upsampled features of a smaller image with the features of the image.
+
+    For each step (JAFAR's released script): the target is backbone(I); u ~ U(scale), the small
+    image has u times the size, rounded to the patch; the guidance is a resized I. The regulariser
+    asks that a blurred, noised guidance gives the map that the clean one gives, from the target's
+    features up to the guidance's size, with no gradient through the latter. Images are resized
+    bilinearly without antialiasing.
+
+    Example:
+        >>> import torch, upfeat
+        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
+        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
+        >>> objective = MultiResolutionConfig().build()
+        >>> objective.prepare(upsampler, backbone)
+        >>> batch = {"image": torch.rand(1, 3, 32, 48)}
+        >>> objective.step(batch, backbone, upsampler, torch.Generator())["loss"].dim()
+        0
+    """
+
+    config: MultiResolutionConfig
+
+    def _step(
+        self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        image = batch["image"]
+        high = backbone_features(backbone, image)
+        share = draw_uniform(generator, *self.config.scale)
+        small = resize_bilinear(
+            image, self._small((image.shape[2], image.shape[3]), share, backbone)
+        )
+        low = backbone_features(backbone, small)
+        grid = (high.shape[2], high.shape[3])
+        size = self._guidance((image.shape[2], image.shape[3]), grid)
+        guidance = guidance_image(upsampler, backbone, resize_bilinear(image, size))
+        pred = upsampler(guidance, low, grid)
+        main = get_distance(self.config.distance)(pred, self._target(high))
+        terms = {"main": (1.0, main)}
+        if self.config.regulariser_weight:
+            agreement = self._regulariser(guidance, high, upsampler, backbone, generator)
+            terms["regulariser"] = (self.config.regulariser_weight, agreement)
+        return weighted_sum(terms)
+
+    def _regulariser(
+        self,
+        guidance: Tensor,
+        features: Tensor,
+        upsampler: nn.Module,
+        backbone: "Backbone",
+        generator: torch.Generator,
+    ) -> Tensor:
+        config = self.config
+        disturbed, clean = disturb_image(
+            guidance,
+            generator,
+            *guidance_norm(upsampler, backbone),
+            clamp=config.clamp,
+            blur=config.blur,
+            noise=config.noise,
+        )
+        if disturbed is clean:
+            return guidance.new_zeros(())  # the two maps would be one
+        size = (guidance.shape[2], guidance.shape[3])
+        with torch.no_grad():
+            target = upsampler(clean, features, size)
+        return cosine_mse(upsampler(disturbed, features, size), target)
+
+    def _small(self, size: Size, share: float, backbone: "Backbone") -> Size:
+        return scale_size(size, share, backbone.size_multiple)
+
+    def _guidance(self, size: Size, grid: Size) -> Size:
+        cells = self.config.guidance_cells
+        if cells is None:
+            return scale_size(size, self.config.guidance_scale)
+        return min(self.config.guidance_max, cells * grid[0]), min(
+            self.config.guidance_max, cells * grid[1]
+        )
+
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+        grid = backbone.grid_size(image_size)
+        guidance = self._guidance(image_size, grid)
+        small = [self._small(image_size, share, backbone) for share in self.config.scale]
+        calls = [Call(guidance, backbone.grid_size(size), grid) for size in small]
+        if self.config.regulariser_weight:
+            calls.append(Call(guidance, grid, guidance))
+        return Plan([image_size, *small], calls)

@@ -1,0 +1,79 @@
+"""Tiny backbones, upsamplers, batches and one configuration of every objective."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import upfeat
+from upfeat.objectives import (
+    CropsConfig,
+    DepthTargetConfig,
+    DoubledInputConfig,
+    MaskRefinedConfig,
+    MultiResolutionConfig,
+    MultiViewConfig,
+    ObjectiveConfig,
+    SelfDistillationConfig,
+)
+
+DIM, PATCH, SIDE = 12, 4, 48
+
+UPSAMPLERS: dict[str, dict[str, object]] = {
+    "jafar": {"feature_dim": DIM, "qk_dim": 16},
+    "loftup": {"feature_dim": DIM, "n_freqs": 4, "num_layers": 1},
+    "anyup": {"qk_dim": 16},
+    "naf": {"dim": 32, "heads_rope": 4, "kernel_size": 3},
+}
+VIEWS = MultiViewConfig(views=2, projection=6)
+CONFIGS: dict[str, ObjectiveConfig] = {
+    "multi_resolution": MultiResolutionConfig(noise=1.0),
+    "mask_refined": MaskRefinedConfig(),
+    "mask_refined_released": MaskRefinedConfig(
+        projection=8, multi_view=VIEWS, similarity_weight=0.1, output_scale=0.5
+    ),
+    "self_distillation": SelfDistillationConfig(scale=2.0, crop_multiple=4, every=1),
+    "self_distillation_released": SelfDistillationConfig(
+        input_sizes=(24, 28), distance="affinity_l1", tv_weight=0.05, multi_view=VIEWS
+    ),
+    "doubled_input": DoubledInputConfig(),
+    "depth_target": DepthTargetConfig(output_scale=0.5),
+    "crops": CropsConfig(crops=2),
+}
+
+
+def tiny_backbone(dim: int = DIM, patch: int = PATCH, seed: int = 0) -> upfeat.Backbone:
+    """A patch embedding with a little context: features differ between sizes of an image."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(3, dim, patch, stride=patch), nn.GELU(), nn.Conv2d(dim, dim, 3, padding=1)
+        )
+        for parameter in net.parameters():
+            parameter.data.mul_(3)
+    return upfeat.CallableBackbone(
+        net, dim, patch, image_mean=(0.5,) * 3, image_std=(0.25,) * 3, name=f"tiny{patch}"
+    )
+
+
+def tiny_upsampler(name: str, seed: int = 0) -> upfeat.Upsampler:
+    """A small upsampler of a kind, in training mode, the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return upfeat.create_upsampler(name, **UPSAMPLERS[name]).train()
+
+
+def tiny_batch(batch: int = 2, side: int = SIDE, masks: int = 3) -> dict[str, Tensor]:
+    """Images of coloured stripes with noise; masks overlap, and one of them is padding."""
+    generator = torch.Generator().manual_seed(1)
+    blocks = torch.rand(batch, 3, 6, 6, generator=generator)
+    image = nn.functional.interpolate(blocks, (side, side), mode="nearest")
+    image = (image + 0.05 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+    inside = torch.rand(batch, masks, 6, 6, generator=generator) > 0.6
+    inside = nn.functional.interpolate(inside.float(), (side, side), mode="nearest")
+    padding = torch.full((batch, 1, side, side), -1.0)
+    return {
+        "image": image,
+        "masks": torch.cat((inside, padding), 1),
+        "depth": image.mean(1, keepdim=True) + 1,
+    }
