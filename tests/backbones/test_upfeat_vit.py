@@ -95,8 +95,8 @@ def photo(path, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-@pytest.mark.parametrize("name", ["camvid/val", "msrc/val/images"])
-def test_agrees_with_its_teacher_on_unseen_images(backbone, data_dir, weights_dir, name):
+@pytest.mark.parametrize(("name", "least"), [("camvid/val", 0.6), ("msrc/val/images", 0.48)])
+def test_agrees_with_its_teacher_on_unseen_images(backbone, data_dir, weights_dir, name, least):
     teacher = create_backbone(
         f"timm/{TEACHER}", weights=weights_dir / f"{TEACHER}.fp16.safetensors"
     )
@@ -108,7 +108,7 @@ def test_agrees_with_its_teacher_on_unseen_images(backbone, data_dir, weights_di
         F.cosine_similarity(b(images) - mean, wanted - mean, dim=1).mean()
         for b in (backbone, create_backbone(SPEC, weights="random"))
     )
-    assert trained > 0.35
+    assert trained > least
     assert untrained < 0.1
 
 
