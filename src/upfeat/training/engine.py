@@ -1,0 +1,423 @@
+"""The training loop: any objective, any upsampler, one process or many.
+
+A step takes ``batch_size`` images from the sequence of the source and cuts them into
+``processes * accumulate`` micro-batches. Micro-batch k is drawn, seeded and computed the same
+wherever it runs, and gradients are averaged over all of them: two processes with ``accumulate=1``
+walk the same path as one with ``accumulate=2``.
+
+The state after a step is: weights, optimiser, average, objective, log means and the guard. What is
+random is seeded from (seed, step, micro-batch) and the position in the data follows from the step,
+so this state is all that a run needs to go on exactly.
+"""
+
+import copy
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upfeat.errors import CheckpointError
+from upfeat.training.config import TrainConfig
+from upfeat.training.contracts import Callback, StepReport, TrainResult, to_floats
+from upfeat.training.ema import WeightAverage
+from upfeat.training.export import export_model
+from upfeat.training.guard import LossGuard, TrainingFailedError
+from upfeat.training.logs import CsvLog, Means, TensorBoardLog, read_log
+from upfeat.training.parts import Parts, build_parts
+from upfeat.training.processes import derive_seed, gather, make_fabric, share_gradients
+from upfeat.training.schedule import learning_rate_factor, make_optimizer
+from upfeat.training.snapshots import SnapshotFolder
+from upfeat.training.statistics import RunningStatistics
+from upfeat.upsamplers import Upsampler
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+LOG_FILE = "log.csv"
+# Settings that a resumed run may change: they alter what is written, how long, or where it runs.
+RESUMABLE = frozenset({"steps", "logging", "checkpoint", "stop", "device", "devices", "accumulate"})
+FORMAT = 1
+
+
+class Trainer:
+    """Trains an upsampler as a configuration says, into a folder.
+
+    The folder then holds ``config.json``, ``log.csv``, ``checkpoints/`` and ``model/``, the
+    exported upsampler.
+
+    Args:
+        config: the settings.
+        out: folder of the run.
+        callbacks: called on the first process.
+        parts: networks, objective and data; default: what ``config`` names. Parts of one's own
+            are not in ``config.json``: resume with the same ones.
+
+    Attributes:
+        config, out: the arguments.
+        parts: on the run's device once :meth:`fit` has begun.
+        step: optimiser steps that are done.
+
+    Example:
+        >>> from upfeat.training import Trainer, create_recipe
+        >>> trainer = Trainer(create_recipe("jafar_small"), "runs/jafar")
+        >>> trainer.step, trainer.config.upsampler.name
+        (0, 'jafar')
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: str | Path,
+        *,
+        callbacks: Sequence[Callback] = (),
+        parts: Parts | None = None,
+    ) -> None:
+        self.config = config
+        self.out = Path(out)
+        self.callbacks = tuple(callbacks)
+        self.parts = parts
+        self.snapshots = SnapshotFolder(self.out / "checkpoints", config.checkpoint.keep_last)
+        self.step = 0
+        self.seconds = 0.0
+        self.best = float("inf")
+        self.means, self.interval = Means(), Means()
+        self.guard = LossGuard(config.stop)
+        self.average: WeightAverage | None = None
+        self.rate = 0.0
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def fit(self, resume: bool = False) -> TrainResult:
+        """Run until the last step and export the model.
+
+        Ctrl-C and SIGTERM end the run after the present step with a checkpoint.
+
+        Args:
+            resume: continue from the newest checkpoint in the folder, if there is one; the curve
+                goes on exactly as if it had not stopped.
+
+        Raises:
+            ValueError: the folder holds a run and ``resume`` is off, or its settings differ; or
+                the objective cannot train this upsampler with this backbone.
+            TrainingFailedError: the loss became NaN or infinite, or diverged.
+            KeyboardInterrupt: after an interrupted run's checkpoint was written.
+        """
+        snapshot = self.snapshots.load() if resume else None
+        if not resume and self.snapshots.latest() is not None:
+            raise ValueError(
+                f"{self.out} holds a run already; continue it with --resume (resume=True), or name "
+                "another folder"
+            )
+        if snapshot is not None:
+            self._check_same(snapshot)
+        self._set_up()
+        if snapshot is not None:
+            self._restore(snapshot)
+        with self._open_logs(), _stop_signals() as stopping, self._prefetch():
+            self._call("on_start", self.step)
+            while self.step < self.config.steps:
+                if self._run_step(stopping):
+                    self._save(regular=False)
+                    raise KeyboardInterrupt
+            if self.step % self.config.checkpoint.every:
+                self._save(regular=False)
+        return self._finish()
+
+    def current_model(self) -> Upsampler:
+        """Return a copy of the upsampler in evaluation mode: the average where there is one."""
+        parts = self.networks
+        module = parts.upsampler if self.average is None else self.average.module
+        return copy.deepcopy(module).eval()  # type: ignore[return-value]
+
+    # -- setting up ------------------------------------------------------------------------------
+
+    def _set_up(self) -> None:
+        """Launch processes, build what is missing and move it to the device."""
+        config = self.config
+        self.fabric = make_fabric(config)
+        self.micro = config.micro_batch(self.fabric.world_size)
+        self.micros = config.batch_size // self.micro
+        torch.manual_seed(derive_seed(config.seed))
+        if self.parts is None:
+            self.parts = build_parts(config)
+        parts = self.parts
+        size = (config.data.crop, config.data.crop)
+        self.trainable = parts.prepare(size, self.fabric.device)
+        # Fabric's wrapper around the optimiser; its type names a tuple too.
+        self.optimizer: Any = self.fabric.setup_optimizers(
+            make_optimizer(config.optimizer, self.trainable)
+        )
+        self.statistics = RunningStatistics(parts.upsampler, self.micros)
+        if config.ema.decay is not None:
+            self.average = WeightAverage(parts.upsampler, config.ema)
+        if self.fabric.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            config.save(self.out / CONFIG_FILE)
+
+    @property
+    def networks(self) -> Parts:
+        """The parts, once the run has begun."""
+        if self.parts is None:
+            raise RuntimeError("the run has not begun; call fit() first")
+        return self.parts
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def _run_step(self, stopping: Sequence[int]) -> bool:
+        """Do a step with all that follows it; return whether any process was asked to stop."""
+        start = time.perf_counter()
+        step, config, parts = self.step + 1, self.config, self.networks
+        factor = learning_rate_factor(config.schedule, step, config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * factor
+        terms, paths = self._gradients(step)
+        share_gradients(self.fabric, self.trainable)
+        self.statistics.finish(self.fabric)
+        norm = self.fabric.clip_gradients(
+            parts.upsampler,
+            self.optimizer,
+            max_norm=config.clip.limit(step),
+            error_if_nonfinite=False,
+        )
+        numbers, stop = self._agree(terms, bool(stopping))
+        gradient_norm = float("nan") if norm is None else float(norm)
+        complaint = self.guard.complaint(numbers["loss"], gradient_norm)
+        if complaint is not None:
+            files = [path for part in gather(self.fabric, paths) for path in part]
+            raise TrainingFailedError(complaint, step, files, self.snapshots.latest())
+        self._apply(gradient_norm)
+        parts.objective.after_step(step, parts.upsampler)
+        if self.average is not None:
+            self.average.update(step, parts.upsampler)
+        self.step = step
+        self._record(numbers | {"gradient_norm": gradient_norm}, time.perf_counter() - start)
+        return stop
+
+    def _gradients(self, step: int) -> tuple[list[dict[str, float]], list[str]]:
+        """Run this process's micro-batches forward and backward."""
+        parts = self.networks
+        self.optimizer.zero_grad(set_to_none=True)
+        terms, paths = [], []
+        for micro in self._own_micros():
+            batch = self.fabric.to_device(dict(self._fetch(step, micro)))
+            paths += [str(path) for path in batch.get("paths", ())]
+            seed = derive_seed(self.config.seed, step, micro)
+            # Objectives draw from the generator; the global one is for dropout and the like.
+            torch.manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed)
+            self.statistics.begin()
+            with self.fabric.autocast():
+                losses = parts.objective.step(batch, parts.backbones, parts.upsampler, generator)
+            terms.append(to_floats(losses))
+            self.fabric.backward(losses["loss"] / self.micros)
+            self.statistics.end()
+        return terms, paths
+
+    def _own_micros(self) -> range:
+        return range(self.fabric.global_rank, self.micros, self.fabric.world_size)
+
+    def _agree(self, terms: list[dict[str, float]], stop: bool) -> tuple[dict[str, float], bool]:
+        """Return the means over all micro-batches, and whether anyone was asked to stop."""
+        shared = gather(self.fabric, (terms, stop))
+        means = Means()
+        # In the order of the micro-batches, so that the sum is the same for any number of ranks.
+        for row in zip(*(part for part, _ in shared), strict=True):
+            for micro in row:
+                means.add(micro)
+        return means.take(), any(flag for _, flag in shared)
+
+    def _apply(self, gradient_norm: float) -> None:
+        """Update the weights; a gradient that is not finite is dropped (fp16: by the scaler)."""
+        finite = gradient_norm - gradient_norm == 0
+        if finite or self.config.precision == "fp16":
+            self.optimizer.step()
+
+    def _record(self, numbers: dict[str, float], seconds: float) -> None:
+        """Log, write checkpoints and tell the callbacks about a finished step."""
+        config, step = self.config, self.step
+        self.seconds += seconds
+        numbers["lr"] = self.optimizer.param_groups[0]["lr"]
+        self.means.add(numbers | {"seconds_per_step": seconds})
+        self.interval.add({"loss": numbers["loss"]})
+        if step % config.logging.every == 0 or step == config.steps:
+            row = {"step": float(step)} | self.means.take()
+            row["images_per_second"] = config.batch_size / row.pop("seconds_per_step")
+            for log in self.logs:
+                log.write(row)
+        if step % config.checkpoint.every == 0:
+            self._save(regular=True)
+        self.rate = 0.9 * self.rate + 0.1 * seconds if self.rate else seconds
+        left = self.rate * (config.steps - step)
+        self._call("on_step", StepReport(step, numbers, config.batch_size / self.rate, left))
+
+    # -- data ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _prefetch(self) -> Iterator[None]:
+        """Read micro-batches ahead in threads while networks run."""
+        ahead = self.config.data.prefetch
+        self.reading: dict[tuple[int, int], Future[Mapping[str, Any]]] = {}
+        with ThreadPoolExecutor(max(ahead, 1), thread_name_prefix="images") as pool:
+            self.pool = pool
+            try:
+                yield
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fetch(self, step: int, micro: int) -> Mapping[str, Any]:
+        """Return a micro-batch and start reading those that this process needs next."""
+        own = list(self._own_micros())
+        place = own.index(micro)
+        for offset in range(self.config.data.prefetch + 1):
+            later, index = divmod(place + offset, len(own))
+            key = (step + later, own[index])
+            if key[0] <= self.config.steps and key not in self.reading:
+                self.reading[key] = self.pool.submit(self._read, *key)
+        return self.reading.pop((step, micro)).result()
+
+    def _read(self, step: int, micro: int) -> Mapping[str, Any]:
+        start = (step - 1) * self.config.batch_size + micro * self.micro
+        return self.networks.source.batch(start, self.micro)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _save(self, *, regular: bool) -> None:
+        """Write a checkpoint on the first process; the others wait for it.
+
+        Only regular ones end an interval and may be the best one: where a run was interrupted
+        must not show in what it leaves behind.
+        """
+        best = False
+        if regular:
+            loss = self.interval.take()["loss"]
+            best = self.config.checkpoint.keep_best and loss < self.best
+            self.best = min(self.best, loss)
+        if self.fabric.is_global_zero:
+            path = self.snapshots.save(self.step, self._state(), best=best)
+            self._call("on_checkpoint", self.step, path)
+        self.fabric.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        parts = self.networks
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "config": self.config.to_json(),
+            "data": parts.source.describe(),
+            "upsampler": parts.upsampler.state_dict(),
+            "objective": parts.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "means": self.means.state_dict(),
+            "interval": self.interval.state_dict(),
+            "guard": self.guard.state_dict(),
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        parts = self.networks
+        if state["data"] != parts.source.describe():
+            raise ValueError(
+                f"the training images changed since the checkpoint: {state['data']} then, "
+                f"{parts.source.describe()} now; restore them, or start anew in another folder"
+            )
+        parts.upsampler.load_state_dict(state["upsampler"])
+        parts.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.means.load_state_dict(state["means"])
+        self.interval.load_state_dict(state["interval"])
+        self.guard.load_state_dict(state["guard"])
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        logger.info("continuing %s after step %d", self.out, self.step)
+
+    def _check_same(self, state: Mapping[str, Any]) -> None:
+        """Refuse to continue a run with settings that would have made it another one."""
+        if state.get("format") != FORMAT:
+            raise CheckpointError(
+                f"the checkpoints in {self.snapshots.folder} have format {state.get('format')}, "
+                f"this version reads {FORMAT}; finish the run with the version that began it"
+            )
+        old = TrainConfig.from_json(state["config"]).model_dump()
+        new = self.config.model_dump()
+        for content in (old, new):
+            # Whether the images are the same ones is judged by what the source says of them.
+            for name in ("paths", "prefetch", "sides_file"):
+                del content["data"][name]
+        changed = [name for name in new if name not in RESUMABLE and old[name] != new[name]]
+        if changed:
+            raise ValueError(
+                f"{self.out} was begun with other settings: "
+                + "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in changed)
+                + f". Only {', '.join(sorted(RESUMABLE))} may change when resuming"
+            )
+
+    # -- logs and callbacks ----------------------------------------------------------------------
+
+    @contextmanager
+    def _open_logs(self) -> Iterator[None]:
+        self.logs: list[CsvLog | TensorBoardLog] = []
+        if self.fabric.is_global_zero:
+            self.logs.append(CsvLog(self.out / LOG_FILE, self.step))
+            if self.config.logging.tensorboard:
+                self.logs.append(TensorBoardLog(self.out / "tensorboard", self.step))
+        try:
+            yield
+        finally:
+            for log in self.logs:
+                if isinstance(log, TensorBoardLog):
+                    log.close()
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        if self.fabric.is_global_zero:
+            for callback in self.callbacks:
+                getattr(callback, hook)(self, *arguments)
+
+    def _finish(self) -> TrainResult:
+        """Export the model on the first process and return the result on all."""
+        curve = read_log(self.out / LOG_FILE)
+        model = self.out / "model"
+        if self.fabric.is_global_zero:
+            export_model(
+                self.current_model(), model, self.config, self.networks, curve, self.seconds
+            )
+        self.fabric.barrier()
+        result = TrainResult(self.out, model, curve[-1]["loss"], self.seconds, tuple(curve))
+        self._call("on_end", result)
+        return result
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; a second one kills."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals can be caught in the main thread only
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        for known, handler in old.items():
+            signal.signal(known, handler)
+
+    for number in old:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

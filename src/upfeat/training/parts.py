@@ -1,0 +1,135 @@
+"""From settings to objects: backbones, upsampler, objective, images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from upfeat.backbones import Backbone, create_backbone
+from upfeat.errors import CheckpointError
+from upfeat.objectives import MultiViewConfig, Objective, create_objective
+from upfeat.training.config import BackboneConfig, ObjectiveConfig, TrainConfig, UpsamplerConfig
+from upfeat.training.contracts import BatchSource
+from upfeat.training.source import open_source
+from upfeat.upsamplers import Upsampler, create_upsampler, from_official, needs_feature_dim
+
+__all__ = ["Parts", "build_objective", "build_parts", "build_upsampler"]
+
+
+@dataclass
+class Parts:
+    """What a run works with.
+
+    Attributes:
+        backbones: frozen; of several the objective draws one for each micro-batch.
+        upsampler: what is trained.
+        objective: the training signal.
+        source: the images.
+
+    Example:
+        >>> from upfeat.training import Parts
+        >>> list(Parts.__dataclass_fields__)
+        ['backbones', 'upsampler', 'objective', 'source']
+    """
+
+    backbones: Sequence[Backbone]
+    upsampler: Upsampler
+    objective: Objective
+    source: BatchSource
+
+    def prepare(self, image_size: tuple[int, int], device: torch.device) -> list[nn.Parameter]:
+        """Move everything to a device, let the objective check and build, return what is trained.
+
+        Raises:
+            ValueError: the objective cannot train this upsampler with these backbones and images.
+        """
+        for module in (*self.backbones, self.upsampler):
+            module.to(device)
+        self.upsampler.train().requires_grad_(True)
+        self.objective.prepare(self.upsampler, self.backbones, image_size)
+        self.objective.train()
+        parameters = (*self.upsampler.parameters(), *self.objective.parameters())
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def build_parts(config: TrainConfig) -> Parts:
+    """Build everything that a configuration names.
+
+    Args:
+        config: the settings; weights are random from the present state of torch's generator.
+
+    Raises:
+        ValueError: names or settings that do not exist or do not fit together.
+        FileNotFoundError: images or weights that are not there.
+    """
+    backbones = [_backbone(backbone) for backbone in config.backbones]
+    return Parts(
+        backbones,
+        build_upsampler(config.upsampler, backbones),
+        build_objective(config.objective),
+        open_source(config),
+    )
+
+
+def _backbone(config: BackboneConfig) -> Backbone:
+    return create_backbone(config.name, weights=config.weights, **config.options)
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
+    """Build the objective from settings as JSON has them: lists for tuples, nested dictionaries.
+
+    Raises:
+        UnknownNameError: no such objective or setting; the message lists close matches.
+        ValueError: a value makes no sense.
+
+    Example:
+        >>> from upfeat.training import ObjectiveConfig, build_objective
+        >>> settings = {"scale": [0.5, 0.5]}
+        >>> build_objective(
+        ...     ObjectiveConfig(name="multi_resolution", settings=settings)
+        ... ).config.scale
+        (0.5, 0.5)
+    """
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config.settings.items()
+    }
+    views = config.settings.get("multi_view")
+    if isinstance(views, dict):
+        settings["multi_view"] = MultiViewConfig(**views)
+    return create_objective(config.name, **settings)
+
+
+def build_upsampler(config: UpsamplerConfig, backbones: Sequence[Backbone]) -> Upsampler:
+    """Build the upsampler for backbones, with the weights it starts from.
+
+    Raises:
+        ValueError: it is built for one feature width, and the backbones have several.
+        CheckpointError: ``start_from`` holds another method or another width.
+    """
+    name = config.name.partition(".")[0]
+    arguments: dict[str, Any] = dict(config.config)
+    if needs_feature_dim(name):
+        widths = sorted({backbone.dim for backbone in backbones})
+        if len(widths) > 1:
+            raise ValueError(
+                f"{name} is built for one feature width, and the backbones have {widths}; train it "
+                "for one of them, or train a universal upsampler such as anyup"
+            )
+        arguments.setdefault("feature_dim", widths[0])
+    if config.start_from is None:
+        return create_upsampler(config.name, pretrained="." in config.name, **arguments)
+    start = Path(config.start_from).expanduser()
+    if not start.is_dir():
+        return from_official(name, start, **config.config)
+    model = Upsampler.from_pretrained(start)
+    differing = {k: v for k, v in arguments.items() if model.config.get(k) != v}
+    if model.info.name != name or differing:
+        raise CheckpointError(
+            f"{start} holds {model.info.name} with {model.config}, but the run asks for {name} "
+            f"with {arguments}; change upsampler.name and upsampler.config, or start_from"
+        )
+    return model

@@ -1,0 +1,138 @@
+"""Processes and devices of a run, on lightning-fabric."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from upfeat.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = [
+    "derive_seed",
+    "gather",
+    "is_main_process",
+    "make_fabric",
+    "pick_device",
+    "share_gradients",
+]
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+_Item = TypeVar("_Item")
+
+
+def make_fabric(config: TrainConfig) -> "Fabric":
+    """Return the launched Fabric of a run.
+
+    Under ``torchrun`` the processes exist already. Else ``devices`` processes are started: each
+    runs this program again with the same arguments. Gradients are shared by
+    :func:`share_gradients`, so no module is wrapped and objectives see the upsampler itself.
+
+    Args:
+        config: ``device``, ``devices`` and ``precision`` count.
+
+    Raises:
+        ValueError: half precision on a CPU, or a GPU that is not there.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    cuda = pick_device(config).type == "cuda"
+    external = "TORCHELASTIC_RUN_ID" in os.environ
+    devices = int(os.environ["LOCAL_WORLD_SIZE"]) if external else config.devices
+    nodes = int(os.environ["GROUP_WORLD_SIZE"]) if external else 1
+    strategy: Any = "auto"
+    if devices * nodes > 1:
+        strategy = DDPStrategy(process_group_backend="nccl" if cuda else "gloo")
+    fabric = Fabric(
+        accelerator="cuda" if cuda else "cpu",
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def pick_device(config: TrainConfig) -> torch.device:
+    """Return ``cpu`` or ``cuda``, as the configuration and this machine have it.
+
+    Raises:
+        ValueError: half precision on a CPU, or a GPU that is not there.
+
+    Example:
+        >>> from upfeat.training import create_recipe, pick_device
+        >>> pick_device(create_recipe("jafar_small").model_copy(update={"device": "cpu"}))
+        device(type='cpu')
+    """
+    cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but PyTorch finds no GPU; use device=cpu or device=auto")
+    if config.precision == "fp16" and not cuda:
+        raise ValueError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def is_main_process() -> bool:
+    """Return whether this process is the first of its run, also before the run is launched.
+
+    Example:
+        >>> from upfeat.training import is_main_process
+        >>> is_main_process()
+        True
+    """
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def derive_seed(*parts: int) -> int:
+    """Return a seed that depends on all parts, such as run seed, step and micro-batch.
+
+    Every random draw of a step comes from generators that are seeded this way at its start. The
+    state of a generator therefore never has to be stored, and it does not matter which process
+    computes which part of a batch.
+
+    Example:
+        >>> from upfeat.training import derive_seed
+        >>> derive_seed(0, 1, 0) == derive_seed(0, 1, 0) != derive_seed(0, 1, 1)
+        True
+    """
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def share_gradients(fabric: "Fabric", parameters: Sequence[nn.Parameter]) -> None:
+    """Replace the gradients of each process by their sum over all, in one message.
+
+    A parameter without a gradient on any process keeps none, as it would in a single process.
+    """
+    if fabric.world_size == 1:
+        return
+    used = [parameter.grad is not None for parameter in parameters]
+    pieces = [
+        (torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters
+    ]
+    flags = pieces[0].new_tensor(used)
+    # (all parameters' elements + one flag each,)
+    flat = fabric.all_reduce(torch.cat([*pieces, flags]), reduce_op="sum")
+    if not isinstance(flat, Tensor):
+        raise TypeError(f"all_reduce returned {type(flat).__name__}, expected a tensor")
+    *sums, flags = flat.split([*(piece.numel() for piece in pieces), len(pieces)])
+    for parameter, total, users in zip(parameters, sums, flags.tolist(), strict=True):
+        if users:
+            parameter.grad = total.view_as(parameter).to(parameter.dtype)
+
+
+def gather(fabric: "Fabric", item: _Item) -> list[_Item]:
+    """Return the plain Python objects of all processes, in the order of their ranks."""
+    if fabric.world_size == 1:
+        return [item]
+    items: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(items, item)
+    return items

@@ -1,0 +1,38 @@
+"""Complete configurations: the papers' own, and small ones that finish on two cores.
+
+One file a paper. Each function says which of its fields are from the paper, from the released code
+or chosen here.
+"""
+
+from upfeat.training.recipes.anyup import anyup_paper, anyup_small
+from upfeat.training.recipes.jafar import jafar_paper, jafar_small
+from upfeat.training.recipes.loftup import (
+    loftup_stage1_paper,
+    loftup_stage1_small,
+    loftup_stage2_paper,
+    loftup_stage2_small,
+)
+from upfeat.training.recipes.naf import naf_paper, naf_small
+from upfeat.training.recipes.registry import (
+    create_recipe,
+    describe_recipe,
+    list_recipes,
+    register_recipe,
+)
+
+__all__ = [
+    "anyup_paper",
+    "anyup_small",
+    "create_recipe",
+    "describe_recipe",
+    "jafar_paper",
+    "jafar_small",
+    "list_recipes",
+    "loftup_stage1_paper",
+    "loftup_stage1_small",
+    "loftup_stage2_paper",
+    "loftup_stage2_small",
+    "naf_paper",
+    "naf_small",
+    "register_recipe",
+]

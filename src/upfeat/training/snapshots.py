@@ -1,0 +1,100 @@
+"""The files that a run can be continued from: written whole or not at all, the last few kept."""
+
+import io
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upfeat.checkpoints import read_checkpoint, write_bytes
+from upfeat.errors import CheckpointError
+
+__all__ = ["SnapshotFolder"]
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.pt"
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+class SnapshotFolder:
+    """Writes ``step-00001000.pt`` files and ``best.pt`` into a folder.
+
+    Args:
+        folder: created with the first file.
+        keep_last: older step files are removed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from upfeat.training import SnapshotFolder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     snapshots = SnapshotFolder(pathlib.Path(folder), keep_last=2)
+        ...     for step in (1, 2, 3):
+        ...         _ = snapshots.save(step, {"step": step}, best=step == 2)
+        ...     [path.name for path in snapshots.files()], snapshots.load()["step"]
+        (['step-00000002.pt', 'step-00000003.pt'], 3)
+    """
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+
+    def files(self) -> list[Path]:
+        """Return the step files, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+
+    def latest(self) -> Path | None:
+        """Return the newest step file, or None."""
+        files = self.files()
+        return files[-1] if files else None
+
+    def save(self, step: int, content: Mapping[str, Any], *, best: bool = False) -> Path:
+        """Write a snapshot, then remove what is too old.
+
+        Args:
+            step: the step after which the state was taken.
+            content: tensors and plain Python values only.
+            best: also write it as ``best.pt``.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stream = io.BytesIO()
+        torch.save(dict(content), stream)
+        data = stream.getvalue()
+        # The best one first: were the process killed in between, the step is run again.
+        if best:
+            write_bytes(self.folder / BEST, data)
+        path = self.folder / f"step-{step:08d}.pt"
+        write_bytes(path, data)
+        for old in self.files()[: -self.keep_last]:
+            old.unlink(missing_ok=True)
+        self._remove_parts()
+        return path
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the newest readable snapshot on the CPU, or None if there is no file.
+
+        Raises:
+            CheckpointError: there are files, and none can be read.
+        """
+        files = self.files()
+        for path in reversed(files):
+            try:
+                return read_checkpoint(path)
+            except CheckpointError as error:
+                logger.warning("%s cannot be read and is passed over: %s", path, error)
+        if files:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be read ({len(files)} tried); remove the "
+                "folder to start the run anew"
+            )
+        return None
+
+    def _remove_parts(self) -> None:
+        """Remove what killed processes left half written."""
+        for path in self.folder.glob(".*.part"):
+            path.unlink(missing_ok=True)

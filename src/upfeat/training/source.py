@@ -1,0 +1,138 @@
+"""The images of a run, readable at any position of one endless order."""
+
+import hashlib
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from upfeat.data.mask_cache import CachedMaskSource
+from upfeat.data.masks import (
+    FirstOfMaskSource,
+    LabelMaskSource,
+    MaskSource,
+    Sa1bMaskSource,
+    SuperpixelMaskSource,
+)
+from upfeat.data.records import JoinedRecords, Records
+from upfeat.data.selection import with_min_side
+from upfeat.data.tar_shards import find_images
+from upfeat.data.training_images import PositionSampler, TrainingImages, collate
+from upfeat.data.transforms import CropTransform
+from upfeat.errors import UnknownNameError
+from upfeat.training.config import DataConfig, MaskConfig, TrainConfig
+
+__all__ = ["ImageStream", "open_source"]
+
+logger = logging.getLogger(__name__)
+
+MASK_SOURCES: dict[str, type] = {
+    "sa1b": Sa1bMaskSource,
+    "labels": LabelMaskSource,
+    "superpixels": SuperpixelMaskSource,
+}
+
+
+class ImageStream:
+    """Training images by position: the same for any number of readers.
+
+    Args:
+        images: the collection with transform, masks and seed.
+        description: what :meth:`describe` returns.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> from upfeat.data import CropTransform, TrainingImages, image_folder
+        >>> from upfeat.training import ImageStream
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (80, 60)).save(pathlib.Path(folder, "a.png"))
+        ...     images = TrainingImages(image_folder(folder), CropTransform(32, 32))
+        ...     ImageStream(images, {}).batch(0, 2)["image"].shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(self, images: TrainingImages, description: dict[str, Any]) -> None:
+        self.images = images
+        self.description = description
+        self.skipped: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._order = PositionSampler(
+            len(images), seed=images.seed, shuffle=True, start=0, stop=None, global_batch=1
+        )
+
+    def __len__(self) -> int:
+        """Return the number of images in the collection."""
+        return len(self.images)
+
+    def batch(self, start: int, count: int) -> dict[str, Any]:
+        """Return the images at positions from ``start`` on; safe to call from several threads.
+
+        Returns:
+            ``image`` (B, 3, H, W) in [0, 1], ``masks``, bool (B, M, H, W), where the run has
+            some, ``paths`` and ``name``, lists of B.
+        """
+        with self._lock:
+            keys = [self._order.key(position) for position in range(start, start + count)]
+        samples = [self.images[key] for key in keys]
+        batch: dict[str, Any] = dict(collate(samples))
+        for name, reason in batch.pop("skipped"):
+            if name not in self.skipped:
+                logger.warning("skipped %s: %s", name, reason)
+            self.skipped[name] = reason
+        batch["paths"] = [str(self.images.records[s["index"]].image) for s in samples]
+        return batch
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies images and order."""
+        return dict(self.description)
+
+
+def open_source(config: TrainConfig) -> ImageStream:
+    """Open the images that a configuration names.
+
+    Raises:
+        ValueError: no path is given, or nothing usable is there.
+        FileNotFoundError: a path does not exist.
+    """
+    data = config.data
+    if not data.paths:
+        raise ValueError(
+            "there are no training images; name a folder, list or shards with --data DIR "
+            "(data.paths)"
+        )
+    records: Records = JoinedRecords([find_images(path) for path in data.paths])
+    if data.min_side is not None:
+        records = with_min_side(records, data.min_side, file=data.sides_file)
+    transform = CropTransform(
+        data.resize or data.crop,
+        data.crop,
+        position=data.position,
+        flip=data.flip,
+        scale=data.scale,
+    )
+    masks = _mask_source(data)
+    images = TrainingImages(records, transform, masks=masks, seed=config.seed)
+    names = hashlib.sha256("\n".join(record.name for record in records).encode())
+    description = {
+        "images": len(records),
+        "from": " and ".join(Path(path).name or str(path) for path in data.paths),
+        "names": f"sha256 {names.hexdigest()[:12]}",
+        "crop": f"{data.crop} ({data.position}) of shorter side {data.resize or data.crop}",
+        "masks": "none" if masks is None else masks.name,
+    }
+    return ImageStream(images, description)
+
+
+def _mask_source(data: DataConfig) -> MaskSource | None:
+    sources = [_one_mask_source(mask) for mask in data.masks]
+    if len(sources) > 1:
+        return FirstOfMaskSource(sources)
+    return sources[0] if sources else None
+
+
+def _one_mask_source(config: MaskConfig) -> MaskSource:
+    if config.kind not in MASK_SOURCES:
+        raise UnknownNameError("mask source", config.kind, MASK_SOURCES)
+    source: MaskSource = MASK_SOURCES[config.kind](**config.options)
+    return source if config.cache is None else CachedMaskSource(source, config.cache)

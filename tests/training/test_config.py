@@ -1,0 +1,168 @@
+"""Settings: overrides, round trips, schedules, recipes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.training.tiny import tiny_config
+from upfeat.errors import UnknownNameError
+from upfeat.training import (
+    EmaConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    WeightAverage,
+    apply_overrides,
+    build_objective,
+    create_recipe,
+    derive_seed,
+    describe_recipe,
+    learning_rate_factor,
+    list_recipes,
+    make_optimizer,
+)
+from upfeat.upsamplers import list_upsamplers
+
+RECIPES = [
+    "anyup_paper",
+    "anyup_small",
+    "jafar_paper",
+    "jafar_small",
+    "loftup_stage1_paper",
+    "loftup_stage1_small",
+    "loftup_stage2_paper",
+    "loftup_stage2_small",
+    "naf_paper",
+    "naf_small",
+]
+
+
+def test_the_recipes_are_listed() -> None:
+    assert set(RECIPES) <= set(list_recipes())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_complete(name: str) -> None:
+    config = create_recipe(name)
+    assert config.recipe == name
+    assert config.upsampler.name in list_upsamplers()
+    assert build_objective(config.objective).name == config.objective.name
+    assert TrainConfig.from_json(config.to_json()) == config
+    assert describe_recipe(name).endswith(".")
+
+
+def test_an_unknown_recipe_names_close_ones() -> None:
+    with pytest.raises(UnknownNameError, match="'jafar_paper'"):
+        create_recipe("jafar_papr")
+
+
+def test_papers_numbers() -> None:
+    jafar, naf = create_recipe("jafar_paper"), create_recipe("naf_paper")
+    assert (jafar.optimizer.lr, jafar.optimizer.weight_decay) == (2e-4, 1e-5)
+    assert (jafar.steps, jafar.batch_size, jafar.precision) == (100_000, 4, "bf16")
+    assert (naf.steps, naf.data.crop) == (25_000, 512)
+    stage1, stage2 = create_recipe("loftup_stage1_paper"), create_recipe("loftup_stage2_paper")
+    assert (stage1.optimizer.lr, stage2.optimizer.lr) == (1e-3, 1e-4)
+    assert stage1.clip.limit(10) == 1e-4
+    assert stage1.clip.limit(11) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("optimizer.lr=1e-3", "optimizer.lr", 1e-3),
+        ("steps=7", "steps", 7),
+        ("precision=bf16", "precision", "bf16"),
+        ("clip.max_norm=None", "clip.max_norm", None),
+        ("logging.tensorboard=true", "logging.tensorboard", True),
+        ('data.paths=["a", "b"]', "data.paths", ("a", "b")),
+        ("objective.settings.alpha=0.5", "objective.settings", {"alpha": 0.5}),
+        ("upsampler.config.num_heads=2", "upsampler.config", {"qk_dim": 8, "num_heads": 2}),
+    ],
+)
+def test_overrides(override: str, path: str, value: object) -> None:
+    found: object = apply_overrides(tiny_config(), [override])
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_an_override_reaches_into_lists() -> None:
+    config = apply_overrides(tiny_config(), ["backbones.0.options.layer=3"])
+    assert config.backbones[0].options == {"layer": 3}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
+        ("optimiser.lr=1", "did you mean 'optimizer'"),
+        ("steps", "written path=value"),
+        ("steps.more=1", "single value"),
+        ("backbones.4.name=x", "list of 1"),
+        ("steps=0", "steps=0: .*greater than or equal to 1"),
+        ("optimizer.name=adamax", "optimizer.name='adamax'"),
+        ("batch_size=3 ", None),
+        ("accumulate=4", "multiple of 4"),
+    ],
+)
+def test_wrong_overrides_say_what_to_do(override: str, message: str | None) -> None:
+    if message is None:
+        assert apply_overrides(tiny_config(), [override]).batch_size == 3
+        return
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(tiny_config(), [override])
+
+
+def test_a_broken_file_is_a_clear_error() -> None:
+    with pytest.raises(ValueError, match="steps is missing"):
+        TrainConfig.from_json(tiny_config().model_dump_json(exclude={"steps"}))
+    with pytest.raises(ValueError, match="frobnicate is no setting"):
+        TrainConfig.parse(tiny_config().model_dump() | {"frobnicate": 1})
+
+
+@given(
+    name=st.sampled_from(["constant", "cosine", "linear"]),
+    warmup=st.integers(0, 5),
+    final=st.floats(0, 1),
+    steps=st.integers(6, 40),
+)
+def test_schedules_rise_then_fall(name: str, warmup: int, final: float, steps: int) -> None:
+    schedule = ScheduleConfig(name=name, warmup_steps=warmup, final=final)  # type: ignore[arg-type]
+    factors = [learning_rate_factor(schedule, step, steps) for step in range(1, steps + 1)]
+    peak = max(warmup, 1) - 1
+    assert factors[peak] == 1
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[-1] == pytest.approx(1 if name == "constant" else final, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "nadam", "sgd"])
+def test_every_optimizer_steps(name: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer(OptimizerConfig(name=name, lr=0.1), [weight])  # type: ignore[arg-type]
+    (weight**2).sum().backward()
+    optimizer.step()
+    assert (weight < 1).all()
+
+
+def test_the_average_follows_on_its_interval() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(layer, EmaConfig(decay=0.5, every=2))
+    start = layer.weight.item()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    average.update(1, layer)
+    assert next(average.module.parameters()).item() == start
+    average.update(2, layer)
+    assert next(average.module.parameters()).item() == pytest.approx(start + 0.5)
+
+
+def test_derived_seeds_differ() -> None:
+    seeds = {derive_seed(a, b, c) for a in range(3) for b in range(20) for c in range(3)}
+    assert len(seeds) == 180
