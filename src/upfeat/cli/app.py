@@ -10,6 +10,7 @@ from rich.console import Console
 import upfeat
 from upfeat.cli.bench import bench_command
 from upfeat.cli.listing import info_command, list_command
+from upfeat.cli.train import train_command
 from upfeat.cli.upsample import upsample_command
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app.command("list")(list_command)
 app.command("info")(info_command)
 app.command("upsample")(upsample_command)
 app.command("bench")(bench_command)
+app.command("train")(train_command)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,159 @@
+"""``upfeat train`` and the images of a run, with real files and the bundled encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import upfeat
+from tests.training.tiny import tiny_config
+from upfeat.cli.app import app
+from upfeat.training import DataConfig, MaskConfig, TrainConfig, open_source, read_log
+
+SMALL = ("batch_size=2", "steps=2", "data.crop=64", "data.resize=64", "device=cpu")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(3):
+        pixels = generator.integers(0, 255, (64 + i, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"image{i}.png")
+    return folder
+
+
+def train(*arguments: object, code: int = 0) -> Result:
+    settings = [text for setting in SMALL for text in ("--set", setting)]
+    command = ["train", *map(str, arguments), *settings]
+    result = CliRunner(env={"COLUMNS": "300", "UPFEAT_OFFLINE": "1"}).invoke(app, command)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_dry_run_prints_settings_and_cost_and_writes_nothing(tmp_path: Path, images: Path) -> None:
+    out = tmp_path / "run"
+    text = train("jafar_small", "--data", images, "--out", out, "--dry-run").stdout
+    config = TrainConfig.from_json(text[: text.index("\n}") + 2])
+    assert config.data.paths == (str(images),)
+    assert config.steps == 2
+    assert "two real steps on cpu" in text
+    assert "peak memory of the process" in text
+    assert not out.exists()
+
+
+def test_a_run_trains_pictures_resumes_and_exports(tmp_path: Path, images: Path) -> None:
+    out = tmp_path / "run"
+    text = train("jafar_small", "--data", images, "--out", out, "--panels", 1).stdout
+    assert f"model in {out / 'model'}" in text
+    assert [path.name for path in (out / "panels").iterdir()] == ["image0-step00000002.png"]
+    backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    model = upfeat.Upsampler.from_pretrained(out / "model")
+    assert model.config["feature_dim"] == backbone.dim
+    longer = ("--resume", "--out", out, "--set", "steps=3", "--panels", 0)
+    result = CliRunner().invoke(app, ["train", *map(str, longer)])
+    assert result.exit_code == 0, result.output
+    assert read_log(out / "log.csv")[-1]["step"] == 3
+    card = (out / "model" / "README.md").read_text()
+    assert str(tmp_path) not in card
+    assert "jafar_small" in card
+
+
+def test_the_list_and_user_errors(tmp_path: Path, images: Path) -> None:
+    assert "naf_paper" in train("--list").stdout
+    assert "jafar_small" in train("jafar_smal", "--data", images, code=2).stderr
+    assert "--data" in train("jafar_small", code=2).stderr
+    assert "optimizer.lr" in train(
+        "jafar_small", "--data", images, "--set", "optimizer.lrate=1", code=2
+    ).stderr  # fmt: skip
+    assert "name a recipe" in train(code=2).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["anyup_small", "naf_small", "loftup_stage1_small"])
+def test_small_recipes_train(tmp_path: Path, images: Path, recipe: str) -> None:
+    side = {"naf_small": 224}.get(recipe, 64)
+    sizes = ("--set", f"data.crop={side}", "--set", f"data.resize={side}")
+    settings = [text for setting in SMALL for text in ("--set", setting)]
+    command = ["train", recipe, "--data", str(images), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*command, *settings, *sizes, "--panels", "0"])
+    assert result.exit_code == 0, result.output
+    assert read_log(tmp_path / "run" / "log.csv")[-1]["loss"] > 0
+
+
+@pytest.mark.slow
+def test_stage_two_starts_from_stage_one(tmp_path: Path, images: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train("loftup_stage1_small", "--data", images, "--out", first, "--panels", 0)
+    start = f"upsampler.start_from={first / 'model'}"
+    inputs = ("--set", "objective.settings.input_sizes=[32]", "--set", "optimizer.lr=1e-12")
+    output = ("--set", "objective.settings.output_scale=1.0", "--set", start)
+    data = ("--data", images, "--out", second, "--panels", 0)
+    train("loftup_stage2_small", *data, *inputs, *output)
+    ours, theirs = (
+        list(upfeat.Upsampler.from_pretrained(folder / "model").parameters())
+        for folder in (first, second)
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+# -- the images ------------------------------------------------------------------------------------
+
+
+def source_config(images: Path, **data: object) -> TrainConfig:
+    content = {"paths": (str(images),), "crop": 32} | data
+    return tiny_config(data=DataConfig(**content))  # type: ignore[arg-type]
+
+
+def test_positions_do_not_depend_on_how_they_are_read(images: Path) -> None:
+    config = source_config(images, position="random", flip=0.5)
+    whole = open_source(config).batch(0, 7)
+    pieces = open_source(config)
+    late, early = pieces.batch(5, 2), pieces.batch(0, 5)
+    assert torch.equal(whole["image"], torch.cat([early["image"], late["image"]]))
+    assert whole["paths"] == early["paths"] + late["paths"]
+    assert sorted(whole["name"][:3]) == ["image0", "image1", "image2"]
+
+
+def test_broken_images_are_skipped_and_reported(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (images / "broken.png").write_bytes(b"not a picture")
+    source = open_source(source_config(images))
+    batch = source.batch(0, 4)
+    assert "broken" not in batch["name"]
+    assert list(source.skipped) == ["broken"]
+    assert "skipped broken" in caplog.text
+
+
+def test_masks_come_with_the_images(images: Path, tmp_path: Path) -> None:
+    masks = (
+        MaskConfig(
+            kind="superpixels",
+            options={"method": "slic", "segments": 4},
+            cache=str(tmp_path / "masks"),
+        ),
+    )
+    source = open_source(source_config(images, masks=masks))
+    batch = source.batch(0, 2)
+    assert batch["masks"].shape[2:] == (32, 32)
+    assert (batch["masks"].sum(1) == 1).all()
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == 2
+
+
+def test_small_images_are_left_out(images: Path) -> None:
+    source = open_source(source_config(images, min_side=66))
+    assert set(source.batch(0, 4)["name"]) == {"image2"}
+
+
+def test_no_images_and_unknown_masks_are_clear_errors(images: Path) -> None:
+    with pytest.raises(ValueError, match="--data DIR"):
+        open_source(source_config(images, paths=()))
+    with pytest.raises(ValueError, match="did you mean 'superpixels'"):
+        open_source(source_config(images, masks=(MaskConfig(kind="superpixel"),)))
