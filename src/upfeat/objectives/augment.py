@@ -259,7 +259,12 @@ def augment_image(image: Tensor, generator: torch.Generator, strength: float = 1
     """
     if strength <= 0:
         raise ValueError(f"strength must be positive, got {strength}")
+    # Training may run under autocast, which would round the guidance to 8 bits of mantissa.
+    with torch.autocast(image.device.type, enabled=False):
+        return _augmented(image, generator, strength)
 
+
+def _augmented(image: Tensor, generator: torch.Generator, strength: float) -> Tensor:
     def chance(p: float) -> bool:
         return draw_chance(generator, p ** (1 / strength))
 

@@ -77,8 +77,9 @@ def gaussian_blur(image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL) -
     batch, channels, height, width = image.shape
     padded = F.pad(image, (reach, reach, reach, reach), mode="reflect")
     planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
-    planes = F.conv2d(planes, taps.view(1, 1, -1, 1))
-    planes = F.conv2d(planes, taps.view(1, 1, 1, -1))
+    with torch.autocast(image.device.type, enabled=False):
+        planes = F.conv2d(planes, taps.view(1, 1, -1, 1))
+        planes = F.conv2d(planes, taps.view(1, 1, 1, -1))
     return planes.reshape(batch, channels, height, width)
 
 

@@ -152,6 +152,9 @@ class SelfDistillation(Objective):
     region in the student's map and compared there. One corner is drawn for each crop of a batch, as
     in the released code. The teacher runs in evaluation mode (chosen).
 
+    Start from trained weights, as the paper does from its first stage: equal affinities are also
+    those of a constant map, so nothing here keeps an untrained upsampler from becoming one.
+
     With ``config.refine`` a batch must hold ``"masks"``.
 
     Example:
