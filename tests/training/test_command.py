@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,15 @@ from typer.testing import CliRunner, Result
 import upfeat
 from tests.training.tiny import tiny_config
 from upfeat.cli.app import app
-from upfeat.training import DataConfig, MaskConfig, TrainConfig, open_source, read_log
+from upfeat.training import (
+    Callback,
+    DataConfig,
+    MaskConfig,
+    TrainConfig,
+    Trainer,
+    open_source,
+    read_log,
+)
 
 SMALL = ("batch_size=2", "steps=2", "data.crop=64", "data.resize=64", "device=cpu")
 
@@ -63,6 +73,27 @@ def test_a_run_trains_pictures_resumes_and_exports(tmp_path: Path, images: Path)
     card = (out / "model" / "README.md").read_text()
     assert str(tmp_path) not in card
     assert "jafar_small" in card
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def interrupt(self: Callback, trainer: Trainer, step: int, path: Path) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Callback, "on_checkpoint", interrupt)
+    run = ("jafar_small", "--data", images, "--out", out, "--panels", 0)
+    every = ("--set", "checkpoint.every=1")
+    stopped = train(*run, *every, code=130)
+    assert "stopped after step 2" in stopped.stderr
+    assert "--resume" in stopped.stderr
+    assert not (out / "model").exists()
+    monkeypatch.undo()
+    train(*run, *every, "--resume")
+    assert (out / "model" / "config.json").is_file()
 
 
 def test_the_list_and_user_errors(tmp_path: Path, images: Path) -> None:
@@ -145,6 +176,26 @@ def test_masks_come_with_the_images(images: Path, tmp_path: Path) -> None:
     assert batch["masks"].shape[2:] == (32, 32)
     assert (batch["masks"].sum(1) == 1).all()
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 2
+
+
+def test_cached_features_train_alike(images: Path, tmp_path: Path) -> None:
+    cache = ("--set", f"data.feature_cache={tmp_path / 'features'}")
+    fixed = ("--set", "data.position=center", "--set", "data.flip=0")
+    for folder, further in (("plain", ()), ("cold", cache), ("warm", cache)):
+        out = tmp_path / folder
+        train("jafar_small", "--data", images, "--out", out, "--panels", 0, *fixed, *further)
+    # Two steps of two images, three images in all.
+    assert len(list((tmp_path / "features").rglob("*.npy"))) == 3
+    plain, cold, warm = (
+        read_log(tmp_path / name / "log.csv")[-1]["loss"] for name in ("plain", "cold", "warm")
+    )
+    assert cold == warm
+    assert cold == pytest.approx(plain, rel=1e-3)
+
+
+def test_a_cache_of_random_crops_is_refused(images: Path) -> None:
+    with pytest.raises(ValueError, match="position=center"):
+        source_config(images, feature_cache="somewhere", position="random")
 
 
 def test_small_images_are_left_out(images: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from upfeat.cli.errors import user_errors
+from upfeat.cli.errors import INTERRUPTED, user_errors
 
 if TYPE_CHECKING:
     from upfeat.training import Callback, CostEstimate, TrainConfig
@@ -68,9 +68,19 @@ def train_command(
                 callbacks.append(_panels(config, panels, panel_image))
         if dry_run:
             return
-        with _progress(config, console) as bar:
-            callbacks.append(bar)
-            result = Trainer(config, folder, callbacks=callbacks).fit(resume=resume)
+        trainer = Trainer(config, folder, callbacks=callbacks)
+        try:
+            with _progress(config, console) as bar:
+                trainer.callbacks += (bar,)
+                result = trainer.fit(resume=resume)
+        except KeyboardInterrupt:
+            if is_main_process():
+                typer.echo(
+                    f"stopped after step {trainer.step}, with a checkpoint; continue with "
+                    f"--resume --out {folder}",
+                    err=True,
+                )
+            raise typer.Exit(INTERRUPTED) from None
         if is_main_process():
             typer.echo(
                 f"loss {result.loss:.5g} after {config.steps} steps, "

@@ -1,5 +1,6 @@
 """Training of upsamplers: settings, recipes, the loop, what it writes."""
 
+from upfeat.training.cached_backbone import CachedBackbone
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "BackboneConfig",
     "Batch",
     "BatchSource",
+    "CachedBackbone",
     "Callback",
     "CheckpointConfig",
     "ClipConfig",

@@ -108,6 +108,8 @@ class DataConfig(Section):
         sides_file: a ``.npy`` file that keeps the sizes that ``min_side`` asks for, so that the
             headers of a large collection are read once.
         masks: sources of masks; the first one that has some for an image is taken.
+        feature_cache: folder that keeps the backbones' features of whole crops, as float16; only
+            for centre crops that are the same each time. Its size is logged first.
         prefetch: micro-batches that are read ahead, by as many threads; it changes no number.
 
     Example:
@@ -125,7 +127,18 @@ class DataConfig(Section):
     min_side: int | None = Field(default=None, ge=1)
     sides_file: str | None = None
     masks: tuple[MaskConfig, ...] = ()
+    feature_cache: str | None = None
     prefetch: int = Field(default=2, ge=0)
+
+    @model_validator(mode="after")
+    def _repeating(self) -> Self:
+        fixed = self.position == "center" and not self.flip and self.scale == (1.0, 1.0)
+        if self.feature_cache is not None and not fixed:
+            raise ValueError(
+                "feature_cache keeps features of crops that come again; use position=center, "
+                "flip=0 and scale=[1, 1], or no cache"
+            )
+        return self
 
 
 class ObjectiveConfig(Section):

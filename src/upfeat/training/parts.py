@@ -11,7 +11,14 @@ from torch import nn
 from upfeat.backbones import Backbone, create_backbone
 from upfeat.errors import CheckpointError
 from upfeat.objectives import MultiViewConfig, Objective, create_objective
-from upfeat.training.config import BackboneConfig, ObjectiveConfig, TrainConfig, UpsamplerConfig
+from upfeat.training.cached_backbone import CachedBackbone
+from upfeat.training.config import (
+    BackboneConfig,
+    DataConfig,
+    ObjectiveConfig,
+    TrainConfig,
+    UpsamplerConfig,
+)
 from upfeat.training.contracts import BatchSource
 from upfeat.training.source import open_source
 from upfeat.upsamplers import Upsampler, create_upsampler, from_official, needs_feature_dim
@@ -65,17 +72,23 @@ def build_parts(config: TrainConfig) -> Parts:
         ValueError: names or settings that do not exist or do not fit together.
         FileNotFoundError: images or weights that are not there.
     """
-    backbones = [_backbone(backbone) for backbone in config.backbones]
+    source = open_source(config)
+    backbones = [_backbone(backbone, config.data, len(source)) for backbone in config.backbones]
     return Parts(
         backbones,
         build_upsampler(config.upsampler, backbones),
         build_objective(config.objective),
-        open_source(config),
+        source,
     )
 
 
-def _backbone(config: BackboneConfig) -> Backbone:
-    return create_backbone(config.name, weights=config.weights, **config.options)
+def _backbone(config: BackboneConfig, data: DataConfig, images: int) -> Backbone:
+    backbone = create_backbone(config.name, weights=config.weights, **config.options)
+    if data.feature_cache is None:
+        return backbone
+    cached = CachedBackbone(backbone, data.feature_cache, (data.crop, data.crop), config.options)
+    cached.reserve(images)
+    return cached
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:

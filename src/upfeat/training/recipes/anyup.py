@@ -64,12 +64,12 @@ def anyup_small() -> TrainConfig:
     * As ``anyup_paper``: objective and architecture.
     * Chosen: everything else. The backbone's own normalisation, two crops of each image, images of
       224 pixels, keys and queries of 64 channels, random crops and mirroring because the data are
-      few, 500 steps with a higher learning rate that falls.
+      few, 1,000 steps with a higher learning rate that falls.
 
     Example:
         >>> from upfeat.training.recipes import anyup_small
         >>> anyup_small().steps
-        500
+        1000
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
@@ -77,8 +77,8 @@ def anyup_small() -> TrainConfig:
         objective=ObjectiveConfig(name="crops", settings={"crops": 2}),
         data=DataConfig(crop=224, resize=256, position="random", flip=0.5),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-5),
-        schedule=ScheduleConfig(name="cosine", warmup_steps=50),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=100),
         checkpoint=CheckpointConfig(every=100),
-        steps=500,
+        steps=1000,
         batch_size=2,
     )

@@ -155,7 +155,7 @@ def loftup_stage2_small() -> TrainConfig:
 
     * As ``loftup_stage2_paper``: objective, teacher, crops.
     * Chosen: everything else. Images of 448 and inputs of 224 pixels, outputs of a quarter of
-      the input's size, 250 steps.
+      the input's size, 500 steps.
 
     Example:
         >>> from upfeat.training.recipes import loftup_stage2_small
@@ -171,9 +171,9 @@ def loftup_stage2_small() -> TrainConfig:
         ),
         data=DataConfig(crop=448, resize=480, position="random", flip=0.5, masks=(SUPERPIXELS,)),
         optimizer=OptimizerConfig(lr=1e-4),
-        schedule=ScheduleConfig(name="cosine", warmup_steps=25),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=50),
         clip=ClipConfig(max_norm=1.0),
         checkpoint=CheckpointConfig(every=100),
-        steps=250,
+        steps=500,
         batch_size=2,
     )
