@@ -135,12 +135,9 @@ def plain_naf(up: Upsampler) -> Plain:
         return module(image)
 
     def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-        from upfeat.upsamplers.naf import rotate
-
         heads, kernel = up.heads_attn, up.kernel_size
         x = torch.cat((branch(up.pixel, image), branch(up.context, image)), dim=1)
-        x = F.adaptive_avg_pool2d(x, size).permute(0, 2, 3, 1)
-        query = rotate(x, up.turn(size, 1.0), up.heads_rope).permute(0, 3, 1, 2)
+        query = _rotary(F.adaptive_avg_pool2d(x, size), up.periods, up.heads_rope)
         grid = features.shape[-2:]
         key = F.interpolate(F.adaptive_avg_pool2d(query, grid), size, mode="nearest-exact")
         value = F.interpolate(features, size, mode="nearest-exact")
@@ -163,6 +160,17 @@ def plain_naf(up: Upsampler) -> Plain:
         return out.flatten(1, 2)
 
     return run
+
+
+def _rotary(x: Tensor, periods: Tensor, heads: int) -> Tensor:
+    """Turn channel pairs (j, j + half) of each head of (B, D, H', W') by the position's angles."""
+    axes = (2 * (torch.arange(n, device=x.device) + 0.5) / n - 1 for n in x.shape[2:])
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (2, H', W') in [-1, 1]
+    angle = (2 * torch.pi * grid[:, None] / periods[:, None, None]).flatten(0, 1)  # (half, H', W')
+    first, second = x.unflatten(1, (heads, 2, -1)).unbind(2)  # (B, heads, half, H', W') each
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.stack(turned, dim=2).flatten(1, 3)
 
 
 def _taps(length: int, kernel: int, dilation: int) -> Tensor:

@@ -120,10 +120,11 @@ def test_buffers_fit_the_budget(monkeypatch):
     monkeypatch.setattr(_dispatch, "Scratch", Recording)
     inputs = _inputs(1, 500, 40, 8, 3, dtype=torch.float32)
     head_averaged_attention(*inputs, num_heads=2, max_bytes=20_000).sum().backward()
-    assert len(made) == 2  # forward and backward
+    workers = torch.get_num_threads()
+    assert len(made) == 2 * workers  # forward and backward
     for scratch in made:
         held = sum(flat.numel() * flat.element_size() for flat in scratch._flat.values())
-        assert 0 < held <= 20_000
+        assert 0 < held <= 20_000 // workers
 
 
 def test_only_wanted_gradients():

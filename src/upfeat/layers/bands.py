@@ -1,11 +1,13 @@
 """Assembling an output from bands of its rows, for methods that compute it so in inference."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
+from upfeat.ops._workers import run_blocks, worker_count
 
 BandFunction = Callable[[tuple[int, int]], Tensor]
 
@@ -67,10 +69,15 @@ def upsample_in_bands(
     """
     height, width = output_size
     out = values.new_empty(values.shape[0], height * width, values.shape[1])  # (B, N, K)
+    workers = worker_count(values.device)
     for item, pixels in enumerate(out):
         band = prepare(item)
-        for rows in row_bands(height, row_bytes, BAND_BYTES):
+
+        def write(rows: tuple[int, int], _: None, band: BandFunction, pixels: Tensor) -> None:
             pixels[rows[0] * width : rows[1] * width] = band(rows)[0]
+
+        bands = list(row_bands(height, row_bytes, BAND_BYTES // workers))
+        run_blocks(bands, partial(write, band=band, pixels=pixels), lambda: None, values.device)
         del band  # its maps make room for the next item's
     return out.unflatten(1, output_size).permute(0, 3, 1, 2)
 

@@ -5,16 +5,18 @@ float64 maps) around a pivot, the mean of the first band, so that nothing cancel
 bands are kept in float64. The result is that of one pass over the whole map.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from upfeat.ops._dispatch import compute_dtype
+from upfeat.ops._workers import Block, run_blocks
 
 # What a band of a map takes. On a CPU it should stay in the cache of the core that made it; an
 # accelerator needs large kernels.
-CPU_BAND_BYTES = 2 * 2**20
+CPU_BAND_BYTES = 2**20
 DEVICE_BAND_BYTES = 128 * 2**20
 
 
@@ -61,18 +63,34 @@ class GroupMoments:
         self.eps = eps
         self.count = 0
         self.pivot: Tensor | None = None
+        self._buffer: Tensor | None = None  # reused: fresh pages cost more than the arithmetic
 
-    def add(self, band: Tensor, scratch: Tensor | None = None) -> None:
-        """Add a band (p, d); ``scratch`` (p or more, d; the statistics' type) is overwritten."""
+    def add(self, band: Tensor) -> None:
+        """Add a band (p, d)."""
         wide = compute_dtype(band)
         if self.pivot is None:
             self.pivot = band.to(wide).mean(0)  # (d,)
             self.sums = band.new_zeros(2, band.shape[1], dtype=torch.float64)
-        centred = None if scratch is None else scratch[: len(band)]
-        centred = torch.sub(band, self.pivot, out=centred)
+        if self._buffer is None or len(self._buffer) < len(band):
+            self._buffer = band.new_empty(band.shape, dtype=wide)
+        centred = torch.sub(band, self.pivot, out=self._buffer[: len(band)])
         self.sums[0] += centred.sum(0)
         self.sums[1] += centred.square_().sum(0)
         self.count += len(band)
+
+    def fork(self) -> "GroupMoments":
+        """Return empty sums around the same pivot, for another worker; needs a first band."""
+        other = GroupMoments(self.groups, self.eps)
+        if self.pivot is not None:
+            other.pivot, other.sums = self.pivot, torch.zeros_like(self.sums)
+        return other
+
+    def join(self, others: Iterable["GroupMoments"]) -> None:
+        """Add what workers gathered after :meth:`fork`."""
+        for other in others:
+            if other.count:
+                self.sums += other.sums
+                self.count += other.count
 
     def statistics(self) -> Statistics:
         """Return the statistics of everything added so far."""
@@ -90,9 +108,28 @@ class GroupMoments:
         return Statistics(*spread)
 
 
+def gather_moments(
+    blocks: Sequence[Block], band: Callable[[Block], Tensor], groups: int, eps: float
+) -> Statistics:
+    """Return the statistics over bands that are computed on the way, in parallel on a CPU.
+
+    Args:
+        blocks: one for each band, at least one.
+        band: computes a band (p, d); may reuse a buffer of its thread.
+        groups: as for `GroupMoments`.
+        eps: as for `GroupMoments`.
+    """
+    moments = GroupMoments(groups, eps)
+    first = band(blocks[0])
+    moments.add(first)  # its mean is the pivot of all
+
+    def add(block: Block, own: GroupMoments) -> None:
+        own.add(band(block))
+
+    moments.join(run_blocks(blocks[1:], add, moments.fork, first.device))
+    return moments.statistics()
+
+
 def group_statistics(pixels: Tensor, groups: int, eps: float) -> Statistics:
     """Return the group norm statistics of a whole map of pixels (P, d)."""
-    moments = GroupMoments(groups, eps)
-    for band in pixels.split(band_pixels(pixels)):
-        moments.add(band)
-    return moments.statistics()
+    return gather_moments(pixels.split(band_pixels(pixels)), lambda band: band, groups, eps)

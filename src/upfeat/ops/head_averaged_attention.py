@@ -10,11 +10,13 @@ Legend: B batch, N queries, n keys, d query/key channels, K value channels.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from upfeat.ops import _dispatch
+from upfeat.ops._workers import run_blocks, sum_parts, worker_count
 
 DEFAULT_MAX_BYTES = 8 * 2**20
 """All buffers of one block of queries; a few MB stay in the caches between the steps."""
@@ -157,7 +159,6 @@ def _forward(
     num_keys, channels = value.shape[1:]
     dtype = _dispatch.compute_dtype(query, key, value)
     mix = _dispatch.matmul_dtype(value, dtype)
-    scratch = _dispatch.Scratch(query, dtype)
     floats = (num_heads + 1) * num_keys + width + channels
     out = value.new_empty(batch, num_queries, channels)
     for b in range(batch):
@@ -165,20 +166,34 @@ def _forward(
         k = k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
         key_norm = torch.linalg.vector_norm(k, dim=1).amax(1)  # (heads,)
         v = value[b].to(mix)  # (n, K)
-        for rows in _blocks(num_queries, floats, dtype, max_bytes):
+        target = out[b]
+
+        def attend(
+            rows: slice,
+            scratch: _dispatch.Scratch,
+            queries: Tensor = query[b],
+            k: Tensor = k,
+            key_norm: Tensor = key_norm,
+            v: Tensor = v,
+            target: Tensor = target,
+        ) -> None:
             length = rows.stop - rows.start
             q = scratch.take("query", num_heads, length, width // num_heads)
-            _split_heads(query[b, rows], num_heads, q)
+            _split_heads(queries[rows], num_heads, q)
             scores = scratch.take("scores", num_heads, length, num_keys)
             torch.bmm(q, k, out=scores)
             weights = _mean_softmax(scores, q, key_norm)  # (L, n)
             if mix != dtype:
                 weights = scratch.take("mix", length, num_keys, dtype=mix).copy_(weights)
-            if out.dtype == mix:
-                torch.mm(weights, v, out=out[b, rows])
+            if target.dtype == mix:
+                torch.mm(weights, v, out=target[rows])
             else:
                 mixed = scratch.take("mixed", length, channels, dtype=mix)
-                out[b, rows] = torch.mm(weights, v, out=mixed)
+                target[rows] = torch.mm(weights, v, out=mixed)
+
+        share = max_bytes // worker_count(query.device)
+        blocks = list(_blocks(num_queries, floats, dtype, share))
+        run_blocks(blocks, attend, lambda: _dispatch.Scratch(query, dtype), query.device)
     return out
 
 
@@ -198,7 +213,6 @@ def _backward(
     num_keys = key.shape[1]
     head_width = width // num_heads
     dtype = _dispatch.compute_dtype(query, key, value)
-    scratch = _dispatch.Scratch(query, dtype)
     floats = (2 * num_heads + 1) * num_keys + width + value.shape[-1]
     grad_query = query.new_empty(query.shape)
     grad_key = torch.empty_like(key)
@@ -207,8 +221,15 @@ def _backward(
         k = (key[b].to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
         k = k.transpose(0, 1).contiguous()  # (heads, n, d/heads)
         v = value[b].to(dtype) / num_heads  # (n, K)
-        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-        for rows in _blocks(num_queries, floats, dtype, max_bytes):
+
+        def attend(
+            rows: slice,
+            sums: _Sums,
+            b: int = b,
+            k: Tensor = k,
+            v: Tensor = v,
+        ) -> None:
+            scratch = sums.scratch
             length = rows.stop - rows.start
             q = scratch.take("query", num_heads, length, head_width)
             _split_heads(query[b, rows], num_heads, q)
@@ -223,15 +244,29 @@ def _backward(
                 torch.mul(weights, grad_mean, out=grad_scores)
                 row_sum = grad_scores.sum(-1, keepdim=True)  # (heads, L, 1)
                 grad_scores.addcmul_(weights, row_sum, value=-1)
-                grad_k.baddbmm_(grad_scores.transpose(1, 2), q)
+                sums.key.baddbmm_(grad_scores.transpose(1, 2), q)
                 torch.bmm(grad_scores, k, out=q)
                 grad_query[b, rows].unflatten(-1, (num_heads, -1)).copy_(q.transpose(0, 1))
             if needs[2]:
-                grad_v.addmm_(_sum_heads(weights).t(), grad_out)
+                sums.value.addmm_(_sum_heads(weights).t(), grad_out)
+
+        share = max_bytes // worker_count(query.device)
+        blocks = list(_blocks(num_queries, floats, dtype, share))
+        make = partial(_Sums, k, v, query)
+        parts = run_blocks(blocks, attend, make, query.device)
+        grad_k, grad_v = (sum_parts([getattr(part, n) for part in parts]) for n in ("key", "value"))
         grad_key[b] = (grad_k * scale).transpose(0, 1).flatten(1)  # (n, d)
         grad_value[b] = grad_v / num_heads
     grads = (grad_query, grad_key, grad_value)
     return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+class _Sums:
+    """What one worker adds up of the gradients of a batch item, and its buffers."""
+
+    def __init__(self, key: Tensor, value: Tensor, query: Tensor) -> None:
+        self.key, self.value = torch.zeros_like(key), torch.zeros_like(value)
+        self.scratch = _dispatch.Scratch(query, key.dtype)
 
 
 def _default_scale(query: Tensor, num_heads: int) -> float:

@@ -9,7 +9,9 @@ more; everything else lives in bands of pixels that are reused.
 Legend: B batch, P = H * W pixels, c channels in, d channels out.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +19,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from upfeat.ops._dispatch import compute_dtype, wants_reference, without_autocast
-from upfeat.ops.group_moments import GroupMoments, Statistics, band_pixels, group_statistics
+from upfeat.ops._workers import run_blocks
+from upfeat.ops.group_moments import (
+    Statistics,
+    band_pixels,
+    gather_moments,
+    group_statistics,
+)
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 class BlockWeights(NamedTuple):
@@ -137,21 +147,33 @@ class _PointwiseResidual(torch.autograd.Function):
         out = pixels.new_empty(*pixels.shape[:2], conv1.shape[0])
         statistics: list[Tensor] = []
         for item, result in zip(pixels, out, strict=True):  # (P, c), (P, d)
-            step = band_pixels(result)
             first = group_statistics(item, groups, eps)
-            scale, shift = _in_type(first.affine(norm1_weight, norm1_bias), x)
-            moments = GroupMoments(groups, eps)
-            for start in range(0, len(item), step):
-                band = slice(start, start + step)
-                hidden = normed_silu(item[band], scale, shift)
-                moments.add(torch.mm(hidden, conv1.T, out=result[band]))
-            second = moments.statistics()
-            scale, shift = _in_type(second.affine(norm2_weight, norm2_bias), x)
-            for start in range(0, len(item), step):
-                band = slice(start, start + step)
-                hidden = normed_silu(result[band], scale, shift)
+            affine1 = _in_type(first.affine(norm1_weight, norm1_bias), x)
+
+            def inner(
+                band: slice,
+                item: Tensor = item,
+                result: Tensor = result,
+                affine: Pair = affine1,
+            ) -> Tensor:
+                return torch.mm(normed_silu(item[band], *affine), conv1.T, out=result[band])
+
+            bands = _bands(result)
+            second = gather_moments(bands, inner, groups, eps)
+            affine2 = _in_type(second.affine(norm2_weight, norm2_bias), x)
+
+            def outer(
+                band: slice,
+                _: None,
+                item: Tensor = item,
+                result: Tensor = result,
+                affine: Pair = affine2,
+            ) -> None:
+                hidden = normed_silu(result[band], *affine)
                 straight = item[band] if shortcut is None else item[band] @ shortcut.T
                 torch.addmm(straight, hidden, conv2.T, out=result[band])
+
+            run_blocks(bands, outer, lambda: None, x.device)
             statistics += [*first, *second]
         ctx.groups = groups
         ctx.save_for_backward(
@@ -206,34 +228,42 @@ def _backward_item(
     scale2, shift2 = _in_type(second.affine(norm2_weight, norm2_bias), x)
     hidden = torch.empty_like(grad)  # (P, d), the input of the second norm
     inner = torch.empty_like(grad)  # (P, d), gradients in the middle of the block
-    step = band_pixels(grad)
-    bands = [slice(start, start + step) for start in range(0, len(x), step)]
+    bands = _bands(grad)
 
-    norm2 = _NormGradient(second)
-    for band in bands:
+    def second_norm(band: slice, own: _NormGradient) -> None:
         middle = torch.mm(normed_silu(x[band], scale1, shift1), conv1.T, out=hidden[band])
         normed = torch.addcmul(shift2, middle, scale2)
-        sum_conv2 += grad[band].T @ F.silu(normed)
+        own.weight += grad[band].T @ F.silu(normed)
         below = torch.mm(grad[band], conv2, out=inner[band])
-        norm2.add(_silu_backward_(below, normed), middle)
+        own.add(_silu_backward_(below, normed), middle)
+
+    make = partial(_NormGradient, second, sum_conv2)
+    norm2 = _NormGradient.join(run_blocks(bands, second_norm, make, x.device))
+    sum_conv2 += norm2.weight
     norm2.finish(norm2_weight, groups, len(x), sum2_weight, sum2_bias)
 
-    norm1 = _NormGradient(first)
-    for band in bands:
+    def first_norm(band: slice, own: _NormGradient) -> None:
         middle = norm2.apply_(inner[band], hidden[band])  # gradient of conv1's output
         normed = torch.addcmul(shift1, x[band], scale1)
-        sum_conv1 += middle.T @ F.silu(normed)
+        own.weight += middle.T @ F.silu(normed)
         below = torch.mm(middle, conv1, out=grad_x[band])
-        norm1.add(_silu_backward_(below, normed), x[band])
+        own.add(_silu_backward_(below, normed), x[band])
+
+    make = partial(_NormGradient, first, sum_conv1)
+    norm1 = _NormGradient.join(run_blocks(bands, first_norm, make, x.device))
+    sum_conv1 += norm1.weight
     norm1.finish(norm1_weight, groups, len(x), sum1_weight, sum1_bias)
 
-    for band in bands:
+    def straight(band: slice, _: None) -> None:
         below = norm1.apply_(grad_x[band], x[band])
-        if shortcut is None or sum_shortcut is None:
+        if shortcut is None:
             below.add_(grad[band])
         else:
-            sum_shortcut += grad[band].T @ x[band]
             below.addmm_(grad[band], shortcut)
+
+    run_blocks(bands, straight, lambda: None, x.device)
+    if sum_shortcut is not None:
+        sum_shortcut += grad.T @ x  # one product over all pixels: (d, P) @ (P, c)
 
 
 class _NormGradient:
@@ -241,11 +271,13 @@ class _NormGradient:
 
     With n the normalised input and g the gradient of the norm's output, the gradient of its input
     is rstd * (weight * g - mean(weight * g) - n * mean(weight * g * n)), means over group and
-    image.
+    image. A worker of its own has each part of the image; the gradient of the convolution beside
+    the norm is gathered along with the sums.
     """
 
-    def __init__(self, statistics: Statistics) -> None:
+    def __init__(self, statistics: Statistics, convolution: Tensor) -> None:
         self.mean, self.rstd = statistics
+        self.weight = torch.zeros_like(convolution)
         self.bias_sum = torch.zeros_like(self.mean, dtype=torch.float64)
         self.weight_sum = torch.zeros_like(self.mean, dtype=torch.float64)
 
@@ -254,6 +286,16 @@ class _NormGradient:
         normed = torch.addcmul(-self.mean * self.rstd, x.to(self.mean.dtype), self.rstd)
         self.bias_sum += grad.sum(0, dtype=self.mean.dtype)
         self.weight_sum += normed.mul_(grad).sum(0)
+
+    @staticmethod
+    def join(parts: Sequence["_NormGradient"]) -> "_NormGradient":
+        """Return the sums of all workers, in the first."""
+        total = parts[0]
+        for part in parts[1:]:
+            total.weight += part.weight
+            total.bias_sum += part.bias_sum
+            total.weight_sum += part.weight_sum
+        return total
 
     def finish(
         self, weight: Tensor, groups: int, pixels: int, weight_grad: Tensor, bias_grad: Tensor
@@ -279,6 +321,12 @@ class _NormGradient:
 def _silu_backward_(grad: Tensor, x: Tensor) -> Tensor:
     """Multiply ``grad`` in place by the slope of SiLU at ``x``."""
     return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad)
+
+
+def _bands(pixels: Tensor) -> list[slice]:
+    """Cut a map (P, d) into bands that fit a cache."""
+    step = band_pixels(pixels)
+    return [slice(start, start + step) for start in range(0, len(pixels), step)]
 
 
 def _in_type(vectors: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:

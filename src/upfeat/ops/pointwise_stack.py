@@ -14,13 +14,16 @@ Legend: P = H * W pixels in row-major order, d channels, p pixels of a band. For
 nothing here is differentiable; see `pointwise_residual` for that.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from upfeat.ops._dispatch import compute_dtype
-from upfeat.ops.group_moments import GroupMoments, Statistics, band_pixels
+from upfeat.ops._workers import run_blocks, sum_parts
+from upfeat.ops.group_moments import Statistics, band_pixels, gather_moments
 from upfeat.ops.pointwise_residual import BlockWeights, normed_silu
 
 Rows = tuple[int, int]
@@ -70,12 +73,9 @@ class PointwiseStack:
         self.close_band = close_band
         self.size = size
         self.maps = list(maps[:2])
-        weight = blocks[0].conv1
-        self.step_rows = max(1, band_pixels(weight) // size[1])
-        pixels = self.step_rows * size[1]
-        self.stream, self.branch, self.hidden = weight.new_empty(3, pixels, weight.shape[1])
-        wide = compute_dtype(weight)
-        self.wide = self.hidden if wide == weight.dtype else self.hidden.to(wide)
+        self.like = blocks[0].conv1
+        self.step_rows = max(1, band_pixels(self.like) // size[1])
+        self._own = threading.local()
         # Step s < 2 * len(blocks) is: norm, SiLU, convolution; even steps start a block's branch,
         # odd ones add it to the stream. Position s is the state before step s.
         self.norms = [n for b in blocks for n in ((b.norm1_weight, b.norm1_bias), b[3:5])]
@@ -89,34 +89,34 @@ class PointwiseStack:
         width = self.size[1]
         if self.held == len(self.convs):
             return self.maps[0][start * width : stop * width]
-        out = self.stream.new_empty((stop - start) * width, self.stream.shape[1])
+        out = self.like.new_empty((stop - start) * width, self.like.shape[1])
         for first in range(start, stop, self.step_rows):
             last = min(first + self.step_rows, stop)
             part = out[(first - start) * width : (last - start) * width]
             self._carry((first, last), len(self.convs), part)
         return out
 
-    def bands(self) -> Iterator[tuple[Rows, Tensor]]:
-        """Yield the output band by band: rows and a (p, d) tensor, valid until the next."""
-        for rows in self._row_bands():
-            if self.held == len(self.convs):
-                yield rows, self.rows(*rows)
-            else:
-                yield rows, self._carry(rows, len(self.convs), None)
+    def band(self, rows: Rows) -> Tensor:
+        """Return the output of one of `row_bands`, (p, d), valid until the thread's next."""
+        return self._carry(rows, len(self.convs), None)
+
+    def row_bands(self) -> list[Rows]:
+        """Return (start, stop) of the bands in which the image is swept."""
+        starts = range(0, self.size[0], self.step_rows)
+        return [(start, min(start + self.step_rows, self.size[0])) for start in starts]
 
     def _gather(self, groups: int, eps: float) -> None:
         """Sweep the image once for each norm; with a map, sweep once more to the output."""
+        bands = self.row_bands()
         for position, (weight, bias) in enumerate(self.norms):
-            moments = GroupMoments(groups, eps)
-            for rows in self._row_bands():
-                moments.add(self._carry(rows, position, None), self.wide)
+            carry = partial(self._carry, position=position, out=None)
+            statistics = gather_moments(bands, carry, groups, eps)
             self._hold(position)
-            scale, shift = moments.statistics().affine(weight, bias)
-            dtype = self.stream.dtype
+            scale, shift = statistics.affine(weight, bias)
+            dtype = self.like.dtype
             self.steps.append((scale.to(dtype), shift.to(dtype)))
         if self.maps:
-            for rows in self._row_bands():
-                self._carry(rows, len(self.convs), None)
+            run_blocks(bands, lambda rows, _: self.band(rows), lambda: None, self.like.device)
             self._hold(len(self.convs))
 
     def _hold(self, position: int) -> None:
@@ -127,9 +127,10 @@ class PointwiseStack:
     def _carry(self, rows: Rows, position: int, out: Tensor | None) -> Tensor:
         """Bring a band to ``position``; returns stream or branch there, (p, d)."""
         pixels = slice(rows[0] * self.size[1], rows[1] * self.size[1])
-        count = pixels.stop - pixels.start
-        stream = self.stream[:count] if out is None else out
-        branch, hidden = self.branch[:count], self.hidden[:count]
+        if self.held == len(self.convs):
+            return self.maps[0][pixels]
+        own_stream, branch, hidden = self._buffers(pixels.stop - pixels.start)
+        stream = own_stream if out is None else out
         if self.maps:
             stream = self.maps[0][pixels]
         if len(self.maps) > 1:
@@ -146,9 +147,13 @@ class PointwiseStack:
             self.close_band(stream, rows)
         return branch if position % 2 else stream
 
-    def _row_bands(self) -> Iterator[Rows]:
-        for start in range(0, self.size[0], self.step_rows):
-            yield start, min(start + self.step_rows, self.size[0])
+    def _buffers(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return stream, branch and hidden band (p, d) of this thread."""
+        if not hasattr(self._own, "bands"):
+            pixels = self.step_rows * self.size[1]
+            self._own.bands = self.like.new_empty(3, pixels, self.like.shape[1])
+        stream, branch, hidden = self._own.bands[:, :count]
+        return stream, branch, hidden
 
 
 def pooling_matrix(length: int, cells: int, like: Tensor) -> Tensor:
@@ -181,12 +186,18 @@ def pool_columns(rows: Tensor, cells: int) -> Tensor:
 def pool_stack(stack: PointwiseStack, grid_size: tuple[int, int]) -> Tensor:
     """Adaptive average pooling of a stack's output to (1, d, h, w), band by band."""
     height, width = stack.size
-    like = stack.stream
+    like = stack.like
     matrix = pooling_matrix(height, grid_size[0], like)  # (h, H)
-    out = like.new_zeros(grid_size[0], grid_size[1] * like.shape[1], dtype=matrix.dtype)
-    for rows, band in stack.bands():
-        pooled = pool_columns(band.unflatten(0, (-1, width)), grid_size[1])  # (rows, w, d)
-        out.addmm_(matrix[:, slice(*rows)], pooled.flatten(1).to(matrix.dtype))
+
+    def empty() -> Tensor:
+        return like.new_zeros(grid_size[0], grid_size[1] * like.shape[1], dtype=matrix.dtype)
+
+    def add(rows: Rows, total: Tensor) -> None:
+        band = stack.band(rows).unflatten(0, (-1, width))
+        pooled = pool_columns(band, grid_size[1])  # (rows, w, d)
+        total.addmm_(matrix[:, slice(*rows)], pooled.flatten(1).to(matrix.dtype))
+
+    out = sum_parts(run_blocks(stack.row_bands(), add, empty, like.device))
     return out.unflatten(1, (grid_size[1], -1)).permute(2, 0, 1)[None].to(like.dtype)
 
 
@@ -205,7 +216,7 @@ class PooledRows:
         self.output_size = output_size
         self.identity = stack.size == output_size
         if not self.identity:
-            self.matrix = pooling_matrix(stack.size[0], output_size[0], stack.stream)  # (H', H)
+            self.matrix = pooling_matrix(stack.size[0], output_size[0], stack.like)  # (H', H)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return output rows ``start:stop`` as (rows, W', d); a view where nothing is pooled."""
@@ -222,9 +233,7 @@ class PooledRows:
 
     def statistics(self, groups: int, eps: float) -> Statistics:
         """Return group norm statistics over the whole pooled map."""
-        moments = GroupMoments(groups, eps)
-        step = max(1, band_pixels(self.stack.stream) // self.output_size[1])
-        for start in range(0, self.output_size[0], step):
-            band = self.rows(start, min(start + step, self.output_size[0]))
-            moments.add(band.flatten(0, 1))
-        return moments.statistics()
+        height, width = self.output_size
+        step = max(1, band_pixels(self.stack.like) // width)
+        bands = [(start, min(start + step, height)) for start in range(0, height, step)]
+        return gather_moments(bands, lambda rows: self.rows(*rows).flatten(0, 1), groups, eps)
