@@ -16,7 +16,7 @@ from upfeat.ops._workers import Block, run_blocks
 
 # What a band of a map takes. On a CPU it should stay in the cache of the core that made it; an
 # accelerator needs large kernels.
-CPU_BAND_BYTES = 2**20
+CPU_BAND_BYTES = 2**19
 DEVICE_BAND_BYTES = 128 * 2**20
 
 
