@@ -154,7 +154,7 @@ def _duration(seconds: float) -> str:
 @contextmanager
 def _progress(config: "TrainConfig", console: Console) -> Iterator["Callback"]:
     """Show steps, loss, images/s and time left while the block runs."""
-    from upfeat.training import Callback, StepReport, Trainer
+    from upfeat.training import Callback, StepReport, Trainer, is_main_process
 
     columns = (
         TextColumn("training"),
@@ -162,7 +162,8 @@ def _progress(config: "TrainConfig", console: Console) -> Iterator["Callback"]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    hidden = not (console.is_terminal and is_main_process())
+    with Progress(*columns, console=console, disable=hidden) as progress:
         task = progress.add_task("training", total=config.steps, numbers="")
 
         class Bar(Callback):
