@@ -59,9 +59,8 @@ def bench_command(
             max_seconds=max_seconds,
             memory=memory,
             on_record=lambda record: console.print(_line(record), markup=False, highlight=False),
+            out=out,
         )
-        if out is not None:
-            report.save(out)
         Console(width=140).print(_table(report))
         for line in _losses(report):
             typer.echo(line)

@@ -56,8 +56,9 @@ class Case:
         return create_upsampler(method, **width).eval().to(device, dtype)
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return a fresh random image (1, 3, H, W) and features (1, C, h, w)."""
-        image = torch.randn(1, 3, *self.image_size).to(device, dtype)
+        """Return a random image (1, 3, H, W), float32 at least, and features (1, C, h, w)."""
+        wide = torch.promote_types(dtype, torch.float32)
+        image = torch.randn(1, 3, *self.image_size).to(device, wide)
         return image, torch.randn(1, self.channels, *self.grid).to(device, dtype)
 
     def ours(
@@ -86,7 +87,7 @@ class Case:
         """Return the workload on another implementation: features first, then the head."""
 
         def forward(image: Tensor, features: Tensor) -> Tensor:
-            output = function(image, features, self.output_size)
+            output = function(image.to(features.dtype), features, self.output_size)
             return output if head is None else head(output)
 
         return self._workload(forward, upsampler)

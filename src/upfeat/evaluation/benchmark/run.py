@@ -86,6 +86,7 @@ def run_benchmark(
     max_seconds: float = 60.0,
     memory: bool = True,
     on_record: Callable[[Record], None] | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Measure methods in cases.
 
@@ -100,6 +101,8 @@ def run_benchmark(
         max_seconds: budget of the repeats of one cell.
         memory: measure the peak too, each in a process of its own on the CPU.
         on_record: called with each record as it comes.
+        out: JSON file, written again after each record, so that a run that is cut short leaves
+            what it measured.
 
     Example:
         >>> import torch
@@ -111,17 +114,6 @@ def run_benchmark(
     """
     rival = rival or Rival()
     device = device or torch.device("cpu")
-    records: list[Record] = []
-    with _threads(threads):
-        environment = Environment.here(dtype, device)
-        for case in cases:
-            for method in methods:
-                for record in _cell(
-                    method, case, rival, dtype, device, environment, repeats, max_seconds, memory
-                ):
-                    records.append(record)
-                    if on_record is not None:
-                        on_record(record)
     settings: dict[str, Any] = {
         "repeats": repeats,
         "warmup": 1,
@@ -130,7 +122,21 @@ def run_benchmark(
         "device": str(device),
         "rival": None if rival.path is None else Path(rival.path).name,
     }
-    return Report(environment=environment, settings=settings, records=records)
+    with _threads(threads):
+        environment = Environment.here(dtype, device)
+        report = Report(environment=environment, settings=settings, records=[])
+        for case in cases:
+            for method in methods:
+                for record in _cell(
+                    method, case, rival, dtype, device, environment, repeats, max_seconds, memory
+                ):
+                    records = [*report.records, record]
+                    report = Report(environment=environment, settings=settings, records=records)
+                    if out is not None:
+                        report.save(out)
+                    if on_record is not None:
+                        on_record(record)
+    return report
 
 
 def _cell(
@@ -231,7 +237,7 @@ def _half_error(method: str, case: Case, dtype: torch.dtype, device: torch.devic
     image, features = case.inputs(torch.float32, device)
     with torch.inference_mode():
         expected = exact(image, features, case.output_size)
-        half = exact.to(dtype)(image.to(dtype), features.to(dtype), case.output_size)
+        half = exact.to(dtype)(image, features.to(dtype), case.output_size)
         return float((half.float() - expected).abs().mean() / expected.std())
 
 
