@@ -207,7 +207,12 @@ def test_interrupted_run_leaves_whole_files_and_resumes(tmp_path: Path) -> None:
     photos, out = write_images(tmp_path / "photos", 60), tmp_path / "out"
     arguments = ["upsample", photos, "--out", out, *TINY, "--save", "png,npz"]
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job hands down an ignored Ctrl-C; a user's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 90
     while len(list(out.glob("*.json"))) < 2 and time.monotonic() < deadline:
