@@ -199,3 +199,29 @@ def check_call(
             f"all inputs must be on one device, got {devices}; move them with .to(device)"
         )
     return check_size(image.shape[-2:] if output_size is None else output_size)
+
+
+def check_coords(coords: Tensor, features: Tensor) -> None:
+    """Raise ``ValueError`` unless ``coords`` (B, N, 2) are positions for ``features``."""
+    if not isinstance(coords, Tensor) or coords.dim() != 3 or coords.shape[2] != 2:
+        got = shape_text(coords) if isinstance(coords, Tensor) else type(coords).__name__
+        raise ValueError(
+            f"coords must be (B, N, 2), row and column, got {got}; "
+            "add the batch dimension with coords[None]"
+        )
+    if not coords.is_floating_point():
+        raise ValueError(
+            f"coords must be floating point in [-1, 1], got {coords.dtype}; "
+            "the centre of pixel i of n is at (2 * i + 1) / n - 1"
+        )
+    if coords.shape[0] != features.shape[0] or coords.device != features.device:
+        raise ValueError(
+            "coords and features must share batch size and device, got "
+            f"{coords.shape[0]} on {coords.device} and {features.shape[0]} on {features.device}"
+        )
+    if coords.numel() and not bool((coords.detach().abs() <= 1 + 1e-5).all()):
+        raise ValueError(
+            f"coords must lie in [-1, 1] (the image's outer edges), got "
+            f"{coords.detach().min().item():.4g} ... {coords.detach().max().item():.4g}; "
+            "clamp them, or convert pixel numbers by (2 * i + 1) / n - 1"
+        )

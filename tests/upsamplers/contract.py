@@ -19,6 +19,7 @@ from torch import Tensor
 import upfeat
 from tests.tolerances import tolerance
 from upfeat.errors import UnsupportedError
+from upfeat.ops.coordinates import pixel_centres
 from upfeat.upsamplers.registry import get_class, needs_feature_dim
 
 
@@ -196,6 +197,9 @@ class UpsamplerContract:
         image.requires_grad_()
         features.requires_grad_()
         upsampler = self.build()
+        if not upsampler.supports_gradients:
+            assert not upsampler(image, features, self.output_sizes[0]).requires_grad
+            return
         upsampler(image, features, self.output_sizes[0]).square().sum().backward()
         assert features.grad is not None
         assert features.grad.abs().sum() > 0
@@ -276,6 +280,35 @@ class UpsamplerContract:
         actual = torch.cat([tile for _, _, tile in tiles], dim=2)
         expected = upsampler(image, features, values=values)
         torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
+
+    # -- single positions --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_query(self) -> None:
+        image, features = self.inputs(batch=2)
+        upsampler = self.build()
+        coords = pixel_centres(self.image_size, dtype=torch.float64).expand(2, -1, -1)
+        if not upsampler.supports_query:
+            with pytest.raises(UnsupportedError, match="query"):
+                upsampler.query(image, features, coords)
+            return
+        expected = upsampler(image, features).flatten(2).transpose(1, 2)  # (B, HW, C)
+        some = torch.randperm(coords.shape[1])[:50]
+        torch.testing.assert_close(
+            upsampler.query(image, features, coords), expected, atol=1e-4, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            upsampler.query(image, features, coords[:, some]),
+            expected[:, some],
+            atol=1e-4,
+            rtol=1e-4,
+        )
+        corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).expand(2, -1, -1)
+        assert torch.isfinite(upsampler.query(image, features, corners)).all()
+        assert upsampler.query(image, features, corners[:, :0]).shape == (2, 0, self.channels[0])
+        for wrong in (corners * 1.1, corners[0], corners[:1], corners[..., :1], corners.long()):
+            with pytest.raises(ValueError, match="coords"):
+                upsampler.query(image, features, wrong)
 
     # -- files -------------------------------------------------------------------------------------
 

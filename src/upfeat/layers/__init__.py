@@ -1,6 +1,7 @@
 """Modules that at least two upsamplers share."""
 
 from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
+from upfeat.layers.fourier import FourierFeatures
 from upfeat.layers.guidance import GuidanceEncoder
 from upfeat.layers.norm import RMSNorm
 from upfeat.layers.position_code import LearnedPositionCode
@@ -8,6 +9,7 @@ from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
 
 __all__ = [
     "CrossAttentionQueriesAndKeys",
+    "FourierFeatures",
     "GuidanceEncoder",
     "LearnedPositionCode",
     "PointwiseEncoder",

@@ -4,7 +4,8 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` value channels, ``h w`` low-r
 ``H W`` guidance image, ``H' W'`` output grid. Sizes are ``(height, width)``.
 
 A method subclasses :class:`Upsampler`, sets ``info`` and implements ``_upsample``; a method whose
-result can be computed in row bands also implements ``_tiles`` and says ``supports_tiles = True``.
+result can be computed in row bands also implements ``_tiles`` and says ``supports_tiles = True``;
+one that is a function of coordinates implements ``_query`` and says ``supports_query = True``.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from upfeat.errors import CheckpointError, UnsupportedError, check_call, shape_text
+from upfeat.errors import CheckpointError, UnsupportedError, check_call, check_coords, shape_text
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Tile", "Upsampler", "UpsamplerInfo"]
 
@@ -106,6 +107,9 @@ class Upsampler(nn.Module):
         supports_tiles: whether :meth:`tiles` works in bounded memory.
         supports_compile: whether ``torch.compile(fullgraph=True)`` takes it.
         supports_export: whether ``torch.export`` takes it.
+        supports_query: whether :meth:`query` answers at single positions.
+        supports_gradients: whether the output carries gradients; a method that optimises for each
+            image and regresses the result has none to give.
         official_globals: foreign classes that the method's official pickles may name.
         official_keys: keys under which official files nest the state dict.
 
@@ -121,6 +125,8 @@ class Upsampler(nn.Module):
     supports_tiles: ClassVar[bool] = False
     supports_compile: ClassVar[bool] = True
     supports_export: ClassVar[bool] = True
+    supports_query: ClassVar[bool] = False
+    supports_gradients: ClassVar[bool] = True
     official_globals: ClassVar[tuple[Any, ...]] = ()
     official_keys: ClassVar[tuple[str, ...]] = ()
 
@@ -214,6 +220,52 @@ class Upsampler(nn.Module):
         image, features, mixed = self._cast(image, features, values)
         for rows, cols, tile in self._tiles(image, features, size, mixed, max_bytes):
             yield rows, cols, tile.to(dtype)
+
+    def query(
+        self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor | None = None
+    ) -> Tensor:
+        """Upsample at single positions, where the method is a function of coordinates.
+
+        Queried at the image's pixel centres (``upfeat.ops.coordinates.pixel_centres``), it gives
+        what :meth:`forward` gives at the image's size; between them, what the method says there.
+
+        Args:
+            image: (B, 3, H, W), as in :meth:`forward`. A method whose answer depends on the size
+                of a pixel takes this image's.
+            features: (B, C, h, w).
+            coords: (B, N, 2), row and column; -1 and 1 are the outer edges of the image, so the
+                centre of row i of H is at (2 i + 1) / H - 1. Kept in their own dtype.
+            values: (B, K, h, w); default ``features``; only where the method mixes values.
+
+        Returns:
+            (B, N, C or K) in the dtype and on the device of ``features``.
+
+        Raises:
+            UnsupportedError: the method computes whole maps only (``supports_query`` is False).
+            ValueError: as :meth:`forward`, or positions outside the image.
+
+        Example:
+            >>> import torch, upfeat
+            >>> up = upfeat.create_upsampler("loftup", feature_dim=12, num_heads=4).eval()
+            >>> image, features = torch.randn(1, 3, 28, 42), torch.randn(1, 12, 2, 3)
+            >>> up.query(image, features, torch.tensor([[[0.0, 0.0], [-0.3, 0.9]]])).shape
+            torch.Size([1, 2, 12])
+        """
+        if not self.supports_query:
+            raise UnsupportedError(
+                f"{self.info.name} computes whole maps and has no query(); call it directly and "
+                "read its output where you need it, or take a method with supports_query"
+            )
+        size = check_call(image, features, None, values)
+        check_coords(coords, features)
+        self._check(image, features, size, values)
+        dtype = features.dtype
+        image, features, mixed = self._cast(image, features, values)
+        return self._query(image, features, coords, mixed).to(dtype)
+
+    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+        """Compute (B, N, K) at the positions; only called where ``supports_query``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement _query")
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

@@ -21,23 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.checkpoints import HubFile, inert_globals
+from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.layers.fourier import FourierFeatures
 from upfeat.ops._dispatch import Scratch
 from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, fold_batch_norm, prepare_kernel
+from upfeat.ops.coordinates import sample_around
 from upfeat.ops.cross_attention import CrossAttentionLayer, prepare_layer
-from upfeat.ops.fourier_features import fourier_features, inclusive_grid
+from upfeat.ops.fourier_features import inclusive_grid
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
 BAND_BYTES = 128 * 2**20  # of a band of rows, outside tiles()
 CHUNK_TOKENS = 2048  # queries that pass the transformer at once
+QUERY_CHUNK = 1024  # positions of query(), each with its neighbourhood
 POSITION_FREQUENCIES = 5  # of the low-resolution tokens: 2 x 2 x 5 = 20 channels
 
-# Classes of the configuration object that training checkpoints carry.
-OMEGACONF = ["dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode"]
-OMEGACONF += ["base.ContainerMetadata", "base.Metadata"]
 
 NO_CHANNEL_NORM = (
     "this LoftUp file holds the upsampler alone, without the channel norm of the features that it "
@@ -47,23 +47,8 @@ NO_CHANNEL_NORM = (
 )
 
 
-class FourierFeatures(nn.Module):
-    """Sines and cosines of the inputs at frequencies exp(-2) ... exp(10), with learned phases."""
-
-    def __init__(self, inputs: int, frequencies: int) -> None:
-        super().__init__()
-        self.phases = nn.Parameter(torch.randn(2, inputs, frequencies))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(..., m, H, W) in float32 at least -> (..., 2 n m, H, W)."""
-        return fourier_features(inputs, self.phases)
-
-
 class Layer(nn.Module):
-    """Cross-attention and feed-forward, pre-norm, each with a residual.
-
-    One norm serves keys and values, which both come from the same tokens in every layer.
-    """
+    """Cross-attention and feed-forward, pre-norm, residual; one norm serves keys and values."""
 
     def __init__(self, width: int, hidden: int, num_heads: int) -> None:
         super().__init__()
@@ -80,16 +65,6 @@ class Layer(nn.Module):
         normed = self.norm_query(queries)
         queries = queries + self.attention(normed, tokens, tokens, need_weights=False)[0]
         return queries + self.reduce(F.gelu(self.expand(self.norm(queries))))
-
-
-def channel_last(tensor: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, HW, C)."""
-    return tensor.flatten(2).transpose(1, 2)
-
-
-def channel_first(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, HW, C) -> (B, C, H, W)."""
-    return tokens.transpose(1, 2).unflatten(2, size)
 
 
 def _record(
@@ -244,8 +219,9 @@ class LoftUp(Upsampler):
         image_std=IMAGENET_STD,
     )
     supports_tiles = True
+    supports_query = True
     official_keys = ("state_dict",)
-    official_globals = tuple(inert_globals([f"omegaconf.{name}" for name in OMEGACONF]))
+    official_globals = OMEGACONF_GLOBALS
 
     def __init__(
         self,
@@ -323,15 +299,11 @@ class LoftUp(Upsampler):
             return out
         tokens = self.tokens(features)  # (B, n, D)
         guidance = self.guidance(self.scale_colors(image, output_size), slice(None))
-        x = self.guidance_norm(channel_last(guidance).to(features.dtype))  # (B, N, G)
-        x = channel_first(x, output_size)
+        x = self.guidance_norm(guidance.flatten(2).mT.to(features.dtype)).mT  # (B, G, N)
+        x = x.unflatten(2, output_size)
         x = self.batch_norm1(self.conv1(x)).relu()
         x = self.batch_norm2(self.conv2(x)).relu()
-        queries = channel_last(x)  # (B, N, D)
-        for layer in self.layers:
-            queries = layer(queries, tokens)
-        out = self.output_norm(self.project(self.norm(queries)))  # (B, N, C)
-        return channel_first(out, output_size)
+        return self._attend(x.flatten(2).mT, tokens).mT.unflatten(2, output_size)
 
     @torch.no_grad()
     def _tiles(
@@ -397,15 +369,42 @@ class LoftUp(Upsampler):
         size = (colors.shape[-2], colors.shape[-1])
         grid = inclusive_grid(size, colors.device, rows).to(colors.dtype)  # (2, R, W')
         grid = grid.expand(*colors.shape[:-3], -1, -1, -1)
+        return self._describe(grid, colors[..., rows, :])
+
+    def _describe(self, places: Tensor, colors: Tensor) -> Tensor:
+        """Fourier features of positions (..., 2, R, W) and their colours (..., 3, R, W)."""
         if not self.color_feats:
-            return self.fourier(grid)
-        colors = colors[..., rows, :]
-        return torch.cat((self.fourier(torch.cat((grid, colors), -3)), colors), -3)
+            return self.fourier(places)
+        return torch.cat((self.fourier(torch.cat((places, colors), -3)), colors), -3)
+
+    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+        """Convolve over the 5x5 positions around each one, a pixel of the image apart."""
+        if self.training:
+            raise ValueError("loftup normalises over whole images while training; call .eval()")
+        tokens = self.tokens(features)
+        colors = self.scale_colors(image, (image.shape[2], image.shape[3]))
+        parts = [features.new_empty(len(features), 0, features.shape[1])]
+        for some in coords.split(QUERY_CHUNK, dim=1):
+            color, place, mask = sample_around(colors, some, 5)
+            x = self._describe(place.to(color.dtype), color)  # (B N, G, 5, 5)
+            x = self.guidance_norm(x.permute(0, 2, 3, 1).to(features.dtype)).permute(0, 3, 1, 2)
+            for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
+                x = norm(F.conv2d(x * mask, conv.weight, conv.bias)).relu()
+                mask = mask[:, :, 1:-1, 1:-1]
+            queries = x.view(len(tokens), -1, x.shape[1])  # (B N, D, 1, 1) -> (B, N, D)
+            parts.append(self._attend(queries, tokens))
+        return torch.cat(parts, dim=1)
+
+    def _attend(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """(B, N, D) and (B, n, D) -> (B, N, C)."""
+        for layer in self.layers:
+            queries = layer(queries, tokens)
+        return self.output_norm(self.project(self.norm(queries)))
 
     def tokens(self, features: Tensor) -> Tensor:
         """Keys' and values' input: normalised features with their position, (B, n, D)."""
         size = (features.shape[2], features.shape[3])
-        tokens = self.channel_norm(channel_last(features))  # (B, n, C)
+        tokens = self.channel_norm(features.flatten(2).mT)  # (B, n, C)
         if isinstance(self.position, FourierFeatures):
             wide = torch.promote_types(features.dtype, torch.float32)
             grid = inclusive_grid(size, features.device).to(wide)
@@ -413,8 +412,8 @@ class LoftUp(Upsampler):
             return torch.cat((tokens, place.to(tokens.dtype).expand(len(tokens), -1, -1)), -1)
         table: Tensor = self.position
         if tokens.shape[1] != table.shape[1]:
-            square = channel_first(table, (self.lr_size, self.lr_size))  # (1, C, lr_size, lr_size)
-            table = channel_last(F.interpolate(square, size, mode="bicubic"))
+            square = table.mT.unflatten(2, (self.lr_size, self.lr_size))  # (1, C, lr_size, lr_size)
+            table = F.interpolate(square, size, mode="bicubic").flatten(2).mT
         return tokens + table
 
     @classmethod
