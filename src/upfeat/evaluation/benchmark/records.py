@@ -3,7 +3,6 @@
 import datetime
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from upfeat.checkpoints import write_bytes
 from upfeat.evaluation.benchmark.measure import matmul_rate
+from upfeat.evaluation.results import checkout, processor
 
 __all__ = ["Environment", "Record", "Report"]
 
@@ -53,11 +53,11 @@ class Environment(_Strict):
         cuda = device.type == "cuda"
         return cls(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            commit=_commit(),
+            commit=checkout(),
             upfeat_version=upfeat.__version__,
             python_version=platform.python_version(),
             torch_version=torch.__version__,
-            processor=_processor(),
+            processor=processor(),
             cores=os.cpu_count() or 1,
             memory_bytes=pages,
             gpu=torch.cuda.get_device_name(device) if cuda else None,
@@ -144,25 +144,3 @@ class Report(_Strict):
             ) and record.error is None:
                 return record
         return None
-
-
-def _commit() -> str:
-    """Return the commit of the package's own checkout, with a mark if it is changed."""
-    folder = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return described.stdout.strip()
-
-
-def _processor() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -1,0 +1,220 @@
+"""Scores of predictions: pure functions, and classes that gather them over a data set.
+
+Legend: ``K`` classes, ``H W`` label size. Scores are fractions in [0, 1], not percent.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from upfeat.errors import shape_text
+
+__all__ = [
+    "SegmentationMeter",
+    "boundary_band",
+    "confusion_matrix",
+    "iou_per_class",
+    "mean_iou",
+    "pixel_accuracy",
+]
+
+
+def confusion_matrix(
+    prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = 255
+) -> Tensor:
+    """Count pixels by true and predicted class.
+
+    Args:
+        prediction: class indices of any shape, integers in [0, K) wherever the target counts.
+        target: class indices, same shape; pixels with ``ignore_index`` are left out.
+        num_classes: K.
+        ignore_index: label without meaning; None if every label counts.
+
+    Returns:
+        (K, K) int64: row is the true class, column the predicted one.
+
+    Raises:
+        ValueError: shapes differ, or a class index is out of range.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import confusion_matrix
+        >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 255]), 2).tolist()
+        [[1, 1], [0, 0]]
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction and target must have one shape, got {shape_text(prediction)} and "
+            f"{shape_text(target)}; resize the logits to the label before the argmax"
+        )
+    known = torch.ones_like(target, dtype=torch.bool)
+    if ignore_index is not None:
+        known = target != ignore_index
+    true, said = target[known].long(), prediction[known].long()
+    for name, classes in (("target", true), ("prediction", said)):
+        if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+            raise ValueError(
+                f"the {name} holds class {int(classes.min())} to {int(classes.max())}, wanted 0 to "
+                f"{num_classes - 1} or the ignored {ignore_index}; map the labels first"
+            )
+    counts = torch.bincount(true * num_classes + said, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)  # (K*K,) -> (K, K)
+
+
+def iou_per_class(matrix: Tensor) -> Tensor:
+    """Return TP / (TP + FP + FN) of each class, NaN for one that never occurs.
+
+    Args:
+        matrix: (K, K) counts, row true, column predicted.
+
+    Returns:
+        (K,) float64. A class that is predicted but never true has 0.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import iou_per_class
+        >>> iou_per_class(torch.tensor([[2, 1, 0], [0, 1, 0], [0, 0, 0]])).tolist()
+        [0.6666666666666666, 0.5, nan]
+    """
+    hits = matrix.diagonal().double()
+    return hits / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+
+
+def mean_iou(matrix: Tensor) -> float:
+    """Return the mean IoU over the classes that occur in target or prediction.
+
+    This is torchmetrics' macro Jaccard index. NaN if nothing was counted.
+
+    Args:
+        matrix: (K, K) counts, row true, column predicted.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import mean_iou
+        >>> mean_iou(torch.tensor([[2, 0, 0], [0, 1, 1], [0, 0, 0]]))
+        0.5
+    """
+    return float(iou_per_class(matrix).nanmean())
+
+
+def pixel_accuracy(matrix: Tensor) -> float:
+    """Return the share of counted pixels that are right; NaN if nothing was counted.
+
+    Args:
+        matrix: (K, K) counts, row true, column predicted.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import pixel_accuracy
+        >>> pixel_accuracy(torch.tensor([[2, 1], [0, 1]]))
+        0.75
+    """
+    total = int(matrix.sum())
+    return int(matrix.diagonal().sum()) / total if total else math.nan
+
+
+def boundary_band(label: Tensor, radius: int) -> Tensor:
+    """Return the pixels within ``radius`` of a label boundary.
+
+    A boundary pixel has a neighbour above, below, left or right with another label (an ignored
+    label is another one, too). A pixel is in the band if the square of side ``2 radius + 1``
+    around it holds a boundary pixel.
+
+    Args:
+        label: (H, W) or (B, H, W) integers.
+        radius: in pixels, at least 0.
+
+    Returns:
+        Boolean mask of the label's shape.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import boundary_band
+        >>> boundary_band(torch.tensor([[0, 0, 0, 1, 1, 1]]), 1).int().tolist()
+        [[0, 1, 1, 1, 1, 0]]
+    """
+    if label.dim() not in (2, 3) or radius < 0:
+        raise ValueError(
+            f"label must be (H, W) or (B, H, W) and radius at least 0, got {shape_text(label)} and "
+            f"{radius}"
+        )
+    edge = torch.zeros_like(label, dtype=torch.bool)
+    down = label[..., 1:, :] != label[..., :-1, :]
+    right = label[..., :, 1:] != label[..., :, :-1]
+    edge[..., 1:, :] |= down
+    edge[..., :-1, :] |= down
+    edge[..., :, 1:] |= right
+    edge[..., :, :-1] |= right
+    # (B, H, W) -> (B, 1, H, W), pooled, and back
+    stack = edge.reshape(-1, 1, *edge.shape[-2:]).float()
+    near = F.max_pool2d(stack, 2 * radius + 1, stride=1, padding=radius)
+    return near.bool().reshape(label.shape)
+
+
+class SegmentationMeter:
+    """Scores of a whole data set: one confusion matrix, and one of the band along boundaries.
+
+    Args:
+        num_classes: K.
+        ignore_index: label that is left out; None if every label counts.
+        boundary_radius: width of the band in pixels; None for no band.
+
+    Attributes:
+        matrix: (K, K) counts so far.
+        band_matrix: the same within ``boundary_radius`` of a label boundary.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import SegmentationMeter
+        >>> meter = SegmentationMeter(2, boundary_radius=1)
+        >>> meter.update(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 0, 1, 1]]))
+        >>> {name: round(score, 3) for name, score in meter.compute().items()}
+        {'miou': 0.583, 'accuracy': 0.75, 'band_miou': 0.583, 'band_accuracy': 0.75}
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int | None = 255,
+        boundary_radius: int | None = None,
+    ) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.boundary_radius = boundary_radius
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.band_matrix = torch.zeros_like(self.matrix)
+
+    def update(self, prediction: Tensor, target: Tensor, band: Tensor | None = None) -> None:
+        """Add one image or batch.
+
+        Args:
+            prediction: (H, W) or (B, H, W) class indices.
+            target: the labels, same shape.
+            band: :func:`boundary_band` of the target where the caller has it; else computed.
+        """
+        matrix = confusion_matrix(prediction, target, self.num_classes, self.ignore_index)
+        self.matrix += matrix.to(self.matrix.device)
+        if self.boundary_radius is None:
+            return
+        band = boundary_band(target, self.boundary_radius) if band is None else band
+        near = confusion_matrix(
+            prediction[band], target[band], self.num_classes, self.ignore_index
+        )
+        self.band_matrix += near.to(self.band_matrix.device)
+
+    def reduce(self) -> None:
+        """Add up the counts of all processes of ``torch.distributed``; each then has the total."""
+        if dist.is_available() and dist.is_initialized():
+            for matrix in (self.matrix, self.band_matrix):
+                dist.all_reduce(matrix)
+
+    def compute(self) -> dict[str, float]:
+        """Return ``miou`` and ``accuracy``, and both of the band where there is one."""
+        scores = {"miou": mean_iou(self.matrix), "accuracy": pixel_accuracy(self.matrix)}
+        if self.boundary_radius is not None:
+            scores["band_miou"] = mean_iou(self.band_matrix)
+            scores["band_accuracy"] = pixel_accuracy(self.band_matrix)
+        return scores

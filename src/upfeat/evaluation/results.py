@@ -1,0 +1,161 @@
+"""What every protocol writes: numbers with all settings, versions and data that made them."""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from upfeat.checkpoints import write_bytes
+
+__all__ = ["Result", "Score", "checkout", "describe_environment", "processor"]
+
+
+class _Strict(BaseModel):
+    """A record without unknown fields, which never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Score(_Strict):
+    """One number, once for each seed.
+
+    Attributes:
+        per_seed: in the order of the settings' seeds.
+        mean: over the seeds.
+        deviation: sample standard deviation over the seeds; None for a single one.
+
+    Example:
+        >>> from upfeat.evaluation.results import Score
+        >>> score = Score.of([1.0, 2.0, 3.0])
+        >>> score.mean, score.deviation
+        (2.0, 1.0)
+    """
+
+    per_seed: tuple[float, ...]
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, per_seed: Sequence[float]) -> Self:
+        """Return the score with mean and deviation."""
+        spread = statistics.stdev(per_seed) if len(per_seed) > 1 else None
+        return cls(per_seed=tuple(per_seed), mean=statistics.fmean(per_seed), deviation=spread)
+
+
+class Result(_Strict):
+    """One method in one protocol.
+
+    Attributes:
+        task: the protocol, such as ``seg-probe``.
+        label: what the user calls the method.
+        settings: everything that decides the numbers; two results with equal settings are one.
+        scores: by name, in ``unit``.
+        unit: of the scores.
+        details: more numbers, such as scores of each class.
+        seconds: by stage.
+        environment: machine, versions, date.
+
+    Example:
+        >>> from upfeat.evaluation.results import Result, Score
+        >>> result = Result(
+        ...     task="seg-probe",
+        ...     label="bilinear",
+        ...     settings={"data": "msrc"},
+        ...     scores={"miou": Score.of([70.0])},
+        ... )
+        >>> result.file_name("msrc")
+        'seg-probe--msrc--bilinear--82dc3757.json'
+    """
+
+    schema_version: Literal[1] = 1
+    task: str
+    label: str
+    settings: dict[str, Any]
+    scores: dict[str, Score]
+    unit: str = "percent"
+    details: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    environment: dict[str, Any] = {}
+
+    def file_name(self, group: str) -> str:
+        """Return the name of its file; settings that differ give names that differ."""
+        return result_file_name(self.task, group, self.label, self.settings)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, whole or not at all."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, f"{self.model_dump_json(indent=1)}\n".encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is no result.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} is not a result of upfeat eval: {error}") from error
+
+
+def result_file_name(task: str, group: str, label: str, settings: Mapping[str, Any]) -> str:
+    """Return ``task--group--label--HASH.json``, the hash being that of the settings."""
+    canonical = json.dumps(settings, sort_keys=True)
+    digest = hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()
+    readable = re.sub(r"[^\w.-]+", "-", label).strip("-")
+    return f"{task}--{group}--{readable}--{digest}.json"
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return date, versions and machine, for a result.
+
+    Example:
+        >>> from upfeat.evaluation.results import describe_environment
+        >>> sorted(describe_environment())[:3]
+        ['commit', 'cores', 'date']
+    """
+    import upfeat
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": checkout(),
+        "upfeat": upfeat.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def checkout() -> str:
+    """Return the commit of the package's own checkout, with a mark if it is changed."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
