@@ -5,6 +5,11 @@ or chosen here.
 """
 
 from upfeat.training.recipes.anyup import anyup_paper, anyup_small
+from upfeat.training.recipes.bundled import (
+    bundled_jafar,
+    bundled_loftup_stage1,
+    bundled_loftup_stage2,
+)
 from upfeat.training.recipes.jafar import jafar_paper, jafar_small
 from upfeat.training.recipes.loftup import (
     loftup_stage1_paper,
@@ -23,6 +28,9 @@ from upfeat.training.recipes.registry import (
 __all__ = [
     "anyup_paper",
     "anyup_small",
+    "bundled_jafar",
+    "bundled_loftup_stage1",
+    "bundled_loftup_stage2",
     "create_recipe",
     "describe_recipe",
     "jafar_paper",

@@ -1,0 +1,156 @@
+"""Recipes of the models that come with the package: trained on two cores, on a thousand images.
+
+They read the folder ``data`` of the working directory, with the layout that each recipe's mask
+sources name: regions that people drew for ``bsds500``, ``msrc``, ``camvid`` and ``nyuv2`` (training
+splits only), and superpixels for images without, those of ``imagenet_sample``.
+"""
+
+from typing import Any
+
+from upfeat.training.config import (
+    BackboneConfig,
+    CheckpointConfig,
+    ClipConfig,
+    DataConfig,
+    EmaConfig,
+    MaskConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UpsamplerConfig,
+)
+from upfeat.training.recipes.registry import register_recipe
+
+__all__ = ["bundled_jafar", "bundled_loftup_stage1", "bundled_loftup_stage2"]
+
+VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+
+# The first source that knows an image is taken. Numbers of images coincide between sets, never
+# within what a pattern can find: each set has its own form of name or its own folder.
+REGIONS = (
+    MaskConfig(
+        kind="labels",
+        options={
+            "root": "data/bsds500/segmentations/train",
+            "pattern": "{stem}_*.png",
+            "ignore": [0],
+        },
+    ),
+    MaskConfig(kind="labels", options={"root": "data/msrc/train/labels", "ignore": [255]}),
+    MaskConfig(kind="labels", options={"root": "data/camvid/trainannot", "ignore": [11]}),
+    MaskConfig(kind="labels", options={"root": "data/nyuv2/train/labels", "ignore": [255]}),
+)
+SUPERPIXELS = MaskConfig(kind="superpixels", options={"method": "felzenszwalb"})
+LABELLED = (
+    "data/bsds500/images/train",
+    "data/msrc/train/images",
+    "data/camvid/train",
+    "data/nyuv2/train/images",
+)
+UNLABELLED = "data/imagenet_sample/images"
+
+
+def cut_images(crop: int, **settings: Any) -> DataConfig:
+    """Return random mirrored crops of all training images with masks."""
+    return DataConfig(
+        paths=(*LABELLED, UNLABELLED),
+        crop=crop,
+        position="random",
+        flip=0.5,
+        masks=(*REGIONS, SUPERPIXELS),
+        **settings,
+    )
+
+
+@register_recipe
+def bundled_jafar() -> TrainConfig:
+    """JAFAR for ViT-Tiny, as it comes with the package: mask-refined features at half resolution.
+
+    JAFAR's own signal (``jafar_small``) never shows the network an edge that is sharper than a
+    patch; LoftUp's first one does, and takes JAFAR as well as any other method.
+
+    * As LoftUp's first stage: the objective.
+    * Chosen: everything else. Keys and queries of 64 channels, crops of 160 pixels.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_jafar
+        >>> bundled_jafar().objective.name
+        'mask_refined'
+    """
+    return TrainConfig(
+        backbones=(VIT_TINY,),
+        upsampler=UpsamplerConfig(name="jafar", config={"qk_dim": 64}),
+        objective=ObjectiveConfig(
+            name="mask_refined", settings={"alpha": 0.9, "order": "free", "output_scale": 0.5}
+        ),
+        data=cut_images(160, resize=176, scale=(1.0, 1.6)),
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-5),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=30),
+        clip=ClipConfig(max_norm=1.0),
+        ema=EmaConfig(decay=0.98),
+        checkpoint=CheckpointConfig(every=50),
+        steps=600,
+        batch_size=4,
+    )
+
+
+@register_recipe
+def bundled_loftup_stage1() -> TrainConfig:
+    """LoftUp's first stage for ViT-Tiny, as it comes with the package.
+
+    * As LoftUp's first stage: objective and architecture.
+    * Chosen: everything else. Crops of 160 pixels, outputs of 56.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_loftup_stage1
+        >>> bundled_loftup_stage1().upsampler.name
+        'loftup'
+    """
+    return TrainConfig(
+        backbones=(VIT_TINY,),
+        upsampler=UpsamplerConfig(name="loftup"),
+        objective=ObjectiveConfig(
+            name="mask_refined", settings={"alpha": 0.9, "order": "free", "output_scale": 0.35}
+        ),
+        data=cut_images(160, resize=176, scale=(1.0, 1.6)),
+        optimizer=OptimizerConfig(lr=1e-3),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=50),
+        clip=ClipConfig(max_norm=1.0),
+        ema=EmaConfig(decay=0.98),
+        checkpoint=CheckpointConfig(every=50),
+        steps=600,
+        batch_size=4,
+    )
+
+
+@register_recipe
+def bundled_loftup_stage2() -> TrainConfig:
+    """LoftUp's second stage for ViT-Tiny, as it comes with the package: self-distillation.
+
+    It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``.
+
+    * As LoftUp's second stage: objective, teacher, crops.
+    * Chosen: everything else. Images of 320 and inputs of 160 pixels.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_loftup_stage2
+        >>> bundled_loftup_stage2().upsampler.start_from
+        'runs/bundled_loftup_stage1/model'
+    """
+    return TrainConfig(
+        backbones=(VIT_TINY,),
+        upsampler=UpsamplerConfig(name="loftup", start_from="runs/bundled_loftup_stage1/model"),
+        objective=ObjectiveConfig(
+            name="self_distillation",
+            settings={"input_sizes": [160], "crops": 2, "order": "free", "output_scale": 0.35},
+        ),
+        data=cut_images(320, resize=320, scale=(1.0, 1.3)),
+        optimizer=OptimizerConfig(lr=1e-4),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=20),
+        clip=ClipConfig(max_norm=1.0),
+        checkpoint=CheckpointConfig(every=25),
+        steps=150,
+        batch_size=2,
+    )
