@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.tolerances import tolerance
 from upfeat.ops.head_averaged_attention import head_averaged_attention_reference
+from upfeat.ops.local_attender import Taps, local_attender_reference
 from upfeat.ops.neighborhood_attention import (
     cross_scale_neighborhood_attention_reference,
     neighbor_cells,
@@ -244,3 +245,32 @@ def test_windowed_and_neighborhood_attention_refuse_where_order_must_be_fixed():
             )  # fmt: skip
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("batch", "grid", "ratio", "channels", "padding", "dtype"),
+    [
+        (2, (4, 5), (2, 2), 7, "replicate", FLOAT32),
+        (1, (6, 3), (1, 3), 140, "reflect", FLOAT32),  # two blocks of channels
+        (1, (3, 4), (2, 2), 20, "replicate", BFLOAT16),
+        (1, (1, 7), (4, 1), 9, "reflect", FLOAT16),
+    ],
+)
+def test_local_attender(batch, grid, ratio, channels, padding, dtype):
+    offsets = tuple((row, col) for row in (-2, 0, 1) for col in (-1, 0, 2))
+    kernel, taps = load("local_attender"), Taps(offsets, padding)
+    logits = torch.randn(batch, 9, grid[0] * ratio[0], grid[1] * ratio[1]).to(dtype)
+    value = torch.randn(batch, channels, *grid).to(dtype)
+    output, residuals = kernel.forward(logits, value, taps=taps)
+    exact = [t.double().requires_grad_() for t in (logits, value)]
+    wanted = local_attender_reference(*exact, offsets, padding=padding)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), wanted.detach(), **tolerance(dtype))
+    above = torch.randn(wanted.shape).to(dtype)
+    gradients = kernel.backward(above, logits, value, residuals, taps=taps)
+    wanted_gradients = torch.autograd.grad(wanted, exact, above.double())
+    for given, actual, right in zip((logits, value), gradients, wanted_gradients, strict=True):
+        assert actual.shape == given.shape
+        assert actual.dtype == dtype
+        error = float((actual.double() - right).abs().max())
+        assert error < GRADIENT[dtype] * float(right.abs().max())

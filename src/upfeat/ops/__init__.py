@@ -8,6 +8,7 @@ from upfeat.ops.head_averaged_attention import (
     head_averaged_attention,
     head_averaged_attention_weights,
 )
+from upfeat.ops.local_attender import local_attender
 from upfeat.ops.neighborhood_attention import cross_scale_neighborhood_attention
 from upfeat.ops.windowed_attention import window_bounds, windowed_attention
 
@@ -15,6 +16,7 @@ __all__ = [
     "cross_scale_neighborhood_attention",
     "head_averaged_attention",
     "head_averaged_attention_weights",
+    "local_attender",
     "window_bounds",
     "windowed_attention",
 ]

@@ -13,7 +13,12 @@ from upfeat.errors import MissingPackageError, UnknownNameError
 
 __all__ = ["OPERATORS", "load"]
 
-OPERATORS = ("head_averaged_attention", "neighborhood_attention", "windowed_attention")
+OPERATORS = (
+    "head_averaged_attention",
+    "local_attender",
+    "neighborhood_attention",
+    "windowed_attention",
+)
 
 
 def load(name: str) -> ModuleType:

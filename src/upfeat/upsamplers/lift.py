@@ -1,0 +1,199 @@
+"""LiFT: a small convolutional network that doubles the resolution of ViT features.
+
+Paper: Suri et al., "LiFT: A Surprisingly Simple Lightweight Feature Transform for Dense ViT
+Descriptors", ECCV 2024, arXiv 2403.14625. Original: github.com/saksham-s/lift at fd6d929a; for
+patch 14: the copy in github.com/andrehuang/loftup at 6620d9bc. Weights: the original's Google
+Drive folder.
+
+A U-Net of one level: the image is brought to twice the feature grid (g1) and to the grid (g2),
+features and g2 go up together, meet g1, and two convolutions give features of twice the size.
+
+Legend: B batch, C feature channels, h w grid of the features, H W guidance image.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.checkpoints import HubFile
+from upfeat.errors import UnsupportedError
+from upfeat.ops.banded_convolution import fold_batch_norm
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.weights import Checkpoint
+
+IMAGE_WIDTH = 32  # channels of the image's maps
+
+
+def _image_block(inputs: int) -> list[nn.Module]:
+    """Half the size: convolution, batch norm, ReLU."""
+    convolution = nn.Conv2d(inputs, IMAGE_WIDTH, 3, stride=2, padding=1)
+    return [convolution, nn.BatchNorm2d(IMAGE_WIDTH), nn.ReLU()]
+
+
+class _DoubleConvolution(nn.Module):
+    """Twice: 3x3 convolution without bias, batch norm, ReLU."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for channels in (inputs, width):
+            convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            blocks += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+        self.double_conv = nn.Sequential(*blocks)
+
+
+class _Up(nn.Module):
+    """The way up: a transposed convolution, then :class:`_DoubleConvolution` beside the image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inputs = channels + IMAGE_WIDTH
+        self.up = nn.ConvTranspose2d(inputs, inputs // 2, 2, stride=2)
+        self.conv_1 = _DoubleConvolution(inputs // 2 + IMAGE_WIDTH, channels // 2)
+
+
+def _apply(blocks: nn.Sequential, x: Tensor) -> Tensor:
+    """Run convolution, batch norm, ReLU, ... ; without a graph the norms are folded in."""
+    if blocks.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return blocks(x)
+    modules = list(blocks)
+    for convolution, norm in zip(modules[::3], modules[1::3], strict=True):
+        zero = norm.running_mean.new_zeros(())
+        weight, bias = fold_batch_norm(
+            convolution.weight,
+            zero if convolution.bias is None else convolution.bias,
+            norm.running_mean,
+            norm.running_var,
+            (norm.weight, norm.bias),
+            norm.eps,
+        )
+        x = F.conv2d(x, weight, bias, convolution.stride, convolution.padding).relu_()
+    return x
+
+
+def _record(backbone: str, patch: int, width: int) -> Checkpoint:
+    tag = f"dino_{backbone}{patch}"
+    return Checkpoint(
+        tag=tag,
+        file=HubFile(
+            filename=f"lift_{tag}.pth",
+            url="https://drive.google.com/drive/folders/12Q8n_vur3njOgAO1iu0P6tDIcszrnadd",
+        ),
+        backbone=f"keys of block 11 of DINO {backbone.replace('vit', 'ViT-').upper()}/{patch}",
+        feature_dim=width,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        training_data="ImageNet-1k, 5 epochs, 448 x 448",
+        code_license="not recorded; see the repository",
+        weights_license="not stated",
+        backbone_license="Apache-2.0",
+        paper="2403.14625",
+        note="Download the file by hand. It wants DINO's keys, not its output tokens, with the "
+        "head as the fastest index: channel = dim * heads + head.",
+    )
+
+
+CHECKPOINTS = (
+    _record("vits", 16, 384),
+    _record("vits", 8, 384),
+    _record("vitb", 16, 768),
+    _record("vitb", 8, 768),
+)
+
+
+@register_upsampler("lift", checkpoints=CHECKPOINTS)
+class LiFT(Upsampler):
+    """LiFT (arXiv 2403.14625): features of twice the size, again and again if asked.
+
+    The image's map goes to twice the grid by adaptive max pooling: the identity for patch 8, the
+    original's 2x2 pooling for patch 16, LoftUp's rule for patch 14, and defined for every other
+    size. One set of weights therefore fits any patch size; it was trained for one.
+
+    Args:
+        feature_dim: C, channels of the backbone's features.
+        iterations: how often the size is doubled; the output goes in again, with the image
+            bilinearly enlarged x2 each time (LiFT-iterative). What remains to the asked size is
+            bilinear.
+
+    Raises:
+        ValueError: ``feature_dim`` is below 2, or ``iterations`` is not positive.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("lift", feature_dim=16).eval()
+        >>> up(torch.randn(1, 3, 64, 48), torch.randn(1, 16, 4, 3), output_size=(8, 6)).shape
+        torch.Size([1, 16, 8, 6])
+    """
+
+    info = UpsamplerInfo(
+        name="lift",
+        summary="Small convolutional network that doubles the grid; trained per backbone.",
+        paper="LiFT: A Surprisingly Simple Lightweight Feature Transform for Dense ViT Descriptors",
+        year=2024,
+        arxiv="2403.14625",
+        code="https://github.com/saksham-s/lift",
+        code_license="not recorded; see the repository",
+        weights_license="not stated",
+        any_size=False,
+        factor=2,
+    )
+
+    def __init__(self, feature_dim: int, iterations: int = 1) -> None:
+        super().__init__()
+        if feature_dim < 2:
+            raise ValueError(f"feature_dim must be at least 2, got {feature_dim}")
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        self.iterations = iterations
+        self.up1 = _Up(feature_dim)
+        self.outc = nn.Conv2d(feature_dim // 2, feature_dim, 1)
+        self.image_convs_1 = nn.Sequential(*_image_block(3), *_image_block(IMAGE_WIDTH))
+        self.image_convs_2 = nn.Sequential(*_image_block(IMAGE_WIDTH))
+
+    def _check(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+    ) -> None:
+        super()._check(image, features, output_size, values)
+        if values is not None:
+            raise UnsupportedError(
+                "lift makes new features instead of mixing given ones, so it has no values=; apply "
+                "the head to its output, or take a method that mixes (jafar, anyup, naf)"
+            )
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            # Channels side by side in memory suit both the convolutions and the final resize.
+            image = image.contiguous(memory_format=torch.channels_last)
+            features = features.contiguous(memory_format=torch.channels_last)
+        for iteration in range(self.iterations):
+            if iteration:
+                image = F.interpolate(image, scale_factor=2, mode="bilinear")
+            features = self._double(image, features)
+        if features.shape[-2:] == output_size:
+            return features
+        return F.interpolate(features, output_size, mode="bilinear")
+
+    def _double(self, image: Tensor, features: Tensor) -> Tensor:
+        """(B, 3, H, W), (B, C, h, w) -> (B, C, 2h, 2w)."""
+        size = (2 * features.shape[2], 2 * features.shape[3])
+        fine = F.adaptive_max_pool2d(_apply(self.image_convs_1, image), size)  # g1 (B, 32, 2h, 2w)
+        coarse = _apply(self.image_convs_2, fine)  # g2 (B, 32, h, w)
+        x = self.up1.up(torch.cat((features, coarse), dim=1))  # (B, (C + 32) // 2, 2h, 2w)
+        x = _apply(self.up1.conv_1.double_conv, torch.cat((x, fine), dim=1))  # (B, C//2, 2h, 2w)
+        return self.outc(x)
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read the width; the number of iterations leaves no trace in the tensors."""
+        return {"feature_dim": cls.convert_official(state)["outc.weight"].shape[0]}
+
+    @classmethod
+    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Drop the prefix of data-parallel training; the names are the same."""
+        return {key.removeprefix("module."): value for key, value in state.items()}

@@ -1,0 +1,454 @@
+"""UPLiFT: doubles the grid again and again, each time mixing the given features locally.
+
+Paper: Walmer, Suri et al., "UPLiFT: Efficient Pixel-Dense Feature Upsampling with Local
+Attenders", 2026. Original: github.com/mwalmer-umd/UPLiFT at 85f09ee4. Weights: Hugging Face,
+organisation UPLiFT-upsampler.
+
+An encoder looks at the image once. A decoder turns the current features and the encoder's maps into
+a guide of twice their size, of which the local attender makes weights over the cells around each
+pixel's own. The output is a convex combination of the features; the same weights serve every
+iteration.
+
+Legend: B batch, C feature channels, K value channels, E E' channels of the encoder's last two maps,
+G guide channels, n taps, h w current grid, H W guidance image.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.checkpoints import HubFile
+from upfeat.errors import UnsupportedError
+from upfeat.ops import local_attender
+from upfeat.ops.banded_convolution import fold_batch_norm
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.weights import Checkpoint
+
+LAYER_NORM_EPS = 1e-6
+NOISE_SEED = 0
+
+# Steps (row, column) of the local attender, by their number.
+_PLUS = [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
+_INNER = [(row, col) for row in (-1, 0, 1) for col in (-1, 0, 1)]
+_OUTER = [(row, col) for row in range(-2, 3) for col in range(-2, 3)]
+NEIGHBOURHOODS: dict[int, list[tuple[int, int]]] = {
+    5: _PLUS,
+    9: _INNER,
+    13: [step for step in _OUTER if abs(step[0]) + abs(step[1]) <= 2],
+    17: [step for step in _OUTER if max(map(abs, step)) < 2 or not (step[0] % 2 or step[1] % 2)],
+    25: _OUTER,
+}
+
+# A stage: its blocks, "single" or "double", one output width each; "pool": halved by max pooling.
+Stage = Mapping[str, Any]
+RELEASED_ENCODER: tuple[Stage, ...] = tuple(
+    {"block": "single", "widths": [width], "pool": False} for width in (16, 32, 64, 128, 128)
+)
+RELEASED_DECODER: tuple[Stage, ...] = ({"block": "double", "widths": [64]},) * 2
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, h, w) at each pixel."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def add_residual(residual: Tensor, x: Tensor) -> Tensor:
+    """Add a map after cutting its channels, or filling them up with zeros, to those of ``x``."""
+    missing = x.shape[1] - residual.shape[1]
+    if missing > 0:
+        return x + F.pad(residual, (0, 0, 0, 0, 0, missing))
+    return x + residual[:, : x.shape[1]]
+
+
+class Block(nn.Module):
+    """One or two of (3x3 convolution, norm, ReLU), a 1x1 convolution, and the input added."""
+
+    def __init__(self, inputs: int, width: int, convolutions: int, norm: str) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels in (inputs, width)[:convolutions]:
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+            batch = norm == "batch"
+            layers.append(nn.BatchNorm2d(width) if batch else ChannelNorm(width, LAYER_NORM_EPS))
+            layers.append(nn.ReLU())
+        self.conv = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor, stride: int = 1) -> Tensor:
+        """(B, in, H, W) -> (B, width, H, W), or only every ``stride``-th of its pixels."""
+        own = x[:, :, ::stride, ::stride]
+        plain = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if plain and stride == 1:
+            return add_residual(own, self.conv(x))
+        *layers, last = self.conv
+        inner = x
+        for index in range(0, len(layers), 3):
+            # Only the last 3x3 convolution may skip pixels: nothing looks around after it.
+            step = stride if index == len(layers) - 3 else 1
+            inner = _normed(inner, layers[index], layers[index + 1], step)
+        return _add_residual_(own, last(inner))
+
+
+def _normed(x: Tensor, convolution: nn.Module, norm: nn.Module, stride: int) -> Tensor:
+    """Convolution, norm and ReLU; a batch norm of eval mode is folded into the convolution."""
+    weight = convolution.get_parameter("weight")
+    if isinstance(norm, nn.BatchNorm2d) and not norm.training and not torch.is_grad_enabled():
+        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        affine = (norm.weight, norm.bias)
+        zero = torch.zeros_like(mean)
+        weight, bias = fold_batch_norm(weight, zero, mean, variance, affine, norm.eps)
+        return F.conv2d(x, weight, bias, stride, padding=1).relu_()
+    return norm(F.conv2d(x, weight, None, stride, padding=1)).relu()
+
+
+def _add_residual_(residual: Tensor, x: Tensor) -> Tensor:
+    """`add_residual`, in place where no graph is recorded."""
+    if torch.is_grad_enabled() or x.dtype != residual.dtype:
+        return add_residual(residual, x)
+    shared = min(residual.shape[1], x.shape[1])
+    x[:, :shared] += residual[:, :shared]
+    return x
+
+
+class BlockStack(nn.Module):
+    """The blocks of a stage."""
+
+    def __init__(self, inputs: int, stage: Stage, norm: str) -> None:
+        super().__init__()
+        convolutions = {"single": 1, "double": 2}[stage["block"]]
+        widths = [inputs, *stage["widths"]]
+        self.width = widths[-1]
+        self.blocks = nn.ModuleList(
+            Block(before, width, convolutions, norm) for before, width in itertools.pairwise(widths)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks one after the other."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def sampled(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The output resized to ``size`` by nearest, computing little more than is taken.
+
+        Pixel i of the small map is pixel floor(i * H / h): for whole ratios every H/h-th.
+        """
+        for block in list(self.blocks)[:-1]:
+            x = block(x)
+        stride = x.shape[2] // size[0]
+        whole = x.shape[2] == stride * size[0] and x.shape[3] == stride * size[1]
+        if whole and not self._sees_all():
+            return self.blocks[-1](x, stride)
+        return F.interpolate(self.blocks[-1](x), size, mode="nearest")
+
+    def _sees_all(self) -> bool:
+        """Whether a norm takes its statistics from all pixels."""
+        return self.training and any(isinstance(m, nn.BatchNorm2d) for m in self.modules())
+
+
+class Encoder(nn.Module):
+    """Maps of the image, one a stage."""
+
+    def __init__(self, stages: Sequence[Stage], norm: str) -> None:
+        super().__init__()
+        self.pooled = [bool(stage.get("pool", False)) for stage in stages]
+        self.widths = [3]
+        for index, stage in enumerate(stages):
+            stack = BlockStack(self.widths[-1], stage, norm)
+            self.add_module(f"block_{index}", stack)
+            self.widths.append(stack.width)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The last but one map (B, E', H, W), and what the last stage gets."""
+        x = image
+        for index, pooled in enumerate(self.pooled[:-1]):
+            x = self.get_submodule(f"block_{index}")(F.max_pool2d(x, 2) if pooled else x)
+        return x, F.max_pool2d(x, 2) if self.pooled[-1] else x
+
+    def last_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
+        """The last map, (B, E, h, w), resized by nearest."""
+        stack = self.get_submodule(f"block_{len(self.pooled) - 1}")
+        assert isinstance(stack, BlockStack)
+        return stack.sampled(inputs, size)
+
+
+class Up(nn.Module):
+    """Twice the size: a transposed convolution, and its input enlarged with aligned corners."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, G, h, w) -> (B, G, 2h, 2w)."""
+        large = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return self.up(x) + large
+
+
+class LocalAttender(nn.Module):
+    """Weights from the guide, values from the coarse map: section "Local Attender".
+
+    Logits are a 1x1 convolution of the guide, plus the guide's first n channels.
+    """
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        if taps not in NEIGHBOURHOODS:
+            raise ValueError(f"taps must be one of {sorted(NEIGHBOURHOODS)}, got {taps}")
+        self.offsets = NEIGHBOURHOODS[taps]
+        self.conv1 = nn.Conv2d(width, taps, 1)
+
+    def forward(self, guide: Tensor, values: Tensor) -> Tensor:
+        """(B, G, H, W), (B, K, h, w) -> (B, K, H, W)."""
+        return local_attender(add_residual(guide, self.conv1(guide)), values, self.offsets)
+
+
+def _record(
+    tag: str, name: str, backbone: str, width: int, patch: int, **details: Any
+) -> Checkpoint:
+    record = Checkpoint(
+        tag=tag,
+        file=HubFile(filename=f"{name}.safetensors", repository=f"UPLiFT-upsampler/{name}"),
+        backbone=backbone,
+        feature_dim=width,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        training_data="ImageNet-1k, one epoch of 448 x 448, batch 32",
+        code_license="not recorded; see the repository",
+        weights_license="not recorded; see the model card",
+        backbone_license="see the backbone's model card",
+        paper="UPLiFT (2026)",
+        config={"patch_size": patch},
+    )
+    return dataclasses.replace(record, **details)
+
+
+CHECKPOINTS = (
+    _record("dinov2_s14", "uplift_dinov2-s14", "timm/vit_small_patch14_dinov2.lvd142m", 384, 14),
+    _record(
+        "dinov3_splus16",
+        "uplift_dinov3-splus16",
+        "timm/vit_small_plus_patch16_dinov3.lvd1689m",
+        384,
+        16,
+    ),
+    _record(
+        "sd15_vae",
+        "uplift_sd1.5vae",
+        "latents of the autoencoder of Stable Diffusion 1.5",
+        4,
+        8,
+        image_mean=(0.0, 0.0, 0.0),
+        image_std=(1.0, 1.0, 1.0),
+        training_data="Unsplash-Lite, five epochs of 1024 x 1024 crops",
+        note="Has a refiner, so it makes new values; its noise is fixed in eval mode.",
+    ),
+)
+
+
+@register_upsampler("uplift", checkpoints=CHECKPOINTS)
+class UPLiFT(Upsampler):
+    """UPLiFT (2026): repeated doubling with local attenders.
+
+    Args:
+        feature_dim: C, channels of the backbone's features.
+        iterations: how often the size is doubled; None: as often as the asked size needs. What
+            remains is an antialiased bilinear resize. (The original's code says 1, its
+            documentation 4.)
+        patch_size: of the backbone; with 14 the image is resized by 16/14 first, as the original
+            does. Other values change nothing.
+        taps: n cells that a pixel mixes: 5, 9, 13, 17 or 25.
+        encoder: its stages; default: the released one. A stage is ``{"block": "single" or
+            "double", "widths": [...], "pool": bool}``, with one block for each width.
+        decoder: its two stages, before and after doubling; default: the released ones.
+        refiner: a stage that works on the mixed features and makes new ones; None for none.
+        norm: ``"batch"`` or ``"layer"`` (over the channels).
+        noise_channels: channels of normal noise that decoder and refiner get, also at inference
+            (autoencoder configuration). In eval mode it is the same in every call.
+        noise_scale: factor on that noise.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("uplift", feature_dim=8, taps=9).eval()
+        >>> up(torch.randn(1, 3, 32, 48), torch.randn(1, 8, 4, 6)).shape
+        torch.Size([1, 8, 32, 48])
+    """
+
+    info = UpsamplerInfo(
+        name="uplift",
+        summary="Doubles the grid repeatedly, mixing features with local attenders.",
+        paper="UPLiFT: Efficient Pixel-Dense Feature Upsampling with Local Attenders",
+        year=2026,
+        code="https://github.com/mwalmer-umd/UPLiFT",
+        code_license="not recorded; see the repository",
+        weights_license="not recorded; see the model card",
+        any_size=False,
+        commutes_with_head=True,
+        factor=2,
+    )
+
+    def __init__(
+        self,
+        feature_dim: int,
+        iterations: int | None = None,
+        patch_size: int = 16,
+        taps: int = 17,
+        encoder: Sequence[Stage] | None = None,
+        decoder: Sequence[Stage] | None = None,
+        refiner: Stage | None = None,
+        norm: str = "batch",
+        noise_channels: int = 0,
+        noise_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if iterations is not None and iterations < 1:
+            raise ValueError(f"iterations must be at least 1 or None, got {iterations}")
+        if norm not in ("batch", "layer"):
+            raise ValueError(f"norm must be 'batch' or 'layer', got {norm!r}")
+        encoder, decoder = encoder or RELEASED_ENCODER, decoder or RELEASED_DECODER
+        if len(decoder) != 2 or len(encoder) < 2:
+            raise ValueError(
+                f"decoder must have 2 stages and encoder at least 2, got {len(decoder)} and "
+                f"{len(encoder)}"
+            )
+        self.iterations, self.patch_size = iterations, patch_size
+        self.noise_channels, self.noise_scale = noise_channels, noise_scale
+        self.encoder = Encoder(encoder, norm)
+        *_, fine, coarse = self.encoder.widths  # E', E
+        first = BlockStack(feature_dim + coarse + noise_channels, decoder[0], norm)
+        second = BlockStack(first.width + fine + noise_channels, decoder[1], norm)
+        self.decoder = nn.ModuleDict({"block_0": first, "up_1": Up(first.width), "block_1": second})
+        self.attender = LocalAttender(second.width, taps)
+        self.refiner: BlockStack | None = None
+        if refiner is not None:
+            self.refiner = BlockStack(feature_dim + coarse + noise_channels, refiner, norm)
+            self.ref_outc = nn.Conv2d(self.refiner.width, feature_dim, 1)
+            self.info = dataclasses.replace(type(self).info, commutes_with_head=False)
+
+    def _check(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+    ) -> None:
+        super()._check(image, features, output_size, values)
+        if values is not None and self.refiner is not None:
+            raise UnsupportedError(
+                "this uplift has a refiner, which makes new features instead of mixing given ones, "
+                "so it has no values=; apply the head to its output"
+            )
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        if self.patch_size == 14:
+            size = (image.shape[2] * 16 // 14, image.shape[3] * 16 // 14)
+            image = F.interpolate(image, size, mode="bilinear", antialias=True)
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            image = image.contiguous(memory_format=torch.channels_last)
+        fine, before_coarse = self.encoder(image)
+        shared = values is features
+        noise = _Noise(self.noise_channels, self.noise_scale, self.training)
+        count = self._count(features, output_size)
+        for iteration in range(count):
+            guide = self._guide(features, fine, before_coarse, noise)
+            values = self.attender(guide, values)
+            if self.refiner is not None:
+                values = self._refine(values, before_coarse, noise)
+            if shared:
+                features = values
+            elif iteration + 1 < count:
+                features = self.attender(guide, features)
+        if values.shape[-2:] == output_size:
+            return values
+        return F.interpolate(values, output_size, mode="bilinear", antialias=True)
+
+    def _count(self, features: Tensor, output_size: tuple[int, int]) -> int:
+        """Doublings: the given number, or the least whose grid covers the output."""
+        if self.iterations is not None:
+            return self.iterations
+        count = 1
+        while any(n << count < out for n, out in zip(features.shape[2:], output_size, strict=True)):
+            count += 1
+        return count
+
+    def _guide(self, x: Tensor, fine: Tensor, before_coarse: Tensor, noise: "_Noise") -> Tensor:
+        """The decoder: features (B, C, h, w) and the encoder's maps -> guide (B, G, 2h, 2w)."""
+        size = (x.shape[2], x.shape[3])
+        coarse = self.encoder.last_map(before_coarse, size)
+        x = self.decoder["block_0"](torch.cat(noise.beside(x, coarse), dim=1))
+        x = self.decoder["up_1"](x)
+        fine = F.interpolate(fine, (2 * size[0], 2 * size[1]), mode="nearest")
+        return self.decoder["block_1"](torch.cat(noise.beside(x, fine), dim=1))
+
+    def _refine(self, x: Tensor, before_coarse: Tensor, noise: "_Noise") -> Tensor:
+        """The refiner: (B, C, h, w) -> (B, C, h, w)."""
+        assert self.refiner is not None  # asked by the caller
+        coarse = self.encoder.last_map(before_coarse, (x.shape[2], x.shape[3]))
+        return self.ref_outc(self.refiner(torch.cat(noise.beside(x, coarse), dim=1)))
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read widths, blocks and norm; ``iterations``, ``patch_size`` and pooling are untold."""
+        own = cls.convert_official(state)
+        encoder = []
+        while f"encoder.block_{len(encoder)}.blocks.0.conv.0.weight" in own:
+            encoder.append(_read_stage(own, f"encoder.block_{len(encoder)}") | {"pool": False})
+        decoder = [_read_stage(own, f"decoder.block_{index}") for index in range(2)]
+        first, second = (
+            own[f"decoder.block_{index}.blocks.0.conv.0.weight"].shape[1] for index in range(2)
+        )
+        noise = second - decoder[0]["widths"][-1] - encoder[-2]["widths"][-1]
+        batch = "encoder.block_0.blocks.0.conv.1.running_mean" in own
+        refined = "refiner.blocks.0.conv.0.weight" in own
+        return {
+            "feature_dim": first - encoder[-1]["widths"][-1] - noise,
+            "taps": own["attender.conv1.weight"].shape[0],
+            "encoder": encoder,
+            "decoder": decoder,
+            "refiner": _read_stage(own, "refiner") if refined else None,
+            "norm": "batch" if batch else "layer",
+            "noise_channels": noise,
+        }
+
+    @classmethod
+    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Drop the prefix of data-parallel training; the names are the same."""
+        return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+class _Noise:
+    """Noise of one call: fresh in training, the same every time in eval mode."""
+
+    def __init__(self, channels: int, scale: float, training: bool) -> None:
+        self.channels, self.scale = channels, scale
+        self.generator = None if training else torch.Generator()
+        if self.generator is not None:
+            self.generator.manual_seed(NOISE_SEED)
+
+    def beside(self, *maps: Tensor) -> list[Tensor]:
+        """The maps, and noise of their size behind them."""
+        if not self.channels:
+            return list(maps)
+        like = maps[0]
+        shape = (like.shape[0], self.channels, *like.shape[2:])
+        drawn = torch.randn(shape, generator=self.generator)
+        return [*maps, self.scale * drawn.to(like)]
+
+
+def _read_stage(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    """Blocks and widths of a stage from its tensors."""
+    widths: list[int] = []
+    while not widths or f"{prefix}.blocks.{len(widths)}.conv.0.weight" in state:
+        widths.append(state[f"{prefix}.blocks.{len(widths)}.conv.0.weight"].shape[0])
+    second = state.get(f"{prefix}.blocks.0.conv.3.weight")
+    double = second is not None and second.shape[-1] == 3
+    return {"block": "double" if double else "single", "widths": widths}
