@@ -7,6 +7,7 @@ from upfeat.upsamplers import anyup as anyup
 from upfeat.upsamplers import carafe as carafe
 from upfeat.upsamplers import dysample as dysample
 from upfeat.upsamplers import featup_jbu as featup_jbu
+from upfeat.upsamplers import featup_jbu as featup_jbu
 from upfeat.upsamplers import interpolation as interpolation
 from upfeat.upsamplers import jafar as jafar
 from upfeat.upsamplers import joint_bilateral as joint_bilateral

@@ -82,7 +82,7 @@ def load_checkpoint(
 ) -> UpsamplerType:
     """Find the file of a record, load it, and narrow ``info`` to what the record says."""
     what = f"{cls.info.name}.{record.tag}"
-    names = [what, record.file.local_name]
+    names = [what, what.replace(".", "_"), record.file.local_name]
     path = find_weights(what, names, file=file, hub=record.file)
     model = load_official(cls, path, {**record.config, **config})
     width = model.config.get("feature_dim")

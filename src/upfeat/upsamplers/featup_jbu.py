@@ -1,0 +1,369 @@
+"""FeatUp's joint bilateral upsampler: four learned x2 stages, guided by the image.
+
+Paper: Fu, Hamilton, Brandt, Feldman, Zhang, Freeman, "FeatUp: A Model-Agnostic Framework for
+Features at Any Resolution", ICLR 2024, arXiv 2403.10516. Original: github.com/mhamilton723/FeatUp
+(MIT). Weights: Lightning checkpoints on the authors' Azure storage (same repository).
+
+A stage (section 3.2) resizes the features bicubically to twice their size and mixes, around every
+pixel, 7 x 7 of them with
+
+    K = normalise(softmax(tau <P(p + t), P(p)>) exp(-|t|^2 / (2 sigma^2))) + 0.1 MLP(K, image)
+
+where P is a projection of the image, averaged to the stage's size. The correction by the small
+network is not renormalised: weights may be negative, and need not sum to one.
+
+Bicubic resizing is linear, so resizing and mixing are one sum over 7 x 7 *coarse* cells, whose
+weights are K times the two axes' resizing matrices; neither the resized map nor its windows are
+ever built. The last layer, out = s + 0.1 (W s + b), commutes with a sum that is the same for all
+channels: outside of training it is applied to the coarse features, and 0.1 b to the output.
+
+Legend: B batch, C channels, h w a stage's source, H W = 2h 2w its guidance, k = 7.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
+from upfeat.errors import UnsupportedError, shape_text
+from upfeat.ops.adaptive_convolution import adaptive_convolution, window_similarity
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.weights import Checkpoint
+
+RADIUS = 3
+SIDE = 2 * RADIUS + 1
+KEY_DIM = 32
+STAGES = 4
+BAND_BYTES = 32 * 2**20  # of the weights of a band of rows, in inference
+BAND_ROWS = 4  # a band is a multiple of it
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of each pixel; its affine part is a constant, never trained."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(dim))
+        self.register_buffer("bias", torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same shape."""
+        last = x.permute(0, 2, 3, 1)
+        out = F.layer_norm(last, last.shape[3:], self.weight, self.bias)
+        return out.permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    """One x2 stage (``JBULearnedRange``); the number of feature channels does not matter to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = SIDE * SIDE
+        self.range_temp = nn.Parameter(torch.tensor(0.0))
+        self.sigma_spatial = nn.Parameter(torch.tensor(1.0))
+        self.range_proj = _mlp(3, KEY_DIM)
+        self.fixup_proj = _mlp(taps + 3, taps)
+
+    def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+        """Upsample (B, C, h, w) to the guidance's size, (B, 3, H, W) -> (B, C, H, W)."""
+        size = (guidance.shape[2], guidance.shape[3])
+        kernel = self.kernel(guidance, self.keys(guidance))
+        if size == (2 * source.shape[2], 2 * source.shape[3]):
+            return self.mix(source, kernel, (0, size[0]))
+        fine = F.interpolate(source, size, mode="bicubic")
+        return adaptive_convolution(F.pad(fine, [RADIUS] * 4, mode="reflect"), kernel)
+
+    def mix(self, source: Tensor, kernel: Tensor, rows: tuple[int, int]) -> Tensor:
+        """Resize and mix (B, C, h, w) into fine rows (even to even): (B, C, rows, 2w)."""
+        height, width = source.shape[2:]
+        down = resizing_taps(height, source)[rows[0] : rows[1]]  # (rows, k, k)
+        across = resizing_taps(width, source)  # (2w, k, k)
+        coarse = torch.einsum("byxij,yiu,xjv->byxuv", kernel, down, across)
+        first, last = rows[0] // 2 - RADIUS, rows[1] // 2 + RADIUS
+        above, below = max(0, -first), max(0, last - height)
+        part = source[:, :, max(0, first) : min(last, height)]
+        return adaptive_convolution(F.pad(part, (RADIUS, RADIUS, above, below)), coarse, ratio=2)
+
+    def keys(self, guidance: Tensor) -> Tensor:
+        """Project the guidance and mirror its border: (B, 32, H + 6, W + 6)."""
+        return F.pad(self.range_proj(guidance), [RADIUS] * 4, mode="reflect")
+
+    def kernel(self, guidance: Tensor, keys: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
+        """Weights of some rows of fine pixels: (B, rows, W, 7, 7)."""
+        start, stop = rows or (0, guidance.shape[2])
+        around = keys[:, :, start : stop + 2 * RADIUS]
+        query = around[:, :, RADIUS:-RADIUS, RADIUS:-RADIUS]
+        temperature = self.range_temp.exp().clamp(1e-4, 1e4)
+        logits = temperature * window_similarity(query, around, SIDE)  # (B, rows, W, 7, 7)
+        spatial = self.spatial().flatten().to(logits.dtype)
+        weights = logits.flatten(3).softmax(-1) * spatial
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-7)
+        seen = torch.cat((weights, guidance[:, :, start:stop].permute(0, 2, 3, 1)), -1)
+        fixed = self.fixup_proj(seen.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return (weights + 0.1 * fixed).unflatten(3, (SIDE, SIDE))
+
+    def spatial(self) -> Tensor:
+        """The kernel over distance, not normalised: (7, 7)."""
+        axis = torch.linspace(-1, 1, SIDE, device=self.sigma_spatial.device)
+        square = axis[:, None].square() + axis.square()
+        return torch.exp(-square / (2 * self.sigma_spatial.square()))
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1), nn.GELU(), nn.Dropout2d(0.1), nn.Conv2d(outputs, outputs, 1)
+    )
+
+
+def resizing_taps(cells: int, like: Tensor) -> Tensor:
+    """Share of 7 coarse cells in the 7 fine pixels around each one, on an axis: (2n, 7, 7).
+
+    Row [p, i] says how fine pixel p + i - 3, mirrored at the border, comes from the coarse cells
+    p // 2 - 3 ... p // 2 + 3 by bicubic resizing.
+    """
+    eye = torch.eye(cells, device=like.device)[None, None]
+    matrix = F.interpolate(eye, (2 * cells, cells), mode="bicubic")[0, 0]  # (2n, n)
+    fine = torch.arange(2 * cells, device=like.device)
+    mirrored = F.pad(fine[None].float(), [RADIUS] * 2, mode="reflect")[0].long()  # (2n + 6,)
+    near = mirrored.unfold(0, SIDE, 1)  # (2n, 7): the pixels around each one
+    cell = fine[:, None] // 2 + torch.arange(SIDE, device=like.device)  # (2n, 7), padded by 3
+    padded = F.pad(matrix, [RADIUS] * 2)
+    return padded[near[:, :, None], cell[:, None]].to(like.dtype)
+
+
+def _record(tag: str, name: str, backbone: str, width: int, norm: bool = True) -> Checkpoint:
+    folder = "" if norm else "no_norm/"
+    filename = f"{name}_jbu_stack_cocostuff.ckpt"
+    return Checkpoint(
+        tag=tag,
+        file=HubFile(filename=f"featup/{folder}{filename}", url=f"{AZURE}/{folder}{filename}"),
+        backbone=backbone,
+        feature_dim=width,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        training_data="COCO-Stuff, train",
+        code_license="MIT",
+        weights_license="MIT (repository)",
+        backbone_license="as the backbone's",
+        paper="2403.10516",
+        note="Trained behind a norm of the channels, which the file holds."
+        if norm
+        else "Trained on the backbone's features as they are.",
+    )
+
+
+AZURE = "https://marhamilresearch4.blob.core.windows.net/feature-upsampling-public/pretrained"
+_BACKBONES = (
+    ("dino16", "dino16", "timm/vit_small_patch16_224.dino", 384),
+    ("dinov2", "dinov2", "timm/vit_small_patch14_dinov2.lvd142m", 384),
+    ("clip", "clip", "CLIP ViT-B/16 of OpenAI, final norm, projected", 512),
+    ("vit", "vit", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", 384),
+    ("resnet50", "resnet50", "timm/resnet50.tv_in1k", 2048),
+)
+CHECKPOINTS = (
+    *(_record(*row) for row in _BACKBONES),
+    *(_record(f"{row[0]}_no_norm", *row[1:], norm=False) for row in _BACKBONES),
+    _record("maskclip", "maskclip", "CLIP ViT-B/16 of OpenAI, as in MaskCLIP", 512, norm=False),
+)
+
+
+@register_upsampler("featup_jbu", checkpoints=CHECKPOINTS)
+class FeatUpJBU(Upsampler):
+    """FeatUp's joint bilateral upsampler (arXiv 2403.10516, section 3.2).
+
+    The stack multiplies the grid by 16; any other output size is a bilinear resize of that.
+
+    Args:
+        feature_dim: C.
+        channel_norm: normalise the channels of each pixel first, as the published variants "with
+            norm" do; its affine part is constant. Read from the file for published weights.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("featup_jbu", feature_dim=8).eval()
+        >>> up(torch.randn(1, 3, 28, 42), torch.randn(1, 8, 2, 3)).shape
+        torch.Size([1, 8, 28, 42])
+    """
+
+    info = UpsamplerInfo(
+        name="featup_jbu",
+        summary="Four learned joint bilateral x2 stages (x16), then a bilinear resize.",
+        paper="FeatUp: A Model-Agnostic Framework for Features at Any Resolution",
+        year=2024,
+        arxiv="2403.10516",
+        code="https://github.com/mhamilton723/FeatUp",
+        code_license="MIT",
+        weights_license="MIT (repository)",
+        any_size=False,
+        factor=2**STAGES,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    )
+    supports_tiles = True
+    official_keys = ("state_dict",)
+    official_globals = OMEGACONF_GLOBALS
+
+    def __init__(self, feature_dim: int, channel_norm: bool = True) -> None:
+        super().__init__()
+        self.channel_norm = ChannelNorm(feature_dim) if channel_norm else nn.Identity()
+        for index in range(1, STAGES + 1):
+            self.add_module(f"up{index}", Stage())
+        self.fixup_proj = nn.Sequential(nn.Dropout(0.2), nn.Conv2d(feature_dim, feature_dim, 1))
+
+    def _check(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+    ) -> None:
+        super()._check(image, features, output_size, values)
+        if min(features.shape[2:]) < 2:
+            raise ValueError(
+                f"featup_jbu mirrors its border and needs a grid of at least 2x2 cells, got "
+                f"features {shape_text(features)}; enlarge the image"
+            )
+        if values is not None:
+            raise UnsupportedError(
+                "featup_jbu ends in a layer over the channels of its features and mixes no other "
+                "values; call it without values= and put the head behind it"
+            )
+
+    def stages(self) -> list[Stage]:
+        """The four stages in order."""
+        return [self.get_submodule(f"up{index}") for index in range(1, STAGES + 1)]  # type: ignore[misc]
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        if self.training:
+            x = self.channel_norm(features)
+            for stage in self.stages():
+                x = stage(x, _shrunk(image, x))
+            x = x + 0.1 * self.fixup_proj(x)
+            return _resized(x, output_size)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            x = self._fixed(features)
+            for stage in self.stages():
+                x = stage(x, _shrunk(image, x))
+            return _resized(x, output_size) + self._shift()
+        x = self._coarse(image, features)
+        return _resized(_banded(self.stages()[-1], x, _shrunk(image, x)), output_size).add_(
+            self._shift()
+        )
+
+    def _fixed(self, features: Tensor) -> Tensor:
+        """Apply the last layer first, without its bias."""
+        x = self.channel_norm(features)
+        return x + 0.1 * F.conv2d(x, self._last.weight)
+
+    def _shift(self) -> Tensor:
+        bias = self._last.bias
+        return 0.1 * bias[:, None, None]
+
+    @property
+    def _last(self) -> nn.Conv2d:
+        return self.fixup_proj[1]  # type: ignore[return-value]
+
+    def _coarse(self, image: Tensor, features: Tensor) -> Tensor:
+        """Source of the last stage, (B, C, 8h, 8w), in inference."""
+        x = self._fixed(features)
+        for stage in self.stages()[:-1]:
+            x = _banded(stage, x, _shrunk(image, x))
+        return x
+
+    @torch.no_grad()
+    def _tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        max_bytes: int,
+    ) -> Iterator[Tile]:
+        if self.training:
+            raise ValueError("featup_jbu has no tiles() in training mode; call .eval() first")
+        stage, source = self.stages()[-1], self._coarse(image, features)
+        guidance = _shrunk(image, source)
+        keys, (height, width) = stage.keys(guidance), output_size
+        fine = (2 * source.shape[2], 2 * source.shape[3])
+        # Fine rows with the temporaries of their weights, and the output's rows.
+        per_row = fine[0] / height * fine[1] * (source.shape[1] + 4 * SIDE * SIDE)
+        per_row += 3 * width * source.shape[1]
+        step = max(1, int(max_bytes / (per_row * len(source) * source.element_size())) - 2)
+        for start in range(0, height, step):
+            stop = min(start + step, height)
+            span, shares = bilinear_rows((start, stop), height, fine[0], source)
+            even = (span[0] // 2 * 2, min(-(-span[1] // 2) * 2, fine[0]))
+            rows = stage.mix(source, stage.kernel(guidance, keys, even), even)
+            rows = rows[:, :, span[0] - even[0] : span[1] - even[0]]
+            rows = rows if shares is None else torch.einsum("rf,bcfx->bcrx", shares, rows)
+            tile = _resized(rows, (stop - start, width)) + self._shift()
+            yield slice(start, stop), slice(0, width), tile
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read the width, and whether the file was trained behind a channel norm."""
+        own = cls.convert_official(state)
+        return {
+            "feature_dim": own["fixup_proj.1.weight"].shape[0],
+            "channel_norm": "channel_norm.weight" in own,
+        }
+
+    @classmethod
+    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the stack, and the norm where there is one, out of a Lightning checkpoint.
+
+        The backbone (``model.*``), the downsampler and the scale network lie beside them.
+        """
+        state = {
+            key.replace("model.1.norm.", "channel_norm."): value for key, value in state.items()
+        }
+        own = {key.removeprefix("upsampler."): value for key, value in state.items()}
+        kept = ("up1.", "up2.", "up3.", "up4.", "fixup_proj.", "channel_norm.")
+        return {key: value for key, value in own.items() if key.startswith(kept)}
+
+
+def _shrunk(image: Tensor, source: Tensor) -> Tensor:
+    """The guidance of a stage: the image averaged to twice the source's size."""
+    return F.adaptive_avg_pool2d(image, (2 * source.shape[2], 2 * source.shape[3]))
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return x if tuple(x.shape[2:]) == size else F.interpolate(x, size, mode="bilinear")
+
+
+def _banded(stage: Stage, source: Tensor, guidance: Tensor) -> Tensor:
+    """A stage without gradients, whose weights exist for a band of rows at a time."""
+    batch, channels = source.shape[:2]
+    height, width = guidance.shape[2:]
+    out = source.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+    keys = stage.keys(guidance)
+    row_bytes = batch * width * 4 * SIDE * SIDE * 4
+    step = max(BAND_ROWS, BAND_BYTES // row_bytes // BAND_ROWS * BAND_ROWS)
+    for start in range(0, height, step):
+        rows = (start, min(start + step, height))
+        out[:, :, slice(*rows)] = stage.mix(source, stage.kernel(guidance, keys, rows), rows)
+    return out
+
+
+def bilinear_rows(
+    rows: tuple[int, int], height: int, source: int, like: Tensor
+) -> tuple[tuple[int, int], Tensor | None]:
+    """Rows of a source that some output rows of a bilinear resize need, and their shares (R, r).
+
+    Without a resize the rows are the source's, and there are no shares.
+    """
+    if height == source:
+        return rows, None
+    place = (torch.arange(*rows, device=like.device, dtype=torch.float64) + 0.5) * source / height
+    place = (place - 0.5).clamp(min=0)
+    low = place.long().clamp(max=source - 1)
+    high = (low + 1).clamp(max=source - 1)
+    first, last = int(low[0]), int(high[-1]) + 1
+    shares = like.new_zeros(len(place), last - first)
+    index = torch.arange(len(place), device=like.device)
+    part = (place - low).to(like.dtype)
+    shares.index_put_((index, low - first), 1 - part, accumulate=True)
+    shares.index_put_((index, high - first), part, accumulate=True)
+    return (first, last), shares
