@@ -4,6 +4,7 @@ An operator file holds a plain readable reference, a version in bounded memory a
 that picks; Triton kernels live in ``upfeat.ops.triton`` and are loaded for CUDA tensors only.
 """
 
+from upfeat.ops.guided_filter import guided_filter
 from upfeat.ops.head_averaged_attention import (
     head_averaged_attention,
     head_averaged_attention_weights,
@@ -14,6 +15,7 @@ from upfeat.ops.windowed_attention import window_bounds, windowed_attention
 
 __all__ = [
     "cross_scale_neighborhood_attention",
+    "guided_filter",
     "head_averaged_attention",
     "head_averaged_attention_weights",
     "local_attender",

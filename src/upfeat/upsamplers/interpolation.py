@@ -1,8 +1,9 @@
 """Interpolation: the baselines that look at no image.
 
-``nearest``, ``bilinear`` and ``bicubic`` have the semantics of ``torch.nn.functional.interpolate``
-(``align_corners=False``, no antialiasing, bicubic a = -0.75; nearest is torch's ``"nearest"``).
-Origin: textbook; no weights.
+``nearest``, ``bilinear``, ``bicubic`` and ``area`` have the semantics of
+``torch.nn.functional.interpolate`` (``align_corners=False``, no antialiasing, bicubic a = -0.75;
+nearest is torch's ``"nearest"``, area is adaptive average pooling). ``lanczos`` is Pillow's filter
+of that name, as two products with matrices, so that gradients flow. Origin: textbook; no weights.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
+
+LOBES = 3
 
 
 def _info(name: str, summary: str) -> UpsamplerInfo:
@@ -29,7 +32,10 @@ class Interpolation(Upsampler):
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
-        return F.interpolate(values, output_size, mode=self.mode)
+        return self._resize(values, output_size)
+
+    def _resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(values, size, mode=self.mode)
 
     def _tiles(
         self,
@@ -41,8 +47,9 @@ class Interpolation(Upsampler):
     ) -> Iterator[Tile]:
         height, width = output_size
         row_bytes = values.shape[0] * values.shape[1] * width * values.element_size()
-        # A band and the gathered rows it is made of: six times the band at the worst (bicubic).
-        step = max(1, max_bytes // (6 * row_bytes))
+        # A band and the gathered rows it is made of.
+        _, taps = self._taps(values, height, 0, height)
+        step = max(1, max_bytes // ((taps.shape[1] + 2) * row_bytes))
         for start in range(0, height, step):
             stop = min(start + step, height)
             yield slice(start, stop), slice(0, width), self._band(values, output_size, start, stop)
@@ -53,7 +60,7 @@ class Interpolation(Upsampler):
         index, weight = self._taps(values, height, start, stop)
         # (B, K, h, w) -> (B, K, rows, taps, w), weighted and summed over the taps
         band = (values[:, :, index] * weight[..., None]).sum(dim=3)
-        return F.interpolate(band, (stop - start, width), mode=self.mode)
+        return self._resize(band, (stop - start, width))
 
     def _taps(self, values: Tensor, height: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return source rows and their weights, both (rows, taps), for rows ``start:stop``.
@@ -65,9 +72,9 @@ class Interpolation(Upsampler):
         wide = torch.promote_types(values.dtype, torch.float32)
         identity = torch.eye(source, dtype=wide, device=values.device)
         # (1, 1, h, h) -> (H', h): one row of weights for each output row
-        weights = F.interpolate(identity[None, None], (height, source), mode=self.mode)[0, 0]
+        weights = self._resize(identity[None, None], (height, source))[0, 0]
         rows = weights[start:stop]
-        taps = min(source, 4)
+        taps = max(1, int((weights != 0).sum(1).max()))
         index = rows.abs().topk(taps, dim=1).indices
         return index, rows.gather(1, index).to(values.dtype)
 
@@ -115,3 +122,69 @@ class Bicubic(Interpolation):
 
     info = _info("bicubic", "Bicubic interpolation of the features.")
     mode = "bicubic"
+
+
+@register_upsampler("area")
+class Area(Interpolation):
+    """Area interpolation: the mean of the cells that a pixel overlaps (adaptive average pooling).
+
+    Upwards by a whole factor that is nearest; it is meant for grids larger than the output.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("area")
+        >>> up(torch.rand(1, 3, 1, 3), torch.tensor([[[[1.0, 2.0]]]]))[0, 0, 0].tolist()
+        [1.0, 1.5, 2.0]
+    """
+
+    info = _info("area", "Area interpolation of the features: means of overlapped cells.")
+    mode = "area"
+
+
+@register_upsampler("lanczos")
+class Lanczos(Interpolation):
+    """Lanczos interpolation with three lobes, as Pillow's ``LANCZOS``, antialiased downwards.
+
+    Weights are sinc(x) sinc(x / 3), renormalised where the border cuts them off.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("lanczos")
+        >>> up(torch.rand(1, 3, 8, 8), torch.rand(1, 5, 2, 2)).shape
+        torch.Size([1, 5, 8, 8])
+    """
+
+    info = _info("lanczos", "Lanczos interpolation (three lobes) of the features.")
+    mode = "lanczos"
+
+    def _resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        rows, cols = (
+            lanczos_weights(length, wanted, wide)
+            for length, wanted in zip(values.shape[2:], size, strict=True)
+        )
+        with torch.autocast(values.device.type, enabled=False):
+            # (H', h) @ (B, K, h, w) @ (w, W')
+            return (rows @ wide @ cols.T).to(values.dtype)
+
+
+def lanczos_weights(length: int, wanted: int, like: Tensor) -> Tensor:
+    """What each of ``length`` places gives to each of ``wanted``: (wanted, length), rows sum to 1.
+
+    Example:
+        >>> import torch
+        >>> lanczos_weights(4, 4, torch.empty(())).round().diag().tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    factor = length / wanted
+    stretch = max(factor, 1.0)  # downwards the filter is widened: antialiasing
+    centre = (torch.arange(wanted, dtype=torch.float64, device=like.device) + 0.5) * factor
+    place = torch.arange(length, dtype=torch.float64, device=like.device) + 0.5
+    x = (place - centre[:, None]) / stretch
+    weights = torch.sinc(x) * torch.sinc(x / LOBES) * (x.abs() < LOBES)
+    # Pillow takes the places from round(centre - 3 stretch) up to round(centre + 3 stretch).
+    first = (centre - LOBES * stretch + 0.5).floor()[:, None]
+    stop = (centre + LOBES * stretch + 0.5).floor()[:, None]
+    index = place - 0.5
+    weights = weights * ((index >= first) & (index < stop))
+    return (weights / weights.sum(1, keepdim=True)).to(like.dtype)
