@@ -1,0 +1,310 @@
+"""LIIF: a small network answers for any position from the features around it.
+
+Paper: Chen et al., "Learning Continuous Image Representation with Local Implicit Image Function",
+CVPR 2021, arXiv 2012.09161. Original: github.com/yinboc/liif at 4c833f8f (BSD-3-Clause). Its
+published weights are for images: their encoder (EDSR, RDN) makes the features, which are a
+backbone's here, so they are of no use.
+
+At a position, four cells are asked: the nearest ones of the position moved by half a cell along
+both diagonals. Each answers from its features (those of its 3 x 3 neighbours, "feature unfolding"),
+the position relative to its centre and the size of a pixel of the output ("cell decoding"). The
+answers are weighed by the area of the rectangle to the opposite centre ("local ensemble",
+equation 4).
+
+The first layer is linear in the features, so its share of them is computed once a cell, as a
+convolution; the weights of the four answers sum to one, so they are blended before the last layer.
+Positions are answered in chunks, whose intermediates are recomputed for gradients.
+
+Legend: B batch, C feature channels, h w low-resolution grid, N positions, D hidden channels.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.layers.bands import needs_graph, row_bands
+from upfeat.ops.coordinates import pixel_centres
+from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.registry import register_upsampler
+
+Size = tuple[int, int]
+
+CHUNK = 8192  # positions of all items that are answered at once
+NUDGE = 1e-6  # breaks ties between two nearest cells; also how far positions stay off the border
+AREA_EPS = 1e-9
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them, under the original's key ``layers``."""
+
+    def __init__(self, wide: int, hidden_dim: int, num_hidden: int, deep: int) -> None:
+        super().__init__()
+        widths = [wide] + [hidden_dim] * num_hidden
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], deep))
+
+
+class ImplicitFunction(nn.Module):
+    """The function of the paper: features (B, C, h, w) and positions to (B, N, out_dim)."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_dim: int,
+        hidden_dim: int,
+        num_hidden: int,
+        local_ensemble: bool = True,
+        feat_unfold: bool = True,
+        cell_decode: bool = True,
+    ) -> None:
+        super().__init__()
+        self.channels, self.local_ensemble = channels, local_ensemble
+        self.feat_unfold, self.cell_decode = feat_unfold, cell_decode
+        wide = channels * (9 if feat_unfold else 1) + 2 + (2 if cell_decode else 0)
+        self.imnet = Mlp(wide, hidden_dim, num_hidden, out_dim)
+
+    def prepare(self, features: Tensor, size: Size) -> Tensor:
+        """Return the first layer's share of each cell, for pixels of 1 / size: (B, h, w, D)."""
+        first = self.imnet.layers[0]
+        side = 3 if self.feat_unfold else 1
+        inputs = self.channels * side**2
+        weight = first.weight[:, :inputs].unflatten(1, (self.channels, side, side))
+        shares = F.conv2d(features, weight, first.bias, padding=side // 2)  # (B, D, h, w)
+        if self.cell_decode:
+            grid = features.shape[2:]
+            cell = features.new_tensor(
+                [2 * n / pixels for n, pixels in zip(grid, size, strict=True)]
+            )
+            shares = shares + (first.weight[:, inputs + 2 :] @ cell)[:, None, None]
+        return shares.permute(0, 2, 3, 1)
+
+    def forward(self, shares: Tensor, coords: Tensor) -> Tensor:
+        """Answer at positions (B, N, 2), given ``prepare``'s shares: (B, N, out_dim)."""
+        grid = (shares.shape[1], shares.shape[2])
+        moves = [(0, 0)]
+        if self.local_ensemble:
+            moves = [(row, col) for row in (-1, 1) for col in (-1, 1)]
+        answers, areas = [], []
+        for move in moves:
+            index, relative = nearest_cell(coords, grid, move)
+            picked = shares.flatten(1, 2).gather(
+                1, index[..., None].expand(-1, -1, shares.shape[3])
+            )  # (B, N, D)
+            answers.append(self._hidden(picked, relative.to(shares.dtype)))
+            areas.append(relative.prod(-1).abs() + AREA_EPS)  # (B, N)
+        last = self.imnet.layers[-1]
+        if len(answers) == 1:
+            return last(answers[0])
+        opposite = torch.stack(areas[::-1])  # (4, B, N)
+        shared = (opposite / opposite.sum(0)).to(shares.dtype)[..., None]
+        blended = sum(weight * answer for weight, answer in zip(shared, answers, strict=True))
+        return last(blended)
+
+    def _hidden(self, picked: Tensor, relative: Tensor) -> Tensor:
+        """Run all layers but the last, from the first one's share of the features: (B, N, D)."""
+        first, *inner = self.imnet.layers[:-1]
+        inputs = self.channels * (9 if self.feat_unfold else 1)
+        x = picked + F.linear(relative, first.weight[:, inputs : inputs + 2])
+        for layer in inner:
+            x = layer(x)
+        return x
+
+
+def nearest_cell(coords: Tensor, grid: Size, move: Size) -> tuple[Tensor, Tensor]:
+    """Find the cell nearest to a moved position, and where the position lies from its centre.
+
+    Args:
+        coords: (B, N, 2), row and column, -1 and 1 at the edges.
+        grid: (h, w).
+        move: half cells to move along both axes before looking.
+
+    Returns:
+        The cells' row-major numbers (B, N) and the offsets (B, N, 2), in half cells.
+
+    Example:
+        >>> import torch
+        >>> index, offset = nearest_cell(torch.tensor([[[0.0, 0.6]]]), (1, 4), (0, 0))
+        >>> index.item(), round(offset[0, 0, 1].item(), 3)
+        (3, -0.6)
+    """
+    index, offsets = torch.zeros_like(coords[..., 0], dtype=torch.long), []
+    for axis, (count, step) in enumerate(zip(grid, move, strict=True)):
+        own = coords[..., axis]
+        moved = own + step / count + (NUDGE if step else 0.0)
+        moved = moved.clamp(-1 + NUDGE, 1 - NUDGE)
+        cell = (((moved + 1) * count - 1) / 2).round().clamp(0, count - 1)
+        centre = (2 * cell + 1) / count - 1
+        offsets.append((own - centre) * count)
+        index = index * count + cell.long()
+    return index, torch.stack(offsets, dim=-1)
+
+
+@register_upsampler("liif")
+class Liif(Upsampler):
+    """LIIF (arXiv 2012.09161) on a backbone's features; :meth:`query` answers at any position.
+
+    The image gives the default output size and is not looked at otherwise. The default network is
+    the one whose parameters LoftUp counts for 384 channels.
+
+    Args:
+        feature_dim: channels C of the features.
+        hidden_dim: width D of the hidden layers (256 in the original, for images).
+        num_hidden: their number.
+        local_ensemble: blend four cells' answers.
+        feat_unfold: a cell sees its neighbours' features.
+        cell_decode: the network is told the size of an output pixel.
+
+    Raises:
+        ValueError: no hidden layer.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("liif", feature_dim=16, hidden_dim=32)
+        >>> image, features = torch.rand(1, 3, 28, 42), torch.rand(1, 16, 2, 3)
+        >>> up(image, features).shape
+        torch.Size([1, 16, 28, 42])
+        >>> up.query(image, features, torch.tensor([[[0.0, 0.5]]])).shape
+        torch.Size([1, 1, 16])
+    """
+
+    info = UpsamplerInfo(
+        name="liif",
+        summary="A network answers for any position from the features of the cells around it.",
+        paper="Learning Continuous Image Representation with Local Implicit Image Function",
+        year=2021,
+        arxiv="2012.09161",
+        code="https://github.com/yinboc/liif",
+        code_license="BSD-3-Clause",
+    )
+    supports_tiles = True
+    supports_query = True
+    official_keys = ("state_dict", "sd")
+
+    def __init__(
+        self,
+        feature_dim: int,
+        hidden_dim: int = 384,
+        num_hidden: int = 4,
+        local_ensemble: bool = True,
+        feat_unfold: bool = True,
+        cell_decode: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_hidden < 1 or hidden_dim < 1:
+            raise ValueError(
+                f"hidden_dim and num_hidden must be positive, got {hidden_dim} and {num_hidden}"
+            )
+        self.function = ImplicitFunction(
+            feature_dim,
+            feature_dim,
+            hidden_dim,
+            num_hidden,
+            local_ensemble,
+            feat_unfold,
+            cell_decode,
+        )
+
+    def _check(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+    ) -> None:
+        super()._check(image, features, output_size, values)
+        if values is not None:
+            raise UnsupportedError(
+                "liif regresses features and mixes no values; leave values out and apply heads to "
+                "its output"
+            )
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        coords = self._centres(features, output_size, (0, output_size[0]))
+        out = self._answer(self.function.prepare(features, output_size), coords)
+        return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, C) -> (B, C, H', W')
+
+    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+        coords = coords.to(torch.promote_types(coords.dtype, torch.float32))
+        size = (image.shape[2], image.shape[3])
+        return self._answer(self.function.prepare(features, size), coords)
+
+    @torch.no_grad()
+    def _tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        max_bytes: int,
+    ) -> Iterator[Tile]:
+        width = output_size[1]
+        shares = self.function.prepare(features, output_size)
+        row_bytes = 4 * len(features) * width * (2 * features.shape[1] + 8 * shares.shape[3])
+        for rows in row_bands(output_size[0], row_bytes, max_bytes):
+            out = self._answer(shares, self._centres(features, output_size, rows))
+            tile = out.transpose(1, 2).unflatten(2, (-1, width))  # (B, N, C) -> (B, C, R, W')
+            yield slice(*rows), slice(0, width), tile
+
+    def _centres(self, features: Tensor, size: Size, rows: tuple[int, int]) -> Tensor:
+        """Positions (B, R * W', 2) of the pixels of some rows of a grid."""
+        wide = torch.promote_types(features.dtype, torch.float32)
+        centres = pixel_centres(size, features.device, wide)
+        part = centres[rows[0] * size[1] : rows[1] * size[1]]
+        return part.expand(len(features), -1, -1)
+
+    def _answer(self, shares: Tensor, coords: Tensor) -> Tensor:
+        """Answer chunk by chunk: (B, N, C)."""
+        chunks = coords.split(max(1, CHUNK // len(coords)), dim=1)
+        if len(chunks) == 1:
+            return self.function(shares, coords)
+        if needs_graph(self, shares) and not torch.compiler.is_compiling():
+            parts = [checkpoint(self.function, shares, c, use_reentrant=False) for c in chunks]
+            return torch.cat(parts, dim=1)
+        size = (len(coords), coords.shape[1], self.config["feature_dim"])
+        out, start = shares.new_empty(size), 0
+        for chunk in chunks:
+            out[:, start : start + chunk.shape[1]] = self.function(shares, chunk)
+            start += chunk.shape[1]
+        return out
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read widths and depth; a first layer of 9 C + 4 inputs has both options."""
+        state = cls.convert_official(state)
+        weights = [
+            value
+            for key, value in state.items()
+            if key.startswith("function.imnet.layers.") and key.endswith(".weight")
+        ]
+        feature_dim, hidden = weights[-1].shape[0], {len(weight) for weight in weights[:-1]}
+        inputs = state["function.imnet.layers.0.weight"].shape[1]
+        options = {
+            side * side * feature_dim + 2 + cell: (side == 3, cell == 2)
+            for side in (1, 3)
+            for cell in (0, 2)
+        }
+        if len(hidden) != 1 or inputs not in options:
+            raise CheckpointError(
+                f"a liif state dict for {feature_dim} channels has hidden layers of one width and "
+                f"{sorted(options)} inputs; this one has widths {sorted(hidden)} and {inputs} inputs"
+            )
+        feat_unfold, cell_decode = options[inputs]
+        return {
+            "feature_dim": feature_dim,
+            "hidden_dim": hidden.pop(),
+            "num_hidden": len(weights) - 1,
+            "feat_unfold": feat_unfold,
+            "cell_decode": cell_decode,
+        }
+
+    @classmethod
+    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put the network in its place; an encoder of images is an error when loading."""
+        if all(key.startswith("function.") for key in state):
+            return dict(state)
+        return {f"function.{key}": tensor for key, tensor in state.items()}

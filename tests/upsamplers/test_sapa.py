@@ -1,0 +1,79 @@
+"""SAPA against the stored outputs of the original, and its limits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import upfeat
+from tests.goldens import golden_state, load_golden
+from tests.tolerances import FUSED_GOLDEN_ATOL, GOLDEN_ATOL, max_abs_difference
+from tests.upsamplers.contract import UpsamplerContract
+from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.upsamplers.sapa import Sapa, SapaStage
+
+
+class TestSapa(UpsamplerContract):
+    name = "sapa"
+    config = {"embedding_dim": 16, "up_kernel_size": 3, "stages": 2}  # noqa: RUF012
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", ["base_y16_x32", "exp_gate", "exp_cat_v"])
+def test_golden_of_a_stage(golden_dir: Path, case: str) -> None:
+    tensors, meta = load_golden(golden_dir / "sapa" / f"{case}.safetensors")
+    stage = SapaStage(**meta["arguments"]["kw"]).eval()
+    stage.load_state_dict(golden_state(tensors))
+    output = stage(tensors["input.y"], tensors["input.x"])
+    assert max_abs_difference(output, tensors["output"]) < GOLDEN_ATOL
+
+
+@pytest.mark.golden
+def test_golden_of_the_stack(golden_dir: Path) -> None:
+    tensors, _ = load_golden(golden_dir / "sapa" / "featup_stack_x16.safetensors")
+    upsampler = upfeat.from_official("sapa", golden_state(tensors))
+    assert upsampler.config["stages"] == 4
+    expected = tensors["output"]
+    image, features = tensors["input.guidance"], tensors["input.source"]
+    output = upsampler(image, features, expected.shape[2:])
+    # Four stages of large random logits amplify rounding: the stored float32 output is itself 1e-4
+    # away from the same computation in float64.
+    assert max_abs_difference(output, expected) < FUSED_GOLDEN_ATOL
+    exact = upsampler.double()(image.double(), features.double(), expected.shape[2:])
+    assert max_abs_difference(exact, expected) > FUSED_GOLDEN_ATOL
+
+
+def test_counts_of_parameters() -> None:
+    upsampler = upfeat.create_upsampler("sapa", feature_dim=384, stages=1)
+    assert sum(p.numel() for p in upsampler.parameters()) == 25_670
+
+
+@pytest.mark.parametrize("mode", ["encoder_only", "cat", "gate"])
+@pytest.mark.parametrize("v_embed", [False, True])
+def test_a_single_module_loads_as_one_stage(mode: str, v_embed: bool) -> None:
+    stage = SapaStage(3, 16, q_mode=mode, v_embed=v_embed, qkv_bias=False)  # type: ignore[arg-type]
+    upsampler = upfeat.from_official("sapa", stage.state_dict())
+    assert upsampler.config["q_mode"] == mode
+    assert upsampler.config["v_embed"] == v_embed
+    assert upsampler.info.factor == 2
+    image, features = torch.randn(1, 3, 8, 10), torch.randn(1, 16, 4, 5)
+    output = upsampler(image, features)
+    torch.testing.assert_close(output, stage(image, features))
+    output.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in upsampler.parameters())
+
+
+def test_refuses_what_does_not_fit() -> None:
+    with pytest.raises(CheckpointError, match="16 channels"):
+        upfeat.from_official("sapa", SapaStage(16, 32).state_dict())
+    for options, match in (
+        ({"up_kernel_size": 4}, "up_kernel_size"),
+        ({"q_mode": "both"}, "q_mode"),
+        ({"stages": 0}, "stages"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            upfeat.create_upsampler("sapa", feature_dim=16, **options)
+    projected = Sapa(16, stages=1, v_embed=True)
+    features = torch.randn(1, 16, 3, 3)
+    with pytest.raises(UnsupportedError, match="values"):
+        projected(torch.zeros(1, 3, 6, 6), features, values=features)
