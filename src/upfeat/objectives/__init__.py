@@ -7,12 +7,17 @@ functions.
 from upfeat.objectives.base import Objective, ObjectiveConfig
 from upfeat.objectives.crops import Crops, CropsConfig
 from upfeat.objectives.mask_refined import MaskRefined, MaskRefinedConfig, released_stage1_config
+from upfeat.objectives.mask_transfer import MaskTransfer, MaskTransferConfig
 from upfeat.objectives.multi_resolution import (
     MultiResolution,
     MultiResolutionConfig,
     naf_config,
 )
 from upfeat.objectives.multi_view import MultiViewConfig
+from upfeat.objectives.multi_view_reconstruction import (
+    MultiViewReconstruction,
+    MultiViewReconstructionConfig,
+)
 from upfeat.objectives.pseudo_ground_truth import (
     DepthTarget,
     DepthTargetConfig,
@@ -36,9 +41,13 @@ __all__ = [
     "DoubledInputConfig",
     "MaskRefined",
     "MaskRefinedConfig",
+    "MaskTransfer",
+    "MaskTransferConfig",
     "MultiResolution",
     "MultiResolutionConfig",
     "MultiViewConfig",
+    "MultiViewReconstruction",
+    "MultiViewReconstructionConfig",
     "Objective",
     "ObjectiveConfig",
     "SelfDistillation",

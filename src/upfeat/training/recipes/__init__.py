@@ -9,7 +9,9 @@ from upfeat.training.recipes.bundled import (
     bundled_jafar,
     bundled_loftup_stage1,
     bundled_loftup_stage2,
+    bundled_universal,
 )
+from upfeat.training.recipes.featup import featup_jbu_paper, featup_jbu_small
 from upfeat.training.recipes.jafar import jafar_paper, jafar_small
 from upfeat.training.recipes.loftup import (
     loftup_stage1_paper,
@@ -31,8 +33,11 @@ __all__ = [
     "bundled_jafar",
     "bundled_loftup_stage1",
     "bundled_loftup_stage2",
+    "bundled_universal",
     "create_recipe",
     "describe_recipe",
+    "featup_jbu_paper",
+    "featup_jbu_small",
     "jafar_paper",
     "jafar_small",
     "list_recipes",

@@ -22,7 +22,7 @@ from upfeat.training.config import (
 )
 from upfeat.training.recipes.registry import register_recipe
 
-__all__ = ["bundled_jafar", "bundled_loftup_stage1", "bundled_loftup_stage2"]
+__all__ = ["bundled_jafar", "bundled_loftup_stage1", "bundled_loftup_stage2", "bundled_universal"]
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
 
@@ -41,7 +41,9 @@ REGIONS = (
     MaskConfig(kind="labels", options={"root": "data/camvid/trainannot", "ignore": [11]}),
     MaskConfig(kind="labels", options={"root": "data/nyuv2/train/labels", "ignore": [255]}),
 )
-SUPERPIXELS = MaskConfig(kind="superpixels", options={"method": "felzenszwalb"})
+SUPERPIXELS = MaskConfig(
+    kind="superpixels", options={"method": "felzenszwalb"}, cache="runs/superpixels"
+)
 LABELLED = (
     "data/bsds500/images/train",
     "data/msrc/train/images",
@@ -60,6 +62,42 @@ def cut_images(crop: int, **settings: Any) -> DataConfig:
         flip=0.5,
         masks=(*REGIONS, SUPERPIXELS),
         **settings,
+    )
+
+
+# Several networks, layers and grids, so that nothing of one of them can be learned by heart.
+SEVERAL = (
+    VIT_TINY,
+    BackboneConfig(name=VIT_TINY.name, options={"layer": 8}),
+    BackboneConfig(name="timm/deit_tiny_patch16_224.fb_in1k"),
+    BackboneConfig(name="upfeat/vit_compact_patch16"),
+)
+
+
+@register_recipe
+def bundled_universal() -> TrainConfig:
+    """KIN for any backbone, the package's default upsampler.
+
+    * Chosen: everything. Three small networks, one of them at two layers; cells of 16 and of 32
+      guidance pixels; crops of 192 pixels.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_universal
+        >>> len(bundled_universal().backbones)
+        4
+    """
+    return TrainConfig(
+        backbones=SEVERAL,
+        upsampler=UpsamplerConfig(name="kin"),
+        objective=ObjectiveConfig(name="mask_transfer"),
+        data=cut_images(192, resize=208, scale=(1.0, 1.6)),
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-4),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=50),
+        clip=ClipConfig(max_norm=1.0),
+        ema=EmaConfig(decay=0.995),
+        checkpoint=CheckpointConfig(every=100),
+        steps=2500,
+        batch_size=4,
     )
 
 

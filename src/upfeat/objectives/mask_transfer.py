@@ -1,0 +1,231 @@
+"""Learning which cells a pixel may take from: regions, averaged to the grid, must come back sharp.
+
+Not from a paper: the signal of this package's universal model. It joins LoftUp's mask-refined
+features (arXiv 2504.14032, section 3.2) with a second one that no backbone can blur: each region's
+share of every low-resolution cell is upsampled in the features' place, and each pixel must find its
+own region again.
+
+Legend: B batch, C feature channels, P projected channels, M regions, h w low-resolution grid, H W
+image, N sampled pixels.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.errors import UnsupportedError
+from upfeat.objectives._networks import Call, backbone_features, guidance_image
+from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
+from upfeat.objectives.draws import draw_integer, draw_like
+from upfeat.objectives.images import resize_bilinear, scale_size
+from upfeat.objectives.registry import register_objective
+from upfeat.ops.coordinates import sample_at
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+    from upfeat.upsamplers.base import Upsampler
+
+__all__ = ["MaskTransfer", "MaskTransferConfig", "region_map"]
+
+Size = tuple[int, int]
+
+# Added to the share that a pixel finds, so that one hopeless pixel does not rule the gradient.
+SHARE_FLOOR = 1e-2
+# Width in pixels of the band along borders of regions that ``edge_share`` draws from.
+EDGE_WIDTH = 9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskTransferConfig(ObjectiveConfig):
+    """Settings of :class:`MaskTransfer`; all chosen here.
+
+    Attributes:
+        alpha: how far the features' target moves from bicubic interpolation to the region's mean.
+        feature_weight: of the squared error to that target, relative to the features' variance.
+        transfer_weight: of the cross entropy between found and true region.
+        projection: random channels P that the features are reduced to, drawn for each step; None
+            keeps all. Exact in expectation, and many times cheaper.
+        samples: pixels N of each image.
+        edge_share: share of them that is drawn near borders of regions.
+        input_scales: sizes of the backbone's image as shares of the guidance's; one is drawn for
+            each step, so that a cell has more or fewer pixels.
+
+    Example:
+        >>> MaskTransferConfig(edge_share=2.0)
+        Traceback (most recent call last):
+        ValueError: alpha and edge_share must lie in [0, 1], got 0.9 and 2.0
+    """
+
+    alpha: float = 0.9
+    feature_weight: float = 1.0
+    transfer_weight: float = 1.0
+    projection: int | None = 32
+    samples: int = 1024
+    edge_share: float = 0.5
+    input_scales: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.alpha <= 1 and 0 <= self.edge_share <= 1):
+            raise ValueError(
+                f"alpha and edge_share must lie in [0, 1], got {self.alpha} and {self.edge_share}"
+            )
+        if self.samples < 1 or (self.projection is not None and self.projection < 1):
+            raise ValueError("samples and projection must be positive")
+        if not self.input_scales or min(self.input_scales) <= 0:
+            raise ValueError(f"input_scales must be positive, got {self.input_scales}")
+
+
+@register_objective("mask_transfer", MaskTransferConfig)
+class MaskTransfer(Objective):
+    """Bring regions and region means through the upsampler (this package's universal signal).
+
+    The batch brings ``"masks"`` (B, M, H, W), of any source. The upsampler must mix values with
+    weights that all channels share (``info.commutes_with_head``), as projections and regions go
+    through it in the features' place.
+
+    Example:
+        >>> import torch, upfeat
+        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
+        >>> upsampler = upfeat.create_upsampler("kin", dim=8)
+        >>> objective = MaskTransferConfig(samples=16).build()
+        >>> objective.prepare(upsampler, backbone)
+        >>> batch = {"image": torch.rand(1, 3, 16, 16), "masks": torch.ones(1, 1, 16, 16)}
+        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
+        ['features', 'loss', 'transfer']
+    """
+
+    batch_keys = ("image", "masks")
+    config: MaskTransferConfig
+
+    def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        super()._check_model(model, backbones)
+        if not model.info.commutes_with_head:
+            raise UnsupportedError(
+                f"{self.name} sends regions through the upsampler in the features' place, which "
+                f"{model.info.name} cannot do (it does not commute with a head); use mask_refined"
+            )
+
+    def _step(
+        self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        config, image = self.config, batch["image"]
+        full = (image.shape[2], image.shape[3])
+        scale = config.input_scales[draw_integer(generator, len(config.input_scales))]
+        seen = resize_bilinear(image, self._input(full, scale, backbone), antialias=True)
+        features = backbone_features(backbone, seen)
+        regions = region_map(batch["masks"])  # (B, H, W)
+        count = max(int(regions.max()), 0) + 1
+        hot = F.one_hot(regions + 1, count + 1)[..., 1:]  # (B, H, W, M)
+        hot = hot.permute(0, 3, 1, 2).to(features.dtype)  # (B, M, H, W)
+        shares = F.adaptive_avg_pool2d(hot, features.shape[2:])  # (B, M, h, w)
+        channels = self._projected(features, generator)  # (B, P, h, w)
+        coords, places = self._draw(regions, generator)
+        values = torch.cat([channels, shares], dim=1)
+        found = _at(upsampler, guidance_image(upsampler, backbone, image), features, coords, values)
+        output, share = found.split([channels.shape[1], shares.shape[1]], dim=2)  # (B, N, …)
+        region = regions.flatten(1).gather(1, places)  # (B, N), -1 outside
+        known = region >= 0
+        terms = {}
+        variance = channels.square().mean((1, 2, 3))[:, None, None]
+        target = self._refined(channels, shares, coords, region)
+        error = ((output - target).square() / variance.clamp(min=1e-12)).mean()
+        terms["features"] = (config.feature_weight, error)
+        own = share.gather(2, region.clamp(min=0)[..., None])[..., 0]  # (B, N)
+        surprise = -(own + SHARE_FLOOR).log() * known
+        terms["transfer"] = (config.transfer_weight, surprise.sum() / known.sum().clamp(min=1))
+        return weighted_sum(terms)
+
+    def _projected(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Centre the features and reduce their channels: (B, C, h, w) -> (B, P, h, w)."""
+        features = features - features.mean((2, 3), keepdim=True)
+        if self.config.projection is None:
+            return features
+        shape = (self.config.projection, features.shape[1])
+        matrix = draw_like(generator, features, shape) / features.shape[1] ** 0.5
+        return torch.einsum("pc,bchw->bphw", matrix, features)
+
+    def _draw(self, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw pixels: their centres (B, N, 2) and flat indices (B, N)."""
+        height, width = regions.shape[1:]
+        edges = region_edges(regions).flatten(1).to("cpu", torch.float64) + 1e-4
+        near = round(self.config.samples * self.config.edge_share)
+        far = self.config.samples - near
+        drawn = [
+            torch.multinomial(weight, count, replacement=True, generator=generator)
+            for weight, count in ((edges, near), (torch.ones_like(edges), far))
+            if count
+        ]
+        places = torch.cat(drawn, dim=1).to(regions.device)  # (B, N)
+        rows, cols = places // width, places % width
+        coords = [(2 * rows + 1) / height - 1, (2 * cols + 1) / width - 1]
+        return torch.stack(coords, dim=-1), places
+
+    def _refined(self, channels: Tensor, shares: Tensor, coords: Tensor, region: Tensor) -> Tensor:
+        """Bicubic features at pixels, moved towards the mean of their region: (B, N, P).
+
+        A cell counts for the mean with its squared share, so cells of one region rule.
+        """
+        grid = coords.to(channels.dtype).flip(-1)[:, None]  # (B, 1, N, 2)
+        smooth = F.grid_sample(
+            channels, grid, mode="bicubic", padding_mode="border", align_corners=False
+        )[:, :, 0].transpose(1, 2)  # (B, P, 1, N) -> (B, N, P)
+        weight = shares.square()
+        total = weight.sum((2, 3)).clamp(min=1e-6)[..., None]  # (B, M, 1)
+        means = torch.einsum("bmhw,bphw->bmp", weight, channels) / total
+        index = region.clamp(min=0)[..., None].expand(-1, -1, means.shape[2])
+        pull = self.config.alpha * (region >= 0)[..., None]
+        return smooth + pull * (means.gather(1, index) - smooth)
+
+    def _input(self, full: Size, scale: float, backbone: "Backbone") -> Size:
+        return scale_size(full, scale, backbone.size_multiple)
+
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+        sizes = [self._input(image_size, scale, backbone) for scale in self.config.input_scales]
+        calls = [Call(image_size, backbone.grid_size(size), image_size) for size in sizes]
+        return Plan(sizes, calls)
+
+
+def _at(
+    upsampler: nn.Module, image: Tensor, features: Tensor, coords: Tensor, values: Tensor
+) -> Tensor:
+    """Return the upsampled values at positions (B, N, 2): (B, N, K)."""
+    if getattr(upsampler, "supports_query", False):
+        queried: Tensor = upsampler.query(image, features, coords, values)  # type: ignore[operator]
+        return queried
+    return sample_at(upsampler(image, features, None, values), coords)
+
+
+def region_map(masks: Tensor) -> Tensor:
+    """Return the number of each pixel's region, (B, M, H, W) -> (B, H, W), -1 where none is.
+
+    Where masks overlap the smallest one counts: a detail lies before what it is part of.
+
+    Example:
+        >>> import torch
+        >>> masks = torch.tensor([[[1, 1, 0]], [[0, 1, 0]]])[None]  # two masks of 1 x 3 pixels
+        >>> region_map(masks).tolist()
+        [[[0, 1, -1]]]
+    """
+    if not masks.shape[1]:
+        return masks.new_full((len(masks), *masks.shape[2:]), -1, dtype=torch.long)
+    inside = masks > 0
+    area = inside.sum((2, 3), keepdim=True)  # (B, M, 1, 1)
+    _, number = torch.where(inside, area, torch.iinfo(torch.long).max).min(1)
+    return torch.where(inside.any(1), number, -1)
+
+
+def region_edges(regions: Tensor) -> Tensor:
+    """Return the band along borders of regions: (B, H, W) -> booleans of that shape."""
+    edge = torch.zeros_like(regions, dtype=torch.bool)
+    down, right = regions[:, 1:] != regions[:, :-1], regions[:, :, 1:] != regions[:, :, :-1]
+    edge[:, 1:] |= down
+    edge[:, :-1] |= down
+    edge[:, :, 1:] |= right
+    edge[:, :, :-1] |= right
+    wide = F.max_pool2d(edge[:, None].float(), EDGE_WIDTH, 1, EDGE_WIDTH // 2)
+    return wide[:, 0] > 0

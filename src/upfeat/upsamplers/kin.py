@@ -1,0 +1,317 @@
+"""KIN: every pixel takes the features of its kin among the cells around it. Our universal method.
+
+No paper: designed and trained for this package. From the field it takes that an output pixel is a
+convex combination of raw low-resolution features (JAFAR, AnyUp), a local window (AnyUp, NAF), and
+masks as the source of sharp targets (LoftUp); from joint bilateral upsampling the sum of a spatial
+and a range term in one softmax. New are three things:
+
+* the guidance is a small convolutional pyramid instead of 1x1 convolutions at full resolution: it
+  sees contours, not colours, and costs a tenth;
+* the features enter by their inner products alone (each cell's likeness to its eight neighbours in
+  the pyramid, and likeness to the interpolated features in the scores), so any width of any
+  backbone is understood in the same way, and the order of channels does not matter;
+* the cells carry a learned trust: a cell between two regions mixes both, and is taken from less.
+
+    score(p, j) = q(p) . k(j) + trust(j) - |p - j|^2 / (2 sigma^2) + a <f(p), f(j)>
+
+Legend: B batch, C feature channels, K value channels, d query/key channels, h w low-resolution
+grid, H W guidance image, H' W' output, R rows of a band, N positions, D = d + C + 3.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.layers.bands import needs_graph
+from upfeat.ops import windowed_attention
+from upfeat.ops.cells import cell_bounds, cell_places
+from upfeat.ops.coordinates import sample_at
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.registry import register_upsampler
+
+WIDTHS = (16, 32, 64, 96, 128)
+STEP = 16
+"""Pixels of the pyramid's coarsest cell."""
+MOST_PIXELS = 32
+"""Guidance pixels for each cell of the features; a finer image is reduced to it first."""
+BAND_BYTES = 32 * 2**20
+"""Queries and outputs of one band in inference."""
+
+
+class ResidualUnit(nn.Module):
+    """x + s * conv(gelu(conv(gelu(x)))), s a learned scale of each channel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.scale = nn.Parameter(torch.full((1, dim, 1, 1), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, dim, H, W) to the same shape."""
+        return x + self.scale * self.conv2(F.gelu(self.conv1(F.gelu(x))))
+
+
+class Pyramid(nn.Module):
+    """Down to a sixteenth, joined there with what the features say, and up again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        steps = list(itertools.pairwise(WIDTHS))
+        self.stem = nn.Conv2d(3, WIDTHS[0], 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in steps)
+        self.encode = nn.ModuleList(ResidualUnit(b) for _, b in steps)
+        self.cells = nn.Sequential(
+            nn.Conv2d(WIDTHS[-1] + 8, WIDTHS[-1], 3, padding=1),
+            ResidualUnit(WIDTHS[-1]),
+            ResidualUnit(WIDTHS[-1]),
+        )
+        self.lateral = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
+        self.decode = nn.ModuleList(ResidualUnit(a) for a, _ in steps[1:])
+
+    def forward(self, image: Tensor, likeness: Tensor) -> tuple[Tensor, Tensor]:
+        """Map an image and the cells' likeness (B, 8, h, w) to pixels and cells.
+
+        Returns:
+            (B, 2 * WIDTHS[0], H, W) and (B, WIDTHS[-1], h, w).
+        """
+        grid = (likeness.shape[2], likeness.shape[3])
+        levels = [F.gelu(self.stem(image))]
+        for down, encode in zip(self.down, self.encode, strict=True):
+            levels.append(encode(down(levels[-1])))  # (B, WIDTHS[i], H / 2^i, W / 2^i)
+        x = levels.pop()
+        cells = self.cells(torch.cat([resize_map(x, grid), likeness], dim=1))
+        x = x + resize_map(cells, (x.shape[2], x.shape[3]), pool=False)
+        for i in (3, 2, 1):
+            level = levels.pop()
+            up = resize_map(self.lateral[i](x), (level.shape[2], level.shape[3]), pool=False)
+            x = self.decode[i - 1](level + up)
+        level = levels.pop()
+        up = resize_map(self.lateral[0](x), (level.shape[2], level.shape[3]), pool=False)
+        return torch.cat([level, up], dim=1), cells
+
+
+def resize_map(x: Tensor, size: tuple[int, int], *, pool: bool = True) -> Tensor:
+    """Resize (B, C, H, W): averages of areas where it shrinks, else bilinear interpolation."""
+    own = (x.shape[2], x.shape[3])
+    if own == size:
+        return x
+    if pool and own[0] >= size[0] and own[1] >= size[1]:
+        return F.adaptive_avg_pool2d(x, size)
+    wide = torch.promote_types(x.dtype, torch.float32)  # antialiasing has no half precision
+    return F.interpolate(x.to(wide), size, mode="bilinear", antialias=pool).to(x.dtype)
+
+
+def neighbour_likeness(features: Tensor) -> Tensor:
+    """Inner products of each cell with its eight neighbours: (B, C, h, w) -> (B, 8, h, w).
+
+    Example:
+        >>> neighbour_likeness(torch.ones(1, 2, 3, 4)).unique().tolist()
+        [2.0]
+    """
+    height, width = features.shape[2:]
+    padded = F.pad(features, [1] * 4, mode="replicate")
+    steps = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    products = [(features * padded[:, :, i : i + height, j : j + width]).sum(1) for i, j in steps]
+    return torch.stack(products, dim=1)
+
+
+def interpolate_rows(x: Tensor, size: tuple[int, int], rows: tuple[int, int]) -> Tensor:
+    """Interpolate (B, C, h, w) bilinearly to some rows of ``size``: (B, C, R, W').
+
+    Example:
+        >>> x = torch.rand(1, 2, 3, 4)
+        >>> whole = F.interpolate(x, (7, 9), mode="bilinear")
+        >>> torch.allclose(interpolate_rows(x, (7, 9), (2, 5)), whole[:, :, 2:5], atol=1e-6)
+        True
+    """
+    height, width = x.shape[2:]
+    down = tent_weights(size[0], height, x)[rows[0] : rows[1]]  # (R, h)
+    across = tent_weights(size[1], width, x)  # (W', w)
+    return down @ x @ across.T  # (B, C, h, w) -> (B, C, R, w) -> (B, C, R, W')
+
+
+def tent_weights(size: int, cells: int, like: Tensor) -> Tensor:
+    """Return the weights of bilinear interpolation along an axis, (size, cells)."""
+    cell = torch.arange(cells, dtype=like.dtype, device=like.device)
+    centre = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) * (cells / size)
+    centre = (centre - 0.5).clamp(0, cells - 1)
+    return (1 - (centre[:, None] - cell).abs()).clamp(min=0)
+
+
+@register_upsampler("kin")
+class KIN(Upsampler):
+    """KIN: learned joint bilateral upsampling for the features of any backbone.
+
+    Args:
+        dim: channels d of the learned part of queries and keys.
+        radius: of the window, in cells of the low-resolution grid.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("kin").eval()
+        >>> up(torch.rand(1, 3, 64, 96), torch.rand(1, 10, 4, 6)).shape
+        torch.Size([1, 10, 64, 96])
+    """
+
+    info = UpsamplerInfo(
+        name="kin",
+        summary="Learned joint bilateral upsampling for any backbone's features. Ours.",
+        code_license="Apache-2.0",
+        weights_license="Apache-2.0",
+        universal=True,
+        commutes_with_head=True,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    )
+    supports_tiles = True
+    supports_query = True
+
+    def __init__(self, dim: int = 32, radius: float = 3.0) -> None:
+        super().__init__()
+        if dim < 1 or not radius > 0:
+            raise ValueError(f"dim and radius must be positive, got {dim} and {radius}")
+        self.dim, self.radius = dim, radius
+        self.pyramid = Pyramid()
+        self.queries = nn.Sequential(
+            nn.Conv2d(2 * WIDTHS[0], 2 * dim, 1), nn.GELU(), nn.Conv2d(2 * dim, dim, 1)
+        )
+        self.keys = nn.Sequential(
+            nn.Conv2d(WIDTHS[-1] + dim, 2 * dim, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(2 * dim, 2 * dim, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(2 * dim, dim + 1, 1),
+        )
+        self.log_nearness = nn.Parameter(torch.zeros(()))  # 1 / sigma
+        self.log_likeness = nn.Parameter(torch.tensor(math.log(3.0)))
+        self.log_guidance = nn.Parameter(torch.tensor(math.log(4.0)))
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        if needs_graph(self, image, features, values):
+            pixels, keys, unit = self._prepare(image, features)
+            pixels = resize_map(pixels, output_size)
+            return self._rows(pixels, keys, unit, values, (0, output_size[0]))
+        out = values.new_empty(*values.shape[:2], *output_size)
+        for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
+            out[:, :, rows] = tile
+        return out
+
+    def _tiles(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        max_bytes: int,
+    ) -> Iterator[Tile]:
+        pixels, keys, unit = self._prepare(image, features)
+        pixels = resize_map(pixels, output_size)
+        # A row of queries, of the output, and copies of both.
+        channels = 2 * (values.shape[1] + keys.shape[2]) + 4 * self.dim
+        step = max(1, max_bytes // (4 * len(image) * output_size[1] * channels))
+        for start in range(0, output_size[0], step):
+            rows = (start, min(start + step, output_size[0]))
+            tile = self._rows(pixels, keys, unit, values, rows)
+            yield slice(*rows), slice(0, output_size[1]), tile
+
+    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+        grid = (features.shape[2], features.shape[3])
+        pixels, keys, unit = self._prepare(image, features)
+        wide = keys.dtype
+        own = self.queries(sample_at(pixels, coords).transpose(1, 2)[..., None])  # (B, d, N, 1)
+        cells = torch.tensor(grid, device=coords.device, dtype=wide)
+        places = coords.to(wide) * cells / 2  # (B, N, 2), in cells from the grid's middle
+        query = self._join(
+            own,
+            places.transpose(1, 2)[..., None],
+            sample_at(unit, coords).transpose(1, 2)[..., None],
+        )  # (B, N, D)
+        scores = query @ keys.transpose(1, 2)  # (B, N, h * w)
+        weights = scores.masked_fill(~self._visible(places, grid), -math.inf).softmax(-1)
+        mixed = weights @ values.flatten(2).transpose(1, 2).to(wide)  # (B, N, K)
+        return mixed.to(values.dtype)
+
+    def _visible(self, places: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return which cells lie within the window of places (B, N, 2): (B, N, h * w)."""
+        axes = []
+        for axis, count in enumerate(grid):
+            centre = (places[..., axis] + (count - 1) / 2)[..., None]  # (B, N, 1)
+            cell = torch.arange(count, device=places.device, dtype=places.dtype)
+            nearest = centre.round().clamp(0, count - 1)
+            axes.append(((cell - centre).abs() <= self.radius) | (cell == nearest))
+        return (axes[0][..., :, None] & axes[1][..., None, :]).flatten(2)
+
+    def _prepare(self, image: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode both inputs; the first result has the image's size, or a smaller one.
+
+        Returns:
+            The pixels' codes (B, 2 * WIDTHS[0], …), the keys (B, h*w, D) and the features, centred
+            and of length 1, (B, C, h, w).
+        """
+        grid = (features.shape[2], features.shape[3])
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        unit = F.normalize(wide - wide.mean((2, 3), keepdim=True), dim=1)
+        likeness = neighbour_likeness(unit).to(image.dtype)
+        size = (image.shape[2], image.shape[3])
+        reduced = tuple(min(n, MOST_PIXELS * cells) for n, cells in zip(size, grid, strict=True))
+        guidance = resize_map(image, (reduced[0], reduced[1]))
+        edge = [-reduced[1] % STEP, -reduced[0] % STEP]
+        padded = F.pad(guidance, [0, edge[0], 0, edge[1]], mode="replicate")
+        pixels, cells = self.pyramid(padded, likeness)
+        pixels = pixels[:, :, : reduced[0], : reduced[1]]
+        pooled = self.queries(resize_map(pixels, grid))  # (B, d, h, w)
+        key = self.keys(torch.cat([cells, pooled], dim=1))  # (B, d + 1, h, w)
+        place = cell_places(grid, grid, (0, grid[0]), wide)  # (1, 2, h, w)
+        sharpness = (2 * self.log_nearness.to(wide.dtype)).exp()
+        trust = key[:, -1:].to(wide.dtype) - sharpness * place.square().sum(1, keepdim=True) / 2
+        parts = [(key[:, :-1] + pooled).to(wide.dtype), place.expand(len(image), -1, -1, -1)]
+        keys = torch.cat([*parts, trust, unit], dim=1).flatten(2).transpose(1, 2)
+        return pixels, keys, unit
+
+    def _join(self, own: Tensor, place: Tensor, unit: Tensor) -> Tensor:
+        """Join learned (B, d, R, W), place (B, 2, R, W) and feature parts: queries (B, R*W, D)."""
+        wide = unit.dtype
+        guidance = self.log_guidance.to(wide).exp() / math.sqrt(self.dim)
+        sharpness = (2 * self.log_nearness.to(wide)).exp()
+        parts = [
+            own.to(wide) * guidance,
+            place * sharpness,
+            torch.ones_like(place[:, :1]),
+            unit * self.log_likeness.to(wide).exp(),
+        ]
+        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+
+    def _rows(
+        self,
+        pixels: Tensor,
+        keys: Tensor,
+        unit: Tensor,
+        values: Tensor,
+        rows: tuple[int, int],
+    ) -> Tensor:
+        """Compute output rows: -> (B, K, R, W'); pixels are at the output's size."""
+        size, grid = (pixels.shape[2], pixels.shape[3]), (values.shape[2], values.shape[3])
+        place = cell_places(grid, size, rows, unit).expand(len(pixels), -1, -1, -1)
+        own = self.queries(pixels[:, :, rows[0] : rows[1]])
+        query = self._join(own, place, interpolate_rows(unit, size, rows))
+        mixed = windowed_attention(
+            query,
+            keys,
+            values.flatten(2).transpose(1, 2),  # (B, K, h, w) -> (B, h*w, K)
+            num_heads=1,
+            output_size=size,
+            grid_size=grid,
+            row_bounds=cell_bounds(size[0], grid[0], self.radius),
+            col_bounds=cell_bounds(size[1], grid[1], self.radius),
+            rows=rows,
+            scale=1.0,
+        )
+        # (B, R*W', K) -> (B, K, R, W')
+        return mixed.transpose(1, 2).unflatten(2, (rows[1] - rows[0], size[1]))
