@@ -3,13 +3,11 @@
 from typing import Any, ClassVar
 
 import torch
-from torch.nn import functional as F
 
 import upfeat
 from tests.tolerances import tolerance
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.ops.coordinates import pixel_centres
-from upfeat.upsamplers.kin import interpolate_rows
 
 
 class TestKIN(UpsamplerContract):
@@ -63,10 +61,3 @@ def test_each_output_stays_within_its_window() -> None:
     assert (out[..., :16, :16] > 0).any()
     assert (out[..., 16:, :] == 0).all()
     assert (out[..., :, 16:] == 0).all()
-
-
-def test_rows_of_an_interpolation_also_where_it_shrinks() -> None:
-    x = torch.rand(2, 3, 6, 9, dtype=torch.float64)
-    for size in ((4, 5), (6, 9), (13, 30)):
-        whole = F.interpolate(x, size, mode="bilinear")
-        torch.testing.assert_close(interpolate_rows(x, size, (1, 4)), whole[:, :, 1:4])

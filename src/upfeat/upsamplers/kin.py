@@ -7,15 +7,15 @@ and a range term in one softmax. New are three things:
 
 * the guidance is a small convolutional pyramid instead of 1x1 convolutions at full resolution: it
   sees contours, not colours, and costs a tenth;
-* the features enter by their inner products alone (each cell's likeness to its eight neighbours in
-  the pyramid, and likeness to the interpolated features in the scores), so any width of any
-  backbone is understood in the same way, and the order of channels does not matter;
+* the features enter the pyramid by their inner products alone (each cell's likeness to its eight
+  neighbours), so any width of any backbone is understood in the same way, and the order of channels
+  does not matter;
 * the cells carry a learned trust: a cell between two regions mixes both, and is taken from less.
 
-    score(p, j) = q(p) . k(j) + trust(j) - |p - j|^2 / (2 sigma^2) + a <f(p), f(j)>
+    score(p, j) = q(p) . k(j) + trust(j) - |p - j|^2 / (2 sigma^2)
 
 Legend: B batch, C feature channels, K value channels, d query/key channels, h w low-resolution
-grid, H W guidance image, H' W' output, R rows of a band, N positions, D = d + C + 3.
+grid, H W guidance image, H' W' output, R rows of a band, N positions, D = d + 3.
 """
 
 import itertools
@@ -120,29 +120,6 @@ def neighbour_likeness(features: Tensor) -> Tensor:
     return torch.stack(products, dim=1)
 
 
-def interpolate_rows(x: Tensor, size: tuple[int, int], rows: tuple[int, int]) -> Tensor:
-    """Interpolate (B, C, h, w) bilinearly to some rows of ``size``: (B, C, R, W').
-
-    Example:
-        >>> x = torch.rand(1, 2, 3, 4)
-        >>> whole = F.interpolate(x, (7, 9), mode="bilinear")
-        >>> torch.allclose(interpolate_rows(x, (7, 9), (2, 5)), whole[:, :, 2:5], atol=1e-6)
-        True
-    """
-    height, width = x.shape[2:]
-    down = tent_weights(size[0], height, x)[rows[0] : rows[1]]  # (R, h)
-    across = tent_weights(size[1], width, x)  # (W', w)
-    return down @ x @ across.T  # (B, C, h, w) -> (B, C, R, w) -> (B, C, R, W')
-
-
-def tent_weights(size: int, cells: int, like: Tensor) -> Tensor:
-    """Return the weights of bilinear interpolation along an axis, (size, cells)."""
-    cell = torch.arange(cells, dtype=like.dtype, device=like.device)
-    centre = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) * (cells / size)
-    centre = (centre - 0.5).clamp(0, cells - 1)
-    return (1 - (centre[:, None] - cell).abs()).clamp(min=0)
-
-
 @register_upsampler("kin")
 class KIN(Upsampler):
     """KIN: learned joint bilateral upsampling for the features of any backbone.
@@ -171,7 +148,7 @@ class KIN(Upsampler):
     supports_tiles = True
     supports_query = True
 
-    def __init__(self, dim: int = 32, radius: float = 3.0) -> None:
+    def __init__(self, dim: int = 32, radius: float = 4.0) -> None:
         super().__init__()
         if dim < 1 or not radius > 0:
             raise ValueError(f"dim and radius must be positive, got {dim} and {radius}")
@@ -188,16 +165,15 @@ class KIN(Upsampler):
             nn.Conv2d(2 * dim, dim + 1, 1),
         )
         self.log_nearness = nn.Parameter(torch.zeros(()))  # 1 / sigma
-        self.log_likeness = nn.Parameter(torch.tensor(math.log(3.0)))
         self.log_guidance = nn.Parameter(torch.tensor(math.log(4.0)))
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
         if needs_graph(self, image, features, values):
-            pixels, keys, unit = self._prepare(image, features)
+            pixels, keys = self._prepare(image, features)
             pixels = resize_map(pixels, output_size)
-            return self._rows(pixels, keys, unit, values, (0, output_size[0]))
+            return self._rows(pixels, keys, values, (0, output_size[0]))
         out = values.new_empty(*values.shape[:2], *output_size)
         for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
             out[:, :, rows] = tile
@@ -211,28 +187,26 @@ class KIN(Upsampler):
         values: Tensor,
         max_bytes: int,
     ) -> Iterator[Tile]:
-        pixels, keys, unit = self._prepare(image, features)
+        pixels, keys = self._prepare(image, features)
         pixels = resize_map(pixels, output_size)
         # A row of queries, of the output, and copies of both.
         channels = 2 * (values.shape[1] + keys.shape[2]) + 4 * self.dim
         step = max(1, max_bytes // (4 * len(image) * output_size[1] * channels))
         for start in range(0, output_size[0], step):
             rows = (start, min(start + step, output_size[0]))
-            tile = self._rows(pixels, keys, unit, values, rows)
+            tile = self._rows(pixels, keys, values, rows)
             yield slice(*rows), slice(0, output_size[1]), tile
 
     def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+        if not coords.shape[1]:
+            return values.new_empty(len(values), 0, values.shape[1])
         grid = (features.shape[2], features.shape[3])
-        pixels, keys, unit = self._prepare(image, features)
+        pixels, keys = self._prepare(image, features)
         wide = keys.dtype
         own = self.queries(sample_at(pixels, coords).transpose(1, 2)[..., None])  # (B, d, N, 1)
         cells = torch.tensor(grid, device=coords.device, dtype=wide)
         places = coords.to(wide) * cells / 2  # (B, N, 2), in cells from the grid's middle
-        query = self._join(
-            own,
-            places.transpose(1, 2)[..., None],
-            sample_at(unit, coords).transpose(1, 2)[..., None],
-        )  # (B, N, D)
+        query = self._join(own, places.transpose(1, 2)[..., None])  # (B, N, D)
         scores = query @ keys.transpose(1, 2)  # (B, N, h * w)
         weights = scores.masked_fill(~self._visible(places, grid), -math.inf).softmax(-1)
         mixed = weights @ values.flatten(2).transpose(1, 2).to(wide)  # (B, N, K)
@@ -248,12 +222,11 @@ class KIN(Upsampler):
             axes.append(((cell - centre).abs() <= self.radius) | (cell == nearest))
         return (axes[0][..., :, None] & axes[1][..., None, :]).flatten(2)
 
-    def _prepare(self, image: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _prepare(self, image: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Encode both inputs; the first result has the image's size, or a smaller one.
 
         Returns:
-            The pixels' codes (B, 2 * WIDTHS[0], …), the keys (B, h*w, D) and the features, centred
-            and of length 1, (B, C, h, w).
+            The pixels' codes (B, 2 * WIDTHS[0], …) and the keys (B, h*w, D), float32 at least.
         """
         grid = (features.shape[2], features.shape[3])
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -272,37 +245,28 @@ class KIN(Upsampler):
         sharpness = (2 * self.log_nearness.to(wide.dtype)).exp()
         trust = key[:, -1:].to(wide.dtype) - sharpness * place.square().sum(1, keepdim=True) / 2
         parts = [(key[:, :-1] + pooled).to(wide.dtype), place.expand(len(image), -1, -1, -1)]
-        keys = torch.cat([*parts, trust, unit], dim=1).flatten(2).transpose(1, 2)
-        return pixels, keys, unit
+        keys = torch.cat([*parts, trust], dim=1).flatten(2).transpose(1, 2)
+        return pixels, keys
 
-    def _join(self, own: Tensor, place: Tensor, unit: Tensor) -> Tensor:
-        """Join learned (B, d, R, W), place (B, 2, R, W) and feature parts: queries (B, R*W, D)."""
-        wide = unit.dtype
+    def _join(self, own: Tensor, place: Tensor) -> Tensor:
+        """Join learned (B, d, R, W) and place parts (B, 2, R, W): queries (B, R*W, D)."""
+        wide = place.dtype
         guidance = self.log_guidance.to(wide).exp() / math.sqrt(self.dim)
         sharpness = (2 * self.log_nearness.to(wide)).exp()
         parts = [
             own.to(wide) * guidance,
             place * sharpness,
             torch.ones_like(place[:, :1]),
-            unit * self.log_likeness.to(wide).exp(),
         ]
         return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
 
-    def _rows(
-        self,
-        pixels: Tensor,
-        keys: Tensor,
-        unit: Tensor,
-        values: Tensor,
-        rows: tuple[int, int],
-    ) -> Tensor:
+    def _rows(self, pixels: Tensor, keys: Tensor, values: Tensor, rows: tuple[int, int]) -> Tensor:
         """Compute output rows: -> (B, K, R, W'); pixels are at the output's size."""
         size, grid = (pixels.shape[2], pixels.shape[3]), (values.shape[2], values.shape[3])
-        place = cell_places(grid, size, rows, unit).expand(len(pixels), -1, -1, -1)
+        place = cell_places(grid, size, rows, keys).expand(len(pixels), -1, -1, -1)
         own = self.queries(pixels[:, :, rows[0] : rows[1]])
-        query = self._join(own, place, interpolate_rows(unit, size, rows))
         mixed = windowed_attention(
-            query,
+            self._join(own, place),
             keys,
             values.flatten(2).transpose(1, 2),  # (B, K, h, w) -> (B, h*w, K)
             num_heads=1,
