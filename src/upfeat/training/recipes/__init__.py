@@ -26,6 +26,14 @@ from upfeat.training.recipes.registry import (
     list_recipes,
     register_recipe,
 )
+from upfeat.training.recipes.task_dependent import (
+    carafe_small,
+    dysample_small,
+    liif_small,
+    resfu_small,
+    resize_conv_small,
+    sapa_small,
+)
 
 __all__ = [
     "anyup_paper",
@@ -34,12 +42,15 @@ __all__ = [
     "bundled_loftup_stage1",
     "bundled_loftup_stage2",
     "bundled_universal",
+    "carafe_small",
     "create_recipe",
     "describe_recipe",
+    "dysample_small",
     "featup_jbu_paper",
     "featup_jbu_small",
     "jafar_paper",
     "jafar_small",
+    "liif_small",
     "list_recipes",
     "loftup_stage1_paper",
     "loftup_stage1_small",
@@ -48,4 +59,7 @@ __all__ = [
     "naf_paper",
     "naf_small",
     "register_recipe",
+    "resfu_small",
+    "resize_conv_small",
+    "sapa_small",
 ]
