@@ -9,6 +9,7 @@ from rich.console import Console
 
 import upfeat
 from upfeat.cli.bench import bench_command
+from upfeat.cli.eval import eval_app
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.train import train_command
 from upfeat.cli.upsample import upsample_command
@@ -25,6 +26,7 @@ app.command("info")(info_command)
 app.command("upsample")(upsample_command)
 app.command("bench")(bench_command)
 app.command("train")(train_command)
+app.add_typer(eval_app, name="eval")
 
 
 def _version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ names the file and shows the folder tree that was expected. Sizes are ``(height,
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,6 @@ class LabelledFile(NamedTuple):
 class LabelledImage(NamedTuple):
     """One image (3, H, W), float32 in [0, 1], and its label map (H, W), int64."""
 
-    name: str
     image: Tensor
     label: Tensor
 
@@ -97,8 +96,8 @@ def read_label(path: PathLike) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SegmentationData(Sequence[LabelledImage]):
-    """One split of a labelled set; a sequence of :class:`LabelledImage`, read when asked for.
+class SegmentationData:
+    """One split of a labelled set: names of files, read when asked for.
 
     Attributes:
         name: of the set and split, such as ``"camvid/val"``.
@@ -120,9 +119,7 @@ class SegmentationData(Sequence[LabelledImage]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: D105
-        if isinstance(index, slice):
-            return [self.read(file) for file in self.files[index]]
+    def __getitem__(self, index: int) -> LabelledImage:
         return self.read(self.files[index])
 
     def __iter__(self) -> Iterator[LabelledImage]:
@@ -151,7 +148,7 @@ class SegmentationData(Sequence[LabelledImage]):
                 f"{file.label} holds class {unknown[0]}; {self.name} has classes 0 to "
                 f"{len(self.classes) - 1} and {self.ignore_index} for ignored pixels"
             )
-        return LabelledImage(file.name, image, label)
+        return LabelledImage(image, label)
 
     def select(self, every: int = 1, limit: int | None = None) -> "SegmentationData":
         """Return every n-th image; of those at most ``limit``, evenly spread.

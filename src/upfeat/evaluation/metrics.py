@@ -83,21 +83,26 @@ def iou_per_class(matrix: Tensor) -> Tensor:
     return hits / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
 
 
-def mean_iou(matrix: Tensor) -> float:
+def mean_iou(matrix: Tensor, *, labelled_only: bool = False) -> float:
     """Return the mean IoU over the classes that occur in target or prediction.
 
-    This is torchmetrics' macro Jaccard index. NaN if nothing was counted.
+    This is torchmetrics' macro Jaccard index: a class that is predicted somewhere but has no
+    labelled pixel counts 0. NaN if nothing was counted.
 
     Args:
         matrix: (K, K) counts, row true, column predicted.
+        labelled_only: mean over the classes that occur in the target instead. On a small split
+            that lacks a class, one stray pixel of it then costs no 1/K.
 
     Example:
         >>> import torch
         >>> from upfeat.evaluation.metrics import mean_iou
-        >>> mean_iou(torch.tensor([[2, 0, 0], [0, 1, 1], [0, 0, 0]]))
-        0.5
+        >>> matrix = torch.tensor([[2, 0, 0], [0, 1, 1], [0, 0, 0]])
+        >>> mean_iou(matrix), mean_iou(matrix, labelled_only=True)
+        (0.5, 0.75)
     """
-    return float(iou_per_class(matrix).nanmean())
+    ious = iou_per_class(matrix)
+    return float(ious[matrix.sum(1) > 0].mean() if labelled_only else ious.nanmean())
 
 
 def pixel_accuracy(matrix: Tensor) -> float:
@@ -171,8 +176,9 @@ class SegmentationMeter:
         >>> from upfeat.evaluation.metrics import SegmentationMeter
         >>> meter = SegmentationMeter(2, boundary_radius=1)
         >>> meter.update(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 0, 1, 1]]))
-        >>> {name: round(score, 3) for name, score in meter.compute().items()}
-        {'miou': 0.583, 'accuracy': 0.75, 'band_miou': 0.583, 'band_accuracy': 0.75}
+        >>> scores = meter.compute()
+        >>> round(scores["miou"], 3), scores["accuracy"], scores["band_accuracy"]
+        (0.583, 0.75, 0.667)
     """
 
     def __init__(
@@ -200,9 +206,7 @@ class SegmentationMeter:
         if self.boundary_radius is None:
             return
         band = boundary_band(target, self.boundary_radius) if band is None else band
-        near = confusion_matrix(
-            prediction[band], target[band], self.num_classes, self.ignore_index
-        )
+        near = confusion_matrix(prediction[band], target[band], self.num_classes, self.ignore_index)
         self.band_matrix += near.to(self.band_matrix.device)
 
     def reduce(self) -> None:
@@ -212,9 +216,20 @@ class SegmentationMeter:
                 dist.all_reduce(matrix)
 
     def compute(self) -> dict[str, float]:
-        """Return ``miou`` and ``accuracy``, and both of the band where there is one."""
-        scores = {"miou": mean_iou(self.matrix), "accuracy": pixel_accuracy(self.matrix)}
+        """Return the scores; those with ``band_`` are of the band, where there is one.
+
+        ``miou``: :func:`mean_iou`. ``miou_labelled``: over the classes of the target only.
+        ``accuracy``: :func:`pixel_accuracy`.
+        """
+        scores = _scores(self.matrix)
         if self.boundary_radius is not None:
-            scores["band_miou"] = mean_iou(self.band_matrix)
-            scores["band_accuracy"] = pixel_accuracy(self.band_matrix)
+            scores |= {f"band_{name}": score for name, score in _scores(self.band_matrix).items()}
         return scores
+
+
+def _scores(matrix: Tensor) -> dict[str, float]:
+    return {
+        "miou": mean_iou(matrix),
+        "miou_labelled": mean_iou(matrix, labelled_only=True),
+        "accuracy": pixel_accuracy(matrix),
+    }

@@ -16,13 +16,11 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` classes, ``S`` seeds, ``P`` p
 """
 
 import io
-import json
 import logging
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,21 +32,18 @@ from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
 from upfeat.checkpoints import write_bytes
-from upfeat.data import FeatureCache, SegmentationData, camvid, msrc
-from upfeat.data.feature_cache import weights_fingerprint
-from upfeat.data.segmentation import LabelledFile, LabelledImage
-from upfeat.data.sizes import Size, normalize, resize
-from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.data import SegmentationData, camvid, msrc
+from upfeat.data.sizes import Size
+from upfeat.errors import UnknownNameError
+from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.metrics import SegmentationMeter, boundary_band, iou_per_class
 from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
-from upfeat.upsamplers import Upsampler
 
-__all__ = ["DATA_SETS", "PRESETS", "Method", "SegProbeConfig", "run_seg_probe", "seg_probe_preset"]
+__all__ = ["DATA_SETS", "PRESETS", "SegProbeConfig", "run_seg_probe", "seg_probe_preset"]
 
 logger = logging.getLogger(__name__)
 
 TASK = "seg-probe"
-WHOLE_BYTES = 512 * 2**20  # an output above this is computed in tiles where the method has them
 Progress = Callable[[str, str, int, int], None]
 
 
@@ -124,40 +119,6 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig:
     return SegProbeConfig(**{"preset": preset, "data": data} | PRESETS[preset][data] | changes)
 
 
-@dataclass(frozen=True)
-class Method:
-    """An upsampler under a label of the user's choice.
-
-    Attributes:
-        label: in tables and file names.
-        upsampler: what is measured.
-
-    Example:
-        >>> import upfeat
-        >>> from upfeat.evaluation.seg_probe import Method
-        >>> Method("linear", upfeat.create_upsampler("bilinear")).identity["name"]
-        'bilinear'
-    """
-
-    label: str
-    upsampler: Upsampler
-    identity: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        info = self.upsampler.info
-        if info.requires:
-            raise UnsupportedError(
-                f"{info.name} needs {', '.join(info.requires)} besides image and features, which "
-                "the probe does not have; leave it out"
-            )
-        identity = {
-            "name": info.name,
-            "config": json.loads(json.dumps(self.upsampler.config, default=str)),
-            "weights": weights_fingerprint(self.upsampler.state_dict()),
-        }
-        object.__setattr__(self, "identity", identity)
-
-
 def run_seg_probe(
     config: SegProbeConfig,
     train: SegmentationData,
@@ -174,7 +135,8 @@ def run_seg_probe(
 
     Args:
         config: the protocol.
-        train, val: whole splits; ``train_every`` and ``limit`` of the settings apply to them.
+        train: whole training split; ``train_every`` and ``limit`` of the settings apply.
+        val: whole validation split; ``limit`` applies.
         backbone: on the device where everything runs.
         methods: upsamplers, on the same device.
         out: folder of the results, one JSON a method, written whole as soon as it is known.
@@ -227,50 +189,39 @@ class _Probe:
         on_progress: Progress,
     ) -> None:
         self.config, self.train, self.val = config, train, val
-        self.backbone, self.cache, self.on_progress = backbone, cache, on_progress
-        place = next(backbone.parameters(), torch.empty(0))
-        self.device, self.dtype = place.device, torch.float32
-        self.identity = {
-            "name": backbone.name,
-            "layer": backbone.layer,
-            "weights": weights_fingerprint(backbone.state_dict()),
+        self.cache, self.on_progress = cache, on_progress
+        self.dense = DenseFeatures(backbone, config.input_size, cache / "features")
+        self.splits = {
+            split.name: {"images": len(split), "fingerprint": split.fingerprint()}
+            for split in (train, val)
         }
-        key = {"backbone" if k == "name" else k: v for k, v in self.identity.items()}
-        self.features = FeatureCache(cache / "features", key)
-        self._prints = {split.name: split.fingerprint() for split in (train, val)}
 
     def settings(self, method: Method) -> dict[str, Any]:
         """Return everything that decides the numbers."""
-        splits = {
-            split.name: {"images": len(split), "fingerprint": self._prints[split.name]}
-            for split in (self.train, self.val)
-        }
-        settings = self.config.model_dump(mode="json")
-        return settings | {
-            "splits": splits,
-            "backbone": self.identity,
+        return self.config.model_dump(mode="json") | {
+            "splits": self.splits,
+            "backbone": self.dense.identity,
             "upsampler": method.identity,
-            "image_resize": "bicubic, antialiased",
+            "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
             "stored_features": "float16",
             "head": "1x1 convolution, cross-entropy, AdamW, cosine to 0 per step",
         }
 
     def run(self, method: Method, settings: dict[str, Any]) -> Result:
         """Sample, train all heads, score."""
-        config = self.config
-        method.upsampler.eval()
-        started = time.perf_counter()
+        seeds = self.config.seeds
+        times = [time.perf_counter()]
         pixels, labels = self.pool(method)
-        sampled = time.perf_counter()
+        times.append(time.perf_counter())
         heads = []
-        for number, seed in enumerate(config.seeds):
-            self.on_progress(method.label, "training heads", number, len(config.seeds))
-            heads.append(train_head(pixels, labels, len(self.train.classes), config, seed))
-        trained = time.perf_counter()
+        for number, seed in enumerate(seeds):
+            self.on_progress(method.label, "training heads", number, len(seeds))
+            heads.append(train_head(pixels, labels, len(self.train.classes), self.config, seed))
+        times.append(time.perf_counter())
         meters = self.validate(method, heads)
-        ended = time.perf_counter()
+        times.append(time.perf_counter())
         scores = [meter.compute() for meter in meters]
-        ious = torch.stack([iou_per_class(meter.matrix) for meter in meters]).nanmean(0)
+        stages = ("sampling", "training", "validation")
         return Result(
             task=TASK,
             label=method.label,
@@ -280,63 +231,29 @@ class _Probe:
                 for name in scores[0]
             },
             details={
-                "iou_per_class": {
-                    name: None if iou != iou else round(100 * iou, 2)
-                    for name, iou in zip(self.val.classes, ious.tolist(), strict=True)
-                },
+                "iou_per_class": _per_class(self.val.classes, meters),
                 "pool_pixels": len(labels),
                 "head_before_upsampling": method.upsampler.info.commutes_with_head,
             },
             seconds={
-                "sampling": round(sampled - started, 1),
-                "training": round(trained - sampled, 1),
-                "validation": round(ended - trained, 1),
+                name: round(end - start, 1)
+                for name, start, end in zip(stages, times[:-1], times[1:], strict=True)
             },
             environment=describe_environment(),
         )
-
-    # -- features --------------------------------------------------------------------------------
-
-    def encode(self, sample: LabelledImage) -> tuple[Tensor, Tensor]:
-        """Return the resized image (1, 3, H', W') in [0, 1] and its features (1, C, h, w)."""
-        size: Size = self.config.input_size
-        height, width = sample.image.shape[1:]
-        if (height > width) != (size[0] > size[1]) and height != width:
-            size = (size[1], size[0])
-        image = resize(sample.image[None], size).to(self.device)
-        pixels = normalize(image, self.backbone.image_mean, self.backbone.image_std)
-        return image, self.features(pixels, self.backbone)
-
-    def pieces(
-        self, method: Method, image: Tensor, features: Tensor, size: Size, values: Tensor | None
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield the upsampled map, whole or, where it is large, in tiles (1, C or K, rows, cols)."""
-        upsampler, info = method.upsampler, method.upsampler.info
-        guidance = normalize(
-            image,
-            self.backbone.image_mean if info.image_mean is None else info.image_mean,
-            self.backbone.image_std if info.image_std is None else info.image_std,
-        )
-        channels = (features if values is None else values).shape[1]
-        if upsampler.supports_tiles and 4 * channels * size[0] * size[1] > WHOLE_BYTES:
-            yield from upsampler.tiles(guidance, features, size, values)
-        else:
-            whole = upsampler(guidance, features, size, values)
-            yield slice(0, size[0]), slice(0, size[1]), whole
 
     # -- training pixels -------------------------------------------------------------------------
 
     def pixel_folder(self, method: Method) -> Path:
         """Return where a method's sampled pixels lie."""
         key = {
-            "backbone": self.identity,
+            "backbone": self.dense.identity,
             "upsampler": method.identity,
             "pixels": self.config.pixels_per_image,
             "input_size": self.config.input_size,
         }
-        return self.cache / "pixels" / result_file_name(
-            "pixels", self.config.data, method.identity["name"], key
-        ).removesuffix(".json")
+        name = result_file_name("pixels", self.config.data, method.identity["name"], key)
+        return self.cache / "pixels" / name.removesuffix(".json")
 
     def pool(self, method: Method) -> tuple[Tensor, Tensor]:
         """Return sampled upsampled features (N, C), float16, and their classes (N,)."""
@@ -345,90 +262,88 @@ class _Probe:
         pixels, classes = [], []
         for number, file in enumerate(self.train.files):
             self.on_progress(method.label, "sampling pixels", number, len(self.train))
-            sample = self.train.read(file)
-            chosen = sample_pixels(
-                sample.label, self.train.ignore_index, self.config.pixels_per_image, file.name
+            image, label = self.train.read(file)
+            positions = sample_pixels(
+                label, self.train.ignore_index, self.config.pixels_per_image, file.name
             )
-            if len(chosen):
-                pixels.append(self._sampled(method, folder, file, sample, chosen))
-                classes.append(sample.label.flatten()[chosen])
+            if not len(positions):
+                continue
+            path = folder / f"{file.name}-{self.train.file_hash(file)}.npy"
+            found = _read_pixels(path)
+            if found is None:
+                size: Size = (label.shape[0], label.shape[1])
+                found = self.dense.at(method, self.dense.encode(image), size, positions)
+                _write_pixels(path, found)
+            pixels.append(found)
+            classes.append(label.flatten()[positions])
         if not pixels:
             raise ValueError(f"no image of {self.train.name} has a labelled pixel")
         return torch.cat(pixels), torch.cat(classes)
-
-    def _sampled(
-        self,
-        method: Method,
-        folder: Path,
-        file: LabelledFile,
-        sample: LabelledImage,
-        chosen: Tensor,
-    ) -> Tensor:
-        """Return the upsampled features of the chosen pixels (P, C), from disk if there."""
-        path = folder / f"{file.name}-{self.train.file_hash(file)}.npy"
-        if path.is_file():
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        size: Size = (sample.label.shape[0], sample.label.shape[1])
-        image, features = self.encode(sample)
-        found = torch.empty(len(chosen), features.shape[1], dtype=torch.float16)
-        row, col = chosen // size[1], chosen % size[1]
-        with torch.no_grad():
-            for rows, cols, tile in self.pieces(method, image, features, size, None):
-                inside = (row >= rows.start) & (row < rows.stop)
-                inside &= (col >= cols.start) & (col < cols.stop)
-                # (C, P) -> (P, C)
-                here = tile[0, :, row[inside] - rows.start, col[inside] - cols.start].T
-                found[inside] = here.to("cpu", torch.float16)
-        if not bool(found.isfinite().all()):
-            raise ValueError(f"{method.label} gives features of {file.name} beyond float16 or NaN")
-        buffer = io.BytesIO()
-        np.save(buffer, found.numpy(), allow_pickle=False)
-        write_bytes(path, buffer.getvalue())
-        return found
 
     # -- scores ----------------------------------------------------------------------------------
 
     def validate(self, method: Method, heads: Sequence[nn.Linear]) -> list[SegmentationMeter]:
         """Score the heads of all seeds in one pass over the validation split."""
-        count, config = len(self.val.classes), self.config
+        device, radius = self.dense.device, self.config.boundary_radius
         # S x (K, C) -> (S*K, C, 1, 1)
-        weight = torch.cat([head.weight for head in heads])[:, :, None, None].to(self.device)
-        bias = torch.cat([head.bias for head in heads]).to(self.device)
-        meters = [
-            SegmentationMeter(count, self.val.ignore_index, config.boundary_radius) for _ in heads
-        ]
-        for number, sample in enumerate(self.val):
+        weight = torch.cat([head.weight for head in heads])[:, :, None, None].to(device)
+        bias = torch.cat([head.bias for head in heads]).to(device)
+        count, ignored = len(self.val.classes), self.val.ignore_index
+        meters = [SegmentationMeter(count, ignored, radius) for _ in heads]
+        for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
-            image, features = self.encode(sample)
-            with torch.no_grad():
-                predicted = self._predict(method, image, features, sample.label, weight, bias)
-            band = boundary_band(sample.label, config.boundary_radius)
+            image, label = self.val.read(file)
+            encoded = self.dense.encode(image)
+            predicted = self.predict(
+                method, encoded, (label.shape[0], label.shape[1]), weight, bias
+            )
+            band = boundary_band(label, radius)
             for meter, classes in zip(meters, predicted, strict=True):
-                meter.update(classes, sample.label, band)
-        self.on_progress(method.label, "scoring", len(self.val), len(self.val))
+                meter.update(classes, label, band)
         return meters
 
-    def _predict(
-        self,
-        method: Method,
-        image: Tensor,
-        features: Tensor,
-        label: Tensor,
-        weight: Tensor,
-        bias: Tensor,
+    def predict(
+        self, method: Method, encoded: Encoded, size: Size, weight: Tensor, bias: Tensor
     ) -> Tensor:
         """Return the classes (S, H, W) that each head says."""
-        size: Size = (label.shape[0], label.shape[1])
         first = method.upsampler.info.commutes_with_head
-        values = F.conv2d(features, weight, bias) if first else None
+        values = F.conv2d(encoded.features, weight, bias) if first else None
         seeds = len(bias) // len(self.val.classes)
         predicted = torch.empty(seeds, *size, dtype=torch.int64)
-        for rows, cols, tile in self.pieces(method, image, features, size, values):
+        for rows, cols, tile in self.dense.pieces(method, encoded, size, values):
             logits = tile if first else F.conv2d(tile, weight, bias)
             # (1, S*K, rows, cols) -> (S, K, rows, cols) -> (S, rows, cols)
             split = logits.reshape(seeds, -1, *logits.shape[-2:])
             predicted[:, rows, cols] = split.argmax(1).cpu()
         return predicted
+
+
+def _per_class(
+    names: Sequence[str], meters: Sequence[SegmentationMeter]
+) -> dict[str, float | None]:
+    """Return the IoU of each class, mean over the seeds; None for one that never occurs."""
+    ious = torch.stack([iou_per_class(meter.matrix) for meter in meters]).nanmean(0)
+    return {
+        name: None if iou != iou else round(100 * iou, 2)
+        for name, iou in zip(names, ious.tolist(), strict=True)
+    }
+
+
+def _read_pixels(path: Path) -> Tensor | None:
+    """Return stored pixels (P, C), or None; an unreadable file counts as absent."""
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s is not readable (%s); computing it again", path, error)
+        return None
+
+
+def _write_pixels(path: Path, pixels: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, pixels.numpy(), allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
 
 
 def sample_pixels(label: Tensor, ignore_index: int, count: int, name: str) -> Tensor:
@@ -477,7 +392,9 @@ def train_head(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for _ in range(config.steps):
         drawn = torch.randint(len(labels), (config.batch_pixels,), generator=generator)
-        loss = F.cross_entropy(head(pixels[drawn].float()), labels[drawn])
+        # index_select copies rows several times faster than pixels[drawn]
+        batch = pixels.index_select(0, drawn).float()
+        loss = F.cross_entropy(head(batch), labels[drawn])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,183 @@
+"""Features for the protocols: low-resolution ones once, upsampled ones by any method.
+
+Legend: ``C`` feature channels, ``K`` value channels, ``P`` positions, ``h w`` feature grid, ``H W``
+image as the networks see it, ``H' W'`` output. Sizes are ``(height, width)``.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upfeat.backbones import Backbone
+from upfeat.data import FeatureCache
+from upfeat.data.feature_cache import weights_fingerprint
+from upfeat.data.sizes import Size, normalize, resize
+from upfeat.errors import UnsupportedError
+from upfeat.upsamplers import Upsampler
+
+__all__ = ["DenseFeatures", "Encoded", "Method"]
+
+# An output above this is computed in tiles where the method has them.
+WHOLE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Method:
+    """An upsampler under a label of the user's choice.
+
+    Attributes:
+        label: in tables and file names.
+        upsampler: what is measured, in evaluation mode.
+        identity: name, configuration and fingerprint of the weights.
+
+    Example:
+        >>> import upfeat
+        >>> from upfeat.evaluation.dense import Method
+        >>> Method("linear", upfeat.create_upsampler("bilinear")).identity["name"]
+        'bilinear'
+    """
+
+    label: str
+    upsampler: Upsampler
+    identity: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        info = self.upsampler.info
+        if info.requires:
+            raise UnsupportedError(
+                f"{info.name} needs {', '.join(info.requires)} besides image and features, which "
+                "the protocols do not have; leave it out"
+            )
+        self.upsampler.eval()
+        identity = {
+            "name": info.name,
+            "config": json.loads(json.dumps(self.upsampler.config, default=str)),
+            "weights": weights_fingerprint(self.upsampler.state_dict()),
+        }
+        object.__setattr__(self, "identity", identity)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image as the networks see it, (1, 3, H, W) in [0, 1], with its features (1, C, h, w)."""
+
+    image: Tensor
+    features: Tensor
+
+
+class DenseFeatures:
+    """A frozen backbone whose features are kept on disk, and the upsampling of them.
+
+    Args:
+        backbone: on the device where everything runs.
+        input_size: (H, W) to which images are resized (bicubic, antialiased) for backbone and
+            guidance; exchanged for images whose longer side is the other one.
+        cache: folder of the features.
+
+    Attributes:
+        identity: name, layer and fingerprint of the weights of the backbone.
+
+    Example:
+        >>> import tempfile, torch, upfeat
+        >>> from upfeat.evaluation.dense import DenseFeatures, Method
+        >>> pool = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
+        >>> bilinear = Method("bilinear", upfeat.create_upsampler("bilinear"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dense = DenseFeatures(pool, (32, 48), folder)
+        ...     encoded = dense.encode(torch.rand(3, 60, 40))
+        ...     out = dense.upsample(bilinear, encoded, (60, 40))
+        >>> encoded.features.shape, out.shape
+        (torch.Size([1, 3, 6, 4]), torch.Size([1, 3, 60, 40]))
+    """
+
+    def __init__(self, backbone: Backbone, input_size: Size, cache: str | Path) -> None:
+        self.backbone = backbone
+        self.input_size = input_size
+        self.device = next(backbone.parameters(), torch.empty(0)).device
+        self.identity = {
+            "name": backbone.name,
+            "layer": backbone.layer,
+            "weights": weights_fingerprint(backbone.state_dict()),
+        }
+        key = {"backbone" if name == "name" else name: v for name, v in self.identity.items()}
+        self.cache = FeatureCache(cache, key)
+
+    def encode(self, image: Tensor) -> Encoded:
+        """Resize an image (3, H, W) in [0, 1] and return it with its features."""
+        height, width = self.input_size
+        if (image.shape[1] - image.shape[2]) * (height - width) < 0:
+            height, width = width, height
+        small = resize(image[None], (height, width)).to(self.device)
+        pixels = normalize(small, self.backbone.image_mean, self.backbone.image_std)
+        return Encoded(small, self.cache(pixels, self.backbone))
+
+    def pieces(
+        self, method: Method, encoded: Encoded, size: Size, values: Tensor | None = None
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield the upsampled map, whole or, if it is large, in tiles of bounded memory.
+
+        Args:
+            method: what upsamples.
+            encoded: of :meth:`encode`.
+            size: (H', W').
+            values: (1, K, h, w), what to mix instead of the features.
+
+        Yields:
+            Rows, columns, and the tile (1, C or K, rows, columns).
+        """
+        upsampler, backbone = method.upsampler, self.backbone
+        mean, std = upsampler.info.image_mean, upsampler.info.image_std
+        guidance = normalize(
+            encoded.image,
+            backbone.image_mean if mean is None else mean,
+            backbone.image_std if std is None else std,
+        )
+        channels = (encoded.features if values is None else values).shape[1]
+        with torch.no_grad():
+            if upsampler.supports_tiles and 4 * channels * size[0] * size[1] > WHOLE_BYTES:
+                yield from upsampler.tiles(guidance, encoded.features, size, values)
+            else:
+                whole = upsampler(guidance, encoded.features, size, values)
+                yield slice(0, size[0]), slice(0, size[1]), whole
+
+    def upsample(
+        self, method: Method, encoded: Encoded, size: Size, values: Tensor | None = None
+    ) -> Tensor:
+        """Return the whole upsampled map (1, C or K, H', W'); arguments as :meth:`pieces`."""
+        channels = (encoded.features if values is None else values).shape[1]
+        result = encoded.features.new_empty(1, channels, *size)
+        for rows, cols, tile in self.pieces(method, encoded, size, values):
+            result[:, :, rows, cols] = tile
+        return result
+
+    def at(self, method: Method, encoded: Encoded, size: Size, positions: Tensor) -> Tensor:
+        """Return the upsampled features at some positions only.
+
+        Args:
+            method: what upsamples.
+            encoded: of :meth:`encode`.
+            size: (H', W').
+            positions: (P,) flat positions, row times W' plus column.
+
+        Returns:
+            (P, C) float16 on the CPU.
+
+        Raises:
+            ValueError: a value is not finite or too large for float16.
+        """
+        row, col = positions // size[1], positions % size[1]
+        found = torch.empty(len(positions), encoded.features.shape[1], dtype=torch.float16)
+        for rows, cols, tile in self.pieces(method, encoded, size):
+            inside = (row >= rows.start) & (row < rows.stop)
+            inside &= (col >= cols.start) & (col < cols.stop)
+            # (C, P) -> (P, C)
+            here = tile[0, :, row[inside] - rows.start, col[inside] - cols.start].T
+            found[inside] = here.to("cpu", torch.float16)
+        if not bool(found.isfinite().all()):
+            raise ValueError(f"{method.label} gives features that are NaN or beyond float16")
+        return found
