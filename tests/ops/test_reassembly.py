@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops.reassembly import window_reassembly, window_reassembly_reference
+from upfeat.ops.reassembly import (
+    window_products,
+    window_products_reference,
+    window_reassembly,
+    window_reassembly_reference,
+)
 
 
 def inputs(
@@ -76,6 +81,28 @@ def test_size_of_production(scale: tuple[int, int], kernel_size: int) -> None:
     })  # fmt: skip
 
 
+@given(
+    cells=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    scale=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    kernel_size=st.integers(1, 5),
+    max_bytes=st.sampled_from([1, 30_000, None]),
+)
+def test_products_of_any_size(
+    cells: tuple[int, int], scale: tuple[int, int], kernel_size: int, max_bytes: int | None
+) -> None:
+    bordered, _ = inputs(cells, scale, kernel_size)
+    pixels = (cells[0] * scale[0], cells[1] * scale[1])
+    query = torch.randn(2, 4, *pixels, dtype=torch.float64, requires_grad=True)
+    ours = window_products(query, bordered, kernel_size, max_bytes=max_bytes)
+    plain = window_products_reference(query, bordered, kernel_size)
+    torch.testing.assert_close(ours, plain)
+    grad = torch.randn_like(plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (query, bordered), grad),
+        torch.autograd.grad(plain, (query, bordered), grad),
+    )
+
+
 def test_gradcheck() -> None:
     features, weights = inputs((2, 3), (2, 1), 3, groups=2, batch=1)
     assert torch.autograd.gradcheck(lambda f, w: window_reassembly(f, w, 3), (features, weights))
@@ -126,3 +153,10 @@ def test_refuses_what_does_not_fit(
         window_reassembly(torch.zeros(features), torch.zeros(weights), 3)
     with pytest.raises(ValueError, match="max_bytes"):
         window_reassembly(torch.zeros(1, 4, 6, 6), torch.zeros(1, 1, 9, 8, 8), 3, max_bytes=0)
+
+
+def test_products_refuse_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="same channels"):
+        window_products(torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 6, 6), 3)
+    with pytest.raises(ValueError, match="whole multiple"):
+        window_products(torch.zeros(1, 4, 8, 7), torch.zeros(1, 4, 6, 6), 3)

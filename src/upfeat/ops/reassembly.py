@@ -2,7 +2,8 @@
 
 The operator of CARAFE (arXiv 1905.02188, equation 3), for given weights: all pixels of one cell
 see the same k x k window. ReSFU's attention at sub-pixel positions is the same sum over 4 x 4
-windows once its taps are spread over the cells they interpolate.
+windows once its taps are spread over the cells they interpolate. Beside it stands its transpose,
+the inner products of a pixel with the cells of its window, from which SAPA makes its weights.
 
 In bounded memory it is a chain of matrix products. The cells of a row are cut into tiles of T
 neighbours, whose windows together are k rows of L = T + k - 1 cells; the weights of a tile's
@@ -77,11 +78,71 @@ def window_reassembly(
     if _dispatch.wants_reference():
         return window_reassembly_reference(features, weights, kernel_size)
     _check(features, weights, kernel_size)
+    return _Reassembly.apply(features, weights, kernel_size, _budget(features, max_bytes))
+
+
+def window_products_reference(query: Tensor, cells: Tensor, kernel_size: int) -> Tensor:
+    """The definition: see `window_products`."""
+    shape, scale, _ = _check(cells, _weights_for(query, cells, kernel_size), kernel_size)
+    dtype = _dispatch.compute_dtype(query, cells)
+    wide, products = cells.to(dtype), []
+    for i in range(kernel_size):
+        for j in range(kernel_size):
+            cell = wide[:, :, i : i + shape[0], j : j + shape[1]]  # (B, C, h, w)
+            pixel = cell.repeat_interleave(scale[0], 2).repeat_interleave(scale[1], 3)
+            products.append((query.to(dtype) * pixel).sum(1))  # (B, H', W')
+    return torch.stack(products, dim=1)
+
+
+def window_products(
+    query: Tensor, cells: Tensor, kernel_size: int, *, max_bytes: int | None = None
+) -> Tensor:
+    """Multiply each pixel with every cell of the window around its own.
+
+    Pixel (y, x) gets, for tap i * k + j, the sum over the channels of
+    ``query[c, y, x] * cells[c, y // s_y + i, x // s_x + j]``.
+
+    Args:
+        query: (B, C, s_y * h, s_x * w).
+        cells: (B, C, h + k - 1, w + k - 1), with their border.
+        kernel_size: k.
+        max_bytes: bound on the buffers beside inputs and output.
+
+    Returns:
+        (B, k * k, s_y * h, s_x * w), float32 at least.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> cells = torch.tensor([1.0, 10.0, 100.0]).expand(1, 1, 2, 3)
+        >>> window_products(2 * torch.ones(1, 1, 1, 2), cells, kernel_size=2)[0, :, 0, 1].tolist()
+        [20.0, 200.0, 20.0, 200.0]
+    """
+    if _dispatch.wants_reference():
+        return window_products_reference(query, cells, kernel_size)
+    _check(cells, _weights_for(query, cells, kernel_size), kernel_size)
+    return _Products.apply(query, cells, kernel_size, _budget(cells, max_bytes))
+
+
+def _weights_for(query: Tensor, cells: Tensor, kernel_size: int) -> Tensor:
+    """A placeholder of the products' shape and type that takes no memory, or ValueError."""
+    if query.dim() != 4 or cells.dim() != 4 or query.shape[1] != cells.shape[1]:
+        raise ValueError(
+            "query (B, C, H', W') and cells (B, C, h + k - 1, w + k - 1) of the same channels are "
+            f"wanted, got {tuple(query.shape)} and {tuple(cells.shape)}."
+        )
+    shape = (len(query), 1, kernel_size**2, *query.shape[2:])
+    return query.new_empty(1, dtype=_dispatch.compute_dtype(query, cells)).expand(shape)
+
+
+def _budget(like: Tensor, max_bytes: int | None) -> int:
     if max_bytes is None:
-        max_bytes = DEFAULT_MAX_BYTES * (1 if features.device.type == "cpu" else 32)
+        return DEFAULT_MAX_BYTES * (1 if like.device.type == "cpu" else 32)
     if max_bytes < 1:
         raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
-    return _Reassembly.apply(features, weights, kernel_size, max_bytes)
+    return max_bytes
 
 
 def _check(
@@ -332,3 +393,27 @@ class _Reassembly(torch.autograd.Function):
         with _dispatch.without_autocast(features):
             grads = _backward(grad, features, weights, *ctx.options, ctx.needs_input_grad[:2])
         return *grads, None, None
+
+
+class _Products(torch.autograd.Function):
+    """The products are to the queries what the weights' gradient is to the output's."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, cells: Tensor, kernel_size: int, max_bytes: int) -> Tensor:
+        ctx.save_for_backward(query, cells)
+        ctx.options = (kernel_size, max_bytes)
+        weights = _weights_for(query, cells, kernel_size)
+        with _dispatch.without_autocast(query):
+            _, products = _backward(query, cells, weights, *ctx.options, (False, True))
+        assert products is not None
+        return products[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, cells = ctx.saved_tensors
+        with _dispatch.without_autocast(query):
+            own = _forward(cells, grad[:, None], *ctx.options) if ctx.needs_input_grad[0] else None
+            needs = (ctx.needs_input_grad[1], False)
+            other, _ = _backward(query, cells, grad[:, None], *ctx.options, needs)
+        return None if own is None else own.to(query.dtype), other, None, None

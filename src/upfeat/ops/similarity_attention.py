@@ -4,18 +4,17 @@ The two operators of SAPA (arXiv 2209.12866): inner products of a pixel's query 
 k x k window, and the weighted sum of the window's values. Beyond the border keys and values are
 zero: such taps have the logit 0, take their share of the softmax and give nothing.
 
-On a grid with a border of zeros that is the windowed attention of ``upfeat.ops``, which computes
-it forward and backward in bounded memory.
+In bounded memory both are the operators of ``upfeat.ops.reassembly`` on a grid with a border of
+zeros; only the k * k weights of the pixels are kept.
 
 Legend: B batch, d query/key channels, K value channels, h w cells, s_y s_x pixels a cell, k window.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops import _dispatch
-from upfeat.ops.windowed_attention import windowed_attention
+from upfeat.ops.reassembly import window_products, window_reassembly
 
 
 def similarity_attention_reference(
@@ -42,7 +41,7 @@ def similarity_attention(
         key: (B, d, h, w).
         value: (B, K, h, w).
         kernel_size: k, odd; the window is centred at the cell that holds the pixel.
-        max_bytes: bound on the temporaries.
+        max_bytes: bound on the buffers of both steps, beside the weights.
 
     Returns:
         (B, K, s_y * h, s_x * w) in the type of ``value``; products are not scaled.
@@ -59,30 +58,11 @@ def similarity_attention(
     """
     if _dispatch.wants_reference():
         return similarity_attention_reference(query, key, value, kernel_size)
-    scale = _check(query, key, value, kernel_size)
-    reach = kernel_size // 2
-    border = (reach,) * 4
-    grid = (key.shape[2] + 2 * reach, key.shape[3] + 2 * reach)
-    size = (query.shape[2], query.shape[3])
-    out = windowed_attention(
-        query.flatten(2).transpose(1, 2),  # (B, d, H', W') -> (B, N, d)
-        F.pad(key, border).flatten(2).transpose(1, 2),  # -> (B, n, d)
-        F.pad(value, border).flatten(2).transpose(1, 2),  # -> (B, n, K)
-        num_heads=1,
-        output_size=size,
-        grid_size=grid,
-        row_bounds=_bounds(size[0], scale[0], kernel_size),
-        col_bounds=_bounds(size[1], scale[1], kernel_size),
-        scale=1.0,
-        max_bytes=max_bytes,
-    )
-    return out.transpose(1, 2).unflatten(2, size)  # (B, N, K) -> (B, K, H', W')
-
-
-def _bounds(size: int, scale: int, kernel_size: int) -> Tensor:
-    """First and last + 1 cell of the bordered grid that each pixel of an axis sees: (size, 2)."""
-    first = torch.arange(size).div(scale, rounding_mode="floor")
-    return torch.stack((first, first + kernel_size), dim=1)
+    _check(query, key, value, kernel_size)
+    border = (kernel_size // 2,) * 4
+    logits = window_products(query, F.pad(key, border), kernel_size, max_bytes=max_bytes)
+    weights = logits.softmax(1)[:, None]  # (B, 1, k * k, H', W')
+    return window_reassembly(F.pad(value, border), weights, kernel_size, max_bytes=max_bytes)
 
 
 def _windows(cells: Tensor, kernel_size: int, scale: tuple[int, int]) -> Tensor:

@@ -174,7 +174,7 @@ class Carafe(Upsampler):
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read widths and stages; factor, window, groups and dilation are the original's defaults."""
+        """Read widths and stages; the rest are the original's defaults."""
         stack = stage_keys(state)
         compressed_channels, feature_dim = stack["up1.channel_compressor.weight"].shape[:2]
         return {

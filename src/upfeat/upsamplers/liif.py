@@ -18,6 +18,7 @@ Positions are answered in chunks, whose intermediates are recomputed for gradien
 Legend: B batch, C feature channels, h w low-resolution grid, N positions, D hidden channels.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ class Mlp(nn.Module):
         super().__init__()
         widths = [wide] + [hidden_dim] * num_hidden
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], deep))
 
@@ -291,7 +292,7 @@ class Liif(Upsampler):
         if len(hidden) != 1 or inputs not in options:
             raise CheckpointError(
                 f"a liif state dict for {feature_dim} channels has hidden layers of one width and "
-                f"{sorted(options)} inputs; this one has widths {sorted(hidden)} and {inputs} inputs"
+                f"one of {sorted(options)} inputs, got widths {sorted(hidden)} and {inputs} inputs"
             )
         feat_unfold, cell_decode = options[inputs]
         return {

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import CheckpointError
 from upfeat.layers.stages import resize_to
+from upfeat.ops.guided_filter import guided_filter
 from upfeat.ops.reassembly import window_reassembly
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
@@ -38,7 +39,7 @@ FAR = -1e7  # added to the logit of a tap beyond the map
 NORM_GROUPS = 32  # of guide and features, or one a channel where there are fewer
 
 
-class ScaledGradient(torch.autograd.Function):
+class _ScaledGradient(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a factor."""
 
     @staticmethod
@@ -79,15 +80,15 @@ class PairedDifference(nn.Module):
     def forward(self, key: Tensor, query: Tensor, scale: Size) -> Tensor:
         """Return (B, 9, H, W) of key and query (B, d, H, W)."""
         if self.lr_mult != 1:  # the inputs' gradients are scaled back
-            key = ScaledGradient.apply(key, 1 / self.lr_mult)
-            query = ScaledGradient.apply(query, 1 / self.lr_mult)
+            key = _ScaledGradient.apply(key, 1 / self.lr_mult)
+            query = _ScaledGradient.apply(query, 1 / self.lr_mult)
         key, query = self.norm(key), self.norm(query)
         around = F.conv2d(
             replicate_border(key, scale), self.weight, dilation=scale, groups=self.groups
         )
         centre = F.conv2d(query, self.weight.sum((2, 3), keepdim=True), groups=self.groups)
         scores = self.channel_compressor(around - centre + self.bias)
-        return scores if self.lr_mult == 1 else ScaledGradient.apply(scores, self.lr_mult)
+        return scores if self.lr_mult == 1 else _ScaledGradient.apply(scores, self.lr_mult)
 
 
 def replicate_border(x: Tensor, border: Size) -> Tensor:
@@ -96,47 +97,6 @@ def replicate_border(x: Tensor, border: Size) -> Tensor:
         place = torch.arange(-width, x.shape[axis] + width, device=x.device)
         x = x.index_select(axis, place.clamp(0, x.shape[axis] - 1))
     return x
-
-
-def guided_filter(guide: Tensor, x: Tensor, radius: int, eps: float, subsample: int) -> Tensor:
-    """Make ``x`` a local linear function of ``guide``, channel by channel (He and Sun's fast form).
-
-    Args:
-        guide: (B, C, H, W).
-        x: (B, C, H, W).
-        radius: of the box windows, in full-size pixels.
-        eps: added to the guide's variance.
-        subsample: the coefficients are computed on every so many-th pixel.
-
-    Returns:
-        (B, C, H, W) in the dtype of ``guide``, computed in float32 at least.
-
-    Example:
-        >>> import torch
-        >>> ramp = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
-        >>> torch.allclose(guided_filter(ramp, 3 * ramp, 4, 1e-8, 2), 3 * ramp, atol=1e-3)
-        True
-    """
-    wide = torch.promote_types(guide.dtype, torch.float32)
-    size = (guide.shape[2], guide.shape[3])
-    low, target = (t.to(wide)[:, :, ::subsample, ::subsample] for t in (guide, x))
-    small = (max(1, size[0] // subsample), max(1, size[1] // subsample))
-    low, target = low[:, :, : small[0], : small[1]], target[:, :, : small[0], : small[1]]
-    reach = radius // subsample
-    mean_low, mean_target = box_mean(low, reach), box_mean(target, reach)
-    covariance = box_mean(low * target, reach) - mean_low * mean_target
-    variance = box_mean(low * low, reach) - mean_low * mean_low
-    slope = covariance / (variance + eps)
-    offset = mean_target - slope * mean_low
-    slope, offset = (resize_to(box_mean(t, reach), size) for t in (slope, offset))
-    return (slope * guide.to(wide) + offset).to(guide.dtype)
-
-
-def box_mean(x: Tensor, radius: int) -> Tensor:
-    """Average over the pixels of the map in a window of 2 radius + 1."""
-    width = 2 * radius + 1
-    x = F.avg_pool2d(x, (width, 1), 1, (radius, 0), count_include_pad=False)
-    return F.avg_pool2d(x, (1, width), 1, (0, radius), count_include_pad=False)
 
 
 def gaussian_blur(x: Tensor) -> Tensor:

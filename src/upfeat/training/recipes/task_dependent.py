@@ -111,7 +111,7 @@ def dysample_small() -> TrainConfig:
 
 @register_recipe
 def resize_conv_small() -> TrainConfig:
-    """FeatUp's resize-convolution for the bundled encoder, on two cores, from mask-refined features.
+    """Resize-convolution for the bundled encoder, on two cores, from mask-refined features.
 
     * Original: four doublings, 1x1 convolutions.
     * Chosen: the objective and everything else (see the head of this file).
