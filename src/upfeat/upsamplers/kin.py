@@ -20,7 +20,8 @@ grid, H W guidance image, H' W' output, R rows of a band, N positions, D = d + 3
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ class KIN(Upsampler):
     supports_tiles = True
     supports_query = True
 
-    def __init__(self, dim: int = 32, radius: float = 4.0) -> None:
+    def __init__(self, dim: int = 32, radius: float = 5.0) -> None:
         super().__init__()
         if dim < 1 or not radius > 0:
             raise ValueError(f"dim and radius must be positive, got {dim} and {radius}")
@@ -247,6 +248,11 @@ class KIN(Upsampler):
         parts = [(key[:, :-1] + pooled).to(wide.dtype), place.expand(len(image), -1, -1, -1)]
         keys = torch.cat([*parts, trust], dim=1).flatten(2).transpose(1, 2)
         return pixels, keys
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read d; ``radius`` cannot be read: default."""
+        return {"dim": state["queries.2.weight"].shape[0]}
 
     def _join(self, own: Tensor, place: Tensor) -> Tensor:
         """Join learned (B, d, R, W) and place parts (B, 2, R, W): queries (B, R*W, D)."""

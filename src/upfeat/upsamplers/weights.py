@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,6 +48,8 @@ class Checkpoint:
         paper: arXiv number.
         config: constructor arguments that the tensors cannot tell.
         note: what a user should know.
+        bundled: the file comes with the package, in ``upfeat/upsamplers/bundled``, in upfeat's own
+            layout; a model card lies beside it.
 
     Example:
         >>> from upfeat.upsamplers.registry import get_checkpoint
@@ -67,6 +70,7 @@ class Checkpoint:
     paper: str
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     note: str = ""
+    bundled: bool = False
 
     def build_config(self, cls: type["Upsampler"]) -> dict[str, Any]:
         """Return constructor arguments for this record."""
@@ -82,9 +86,12 @@ def load_checkpoint(
 ) -> UpsamplerType:
     """Find the file of a record, load it, and narrow ``info`` to what the record says."""
     what = f"{cls.info.name}.{record.tag}"
-    names = [what, what.replace(".", "_"), record.file.local_name]
-    path = find_weights(what, names, file=file, hub=record.file)
-    model = load_official(cls, path, {**record.config, **config})
+    if record.bundled and file is None:
+        path, model = _load_bundled(cls, record, config)
+    else:
+        names = [what, what.replace(".", "_"), record.file.local_name]
+        path = find_weights(what, names, file=file, hub=record.file)
+        model = load_official(cls, path, {**record.config, **config})
     width = model.config.get("feature_dim")
     if record.feature_dim is not None and width != record.feature_dim:
         raise CheckpointError(
@@ -98,6 +105,18 @@ def load_checkpoint(
         weights_license=record.weights_license,
     )
     return model
+
+
+def _load_bundled(
+    cls: type[UpsamplerType], record: Checkpoint, config: Mapping[str, Any]
+) -> tuple[Path, UpsamplerType]:
+    """Load a file of the package: float16 on disk, float32 in the model."""
+    model = cls(**{**record.build_config(cls), **config})
+    file = resources.files("upfeat.upsamplers") / "bundled" / record.file.filename
+    with resources.as_file(file) as path:
+        state = {key: value.float() for key, value in read_checkpoint(path).items()}
+        load_state(model, state, str(path))
+        return path, model.eval()
 
 
 def load_official(
@@ -157,6 +176,14 @@ def _unwrap(content: Mapping[str, Any], cls: type["Upsampler"], origin: str) -> 
             content = content[key]
             break
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:  # several state dicts side by side
+        state = {
+            f"{outer}.{key}": value
+            for outer, inner in content.items()
+            if isinstance(inner, Mapping)
+            for key, value in inner.items()
+            if isinstance(value, Tensor)
+        }
     if not state:
         raise CheckpointError(
             f"{origin} holds no tensors for {cls.info.name}; its keys are {_some(dict(content))}"

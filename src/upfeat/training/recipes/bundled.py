@@ -88,7 +88,7 @@ def bundled_universal() -> TrainConfig:
     """
     return TrainConfig(
         backbones=SEVERAL,
-        upsampler=UpsamplerConfig(name="kin", config={"radius": 5.0}),
+        upsampler=UpsamplerConfig(name="kin"),
         objective=ObjectiveConfig(name="mask_transfer"),
         data=cut_images(192, resize=208, scale=(1.0, 1.6)),
         optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-4),

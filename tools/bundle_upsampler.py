@@ -1,0 +1,82 @@
+"""Put a trained upsampler into the package: float16 weights, model card with scores, loss curve.
+
+    python tools/bundle_upsampler.py runs/bundled_universal kin.upfeat --results results
+
+The run folder is one of ``upfeat train``. Scores are taken from the JSON files of
+``upfeat eval seg-probe`` that name the run's model. The record in the method's file is written by
+hand, with the hash that this prints.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from upfeat.checkpoints import file_sha256, read_checkpoint, write_bytes, write_safetensors
+
+BUNDLED = Path(__file__).resolve().parent.parent / "src" / "upfeat" / "upsamplers" / "bundled"
+LIMIT = 4_000_000
+SCORES = ("miou_labelled", "accuracy", "band_miou_labelled", "band_accuracy")
+
+
+def score_lines(results: Path, labels: Sequence[str]) -> list[str]:
+    """Return a table of segmentation probes: this model's beside the others'."""
+    rows = []
+    for file in sorted(results.glob("seg-probe--*.json")):
+        content = json.loads(file.read_text())
+        data, label = content["settings"]["data"], content["label"]
+        backbone = content["settings"]["backbone"]["name"]
+        scores = content["scores"]
+        cells = [f"{scores[s]['mean']:.1f} ± {scores[s]['deviation']:.1f}" for s in SCORES]
+        own = any(wanted in label for wanted in labels)
+        rows.append((data, backbone, f"**{label}**" if own else label, *cells))
+    header = ("data", "backbone", "upsampler", "mIoU", "accuracy", "border mIoU", "border accuracy")
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in sorted(rows)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the three files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name", help="architecture.tag")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--label", action="append", default=[], help="of the model in the results")
+    parser.add_argument("--notes", type=Path, help="Markdown that is added to the card")
+    arguments = parser.parse_args(argv)
+    model = arguments.run / "model"
+    state = read_checkpoint(model / "model.safetensors")
+    half = {
+        key: value.half() if value.is_floating_point() else value for key, value in state.items()
+    }
+    BUNDLED.mkdir(exist_ok=True)
+    target = BUNDLED / f"{arguments.name}.safetensors"
+    write_safetensors(target, half, {"format": "pt"})
+    if target.stat().st_size > LIMIT:
+        raise SystemExit(f"{target.name} has {target.stat().st_size} bytes, more than {LIMIT}")
+    card = (model / "README.md").read_text()
+    first, rest = card.split("\n", 1)
+    call = f'upsampler = upfeat.create_upsampler("{arguments.name}", pretrained=True)'
+    rest = rest.replace('upsampler = upfeat.Upsampler.from_pretrained("this folder")', call)
+    extra = [] if arguments.notes is None else [arguments.notes.read_text().rstrip(), ""]
+    if arguments.results is not None:
+        extra += [
+            "## Scores",
+            "",
+            "`upfeat eval seg-probe`: a linear probe on upsampled features, validation splits, "
+            "mean ± deviation of three seeds; border: within 5 pixels of a label's border.",
+            "",
+            *score_lines(arguments.results, arguments.label),
+            "",
+        ]
+    before, settings = rest.split("## All settings", 1)
+    text = "\n".join([f"{first} (`{arguments.name}`)", before.rstrip("\n"), "", *extra])
+    write_bytes(target.with_suffix(".md"), f"{text}\n## All settings{settings}".encode())
+    shutil.copyfile(arguments.run / "log.csv", target.with_suffix(".csv"))
+    sys.stdout.write(f"{target.name}: {target.stat().st_size:,} bytes, {file_sha256(target)}\n")
+
+
+if __name__ == "__main__":
+    main()
