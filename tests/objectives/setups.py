@@ -13,6 +13,7 @@ from upfeat.objectives import (
     MaskRefinedConfig,
     MultiResolutionConfig,
     MultiViewConfig,
+    MultiViewReconstructionConfig,
     ObjectiveConfig,
     SelfDistillationConfig,
 )
@@ -26,6 +27,9 @@ UPSAMPLERS: dict[str, dict[str, object]] = {
     "naf": {"dim": 32, "heads_rope": 4, "kernel_size": 3},
 }
 VIEWS = MultiViewConfig(views=2, projection=6)
+CROPS = MultiViewConfig(
+    views=2, jitter="crop", zoom=1.0, uncertainty=True, crf_weight=0.01, crf_pixels=50
+)
 CONFIGS: dict[str, ObjectiveConfig] = {
     "multi_resolution": MultiResolutionConfig(noise=1.0),
     "mask_refined": MaskRefinedConfig(),
@@ -38,6 +42,7 @@ CONFIGS: dict[str, ObjectiveConfig] = {
     ),
     "doubled_input": DoubledInputConfig(),
     "depth_target": DepthTargetConfig(output_scale=0.5),
+    "multi_view_reconstruction": MultiViewReconstructionConfig(multi_view=CROPS),
     "crops": CropsConfig(crops=2),
 }
 

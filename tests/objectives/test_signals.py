@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.goldens import golden_state, load_golden
 from tests.objectives.setups import DIM, tiny_backbone, tiny_batch, tiny_upsampler
-from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from upfeat.objectives import (
     CropsConfig,
     DoubledInputConfig,
@@ -25,7 +22,7 @@ from upfeat.objectives import (
 )
 from upfeat.objectives.images import disturb_image, gaussian_blur, normalize_image, scale_size
 from upfeat.objectives.losses import cosine_mse, mse
-from upfeat.objectives.multi_view import AttentionDownsampler, Jitter, draw_jitter, jitter_map
+from upfeat.objectives.multi_view import Jitter, draw_jitter, jitter_map
 from upfeat.objectives.self_distillation import _region
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 
@@ -242,30 +239,6 @@ def test_crops_are_cut_where_they_were_taken() -> None:
 
 
 # -- the multi-view term -------------------------------------------------------------------------
-
-
-@pytest.mark.golden
-def test_downsampler_matches_the_original(golden_dir: Path) -> None:
-    path = golden_dir / "featup_downsamplers" / "attention_k14.safetensors"
-    tensors, _ = load_golden(path)
-    state = golden_state(tensors)
-    downsampler = AttentionDownsampler(10, 14).eval()
-    with torch.no_grad():
-        downsampler.weight.copy_(state["w"])
-        downsampler.bias.copy_(state["b"])
-        downsampler.attention.weight.copy_(state["attention_net.1.weight"])
-        downsampler.attention.bias.copy_(state["attention_net.1.bias"])
-    kept = tensors["input.dropout_mask"].squeeze(-1)
-    out = downsampler(tensors["input.feats"], kept=kept)
-    assert max_abs_difference(out, tensors["output"]) < GOLDEN_ATOL
-
-
-def test_downsampler_of_a_constant_is_the_constant() -> None:
-    constant = torch.randn(1, 5, 1, 1).expand(1, 5, 8, 12)
-    out = AttentionDownsampler(5, 4)(constant, torch.Generator())
-    torch.testing.assert_close(out, constant[:, :, :2, :3])
-    with pytest.raises(ValueError, match="multiples of the patch 4"):
-        AttentionDownsampler(5, 4)(torch.zeros(1, 5, 8, 10))
 
 
 def test_jitter_moves_image_and_map_alike() -> None:

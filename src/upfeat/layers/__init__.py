@@ -1,6 +1,7 @@
 """Modules that at least two upsamplers share."""
 
 from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
+from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet, SimpleDownsampler
 from upfeat.layers.fourier import FourierFeatures
 from upfeat.layers.guidance import GuidanceEncoder
 from upfeat.layers.norm import RMSNorm
@@ -8,6 +9,7 @@ from upfeat.layers.position_code import LearnedPositionCode
 from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
 
 __all__ = [
+    "AttentionDownsampler",
     "CrossAttentionQueriesAndKeys",
     "FourierFeatures",
     "GuidanceEncoder",
@@ -15,4 +17,6 @@ __all__ = [
     "PointwiseEncoder",
     "PointwiseResidualBlock",
     "RMSNorm",
+    "ScaleNet",
+    "SimpleDownsampler",
 ]

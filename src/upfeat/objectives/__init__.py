@@ -25,6 +25,7 @@ from upfeat.objectives.pseudo_ground_truth import (
     DoubledInputConfig,
 )
 from upfeat.objectives.registry import create_objective, list_objectives, register_objective
+from upfeat.objectives.repeated_doubling import RepeatedDoubling, RepeatedDoublingConfig
 from upfeat.objectives.self_distillation import (
     SelfDistillation,
     SelfDistillationConfig,
@@ -50,6 +51,8 @@ __all__ = [
     "MultiViewReconstructionConfig",
     "Objective",
     "ObjectiveConfig",
+    "RepeatedDoubling",
+    "RepeatedDoublingConfig",
     "SelfDistillation",
     "SelfDistillationConfig",
     "create_objective",

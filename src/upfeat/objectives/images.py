@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.objectives.draws import draw_chance, draw_like
+from upfeat.ops.gaussian_blur import gaussian_blur
 
 __all__ = [
     "Clamp",
@@ -23,7 +24,6 @@ __all__ = [
 
 Size = tuple[int, int]
 Clamp = Literal["valid", "released"]
-BLUR_KERNEL = 5
 
 
 def scale_size(size: Size, factor: float, multiple: int = 1) -> Size:
@@ -60,27 +60,6 @@ def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) 
     """
     # (3,) -> (3, 1, 1)
     return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]
-
-
-def gaussian_blur(image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL) -> Tensor:
-    """Blur every channel of (B, C, H, W) with a Gaussian cut to an odd kernel, borders mirrored.
-
-    Example:
-        >>> import torch
-        >>> gaussian_blur(torch.ones(1, 3, 8, 8), 1.0).allclose(torch.ones(1, 3, 8, 8))
-        True
-    """
-    reach = kernel_size // 2
-    offsets = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
-    taps = torch.exp(-offsets.square() / (2 * sigma**2))
-    taps = taps / taps.sum()
-    batch, channels, height, width = image.shape
-    padded = F.pad(image, (reach, reach, reach, reach), mode="reflect")
-    planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
-    with torch.autocast(image.device.type, enabled=False):
-        planes = F.conv2d(planes, taps.view(1, 1, -1, 1))
-        planes = F.conv2d(planes, taps.view(1, 1, 1, -1))
-    return planes.reshape(batch, channels, height, width)
 
 
 def disturb_image(

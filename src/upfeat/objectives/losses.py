@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import UnknownNameError, check_map, shape_text
 from upfeat.objectives.draws import draw_like
+from upfeat.ops.penalties import total_variation
 
 __all__ = [
     "Distance",
@@ -20,6 +21,7 @@ __all__ = [
     "cosine_mse",
     "downsampling_loss",
     "energy",
+    "entropy",
     "get_distance",
     "l1",
     "min_max_mse",
@@ -34,6 +36,7 @@ Distance = Literal["cosine_mse", "cosine", "min_max_mse", "mse", "l1"]
 
 COSINE_EPS = 1e-12  # added to squared norms, as in torch's cosine embedding loss
 MIN_MAX_EPS = 1e-6
+ENTROPY_FLOOR = 1e-7
 
 
 def widen(x: Tensor) -> Tensor:
@@ -201,25 +204,6 @@ def downsampling_loss(
     return distance(F.adaptive_avg_pool2d(widen(pred), size), target)
 
 
-def total_variation(x: Tensor) -> Tensor:
-    """Return the sum of squared differences of neighbours, over B C h w.
-
-    As released with LoftUp and FeatUp: vertical and horizontal pairs, both divided by the number
-    of all values.
-
-    Args:
-        x: (B, C, h, w).
-
-    Example:
-        >>> import torch
-        >>> total_variation(torch.tensor([[[[0.0, 2.0]]]])).item()
-        2.0
-    """
-    check_map(x, "x", "(B, C, h, w)")
-    x = widen(x)
-    return (x.diff(dim=2).square().sum() + x.diff(dim=3).square().sum()) / x.numel()
-
-
 def energy(x: Tensor) -> Tensor:
     """Return the squared norm of each pixel, (B, C, h, w) -> (B, 1, h, w).
 
@@ -229,6 +213,20 @@ def energy(x: Tensor) -> Tensor:
         18.0
     """
     return widen(x).square().sum(1, keepdim=True)
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """Return -sum t log t over the last three axes, averaged over the rest.
+
+    FeatUp's penalty on a reduction's kernel (B, 1, k, k); logarithms are cut at 1e-7.
+
+    Example:
+        >>> import torch
+        >>> round(entropy(torch.full((1, 1, 2, 2), 0.25)).item(), 4)
+        1.3863
+    """
+    weights = widen(weights)
+    return -(weights * weights.clamp(min=ENTROPY_FLOOR).log()).sum((-3, -2, -1)).mean()
 
 
 def random_projection(like: Tensor, channels: int, generator: torch.Generator) -> Tensor:

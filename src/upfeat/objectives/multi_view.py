@@ -1,29 +1,38 @@
 """FeatUp's multi-view term: a map, moved and reduced, should be the moved image's features.
 
-Optional part of LoftUp's released training, which grew out of FeatUp's (arXiv 2403.10516, section
-3). It keeps a map consistent with what the backbone says of the image's jittered copies.
+FeatUp (arXiv 2403.10516, section 3) trains with it alone; LoftUp's released training, which grew
+out of FeatUp's, has it as an option. It keeps a map consistent with what the backbone says of the
+image's jittered copies.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import UnsupportedError, shape_text
+from upfeat.errors import UnsupportedError
+from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet, SimpleDownsampler
 from upfeat.objectives._networks import backbone_features
-from upfeat.objectives.draws import draw_like, draw_uniform
-from upfeat.objectives.images import gaussian_blur, resize_bilinear
-from upfeat.objectives.losses import energy, project, random_projection, total_variation, widen
+from upfeat.objectives.crf import crf_loss, draw_pixels
+from upfeat.objectives.draws import draw_uniform
+from upfeat.objectives.images import normalize_image, resize_bilinear
+from upfeat.objectives.losses import (
+    energy,
+    entropy,
+    project,
+    random_projection,
+    total_variation,
+    widen,
+)
+from upfeat.ops.view_crops import draw_crop, take_crop
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
 
-__all__ = ["AttentionDownsampler", "Jitter", "MultiView", "MultiViewConfig", "jitter_map"]
-
-SCALE_OFFSET, SCALE_FLOOR = 0.1, 1e-4  # of the predicted scale in FeatUp's uncertain loss
+__all__ = ["Jitter", "MultiView", "MultiViewConfig", "jitter_map"]
 
 
 class Jitter(NamedTuple):
@@ -63,69 +72,6 @@ def jitter_map(x: Tensor, jitter: Jitter) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-class AttentionDownsampler(nn.Module):
-    """FeatUp's learned reduction: each cell is a softmax-weighted mean of its patch.
-
-    Patches do not overlap, as FeatUp's do not where the map is a whole number of patches.
-
-    Args:
-        dim: channels C.
-        patch: side of a patch.
-        blur: blur the map first (5x5, sigma 1, mirrored border).
-
-    Example:
-        >>> import torch
-        >>> AttentionDownsampler(8, 4)(torch.randn(1, 8, 12, 16), torch.Generator()).shape
-        torch.Size([1, 8, 3, 4])
-    """
-
-    dropout = 0.2
-    window_dropout = 0.2
-
-    def __init__(self, dim: int, patch: int, blur: bool = True) -> None:
-        super().__init__()
-        self.patch, self.blur = patch, blur
-        self.attention = nn.Linear(dim, 1)
-        self.weight = nn.Parameter(1 + 0.01 * torch.randn(patch, patch))
-        self.bias = nn.Parameter(0.01 * torch.randn(patch, patch))
-
-    def forward(
-        self, x: Tensor, generator: torch.Generator | None = None, kept: Tensor | None = None
-    ) -> Tensor:
-        """Reduce (B, C, h p, w p) to (B, C, h, w).
-
-        Args:
-            x: the fine map; h and w are whole.
-            generator: of both dropouts: of values in training, and of whole windows' logits in
-                training and evaluation alike, as in FeatUp's code. None switches both off.
-            kept: (B, h, w) instead of drawn windows: 1 where the logits are kept.
-
-        Raises:
-            ValueError: a side is no multiple of the patch.
-        """
-        batch, channels, height, width = x.shape
-        p = self.patch
-        if height % p or width % p:
-            raise ValueError(
-                f"the sides of {shape_text(x)} must be multiples of the patch {p}; resize the map"
-            )
-        x = gaussian_blur(x, 1.0) if self.blur else x
-        # (B, C, h, p, w, p) -> (B, h, w, p, p, C)
-        windows = x.reshape(batch, channels, height // p, p, width // p, p)
-        windows = windows.permute(0, 2, 4, 3, 5, 1)
-        seen = windows
-        if generator is not None and self.training:
-            survive = draw_like(generator, x, windows.shape, normal=False) > self.dropout
-            seen = windows * survive / (1 - self.dropout)
-        logits = self.attention(seen).squeeze(-1)  # (B, h, w, p, p)
-        if kept is None and generator is not None:
-            kept = draw_like(generator, x, logits.shape[:3], normal=False) > self.window_dropout
-        if kept is not None:
-            logits = logits * kept[..., None, None]
-        weights = (logits * self.weight + self.bias).flatten(3).softmax(-1)  # (B, h, w, p^2)
-        return torch.einsum("bhwk,bhwkc->bchw", weights, windows.flatten(3, 4))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiViewConfig:
     """Settings of :class:`MultiView`; the defaults are those of LoftUp's released first stage.
@@ -138,6 +84,13 @@ class MultiViewConfig:
         max_pad: how many mirrored pixels a view may show.
         zoom: views are zoomed by 1 +- this, on each axis on its own.
         uncertainty: predict a scale s for each cell; the loss is mse / (2 s^2) + log s.
+        jitter: ``"window"``, LoftUp's; ``"crop"``, FeatUp's: padded, half of the time zoomed by
+            1 ... 1 + ``zoom``, cut out and half of the time mirrored.
+        downsampler: ``"attention"`` or ``"simple"``, FeatUp's two.
+        entropy_weight: of the entropy of the simple one's kernel, subtracted.
+        crf_weight: of the :func:`~upfeat.objectives.crf.crf_loss` of the first view's projected map
+            with, as in FeatUp's code, the image that was not moved.
+        crf_pixels: how many pixels that looks at.
 
     Example:
         >>> MultiViewConfig().views
@@ -151,16 +104,31 @@ class MultiViewConfig:
     max_pad: int = 8
     zoom: float = 0.1
     uncertainty: bool = False
+    jitter: Literal["window", "crop"] = "window"
+    downsampler: Literal["attention", "simple"] = "attention"
+    entropy_weight: float = 0.0
+    crf_weight: float = 0.0
+    crf_pixels: int = 1000
 
     def __post_init__(self) -> None:
-        if (
-            self.views < 1
-            or self.max_pad < 0
-            or (self.projection is not None and self.projection < 1)
-        ):
-            raise ValueError("views and projection must be positive, max_pad not negative")
-        if not 0 <= self.zoom < 1:
-            raise ValueError(f"zoom must lie in [0, 1), got {self.zoom}")
+        positive = {"views": self.views, "crf_pixels": self.crf_pixels}
+        if self.projection is not None:
+            positive["projection"] = self.projection
+        for name, value in positive.items():
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.max_pad < 0:
+            raise ValueError(f"max_pad must not be negative, got {self.max_pad}")
+        if self.jitter not in ("window", "crop"):
+            raise ValueError(f"jitter must be 'window' or 'crop', got {self.jitter!r}")
+        if self.zoom < 0 or (self.jitter == "window" and self.zoom >= 1):
+            raise ValueError(f"zoom must lie in [0, 1), or be any share of crops, got {self.zoom}")
+        if self.downsampler not in ("attention", "simple"):
+            raise ValueError(
+                f"downsampler must be 'attention' or 'simple', got {self.downsampler!r}"
+            )
+        if self.entropy_weight and self.downsampler != "simple":
+            raise ValueError("entropy_weight is for the kernel of downsampler='simple'")
 
 
 class MultiView(nn.Module):
@@ -186,13 +154,13 @@ class MultiView(nn.Module):
     def __init__(self, config: MultiViewConfig, dim: int, patch: int) -> None:
         super().__init__()
         self.config = config
-        self.downsampler = AttentionDownsampler(dim, patch)
-        self.scale: nn.Conv2d | None = None
-        if config.uncertainty:
-            self.scale = nn.Conv2d(dim, 1, 1)
-            with torch.no_grad():
-                for parameter in self.scale.parameters():
-                    parameter.mul_(0.1)  # FeatUp's start: nearly the same scale everywhere
+        self.patch = patch
+        self.downsampler: AttentionDownsampler | SimpleDownsampler
+        if config.downsampler == "simple":
+            self.downsampler = SimpleDownsampler(patch)
+        else:
+            self.downsampler = AttentionDownsampler(dim, patch)
+        self.scale = ScaleNet(dim) if config.uncertainty else None
 
     def forward(
         self,
@@ -214,12 +182,12 @@ class MultiView(nn.Module):
         config = self.config
         size = (image.shape[2], image.shape[3])
         grid = backbone.grid_size(size)
-        fine = (grid[0] * self.downsampler.patch, grid[1] * self.downsampler.patch)
+        fine = (grid[0] * self.patch, grid[1] * self.patch)
         losses, terms = [], {}
         for view in range(config.views):
-            jitter = draw_jitter(generator, size, config.max_pad, config.zoom)
-            features = to_target(backbone_features(backbone, jitter_map(image, jitter)))
-            moved = jitter_map(widen(output), jitter)
+            move = self._draw(generator, size)
+            features = to_target(backbone_features(backbone, move(image)))
+            moved = move(self._movable(output, size))
             reduced = self.downsampler(resize_bilinear(moved, fine), generator)
             seen, target = reduced, widen(features)
             if config.projection is not None:
@@ -229,16 +197,35 @@ class MultiView(nn.Module):
             losses.append(self._compare(seen, target, features))
             if view == 0 and config.tv_weight:
                 terms["total_variation"] = (config.tv_weight, total_variation(energy(moved)))
+            if view == 0 and config.crf_weight:
+                pixels = draw_pixels(generator, (moved.shape[2], moved.shape[3]), config.crf_pixels)
+                still = normalize_image(image, backbone.image_mean, backbone.image_std)
+                still = resize_bilinear(still, (moved.shape[2], moved.shape[3]))
+                terms["crf"] = (config.crf_weight, crf_loss(moved, still, pixels))
         terms["reconstruction"] = (config.weight, torch.stack(losses).mean())
+        if isinstance(self.downsampler, SimpleDownsampler) and config.entropy_weight:
+            terms["entropy"] = (-config.entropy_weight, entropy(self.downsampler.kernel()))
         return terms
+
+    def _draw(
+        self, generator: torch.Generator, size: tuple[int, int]
+    ) -> Callable[[Tensor], Tensor]:
+        """Draw one view; the result moves image and map alike."""
+        config = self.config
+        if config.jitter == "window":
+            jitter = draw_jitter(generator, size, config.max_pad, config.zoom)
+            return lambda x: jitter_map(x, jitter)
+        crop = draw_crop(generator, size, config.max_pad, 1 + config.zoom)
+        return lambda x: take_crop(x, crop, config.max_pad)
+
+    def _movable(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """Crops count the image's pixels, so that a map must have its size."""
+        wide = widen(output)
+        return resize_bilinear(wide, size) if self.config.jitter == "crop" else wide
 
     def _compare(self, seen: Tensor, target: Tensor, features: Tensor) -> Tensor:
         error = (seen - target).square()
-        if self.scale is None:
-            return error.mean()
-        # (B, 1, h, w): how far off a cell may be
-        spread = (self.scale(widen(features)) + SCALE_OFFSET).exp().clamp(min=SCALE_FLOOR)
-        return (error / (2 * spread.square()) + spread.log()).mean()
+        return error.mean() if self.scale is None else self.scale.error(error, widen(features))
 
 
 def check_multi_view(

@@ -9,6 +9,7 @@ from upfeat.upsamplers import dysample as dysample
 from upfeat.upsamplers import featup_jbu as featup_jbu
 from upfeat.upsamplers import guided_filter as guided_filter
 from upfeat.upsamplers import ifa as ifa
+from upfeat.upsamplers import ifa as ifa
 from upfeat.upsamplers import interpolation as interpolation
 from upfeat.upsamplers import jafar as jafar
 from upfeat.upsamplers import joint_bilateral as joint_bilateral

@@ -13,6 +13,7 @@ from upfeat.training.recipes.bundled import (
 )
 from upfeat.training.recipes.featup import featup_jbu_paper, featup_jbu_small
 from upfeat.training.recipes.jafar import jafar_paper, jafar_small
+from upfeat.training.recipes.lift import lift_paper, lift_small
 from upfeat.training.recipes.loftup import (
     loftup_stage1_paper,
     loftup_stage1_small,
@@ -34,6 +35,7 @@ from upfeat.training.recipes.task_dependent import (
     resize_conv_small,
     sapa_small,
 )
+from upfeat.training.recipes.uplift import uplift_paper, uplift_small
 
 __all__ = [
     "anyup_paper",
@@ -50,6 +52,8 @@ __all__ = [
     "featup_jbu_small",
     "jafar_paper",
     "jafar_small",
+    "lift_paper",
+    "lift_small",
     "liif_small",
     "list_recipes",
     "loftup_stage1_paper",
@@ -62,4 +66,6 @@ __all__ = [
     "resfu_small",
     "resize_conv_small",
     "sapa_small",
+    "uplift_paper",
+    "uplift_small",
 ]
