@@ -66,12 +66,14 @@ def near(label: torch.Tensor, radius: int) -> torch.Tensor:
                 if 0 <= y + dy < height and 0 <= x + dx < width:
                     edge[y, x] |= bool(label[y, x] != label[y + dy, x + dx])
     band = torch.zeros_like(edge)
-    for y, x in edge.nonzero().tolist():
-        band[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1] = True
+    for y in range(height):
+        for x in range(width):
+            for v, u in edge.nonzero().tolist():
+                band[y, x] |= (y - v) ** 2 + (x - u) ** 2 <= radius**2
     return band
 
 
-@given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 3), st.integers(0, 99))
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(0, 99))
 def test_band_is_what_its_definition_says(height: int, width: int, radius: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     label = (torch.rand(2, height, width, generator=generator) < 0.15).long() * 255

@@ -74,7 +74,7 @@ class Result(_Strict):
         ...     scores={"miou": Score.of([70.0])},
         ... )
         >>> result.file_name("msrc")
-        'seg-probe--msrc--bilinear--82dc3757.json'
+        'seg-probe--msrc--bilinear--b6658a4f.json'
     """
 
     schema_version: Literal[1] = 1

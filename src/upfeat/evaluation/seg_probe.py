@@ -204,6 +204,7 @@ class _Probe:
             "upsampler": method.identity,
             "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
             "stored_features": "float16",
+            "band": "Euclidean distance to a pixel with a 4-neighbour of another label",
             "head": "1x1 convolution, cross-entropy, AdamW, cosine to 0 per step",
         }
 
