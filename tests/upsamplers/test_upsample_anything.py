@@ -122,10 +122,18 @@ def test_it_is_not_trained() -> None:
         MultiResolutionConfig().build().prepare(model, backbone)
 
 
-def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    up = upfeat.create_upsampler("upsample_anything", steps=1, progress=True)
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_if_asked(monkeypatch: pytest.MonkeyPatch, progress: bool) -> None:
+    shown = []
+
+    def track(sequence, description, *, disable, **_):
+        shown.append((description, not disable))
+        return sequence
+
+    monkeypatch.setattr("rich.progress.track", track)
+    up = upfeat.create_upsampler("upsample_anything", steps=1, progress=progress)
     up(torch.rand(1, 3, 4, 4), torch.rand(1, 2, 2, 2))
-    assert "fitting the image" in capsys.readouterr().out
+    assert shown == [("fitting the image", progress)]
 
 
 def test_negative_steps_are_refused() -> None:

@@ -1,5 +1,6 @@
 """``upfeat list`` and ``upfeat info``."""
 
+import fnmatch
 import json
 from typing import Annotated
 
@@ -16,7 +17,22 @@ _FLAGS = {
     "any size": "any_size",
     "universal": "universal",
     "per image": "per_image",
-    "head first": "commutes_with_head",
+    "commutes with a head": "commutes_with_head",
+}
+
+# Baselines that work on the backbone's side: wrappers of a backbone, no upsamplers. Tables name
+# them all the same.
+_BACKBONE_SIDE: dict[str, dict[str, str]] = {
+    "large_image": {
+        "summary": "Features of a bilinearly enlarged image; then bilinear.",
+        "call": "upfeat.large_image(backbone, factor)",
+        "used by": "JAFAR (x8 for probing, x2 for open vocabulary), LoftUp (x2 and x4)",
+    },
+    "strided": {
+        "summary": "Features of overlapping patches; then bilinear.",
+        "call": "upfeat.strided(backbone, stride)",
+        "used by": "JAFAR (patch 14, stride 6); after Amir et al. (2021)",
+    },
 }
 
 
@@ -33,10 +49,12 @@ def list_command(
     """List upsamplers and what they can do, their weights, or backbones."""
     with user_errors():
         console = Console()
+        wrappers = []
         if backbones:
             names = upfeat.list_backbones(pattern)
         else:
             names = upfeat.list_upsamplers(pattern, pretrained=pretrained)
+            wrappers = [] if pretrained else fnmatch.filter(_BACKBONE_SIDE, pattern)
         if as_json:
             typer.echo(json.dumps(names))
         elif backbones:
@@ -44,18 +62,29 @@ def list_command(
         elif pretrained:
             console.print(_weights_table(names))
         else:
-            console.print(_methods_table(names))
-        if not names:
+            if names:
+                console.print(_methods_table(names))
+            if wrappers:
+                console.print(_wrappers_table(wrappers))
+        if not names and (as_json or not wrappers):
             raise ValueError(f"nothing matches {pattern!r}; 'upfeat list' shows all")
 
 
 def _methods_table(names: list[str]) -> Table:
-    table = Table("name", "year", *_FLAGS, "weights", "summary")
+    table = Table("name", "year", *_FLAGS, "weights available", "summary")
     for name in names:
         info = get_class(name).info
         marks = ["yes" if getattr(info, flag) else "-" for flag in _FLAGS.values()]
         weights = str(len(upfeat.list_upsamplers(f"{name}.*", pretrained=True)) or "-")
         table.add_row(name, str(info.year or "-"), *marks, weights, info.summary)
+    return table
+
+
+def _wrappers_table(names: list[str]) -> Table:
+    table = Table("name", "call", "used by", "summary", title="backbone-side")
+    for name in names:
+        facts = _BACKBONE_SIDE[name]
+        table.add_row(name, facts["call"], facts["used by"], facts["summary"])
     return table
 
 
@@ -89,6 +118,8 @@ def info_command(
 
 def _facts(name: str) -> dict[str, object]:
     """Return everything that is known about a name, ready to print."""
+    if name in _BACKBONE_SIDE:
+        return {"name": name, "kind": "backbone-side (no upsampler)", **_BACKBONE_SIDE[name]}
     cls = get_class(name)
     info, record = cls.info, get_checkpoint(name)
     facts: dict[str, object] = {

@@ -26,12 +26,13 @@ from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
 IMAGE_WIDTH = 32  # channels of the image's maps
+NORM_EPS = 1e-5
 
 
 def _image_block(inputs: int) -> list[nn.Module]:
     """Half the size: convolution, batch norm, ReLU."""
     convolution = nn.Conv2d(inputs, IMAGE_WIDTH, 3, stride=2, padding=1)
-    return [convolution, nn.BatchNorm2d(IMAGE_WIDTH), nn.ReLU()]
+    return [convolution, nn.BatchNorm2d(IMAGE_WIDTH, NORM_EPS), nn.ReLU()]
 
 
 class _DoubleConvolution(nn.Module):
@@ -42,7 +43,7 @@ class _DoubleConvolution(nn.Module):
         blocks: list[nn.Module] = []
         for channels in (inputs, width):
             convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            blocks += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+            blocks += [convolution, nn.BatchNorm2d(width, NORM_EPS), nn.ReLU()]
         self.double_conv = nn.Sequential(*blocks)
 
 
@@ -62,15 +63,11 @@ def _apply(blocks: nn.Sequential, x: Tensor) -> Tensor:
         return blocks(x)
     modules = list(blocks)
     for convolution, norm in zip(modules[::3], modules[1::3], strict=True):
-        zero = norm.running_mean.new_zeros(())
-        weight, bias = fold_batch_norm(
-            convolution.weight,
-            zero if convolution.bias is None else convolution.bias,
-            norm.running_mean,
-            norm.running_var,
-            (norm.weight, norm.bias),
-            norm.eps,
-        )
+        assert isinstance(convolution, nn.Conv2d)  # as _image_block and _DoubleConvolution build
+        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias
+        affine = (norm.get_parameter("weight"), norm.get_parameter("bias"))
+        weight, bias = fold_batch_norm(convolution.weight, bias, mean, variance, affine, NORM_EPS)
         x = F.conv2d(x, weight, bias, convolution.stride, convolution.padding).relu_()
     return x
 

@@ -6,8 +6,7 @@ organisation UPLiFT-upsampler.
 
 An encoder looks at the image once. A decoder turns the current features and the encoder's maps into
 a guide of twice their size, of which the local attender makes weights over the cells around each
-pixel's own. The output is a convex combination of the features; the same weights serve every
-iteration.
+pixel's own. The output is a convex combination of the features; all iterations share weights.
 
 Legend: B batch, C feature channels, K value channels, E E' channels of the encoder's last two maps,
 G guide channels, n taps, h w current grid, H W guidance image.
@@ -31,7 +30,6 @@ from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
 LAYER_NORM_EPS = 1e-6
-NOISE_SEED = 0
 
 # Steps (row, column) of the local attender, by their number.
 _PLUS = [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
@@ -62,7 +60,11 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def add_residual(residual: Tensor, x: Tensor) -> Tensor:
-    """Add a map after cutting its channels, or filling them up with zeros, to those of ``x``."""
+    """Add the channels that both have to ``x``, in its place where no graph is recorded."""
+    if not torch.is_grad_enabled() and x.dtype == residual.dtype:
+        shared = min(residual.shape[1], x.shape[1])
+        x[:, :shared] += residual[:, :shared]
+        return x
     missing = x.shape[1] - residual.shape[1]
     if missing > 0:
         return x + F.pad(residual, (0, 0, 0, 0, 0, missing))
@@ -94,12 +96,12 @@ class Block(nn.Module):
             # Only the last 3x3 convolution may skip pixels: nothing looks around after it.
             step = stride if index == len(layers) - 3 else 1
             inner = _normed(inner, layers[index], layers[index + 1], step)
-        return _add_residual_(own, last(inner))
+        return add_residual(own, last(inner))
 
 
 def _normed(x: Tensor, convolution: nn.Module, norm: nn.Module, stride: int) -> Tensor:
     """Convolution, norm and ReLU; a batch norm of eval mode is folded into the convolution."""
-    weight = convolution.get_parameter("weight")
+    weight: Tensor = convolution.get_parameter("weight")
     if isinstance(norm, nn.BatchNorm2d) and not norm.training and not torch.is_grad_enabled():
         mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         affine = (norm.weight, norm.bias)
@@ -107,15 +109,6 @@ def _normed(x: Tensor, convolution: nn.Module, norm: nn.Module, stride: int) -> 
         weight, bias = fold_batch_norm(weight, zero, mean, variance, affine, norm.eps)
         return F.conv2d(x, weight, bias, stride, padding=1).relu_()
     return norm(F.conv2d(x, weight, None, stride, padding=1)).relu()
-
-
-def _add_residual_(residual: Tensor, x: Tensor) -> Tensor:
-    """`add_residual`, in place where no graph is recorded."""
-    if torch.is_grad_enabled() or x.dtype != residual.dtype:
-        return add_residual(residual, x)
-    shared = min(residual.shape[1], x.shape[1])
-    x[:, :shared] += residual[:, :shared]
-    return x
 
 
 class BlockStack(nn.Module):
@@ -323,7 +316,7 @@ class UPLiFT(Upsampler):
                 f"{len(encoder)}"
             )
         self.iterations, self.patch_size = iterations, patch_size
-        self.noise_channels, self.noise_scale = noise_channels, noise_scale
+        self.noise = (noise_channels, noise_scale)
         self.encoder = Encoder(encoder, norm)
         *_, fine, coarse = self.encoder.widths  # E', E
         first = BlockStack(feature_dim + coarse + noise_channels, decoder[0], norm)
@@ -351,12 +344,12 @@ class UPLiFT(Upsampler):
     ) -> Tensor:
         if self.patch_size == 14:
             size = (image.shape[2] * 16 // 14, image.shape[3] * 16 // 14)
-            image = F.interpolate(image, size, mode="bilinear", antialias=True)
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            image = _resized(image, size)
+        if not torch.is_grad_enabled():
             image = image.contiguous(memory_format=torch.channels_last)
         fine, before_coarse = self.encoder(image)
         shared = values is features
-        noise = _Noise(self.noise_channels, self.noise_scale, self.training)
+        noise = _Noise(*self.noise, self.training)
         count = self._count(features, output_size)
         for iteration in range(count):
             guide = self._guide(features, fine, before_coarse, noise)
@@ -367,9 +360,7 @@ class UPLiFT(Upsampler):
                 features = values
             elif iteration + 1 < count:
                 features = self.attender(guide, features)
-        if values.shape[-2:] == output_size:
-            return values
-        return F.interpolate(values, output_size, mode="bilinear", antialias=True)
+        return values if values.shape[-2:] == output_size else _resized(values, output_size)
 
     def _count(self, features: Tensor, output_size: tuple[int, int]) -> int:
         """Doublings: the given number, or the least whose grid covers the output."""
@@ -399,7 +390,7 @@ class UPLiFT(Upsampler):
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read widths, blocks and norm; ``iterations``, ``patch_size`` and pooling are untold."""
         own = cls.convert_official(state)
-        encoder = []
+        encoder: list[dict[str, Any]] = []
         while f"encoder.block_{len(encoder)}.blocks.0.conv.0.weight" in own:
             encoder.append(_read_stage(own, f"encoder.block_{len(encoder)}") | {"pool": False})
         decoder = [_read_stage(own, f"decoder.block_{index}") for index in range(2)]
@@ -426,22 +417,28 @@ class UPLiFT(Upsampler):
 
 
 class _Noise:
-    """Noise of one call: fresh in training, the same every time in eval mode."""
+    """Noise of one call: fresh in training, the same in every call in eval mode."""
 
     def __init__(self, channels: int, scale: float, training: bool) -> None:
         self.channels, self.scale = channels, scale
-        self.generator = None if training else torch.Generator()
-        if self.generator is not None:
-            self.generator.manual_seed(NOISE_SEED)
+        fixed = channels > 0 and not training
+        self.generator = torch.Generator().manual_seed(0) if fixed else None
 
     def beside(self, *maps: Tensor) -> list[Tensor]:
         """The maps, and noise of their size behind them."""
         if not self.channels:
             return list(maps)
         like = maps[0]
-        shape = (like.shape[0], self.channels, *like.shape[2:])
-        drawn = torch.randn(shape, generator=self.generator)
-        return [*maps, self.scale * drawn.to(like)]
+        # Fixed noise is the same for every image, so that a batch equals its parts.
+        batch = len(like) if self.generator is None else 1
+        drawn = torch.randn(batch, self.channels, *like.shape[2:], generator=self.generator)
+        return [*maps, self.scale * drawn.to(like).expand(len(like), -1, -1, -1)]
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with antialiasing, which the CPU does not have in half precision."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.interpolate(wide, size, mode="bilinear", antialias=True).to(x.dtype)
 
 
 def _read_stage(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
@@ -449,6 +446,5 @@ def _read_stage(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     widths: list[int] = []
     while not widths or f"{prefix}.blocks.{len(widths)}.conv.0.weight" in state:
         widths.append(state[f"{prefix}.blocks.{len(widths)}.conv.0.weight"].shape[0])
-    second = state.get(f"{prefix}.blocks.0.conv.3.weight")
-    double = second is not None and second.shape[-1] == 3
+    double = state[f"{prefix}.blocks.0.conv.3.weight"].shape[-1] == 3  # a 3x3, else the last 1x1
     return {"block": "double" if double else "single", "widths": widths}

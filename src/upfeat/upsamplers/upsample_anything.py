@@ -330,7 +330,7 @@ class UpsampleAnything(Upsampler):
         )
         wide = torch.promote_types(values.dtype, torch.float32)
         with torch.autocast(values.device.type, enabled=False):
-            guide, values = image.to(wide), values.to(wide)
+            guide, values = image.to(wide).contiguous(), values.to(wide)  # strides change rounding
             if guide.shape[-2:] != size:
                 guide = F.interpolate(guide, size, mode="bilinear", antialias=True)
             outputs = []

@@ -1,0 +1,70 @@
+"""``upfeat list`` and ``upfeat info`` of what tables name: abilities, weights, wrappers."""
+
+import json
+
+from typer.testing import CliRunner
+
+from upfeat.cli.app import app
+from upfeat.upsamplers import list_upsamplers
+from upfeat.upsamplers.registry import get_class
+
+
+def inside(*arguments: str) -> str:
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.replace("┃", "│").strip("│ \n").split("│")]
+
+
+def test_the_table_shows_what_every_method_can_do() -> None:
+    lines = [cells(line) for line in inside("list").splitlines()]
+    head = lines[1]
+    for column in (
+        *("name", "task-agnostic", "any size", "universal", "per image"),
+        *("commutes with a head", "weights available"),
+    ):
+        assert column in head
+    rows = {line[0]: dict(zip(head, line, strict=False)) for line in lines[2:]}
+    for name in list_upsamplers():
+        info, row = get_class(name).info, rows[name]
+        assert row["task-agnostic"] == ("yes" if info.task_agnostic else "-")
+        assert row["any size"] == ("yes" if info.any_size else "-")
+        assert row["universal"] == ("yes" if info.universal else "-")
+        assert row["per image"] == ("yes" if info.per_image else "-")
+        assert row["commutes with a head"] == ("yes" if info.commutes_with_head else "-")
+        published = len(list_upsamplers(f"{name}.*", pretrained=True))
+        assert row["weights available"] == (str(published) if published else "-")
+
+
+def test_wrappers_of_backbones_have_their_own_table() -> None:
+    text = inside("list")
+    before, after = text.split("backbone-side")
+    for name in ("large_image", "strided"):
+        assert name not in before
+        assert f"upfeat.{name}(backbone" in after
+    alone = inside("list", "strided")
+    assert "backbone-side" in alone
+    assert "large_image" not in alone
+    assert "backbone-side" not in inside("list", "jafar*")
+
+
+def test_wrappers_are_no_upsamplers() -> None:
+    assert not {"large_image", "strided"} & set(json.loads(inside("list", "--json")))
+    result = CliRunner().invoke(app, ["list", "strided", "--json"])
+    assert result.exit_code == 2
+    facts = json.loads(inside("info", "large_image", "--json"))
+    assert facts["kind"].startswith("backbone-side")
+    assert "large_image(backbone, factor)" in facts["call"]
+    assert "JAFAR" in inside("info", "strided")
+
+
+def test_the_calls_that_are_named_exist() -> None:
+    import upfeat
+    from upfeat.cli.listing import _BACKBONE_SIDE
+
+    for name, facts in _BACKBONE_SIDE.items():
+        assert callable(getattr(upfeat, name))
+        assert facts["call"].startswith(f"upfeat.{name}(")
