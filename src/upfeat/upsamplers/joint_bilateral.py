@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops import windowed_attention
+from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -114,8 +115,8 @@ class JointBilateral(Upsampler):
             num_heads=1,
             output_size=output_size,
             grid_size=grid,
-            row_bounds=self._bounds(output_size[0], grid[0]),
-            col_bounds=self._bounds(output_size[1], grid[1]),
+            row_bounds=cell_bounds(output_size[0], grid[0], self.radius),
+            col_bounds=cell_bounds(output_size[1], grid[1], self.radius),
             rows=rows,
             scale=1.0,
         )
@@ -126,7 +127,7 @@ class JointBilateral(Upsampler):
         """Return a key per cell (B, h*w, 6): colour, position, and the terms of the cell alone."""
         grid = (features.shape[2], features.shape[3])
         color = F.adaptive_avg_pool2d(_wide(image), grid)
-        place = _places(grid, grid, (0, grid[0]), color) / self.sigma_space
+        place = cell_places(grid, grid, (0, grid[0]), color) / self.sigma_space
         color = color / self.sigma_color
         square = color.square().sum(1, keepdim=True) + place.square().sum(1, keepdim=True)
         key = torch.cat([color, place.expand(len(color), -1, -1, -1), -square / 2], dim=1)
@@ -142,31 +143,12 @@ class JointBilateral(Upsampler):
         """Return a query per pixel (B, rows*W', 6): colour, position, one."""
         color = F.interpolate(_wide(image), output_size, mode="bilinear", antialias=True)
         color = color[:, :, rows[0] : rows[1]] / self.sigma_color
-        place = _places(grid, output_size, rows, color) / self.sigma_space
+        place = cell_places(grid, output_size, rows, color) / self.sigma_space
         place = place.expand(len(color), -1, -1, -1)
         query = torch.cat([color, place, torch.ones_like(color[:, :1])], dim=1)
         return query.flatten(2).transpose(1, 2)  # (B, 6, rows, W') -> (B, rows*W', 6)
-
-    def _bounds(self, size: int, cells: int) -> Tensor:
-        """Return first and last + 1 cell within ``radius`` of each pixel's centre: (size, 2)."""
-        centre = (torch.arange(size, dtype=torch.float64) + 0.5) * (cells / size) - 0.5
-        first = (centre - self.radius).ceil().clamp(0, cells - 1)
-        last = (centre + self.radius).floor().clamp(0, cells - 1)
-        nearest = centre.round().clamp(0, cells - 1)  # a radius below half a cell still sees one
-        return torch.stack([first.minimum(nearest), last.maximum(nearest) + 1], dim=1).long()
 
 
 def _wide(tensor: Tensor) -> Tensor:
     """Return at least float32: colour differences and positions do not survive half precision."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _places(
-    grid: tuple[int, int], size: tuple[int, int], rows: tuple[int, int], like: Tensor
-) -> Tensor:
-    """Return row and column (1, 2, rows, W) of pixels, in cells from the grid's middle."""
-    row = torch.arange(rows[0], rows[1], dtype=like.dtype, device=like.device)
-    col = torch.arange(size[1], dtype=like.dtype, device=like.device)
-    row = (row + 0.5) * (grid[0] / size[0]) - grid[0] / 2
-    col = (col + 0.5) * (grid[1] / size[1]) - grid[1] / 2
-    return torch.stack(torch.meshgrid(row, col, indexing="ij"))[None]
