@@ -51,7 +51,7 @@ def test_golden_gradient(
 def test_golden_fit(golden_dir: Path) -> None:
     """51 Adam steps amplify rounding: the losses agree closely, the outputs on average."""
     tensors, _ = load_golden(golden_dir / "upsample_anything" / "optimise_51_steps.safetensors")
-    image = (tensors["input.image_uint8"].float() / 255).permute(2, 0, 1)[None]
+    image = (tensors["input.image_uint8"].float() / 255).permute(2, 0, 1)[None].contiguous()
     maps, losses = ua.optimise(image, (5, 6), 51)
     curve = max_abs_difference(torch.tensor(losses), tensors["loss_curve"])
     out = upfeat.create_upsampler("upsample_anything")(image, tensors["input.feats"])

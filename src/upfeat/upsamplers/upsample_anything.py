@@ -234,7 +234,7 @@ def optimise(
         torch.enable_grad(),
         torch.autocast(guide.device.type, enabled=False),
     ):
-        guide = guide.detach().clone()
+        guide = guide.detach().clone(memory_format=torch.contiguous_format)
         maps = {k: v.requires_grad_() for k, v in starting_maps(grid, guide).items()}
         optimizer = torch.optim.Adam(maps.values(), lr=LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
