@@ -390,8 +390,10 @@ class _Reassembly(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, weights = ctx.saved_tensors
+        kernel_size, max_bytes = ctx.options
         with _dispatch.without_autocast(features):
-            grads = _backward(grad, features, weights, *ctx.options, ctx.needs_input_grad[:2])
+            needs = ctx.needs_input_grad[:2]
+            grads = _backward(grad, features, weights, kernel_size, max_bytes, needs)
         return *grads, None, None
 
 
@@ -404,7 +406,7 @@ class _Products(torch.autograd.Function):
         ctx.options = (kernel_size, max_bytes)
         weights = _weights_for(query, cells, kernel_size)
         with _dispatch.without_autocast(query):
-            _, products = _backward(query, cells, weights, *ctx.options, (False, True))
+            _, products = _backward(query, cells, weights, kernel_size, max_bytes, (False, True))
         assert products is not None
         return products[:, 0]
 
@@ -412,8 +414,11 @@ class _Products(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, cells = ctx.saved_tensors
+        kernel_size, max_bytes = ctx.options
+        own, other, weights = None, None, grad[:, None]
         with _dispatch.without_autocast(query):
-            own = _forward(cells, grad[:, None], *ctx.options) if ctx.needs_input_grad[0] else None
-            needs = (ctx.needs_input_grad[1], False)
-            other, _ = _backward(query, cells, grad[:, None], *ctx.options, needs)
-        return None if own is None else own.to(query.dtype), other, None, None
+            if ctx.needs_input_grad[0]:
+                own = _forward(cells, weights, kernel_size, max_bytes).to(query.dtype)
+            if ctx.needs_input_grad[1]:
+                other, _ = _backward(query, cells, weights, kernel_size, max_bytes, (True, False))
+        return own, other, None, None

@@ -20,7 +20,7 @@ Legend: B batch, C feature channels, h w low-resolution grid, N positions, D hid
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,11 @@ class Mlp(nn.Module):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], deep))
 
+    def split(self) -> tuple[nn.Linear, list[nn.Module], nn.Linear]:
+        """Return the first layer, those between, and the last."""
+        first, *inner, last = self.layers
+        return cast(nn.Linear, first), inner, cast(nn.Linear, last)
+
 
 class ImplicitFunction(nn.Module):
     """The function of the paper: features (B, C, h, w) and positions to (B, N, out_dim)."""
@@ -73,7 +78,7 @@ class ImplicitFunction(nn.Module):
 
     def prepare(self, features: Tensor, size: Size) -> Tensor:
         """Return the first layer's share of each cell, for pixels of 1 / size: (B, h, w, D)."""
-        first = self.imnet.layers[0]
+        first, _, _ = self.imnet.split()
         side = 3 if self.feat_unfold else 1
         inputs = self.channels * side**2
         weight = first.weight[:, :inputs].unflatten(1, (self.channels, side, side))
@@ -100,7 +105,7 @@ class ImplicitFunction(nn.Module):
             )  # (B, N, D)
             answers.append(self._hidden(picked, relative.to(shares.dtype)))
             areas.append(relative.prod(-1).abs() + AREA_EPS)  # (B, N)
-        last = self.imnet.layers[-1]
+        _, _, last = self.imnet.split()
         if len(answers) == 1:
             return last(answers[0])
         opposite = torch.stack(areas[::-1])  # (4, B, N)
@@ -110,7 +115,7 @@ class ImplicitFunction(nn.Module):
 
     def _hidden(self, picked: Tensor, relative: Tensor) -> Tensor:
         """Run all layers but the last, from the first one's share of the features: (B, N, D)."""
-        first, *inner = self.imnet.layers[:-1]
+        first, inner, _ = self.imnet.split()
         inputs = self.channels * (9 if self.feat_unfold else 1)
         x = picked + F.linear(relative, first.weight[:, inputs : inputs + 2])
         for layer in inner:
