@@ -40,9 +40,14 @@ __all__ = [
     "sapa_small",
 ]
 
-# Masks of every image without annotators or a segmentation network.
-SUPERPIXELS = MaskConfig(kind="superpixels", options={"method": "felzenszwalb"})
-MASK_REFINED = ObjectiveConfig(name="mask_refined", settings={"alpha": 0.8, "feature_space": "raw"})
+# Masks of every image without annotators or a segmentation network, made at about the training
+# images' size. They do not overlap, so that their order has no effect.
+SUPERPIXELS = MaskConfig(
+    kind="superpixels", options={"method": "felzenszwalb", "max_side": 192, "min_size": 40}
+)
+MASK_REFINED = ObjectiveConfig(
+    name="mask_refined", settings={"alpha": 0.8, "order": "free", "feature_space": "raw"}
+)
 
 
 def _small(name: str, objective: ObjectiveConfig, lr: float, **config: Any) -> TrainConfig:
