@@ -122,7 +122,7 @@ class MaskTransfer(Objective):
         count = max(int(regions.max()), 0) + 1
         hot = F.one_hot(regions + 1, count + 1)[..., 1:]  # (B, H, W, M)
         hot = hot.permute(0, 3, 1, 2).to(features.dtype)  # (B, M, H, W)
-        shares = F.adaptive_avg_pool2d(hot, features.shape[2:])  # (B, M, h, w)
+        shares = F.adaptive_avg_pool2d(hot, (features.shape[2], features.shape[3]))  # (B, M, h, w)
         channels = self._projected(features, generator)  # (B, P, h, w)
         coords, places = self._draw(regions, generator)
         values = torch.cat([channels, shares], dim=1)

@@ -1,0 +1,99 @@
+"""The universal model's signal: regions, sampled pixels, targets, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.objectives.setups import tiny_backbone, tiny_batch, tiny_upsampler
+from upfeat import create_upsampler
+from upfeat.errors import UnsupportedError
+from upfeat.objectives import MaskTransferConfig
+from upfeat.objectives.mask_transfer import region_edges, region_map
+
+CONFIG = MaskTransferConfig(samples=64, projection=6)
+
+
+def small(name: str) -> torch.nn.Module:
+    if name == "kin":
+        torch.manual_seed(0)
+        return create_upsampler("kin", dim=8).train()
+    return tiny_upsampler(name)
+
+
+def losses(
+    name: str, config: MaskTransferConfig, steps: int, seed: int = 0, lr: float = 1e-3
+) -> list[float]:
+    backbone, upsampler, batch = tiny_backbone(), small(name), tiny_batch()
+    objective = config.build()
+    objective.prepare(upsampler, backbone, tuple(batch["image"].shape[-2:]))
+    optimizer = torch.optim.Adam(upsampler.parameters(), lr=lr)
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(steps):
+        terms = objective.step(batch, backbone, upsampler, generator)
+        assert not terms["features"].requires_grad
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        out.append(terms["loss"].item())
+    return out
+
+
+@pytest.mark.parametrize("name", ["kin", "jafar", "anyup"])
+def test_two_steps_repeat_with_the_generator(name: str) -> None:
+    first = losses(name, CONFIG, 2)
+    assert torch.isfinite(torch.tensor(first)).all()
+    assert first == losses(name, CONFIG, 2)
+    assert first[0] != losses(name, CONFIG, 1, seed=1)[0]
+
+
+def test_one_batch_is_learnt() -> None:
+    run = losses("kin", CONFIG, 40, lr=2e-3)
+    assert sum(run[-5:]) < 0.9 * sum(run[:5])
+
+
+@pytest.mark.parametrize("name", ["naf", "loftup"])
+def test_methods_that_do_not_commute_with_a_head_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="commute"):
+        CONFIG.build().prepare(tiny_upsampler(name), tiny_backbone())
+
+
+def test_sampling_gives_what_the_whole_map_gives() -> None:
+    """A method with query() and the same one without read the same values."""
+    backbone, upsampler, batch = tiny_backbone(), small("kin").eval(), tiny_batch()
+    results = []
+    for supported in (True, False):
+        upsampler.supports_query = supported
+        objective = CONFIG.build()
+        objective.prepare(upsampler, backbone)
+        generator = torch.Generator().manual_seed(0)
+        results.append(objective.step(batch, backbone, upsampler, generator)["loss"])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_other_scales_and_without_masks() -> None:
+    config = MaskTransferConfig(samples=16, input_scales=(0.5, 1.0), projection=None)
+    batch = {**tiny_batch(), "masks": torch.zeros(2, 0, 48, 48, dtype=torch.bool)}
+    objective = config.build()
+    upsampler = small("kin")
+    objective.prepare(upsampler, tiny_backbone(), (48, 48))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        terms = objective.step(batch, tiny_backbone(), upsampler, generator)
+        assert terms["transfer"] == 0
+        assert torch.isfinite(terms["loss"])
+
+
+def test_the_smallest_mask_counts() -> None:
+    masks = torch.zeros(1, 3, 2, 4)
+    masks[0, 0] = 1
+    masks[0, 1, :, 1:3] = 1
+    assert region_map(masks).tolist() == [[[0, 1, 1, 0], [0, 1, 1, 0]]]
+
+
+def test_edges_lie_around_the_borders() -> None:
+    regions = torch.zeros(1, 30, 30, dtype=torch.long)
+    regions[:, :, 15:] = 1
+    edges = region_edges(regions)
+    assert edges[0, 0].nonzero().flatten().tolist() == list(range(10, 20))
