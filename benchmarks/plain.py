@@ -6,6 +6,7 @@ thrown away), masks and nearest-enlarged copies materialised. ``PLAIN`` maps a m
 ``FLOPS`` to the multiply-adds (times two) that the method cannot avoid.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -205,11 +206,122 @@ def plain_loftup(up: Upsampler) -> Plain:
     return run
 
 
+UNFOLD_BYTES = 4 * 2**30
+
+
+def plain_featup_jbu(up: Upsampler) -> Plain:
+    """Every stage: bicubic enlargement, windows of keys and features unfolded, then summed.
+
+    The windows of all channels would take 20 GB at 448; a block of channels at a time stays within
+    ``UNFOLD_BYTES``, which only flatters this side.
+    """
+
+    def stage(stage: nn.Module, source: Tensor, image: Tensor) -> Tensor:
+        height, width = 2 * source.shape[2], 2 * source.shape[3]
+        guidance = F.adaptive_avg_pool2d(image, (height, width))
+        projected = stage.range_proj(guidance)
+        temperature = stage.range_temp.exp().clamp(1e-4, 1e4)
+        near = _windows(projected, (height, width))  # (B, d, 49, H, W)
+        scores = temperature * (near * projected.unsqueeze(2)).sum(1)
+        weights = scores.softmax(1) * stage.spatial().reshape(1, -1, 1, 1)
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-7)
+        weights = weights + 0.1 * stage.fixup_proj(torch.cat((weights, guidance), dim=1))
+        fine = F.interpolate(source, (height, width), mode="bicubic")
+        block = max(1, UNFOLD_BYTES // (49 * height * width * fine.element_size() * len(fine)))
+        parts = [
+            (_windows(part, (height, width)) * weights.unsqueeze(1)).sum(2)
+            for part in fine.split(block, dim=1)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
+        x = up.channel_norm(features)
+        for index in range(1, 5):
+            x = stage(up.get_submodule(f"up{index}"), x, image)
+        x = x + 0.1 * up.fixup_proj(x)
+        return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
+
+    return run
+
+
+def _windows(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The 7 x 7 pixels around each one, mirrored at the border: (B, C, 49, H, W)."""
+    columns = F.unfold(F.pad(x, [3] * 4, mode="reflect"), 7)  # (B, C * 49, H W)
+    return columns.unflatten(1, (x.shape[1], 49)).unflatten(3, size)
+
+
+def plain_lift(up: Upsampler) -> Plain:
+    def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
+        for iteration in range(up.iterations):
+            if iteration:
+                image = F.interpolate(image, scale_factor=2, mode="bilinear")
+            doubled = (2 * features.shape[2], 2 * features.shape[3])
+            fine = F.adaptive_max_pool2d(up.image_convs_1(image), doubled)
+            x = up.up1.up(torch.cat((features, up.image_convs_2(fine)), dim=1))
+            features = up.outc(up.up1.conv_1.double_conv(torch.cat((x, fine), dim=1)))
+        done = features.shape[-2:] == size
+        return features if done else F.interpolate(features, size, mode="bilinear")
+
+    return run
+
+
+def plain_uplift(up: Upsampler) -> Plain:
+    """The released configuration: no pooling, no refiner, no noise; every map at full size."""
+
+    def blocks(stack: nn.Module, x: Tensor) -> Tensor:
+        for block in stack.blocks:
+            out = block.conv(x)
+            extra = out.shape[1] - x.shape[1]
+            x = out + (F.pad(x, (0, 0, 0, 0, 0, extra)) if extra > 0 else x[:, : out.shape[1]])
+        return x
+
+    def attend(guide: Tensor, values: Tensor) -> Tensor:
+        taps = len(up.attender.offsets)
+        logits = up.attender.conv1(guide) + guide[:, :taps]
+        weights, (height, width) = logits.softmax(1), values.shape[2:]
+        padded = F.pad(values, [2] * 4, mode="replicate")
+        out = torch.zeros((), dtype=values.dtype)
+        for tap, (row, col) in enumerate(up.attender.offsets):
+            seen = padded[:, :, 2 + row : 2 + row + height, 2 + col : 2 + col + width]
+            enlarged = F.interpolate(seen, guide.shape[-2:], mode="nearest")
+            out = out + weights[:, tap : tap + 1] * enlarged
+        return out
+
+    def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
+        if up.patch_size == 14:
+            smaller = (image.shape[2] * 16 // 14, image.shape[3] * 16 // 14)
+            image = F.interpolate(image, smaller, mode="bilinear", antialias=True)
+        maps = [image]
+        for index in range(len(up.encoder.pooled)):
+            maps.append(blocks(up.encoder.get_submodule(f"block_{index}"), maps[-1]))
+        count = up.iterations or _doublings(features.shape[-2:], size)
+        for _ in range(count):
+            coarse = F.interpolate(maps[-1], features.shape[-2:], mode="nearest")
+            x = blocks(up.decoder["block_0"], torch.cat((features, coarse), dim=1))
+            x = up.decoder["up_1"](x)
+            fine = F.interpolate(maps[-2], x.shape[-2:], mode="nearest")
+            features = attend(blocks(up.decoder["block_1"], torch.cat((x, fine), dim=1)), features)
+        if features.shape[-2:] == size:
+            return features
+        return F.interpolate(features, size, mode="bilinear", antialias=True)
+
+    return run
+
+
+def _doublings(grid: tuple[int, ...], size: tuple[int, ...]) -> int:
+    """How often a grid is doubled until it covers the output, at least once."""
+    ratios = [-(-out // cells) for cells, out in zip(grid, size, strict=True)]
+    return max(1, (max(ratios) - 1).bit_length())
+
+
 PLAIN: dict[str, Callable[[Upsampler], Plain]] = {
     "jafar": plain_jafar,
     "anyup": plain_anyup,
     "naf": plain_naf,
     "loftup": plain_loftup,
+    "featup_jbu": plain_featup_jbu,
+    "lift": plain_lift,
+    "uplift": plain_uplift,
 }
 
 
@@ -251,9 +363,41 @@ def loftup_flops(case: Case) -> float:
     return outputs * (convolutions + 2 * layer + 2 * width * case.channels)
 
 
+def featup_jbu_flops(case: Case) -> float:
+    """Keys, scores, the small network and the mix at every fine pixel of the four stages."""
+    fine = _area(case.grid) * (4 + 16 + 64 + 256)
+    network = 3 * 32 + 32 * 32 + 49 * 32 + 52 * 49 + 49 * 49
+    return 2 * fine * (network + 49 * case.channels) + 2 * _area(case.grid) * case.channels**2
+
+
+def lift_flops(case: Case) -> float:
+    """One doubling: the image's convolutions, the transposed one, and two at the doubled grid."""
+    pixels, cells, width = _area(case.image_size), _area(case.grid), case.channels
+    inputs, half = width + 32, width // 2
+    image = pixels / 4 * 27 * 32 + (pixels / 16 + cells) * 9 * 32 * 32
+    fine = inputs * (inputs // 2) + 9 * (inputs // 2 + 32) * half + 9 * half**2 + half * width
+    return 2 * (image + 4 * cells * fine)
+
+
+def uplift_flops(case: Case) -> float:
+    """The encoder once (its last stage only where it is read), decoder and mix each doubling."""
+    pixels, cells = _area(case.image_size), _area(case.grid)
+    widths = (3, 16, 32, 64, 128)
+    pairs = itertools.pairwise(widths)
+    work = pixels * sum(9 * before * after + after**2 for before, after in pairs)
+    for _ in range(_doublings(case.grid, case.output_size)):
+        work += cells * (10 * 128**2 + 9 * (case.channels + 128) * 64 + 10 * 64**2)
+        cells *= 4
+        work += cells * (64**2 + 9 * 192 * 64 + 10 * 64**2 + 17 * (64 + case.channels))
+    return 2 * work
+
+
 FLOPS: dict[str, Callable[[Case], float]] = {
     "jafar": jafar_flops,
     "anyup": anyup_flops,
     "naf": naf_flops,
     "loftup": loftup_flops,
+    "featup_jbu": featup_jbu_flops,
+    "lift": lift_flops,
+    "uplift": uplift_flops,
 }

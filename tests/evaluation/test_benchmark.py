@@ -6,6 +6,7 @@ from pathlib import Path
 import pydantic
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from upfeat.cli.app import app
@@ -55,6 +56,9 @@ CONFIGS = {
     "anyup": {"qk_dim": 32},
     "naf": {"dim": 32, "kernel_size": 3, "heads_rope": 2},
     "loftup": {"feature_dim": 16, "n_freqs": 4},
+    "featup_jbu": {"feature_dim": 16},
+    "lift": {"feature_dim": 16, "iterations": 2},
+    "uplift": {"feature_dim": 16, "patch_size": 14},
 }
 
 
@@ -70,10 +74,31 @@ def test_plain_implementations_compute_the_same(rival: Rival, method: str) -> No
         torch.testing.assert_close(upsampler(image, features, size), expected, atol=5e-5, rtol=1e-4)
 
 
+def test_every_plain_implementation_is_held_to_ours(rival: Rival) -> None:
+    assert set(CONFIGS) == set(rival.build)
+
+
 def test_every_rival_has_its_floor(rival: Rival) -> None:
     assert set(rival.build) == set(rival.flops)
     for method, flops in rival.flops.items():
         assert flops(CASES["448"]) > 3 * flops(CASES["224"]) > 0, method
+
+
+def test_floors_count_what_the_modules_multiply(rival: Rival) -> None:
+    """Of lift, whose layers torch can count; the others' floors are below what they compute."""
+    case = Case("count", (32, 32), (2, 2), (4, 4), channels=16)
+    for method in ("lift", "uplift", "featup_jbu"):
+        upsampler = case.build(method, torch.float32, torch.device("cpu"))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            rival.build[method](upsampler)(
+                *case.inputs(torch.float32, torch.device("cpu")), case.output_size
+            )
+        convolutions = counter.get_total_flops()
+        floor = rival.flops[method](case)
+        if method == "lift":
+            assert floor == convolutions
+        # Windows and mixes are sums of products, which the counter does not see.
+        assert 0.1 * convolutions < floor < 3 * convolutions
 
 
 def test_floor_of_jafar_is_the_papers_arithmetic(rival: Rival) -> None:
