@@ -10,6 +10,7 @@ from rich.table import Table
 
 import upfeat
 from upfeat.cli.errors import user_errors
+from upfeat.cli.tables import Column, print_table
 from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
 
 _FLAGS = {
@@ -48,7 +49,6 @@ def list_command(
 ) -> None:
     """List upsamplers and what they can do, their weights, or backbones."""
     with user_errors():
-        console = Console()
         wrappers = []
         if backbones:
             names = upfeat.list_backbones(pattern)
@@ -60,43 +60,44 @@ def list_command(
         elif backbones:
             typer.echo("\n".join(names))
         elif pretrained:
-            console.print(_weights_table(names))
+            _print_weights(names)
         else:
             if names:
-                console.print(_methods_table(names))
+                _print_methods(names)
             if wrappers:
-                console.print(_wrappers_table(wrappers))
+                _print_wrappers(wrappers)
         if not names and (as_json or not wrappers):
             raise ValueError(f"nothing matches {pattern!r}; 'upfeat list' shows all")
 
 
-def _methods_table(names: list[str]) -> Table:
-    table = Table("name", "year", *_FLAGS, "weights available", "summary")
+def _print_methods(names: list[str]) -> None:
+    heads = ("name", *_FLAGS, "weights available", "year")
+    rows = []
     for name in names:
         info = get_class(name).info
         marks = ["yes" if getattr(info, flag) else "-" for flag in _FLAGS.values()]
         weights = str(len(upfeat.list_upsamplers(f"{name}.*", pretrained=True)) or "-")
-        table.add_row(name, str(info.year or "-"), *marks, weights, info.summary)
-    return table
+        rows.append([name, *marks, weights, str(info.year or "-"), info.summary])
+    print_table([*map(Column, heads), Column("summary", prose=True)], rows)
 
 
-def _wrappers_table(names: list[str]) -> Table:
-    table = Table("name", "call", "used by", "summary", title="backbone-side")
-    for name in names:
-        facts = _BACKBONE_SIDE[name]
-        table.add_row(name, facts["call"], facts["used by"], facts["summary"])
-    return table
+def _print_wrappers(names: list[str]) -> None:
+    columns = [Column("name"), Column("call"), *(Column(h, True) for h in ("used by", "summary"))]
+    facts = [(name, _BACKBONE_SIDE[name]) for name in names]
+    rows = [[name, fact["call"], fact["used by"], fact["summary"]] for name, fact in facts]
+    print_table(columns, rows, title="\nbackbone-side")
 
 
-def _weights_table(names: list[str]) -> Table:
-    table = Table("name", "backbone", "channels", "licence", "file")
+def _print_weights(names: list[str]) -> None:
+    columns = [Column("name"), Column("channels"), Column("backbone", prose=True)]
+    rows = []
     for name in names:
         record = get_checkpoint(name)
         if record is not None:
             width = str(record.feature_dim or "any")
             licence, file = record.weights_license, record.file.filename
-            table.add_row(name, record.backbone, width, licence, file)
-    return table
+            rows.append([name, width, record.backbone, licence, file])
+    print_table([*columns, Column("licence", prose=True), Column("file")], rows)
 
 
 def info_command(
