@@ -17,7 +17,7 @@ from pathlib import Path
 
 PHOTO = "astronaut.png"  # Eileen Collins, by NASA; public domain
 BACKBONE = "upfeat/vit_compact_patch16"
-UPSAMPLER = "joint_bilateral"  # the sharpest that needs no weights
+UPSAMPLER = "kin.upfeat"  # comes with the package, too
 
 
 def packaged_photo() -> Path:

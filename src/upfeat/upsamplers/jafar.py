@@ -32,6 +32,7 @@ from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import head_averaged_attention
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -159,7 +160,7 @@ CHECKPOINTS = (
 )
 
 
-@register_upsampler("jafar", checkpoints=CHECKPOINTS)
+@register_upsampler("jafar", checkpoints=CHECKPOINTS + bundled_checkpoints("jafar"))
 class Jafar(Upsampler):
     """JAFAR (arXiv 2506.11136): global cross-attention with head-averaged weights on raw features.
 
@@ -240,7 +241,7 @@ class Jafar(Upsampler):
         batch = len(image)
         prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
         row_bytes = query_row_bytes(self.attention, values, output_size)
-        yield from tile_in_bands(prepare, batch, output_size, row_bytes, max_bytes)
+        yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes)
 
     def _bands(
         self,
@@ -251,7 +252,7 @@ class Jafar(Upsampler):
         map_bytes: int = MAP_BYTES,
         max_bytes: int | None = None,
     ) -> Callable[[int], BandFunction]:
-        """Return, for a batch item, the function from output rows to the output there."""
+        """Return, for a batch item, the function that writes some of its output rows."""
         grid = (features.shape[2], features.shape[3])
         mixed = values.flatten(2).transpose(1, 2)  # (B, K, h, w) -> (B, n, K)
 
@@ -263,10 +264,10 @@ class Jafar(Upsampler):
             key = self.keys(encoded, features[one])
             norm = queries.statistics(groups=8, eps=1e-5)
 
-            def band(rows: tuple[int, int]) -> Tensor:
+            def band(rows: tuple[int, int], out: Tensor) -> None:
                 query = self.attention.query_rows(queries, rows, norm)  # (1, R * W', d)
                 heads = self.attention.num_heads
-                return head_averaged_attention(query, key, mixed[one], heads, max_bytes=max_bytes)
+                head_averaged_attention(query, key, mixed[one], heads, max_bytes=max_bytes, out=out)
 
             return band
 

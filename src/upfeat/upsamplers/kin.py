@@ -32,6 +32,7 @@ from upfeat.ops import windowed_attention
 from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.ops.coordinates import sample_at
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
 
 WIDTHS = (16, 32, 64, 96, 128)
@@ -121,7 +122,7 @@ def neighbour_likeness(features: Tensor) -> Tensor:
     return torch.stack(products, dim=1)
 
 
-@register_upsampler("kin")
+@register_upsampler("kin", checkpoints=bundled_checkpoints("kin"))
 class KIN(Upsampler):
     """KIN: learned joint bilateral upsampling for the features of any backbone.
 

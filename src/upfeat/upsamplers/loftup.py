@@ -30,6 +30,7 @@ from upfeat.ops.coordinates import sample_around
 from upfeat.ops.cross_attention import CrossAttentionLayer, prepare_layer
 from upfeat.ops.fourier_features import inclusive_grid
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -177,7 +178,7 @@ class _Bands:
             out[begin : begin + CHUNK_TOKENS] = model.output_norm(model.project(model.norm(some)))
 
 
-@register_upsampler("loftup", checkpoints=CHECKPOINTS)
+@register_upsampler("loftup", checkpoints=CHECKPOINTS + bundled_checkpoints("loftup"))
 class LoftUp(Upsampler):
     """LoftUp (arXiv 2504.14032): regresses a feature for every pixel.
 
@@ -383,7 +384,7 @@ class LoftUp(Upsampler):
             raise ValueError("loftup normalises over whole images while training; call .eval()")
         tokens = self.tokens(features)
         colors = self.scale_colors(image, (image.shape[2], image.shape[3]))
-        parts = [features.new_empty(len(features), 0, features.shape[1])]
+        parts = []
         for some in coords.split(QUERY_CHUNK, dim=1):
             color, place, mask = sample_around(colors, some, 5)
             x = self._describe(place.to(color.dtype), color)  # (B N, G, 5, 5)

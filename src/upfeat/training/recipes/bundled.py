@@ -78,8 +78,8 @@ SEVERAL = (
 def bundled_universal() -> TrainConfig:
     """KIN for any backbone, the package's default upsampler.
 
-    * Chosen: everything. Three small networks, one of them at two layers; cells of 16 and of 32
-      guidance pixels; crops of 192 pixels.
+    * Chosen: everything. Three small networks, one of them at two layers; crops of 192 pixels of
+      images at 1 to 1.6 times that size.
 
     Example:
         >>> from upfeat.training.recipes import bundled_universal
@@ -128,7 +128,7 @@ def bundled_jafar() -> TrainConfig:
         clip=ClipConfig(max_norm=1.0),
         ema=EmaConfig(decay=0.98),
         checkpoint=CheckpointConfig(every=50),
-        steps=600,
+        steps=300,
         batch_size=4,
     )
 
@@ -157,7 +157,7 @@ def bundled_loftup_stage1() -> TrainConfig:
         clip=ClipConfig(max_norm=1.0),
         ema=EmaConfig(decay=0.98),
         checkpoint=CheckpointConfig(every=50),
-        steps=600,
+        steps=350,
         batch_size=4,
     )
 
@@ -189,6 +189,6 @@ def bundled_loftup_stage2() -> TrainConfig:
         schedule=ScheduleConfig(name="cosine", warmup_steps=20),
         clip=ClipConfig(max_norm=1.0),
         checkpoint=CheckpointConfig(every=25),
-        steps=150,
+        steps=80,
         batch_size=2,
     )

@@ -1,0 +1,124 @@
+"""Records of the weights that come with the package, ``upfeat/upsamplers/bundled``.
+
+Trained by ``upfeat.training.recipes.bundled`` and put there by ``tools/bundle_upsampler.py``; a
+model card and the loss curve lie beside each file.
+"""
+
+from upfeat.checkpoints import HubFile
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
+from upfeat.upsamplers.weights import Checkpoint
+
+__all__ = ["bundled_checkpoints"]
+
+HALF = (0.5, 0.5, 0.5)
+VIT_TINY = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+COMPACT = "upfeat/vit_compact_patch16"
+DATA = (
+    "1941 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with their regions, and "
+    "900 ImageNet images with superpixels"
+)
+LICENSE = "Apache-2.0 (some training images are for research only, see the card)"
+
+
+def _record(
+    name: str,
+    tag: str,
+    sha256: str,
+    backbone: str,
+    width: int | None,
+    norm: tuple[tuple[float, float, float], tuple[float, float, float]],
+    config: dict[str, object],
+    note: str = "",
+) -> Checkpoint:
+    return Checkpoint(
+        tag=tag,
+        file=HubFile(filename=f"{name}.{tag}.safetensors", sha256=sha256),
+        backbone=backbone,
+        feature_dim=width,
+        image_mean=norm[0],
+        image_std=norm[1],
+        training_data=DATA,
+        code_license="Apache-2.0",
+        weights_license=LICENSE,
+        backbone_license="Apache-2.0" if width else "none needed: the weights serve any backbone",
+        paper={"jafar": "2506.11136", "loftup": "2504.14032"}.get(name, ""),
+        config=config,
+        note=note,
+        bundled=True,
+    )
+
+
+def bundled_checkpoints(name: str) -> tuple[Checkpoint, ...]:
+    """Return the records of one method.
+
+    Example:
+        >>> from upfeat.upsamplers.bundled_weights import bundled_checkpoints
+        >>> [record.tag for record in bundled_checkpoints("kin")]
+        ['upfeat']
+    """
+    return tuple(_record(name, *row) for row in _TABLE.get(name, ()))
+
+
+_IMAGENET, _HALF = (IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF)
+_JAFAR = {"qk_dim": 64}
+_STAGES = "LoftUp's first stage only; the tag without _stage1 went on with self-distillation."
+# Tag, SHA-256, backbone, width, normalisation of the guidance, constructor arguments, note.
+_TABLE = {
+    "kin": (
+        (
+            "upfeat",
+            "be86cd3ba3b01bca6d670d6ffb434df3b5a62ba050ade4279aa2c52c77ab1d20",
+            "any; trained on three small networks",
+            None,
+            _IMAGENET,
+            {},
+        ),
+    ),
+    "jafar": (
+        (
+            "vit_tiny_patch16_augreg",
+            "d273afefa6173779cac3db258060a40b11f72356ef75fcb962cb69a2fefce295",
+            VIT_TINY,
+            192,
+            _HALF,
+            _JAFAR,
+        ),
+        (
+            "vit_compact_patch16",
+            "4e0d0d0847225656759b7fd9ea4f7b2ed57431165ac8d6e7879d7393b1e28023",
+            COMPACT,
+            192,
+            _HALF,
+            _JAFAR,
+        ),
+    ),
+    "loftup": (
+        (
+            "vit_tiny_patch16_augreg_stage1",
+            "6789bef2b345d8be3f7e8b54b730537215cfd57236233812ff3e8b5243f318de",
+            VIT_TINY,
+            192,
+            _IMAGENET,
+            {},
+            _STAGES,
+        ),
+        (
+            "vit_tiny_patch16_augreg",
+            "88a6642f40fda5913b6e8fc295cad55ae9eff53ca4706f8337bfc9a2fef49760",
+            VIT_TINY,
+            192,
+            _IMAGENET,
+            {},
+        ),
+        (
+            "vit_compact_patch16_stage1",
+            "a630135fde58cfad7bff2a9ec0eee3d47ef05e2c84db5380fa0885523112fb09",
+            COMPACT,
+            192,
+            _IMAGENET,
+            {},
+            _STAGES,
+        ),
+        ("vit_compact_patch16", "2863f5d4d90ccdb994cbe957e806467a3dc8cc281a831c45f648b6c5e1f02497", COMPACT, 192, _IMAGENET, {}),
+    ),
+}
