@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.tolerances import tolerance
+from upfeat.ops.adaptive_convolution import adaptive_convolution_reference
 from upfeat.ops.head_averaged_attention import head_averaged_attention_reference
 from upfeat.ops.local_attender import Taps, local_attender_reference
 from upfeat.ops.neighborhood_attention import (
@@ -270,6 +271,35 @@ def test_local_attender(batch, grid, ratio, channels, padding, dtype):
     gradients = kernel.backward(above, logits, value, residuals, taps=taps)
     wanted_gradients = torch.autograd.grad(wanted, exact, above.double())
     for given, actual, right in zip((logits, value), gradients, wanted_gradients, strict=True):
+        assert actual.shape == given.shape
+        assert actual.dtype == dtype
+        error = float((actual.double() - right).abs().max())
+        assert error < GRADIENT[dtype] * float(right.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "side", "ratio", "channels", "dtype"),
+    [
+        (2, (6, 5), 3, 1, 5, FLOAT32),  # tails everywhere
+        (1, (7, 9), 7, 2, 20, FLOAT32),  # the last cells have pixels on one side only
+        (1, (8, 4), 3, 4, 140, BFLOAT16),  # two blocks of channels
+        (1, (1, 3), 1, 1, 9, FLOAT16),
+    ],
+)
+def test_adaptive_convolution(batch, size, side, ratio, channels, dtype):
+    module = load("adaptive_convolution")
+    cells = [-(-n // ratio) + side - 1 for n in size]
+    source = torch.randn(batch, channels, *cells).to(dtype)
+    weights = (torch.randn(batch, *size, side, side) / side).to(dtype)
+    output, residuals = module.forward(source, weights, ratio=ratio)
+    exact = [t.double().requires_grad_() for t in (source, weights)]
+    wanted = adaptive_convolution_reference(*exact, ratio)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), wanted.detach(), **tolerance(dtype))
+    above = torch.randn(wanted.shape).to(dtype)
+    gradients = module.backward(above, source, weights, residuals, ratio=ratio)
+    wanted_gradients = torch.autograd.grad(wanted, exact, above.double())
+    for given, actual, right in zip((source, weights), gradients, wanted_gradients, strict=True):
         assert actual.shape == given.shape
         assert actual.dtype == dtype
         error = float((actual.double() - right).abs().max())

@@ -14,6 +14,7 @@ from upfeat.errors import MissingPackageError, UnknownNameError
 __all__ = ["OPERATORS", "load"]
 
 OPERATORS = (
+    "adaptive_convolution",
     "head_averaged_attention",
     "local_attender",
     "neighborhood_attention",
