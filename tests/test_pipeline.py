@@ -415,6 +415,16 @@ def test_methods_that_optimise_per_image_get_tensors_that_autograd_takes() -> No
     assert Pipeline(pooling_backbone(), optimising)(torch.rand(3, 16, 16)).high.shape[0] == 3
 
 
+def test_methods_that_look_at_views_get_the_backbone() -> None:
+    """FeatUp's implicit method fits one view without a backbone, and moved ones with it."""
+    sizes = {"pca_dim": 3, "n_freqs": 2, "steps": 1, "views": 4, "views_per_step": 2}
+    model = upfeat.create_upsampler("featup_implicit", feature_dim=3, **sizes)
+    seen = []
+    backbone = CallableBackbone(lambda x: seen.append(x) or nn.functional.avg_pool2d(x, 8), 3, 8)
+    assert Pipeline(backbone, model)(torch.rand(3, 16, 24)).high.shape == (3, 16, 24)
+    assert len(seen) == 4  # the image itself and three views
+
+
 def test_deterministic() -> None:
     pipe = Pipeline(
         CallableBackbone(Network(), 6, STRIDE), upfeat.create_upsampler("bicubic"), input_size=30

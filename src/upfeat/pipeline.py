@@ -175,7 +175,7 @@ class Pipeline:
         _check_pair(backbone, upsampler)
         device = torch.device(device) if device is not None else _place(backbone, upsampler).device
         self.backbone = _converted(backbone, device, dtype)
-        self.upsampler = _converted(upsampler, device, dtype)
+        self.upsampler = _converted(upsampler, device, dtype).with_backbone(self.backbone)
         self.input_size = input_size
         self.output_size = output_size
         self.fit = fit

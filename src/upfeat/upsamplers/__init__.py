@@ -6,15 +6,15 @@ Importing a method's file enters it into the registry.
 from upfeat.upsamplers import anyup as anyup
 from upfeat.upsamplers import carafe as carafe
 from upfeat.upsamplers import dysample as dysample
+from upfeat.upsamplers import featup_implicit as featup_implicit
 from upfeat.upsamplers import featup_jbu as featup_jbu
 from upfeat.upsamplers import guided_filter as guided_filter
-from upfeat.upsamplers import ifa as ifa
 from upfeat.upsamplers import ifa as ifa
 from upfeat.upsamplers import interpolation as interpolation
 from upfeat.upsamplers import jafar as jafar
 from upfeat.upsamplers import joint_bilateral as joint_bilateral
-from upfeat.upsamplers import kin as kin
 from upfeat.upsamplers import joint_bilateral_filter as joint_bilateral_filter
+from upfeat.upsamplers import kin as kin
 from upfeat.upsamplers import lift as lift
 from upfeat.upsamplers import liif as liif
 from upfeat.upsamplers import loftup as loftup

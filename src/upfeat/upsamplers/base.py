@@ -260,6 +260,9 @@ class Upsampler(nn.Module):
         check_coords(coords, features)
         self._check(image, features, size, values)
         dtype = features.dtype
+        if coords.shape[1] == 0:
+            width = (features if values is None else values).shape[1]
+            return features.new_empty(len(features), 0, width)
         image, features, mixed = self._cast(image, features, values)
         return self._query(image, features, coords, mixed).to(dtype)
 
@@ -311,6 +314,14 @@ class Upsampler(nn.Module):
         dtype = features.dtype if parameter is None else parameter.dtype
         image, features = image.to(dtype), features.to(dtype)
         return image, features, features if values is None else values.to(dtype)
+
+    def with_backbone(self, backbone: Callable[[Tensor], Tensor] | None) -> Self:
+        """Return the upsampler for features of this backbone, ``backbone(image) -> (B, C, h, w)``.
+
+        Only a method that looks at further views of the image makes use of it (FeatUp's implicit
+        one); every other returns itself. ``upfeat.Pipeline`` calls it.
+        """
+        return self
 
     # -- official files --------------------------------------------------------------------------
 
