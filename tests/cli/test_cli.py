@@ -170,10 +170,31 @@ def test_one_basis_for_all(tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (other / name).read_bytes()
 
 
+def test_all_methods_on_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from upfeat.viz import comparison
+
+    for name in ("UPFEAT_WEIGHTS", "UPFEAT_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(comparison, "PER_IMAGE_PIXELS", 0)  # tested with the panel
+    photo, out = write_images(tmp_path / "photos", 1) / "image0.png", tmp_path / "out"
+    text = inside("upsample", str(photo), "--upsampler", "all", "--out", str(out), *TINY)
+    assert names(out) == ["image0_all.json", "image0_all.png"]
+    record = json.loads((out / "image0_all.json").read_text())
+    shown = {method["name"].partition(".")[0] for method in record["methods"]}
+    left = {method["name"].partition(".")[0]: method["reason"] for method in record["left_out"]}
+    assert {"bilinear", "joint_bilateral"} <= shown
+    assert shown | set(left) == set(json.loads(inside("list", "--json")))
+    assert record["output_size"] == [48, 61]
+    assert f"left out: jafar: {left['jafar']}" in text
+    assert Image.open(out / "image0_all.png").width > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["absent.jpg"], "absent.jpg"),
+        (["{photos}", "--upsampler", "all", "--save", "npz"], "--upsampler all draws pictures"),
+        (["{photos}", "--upsampler", "all", "--weights", "w.pth"], "--weights names one method's"),
         (["{photos}", "--upsampler", "bilinea"], "did you mean 'bilinear'"),
         (["{photos}", "--backbone", "upfeat/nothing"], "upfeat/nothing"),
         (["{photos}", "--backbone", "timm/vit_tiny_patch16_224"], "$UPFEAT_WEIGHTS"),

@@ -43,7 +43,11 @@ def upsample_command(
         str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")
     ] = DEFAULT_BACKBONE,
     upsampler: Annotated[
-        str, typer.Option(help="Upsampler; arch.tag loads published weights.")
+        str,
+        typer.Option(
+            help="Upsampler; arch.tag loads published weights. 'all': one panel of every method "
+            "that has its weights here, with times (shorter side at most 448 unless --input-size)."
+        ),
     ] = DEFAULT_UPSAMPLER,
     weights: Annotated[
         Path | None, typer.Option(help="Weights of the upsampler: a file or a saved folder.")
@@ -92,6 +96,13 @@ def upsample_command(
             dtype=parse_dtype(dtype, "--dtype"),
             device=torch.device(device) if device else None,
         )
+        if upsampler == "all":
+            from upfeat.cli.compare import compare_command
+
+            if kinds != ["png"]:
+                raise ValueError(f"--upsampler all draws pictures (--save png), got --save {save}")
+            compare_command(request, image_files(paths), out, Colors(basis, out))
+            return
         found = [Job(path, name) for path, name in image_files(paths)]
         pipe = request.build()
         colors = Colors(basis, out)

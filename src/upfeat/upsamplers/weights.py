@@ -77,6 +77,16 @@ class Checkpoint:
         width = {} if self.feature_dim is None else {"feature_dim": self.feature_dim}
         return width | dict(self.config)
 
+    def local_names(self, arch: str) -> list[str]:
+        """Return the file names under which local folders are searched, best first.
+
+        Example:
+            >>> from upfeat.upsamplers.registry import get_checkpoint
+            >>> get_checkpoint("anyup.paper").local_names("anyup")
+            ['anyup.paper', 'anyup_paper', 'anyup_paper.pth']
+        """
+        return [f"{arch}.{self.tag}", f"{arch}_{self.tag}", self.file.local_name]
+
 
 def load_checkpoint(
     cls: type[UpsamplerType],
@@ -89,8 +99,7 @@ def load_checkpoint(
     if record.bundled and file is None:
         path, model = _load_bundled(cls, record, config)
     else:
-        names = [what, what.replace(".", "_"), record.file.local_name]
-        path = find_weights(what, names, file=file, hub=record.file)
+        path = find_weights(what, record.local_names(cls.info.name), file=file, hub=record.file)
         model = load_official(cls, path, {**record.config, **config})
     width = model.config.get("feature_dim")
     if record.feature_dim is not None and width != record.feature_dim:

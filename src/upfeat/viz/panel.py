@@ -12,7 +12,7 @@ from upfeat.errors import shape_text
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["Cell", "draw_panel", "to_pil"]
+__all__ = ["Cell", "draw_grid", "draw_panel", "to_pil"]
 
 _BACKGROUND = (255, 255, 255)
 _INK = (32, 32, 32)
@@ -25,7 +25,7 @@ class Cell:
 
     Attributes:
         picture: (3, h, w) uint8.
-        caption: one line of text above it.
+        caption: one line of text above it (in a grid: below).
         blocks: enlarge without smoothing.
         extent: height and width that the picture covers, in units of the panel's image; what lies
             beyond 1 is cut off.
@@ -89,6 +89,72 @@ def draw_panel(cells: Sequence[Cell], size: tuple[int, int], max_side: int) -> "
         draw.text((left, bar / 2), caption, fill=_INK, font=font, anchor="lm")
         panel.paste(_scaled(cell, (width, height)), (left, bar))
     return panel
+
+
+def draw_grid(
+    cells: Sequence[Cell],
+    size: tuple[int, int],
+    side: int,
+    *,
+    columns: int,
+    notes: Sequence[str] = (),
+) -> "Image.Image":
+    """Draw pictures of one scene in rows, each above its caption, and notes below them all.
+
+    Args:
+        cells: the pictures, in reading order.
+        size: (H, W) of the scene; sets the aspect ratio.
+        side: longer side of each picture, in pixels.
+        columns: pictures in a row.
+        notes: lines of text, wrapped to the panel's width.
+
+    Raises:
+        ValueError: ``side`` or ``columns`` is too small to draw in.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.panel import Cell, draw_grid
+        >>> cells = [Cell(torch.zeros(3, 4, 6, dtype=torch.uint8), name) for name in "abc"]
+        >>> draw_grid(cells, (40, 60), 60, columns=2).size
+        (138, 134)
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if side < 16 or columns < 1:
+        raise ValueError(f"side must be at least 16 and columns 1, got {side} and {columns}")
+    height, width = (max(1, round(part * side / max(size))) for part in size)
+    text = max(12, side // 24)
+    gap, bar = 6, round(text * 1.5)
+    rows = -(-len(cells) // columns)
+    total = columns * (width + gap) + gap
+    font = ImageFont.load_default(text)
+    lines = [line for note in notes for line in _wrapped(note, font, total - 2 * gap)]
+    below = rows * (height + bar + gap) + gap
+    panel = Image.new("RGB", (total, below + len(lines) * bar), _BACKGROUND)
+    draw = ImageDraw.Draw(panel)
+    for i, cell in enumerate(cells):
+        left = gap + i % columns * (width + gap)
+        top = gap + i // columns * (height + bar + gap)
+        panel.paste(_scaled(cell, (width, height)), (left, top))
+        fitted, caption = _fit_text(draw, cell.caption, text, width)
+        draw.text((left, top + height + bar / 2), caption, fill=_INK, font=fitted, anchor="lm")
+    for i, line in enumerate(lines):
+        draw.text((gap, below + (i + 0.5) * bar), line, fill=_INK, font=font, anchor="lm")
+    return panel
+
+
+def _wrapped(
+    note: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int
+) -> list[str]:
+    """Break a note between words into lines of at most ``width`` pixels."""
+    lines = [""]
+    for word in note.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _scaled(cell: Cell, size: tuple[int, int]) -> "Image.Image":
