@@ -185,7 +185,7 @@ def test_all_methods_on_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {"bilinear", "joint_bilateral"} <= shown
     assert shown | set(left) == set(json.loads(inside("list", "--json")))
     assert record["output_size"] == [48, 61]
-    assert f"left out: jafar: {left['jafar']}" in text
+    assert f"left out: sapa: {left['sapa']}" in text
     assert Image.open(out / "image0_all.png").width > 1000
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 import upfeat
 from upfeat.cli.errors import user_errors
+from upfeat.cli.method_facts import FACTS, needs_of
 from upfeat.cli.tables import Column, print_table
 from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
 
@@ -126,6 +127,8 @@ def _facts(name: str) -> dict[str, object]:
     facts: dict[str, object] = {
         "name": name,
         "summary": info.summary,
+        "claim": FACTS[info.name].claim if info.name in FACTS else "none",
+        "needs": needs_of(info.name),
         "paper": info.paper or "none",
         "arXiv": info.arxiv or "none",
         "year": info.year or "none",
@@ -137,7 +140,12 @@ def _facts(name: str) -> dict[str, object]:
         "guidance mean": _numbers(info.image_mean),
         "guidance std": _numbers(info.image_std),
     }
+    if info.name in FACTS:
+        facts["as a baseline in JAFAR"] = FACTS[info.name].jafar
+        facts["as a baseline in LoftUp"] = FACTS[info.name].loftup
     if record is None:
+        facts["licence of the weights"] = _licences(name, "weights_license")
+        facts["licence of the backbone"] = _licences(name, "backbone_license")
         facts["weights"] = upfeat.list_upsamplers(f"{name}.*", pretrained=True) or "none"
         return facts
     return facts | {
@@ -152,6 +160,12 @@ def _facts(name: str) -> dict[str, object]:
         "guidance std": _numbers(record.image_std),
         "note": record.note or "none",
     }
+
+
+def _licences(name: str, field: str) -> str:
+    """All licences of a method's published weights, or of their backbones."""
+    records = map(get_checkpoint, upfeat.list_upsamplers(f"{name}.*", pretrained=True))
+    return "; ".join(dict.fromkeys(getattr(record, field) for record in records)) or "none"
 
 
 def _numbers(values: tuple[float, ...] | None) -> str:

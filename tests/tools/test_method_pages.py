@@ -1,0 +1,69 @@
+"""The generated pages of docs/methods."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from upfeat.cli.app import app
+from upfeat.cli.method_facts import FACTS, needs_of
+from upfeat.upsamplers import list_upsamplers
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = Path(__file__).parents[2] / "tools" / "method_pages.py"
+    spec = importlib.util.spec_from_file_location("method_pages", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_kept_pages_are_up_to_date(tool: ModuleType) -> None:
+    assert tool.differences() == [], "run: python tools/method_pages.py"
+
+
+def test_every_method_has_its_facts() -> None:
+    assert set(FACTS) == set(list_upsamplers())
+    for name in list_upsamplers():
+        assert needs_of(name)
+
+
+def test_a_page_holds_what_was_measured_and_the_licences(tool: ModuleType) -> None:
+    text = tool.pages()["jafar.md"]
+    assert "| 448 | float32 |" in text
+    assert "cpu-float32-jafar-anyup.json" in text
+    assert "timm/vit_small_patch14_dinov2.lvd142m" in text
+    assert "weights trained for the backbone" in text
+    unmeasured = tool.page("jafar", [])
+    assert "upfeat bench jafar" in unmeasured
+
+
+def test_left_over_and_changed_pages_are_found(tool: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "docs" / "methods"
+    folder.mkdir(parents=True)
+    for name, text in tool.pages(tmp_path).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    assert tool.differences(tmp_path) == []
+    (folder / "gone.md").write_text("old")
+    (folder / "naf.md").write_text("changed")
+    assert tool.differences(tmp_path) == ["gone.md", "naf.md"]
+
+
+@pytest.mark.parametrize("name", ["lift", "lift.dino_vits16", "carafe"])
+def test_info_shows_the_same_facts(name: str) -> None:
+    shown = json.loads(CliRunner().invoke(app, ["info", name, "--json"]).stdout)
+    arch = name.partition(".")[0]
+    assert shown["claim"] == FACTS[arch].claim
+    assert shown["needs"] == needs_of(arch)
+    assert shown["as a baseline in JAFAR"] == FACTS[arch].jafar
+    assert shown["as a baseline in LoftUp"] == FACTS[arch].loftup
+    assert shown["licence of the backbone"] == ("Apache-2.0" if arch == "lift" else "none")
+    assert shown["licence of the weights"] == ("not stated" if arch == "lift" else "none")

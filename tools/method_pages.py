@@ -1,0 +1,182 @@
+"""Write docs/methods: a page for every registered method and an index.
+
+    python tools/method_pages.py            # write
+    python tools/method_pages.py --check    # exit 1 if a page is out of date
+
+Facts come from the registry, from upfeat.cli.method_facts and from benchmarks/results/*.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from upfeat.checkpoints import write_bytes
+from upfeat.cli.method_facts import FACTS, needs_of
+from upfeat.evaluation.benchmark import Record, Report
+from upfeat.upsamplers.registry import (
+    get_checkpoint,
+    get_class,
+    list_upsamplers,
+    needs_feature_dim,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = {
+    "task-agnostic": "task_agnostic",
+    "any size": "any_size",
+    "universal (no training per backbone)": "universal",
+    "optimises for each image": "per_image",
+    "commutes with a linear head": "commutes_with_head",
+}
+NOTE = "<!-- Written by tools/method_pages.py; edit that, or upfeat/cli/method_facts.py. -->\n\n"
+
+
+def pages(root: Path = ROOT) -> dict[str, str]:
+    """File name to content, for all of docs/methods."""
+    reports = [
+        (path.name, Report.model_validate_json(path.read_text()))
+        for path in sorted((root / "benchmarks" / "results").glob("*.json"))
+    ]
+    names = list_upsamplers()
+    return {"README.md": index(names)} | {f"{name}.md": page(name, reports) for name in names}
+
+
+def index(names: list[str]) -> str:
+    rows = []
+    for name in names:
+        info = get_class(name).info
+        marks = ["yes" if getattr(info, flag) else "-" for flag in FLAGS.values()]
+        weights = str(len(list_upsamplers(f"{name}.*", pretrained=True)) or "-")
+        rows.append([f"[{name}]({name}.md)", str(info.year or "-"), *marks, weights, info.summary])
+    head = ["name", "year", *FLAGS, "weights", "summary"]
+    return f"{NOTE}# Methods\n\n{table(head, rows)}"
+
+
+def page(name: str, reports: list[tuple[str, Report]]) -> str:
+    info, facts = get_class(name).info, FACTS[name]
+    width = "feature_dim=384" if needs_feature_dim(name) else ""
+    call = f'"{name}", {width}' if width else f'"{name}"'
+    arxiv = f"[arXiv {info.arxiv}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else "-"
+    paper = [
+        ["paper", info.paper or "none"],
+        ["year", str(info.year or "-")],
+        ["arXiv", arxiv],
+        ["original code", info.code or "none"],
+        ["claim", facts.claim],
+        ["measured here", "see `docs/results.md`"],
+    ]
+    flags = [[flag, "yes" if getattr(info, field) else "no"] for flag, field in FLAGS.items()]
+    flags.append(["bounded memory (`tiles`)", "yes" if get_class(name).supports_tiles else "no"])
+    flags.append(["single positions (`query`)", "yes" if get_class(name).supports_query else "no"])
+    baseline = [["JAFAR (2506.11136)", facts.jafar], ["LoftUp (2504.14032)", facts.loftup]]
+    needs = "".join(f"* {need}\n" for need in needs_of(name))
+    return (
+        f"{NOTE}# {name}\n\n{info.summary}\n\n"
+        f"```python\nup = upfeat.create_upsampler({call})\n```\n\n"
+        f"{table(['', ''], paper)}\n"
+        f"## Can\n\n{table(['ability', ''], flags)}\n"
+        f"## Needs\n\n{needs}\n"
+        f"## Cost\n\n{cost(name, reports)}\n"
+        f"## Licences\n\n{licences(name)}\n"
+        f"## As a baseline\n\n{table(['paper', 'how it was run'], baseline)}"
+    )
+
+
+def cost(name: str, reports: list[tuple[str, Report]]) -> str:
+    rows = []
+    for file, report in reports:
+        for record in report.records:
+            if (record.method, record.implementation) != (name, "upfeat"):
+                continue
+            plain = report.find(name, record.case, "plain")
+            rows.append(
+                [
+                    record.case,
+                    report.environment.dtype,
+                    f"failed: {record.error}" if record.error else seconds(record),
+                    seconds(plain),
+                    seconds_text(record.floor_seconds),
+                    memory(record),
+                    memory(plain),
+                    f"{report.environment.threads}",
+                    f"`{file}`",
+                ]
+            )
+    if not rows:
+        return f"Not kept; measure it with `upfeat bench {name}`.\n"
+    head = ["case", "dtype", "upfeat", "plain", "floor", "memory", "plain memory", "threads"]
+    return (
+        table([*head, "file"], rows)
+        + "\nMedian times; processor, versions and settings are in the files, in "
+        "`benchmarks/results/`.\n"
+    )
+
+
+def licences(name: str) -> str:
+    info = get_class(name).info
+    rows = []
+    for tag in list_upsamplers(f"{name}.*", pretrained=True):
+        record = get_checkpoint(tag)
+        if record is not None:
+            parts = (record.code_license, record.weights_license, record.backbone_license)
+            rows.append([f"`{tag}`", record.backbone, *parts])
+    if not rows:
+        rows.append(["none", "-", info.code_license or "-", info.weights_license or "-", "-"])
+    return table(["weights", "backbone", "original code", "of weights", "of backbone"], rows)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def seconds(record: Record | None) -> str:
+    return seconds_text(None if record is None else record.median_seconds)
+
+
+def seconds_text(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
+
+
+def memory(record: Record | None) -> str:
+    if record is None or record.peak_bytes <= 0:
+        return "-"
+    return f"{record.peak_bytes / 1e9:.2f} GB"
+
+
+def differences(root: Path = ROOT) -> list[str]:
+    """Names of pages that are missing, out of date or left over."""
+    folder, wanted = root / "docs" / "methods", pages(root)
+    present = {path.name for path in folder.glob("*.md")}
+    stale = [
+        name
+        for name, text in wanted.items()
+        if name not in present or (folder / name).read_text(encoding="utf-8") != text
+    ]
+    return sorted(stale + list(present - set(wanted)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write docs/methods.")
+    parser.add_argument("--check", action="store_true", help="only say what is out of date")
+    stale = differences()
+    if parser.parse_args().check:
+        sys.stdout.write("".join(f"out of date: {name}\n" for name in stale))
+        return 1 if stale else 0
+    folder, wanted = ROOT / "docs" / "methods", pages()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in stale:
+        if name in wanted:
+            write_bytes(folder / name, wanted[name].encode())
+        else:
+            (folder / name).unlink()
+    sys.stdout.write(f"{len(stale)} of {len(wanted)} pages written to docs/methods\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
