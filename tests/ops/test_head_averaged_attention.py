@@ -127,6 +127,21 @@ def test_buffers_fit_the_budget(monkeypatch):
         assert 0 < held <= 20_000 // workers
 
 
+def test_writes_into_a_given_tensor(dtype):
+    query, key, value = (t.detach() for t in _inputs(2, 300, 12, 8, 70, dtype=dtype))
+    whole = torch.zeros(2, 310, 70, dtype=dtype)
+    out = head_averaged_attention(query, key, value, 2, out=whole[:, 5:305], max_bytes=30_000)
+    assert out.data_ptr() == whole[:, 5:].data_ptr()
+    want = head_averaged_attention_reference(query.double(), key.double(), value.double(), 2)
+    torch.testing.assert_close(whole[:, 5:305].double(), want, **tolerance(dtype))
+    assert not whole[:, :5].any()
+    assert not whole[:, 305:].any()
+    with pytest.raises(ValueError, match="out must be"):
+        head_averaged_attention(query, key, value, 2, out=whole)
+    with pytest.raises(ValueError, match="no gradients"):
+        head_averaged_attention(query.requires_grad_(), key, value, 2, out=whole[:, :300])
+
+
 def test_only_wanted_gradients():
     query, key, value = _inputs(1, 6, 4, 4, 2)
     out = head_averaged_attention(query, key, value.detach(), 2)

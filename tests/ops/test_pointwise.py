@@ -112,9 +112,12 @@ def test_moments_survive_a_large_mean_and_many_bands() -> None:
 
 
 def stack_and_definition(
-    size: tuple[int, int], count: int, blocks: int = 2
+    size: tuple[int, int], count: int, blocks: int = 2, finish: bool = True
 ) -> tuple[PointwiseStack, torch.Tensor]:
-    """Return a stack that holds ``count`` maps, doubles its output, and what it should give."""
+    """Return a stack that holds ``count`` maps, and what it should give.
+
+    It doubles its output, unless it is not to finish.
+    """
     x = torch.randn(1, 8, *size, dtype=torch.float64)
     weights = [block(8, 8) for _ in range(blocks)]
     expected = x
@@ -128,6 +131,9 @@ def stack_and_definition(
         band.mul_(2)
 
     maps = [torch.full((size[0] * size[1], 8), torch.nan, dtype=x.dtype) for _ in range(count)]
+    if not finish:
+        stack = PointwiseStack(open_band, weights, 4, 1e-5, size, maps, finish=False)
+        return stack, expected
     return PointwiseStack(open_band, weights, 4, 1e-5, size, maps, close_band), 2 * expected
 
 
@@ -159,6 +165,16 @@ def test_stack_with_any_number_of_maps(
         scale, shift = rows.statistics(2, 1e-5).affine(None, None)
         normed = (pooled[0].permute(1, 2, 0) * scale + shift).permute(2, 0, 1)[None]
         torch.testing.assert_close(normed, F.group_norm(pooled, 2, eps=1e-5), **exact)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_pooling_before_the_last_convolution(count: int) -> None:
+    stack, expected = stack_and_definition((9, 12), count, finish=False)
+    pooled = F.adaptive_avg_pool2d(expected, (4, 6))
+    torch.testing.assert_close(pool_stack(stack, (4, 6)), pooled, **tolerance(torch.float64))
+    done, _ = stack_and_definition((9, 12), count)
+    with pytest.raises(RuntimeError, match="finish=False"):
+        done.split_band((0, 1))
 
 
 def test_position_code_and_its_gradients() -> None:

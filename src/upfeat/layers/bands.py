@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
 from upfeat.ops._workers import run_blocks, worker_count
 
-BandFunction = Callable[[tuple[int, int]], Tensor]
+BandFunction = Callable[[tuple[int, int], Tensor], None]
+"""Writes the output of rows (start, stop) into a tensor (1, R * W', K)."""
 
 # What one band of output rows with its queries takes in a plain call.
 BAND_BYTES = 96 * 2**20
@@ -59,7 +60,7 @@ def upsample_in_bands(
     """Write bands of output rows straight into one output.
 
     Args:
-        prepare: for one batch item returns the function from rows (start, stop) to (1, R * W', K).
+        prepare: for one batch item returns the function that writes some of its rows.
         values: (B, K, h, w); gives batch, width, type and device.
         output_size: (H', W').
         row_bytes: what one output row with its temporaries takes.
@@ -74,7 +75,7 @@ def upsample_in_bands(
         band = prepare(item)
 
         def write(rows: tuple[int, int], _: None, band: BandFunction, pixels: Tensor) -> None:
-            pixels[rows[0] * width : rows[1] * width] = band(rows)[0]
+            band(rows, pixels[None, rows[0] * width : rows[1] * width])
 
         bands = list(row_bands(height, row_bytes, BAND_BYTES // workers))
         run_blocks(bands, partial(write, band=band, pixels=pixels), lambda: None, values.device)
@@ -84,7 +85,7 @@ def upsample_in_bands(
 
 def tile_in_bands(
     prepare: Callable[[int], BandFunction],
-    batch: int,
+    values: Tensor,
     output_size: tuple[int, int],
     row_bytes: int,
     max_bytes: int,
@@ -93,16 +94,18 @@ def tile_in_bands(
 
     Args:
         prepare: as in `upsample_in_bands`; what it holds for all items is held until the end.
-        batch: B.
+        values: as in `upsample_in_bands`.
         output_size: (H', W').
         row_bytes: what one output row of one item with its temporaries takes.
         max_bytes: for one tile.
     """
-    height, width = output_size
+    (batch, channels), (height, width) = values.shape[:2], output_size
     with torch.no_grad():
         bands = [prepare(item) for item in range(batch)]
     for rows in row_bands(height, row_bytes * batch, max_bytes):
+        pixels = values.new_empty(batch, (rows[1] - rows[0]) * width, channels)  # (B, R * W', K)
         with torch.no_grad():
-            pixels = torch.cat([band(rows) for band in bands])  # (B, R * W', K)
+            for band, own in zip(bands, pixels.split(1), strict=True):
+                band(rows, own)
         tile = pixels.unflatten(1, (-1, width)).permute(0, 3, 1, 2)  # (B, K, R, W')
         yield slice(*rows), slice(0, width), tile

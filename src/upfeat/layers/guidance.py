@@ -3,7 +3,7 @@
 Legend: B batch, d channels, H W guidance image, H' W' output grid, h w low-resolution grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from upfeat.layers.position_code import LearnedPositionCode
 from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
 from upfeat.ops.pointwise_residual import BlockWeights
 from upfeat.ops.pointwise_stack import OpenBand, PointwiseStack, PooledRows, Rows, pool_stack
-from upfeat.ops.position_code import apply_position_code_
+from upfeat.ops.position_code import angle_tables, apply_position_code_
 
 # Full-resolution maps of d channels that the bounded encoder may hold, all together: three of them
 # up to about 1200 x 1200 pixels, one up to 2100 x 2100 (d = 128, float32), beyond that none.
@@ -86,27 +86,33 @@ class GuidanceEncoder(nn.Module):
         map_bytes = size[0] * size[1] * dim * dtype.itemsize
         count = min(3, max_bytes // map_bytes)
         maps = [image.new_empty(size[0] * size[1], dim, dtype=dtype) for _ in range(count)]
-        freqs = self.rope.freqs
+        tables = angle_tables(self.rope.freqs, size)
 
         def stack(
             open_band: OpenBand,
             encoder: PointwiseEncoder,
             own: Sequence[Tensor],
-            last: bool = False,
+            close: Callable[[Tensor, Rows], None] | None = None,
+            finish: bool = True,
         ) -> PointwiseStack:
             blocks = [_weights(block, dtype) for block in encoder.blocks]
             norm = encoder.blocks[0].norm1
             return PointwiseStack(
-                open_band, blocks, norm.num_groups, norm.eps, size, own, code if last else None
+                open_band, blocks, norm.num_groups, norm.eps, size, own, close, finish
             )
 
         def code(band: Tensor, rows: Rows) -> None:
-            apply_position_code_(band, freqs, size, rows)
+            apply_position_code_(band, tables, rows)
 
         encoded = stack(
-            _first(self.image_encoder.first, image, dtype), self.image_encoder, maps[:2], True
+            _first(self.image_encoder.first, image, dtype), self.image_encoder, maps[:2], code
         )
-        keys = stack(_project(encoded, self.key_encoder.first, dtype), self.key_encoder, maps[1:])
+        keys = stack(
+            _project(encoded, self.key_encoder.first, dtype),
+            self.key_encoder,
+            maps[1:],
+            finish=False,
+        )
         key = pool_stack(keys, grid_size)
         own = maps[
             1::-1

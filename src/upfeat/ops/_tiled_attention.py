@@ -117,9 +117,11 @@ def tiled_forward(
     scale: float,
     shared_values: bool,
     max_bytes: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Local attention of (B, R, C, d) to (B, h, w, d), values (B, h, w, K): (B, R, C, K)."""
-    out = value.new_empty(*query.shape[:3], value.shape[-1])
+    if out is None:
+        out = value.new_empty(*query.shape[:3], value.shape[-1])
     groups = 1 if shared_values else num_heads
     scratch = Scratch(query, compute_dtype(query, key, value))
     runs = list(_runs(windows, query, key, value, num_heads, 1, max_bytes, scratch))

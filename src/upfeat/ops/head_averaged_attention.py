@@ -9,7 +9,6 @@ Legend: B batch, N queries, n keys, d query/key channels, K value channels.
 """
 
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -19,7 +18,13 @@ from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts, worker_count
 
 DEFAULT_MAX_BYTES = 8 * 2**20
-"""All buffers of one block of queries; a few MB stay in the caches between the steps."""
+"""All buffers of the blocks of queries under way, one for each worker."""
+
+# A block of queries should stay in its core's cache between the steps; but below some queries the
+# matrix products slow down more than the other steps gain.
+_CACHE_BYTES = 5 * 2**19
+_LEAST_QUERIES = 48
+_JOINED = 4  # blocks that share one product with the values
 
 # exp(x) and its sums are normal float32 numbers while |x| + log(terms) stays below this.
 _SAFE_EXPONENT = 85.0
@@ -79,6 +84,7 @@ def head_averaged_attention(
     *,
     scale: float | None = None,
     max_bytes: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Mean over heads of softmax attention, applied to one set of values.
 
@@ -90,6 +96,7 @@ def head_averaged_attention(
         scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
         max_bytes: bound on the temporaries, default `DEFAULT_MAX_BYTES`. The result does not
             depend on it beyond rounding.
+        out: (B, N, K) to write the result into, in the type of ``value``; only without gradients.
 
     Returns:
         (B, N, K) in the type of ``value``; scores and softmax are computed in float32 at least.
@@ -105,18 +112,19 @@ def head_averaged_attention(
     """
     _check(query, key, value, num_heads)
     if _dispatch.wants_reference():
-        return head_averaged_attention_reference(query, key, value, num_heads, scale=scale)
+        result = head_averaged_attention_reference(query, key, value, num_heads, scale=scale)
+        return result if out is None else out.copy_(result)
     scale = _default_scale(query, num_heads) if scale is None else scale
-    return _BOUNDED(query, key, value, max_bytes, num_heads=num_heads, scale=scale)
+    return _BOUNDED(query, key, value, max_bytes, out=out, num_heads=num_heads, scale=scale)
 
 
 def _blocks(
-    num_queries: int, floats_per_query: int, dtype: torch.dtype, max_bytes: int
-) -> Iterator[slice]:
+    num_queries: int, floats_per_query: int, query: Tensor, dtype: torch.dtype, max_bytes: int
+) -> list[slice]:
     """Slices of queries whose buffers together fit in ``max_bytes``."""
-    size = max(1, max_bytes // (floats_per_query * dtype.itemsize))
-    for start in range(0, num_queries, size):
-        yield slice(start, min(start + size, num_queries))
+    share = max_bytes // worker_count(query.device)
+    size = max(1, share // (floats_per_query * dtype.itemsize))
+    return [slice(i, min(i + size, num_queries)) for i in range(0, num_queries, size)]
 
 
 def _split_heads(tokens: Tensor, num_heads: int, buffer: Tensor) -> Tensor:
@@ -131,68 +139,95 @@ def _sum_heads(weights: Tensor) -> Tensor:
     return weights[0]
 
 
-def _mean_softmax(scores: Tensor, query: Tensor, key_norm: Tensor) -> Tensor:
-    """Softmax per head and mean over heads, (heads, L, n) to (L, n), in the place of ``scores``.
+def _mean_softmax(scores: Tensor, bounded: bool, out: Tensor) -> Tensor:
+    """Softmax per head and mean over heads, (L, heads, n) to ``out`` (L, n); ``scores`` are lost.
 
-    By Cauchy-Schwarz a score is at most |q| |k|. Where that bound is small, exp can neither
-    overflow nor lose the sum to underflow, so the usual search for the maximum is not needed. The
-    shortcut is for the CPU: elsewhere, reading the bound would wait for the device.
+    ``bounded`` scores need no search for their maximum. The heads of a query lie side by side, so
+    that their mean is a small product, which reads them only once.
     """
-    if query.device.type == "cpu":
-        query_norm = torch.linalg.vector_norm(query, dim=-1).amax(1)  # (heads,)
-        if (query_norm * key_norm).max() + math.log(scores.shape[-1]) < _SAFE_EXPONENT:
-            scores.exp_()
-            factor = scores.sum(-1, keepdim=True).mul_(len(scores)).reciprocal_()  # (heads, L, 1)
-            scores[0].mul_(factor[0])
-            for head in range(1, len(scores)):
-                scores[0].addcmul_(scores[head], factor[head])
-            return scores[0]
-    torch.softmax(scores, -1, out=scores)
-    return _sum_heads(scores).div_(len(scores))
+    if bounded:
+        share = scores.exp_().sum(-1).mul_(scores.shape[1]).reciprocal_()  # (L, heads)
+    else:
+        torch.softmax(scores, -1, out=scores)
+        share = scores.new_full(scores.shape[:2], 1 / scores.shape[1])
+    torch.bmm(share[:, None], scores, out=out[:, None])
+    return out
+
+
+def _are_bounded(query: Tensor, key_norm: Tensor, num_keys: int) -> bool:
+    """Whether exp of a score can neither overflow nor lose the sum to underflow.
+
+    By Cauchy-Schwarz a score is at most |q| |k|; query (L, heads, d/heads), ``key_norm`` (heads,)
+    the largest of the scaled keys. The question is for the CPU: elsewhere the answer would wait for
+    the device.
+    """
+    if query.device.type != "cpu":
+        return False
+    most = query.square().sum(-1).amax(0).sqrt_().mul_(key_norm)  # (heads,)
+    return most.max().item() + math.log(num_keys) < _SAFE_EXPONENT
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, scale: float, max_bytes: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    max_bytes: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Blocks of queries: scores of all heads, softmax, mean over heads, ONE product with V."""
     batch, num_queries, width = query.shape
     num_keys, channels = value.shape[1:]
     dtype = _dispatch.compute_dtype(query, key, value)
     mix = _dispatch.matmul_dtype(value, dtype)
-    floats = (num_heads + 1) * num_keys + width + channels
-    out = value.new_empty(batch, num_queries, channels)
+    floats = (num_heads + 1 + _JOINED) * num_keys + width + _JOINED * channels
+    if out is None:
+        out = value.new_empty(batch, num_queries, channels)
+    budget = max_bytes
+    if query.device.type == "cpu":
+        least = _LEAST_QUERIES * floats * dtype.itemsize
+        budget = min(budget, max(_CACHE_BYTES, least) * worker_count(query.device))
+    # The scores of a few queries at a time; the product with V, which leaves the cache, of many.
+    blocks = _blocks(num_queries, floats, query, dtype, budget)
+    step = blocks[0].stop if blocks else 1
+    starts = range(0, num_queries, _JOINED * step)
+    blocks = [slice(i, min(i + _JOINED * step, num_queries)) for i in starts]
     for b in range(batch):
         k = (key[b].to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
         k = k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
         key_norm = torch.linalg.vector_norm(k, dim=1).amax(1)  # (heads,)
         v = value[b].to(mix)  # (n, K)
+        queries = query[b].unflatten(-1, (num_heads, -1))  # (N, heads, d/heads)
         target = out[b]
 
         def attend(
             rows: slice,
             scratch: _dispatch.Scratch,
-            queries: Tensor = query[b],
+            queries: Tensor = queries,
             k: Tensor = k,
             key_norm: Tensor = key_norm,
             v: Tensor = v,
             target: Tensor = target,
         ) -> None:
             length = rows.stop - rows.start
-            q = scratch.take("query", num_heads, length, width // num_heads)
-            _split_heads(queries[rows], num_heads, q)
-            scores = scratch.take("scores", num_heads, length, num_keys)
-            torch.bmm(q, k, out=scores)
-            weights = _mean_softmax(scores, q, key_norm)  # (L, n)
-            if mix != dtype:
-                weights = scratch.take("mix", length, num_keys, dtype=mix).copy_(weights)
+            weights = scratch.take("mix", length, num_keys, dtype=mix)
+            for start in range(rows.start, rows.stop, step):
+                q = queries[start : min(start + step, rows.stop)].to(dtype)
+                scores = scratch.take("scores", len(q), num_heads, num_keys)
+                torch.bmm(q.transpose(0, 1), k, out=scores.transpose(0, 1))
+                here = weights[start - rows.start :][: len(q)]
+                mean = here if mix == dtype else scratch.take("mean", len(q), num_keys)
+                _mean_softmax(scores, _are_bounded(q, key_norm, num_keys), mean)
+                if mix != dtype:
+                    here.copy_(mean)
             if target.dtype == mix:
                 torch.mm(weights, v, out=target[rows])
             else:
                 mixed = scratch.take("mixed", length, channels, dtype=mix)
                 target[rows] = torch.mm(weights, v, out=mixed)
 
-        share = max_bytes // worker_count(query.device)
-        blocks = list(_blocks(num_queries, floats, dtype, share))
         run_blocks(blocks, attend, lambda: _dispatch.Scratch(query, dtype), query.device)
     return out
 
@@ -250,8 +285,7 @@ def _backward(
             if needs[2]:
                 sums.value.addmm_(_sum_heads(weights).t(), grad_out)
 
-        share = max_bytes // worker_count(query.device)
-        blocks = list(_blocks(num_queries, floats, dtype, share))
+        blocks = _blocks(num_queries, floats, query, dtype, max_bytes)
         make = partial(_Sums, k, v, query)
         parts = run_blocks(blocks, attend, make, query.device)
         grad_k, grad_v = (sum_parts([getattr(part, n) for part in parts]) for n in ("key", "value"))

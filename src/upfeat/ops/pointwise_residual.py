@@ -159,7 +159,7 @@ class _PointwiseResidual(torch.autograd.Function):
                 return torch.mm(normed_silu(item[band], *affine), conv1.T, out=result[band])
 
             bands = _bands(result)
-            second = gather_moments(bands, inner, groups, eps)
+            second = gather_moments(bands, inner, groups, eps, x.device)
             affine2 = _in_type(second.affine(norm2_weight, norm2_bias), x)
 
             def outer(

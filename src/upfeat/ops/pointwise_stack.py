@@ -43,6 +43,8 @@ class PointwiseStack:
         size: (H, W) of the image.
         maps: none, one or two tensors (P, d) that the stack may overwrite and keep.
         close_band: applied in place to the stack's output, given the band and its rows.
+        finish: bring the maps to the output; else they wait before the last convolution, for
+            `pool_stack`, which runs it after the pooling.
 
     Example:
         >>> import torch
@@ -68,6 +70,7 @@ class PointwiseStack:
         size: tuple[int, int],
         maps: Sequence[Tensor] = (),
         close_band: Callable[[Tensor, Rows], None] | None = None,
+        finish: bool = True,
     ) -> None:
         self.open_band = open_band
         self.close_band = close_band
@@ -82,7 +85,7 @@ class PointwiseStack:
         self.convs = [conv.T for b in blocks for conv in (b.conv1, b.conv2)]
         self.steps: list[tuple[Tensor, Tensor]] = []  # folded norms (scale, shift) that are known
         self.held: int | None = None  # position of the maps
-        self._gather(groups, eps)
+        self._gather(groups, eps, finish)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the output of image rows ``start:stop``, (p, d), a view where possible."""
@@ -100,22 +103,42 @@ class PointwiseStack:
         """Return the output of one of `row_bands`, (p, d), valid until the thread's next."""
         return self._carry(rows, len(self.convs), None)
 
+    def split_band(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return stream (p, d) and hidden band (p, d) of one of `row_bands`.
+
+        With `last`, the output is stream + hidden @ last, where no ``close_band`` follows. Valid
+        until the thread's next band.
+        """
+        position = len(self.convs) - 1
+        if self.held == len(self.convs) or self.close_band is not None:
+            raise RuntimeError("the last convolution is done; make the stack with finish=False")
+        branch = self._carry(rows, position, None)
+        stream, _, hidden = self._buffers(len(branch))
+        if self.maps:
+            stream = self.maps[0][rows[0] * self.size[1] : rows[1] * self.size[1]]
+        return stream, normed_silu(branch, *self.steps[position], out=hidden)
+
+    @property
+    def last(self) -> Tensor:
+        """The last convolution, (d, d)."""
+        return self.convs[-1]
+
     def row_bands(self) -> list[Rows]:
         """Return (start, stop) of the bands in which the image is swept."""
         starts = range(0, self.size[0], self.step_rows)
         return [(start, min(start + self.step_rows, self.size[0])) for start in starts]
 
-    def _gather(self, groups: int, eps: float) -> None:
+    def _gather(self, groups: int, eps: float, finish: bool) -> None:
         """Sweep the image once for each norm; with a map, sweep once more to the output."""
         bands = self.row_bands()
         for position, (weight, bias) in enumerate(self.norms):
             carry = partial(self._carry, position=position, out=None)
-            statistics = gather_moments(bands, carry, groups, eps)
+            statistics = gather_moments(bands, carry, groups, eps, self.like.device)
             self._hold(position)
             scale, shift = statistics.affine(weight, bias)
             dtype = self.like.dtype
             self.steps.append((scale.to(dtype), shift.to(dtype)))
-        if self.maps:
+        if self.maps and finish:
             run_blocks(bands, lambda rows, _: self.band(rows), lambda: None, self.like.device)
             self._hold(len(self.convs))
 
@@ -176,29 +199,42 @@ def pooling_matrix(length: int, cells: int, like: Tensor) -> Tensor:
 
 def pool_columns(rows: Tensor, cells: int) -> Tensor:
     """Adaptive average pooling of the middle axis: (rows, W, d) -> (rows, cells, d)."""
-    if rows.shape[1] == cells:
+    width = rows.shape[1]
+    if width == cells:
         return rows
+    if width % cells == 0:  # whole ratios avoid the framework's slower general operator
+        return rows.unflatten(1, (cells, -1)).mean(2)
     image = rows.permute(2, 0, 1)[None]  # (1, d, rows, W), channels_last
     pooled = torch.nn.functional.adaptive_avg_pool2d(image, (rows.shape[0], cells))
     return pooled[0].permute(1, 2, 0)
 
 
 def pool_stack(stack: PointwiseStack, grid_size: tuple[int, int]) -> Tensor:
-    """Adaptive average pooling of a stack's output to (1, d, h, w), band by band."""
+    """Adaptive average pooling of a stack's output to (1, d, h, w), band by band.
+
+    Averaging and a convolution of single pixels may change places: where the last one is not done
+    yet, it runs on the pooled grid.
+    """
     height, width = stack.size
     like = stack.like
+    split = stack.held != len(stack.convs) and stack.close_band is None
     matrix = pooling_matrix(height, grid_size[0], like)  # (h, H)
 
     def empty() -> Tensor:
-        return like.new_zeros(grid_size[0], grid_size[1] * like.shape[1], dtype=matrix.dtype)
+        shape = (1 + split, grid_size[0], grid_size[1] * like.shape[1])
+        return like.new_zeros(shape, dtype=matrix.dtype)
 
     def add(rows: Rows, total: Tensor) -> None:
-        band = stack.band(rows).unflatten(0, (-1, width))
-        pooled = pool_columns(band, grid_size[1])  # (rows, w, d)
-        total.addmm_(matrix[:, slice(*rows)], pooled.flatten(1).to(matrix.dtype))
+        parts = stack.split_band(rows) if split else (stack.band(rows),)
+        for part, sums in zip(parts, total, strict=True):
+            pooled = pool_columns(part.unflatten(0, (-1, width)), grid_size[1])  # (rows, w, d)
+            sums.addmm_(matrix[:, slice(*rows)], pooled.flatten(1).to(matrix.dtype))
 
-    out = sum_parts(run_blocks(stack.row_bands(), add, empty, like.device))
-    return out.unflatten(1, (grid_size[1], -1)).permute(2, 0, 1)[None].to(like.dtype)
+    sums = sum_parts(run_blocks(stack.row_bands(), add, empty, like.device))
+    out, *hidden = sums.unflatten(2, (grid_size[1], -1))  # (h, w, d) each
+    if split:
+        out = out + hidden[0] @ stack.last.to(matrix.dtype)
+    return out.permute(2, 0, 1)[None].to(like.dtype)
 
 
 class PooledRows:
@@ -236,4 +272,8 @@ class PooledRows:
         height, width = self.output_size
         step = max(1, band_pixels(self.stack.like) // width)
         bands = [(start, min(start + step, height)) for start in range(0, height, step)]
-        return gather_moments(bands, lambda rows: self.rows(*rows).flatten(0, 1), groups, eps)
+
+        def band(rows: Rows) -> Tensor:
+            return self.rows(*rows).flatten(0, 1)
+
+        return gather_moments(bands, band, groups, eps, self.stack.like.device)

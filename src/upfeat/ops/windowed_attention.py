@@ -101,6 +101,7 @@ def windowed_attention(
     cols: Span | None = None,
     scale: float | None = None,
     max_bytes: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Head-averaged attention in which each query sees a window of the low-resolution grid.
 
@@ -120,6 +121,7 @@ def windowed_attention(
         cols: (start, stop) of the output columns in ``query``, default all.
         scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
         max_bytes: bound on the temporaries.
+        out: (B, R*C, K) to write the result into, in the type of ``value``; only without gradients.
 
     Returns:
         (B, R*C, K) in the type of ``value``; scores and softmax are computed in float32 at least.
@@ -153,7 +155,7 @@ def windowed_attention(
         True
     """
     if _dispatch.wants_reference():
-        return windowed_attention_reference(
+        result = windowed_attention_reference(
             query,
             key,
             value,
@@ -167,6 +169,7 @@ def windowed_attention(
             cols=cols,
             scale=scale,
         )
+        return result if out is None else out.copy_(result)
     row_bounds, col_bounds = _resolve_bounds(
         query,
         key,
@@ -182,7 +185,7 @@ def windowed_attention(
     )
     if _visible(row_bounds, grid_size[0]).all() and _visible(col_bounds, grid_size[1]).all():
         return head_averaged_attention(
-            query, key, value, num_heads, scale=scale, max_bytes=max_bytes
+            query, key, value, num_heads, scale=scale, max_bytes=max_bytes, out=out
         )
     hints = {
         "origin": (0 if rows is None else rows[0], 0 if cols is None else cols[0]),
@@ -194,6 +197,7 @@ def windowed_attention(
         value,
         max_bytes,
         hints,
+        out,
         num_heads=num_heads,
         scale=(query.shape[-1] / num_heads) ** -0.5 if scale is None else scale,
         grid_size=(grid_size[0], grid_size[1]),
@@ -228,17 +232,20 @@ def _forward(
     num_heads: int,
     scale: float,
     max_bytes: int,
+    out: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    out = tiled_forward(
+    sizes = _sizes(options)
+    fine = tiled_forward(
         _local_windows(options),
-        *_on_grids((query, key, value), _sizes(options)),
+        *_on_grids((query, key, value), sizes),
         num_heads=num_heads,
         scale=scale,
         shared_values=True,
         max_bytes=max_bytes,
+        out=None if out is None else out.unflatten(1, sizes[0]),
     )  # (B, R, C, K)
-    return out.flatten(1, 2)
+    return fine.flatten(1, 2)
 
 
 def _backward(

@@ -289,6 +289,7 @@ class AnyUp(Upsampler):
         output_size: tuple[int, int],
         rows: tuple[int, int],
         max_bytes: int | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Mix values (B, K, h, w) for the queries (B, R * W', d) of ``rows``: (B, R * W', K)."""
         grid = (values.shape[2], values.shape[3])
@@ -297,9 +298,9 @@ class AnyUp(Upsampler):
             return windowed_attention(
                 query, key, values.flatten(2).transpose(1, 2), heads,
                 output_size=output_size, grid_size=grid, window_ratio=self.window_ratio, rows=rows,
-                max_bytes=max_bytes,
+                max_bytes=max_bytes, out=out,
             )  # fmt: skip
-        out = cross_scale_neighborhood_attention(
+        mixed = cross_scale_neighborhood_attention(
             query.unflatten(1, (-1, output_size[1])).permute(0, 3, 1, 2),  # (B, d, R, W')
             key.unflatten(1, grid).permute(0, 3, 1, 2),  # (B, d, h, w)
             values,
@@ -310,7 +311,8 @@ class AnyUp(Upsampler):
             rows=rows,
             max_bytes=max_bytes,
         )
-        return out.flatten(2).transpose(1, 2)  # (B, K, R, W') -> (B, R * W', K)
+        mixed = mixed.flatten(2).transpose(1, 2)  # (B, K, R, W') -> (B, R * W', K)
+        return mixed if out is None else out.copy_(mixed)
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
@@ -343,7 +345,7 @@ class AnyUp(Upsampler):
         batch = len(image)
         prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
         row_bytes = query_row_bytes(self.attention, values, output_size)
-        yield from tile_in_bands(prepare, batch, output_size, row_bytes, max_bytes)
+        yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes)
 
     def _bands(
         self,
@@ -354,7 +356,7 @@ class AnyUp(Upsampler):
         map_bytes: int = MAP_BYTES,
         max_bytes: int | None = None,
     ) -> Callable[[int], BandFunction]:
-        """Return, for a batch item, the function from output rows to the output there."""
+        """Return, for a batch item, the function that writes some of its output rows."""
         grid = (features.shape[2], features.shape[3])
 
         def prepare(item: int) -> BandFunction:
@@ -364,9 +366,9 @@ class AnyUp(Upsampler):
             )
             key = self.keys(encoded, features[one])
 
-            def band(rows: tuple[int, int]) -> Tensor:
+            def band(rows: tuple[int, int], out: Tensor) -> None:
                 query = self.attention.query_rows(queries, rows)  # (1, R * W', d)
-                return self.attend(query, key, values[one], output_size, rows, max_bytes)
+                self.attend(query, key, values[one], output_size, rows, max_bytes, out)
 
             return band
 
