@@ -4,6 +4,8 @@ Trained by ``upfeat.training.recipes.bundled`` and put there by ``tools/bundle_u
 model card and the loss curve lie beside each file.
 """
 
+from typing import Any
+
 from upfeat.checkpoints import HubFile
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 from upfeat.upsamplers.weights import Checkpoint
@@ -27,7 +29,7 @@ def _record(
     backbone: str,
     width: int | None,
     norm: tuple[tuple[float, float, float], tuple[float, float, float]],
-    config: dict[str, object],
+    config: dict[str, Any],
     note: str = "",
 ) -> Checkpoint:
     return Checkpoint(
@@ -63,7 +65,7 @@ _IMAGENET, _HALF = (IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF)
 _JAFAR = {"qk_dim": 64}
 _STAGES = "LoftUp's first stage only; the tag without _stage1 went on with self-distillation."
 # Tag, SHA-256, backbone, width, normalisation of the guidance, constructor arguments, note.
-_TABLE = {
+_TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "kin": (
         (
             "upfeat",
@@ -119,6 +121,13 @@ _TABLE = {
             {},
             _STAGES,
         ),
-        ("vit_compact_patch16", "2863f5d4d90ccdb994cbe957e806467a3dc8cc281a831c45f648b6c5e1f02497", COMPACT, 192, _IMAGENET, {}),
+        (
+            "vit_compact_patch16",
+            "2863f5d4d90ccdb994cbe957e806467a3dc8cc281a831c45f648b6c5e1f02497",
+            COMPACT,
+            192,
+            _IMAGENET,
+            {},
+        ),
     ),
 }
