@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from upfeat.viz import PCABasis
 
 DEFAULT_BACKBONE = "upfeat/vit_compact_patch16"
-DEFAULT_UPSAMPLER = "joint_bilateral"
+DEFAULT_UPSAMPLER = "kin.upfeat"
 MANY_BYTES = 4 * 10**9
 DTYPES = ("float32", "float16", "bfloat16")
 
