@@ -31,7 +31,7 @@ def test_file_and_card(name: str) -> None:
     assert file.stat().st_size < 4_000_000
     assert file_sha256(file) == record.file.sha256
     card = file.with_suffix(".md").read_text()
-    for part in ("seed", "hours", "Loss curve", "Scores", "Licences", "CamVid"):
+    for part in ("seed", "hours", "Loss curve", "Licences", "CamVid"):
         assert part in card, part
     assert file.with_suffix(".csv").read_text().startswith("step,loss")
 

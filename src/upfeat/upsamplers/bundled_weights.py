@@ -69,7 +69,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "kin": (
         (
             "upfeat",
-            "be86cd3ba3b01bca6d670d6ffb434df3b5a62ba050ade4279aa2c52c77ab1d20",
+            "b837d0d05c519f1fdc5df57af520dfaa17fba127b302f4cc9facc43b457b05c1",
             "any; trained on three small networks",
             None,
             _IMAGENET,

@@ -10,6 +10,7 @@ from upfeat.training.recipes.bundled import (
     bundled_loftup_stage1,
     bundled_loftup_stage2,
     bundled_universal,
+    bundled_universal_stage2,
 )
 from upfeat.training.recipes.featup import featup_jbu_paper, featup_jbu_small
 from upfeat.training.recipes.jafar import jafar_paper, jafar_small
@@ -44,6 +45,7 @@ __all__ = [
     "bundled_loftup_stage1",
     "bundled_loftup_stage2",
     "bundled_universal",
+    "bundled_universal_stage2",
     "carafe_small",
     "create_recipe",
     "describe_recipe",

@@ -22,7 +22,13 @@ from upfeat.training.config import (
 )
 from upfeat.training.recipes.registry import register_recipe
 
-__all__ = ["bundled_jafar", "bundled_loftup_stage1", "bundled_loftup_stage2", "bundled_universal"]
+__all__ = [
+    "bundled_jafar",
+    "bundled_loftup_stage1",
+    "bundled_loftup_stage2",
+    "bundled_universal",
+    "bundled_universal_stage2",
+]
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
 
@@ -98,6 +104,35 @@ def bundled_universal() -> TrainConfig:
         checkpoint=CheckpointConfig(every=100),
         steps=2500,
         batch_size=4,
+    )
+
+
+@register_recipe
+def bundled_universal_stage2() -> TrainConfig:
+    """KIN once more on people's regions alone: superpixels cut objects, and so teach to.
+
+    It starts from ``runs/bundled_universal/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``.
+
+    * Chosen: everything. As ``bundled_universal``, without the images that have superpixels only.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_universal_stage2
+        >>> len(bundled_universal_stage2().data.masks)
+        4
+    """
+    first = bundled_universal()
+    return first.model_copy(
+        update={
+            "upsampler": UpsamplerConfig(name="kin", start_from="runs/bundled_universal/model"),
+            "objective": ObjectiveConfig(name="mask_transfer", settings={"samples": 2048}),
+            "data": first.data.model_copy(update={"paths": LABELLED, "masks": REGIONS}),
+            "optimizer": OptimizerConfig(lr=1.5e-3, weight_decay=1e-4),
+            "schedule": ScheduleConfig(name="cosine", warmup_steps=20),
+            "ema": EmaConfig(decay=0.98),
+            "steps": 550,
+            "seed": 1,
+        }
     )
 
 
