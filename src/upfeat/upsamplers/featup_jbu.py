@@ -45,6 +45,9 @@ BAND_ROWS = 4  # a band is a multiple of it
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of each pixel; its affine part is a constant, never trained."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.ones(dim))
@@ -258,8 +261,7 @@ class FeatUpJBU(Upsampler):
         return x + 0.1 * F.conv2d(x, self._last.weight)
 
     def _shift(self) -> Tensor:
-        bias = self._last.bias
-        return 0.1 * bias[:, None, None]
+        return 0.1 * self._last.get_parameter("bias")[:, None, None]
 
     @property
     def _last(self) -> nn.Conv2d:
