@@ -56,7 +56,7 @@ def test_scale_golden(golden_dir: Path) -> None:
     scale = ScaleNet(12)
     state = golden_state(tensors, "net.")
     scale.load_state_dict(state, strict=True)
-    assert max_abs_difference(scale(tensors["input.target"]), tensors["output.scales"]) < 1e-6
+    assert max_abs_difference(scale(tensors["input.target"]), tensors["output.scales"]) <= 1e-5
 
 
 @pytest.mark.parametrize("jitter", [0, 1, 2])

@@ -324,7 +324,9 @@ def test_refuses_settings_without_sense(config: str, options: dict[str, object])
 
 def test_registry() -> None:
     names = list_objectives()
-    assert {key.removesuffix("_released") for key in CONFIGS} == set(names)
+    # The last two take some upsamplers only; their own files test them.
+    own = {"mask_transfer", "repeated_doubling"}
+    assert {key.removesuffix("_released") for key in CONFIGS} | own == set(names)
     for name in names:
         built = create_objective(name)
         assert built.name == name

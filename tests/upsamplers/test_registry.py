@@ -26,7 +26,7 @@ def test_pretrained_lists_tags_only() -> None:
 
 @pytest.mark.parametrize("name", ["jafr", "bilinea", "JAFAR"])
 def test_unknown_name_lists_close_matches(name: str) -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown upsampler .*Known: anyup, bicubic"):
+    with pytest.raises(UnknownNameError, match=r"unknown upsampler .*Known: anyup, area, bicubic"):
         upfeat.create_upsampler(name)
 
 

@@ -8,7 +8,7 @@ import torch
 
 import upfeat
 from upfeat.errors import CheckpointError, WeightsNotFoundError
-from upfeat.upsamplers.registry import get_checkpoint
+from upfeat.upsamplers.registry import get_checkpoint, get_class
 
 SMALL = {"feature_dim": 16, "qk_dim": 32}
 
@@ -22,8 +22,11 @@ def test_records_are_complete() -> None:
     for name in upfeat.list_upsamplers(pretrained=True):
         record = get_checkpoint(name)
         assert record is not None
-        assert record.file.repository or record.file.url, name
-        for field in ("backbone", "training_data", "code_license", "weights_license", "paper"):
+        assert record.file.repository or record.file.url or record.bundled, name
+        fields = ["backbone", "training_data", "code_license", "weights_license"]
+        if get_class(name).info.paper is not None:
+            fields.append("paper")
+        for field in fields:
             assert getattr(record, field), f"{name}: {field} is empty"
         assert (record.image_mean is None) == (record.image_std is None)
 
