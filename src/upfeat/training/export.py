@@ -91,13 +91,7 @@ def model_card(
         f"* Method and original code: {model.info.code_license or 'not stated'}"
         + (f" ({model.info.paper})" if model.info.paper else "")
         + ". These weights were trained from the images above; they are no copy of published "
-        "weights"
-        + (
-            f", but started from {config.upsampler.start_from}"
-            if config.upsampler.start_from
-            else ""
-        )
-        + ".",
+        "weights" + _origin(config) + ".",
         "* The terms of the training images and of the backbone's weights apply to their use.",
         "",
         "## All settings",

@@ -6,7 +6,7 @@ masks as the source of sharp targets (LoftUp); from joint bilateral upsampling t
 and a range term in one softmax. New are three things:
 
 * the guidance is a small convolutional pyramid instead of 1x1 convolutions at full resolution: it
-  sees contours, not colours, and costs a tenth;
+  sees contours, not colours alone;
 * the features enter the pyramid by their inner products alone (each cell's likeness to its eight
   neighbours), so any width of any backbone is understood in the same way, and the order of channels
   does not matter;
