@@ -15,7 +15,7 @@ from typer.testing import Result as Outcome
 
 import upfeat
 from upfeat.cli.app import app
-from upfeat.cli.eval import load_method, parse_fraction, parse_seeds
+from upfeat.cli.eval import load_method, parse_seeds, parse_settings
 from upfeat.data import msrc
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation import dense
@@ -287,7 +287,7 @@ def command(root: Path, *arguments: object, code: int = 0) -> Outcome:
 def test_command(root: Path) -> None:
     upfeat.create_upsampler("anyup", qk_dim=32).save_pretrained(root.parent / "mine")
     methods = f"nearest,ours={root.parent / 'mine'}"
-    options = ("--steps", "5", "--limit", "1", "--seeds", "3,4", "--train-fraction", "0.5")
+    options = ("--set", "steps=5", "--limit", "1", "--seeds", "3,4", "--set", "train_every=2")
     text = command(root, "--upsampler", methods, *options).stdout
     assert "quick look: 1 images of each split" in text
     assert "2 seeds" in text
@@ -311,7 +311,9 @@ def test_command(root: Path) -> None:
         (("--upsampler", "nearest", "--preset", "pixels"), "unknown preset"),
         (("--upsampler", "nearest", "--root", "nowhere"), "Expected:"),
         (("--upsampler", "nearest", "--seeds", "0,0"), "different whole numbers"),
-        (("--upsampler", "nearest", "--train-fraction", "0.7"), "one over a whole number"),
+        (("--upsampler", "nearest", "--set", "steps"), "name=value"),
+        (("--upsampler", "nearest", "--set", "stepps=3"), "stepps"),
+        (("--upsampler", "nearest,nearest"), "twice"),
     ],
 )
 def test_command_errors(root: Path, arguments: tuple[str, ...], problem: str) -> None:
@@ -327,4 +329,4 @@ def test_entries_of_the_command(tmp_path: Path) -> None:
     assert loaded.label == "jafar-a"
     assert not loaded.upsampler.training
     assert parse_seeds("5") == (5,)
-    assert parse_fraction(1) == 1
+    assert parse_settings(None) == {}

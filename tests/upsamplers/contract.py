@@ -303,6 +303,15 @@ class UpsamplerContract:
             atol=1e-4,
             rtol=1e-4,
         )
+        if upsampler.info.any_size:
+            size = (self.image_size[0] + 5, self.image_size[1] + 3)
+            coords = pixel_centres(size, dtype=torch.float64).expand(2, -1, -1)
+            torch.testing.assert_close(
+                upsampler.query(image, features, coords, output_size=size),
+                upsampler(image, features, size).flatten(2).transpose(1, 2),
+                atol=1e-4,
+                rtol=1e-4,
+            )
         corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).expand(2, -1, -1)
         assert torch.isfinite(upsampler.query(image, features, corners)).all()
         assert upsampler.query(image, features, corners[:, :0]).shape == (2, 0, self.channels[0])

@@ -1,32 +1,47 @@
-"""``upfeat eval``: what upsampled features are worth in a task."""
+"""``upfeat eval``: what upsampled features are worth in a task; what its commands share."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from upfeat.cli.errors import user_errors
-
 if TYPE_CHECKING:
+    from upfeat.backbones import Backbone
     from upfeat.evaluation.dense import Method
     from upfeat.evaluation.results import Result, Score
     from upfeat.evaluation.seg_probe import Progress as OnProgress
 
 eval_app = typer.Typer(help="Measure upsamplers in a task.", no_args_is_help=True)
 
-_COLUMNS = {
-    "miou": "mIoU",
-    "miou_labelled": "mIoU labelled",
-    "accuracy": "accuracy",
-    "band_miou": "band mIoU",
-    "band_miou_labelled": "band mIoU labelled",
-    "band_accuracy": "band accuracy",
-}
+# Options that every protocol has.
+UpsamplerOption = Annotated[
+    str, typer.Option(help="Several with commas: NAME, NAME.TAG, a saved folder, or LABEL=one.")
+]
+RootOption = Annotated[Path, typer.Option(help="Folder of the data set.")]
+BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting of the protocol: steps=100; repeat for several."),
+]
+SeedsOption = Annotated[str, typer.Option(help="Seeds of the heads, with commas.")]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Quick look: so many images of each split.")
+]
+BackboneWeightsOption = Annotated[
+    Path | None, typer.Option(help="Weights of the backbone: a file.")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Folder of features. Default: upfeat's cache.")
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, …")]
+DEFAULT_OUT = Path("results")
 
 
 @eval_app.callback()
@@ -34,66 +49,30 @@ def eval_options() -> None:
     """Measure upsamplers in a task."""
 
 
-@eval_app.command("seg-probe")
-def seg_probe_command(
-    upsampler: Annotated[
-        str,
-        typer.Option(help="Several with commas: NAME, NAME.TAG, a saved folder, or LABEL=one."),
-    ],
-    data: Annotated[str, typer.Option(help="Data set: camvid, msrc.")],
-    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
-    backbone: Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path(
-        "results"
-    ),
-    preset: Annotated[str, typer.Option(help="The protocol.")] = "pixel-sample",
-    seeds: Annotated[str, typer.Option(help="Seeds of the heads, with commas.")] = "0,1,2",
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the heads.")] = None,
-    train_fraction: Annotated[
-        float | None, typer.Option(help="1, 0.5, 0.25: all, every 2nd, every 4th training image.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Quick look: so many images of each split.")
-    ] = None,
-    backbone_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the backbone: a file.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of features. Default: upfeat's cache.")
-    ] = None,
-    keep_pixels: Annotated[
-        bool, typer.Option("--keep-pixels", help="Keep the sampled pixels of finished methods.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
-) -> None:
-    """Train linear segmentation heads on upsampled features; finished methods are skipped."""
-    with user_errors():
-        import upfeat
-        from upfeat.checkpoints import cache_dir
-        from upfeat.evaluation.seg_probe import DATA_SETS, run_seg_probe, seg_probe_preset
+def load_networks(
+    backbone: str, weights: Path | None, upsamplers: str, device: str
+) -> tuple["Backbone", list["Method"]]:
+    """Load the backbone and every entry of ``--upsampler``.
 
-        changes: dict[str, object] = {"seeds": parse_seeds(seeds), "limit": limit}
-        if steps is not None:
-            changes["steps"] = steps
-        if train_fraction is not None:
-            changes["train_every"] = parse_fraction(train_fraction)
-        config = seg_probe_preset(preset, data, **changes)
-        network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
-        methods = [load_method(spec, network.dim, device) for spec in upsampler.split(",")]
-        with _progress() as show:
-            results = run_seg_probe(
-                config,
-                DATA_SETS[data](root, "train"),
-                DATA_SETS[data](root, "val"),
-                network,
-                methods,
-                out=out,
-                cache=cache or cache_dir() / "eval",
-                keep_pixels=keep_pixels,
-                on_progress=show,
-            )
-        Console(width=160).print(_table(results, f"{preset}, {data}, {network.name}"))
-        typer.echo(f"settings and numbers of each method in {out}")
+    Args:
+        backbone: name of it.
+        weights: file of its weights; None for the usual lookup.
+        upsamplers: entries with commas between them, see :func:`load_method`.
+        device: where they run.
+
+    Raises:
+        ValueError: a name is unknown, a method must be trained first, or a label occurs twice.
+    """
+    import upfeat
+
+    network = upfeat.create_backbone(backbone, weights=weights).to(device)
+    methods = [load_method(spec, network.dim, device) for spec in upsamplers.split(",")]
+    labels = [method.label for method in methods]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise ValueError(
+            f"--upsampler names {', '.join(sorted(twice))} twice; tell them apart: LABEL=NAME"
+        )
+    return network, methods
 
 
 def load_method(spec: str, feature_dim: int, device: str = "cpu") -> "Method":
@@ -153,24 +132,28 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def parse_fraction(fraction: float) -> int:
-    """Return n of a fraction 1/n.
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+    """Read ``--set name=value``; a value is JSON, or else plain text.
 
     Example:
-        >>> from upfeat.cli.eval import parse_fraction
-        >>> parse_fraction(0.5), parse_fraction(0.33)
-        (2, 3)
+        >>> from upfeat.cli.eval import parse_settings
+        >>> parse_settings(["steps=100", "seeds=[0, 1]", "schedule=per_step"])
+        {'steps': 100, 'seeds': [0, 1], 'schedule': 'per_step'}
     """
-    every = round(1 / fraction) if 0 < fraction <= 1 else 0
-    if not every or abs(every * fraction - 1) > 0.02:
-        raise ValueError(
-            f"--train-fraction must be one over a whole number (1, 0.5, 0.25, …), got {fraction}"
-        )
-    return every
+    parsed = {}
+    for setting in settings or ():
+        name, sign, text = setting.partition("=")
+        if not sign or not name.strip():
+            raise ValueError(f"--set is written name=value, such as steps=100, got {setting!r}")
+        try:
+            parsed[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[name.strip()] = text.strip()
+    return parsed
 
 
 @contextmanager
-def _progress() -> Iterator["OnProgress"]:
+def show_progress() -> Iterator["OnProgress"]:
     """Show method, stage and time left while the block runs."""
     console = Console(stderr=True)
     columns = (
@@ -192,23 +175,38 @@ def _progress() -> Iterator["OnProgress"]:
         yield show
 
 
-def _table(results: Sequence["Result"], title: str) -> Table:
-    """Return mean and deviation over the seeds, in percent."""
-    seeds = results[0].settings["seeds"] if results else []
-    quick = results[0].settings["limit"] if results else None
-    table = Table(
-        "upsampler",
-        *_COLUMNS.values(),
-        title=title,
-        caption=f"percent, mean ± deviation over {len(seeds)} seeds"
-        + ("" if quick is None else f"; a quick look: {quick} images of each split"),
-    )
+def score_table(
+    results: Sequence["Result"], columns: Mapping[str, str], title: str, caption: str = ""
+) -> Table:
+    """Return the table that a command prints: a row a method, mean and deviation over the seeds.
+
+    Args:
+        results: of one protocol.
+        columns: name of a score to its heading, in order; scores that no result has are left out.
+        title: above the table.
+        caption: below it.
+    """
+    shown = {
+        name: heading
+        for name, heading in columns.items()
+        if any(name in result.scores for result in results)
+    }
+    table = Table("upsampler", *shown.values(), title=title, caption=caption)
     for result in results:
-        table.add_row(result.label, *(_cell(result.scores[name]) for name in _COLUMNS))
+        cells = (result.scores.get(name) for name in shown)
+        table.add_row(result.label, *("" if cell is None else score_cell(cell) for cell in cells))
     return table
 
 
-def _cell(score: "Score") -> str:
+def score_cell(score: "Score") -> str:
+    """Return mean and deviation.
+
+    Example:
+        >>> from upfeat.cli.eval import score_cell
+        >>> from upfeat.evaluation.results import Score
+        >>> score_cell(Score.of([70.0, 72.0])), score_cell(Score.of([70.0]))
+        ('71.00 ± 1.41', '70.00')
+    """
     if score.deviation is None:
         return f"{score.mean:.2f}"
     return f"{score.mean:.2f} ± {score.deviation:.2f}"

@@ -1,1 +1,1 @@
-"""Measuring upsamplers: what they cost, and later what they are worth."""
+"""Measuring upsamplers: what they cost, and what they are worth in a task."""

@@ -18,6 +18,7 @@ from upfeat.data import FeatureCache
 from upfeat.data.feature_cache import weights_fingerprint
 from upfeat.data.sizes import Size, normalize, resize
 from upfeat.errors import UnsupportedError
+from upfeat.ops.coordinates import pixel_centres
 from upfeat.upsamplers import Upsampler
 
 __all__ = ["DenseFeatures", "Encoded", "Method"]
@@ -130,13 +131,8 @@ class DenseFeatures:
         Yields:
             Rows, columns, and the tile (1, C or K, rows, columns).
         """
-        upsampler, backbone = method.upsampler, self.backbone
-        mean, std = upsampler.info.image_mean, upsampler.info.image_std
-        guidance = normalize(
-            encoded.image,
-            backbone.image_mean if mean is None else mean,
-            backbone.image_std if std is None else std,
-        )
+        upsampler = method.upsampler
+        guidance = self.guidance(method, encoded)
         channels = (encoded.features if values is None else values).shape[1]
         with torch.no_grad():
             if upsampler.supports_tiles and 4 * channels * size[0] * size[1] > WHOLE_BYTES:
@@ -156,7 +152,7 @@ class DenseFeatures:
         return result
 
     def at(self, method: Method, encoded: Encoded, size: Size, positions: Tensor) -> Tensor:
-        """Return the upsampled features at some positions only.
+        """Return the upsampled features at some positions only, by ``query()`` where there is one.
 
         Args:
             method: what upsamples.
@@ -170,6 +166,25 @@ class DenseFeatures:
         Raises:
             ValueError: a value is not finite or too large for float16.
         """
+        if method.upsampler.supports_query:
+            # float64: the coordinate codes of some methods have very high frequencies
+            centres = pixel_centres(size, self.device, torch.float64)
+            with torch.no_grad():
+                answer = method.upsampler.query(
+                    self.guidance(method, encoded),
+                    encoded.features,
+                    centres[positions.to(self.device)][None],
+                    output_size=size,
+                )
+            found = answer[0].to("cpu", torch.float16)
+        else:
+            found = self._read(method, encoded, size, positions)
+        if not bool(found.isfinite().all()):
+            raise ValueError(f"{method.label} gives features that are NaN or beyond float16")
+        return found
+
+    def _read(self, method: Method, encoded: Encoded, size: Size, positions: Tensor) -> Tensor:
+        """Return (P, C) float16, read from the whole map."""
         row, col = positions // size[1], positions % size[1]
         found = torch.empty(len(positions), encoded.features.shape[1], dtype=torch.float16)
         for rows, cols, tile in self.pieces(method, encoded, size):
@@ -178,6 +193,14 @@ class DenseFeatures:
             # (C, P) -> (P, C)
             here = tile[0, :, row[inside] - rows.start, col[inside] - cols.start].T
             found[inside] = here.to("cpu", torch.float16)
-        if not bool(found.isfinite().all()):
-            raise ValueError(f"{method.label} gives features that are NaN or beyond float16")
         return found
+
+    def guidance(self, method: Method, encoded: Encoded) -> Tensor:
+        """Return the image (1, 3, H, W), normalised as the method wants it."""
+        info = method.upsampler.info
+        mean, std = info.image_mean, info.image_std
+        return normalize(
+            encoded.image,
+            self.backbone.image_mean if mean is None else mean,
+            self.backbone.image_std if std is None else std,
+        )

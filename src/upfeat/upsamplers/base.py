@@ -222,20 +222,26 @@ class Upsampler(nn.Module):
             yield rows, cols, tile.to(dtype)
 
     def query(
-        self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor | None = None
+        self,
+        image: Tensor,
+        features: Tensor,
+        coords: Tensor,
+        values: Tensor | None = None,
+        output_size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Upsample at single positions, where the method is a function of coordinates.
 
-        Queried at the image's pixel centres (``upfeat.ops.coordinates.pixel_centres``), it gives
-        what :meth:`forward` gives at the image's size; between them, what the method says there.
+        Queried at the pixel centres of ``output_size`` (``upfeat.ops.coordinates.pixel_centres``),
+        it gives what :meth:`forward` gives at that size; between them, what the method says there.
 
         Args:
-            image: (B, 3, H, W), as in :meth:`forward`. A method whose answer depends on the size
-                of a pixel takes this image's.
+            image: (B, 3, H, W), as in :meth:`forward`.
             features: (B, C, h, w).
             coords: (B, N, 2), row and column; -1 and 1 are the outer edges of the image, so the
                 centre of row i of H is at (2 i + 1) / H - 1. Kept in their own dtype.
             values: (B, K, h, w); default ``features``; only where the method mixes values.
+            output_size: (H', W') of the map whose pixels are asked for, default the image's size: a
+                method's answer may depend on the size of a pixel.
 
         Returns:
             (B, N, C or K) in the dtype and on the device of ``features``.
@@ -256,7 +262,7 @@ class Upsampler(nn.Module):
                 f"{self.info.name} computes whole maps and has no query(); call it directly and "
                 "read its output where you need it, or take a method with supports_query"
             )
-        size = check_call(image, features, None, values)
+        size = check_call(image, features, output_size, values)
         check_coords(coords, features)
         self._check(image, features, size, values)
         dtype = features.dtype
@@ -264,9 +270,16 @@ class Upsampler(nn.Module):
             width = (features if values is None else values).shape[1]
             return features.new_empty(len(features), 0, width)
         image, features, mixed = self._cast(image, features, values)
-        return self._query(image, features, coords, mixed).to(dtype)
+        return self._query(image, features, coords, mixed, size).to(dtype)
 
-    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+    def _query(
+        self,
+        image: Tensor,
+        features: Tensor,
+        coords: Tensor,
+        values: Tensor,
+        output_size: tuple[int, int],
+    ) -> Tensor:
         """Compute (B, N, K) at the positions; only called where ``supports_query``."""
         raise NotImplementedError(f"{type(self).__name__} must implement _query")
 

@@ -403,10 +403,20 @@ class FeatUpImplicit(Upsampler):
             yield rows, slice(0, width), torch.cat(parts)
 
     @torch.no_grad()
-    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+    def _query(
+        self,
+        image: Tensor,
+        features: Tensor,
+        coords: Tensor,
+        values: Tensor,
+        output_size: tuple[int, int],
+    ) -> Tensor:
         """The network at the positions; one that is not fitted is fitted for this call."""
-        colors = sample_at(self.colors(image), coords).mT[..., None]  # (B, 3, N, 1)
-        places = inclusive_places(coords, (image.shape[2], image.shape[3])).to(colors.dtype)
+        colors = self.colors(image)
+        if image.shape[2:] != output_size:
+            colors = F.interpolate(colors, output_size, mode="bilinear")
+        colors = sample_at(colors, coords).mT[..., None]  # (B, 3, N, 1)
+        places = inclusive_places(coords, output_size).to(colors.dtype)
         places = places.mT[..., None]  # (B, N, 2) -> (B, 2, N, 1)
         parts = [
             model.unproject(model.network(places[i : i + 1], colors[i : i + 1]))

@@ -199,11 +199,19 @@ class KIN(Upsampler):
             tile = self._rows(pixels, keys, values, rows)
             yield slice(*rows), slice(0, output_size[1]), tile
 
-    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+    def _query(
+        self,
+        image: Tensor,
+        features: Tensor,
+        coords: Tensor,
+        values: Tensor,
+        output_size: tuple[int, int],
+    ) -> Tensor:
         if not coords.shape[1]:
             return values.new_empty(len(values), 0, values.shape[1])
         grid = (features.shape[2], features.shape[3])
         pixels, keys = self._prepare(image, features)
+        pixels = resize_map(pixels, output_size)
         wide = keys.dtype
         own = self.queries(sample_at(pixels, coords).transpose(1, 2)[..., None])  # (B, d, N, 1)
         cells = torch.tensor(grid, device=coords.device, dtype=wide)

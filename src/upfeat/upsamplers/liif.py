@@ -234,10 +234,16 @@ class Liif(Upsampler):
         out = self._answer(self.function.prepare(features, output_size), coords)
         return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, C) -> (B, C, H', W')
 
-    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+    def _query(
+        self,
+        image: Tensor,
+        features: Tensor,
+        coords: Tensor,
+        values: Tensor,
+        output_size: tuple[int, int],
+    ) -> Tensor:
         coords = coords.to(torch.promote_types(coords.dtype, torch.float32))
-        size = (image.shape[2], image.shape[3])
-        return self._answer(self.function.prepare(features, size), coords)
+        return self._answer(self.function.prepare(features, output_size), coords)
 
     @torch.no_grad()
     def _tiles(

@@ -378,12 +378,19 @@ class LoftUp(Upsampler):
             return self.fourier(places)
         return torch.cat((self.fourier(torch.cat((places, colors), -3)), colors), -3)
 
-    def _query(self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor) -> Tensor:
+    def _query(
+        self,
+        image: Tensor,
+        features: Tensor,
+        coords: Tensor,
+        values: Tensor,
+        output_size: tuple[int, int],
+    ) -> Tensor:
         """Convolve over the 5x5 positions around each one, a pixel of the image apart."""
         if self.training:
             raise ValueError("loftup normalises over whole images while training; call .eval()")
         tokens = self.tokens(features)
-        colors = self.scale_colors(image, (image.shape[2], image.shape[3]))
+        colors = self.scale_colors(image, output_size)
         parts = []
         for some in coords.split(QUERY_CHUNK, dim=1):
             color, place, mask = sample_around(colors, some, 5)

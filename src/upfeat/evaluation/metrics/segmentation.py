@@ -1,4 +1,4 @@
-"""Scores of predictions: pure functions, and classes that gather them over a data set.
+"""Segmentation scores, from confusion matrices.
 
 Legend: ``K`` classes, ``H W`` label size. Scores are fractions in [0, 1], not percent.
 """
