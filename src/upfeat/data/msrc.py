@@ -7,8 +7,8 @@ and Efros, BMVC 2007. The layout with one class map an image is our own.
 from pathlib import Path
 from typing import Literal
 
-from upfeat.data.folders import IMAGE_SUFFIXES
-from upfeat.data.segmentation import LabelledFile, PathLike, SegmentationData, expected_tree
+from upfeat.data.layouts import PathLike, check_split, expected_tree, pair_by_stem
+from upfeat.data.segmentation import LabelledFile, SegmentationData
 
 __all__ = ["MSRC_CLASSES", "msrc"]
 
@@ -44,6 +44,8 @@ train/images/NAME.jpg
 train/labels/NAME.png    classes 0 to 22, 255 = ignored
 val/images/, val/labels/  likewise
 """
+# The images and region maps; one class map an image is made of them.
+ADDRESS = "https://github.com/TonyZZX/MultiGraph_MultiLabel_Learning, folder MSRC_v2"
 
 
 def msrc(root: PathLike, split: Literal["train", "val"] = "train") -> SegmentationData:
@@ -63,28 +65,12 @@ def msrc(root: PathLike, split: Literal["train", "val"] = "train") -> Segmentati
         ...     msrc("nowhere", "val")
         ... except FileNotFoundError as error:
         ...     print(str(error).splitlines()[0])
-        nowhere is not a copy of MSRC as it is read here: no folder val/images. Expected:
+        nowhere is not a copy of MSRC as it is read here: no folder nowhere/val/images. Expected:
     """
-    if split not in ("train", "val"):
-        raise ValueError(f"MSRC has the splits train and val, got {split!r}")
-    folder = Path(root).expanduser()
-    for part in ("images", "labels"):
-        if not (folder / split / part).is_dir():
-            problem = f"no folder {split}/{part}"
-            raise FileNotFoundError(expected_tree("MSRC", root, _TREE, problem))
-    images = sorted(
-        path
-        for path in (folder / split / "images").iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-    if not images:
-        problem = f"no image in {split}/images"
-        raise FileNotFoundError(expected_tree("MSRC", root, _TREE, problem))
-    files = []
-    for image in images:
-        label = folder / split / "labels" / f"{image.stem}.png"
-        if not label.is_file():
-            problem = f"{split}/images/{image.name} has no {split}/labels/{label.name}"
-            raise FileNotFoundError(expected_tree("MSRC", root, _TREE, problem))
-        files.append(LabelledFile(image.stem, image, label))
-    return SegmentationData(f"msrc/{split}", MSRC_CLASSES, IGNORED, tuple(files))
+    check_split("MSRC", split, ("train", "val"))
+    folder = Path(root).expanduser() / split
+    pairs, problem = pair_by_stem(folder / "images", folder / "labels")
+    if problem:
+        raise FileNotFoundError(expected_tree("MSRC", root, _TREE, problem, ADDRESS))
+    files = tuple(LabelledFile(*three) for three in pairs)
+    return SegmentationData(f"msrc/{split}", MSRC_CLASSES, IGNORED, files)

@@ -31,7 +31,7 @@ __all__ = [
     "SelectedRecords",
     "image_folder",
     "image_list",
-    "imagenet",
+    "imagenet_folder",
     "sa1b_folder",
 ]
 
@@ -297,7 +297,7 @@ def image_list(file: PathLike, root: PathLike | None = None) -> FileRecords:
     return FileRecords([base / row[0] for row in rows], names, {"label": labels})
 
 
-def imagenet(root: PathLike, split: Literal["train", "val"] = "train") -> FileRecords:
+def imagenet_folder(root: PathLike, split: Literal["train", "val"] = "train") -> FileRecords:
     """Return the images of an ILSVRC2012 folder: ``split/n01440764/*.JPEG``, or ``split/*.JPEG``.
 
     Args:
@@ -309,12 +309,12 @@ def imagenet(root: PathLike, split: Literal["train", "val"] = "train") -> FileRe
 
     Example:
         >>> import pathlib, tempfile
-        >>> from upfeat.data.records import imagenet
+        >>> from upfeat.data.records import imagenet_folder
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     synset = pathlib.Path(folder, "train", "n01440764")
         ...     synset.mkdir(parents=True)
         ...     (synset / "n01440764_18.JPEG").touch()
-        ...     imagenet(folder)[0].name
+        ...     imagenet_folder(folder)[0].name
         'n01440764/n01440764_18'
     """
     root = Path(root).expanduser()

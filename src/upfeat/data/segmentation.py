@@ -1,29 +1,22 @@
-"""Images with a label map: what the loaders of the labelled sets share.
+"""Images with a label map: what the loaders of the labelled sets give.
 
-A loader (one file a set) lists the files of a split; reading and its checks are here. Every error
-names the file and shows the folder tree that was expected. Sizes are ``(height, width)``.
+Where a set's files store numbers of their own, a table says which class each of them means.
+Sizes are ``(height, width)``.
 """
 
-import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from upfeat.data.images import read_image
+from upfeat.data.layouts import FileSet, PathLike, read_numbers
 from upfeat.errors import shape_text
 
-__all__ = ["LabelledFile", "LabelledImage", "SegmentationData", "expected_tree", "read_label"]
-
-PathLike = str | os.PathLike[str]
-
-# One channel of whole numbers; a palette's numbers are the classes, its colours are for people.
-_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+__all__ = ["LabelledFile", "LabelledImage", "SegmentationData", "map_labels", "read_label"]
 
 
 class LabelledFile(NamedTuple):
@@ -39,23 +32,6 @@ class LabelledImage(NamedTuple):
 
     image: Tensor
     label: Tensor
-
-
-def expected_tree(name: str, root: PathLike, tree: str, problem: str) -> str:
-    """Return the message for a folder that is not the data set it should be.
-
-    Example:
-        >>> from upfeat.data.segmentation import expected_tree
-        >>> print(expected_tree("MSRC", "data", "train/images/NAME.jpg", "no folder train/images"))
-        data is not a copy of MSRC as it is read here: no folder train/images. Expected:
-          data/
-            train/images/NAME.jpg
-    """
-    lines = "\n".join(f"    {line}" for line in tree.strip().splitlines())
-    return (
-        f"{root} is not a copy of {name} as it is read here: {problem}. Expected:\n"
-        f"  {os.fspath(root).rstrip('/')}/\n{lines}"
-    )
 
 
 def read_label(path: PathLike) -> Tensor:
@@ -78,25 +54,38 @@ def read_label(path: PathLike) -> Tensor:
         ...     read_label(path).tolist()
         [[7, 7, 7], [7, 7, 7]]
     """
-    from PIL import Image, UnidentifiedImageError
+    hint = "with class numbers; convert colours to class numbers first"
+    return read_numbers(path, "label", hint)
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no label file at {path}; every image of the split needs one")
-    try:
-        with Image.open(path) as opened:
-            mode, pixels = opened.mode, np.array(opened)
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the label {path} cannot be read, it may be broken: {error}") from error
-    if mode not in _LABEL_MODES:
-        raise ValueError(
-            f"the label {path} is {mode}, wanted one channel with class numbers; convert colours "
-            "to class numbers first"
-        )
-    return torch.from_numpy(pixels.astype(np.int64))
+
+def map_labels(label: Tensor, table: Mapping[int, int]) -> Tensor:
+    """Return the classes that the stored numbers of a label map mean.
+
+    Args:
+        label: whole numbers of any shape.
+        table: stored number to class; classes are not negative.
+
+    Raises:
+        ValueError: a number is not in the table.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.segmentation import map_labels
+        >>> map_labels(torch.tensor([[7, 0], [8, 7]]), {0: 255, 7: 0, 8: 1}).tolist()
+        [[0, 255], [1, 0]]
+    """
+    low, high = min(table), max(table)
+    classes = torch.full((high - low + 1,), -1, dtype=torch.int64)
+    classes[torch.tensor(list(table)) - low] = torch.tensor(list(table.values()))
+    mapped = classes.to(label.device)[(label - low).clamp(0, high - low)]
+    unknown = (mapped < 0) | (label < low) | (label > high)
+    if unknown.any():
+        raise ValueError(f"the number {int(label[unknown].min())} in the label stands for no class")
+    return mapped
 
 
 @dataclass(frozen=True)
-class SegmentationData:
+class SegmentationData(FileSet[LabelledFile, LabelledImage]):
     """One split of a labelled set: names of files, read when asked for.
 
     Attributes:
@@ -104,6 +93,7 @@ class SegmentationData:
         classes: names of the classes 0, 1, …
         ignore_index: the label without meaning.
         files: the images and labels, in a fixed order.
+        table: stored number to class or ``ignore_index``; None where the files store classes.
 
     Example:
         >>> from upfeat.data import SegmentationData
@@ -115,15 +105,7 @@ class SegmentationData:
     classes: tuple[str, ...]
     ignore_index: int
     files: tuple[LabelledFile, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        return self.read(self.files[index])
-
-    def __iter__(self) -> Iterator[LabelledImage]:
-        return (self.read(file) for file in self.files)
+    table: Mapping[int, int] | None = None
 
     def read(self, file: LabelledFile) -> LabelledImage:
         """Read an image with its label.
@@ -138,6 +120,11 @@ class SegmentationData:
                 f"{file.label} is {shape_text(label)}, its image {file.image} "
                 f"{tuple(image.shape[1:])} (height, width); they must have one size"
             )
+        if self.table is not None:
+            try:
+                label = map_labels(label, self.table)
+            except ValueError as error:
+                raise ValueError(f"{file.label}: {error} of {self.name}") from error
         unknown = [
             value
             for value in label.unique().tolist()
@@ -150,35 +137,11 @@ class SegmentationData:
             )
         return LabelledImage(image, label)
 
-    def select(self, every: int = 1, limit: int | None = None) -> "SegmentationData":
-        """Return every n-th image; of those at most ``limit``, evenly spread.
+    def paths(self, file: LabelledFile) -> Sequence[Path]:
+        """Return image and label."""
+        return (file.image, file.label)
 
-        Example:
-            >>> from pathlib import Path
-            >>> from upfeat.data.segmentation import LabelledFile, SegmentationData
-            >>> files = tuple(LabelledFile(str(i), Path("a"), Path("b")) for i in range(9))
-            >>> data = SegmentationData("set", ("road",), 255, files)
-            >>> [file.name for file in data.select(every=2, limit=2).files]
-            ['0', '4']
-        """
-        if every < 1 or (limit is not None and limit < 1):
-            raise ValueError(f"every and limit must be positive, got {every} and {limit}")
-        files = self.files[::every]
-        if limit is not None and limit < len(files):
-            files = tuple(files[i * len(files) // limit] for i in range(limit))
-        return replace(self, files=files)
-
-    def file_hash(self, file: LabelledFile) -> str:
-        """Return 16 hexadecimal digits of the bytes of an image and its label."""
-        digest = hashlib.blake2b(digest_size=8)
-        for path in (file.image, file.label):
-            content = path.read_bytes()
-            digest.update(len(content).to_bytes(8, "little") + content)
-        return digest.hexdigest()
-
-    def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits of all names and bytes: the same data gives the same."""
-        digest = hashlib.blake2b(f"{self.classes} {self.ignore_index}".encode(), digest_size=8)
-        for file in self.files:
-            digest.update(f"{file.name} {self.file_hash(file)}\n".encode())
-        return digest.hexdigest()
+    def settings(self) -> str:
+        """Return classes, ignored number and table."""
+        table = "" if self.table is None else f" {sorted(self.table.items())}"
+        return f"{self.classes} {self.ignore_index}{table}"

@@ -27,7 +27,7 @@ from upfeat.data.records import (
     Records,
     image_folder,
     image_list,
-    imagenet,
+    imagenet_folder,
     sa1b_folder,
 )
 
@@ -237,7 +237,7 @@ def find_images(source: PathLike, *, index_dir: PathLike | None = None) -> Recor
     if path.suffix in (".txt", ".tsv", ".lst") and path.is_file():
         return image_list(path)
     if _folder_layout(path) == "imagenet":
-        return imagenet(path)
+        return imagenet_folder(path)
     if _folder_layout(path) == "sa1b":
         return sa1b_folder(path)
     return image_folder(path)
