@@ -1,6 +1,8 @@
 """The benchmark: its schema, its rivals, its honesty."""
 
 import json
+import resource
+import sys
 from pathlib import Path
 
 import pydantic
@@ -23,6 +25,7 @@ from upfeat.evaluation.benchmark import (
     run_benchmark,
     scaling_cases,
 )
+from upfeat.evaluation.benchmark.measure import free_memory_only
 from upfeat.upsamplers import create_upsampler
 
 SMALL = Case("small", (16, 16), (4, 4), (16, 16), channels=8)
@@ -149,6 +152,17 @@ def test_memory_is_measured_in_a_fresh_process() -> None:
 def test_memory_of_a_call() -> None:
     grown = measure_memory(lambda: torch.ones(64 * 2**20).sum())  # 256 MiB
     assert 200e6 < grown < 400e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_more_than_the_free_memory_fails_instead_of_killing() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with free_memory_only():
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        with pytest.raises(RuntimeError, match="allocate"):
+            torch.empty(soft - mapped + 2**20, dtype=torch.uint8)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_time_has_a_budget() -> None:

@@ -1,4 +1,4 @@
-"""Recipes of LiFT and UPLiFT: complete, the published numbers, a few steps of the small ones."""
+"""Recipes of IFA, LiFT and UPLiFT: complete, the published numbers, a few steps of the small ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import upfeat
 from upfeat.training import TrainConfig, build_objective, create_recipe, describe_recipe
 from upfeat.upsamplers import list_upsamplers
 
-RECIPES = ["lift_paper", "lift_small", "uplift_paper", "uplift_small"]
+RECIPES = ["ifa_small", "lift_paper", "lift_small", "uplift_paper", "uplift_small"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -34,7 +34,7 @@ def test_papers_numbers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lift_small", "uplift_small"])
+@pytest.mark.parametrize("name", ["ifa_small", "lift_small", "uplift_small"])
 def test_a_few_steps_of_the_small_recipe(name: str) -> None:
     config = create_recipe(name)
     torch.manual_seed(0)

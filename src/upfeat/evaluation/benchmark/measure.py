@@ -4,13 +4,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-__all__ = ["Cost", "matmul_rate", "measure_memory", "measure_time"]
+__all__ = ["Cost", "free_memory_only", "matmul_rate", "measure_memory", "measure_time"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,48 @@ def measure_memory(call: Callable[[], object], device: torch.device | None = Non
     before = _peak()
     call()
     return _peak() - before
+
+
+@contextmanager
+def free_memory_only(device: torch.device | None = None) -> Iterator[None]:
+    """Let an allocation beyond the machine's free memory fail, instead of ending the process.
+
+    A plain implementation at 1024 pixels wants more than most machines have; without a limit the
+    system would kill the whole run. Does nothing for a GPU, which has a limit of its own and whose
+    driver maps far more than it uses, nor where the system does not tell what is free.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.benchmark.measure import free_memory_only
+        >>> with free_memory_only():
+        ...     total = torch.ones(4).sum().item()
+        >>> total
+        4.0
+    """
+    free = _free_bytes() if device is None or device.type == "cpu" else None
+    if free is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    wanted = mapped + free
+    for limit in (soft, hard):
+        if limit != resource.RLIM_INFINITY:
+            wanted = min(wanted, limit)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _free_bytes() -> int | None:
+    """Return what the system can still hand out without swapping, or None."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return None
 
 
 def _reset_peak() -> None:

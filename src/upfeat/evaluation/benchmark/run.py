@@ -14,7 +14,11 @@ from torch import Tensor
 
 from upfeat.errors import UpfeatError
 from upfeat.evaluation.benchmark.cases import Case
-from upfeat.evaluation.benchmark.measure import measure_memory, measure_time
+from upfeat.evaluation.benchmark.measure import (
+    free_memory_only,
+    measure_memory,
+    measure_time,
+)
 from upfeat.evaluation.benchmark.records import Environment, Record, Report
 from upfeat.upsamplers.base import Upsampler
 
@@ -168,7 +172,8 @@ def _cell(
             if implementation == "plain" and not case.backward:
                 difference = _difference(method, case, rival, dtype, device)
             call = _call(implementation, method, case, rival, dtype, device)
-            cost = measure_time(call, repeats=repeats, max_seconds=max_seconds, device=device)
+            with free_memory_only(device):
+                cost = measure_time(call, repeats=repeats, max_seconds=max_seconds, device=device)
             del call
             peak = 0
             if memory:
@@ -264,7 +269,8 @@ def _measure_memory(
     torch.set_num_threads(threads)
     call = _call(implementation, method, case, load_rival(path), dtype, device)
     _warm_libraries(dtype)
-    return measure_memory(call, device)
+    with free_memory_only(device):
+        return measure_memory(call, device)
 
 
 def _warm_libraries(dtype: torch.dtype) -> None:

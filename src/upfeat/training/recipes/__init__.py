@@ -13,6 +13,7 @@ from upfeat.training.recipes.bundled import (
     bundled_universal_stage2,
 )
 from upfeat.training.recipes.featup import featup_jbu_paper, featup_jbu_small
+from upfeat.training.recipes.ifa import ifa_small
 from upfeat.training.recipes.jafar import jafar_paper, jafar_small
 from upfeat.training.recipes.lift import lift_paper, lift_small
 from upfeat.training.recipes.loftup import (
@@ -52,6 +53,7 @@ __all__ = [
     "dysample_small",
     "featup_jbu_paper",
     "featup_jbu_small",
+    "ifa_small",
     "jafar_paper",
     "jafar_small",
     "lift_paper",

@@ -54,7 +54,7 @@ def featup_jbu_small() -> TrainConfig:
     """FeatUp's joint bilateral upsampler for the bundled encoder, on two cores.
 
     * As ``featup_jbu_paper``: objective, views' geometry, architecture, optimiser.
-    * Chosen: everything else. Two views of images of 160 pixels, random crops and mirroring because
+    * Chosen: everything else. Two views of images of 96 pixels, random crops and mirroring because
       the data are few, 200 steps with a learning rate that falls.
 
     Example:
@@ -66,7 +66,7 @@ def featup_jbu_small() -> TrainConfig:
         "views": 2,
         "projection": 30,
         "tv_weight": 0.0,
-        "max_pad": 20,
+        "max_pad": 12,
         "zoom": 1.0,
         "uncertainty": True,
         "jitter": "crop",
@@ -79,7 +79,7 @@ def featup_jbu_small() -> TrainConfig:
             name="multi_view_reconstruction",
             settings={"feature_space": "channel_norm", "multi_view": views},
         ),
-        data=DataConfig(crop=160, resize=192, position="random", flip=0.5),
+        data=DataConfig(crop=96, resize=128, position="random", flip=0.5),
         optimizer=OptimizerConfig(name="nadam", lr=1e-3, weight_decay=0.0),
         schedule=ScheduleConfig(name="cosine", warmup_steps=20),
         clip=ClipConfig(max_norm=1.0),
