@@ -1,4 +1,4 @@
-"""Recipes of IFA, LiFT and UPLiFT: complete, the published numbers, a few steps of the small ones."""
+"""Recipes of IFA, LiFT and UPLiFT: complete, published numbers, a few small steps."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ def _free_bytes() -> int | None:
     """Return what the system can still hand out without swapping, or None."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
     except (OSError, StopIteration):
         return None
 
