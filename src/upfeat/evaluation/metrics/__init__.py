@@ -1,5 +1,20 @@
 """Scores of predictions: pure functions, and classes that gather them over a data set."""
 
+from upfeat.evaluation.metrics.cam import (
+    CamMeter,
+    adcc,
+    average_drop,
+    average_gain,
+    average_increase,
+    coherency,
+    complexity_l0,
+    complexity_l1,
+    gradcam_map,
+    gradcam_weights,
+    normalize_map,
+)
+from upfeat.evaluation.metrics.depth import DepthMeter, depth_scores, fit_scale_and_shift
+from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
 from upfeat.evaluation.metrics.segmentation import (
     SegmentationMeter,
     boundary_band,
@@ -8,12 +23,44 @@ from upfeat.evaluation.metrics.segmentation import (
     mean_iou,
     pixel_accuracy,
 )
+from upfeat.evaluation.metrics.video import (
+    FrameStatistics,
+    VideoMeter,
+    boundary_map,
+    boundary_radius,
+    boundary_similarity,
+    frame_statistics,
+    region_similarity,
+)
 
 __all__ = [
+    "CamMeter",
+    "DepthMeter",
+    "FrameStatistics",
     "SegmentationMeter",
+    "VideoMeter",
+    "adcc",
+    "average_drop",
+    "average_gain",
+    "average_increase",
     "boundary_band",
+    "boundary_map",
+    "boundary_radius",
+    "boundary_similarity",
+    "coherency",
+    "complexity_l0",
+    "complexity_l1",
     "confusion_matrix",
+    "depth_scores",
+    "fit_scale_and_shift",
+    "frame_statistics",
+    "gradcam_map",
+    "gradcam_weights",
     "iou_per_class",
+    "masks_to_labels",
     "mean_iou",
+    "normalize_map",
     "pixel_accuracy",
+    "propagate_labels",
+    "region_similarity",
 ]

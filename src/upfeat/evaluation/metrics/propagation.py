@@ -1,0 +1,203 @@
+"""Masks handed from frame to frame of a video, by similarity of features.
+
+Source: Jabri, Owens, Efros, "Space-Time Correspondence as a Contrastive Random Walk", NeurIPS 2020,
+arXiv 2006.14613, in the form of DINO (Caron et al., ICCV 2021, arXiv 2104.14294), LiFT and LoftUp.
+
+Legend: ``C`` feature channels, ``K`` channels of the masks, ``N`` context frames, ``P`` positions
+of a block, ``h w`` grid of the features, ``H W`` output.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upfeat.errors import check_size, shape_text
+
+__all__ = ["masks_to_labels", "propagate_labels"]
+
+# What the similarities of one block of positions, with their temporaries, may take. Small blocks
+# waste less: a block of side b computes (b + 2 radius)^2 similarities a position.
+BLOCK_BYTES = 16 * 2**20
+_LARGEST_BLOCK = 16
+
+
+def propagate_labels(
+    target: Tensor,
+    context: Tensor,
+    masks: Tensor,
+    *,
+    radius: int = 12,
+    top_k: int = 5,
+    temperature: float = 0.1,
+    max_bytes: int = BLOCK_BYTES,
+) -> Tensor:
+    """Give a frame the masks of earlier frames, by similarity of features.
+
+    Each position looks at the square of side ``2 radius + 1`` around itself in every context
+    frame. Of all these positions together the ``top_k`` most similar ones (cosine ``s``), and
+    others as similar as the last of them, get the weight ``exp(s / temperature)``, divided by the
+    sum; their masks are mixed with it. Only the windows are computed, block by block: nothing
+    of size ``(h w)^2`` exists.
+
+    Args:
+        target: (C, h, w) features of the frame; any length, they are normalised here.
+        context: (N, C, h, w) features of the earlier frames.
+        masks: (N, K, h, w) soft masks of the earlier frames.
+        radius: in cells of the grid.
+        top_k: how many positions count, over all context frames together.
+        temperature: of the weights.
+        max_bytes: bound of the temporaries; does not change the result.
+
+    Returns:
+        (K, h, w) soft masks; where those of the context sum to 1 over K, so do these.
+
+    Raises:
+        ValueError: shapes do not fit each other, or a number is out of range.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import propagate_labels
+        >>> features = torch.eye(4).reshape(4, 2, 2)
+        >>> masks = torch.tensor([[1.0, 0.0], [0.0, 0.0]])[None, None]
+        >>> propagate_labels(features.flip(2), features[None], masks, top_k=1).tolist()
+        [[[0.0, 1.0], [0.0, 0.0]]]
+    """
+    _check_propagation(target, context, masks, radius, top_k, temperature)
+    height, width = target.shape[1:]
+    # Channels last: (C, h, w) -> (h, w, C) and (N, C, h, w) -> (N, h, w, C)
+    target = F.normalize(target, dim=0).permute(1, 2, 0).contiguous()
+    context = F.normalize(context, dim=1).permute(0, 2, 3, 1).contiguous()
+    masks = masks.permute(0, 2, 3, 1)  # (N, K, h, w) -> (N, h, w, K)
+    result = masks.new_empty(height, width, masks.shape[3])
+    side = _block_side(len(context), radius, (height, width), max_bytes, target.element_size())
+    for top in range(0, height, side):
+        rows = slice(top, min(top + side, height))
+        near_rows = slice(max(rows.start - radius, 0), min(rows.stop + radius, height))
+        for left in range(0, width, side):
+            cols = slice(left, min(left + side, width))
+            near_cols = slice(max(cols.start - radius, 0), min(cols.stop + radius, width))
+            inside = _within(rows, near_rows, radius, target.device)[:, None, :, None]
+            inside = inside & _within(cols, near_cols, radius, target.device)[None, :, None, :]
+            result[rows, cols] = _mix(
+                target[rows, cols],
+                context[:, near_rows, near_cols],
+                masks[:, near_rows, near_cols],
+                inside,
+                top_k,
+                temperature,
+            )
+    return result.permute(2, 0, 1)  # (h, w, K) -> (K, h, w)
+
+
+def _mix(
+    target: Tensor,
+    context: Tensor,
+    masks: Tensor,
+    inside: Tensor,
+    top_k: int,
+    temperature: float,
+) -> Tensor:
+    """Mix the masks around one block.
+
+    Args:
+        target: (a, b, C), the block; P = a b.
+        context: (N, y, x, C), all that a position of the block may see.
+        masks: (N, y, x, K).
+        inside: (a, b, y, x), whether the position does see it.
+        top_k: as in :func:`propagate_labels`.
+        temperature: as there.
+
+    Returns:
+        (a, b, K).
+    """
+    channels = target.shape[2]
+    # (P, C) x (C, N y x) -> (P, N y x)
+    similarity = target.reshape(-1, channels) @ context.reshape(-1, channels).T
+    positions = len(similarity)
+    # (a, b, y, x) -> (P, 1, y x)
+    hidden = ~inside.reshape(positions, 1, -1)
+    # (P, N y x) -> (P, N, y x), a view
+    similarity.view(positions, len(context), -1).masked_fill_(hidden, -math.inf)
+    best = similarity.topk(min(top_k, similarity.shape[1]), dim=1).values
+    similarity.masked_fill_(similarity < best[:, -1:], -math.inf)
+    weights = similarity.sub_(best[:, :1]).div_(temperature).exp_()
+    weights /= weights.sum(1, keepdim=True)
+    # (P, N y x) x (N y x, K) -> (P, K) -> (a, b, K)
+    mixed = weights.to(masks.dtype) @ masks.reshape(-1, masks.shape[3])
+    return mixed.reshape(*target.shape[:2], -1)
+
+
+def _within(here: slice, near: slice, radius: int, device: torch.device) -> Tensor:
+    """Return which of the positions ``near`` are within ``radius`` of each one ``here``."""
+    own = torch.arange(here.start, here.stop, device=device)
+    other = torch.arange(near.start, near.stop, device=device)
+    return (own[:, None] - other).abs() <= radius
+
+
+def _block_side(
+    frames: int, radius: int, grid: tuple[int, int], max_bytes: int, element_size: int
+) -> int:
+    """Return the side of the largest block that the bytes allow, at least 1."""
+    for side in range(_LARGEST_BLOCK, 1, -1):
+        near = math.prod(min(side + 2 * radius, length) for length in grid)
+        # similarities, the comparison with the last of the best, the mask of the window
+        if side**2 * near * (frames * (element_size + 1) + 2) <= max_bytes:
+            return side
+    return 1
+
+
+def _check_propagation(
+    target: Tensor, context: Tensor, masks: Tensor, radius: int, top_k: int, temperature: float
+) -> None:
+    fits = target.dim() == 3 and context.dim() == masks.dim() == 4 and len(context) > 0
+    if (
+        not fits
+        or context.shape[1:] != target.shape
+        or (masks.shape[0], *masks.shape[2:]) != (context.shape[0], *target.shape[1:])
+    ):
+        raise ValueError(
+            "target must be (C, h, w), context (N, C, h, w) and masks (N, K, h, w) with N at least "
+            f"1, got {shape_text(target)}, {shape_text(context)} and {shape_text(masks)}; resize "
+            "the masks to the grid of the features"
+        )
+    if radius < 0 or top_k < 1 or not temperature > 0:
+        raise ValueError(
+            "radius must be at least 0, top_k at least 1 and temperature positive, got "
+            f"{radius}, {top_k} and {temperature}"
+        )
+
+
+def masks_to_labels(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Turn soft masks on the grid into labels at the size of the network's input.
+
+    Masks are resized bilinearly (align_corners false); then each channel is stretched to
+    [0, 1] over the image, so that an object that is uncertain everywhere can still win; then the
+    largest channel, the first of equal ones, is taken. A channel without any mask stays 0, and so
+    does one that is the same everywhere.
+
+    Args:
+        masks: (K, h, w), not negative; channel 0 is the background.
+        size: (H, W).
+
+    Returns:
+        (H, W) int64.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import masks_to_labels
+        >>> weak = torch.tensor([[[0.9, 0.6]], [[0.1, 0.4]]])
+        >>> masks_to_labels(weak, (1, 4)).tolist()
+        [[0, 0, 1, 1]]
+    """
+    return _stretched(masks, size).argmax(0)
+
+
+def _stretched(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Return (K, H, W), each channel between 0 and 1."""
+    large = F.interpolate(masks[None], check_size(size, "size"), mode="bilinear")[0]
+    above = large - large.amin((1, 2), keepdim=True)
+    highest = above.amax((1, 2), keepdim=True)
+    return above / highest.where(highest > 0, highest.new_ones(()))

@@ -1,0 +1,287 @@
+"""Scores of video object segmentation, as DAVIS defines them.
+
+Source: Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object
+Segmentation", CVPR 2016, and Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object
+Segmentation", arXiv 1704.00675.
+
+Legend: ``T`` frames, ``H W`` frame. Scores are fractions in [0, 1], not percent.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from upfeat.errors import check_size, shape_text
+
+__all__ = [
+    "FrameStatistics",
+    "VideoMeter",
+    "boundary_map",
+    "boundary_radius",
+    "boundary_similarity",
+    "frame_statistics",
+    "region_similarity",
+]
+
+
+def region_similarity(prediction: Tensor, target: Tensor, void: Tensor | None = None) -> Tensor:
+    """Return J, intersection over union of masks; 1 where both are empty.
+
+    Args:
+        prediction: (..., H, W) masks, zero or not.
+        target: masks of the same shape.
+        void: pixels that do not count, of a shape that broadcasts.
+
+    Returns:
+        (...) float64.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import region_similarity
+        >>> float(region_similarity(torch.tensor([[1, 1, 0]]), torch.tensor([[0, 1, 0]])))
+        0.5
+    """
+    prediction, target = _known(prediction, target, void)
+    shared = (prediction & target).sum((-2, -1)).double()
+    union = (prediction | target).sum((-2, -1)).double()
+    return torch.where(union > 0, shared / union, 1.0)
+
+
+def boundary_map(mask: Tensor) -> Tensor:
+    """Return the pixels that differ from their right, lower or lower right neighbour.
+
+    The last row is compared to the right only, the last column downwards only; the last
+    corner is never a boundary.
+
+    Args:
+        mask: (..., H, W), zero or not.
+
+    Returns:
+        Boolean, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import boundary_map
+        >>> boundary_map(torch.tensor([[0, 0, 0], [0, 1, 1]])).int().tolist()
+        [[1, 1, 1], [1, 0, 0]]
+    """
+    mask = mask != 0
+    edge = torch.zeros_like(mask)
+    edge[..., :, :-1] |= mask[..., :, :-1] != mask[..., :, 1:]
+    edge[..., :-1, :] |= mask[..., :-1, :] != mask[..., 1:, :]
+    edge[..., :-1, :-1] |= mask[..., :-1, :-1] != mask[..., 1:, 1:]
+    return edge
+
+
+def boundary_radius(size: Sequence[int], share: float = 0.008) -> int:
+    """Return how far boundaries may lie apart, in pixels: a share of the diagonal, rounded up.
+
+    Example:
+        >>> from upfeat.evaluation.metrics import boundary_radius
+        >>> boundary_radius((480, 854))
+        8
+    """
+    return math.ceil(share * math.hypot(*check_size(size, "size")))
+
+
+def boundary_similarity(
+    prediction: Tensor, target: Tensor, void: Tensor | None = None, *, radius: int | None = None
+) -> Tensor:
+    """Return F, the harmonic mean of precision and recall of boundaries.
+
+    A boundary pixel is matched if the other boundary has a pixel within ``radius`` (Euclidean).
+    Without any boundary in both F is 1, without one in one of them 0.
+
+    Args:
+        prediction: (..., H, W) masks, zero or not.
+        target: masks of the same shape.
+        void: pixels that are background in both, of a shape that broadcasts.
+        radius: in pixels; None for :func:`boundary_radius`.
+
+    Returns:
+        (...) float64.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import boundary_similarity
+        >>> mask = torch.zeros(9, 9)
+        >>> mask[2:6, 2:6] = 1
+        >>> [float(boundary_similarity(mask.roll(2, 0), mask, radius=r)) for r in (0, 2)]
+        [0.375, 1.0]
+    """
+    prediction, target = _known(prediction, target, void)
+    reach = boundary_radius(prediction.shape[-2:]) if radius is None else radius
+    found, true = boundary_map(prediction), boundary_map(target)
+    found_count, true_count = (edge.sum((-2, -1)).double() for edge in (found, true))
+    found_hits = (found & _dilate(true, reach)).sum((-2, -1)).double()
+    true_hits = (true & _dilate(found, reach)).sum((-2, -1)).double()
+    precision = torch.where(found_count > 0, found_hits / found_count, 1.0)
+    recall = torch.where(true_count > 0, true_hits / true_count, 1.0)
+    both = precision + recall
+    return torch.where(both > 0, 2 * precision * recall / both, 0.0)
+
+
+def _dilate(mask: Tensor, radius: int) -> Tensor:
+    """Return the pixels within ``radius`` (Euclidean) of a pixel of the mask (..., H, W)."""
+    height, width = mask.shape[-2:]
+    # Pixels of the mask to the left of each column: differences count those of an interval.
+    count = F.pad(mask.cumsum(-1, dtype=torch.int32), (1, 0))
+    column = torch.arange(width, device=mask.device)
+    result = torch.zeros_like(mask)
+    for step in range(min(radius, height - 1) + 1):
+        reach = math.isqrt(radius**2 - step**2)
+        right, left = (column + reach + 1).clamp(max=width), (column - reach).clamp(min=0)
+        wide = count.index_select(-1, right) > count.index_select(-1, left)
+        result[..., step:, :] |= wide[..., : height - step, :]
+        result[..., : height - step, :] |= wide[..., step:, :]
+    return result
+
+
+def _known(prediction: Tensor, target: Tensor, void: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return both masks as booleans, without void pixels."""
+    if prediction.shape != target.shape or prediction.dim() < 2:
+        raise ValueError(
+            f"prediction and target must have one shape (..., H, W), got {shape_text(prediction)} "
+            f"and {shape_text(target)}; resize the prediction to the frame"
+        )
+    prediction, target = prediction != 0, target != 0
+    if void is not None:
+        counts = void == 0
+        prediction, target = prediction & counts, target & counts
+    return prediction, target
+
+
+class FrameStatistics(NamedTuple):
+    """A score over the frames of a sequence.
+
+    Attributes:
+        mean: over the frames.
+        recall: share of the frames above 0.5.
+        decay: mean of the first quarter minus mean of the last.
+    """
+
+    mean: float
+    recall: float
+    decay: float
+
+
+def frame_statistics(scores: Tensor) -> FrameStatistics:
+    """Return mean, recall and decay of the scores of one object.
+
+    The quarters share their end frames: their ends are four equal steps from the first to the last
+    frame, rounded.
+
+    Args:
+        scores: (T,), at least one.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import frame_statistics
+        >>> frame_statistics(torch.tensor([1.0, 1.0, 0.5, 0.5]).double())
+        FrameStatistics(mean=0.75, recall=0.5, decay=0.5)
+    """
+    if scores.dim() != 1 or not len(scores):
+        raise ValueError(f"scores must be (T,) with at least one frame, got {shape_text(scores)}")
+    last = len(scores) - 1
+    ends = [round(1 + last * quarter / 4 + 1e-10) - 1 for quarter in range(5)]
+    first = scores[ends[0] : ends[1] + 1].mean()
+    final = scores[ends[3] : ends[4] + 1].mean()
+    return FrameStatistics(
+        float(scores.mean()), float((scores > 0.5).double().mean()), float(first - final)
+    )
+
+
+class VideoMeter:
+    """DAVIS scores of a whole data set: means over all objects of all sequences.
+
+    Args:
+        void: label of pixels without meaning, which count as background.
+
+    Attributes:
+        objects: J and F of each object so far, by name of the sequence and number of the object.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import VideoMeter
+        >>> truth = torch.zeros(4, 8, 8, dtype=torch.uint8)
+        >>> truth[:, 2:6, 2:6] = 1
+        >>> meter = VideoMeter()
+        >>> meter.update("still", truth, truth)
+        >>> meter.compute()["jf"]
+        1.0
+    """
+
+    def __init__(self, void: int = 255) -> None:
+        self.void = void
+        self.objects: dict[tuple[str, int], tuple[FrameStatistics, FrameStatistics]] = {}
+
+    def update(self, sequence: str, prediction: Tensor, target: Tensor) -> None:
+        """Add a whole sequence; its first and its last frame are not scored.
+
+        Args:
+            sequence: its name.
+            prediction: (T, H, W) object numbers, 0 for the background.
+            target: the same, true; the largest number of the first frame says how many objects
+                there are. An object that is not predicted counts as an empty mask.
+
+        Raises:
+            ValueError: shapes differ, fewer than 3 frames, no object in the first frame, a
+                predicted object that the first frame does not have, or a sequence that was added
+                before.
+        """
+        if prediction.shape != target.shape or target.dim() != 3 or len(target) < 3:
+            raise ValueError(
+                f"{sequence}: prediction and target must be (T, H, W) with at least 3 frames, got "
+                f"{shape_text(prediction)} and {shape_text(target)}"
+            )
+        if any(name == sequence for name, _ in self.objects):
+            raise ValueError(f"the sequence {sequence} was added before")
+        count = int(target[0].where(target[0] != self.void, 0).max())
+        highest = int(prediction.where(prediction != self.void, 0).max())
+        if not count or highest > count:
+            raise ValueError(
+                f"{sequence}: the first frame has the objects 1 to {count}, the prediction holds "
+                f"{highest}; the objects are those of the first frame, at least one"
+            )
+        for number in range(1, count + 1):
+            # One frame after the other: the maps of a whole sequence would take much more room.
+            pairs = [
+                (said == number, true == number)
+                for said, true in zip(prediction[1:-1], target[1:-1], strict=True)
+            ]
+            regions = torch.stack([region_similarity(*pair) for pair in pairs])
+            boundaries = torch.stack([boundary_similarity(*pair) for pair in pairs])
+            statistics = (frame_statistics(regions), frame_statistics(boundaries))
+            self.objects[sequence, number] = statistics
+
+    def reduce(self) -> None:
+        """Exchange the objects of all processes of ``torch.distributed``; each then has all."""
+        if dist.is_available() and dist.is_initialized():
+            gathered: list[dict[tuple[str, int], tuple[FrameStatistics, FrameStatistics]]]
+            gathered = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(gathered, self.objects)
+            self.objects = {key: value for part in gathered for key, value in part.items()}
+
+    def compute(self) -> dict[str, float]:
+        """Return ``jf`` and mean, recall and decay of ``j`` and ``f``; NaN without objects."""
+        # Sorted, so that the order in which sequences came changes not even the last digit.
+        rows = [self.objects[key] for key in sorted(self.objects)]
+        scores = {
+            f"{letter}_{name}": math.fsum(row[part][field] for row in rows) / len(rows)
+            if rows
+            else math.nan
+            for part, letter in enumerate("jf")
+            for field, name in enumerate(FrameStatistics._fields)
+        }
+        return {"jf": (scores["j_mean"] + scores["f_mean"]) / 2} | scores
