@@ -79,13 +79,16 @@ def propagate_labels(
         for left in range(0, width, side):
             cols = slice(left, min(left + side, width))
             near_cols = slice(max(cols.start - radius, 0), min(cols.stop + radius, width))
-            inside = _within(rows, near_rows, radius, target.device)[:, None, :, None]
-            inside = inside & _within(cols, near_cols, radius, target.device)[None, :, None, :]
+            # (a, 1, y, 1) + (1, b, 1, x) -> (a, b, y, x)
+            hidden = (
+                _beyond(rows, near_rows, radius, target)[:, None, :, None]
+                + _beyond(cols, near_cols, radius, target)[None, :, None, :]
+            )
             result[rows, cols] = _mix(
                 target[rows, cols],
                 context[:, near_rows, near_cols],
                 masks[:, near_rows, near_cols],
-                inside,
+                hidden,
                 top_k,
                 temperature,
             )
@@ -96,7 +99,7 @@ def _mix(
     target: Tensor,
     context: Tensor,
     masks: Tensor,
-    inside: Tensor,
+    hidden: Tensor,
     top_k: int,
     temperature: float,
 ) -> Tensor:
@@ -106,7 +109,7 @@ def _mix(
         target: (a, b, C), the block; P = a b.
         context: (N, y, x, C), all that a position of the block may see.
         masks: (N, y, x, K).
-        inside: (a, b, y, x), whether the position does see it.
+        hidden: (a, b, y, x), -inf where the position does not see it, else 0.
         top_k: as in :func:`propagate_labels`.
         temperature: as there.
 
@@ -116,25 +119,33 @@ def _mix(
     channels = target.shape[2]
     # (P, C) x (C, N y x) -> (P, N y x)
     similarity = target.reshape(-1, channels) @ context.reshape(-1, channels).T
-    positions = len(similarity)
-    # (a, b, y, x) -> (P, 1, y x)
-    hidden = ~inside.reshape(positions, 1, -1)
-    # (P, N y x) -> (P, N, y x), a view
-    similarity.view(positions, len(context), -1).masked_fill_(hidden, -math.inf)
-    best = similarity.topk(min(top_k, similarity.shape[1]), dim=1).values
-    similarity.masked_fill_(similarity < best[:, -1:], -math.inf)
-    weights = similarity.sub_(best[:, :1]).div_(temperature).exp_()
-    weights /= weights.sum(1, keepdim=True)
-    # (P, N y x) x (N y x, K) -> (P, K) -> (a, b, K)
-    mixed = weights.to(masks.dtype) @ masks.reshape(-1, masks.shape[3])
-    return mixed.reshape(*target.shape[:2], -1)
+    # (N, y, x, K) -> (N y x, K)
+    masks = masks.reshape(-1, masks.shape[3])
+    # (a, b, y, x) -> (P, 1, y x), added to a view (P, N, y x)
+    similarity.view(len(similarity), len(context), -1).add_(
+        hidden.flatten(2).flatten(0, 1)[:, None]
+    )
+    best = similarity.topk(min(top_k + 1, similarity.shape[1]), dim=1)
+    kept = best.values[:, :top_k]
+    # (P, k) x (P, k, K) -> (P, K)
+    weights = (kept / temperature).softmax(1).to(masks.dtype)
+    mixed = torch.einsum("pk,pkc->pc", weights, masks[best.indices[:, :top_k]])
+    # Where the next one is as similar as the last: all that are take part.
+    last = kept[:, -1:]
+    tied = ((best.values[:, top_k:] == last) & last.isfinite()).any(1)
+    if bool(tied.any()):
+        every = similarity[tied]
+        every = every.masked_fill(every < last[tied], -math.inf)
+        mixed[tied] = (every / temperature).softmax(1).to(masks.dtype) @ masks
+    return mixed.reshape(*target.shape[:2], -1)  # (P, K) -> (a, b, K)
 
 
-def _within(here: slice, near: slice, radius: int, device: torch.device) -> Tensor:
-    """Return which of the positions ``near`` are within ``radius`` of each one ``here``."""
-    own = torch.arange(here.start, here.stop, device=device)
-    other = torch.arange(near.start, near.stop, device=device)
-    return (own[:, None] - other).abs() <= radius
+def _beyond(here: slice, near: slice, radius: int, like: Tensor) -> Tensor:
+    """Return -inf for the positions ``near`` beyond ``radius`` of each one ``here``, else 0."""
+    own = torch.arange(here.start, here.stop, device=like.device)
+    other = torch.arange(near.start, near.stop, device=like.device)
+    distance = (own[:, None] - other).abs()
+    return like.new_zeros(distance.shape).masked_fill_(distance > radius, -math.inf)
 
 
 def _block_side(
@@ -143,8 +154,8 @@ def _block_side(
     """Return the side of the largest block that the bytes allow, at least 1."""
     for side in range(_LARGEST_BLOCK, 1, -1):
         near = math.prod(min(side + 2 * radius, length) for length in grid)
-        # similarities, the comparison with the last of the best, the mask of the window
-        if side**2 * near * (frames * (element_size + 1) + 2) <= max_bytes:
+        # the similarities and the mask of the window
+        if side**2 * near * (frames + 2) * element_size <= max_bytes:
             return side
     return 1
 
