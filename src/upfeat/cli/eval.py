@@ -1,10 +1,10 @@
 """``upfeat eval``: what upsampled features are worth in a task; what its commands share."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -12,10 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
     from upfeat.backbones import Backbone
-    from upfeat.evaluation.dense import Method
+    from upfeat.evaluation.dense import LowRes, Method
+    from upfeat.evaluation.probe_parts import JointMethod
+    from upfeat.evaluation.probe_parts import Progress as OnProgress
     from upfeat.evaluation.results import Result, Score
-    from upfeat.evaluation.seg_probe import Progress as OnProgress
+
+SettingsT = TypeVar("SettingsT", bound="BaseModel")
 
 eval_app = typer.Typer(help="Measure upsamplers in a task.", no_args_is_help=True)
 
@@ -67,15 +72,50 @@ def load_networks(
 
     network = upfeat.create_backbone(backbone, weights=weights).to(device)
     methods = [load_method(spec, network.dim, device) for spec in upsamplers.split(",")]
-    labels = [method.label for method in methods]
+    _check_labels([method.label for method in methods])
+    return network, methods
+
+
+def load_rows(upsamplers: str, feature_dim: int, device: str) -> list["Method | LowRes"]:
+    """Load every entry of ``--upsampler``, for a protocol that knows ``low-res``, too.
+
+    Args:
+        upsamplers: entries with commas between them: ``low-res``, ``LABEL=low-res`` for the task
+            on the backbone's own grid, or see :func:`load_method`.
+        feature_dim: channels of the features.
+        device: where the methods run.
+
+    Raises:
+        ValueError: as :func:`load_networks`.
+
+    Example:
+        >>> from upfeat.cli.eval import load_rows
+        >>> [row.label for row in load_rows("low-res,linear=bilinear", 192, "cpu")]
+        ['low-res', 'linear']
+    """
+    from upfeat.evaluation.dense import LowRes
+
+    rows: list[Method | LowRes] = []
+    for spec in upsamplers.split(","):
+        label, _, name = spec.strip().rpartition("=")
+        if name == LowRes.NAME:
+            rows.append(LowRes(label or name))
+        else:
+            rows.append(load_method(spec, feature_dim, device))
+    _check_labels([row.label for row in rows])
+    return rows
+
+
+def _check_labels(labels: Sequence[str]) -> None:
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(
             f"--upsampler names {', '.join(sorted(twice))} twice; tell them apart: LABEL=NAME"
         )
-    return network, methods
 
 
-def load_method(spec: str, feature_dim: int, device: str = "cpu") -> "Method":
+def load_method(
+    spec: str, feature_dim: int, device: str = "cpu", *, trained: bool = True
+) -> "Method":
     """Load what one entry of ``--upsampler`` names.
 
     Args:
@@ -83,6 +123,7 @@ def load_method(spec: str, feature_dim: int, device: str = "cpu") -> "Method":
             or one of these behind ``LABEL=``.
         feature_dim: channels of the backbone.
         device: where it runs.
+        trained: refuse a method that has weights and none are named; else it gets random ones.
 
     Raises:
         ValueError: neither a folder nor a name, or a method that must be trained first.
@@ -106,13 +147,98 @@ def load_method(spec: str, feature_dim: int, device: str = "cpu") -> "Method":
     else:
         width = {"feature_dim": feature_dim} if needs_feature_dim(name) else {}
         upsampler = upfeat.create_upsampler(name, pretrained=False, weights=None, **width)
-        if next(upsampler.parameters(), None) is not None:
+        if trained and next(upsampler.parameters(), None) is not None:
             published = ", ".join(upfeat.list_upsamplers(f"{name}.*", pretrained=True)) or "none"
             raise ValueError(
                 f"{name} must be trained first: give a folder that save_pretrained wrote, or "
                 f"published weights ({published})"
             )
     return Method(label or Path(name).name, upsampler.eval().to(device))
+
+
+def load_trainable(upsamplers: str, feature_dim: int, device: str) -> list["Method | JointMethod"]:
+    """Load every entry of ``--upsampler``, for a protocol that can train methods with the task.
+
+    Args:
+        upsamplers: entries with commas between them, see :func:`load_method`; a method for which
+            no weights are published, such as ``carafe``, is trained together with the heads.
+        feature_dim: channels of the backbone.
+        device: where the methods run.
+
+    Raises:
+        ValueError: as :func:`load_networks`.
+
+    Example:
+        >>> from upfeat.cli.eval import load_trainable
+        >>> carafe, bilinear = load_trainable("carafe,bilinear", 192, "cpu")
+        >>> carafe.identity["weights"]
+        'trained with the heads, one copy a seed'
+    """
+    methods = [_load_trainable(spec, feature_dim, device) for spec in upsamplers.split(",")]
+    _check_labels([method.label for method in methods])
+    return methods
+
+
+def _load_trainable(spec: str, feature_dim: int, device: str) -> "Method | JointMethod":
+    import upfeat
+    from upfeat.evaluation.probe_parts import JointMethod
+
+    name = spec.strip().rpartition("=")[2]
+    bare = not Path(name).is_dir() and not set("/.") & set(name)
+    if not bare or upfeat.list_upsamplers(f"{name}.*", pretrained=True):
+        return load_method(spec, feature_dim, device)
+    method = load_method(spec, feature_dim, device, trained=False)
+    trained = next(method.upsampler.parameters(), None) is not None
+    if trained and not method.upsampler.info.per_image:
+        return JointMethod(method.label, method.upsampler)
+    return method
+
+
+def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, Any]) -> "SettingsT":
+    """Return a protocol's settings; say in one sentence what is wrong with a change.
+
+    Args:
+        preset: called with the changes; without any it gives the usual settings.
+        changes: of ``--set`` and other options.
+
+    Raises:
+        ValueError: an unknown setting or an impossible value.
+
+    Example:
+        >>> from functools import partial
+        >>> from upfeat.cli.eval import checked_settings
+        >>> from upfeat.evaluation.seg_probe import seg_probe_preset
+        >>> preset = partial(seg_probe_preset, "pixel-sample", "msrc")
+        >>> checked_settings(preset, {"steps": 7}).steps
+        7
+        >>> try:
+        ...     checked_settings(preset, {"stepps": 7})
+        ... except ValueError as error:
+        ...     print(str(error).split("?")[0])
+        unknown setting 'stepps'; did you mean 'steps'
+    """
+    from pydantic import ValidationError
+
+    try:
+        return preset(**changes)
+    except ValidationError as error:
+        known = type(preset()).model_fields
+        raise _setting_error(error, known) from error
+
+
+def _setting_error(error: "ValidationError", known: Mapping[str, Any]) -> ValueError:
+    """Return pydantic's complaints as one sentence."""
+    from upfeat.errors import UnknownNameError
+
+    problems = []
+    for detail in error.errors():
+        name = ".".join(str(part) for part in detail["loc"]) or "the settings"
+        if detail["type"] == "extra_forbidden":
+            return UnknownNameError("setting", name, known)
+        message = detail["msg"].removeprefix("Value error, ")
+        message = message.removeprefix("Input should be ")
+        problems.append(f"{name} must be {message}, got {detail['input']!r}")
+    return ValueError("; ".join(problems))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

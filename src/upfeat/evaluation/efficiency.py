@@ -1,0 +1,338 @@
+"""What an upsampler costs, in the published tables' settings: time, peak memory, operations.
+
+``jafar_paper`` (tables 10 and 11 of arXiv 2506.11136): an image of 448, features of 448 / 14, four
+output sizes. ``jafar_released``: what its test script does instead, image, features and output grow
+together. ``naf``: features of 28, an image of 448, ratios of 2 to 32. ``loftup`` (table 7 of
+arXiv 2504.14032): backbone and upsampler together, one image of 224.
+
+The first three measure the upsampler alone on random tensors. Time: 5 calls to warm up, then 10
+measured ones, mean. Forward: without gradients. Forward and backward: a 1x1 convolution to one
+channel, its sum, backward to image, features and weights, one SGD step. Memory: growth of the peak
+over what is held before the call, weights and inputs not counted; on the CPU in a fresh process.
+"""
+
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from upfeat.backbones import Backbone
+from upfeat.errors import UnknownNameError, UpfeatError
+from upfeat.evaluation.benchmark import measure_memory, measure_time
+from upfeat.evaluation.benchmark.measure import free_memory_only
+from upfeat.evaluation.dense import Method
+from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+
+__all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
+
+TASK = "efficiency"
+Size = tuple[int, int]
+Progress = Callable[[str, str, int, int], None]
+Pass = Literal["forward", "backward"]
+
+
+class EfficiencyConfig(BaseModel):
+    """Settings of the measurement; all of them stand in the result.
+
+    Attributes:
+        preset: the table that the settings come from.
+        cells: (image side, feature grid side, output side), one column of the table each.
+        channels: C of the features; with a backbone, its own width counts instead.
+        passes: forward, and forward with backward.
+        warmup, repeats: calls before, and timed calls.
+        dtype: of weights and features.
+        threads: on the CPU.
+        memory: measure the peak.
+        operations: count operations of matrix products and convolutions, as 2 for a multiply-add.
+        with_backbone: measure backbone and upsampler together.
+
+    Example:
+        >>> from upfeat.evaluation.efficiency import efficiency_preset
+        >>> efficiency_preset("naf").cells[0]
+        (448, 28, 56)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Literal["jafar_paper", "jafar_released", "loftup", "naf"]
+    cells: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...]
+    channels: PositiveInt = 384
+    passes: tuple[Pass, ...] = ("forward", "backward")
+    warmup: PositiveInt = 5
+    repeats: PositiveInt = 10
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: PositiveInt = 2
+    memory: bool = True
+    operations: bool = True
+    with_backbone: bool = False
+
+
+_SIDES = (56, 112, 224, 448)
+PRESETS: dict[str, dict[str, Any]] = {
+    "jafar_paper": {"cells": tuple((448, 32, side) for side in _SIDES)},
+    "jafar_released": {"cells": tuple((side, side // 14, side) for side in _SIDES)},
+    "naf": {"cells": tuple((448, 28, 28 * ratio) for ratio in (2, 4, 8, 16, 32))},
+    "loftup": {"cells": ((224, 16, 224),), "passes": ("forward",), "with_backbone": True},
+}
+
+
+def efficiency_preset(preset: str, **changes: Any) -> EfficiencyConfig:
+    """Return the settings of a published table.
+
+    Args:
+        preset: see ``PRESETS``.
+        **changes: fields of :class:`EfficiencyConfig`.
+
+    Raises:
+        UnknownNameError: no such preset.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.efficiency import efficiency_preset
+        >>> efficiency_preset("loftup", repeats=3).with_backbone
+        True
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    return EfficiencyConfig(**{"preset": preset} | PRESETS[preset] | changes)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One column of the table for one method; can be sent to another process."""
+
+    method: Method
+    backbone: Backbone | None
+    config: EfficiencyConfig
+    sides: tuple[int, int, int]
+    which: Pass
+
+    @property
+    def name(self) -> str:
+        """Return the output side, with the image's where that differs between the columns."""
+        image, _, output = self.sides
+        return f"{output}" if self.config.preset != "jafar_released" else f"{image}"
+
+    def call(self) -> Callable[[], object]:
+        """Return the workload, a call without arguments on the same inputs each time."""
+        device = next(
+            itertools.chain(self.method.upsampler.parameters(), self._backbone_weights()),
+            torch.empty(0),
+        ).device
+        dtype = getattr(torch, self.config.dtype)
+        image_side, grid, output = self.sides
+        torch.manual_seed(0)
+        upsampler = self.method.upsampler.to(dtype)
+        image = torch.randn(1, 3, image_side, image_side).to(device)
+        if self.backbone is not None:
+            return _with_backbone(self.backbone, upsampler, image, (output, output))
+        features = torch.randn(1, self.config.channels, grid, grid).to(device, dtype)
+        if self.which == "forward":
+            return _forward(upsampler, image, features, (output, output))
+        return _step(upsampler, image, features, (output, output))
+
+    def _backbone_weights(self) -> Iterator[Tensor]:
+        return iter(()) if self.backbone is None else self.backbone.parameters()
+
+
+def _forward(
+    upsampler: nn.Module, image: Tensor, features: Tensor, size: Size
+) -> Callable[[], object]:
+    def call() -> None:
+        with torch.no_grad():
+            upsampler(image, features, size)
+
+    return call
+
+
+def _with_backbone(
+    backbone: Backbone, upsampler: nn.Module, image: Tensor, size: Size
+) -> Callable[[], object]:
+    def call() -> None:
+        with torch.no_grad():
+            upsampler(image, backbone(image), size)
+
+    return call
+
+
+def _step(
+    upsampler: nn.Module, image: Tensor, features: Tensor, size: Size
+) -> Callable[[], object]:
+    """Forward, ``conv1x1(out).sum()``, backward and an SGD step."""
+    head = nn.Conv2d(features.shape[1], 1, 1).to(features.device, features.dtype)
+    parameters = [*upsampler.parameters(), *head.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimizer = torch.optim.SGD(parameters, lr=1e-6)
+    image.requires_grad_()
+    features.requires_grad_()
+
+    def call() -> None:
+        optimizer.zero_grad()
+        image.grad = features.grad = None
+        head(upsampler(image, features, size)).sum().backward()
+        optimizer.step()
+
+    return call
+
+
+def run_efficiency(
+    config: EfficiencyConfig,
+    methods: Sequence[Method],
+    *,
+    backbone: Backbone | None = None,
+    out: str | Path,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Measure upsamplers; results that exist already for this machine's settings are read.
+
+    Args:
+        config: the table's settings.
+        methods: upsamplers, on the device where they are measured.
+        backbone: needed by presets that measure it, too.
+        out: folder of the results, one JSON a method.
+        on_progress: called with label, column, done and total.
+
+    Returns:
+        The results, in the order of the methods: ``parameters`` in millions and, for each column
+        SIDE, ``ms_forward_SIDE``, ``mb_forward_SIDE``, ``ms_backward_SIDE``, ``mb_backward_SIDE``
+        and ``gflop_SIDE``. What could not be measured (out of memory, no gradients) is missing, and
+        ``details["failures"]`` says why.
+
+    Raises:
+        ValueError: the preset measures a backbone and there is none.
+
+    Example:
+        >>> import tempfile, upfeat
+        >>> from upfeat.evaluation.dense import Method
+        >>> from upfeat.evaluation.efficiency import efficiency_preset, run_efficiency
+        >>> config = efficiency_preset("naf", cells=((32, 4, 16),), repeats=2, memory=False)
+        >>> methods = [Method("bilinear", upfeat.create_upsampler("bilinear"))]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = run_efficiency(config, methods, out=folder)[0]
+        >>> sorted(result.scores)
+        ['gflop_16', 'ms_backward_16', 'ms_forward_16', 'parameters']
+    """
+    if config.with_backbone and backbone is None:
+        raise ValueError(f"preset {config.preset} measures the backbone, too; name one")
+    network = backbone if config.with_backbone else None
+    results = []
+    for method in methods:
+        settings = config.model_dump(mode="json") | {
+            "upsampler": method.identity,
+            "backbone": None if network is None else {"name": network.name},
+            "device": str(next(method.upsampler.parameters(), torch.empty(0)).device),
+        }
+        path = Path(out) / result_file_name(TASK, config.preset, method.label, settings)
+        if path.is_file() and (known := Result.load(path)).settings == settings:
+            results.append(known)
+            continue
+        result = _measure(method, network, config, settings, on_progress)
+        result.save(path)
+        results.append(result)
+    return results
+
+
+def _measure(
+    method: Method,
+    backbone: Backbone | None,
+    config: EfficiencyConfig,
+    settings: dict[str, Any],
+    on_progress: Progress | None,
+) -> Result:
+    """Measure all columns of one method."""
+    scores = {"parameters": Score.of([_parameters(method, backbone) / 1e6])}
+    failures: dict[str, str] = {}
+    cells = [
+        _Cell(method, backbone, config, sides, which)
+        for which in config.passes
+        for sides in config.cells
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        for number, cell in enumerate(cells):
+            if on_progress is not None:
+                on_progress(method.label, f"{cell.which} {cell.name}", number, len(cells))
+            try:
+                scores |= _numbers(cell)
+            except (UpfeatError, ValueError, RuntimeError, MemoryError) as error:
+                failures[f"{cell.which}_{cell.name}"] = f"{type(error).__name__}: {error}"
+    finally:
+        torch.set_num_threads(before)
+    return Result(
+        task=TASK,
+        label=method.label,
+        settings=settings,
+        scores=scores,
+        unit="ms, MB, GFLOP (2 a multiply-add), millions of parameters, as the names say",
+        details={"failures": failures},
+        environment=describe_environment(),
+    )
+
+
+def _parameters(method: Method, backbone: Backbone | None) -> int:
+    modules: list[nn.Module] = [method.upsampler]
+    if backbone is not None:
+        modules.append(backbone)
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def _numbers(cell: _Cell) -> dict[str, Score]:
+    """Measure one column."""
+    config, call = cell.config, cell.call()
+    device = torch.device(next(cell.method.upsampler.parameters(), torch.empty(0)).device)
+    tail = f"{cell.which}_{cell.name}"
+    with free_memory_only(device):
+        cost = measure_time(
+            call, warmup=config.warmup, repeats=config.repeats, max_seconds=float("inf"),
+            device=device,
+        )  # fmt: skip
+        scores = {f"ms_{tail}": Score.of([1e3 * seconds for seconds in cost.seconds])}
+        if config.operations and cell.which == "forward":
+            scores[f"gflop_{cell.name}"] = Score.of([_operations(call) / 1e9])
+    del call
+    if config.memory:
+        peak = _peak(cell, device)
+        scores[f"mb_{tail}"] = Score.of([peak / 2**20])
+    return scores
+
+
+def _operations(call: Callable[[], object]) -> int:
+    """Count what torch can count: matrix products, convolutions, attention.
+
+    With one thread, because the counter does not see operators that other threads run.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            call()
+    finally:
+        torch.set_num_threads(before)
+    return counter.get_total_flops()
+
+
+def _peak(cell: _Cell, device: torch.device) -> int:
+    """Measure the peak where nothing else has run: a spawned process, on the CPU."""
+    if device.type == "cuda":
+        return measure_memory(cell.call(), device)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_here, (cell,))
+
+
+def _peak_here(cell: _Cell) -> int:
+    torch.set_num_threads(cell.config.threads)
+    call = cell.call()
+    x = torch.randn(1, 8, 16, 16)
+    torch.nn.functional.conv2d(x, torch.randn(8, 8, 3, 3))  # loads the libraries
+    with free_memory_only():
+        return measure_memory(call)
