@@ -11,6 +11,7 @@ channel, its sum, backward to image, features and weights, one SGD step. Memory:
 over what is held before the call, weights and inputs not counted; on the CPU in a fresh process.
 """
 
+import copy
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +130,7 @@ class _Cell:
         dtype = getattr(torch, self.config.dtype)
         image_side, grid, output = self.sides
         torch.manual_seed(0)
-        upsampler = self.method.upsampler.to(dtype)
+        upsampler = copy.deepcopy(self.method.upsampler).to(dtype)  # the step changes weights
         image = torch.randn(1, 3, image_side, image_side).to(device)
         if self.backbone is not None:
             return _with_backbone(self.backbone, upsampler, image, (output, output))
