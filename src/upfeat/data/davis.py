@@ -59,15 +59,16 @@ def davis(
     try:
         frames, masks = (_level(folder, kind) for kind in ("JPEGImages", "Annotations"))
         if (folder / "ImageSets").is_dir():
-            names, part = _listed(folder, year, split), split
+            names = _listed(folder, year, split)
         else:
-            names, part = sorted(p.name for p in frames.iterdir() if p.is_dir()), "all"
+            names = sorted(path.name for path in frames.iterdir() if path.is_dir())
         sequences = tuple(_sequence(frames / name, masks / name) for name in names)
         if not sequences:
             raise FileNotFoundError("no video")
     except FileNotFoundError as error:
         message = expected_tree(f"DAVIS {year}", root, _TREE, str(error), ADDRESSES[year])
         raise FileNotFoundError(message) from error
+    part = split if (folder / "ImageSets").is_dir() else "all"
     return VideoData(f"davis{year}/{part}", sequences, one_object=year == 2016)
 
 

@@ -1,0 +1,170 @@
+"""BSDS500: photographs that several people divided into regions.
+
+Arbelaez, Maire, Fowlkes, Malik: "Contour detection and hierarchical image segmentation", TPAMI
+2011. For training on these regions see :class:`upfeat.data.LabelMaskSource`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upfeat.data.images import read_image
+from upfeat.data.layouts import (
+    FileSet,
+    PathLike,
+    check_split,
+    expected_tree,
+    find_base,
+    list_images,
+    read_numbers,
+)
+from upfeat.errors import MissingPackageError, shape_text
+
+__all__ = ["RegionData", "RegionFile", "RegionImage", "bsds500"]
+
+ADDRESS = (
+    "https://www2.eecs.berkeley.edu/Research/Projects/CS/grouping/resources.html, or "
+    "https://github.com/BIDS/BSDS500"
+)
+
+_TREE = """
+BSDS500/data/images/train/ID.jpg
+BSDS500/data/groundTruth/train/ID.mat    all annotators; or instead
+segmentations/train/ID_0.png, ID_1.png   one file an annotator, regions numbered from 1
+and the same with val and test
+"""
+
+
+class RegionFile(NamedTuple):
+    """Where one image is, and its regions: one PNG an annotator, or one MAT file for all."""
+
+    name: str
+    image: Path
+    regions: tuple[Path, ...]
+
+
+class RegionImage(NamedTuple):
+    """One image (3, H, W) in [0, 1] and a map of region numbers (H, W), int64, an annotator."""
+
+    image: Tensor
+    regions: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class RegionData(FileSet[RegionFile, RegionImage]):
+    """One split of a set with regions by several annotators: files, read when asked for.
+
+    Attributes:
+        name: of the set and split, such as ``"bsds500/val"``.
+        files: the images, in a fixed order.
+
+    Example:
+        >>> from upfeat.data.bsds500 import RegionData
+        >>> len(RegionData("empty", ()))
+        0
+    """
+
+    name: str
+    files: tuple[RegionFile, ...]
+
+    def read(self, file: RegionFile) -> RegionImage:
+        """Read an image with the regions of all annotators.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: one cannot be read, or the sizes differ.
+            MissingPackageError: the regions are in a MAT file and SciPy is not installed.
+        """
+        image = read_image(file.image)
+        regions: list[Tensor] = []
+        for path in file.regions:
+            maps = _mat_regions(path) if path.suffix == ".mat" else [_png_regions(path)]
+            for one in maps:
+                if image.shape[1:] != one.shape:
+                    raise ValueError(
+                        f"{path} is {shape_text(one)}, its image {file.image} "
+                        f"{tuple(image.shape[1:])} (height, width); they must have one size"
+                    )
+            regions.extend(maps)
+        return RegionImage(image, tuple(regions))
+
+    def paths(self, file: RegionFile) -> Sequence[Path]:
+        """Return the image and the files of its regions."""
+        return (file.image, *file.regions)
+
+
+def bsds500(root: PathLike, split: Literal["train", "val", "test"] = "train") -> RegionData:
+    """List a split of BSDS500.
+
+    Args:
+        root: the folder that holds ``BSDS500``, or ``images`` itself.
+        split: which folder.
+
+    Raises:
+        FileNotFoundError: a folder or the regions of an image are missing; shows the expected tree.
+        ValueError: the split is unknown.
+
+    Example:
+        >>> from upfeat.data import bsds500
+        >>> try:
+        ...     bsds500("nowhere", "val")
+        ... except FileNotFoundError as error:
+        ...     print("no folder nowhere/images/val" in str(error))
+        True
+    """
+    check_split("BSDS500", split, ("train", "val", "test"))
+    base = find_base(root, ("BSDS500/data", "data"), "images")
+    try:
+        files = _files(base, split)
+    except FileNotFoundError as error:
+        message = expected_tree("BSDS500", root, _TREE, str(error), ADDRESS)
+        raise FileNotFoundError(message) from error
+    return RegionData(f"bsds500/{split}", files)
+
+
+def _files(base: Path, split: str) -> tuple[RegionFile, ...]:
+    folder = base / "images" / split
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    separate, joint = base / "segmentations" / split, base / "groundTruth" / split
+    if not separate.is_dir() and not joint.is_dir():
+        raise FileNotFoundError(f"no folder {joint}")
+    files = []
+    for image in list_images(folder):
+        if separate.is_dir():
+            found = list(separate.glob(f"{image.stem}_*.png"))
+            regions = sorted(found, key=lambda path: (len(path.name), path.name))
+        else:
+            regions = [path for path in (joint / f"{image.stem}.mat",) if path.is_file()]
+        if not regions:
+            raise FileNotFoundError(f"{image} has no regions")
+        files.append(RegionFile(image.stem, image, tuple(regions)))
+    if not files:
+        raise FileNotFoundError(f"no image in {folder}")
+    return tuple(files)
+
+
+def _png_regions(path: Path) -> Tensor:
+    return read_numbers(path, "region map", "with region numbers")
+
+
+def _mat_regions(path: Path) -> list[Tensor]:
+    """Return the regions of every annotator from a file of the official archive."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingPackageError("scipy", "data", "files *.mat") from error
+    try:
+        cells = loadmat(path)["groundTruth"].reshape(-1)
+        maps = [cell["Segmentation"][0, 0] for cell in cells]
+    except FileNotFoundError:
+        raise
+    # Decoders of broken files raise whatever their parser stumbles over.
+    except Exception as error:
+        raise ValueError(f"{path} is no ground truth of BSDS500: {error}") from error
+    return [torch.from_numpy(one.astype(np.int64)) for one in maps]

@@ -1,0 +1,144 @@
+"""COCO-Stuff 164k: photographs with things and stuff, 27 coarse or 171 fine classes.
+
+Caesar, Uijlings, Ferrari: "COCO-Stuff: thing and stuff classes in context", CVPR 2018; the 27
+groups and the curated lists of Ji, Henriques, Vedaldi: "Invariant information clustering", ICCV
+2019.
+"""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from upfeat.data.label_tables import IGNORED, ClassTable, load_table
+from upfeat.data.layouts import PathLike, check_split, expected_tree, find_base, list_images
+from upfeat.data.segmentation import LabelledFile, SegmentationData
+
+__all__ = ["coco_stuff"]
+
+logger = logging.getLogger(__name__)
+
+ADDRESS = (
+    "http://images.cocodataset.org/zips/train2017.zip and .../val2017.zip (images),\n"
+    "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
+    "stuffthingmaps_trainval2017.zip (labels),\n"
+    "https://www.robots.ox.ac.uk/~xuji/datasets/COCOStuff164kCurated.tar.gz (lists: move its "
+    "folder COCO/COCOStuff164k/curated here)"
+)
+CURATED_LIST = "Coco164kFull_Stuff_Coarse.txt"
+TRAIN_IDS = "_labelTrainIds"
+# Number of images by split and whether only those of the curated list count.
+SIZES = {
+    ("train", True): 97_702,
+    ("val", True): 4_172,
+    ("train", False): 118_287,
+    ("val", False): 5_000,
+}
+
+_TREE = f"""
+images/val2017/000000000009.jpg         (or dataset/images/…)
+annotations/val2017/000000000009.png    category ids minus 1, 255 = unlabelled (or dataset/…);
+                                        …{TRAIN_IDS}.png with the 171 classes is read, too
+curated/val2017/{CURATED_LIST}    one image a line
+and the same with train2017
+"""
+
+
+def coco_stuff(
+    root: PathLike,
+    split: Literal["train", "val"] = "train",
+    classes: Literal[27, 171] = 27,
+    curated: bool | None = None,
+) -> SegmentationData:
+    """List a split of COCO-Stuff 164k; label 255 is ignored.
+
+    A number of images other than the published one is logged as a warning.
+
+    Args:
+        root: the folder that holds ``images`` and ``annotations``, or ``dataset`` with both.
+        split: ``"train"`` or ``"val"``.
+        classes: 27 groups, or 171 classes.
+        curated: only the images of the curated list; None for what the protocols do: yes for 27
+            classes, no for 171.
+
+    Raises:
+        FileNotFoundError: a folder, the list, an image or a label is missing; shows the expected
+            tree.
+        ValueError: the split or number of classes is unknown.
+
+    Example:
+        >>> from upfeat.data import coco_stuff
+        >>> try:
+        ...     coco_stuff("nowhere", "val")
+        ... except FileNotFoundError as error:
+        ...     print("no file nowhere/curated/val2017" in str(error))
+        True
+    """
+    check_split("COCO-Stuff", split, ("train", "val"))
+    if classes not in (27, 171):
+        raise ValueError(f"COCO-Stuff has 27 or 171 classes, got {classes}")
+    curated = classes == 27 if curated is None else curated
+    below, part = ("dataset", "COCOStuff", "COCOStuff/dataset"), f"{split}2017"
+    base = find_base(root, below, "annotations")
+    try:
+        names = _curated(base, part) if curated else None
+        files, suffix = _files(base / "images" / part, base / "annotations" / part, names)
+    except FileNotFoundError as error:
+        message = expected_tree("COCO-Stuff 164k", root, _TREE, str(error), ADDRESS)
+        raise FileNotFoundError(message) from error
+    if len(files) != SIZES[split, curated]:
+        logger.warning(
+            "%s holds %d images of the %s%s split of COCO-Stuff, published numbers are for %d",
+            root,
+            len(files),
+            "curated " if curated else "",
+            split,
+            SIZES[split, curated],
+        )
+    names_of, table = _table(classes, suffix)
+    listed = "" if curated == (classes == 27) else "-curated" if curated else "-all"
+    name = f"coco_stuff_{classes}{listed}/{split}"
+    return SegmentationData(name, names_of, IGNORED, tuple(files), table)
+
+
+def _curated(base: Path, part: str) -> list[str]:
+    """Return the images of the curated list, which lies beside or above the images."""
+    for folder in (base, base.parent):
+        path = folder / "curated" / part / CURATED_LIST
+        if path.is_file():
+            return path.read_text().split()
+    raise FileNotFoundError(f"no file {base / 'curated' / part / CURATED_LIST}")
+
+
+def _files(images: Path, labels: Path, names: list[str] | None) -> tuple[list[LabelledFile], str]:
+    """Pair images and labels; also return what the labels' names end with."""
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+    # One listing each instead of two questions an image: there are 118,287 of them.
+    found = {path.stem: path for path in list_images(images)}
+    stored = {path.stem for path in list_images(labels)}
+    names = list(found) if names is None else names
+    if not names:
+        raise FileNotFoundError(f"no image in {images}")
+    suffix = TRAIN_IDS if names[0] not in stored and names[0] + TRAIN_IDS in stored else ""
+    files = []
+    for name in names:
+        label = labels / f"{name}{suffix}.png"
+        if name not in found:
+            raise FileNotFoundError(f"the list names {name}, but there is no {images / name}.jpg")
+        if label.stem not in stored:
+            raise FileNotFoundError(f"{found[name]} has no label {label}")
+        files.append(LabelledFile(name, found[name], label))
+    return files, suffix
+
+
+def _table(classes: int, suffix: str) -> ClassTable:
+    """Return names of the classes and what the stored numbers of the labels mean."""
+    stuff = load_table("coco_stuff")
+    to_171: list[int] = stuff["to_171"]
+    fine = tuple(n for n, k in zip(stuff["names"], to_171, strict=True) if k != IGNORED)
+    names = fine if classes == 171 else tuple(stuff["names_27"])
+    target: list[int] = to_171 if classes == 171 else stuff["to_27"]
+    stored = to_171 if suffix else range(len(to_171))
+    table = dict(zip(stored, target, strict=True)) | {IGNORED: IGNORED}
+    return ClassTable(names, table)
