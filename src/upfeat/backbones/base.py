@@ -18,7 +18,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from upfeat.errors import UnknownNameError, check_map, check_size, shape_text
+from upfeat.errors import (
+    UnknownNameError,
+    UnsupportedError,
+    check_map,
+    check_size,
+    shape_text,
+)
 
 __all__ = ["Backbone", "create_backbone", "list_backbones", "register_provider"]
 
@@ -126,9 +132,39 @@ class Backbone(nn.Module):
         self._check_features(image, features)
         return features
 
+    def class_token(self, image: Tensor) -> Tensor:
+        """Compute the token that stands for the whole image, of the same layer and norm.
+
+        Args:
+            image: as :meth:`forward` takes it.
+
+        Returns:
+            (B, C) in the dtype of the weights.
+
+        Raises:
+            UnsupportedError: the network has none, as convolutional ones.
+            ValueError: as :meth:`forward`.
+
+        Example:
+            >>> import torch
+            >>> from upfeat.backbones import create_backbone
+            >>> vit = create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+            >>> vit.class_token(torch.rand(2, 3, 32, 48)).shape
+            torch.Size([2, 192])
+        """
+        self._check(image)
+        dtype = self._weights_dtype()
+        return self._class_token(image if dtype is None else image.to(dtype))
+
     def _extract(self, image: Tensor) -> Tensor:
         """Compute (B, C, h, w) from a checked image (B, 3, H, W)."""
         raise NotImplementedError(f"{type(self).__name__} must implement _extract")
+
+    def _class_token(self, image: Tensor) -> Tensor:
+        """Compute (B, C) from a checked image; networks with a class token override it."""
+        raise UnsupportedError(
+            f"{self.name} has no class token; choose a transformer with one, or do without"
+        )
 
     def _weights_dtype(self) -> torch.dtype | None:
         for parameter in self.parameters():

@@ -46,10 +46,15 @@ class LargeImageBackbone(Backbone):
         return self.backbone.grid_size((image_size[0] * self.factor, image_size[1] * self.factor))
 
     def _extract(self, image: Tensor) -> Tensor:
-        size = (image.shape[-2] * self.factor, image.shape[-1] * self.factor)
         # (B, 3, H, W) -> (B, 3, r H, r W) -> (B, C, r h, r w)
-        large = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-        return self.backbone(large)
+        return self.backbone(self._enlarge(image))
+
+    def _class_token(self, image: Tensor) -> Tensor:
+        return self.backbone.class_token(self._enlarge(image))
+
+    def _enlarge(self, image: Tensor) -> Tensor:
+        size = (image.shape[-2] * self.factor, image.shape[-1] * self.factor)
+        return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
 
 def large_image(backbone: Backbone, factor: int) -> LargeImageBackbone:

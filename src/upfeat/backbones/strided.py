@@ -55,6 +55,9 @@ class StridedBackbone(Backbone):
     def _extract(self, image: Tensor) -> Tensor:
         return self.backbone._extract(image)
 
+    def _class_token(self, image: Tensor) -> Tensor:
+        return self.backbone._class_token(image)
+
 
 def strided(backbone: Backbone, stride: int) -> StridedBackbone:
     """Return a copy of a transformer backbone whose patches overlap.

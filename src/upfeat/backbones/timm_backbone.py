@@ -106,6 +106,21 @@ class TimmBackbone(Backbone):
             raise ValueError(self._refusal(image, error)) from error
         return features[0]
 
+    def _class_token(self, image: Tensor) -> Tensor:
+        model: Any = self.model
+        if not isinstance(getattr(model, "cls_token", None), Tensor):
+            return super()._class_token(image)
+        outputs = model.forward_intermediates(
+            image,
+            indices=[self.layer],
+            return_prefix_tokens=True,
+            norm=self.norm,
+            stop_early=True,
+            intermediates_only=True,
+        )
+        prefix: Tensor = outputs[0][1]  # (B, class and registers, C)
+        return prefix[:, 0]
+
     def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
         """Return the feature grid (h, w) of an image of size (H, W)."""
         # A network tied to one size may round an incomplete last cell up.
