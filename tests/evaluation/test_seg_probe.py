@@ -20,12 +20,12 @@ from upfeat.data import msrc
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation import dense
 from upfeat.evaluation.dense import DenseFeatures, Method
+from upfeat.evaluation.pixel_pool import sample_pixels
 from upfeat.evaluation.results import Result
 from upfeat.evaluation.seg_probe import (
     SegProbeConfig,
     _Probe,
     run_seg_probe,
-    sample_pixels,
     seg_probe_preset,
     train_head,
 )
@@ -244,12 +244,12 @@ def test_training_repeats_and_depends_on_its_seed() -> None:
 def test_sampled_pixels_are_labelled_and_fixed() -> None:
     label = torch.randint(0, 3, (10, 12))
     label[5:] = 255
-    chosen = sample_pixels(label, 255, 20, "a")
+    chosen = sample_pixels(label != 255, 20, "a")
     assert len(chosen.unique()) == 20
     assert int(chosen.max()) < 60
-    assert torch.equal(chosen, sample_pixels(label, 255, 20, "a"))
-    assert not torch.equal(chosen, sample_pixels(label, 255, 20, "b"))
-    assert len(sample_pixels(torch.full((2, 2), 255), 255, 20, "a")) == 0
+    assert torch.equal(chosen, sample_pixels(label != 255, 20, "a"))
+    assert not torch.equal(chosen, sample_pixels(label != 255, 20, "b"))
+    assert len(sample_pixels(torch.zeros(2, 2) > 0, 20, "a")) == 0
 
 
 def test_errors(root: Path, backbone: upfeat.Backbone) -> None:

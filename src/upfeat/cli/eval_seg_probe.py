@@ -1,5 +1,6 @@
 """``upfeat eval seg-probe``: linear segmentation heads on upsampled features."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -18,7 +19,8 @@ from upfeat.cli.eval import (
     SeedsOption,
     SettingsOption,
     UpsamplerOption,
-    load_networks,
+    checked_settings,
+    load_trainable,
     parse_seeds,
     parse_settings,
     score_table,
@@ -37,11 +39,15 @@ _COLUMNS = {
 
 def seg_probe_command(
     upsampler: UpsamplerOption,
-    data: Annotated[str, typer.Option(help="Data set: camvid, msrc.")],
+    data: Annotated[
+        str, typer.Option(help="Data set: camvid, msrc, nyuv2_13, voc, ade20k_151, cityscapes, …")
+    ],
     root: RootOption,
     backbone: BackboneOption,
     out: OutOption = DEFAULT_OUT,
-    preset: Annotated[str, typer.Option(help="The protocol.")] = "pixel-sample",
+    preset: Annotated[
+        str, typer.Option(help="The protocol: pixel-sample, jafar, anyup, naf, loftup.")
+    ] = "pixel-sample",
     settings: SettingsOption = None,
     seeds: SeedsOption = "0,1,2",
     limit: LimitOption = None,
@@ -54,17 +60,20 @@ def seg_probe_command(
 ) -> None:
     """Train linear segmentation heads on upsampled features; finished methods are skipped."""
     with user_errors():
+        import upfeat
         from upfeat.checkpoints import cache_dir
-        from upfeat.evaluation.seg_probe import DATA_SETS, run_seg_probe, seg_probe_preset
+        from upfeat.data import load_segmentation
+        from upfeat.evaluation.seg_probe import run_seg_probe, seg_probe_preset
 
         changes = {"seeds": parse_seeds(seeds), "limit": limit} | parse_settings(settings)
-        config = seg_probe_preset(preset, data, **changes)
-        network, methods = load_networks(backbone, backbone_weights, upsampler, device)
+        config = checked_settings(partial(seg_probe_preset, preset, data), changes)
+        network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
+        methods = load_trainable(upsampler, network.dim, device)
         with show_progress() as show:
             results = run_seg_probe(
                 config,
-                DATA_SETS[data](root, "train"),
-                DATA_SETS[data](root, "val"),
+                load_segmentation(data, root, "train"),
+                load_segmentation(data, root, "val"),
                 network,
                 methods,
                 out=out,

@@ -4,7 +4,8 @@ Preset ``pixel-sample``: the image is resized for the backbone only; the upsampl
 that resized image and gives features at the label's own size. A 1x1 convolution is trained on
 pixels drawn from a fixed sample of labelled pixels of every training image (AdamW, cosine to zero,
 one step of the schedule a batch) and scored on all pixels of the validation split, at the label's
-size, with and without a restriction to the band along label boundaries.
+size, with and without a restriction to the band along label boundaries. The presets of the papers,
+trained on whole crops, are in :mod:`upfeat.evaluation.image_probe`; they go by the same functions.
 
 What makes it cheap: low-resolution features are computed once for all methods and kept on disk; a
 method upsamples each training image once, and only the sampled pixels are kept; in validation the
@@ -15,36 +16,38 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` classes, ``S`` seeds, ``P`` p
 ``N`` pixels of the pool, ``h w`` feature grid, ``H W`` label.
 """
 
-import io
 import logging
-import shutil
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
-from upfeat.checkpoints import write_bytes
-from upfeat.data import SegmentationData, camvid, msrc
+from upfeat.data import SegmentationData
 from upfeat.data.sizes import Size
-from upfeat.errors import UnknownNameError
+from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
-from upfeat.evaluation.metrics import SegmentationMeter, boundary_band, iou_per_class
+from upfeat.evaluation.image_probe import (
+    IMAGE_PRESETS,
+    ImageProbeConfig,
+    image_probe_preset,
+    run_image_probe,
+)
+from upfeat.evaluation.metrics import SegmentationMeter, boundary_band
+from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
+from upfeat.evaluation.probe_parts import JointMethod, Progress, mean_class_ious, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
 
-__all__ = ["DATA_SETS", "PRESETS", "SegProbeConfig", "run_seg_probe", "seg_probe_preset"]
+__all__ = ["PRESETS", "Progress", "SegProbeConfig", "run_seg_probe", "seg_probe_preset"]
 
 logger = logging.getLogger(__name__)
 
 TASK = "seg-probe"
-Progress = Callable[[str, str, int, int], None]
 
 
 class SegProbeConfig(BaseModel):
@@ -85,23 +88,26 @@ class SegProbeConfig(BaseModel):
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-# How each set is read, and what a preset changes for it.
-DATA_SETS: dict[str, Callable[..., SegmentationData]] = {"camvid": camvid, "msrc": msrc}
+# What the preset changes for each set it is meant for.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "pixel-sample": {
         "camvid": {"input_size": (352, 480), "train_every": 2},
         "msrc": {"input_size": (208, 320)},
+        "nyuv2": {"input_size": (432, 560)},
+        "nyuv2_13": {"input_size": (432, 560)},
     }
 }
 
 
-def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig:
+def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig | ImageProbeConfig:
     """Return the settings of a protocol for a data set.
 
     Args:
-        preset: see ``PRESETS``.
-        data: see ``DATA_SETS``.
-        **changes: fields of :class:`SegProbeConfig`.
+        preset: ``pixel-sample``, ``jafar``, ``anyup``, ``naf`` or ``loftup``.
+        data: a name of :func:`upfeat.data.segmentation_sets`; for ``pixel-sample`` one of
+            ``PRESETS``.
+        **changes: fields of :class:`SegProbeConfig`, or of
+            :class:`upfeat.evaluation.image_probe.ImageProbeConfig`.
 
     Raises:
         UnknownNameError: no such preset or set.
@@ -111,20 +117,24 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig:
         >>> from upfeat.evaluation.seg_probe import seg_probe_preset
         >>> seg_probe_preset("pixel-sample", "camvid", steps=100).steps
         100
+        >>> seg_probe_preset("naf", "voc").schedule
+        'per_step'
     """
+    if preset in IMAGE_PRESETS:
+        return image_probe_preset(preset, data, **changes)
     if preset not in PRESETS:
-        raise UnknownNameError("preset", preset, PRESETS)
+        raise UnknownNameError("preset", preset, [*PRESETS, *IMAGE_PRESETS])
     if data not in PRESETS[preset]:
         raise UnknownNameError("data set", data, PRESETS[preset])
     return SegProbeConfig(**{"preset": preset, "data": data} | PRESETS[preset][data] | changes)
 
 
 def run_seg_probe(
-    config: SegProbeConfig,
+    config: SegProbeConfig | ImageProbeConfig,
     train: SegmentationData,
     val: SegmentationData,
     backbone: Backbone,
-    methods: Sequence[Method],
+    methods: Sequence[Method | JointMethod],
     *,
     out: str | Path,
     cache: str | Path,
@@ -138,10 +148,10 @@ def run_seg_probe(
         train: whole training split; ``train_every`` and ``limit`` of the settings apply.
         val: whole validation split; ``limit`` applies.
         backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
+        methods: upsamplers, on the same device; a ``JointMethod`` with the papers' presets only.
         out: folder of the results, one JSON a method, written whole as soon as it is known.
-        cache: folder of low-resolution features and sampled pixels; an interrupted run goes on
-            from what is there.
+        cache: folder of low-resolution features, sampled pixels and checkpoints; an interrupted
+            run goes on from what is there.
         keep_pixels: keep a method's sampled pixels after its result is written (about
             ``2 * C * pixels_per_image`` bytes a training image).
         on_progress: called with label, stage, done and total.
@@ -155,13 +165,22 @@ def run_seg_probe(
     Example:
         >>> from upfeat.evaluation.seg_probe import PRESETS
         >>> sorted(PRESETS["pixel-sample"])
-        ['camvid', 'msrc']
+        ['camvid', 'msrc', 'nyuv2', 'nyuv2_13']
     """
+    if isinstance(config, ImageProbeConfig):
+        return run_image_probe(
+            config, train, val, backbone, methods, out=out, cache=cache, on_progress=on_progress
+        )
     train = train.select(config.train_every, config.limit)
     val = val.select(limit=config.limit)
-    probe = _Probe(config, train, val, backbone, Path(cache), on_progress or _silent)
+    probe = _Probe(config, train, val, backbone, Path(cache), on_progress or silent)
     results = []
     for method in methods:
+        if isinstance(method, JointMethod):
+            raise UnsupportedError(
+                f"{method.label} is trained with the heads, which {config.preset} cannot do; take "
+                f"one of the presets {', '.join(IMAGE_PRESETS)}"
+            )
         settings = probe.settings(method)
         path = Path(out) / result_file_name(TASK, config.data, method.label, settings)
         if path.is_file() and (known := Result.load(path)).settings == settings:
@@ -171,7 +190,7 @@ def run_seg_probe(
         result = probe.run(method, settings)
         result.save(path)
         if not keep_pixels:
-            shutil.rmtree(probe.pixel_folder(method), ignore_errors=True)
+            probe.pool.remove(method)
         results.append(result)
     return results
 
@@ -189,8 +208,9 @@ class _Probe:
         on_progress: Progress,
     ) -> None:
         self.config, self.train, self.val = config, train, val
-        self.cache, self.on_progress = cache, on_progress
+        self.on_progress = on_progress
         self.dense = DenseFeatures(backbone, config.input_size, cache / "features")
+        self.pool = PixelPool(self.dense, config.data, config.pixels_per_image, cache)
         self.splits = {
             split.name: {"images": len(split), "fingerprint": split.fingerprint()}
             for split in (train, val)
@@ -212,7 +232,7 @@ class _Probe:
         """Sample, train all heads, score."""
         seeds = self.config.seeds
         times = [time.perf_counter()]
-        pixels, labels = self.pool(method)
+        pixels, labels = self.sample(method)
         times.append(time.perf_counter())
         heads = []
         for number, seed in enumerate(seeds):
@@ -232,7 +252,7 @@ class _Probe:
                 for name in scores[0]
             },
             details={
-                "iou_per_class": _per_class(self.val.classes, meters),
+                "iou_per_class": mean_class_ious(self.val.classes, meters),
                 "pool_pixels": len(labels),
                 "head_before_upsampling": method.upsampler.info.commutes_with_head,
             },
@@ -245,37 +265,20 @@ class _Probe:
 
     # -- training pixels -------------------------------------------------------------------------
 
-    def pixel_folder(self, method: Method) -> Path:
-        """Return where a method's sampled pixels lie."""
-        key = {
-            "backbone": self.dense.identity,
-            "upsampler": method.identity,
-            "pixels": self.config.pixels_per_image,
-            "input_size": self.config.input_size,
-        }
-        name = result_file_name("pixels", self.config.data, method.identity["name"], key)
-        return self.cache / "pixels" / name.removesuffix(".json")
-
-    def pool(self, method: Method) -> tuple[Tensor, Tensor]:
+    def sample(self, method: Method) -> tuple[Tensor, Tensor]:
         """Return sampled upsampled features (N, C), float16, and their classes (N,)."""
-        folder = self.pixel_folder(method)
-        folder.mkdir(parents=True, exist_ok=True)
         pixels, classes = [], []
         for number, file in enumerate(self.train.files):
             self.on_progress(method.label, "sampling pixels", number, len(self.train))
             image, label = self.train.read(file)
-            positions = sample_pixels(
-                label, self.train.ignore_index, self.config.pixels_per_image, file.name
-            )
+            known = label != self.train.ignore_index
+            positions = sample_pixels(known, self.config.pixels_per_image, file.name)
             if not len(positions):
                 continue
-            path = folder / f"{file.name}-{self.train.file_hash(file)}.npy"
-            found = _read_pixels(path)
-            if found is None:
-                size: Size = (label.shape[0], label.shape[1])
-                found = self.dense.at(method, self.dense.encode(image), size, positions)
-                _write_pixels(path, found)
-            pixels.append(found)
+            size: Size = (label.shape[0], label.shape[1])
+            key = f"{file.name}-{self.train.file_hash(file)}"
+            encoded = self.dense.encode(image)
+            pixels.append(self.pool.read(method, encoded, size, positions, key))
             classes.append(label.flatten()[positions])
         if not pixels:
             raise ValueError(f"no image of {self.train.name} has a labelled pixel")
@@ -319,49 +322,6 @@ class _Probe:
         return predicted
 
 
-def _per_class(
-    names: Sequence[str], meters: Sequence[SegmentationMeter]
-) -> dict[str, float | None]:
-    """Return the IoU of each class, mean over the seeds; None for one that never occurs."""
-    ious = torch.stack([iou_per_class(meter.matrix) for meter in meters]).nanmean(0)
-    return {
-        name: None if iou != iou else round(100 * iou, 2)
-        for name, iou in zip(names, ious.tolist(), strict=True)
-    }
-
-
-def _read_pixels(path: Path) -> Tensor | None:
-    """Return stored pixels (P, C), or None; an unreadable file counts as absent."""
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("%s is not readable (%s); computing it again", path, error)
-        return None
-
-
-def _write_pixels(path: Path, pixels: Tensor) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, pixels.numpy(), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
-
-
-def sample_pixels(label: Tensor, ignore_index: int, count: int, name: str) -> Tensor:
-    """Return at most ``count`` flat positions of labelled pixels, sorted; the name is the seed.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.seg_probe import sample_pixels
-        >>> sample_pixels(torch.tensor([[0, 255], [1, 2]]), 255, 8, "image").tolist()
-        [0, 2, 3]
-    """
-    known = (label.flatten() != ignore_index).nonzero()[:, 0]
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    order = torch.randperm(len(known), generator=generator)[:count]
-    return known[order].sort().values
-
-
 def train_head(
     pixels: Tensor, labels: Tensor, num_classes: int, config: SegProbeConfig, seed: int
 ) -> nn.Linear:
@@ -401,7 +361,3 @@ def train_head(
         optimizer.step()
         schedule.step()
     return head.requires_grad_(False)
-
-
-def _silent(label: str, stage: str, done: int, total: int) -> None:
-    """Show nothing."""

@@ -1,0 +1,381 @@
+"""What the probes share that train linear heads on whole crops: JAFAR's, LoftUp's, AnyUp's, NAF's.
+
+One pass over the training images serves all methods: a step reads and encodes its images once
+(features of an image, flipped or not, are kept on disk), then each method upsamples them and takes
+a step of its own heads. The heads of all seeds are trained together; a seed decides how its head
+starts, the order of the images is one for all. After an epoch every method is written to a
+checkpoint, from which an interrupted run goes on to the same bits.
+
+Where ``info.commutes_with_head`` allows, the heads go in front of the upsampler, in training and
+validation: ``head(up(F)) == up(values=head(F))``, with gradients. A method of the papers' tables
+that is trained with the task (:class:`JointMethod`) has a copy for each seed.
+
+Legend: ``B`` batch, ``C`` feature channels, ``K`` outputs of a head, ``S`` seeds, ``h w`` feature
+grid, ``H W`` crop, ``h' w'`` upsampled map.
+"""
+
+import copy
+import io
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upfeat.backbones import Backbone
+from upfeat.checkpoints import read_checkpoint, write_bytes
+from upfeat.data.sizes import normalize
+from upfeat.errors import CheckpointError
+from upfeat.evaluation.dense import DenseFeatures, Method
+from upfeat.evaluation.probe_parts import (
+    CropProbeConfig,
+    Heads,
+    JointMethod,
+    Progress,
+    epoch_batches,
+    learning_rate_factor,
+)
+from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.upsamplers import Upsampler
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
+
+__all__ = ["Batch", "CropProbe"]
+
+logger = logging.getLogger(__name__)
+
+MeterT = TypeVar("MeterT")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, 3, H, W) in [0, 1], features (B, C, h, w), tokens (B, C') or None, targets."""
+
+    image: Tensor
+    features: Tensor
+    token: Tensor | None
+    target: Tensor
+
+
+class _Trainee:
+    """A method in training: its heads, its upsamplers, its optimiser, its checkpoint."""
+
+    def __init__(
+        self,
+        method: Method | JointMethod,
+        heads: Heads,
+        config: CropProbeConfig,
+        device: torch.device,
+    ) -> None:
+        self.method, self.heads = method, heads.to(device)
+        self.joint = isinstance(method, JointMethod)
+        if isinstance(method, JointMethod):
+            self.upsamplers = [method.copy(seed, device) for seed in config.seeds]
+        else:
+            # A copy, so that the caller's weights go on asking for gradients if they did.
+            self.upsamplers = [copy.deepcopy(method.upsampler).eval().requires_grad_(False)]
+        trained = list(heads.parameters())
+        if self.joint:
+            trained += [p for upsampler in self.upsamplers for p in upsampler.parameters()]
+        kind = {"adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam}[config.optimizer]
+        options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        if config.optimizer == "nadam":
+            options["decoupled_weight_decay"] = True
+        self.optimizer: torch.optim.Optimizer = kind(trained, **options)
+        self.epoch = 0
+        self.history: dict[str, dict[str, float]] = {}
+        self.seconds = {"training": 0.0, "validation": 0.0}
+
+    def train(self, mode: bool) -> None:
+        """Put upsamplers that are trained in training or evaluation mode."""
+        for upsampler in self.upsamplers if self.joint else ():
+            upsampler.train(mode)
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next epoch needs, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "epoch": self.epoch,
+            "heads": self.heads.state_dict(),
+            "upsamplers": [up.state_dict() for up in self.upsamplers] if self.joint else [],
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        write_bytes(path, stream.getvalue())
+
+    def load(self, path: Path) -> None:
+        """Read what :meth:`save` wrote, if it is there; an unreadable file counts as absent."""
+        if not path.is_file():
+            return
+        try:
+            content = read_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s; training %s from the start", error, self.method.label)
+            return
+        self.heads.load_state_dict(content["heads"])
+        for upsampler, state in zip(self.upsamplers, content["upsamplers"], strict=False):
+            upsampler.load_state_dict(state)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.epoch = content["epoch"]
+        self.history, self.seconds = content["history"], content["seconds"]
+        logger.info("%s goes on after epoch %d", self.method.label, self.epoch)
+
+
+class CropProbe(ABC, Generic[MeterT]):
+    """The training and scoring of several methods; a task says what is read, lost and scored.
+
+    Args:
+        config: the protocol.
+        backbone: on the device where everything runs.
+        cache: folder of features and checkpoints.
+        on_progress: called with label, stage, done and total.
+
+    Attributes:
+        task: name of it.
+        unit: of its scores.
+        outputs: K, outputs of a head.
+        counts: images of the splits ``"train"`` and ``"val"``.
+    """
+
+    task: str
+    unit: str
+    outputs: int
+    counts: dict[str, int]
+
+    def __init__(
+        self, config: CropProbeConfig, backbone: Backbone, cache: Path, on_progress: Progress
+    ) -> None:
+        self.config, self.backbone, self.cache = config, backbone, cache
+        self.on_progress = on_progress
+        side = config.crop_size
+        self.dense = DenseFeatures(backbone, (side, side), cache / "features")
+        target = config.target_size or side
+        self.size = (target, target)
+
+    # -- what a task says ------------------------------------------------------------------------
+
+    @abstractmethod
+    def settings(self, method: Method | JointMethod) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+
+    @abstractmethod
+    def read(self, split: str, index: int) -> tuple[Tensor, Tensor]:
+        """Return a crop (3, H, W) in [0, 1] and its target (H, W)."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
+        """Return the sum of the seeds' losses, or None if no pixel counts.
+
+        ``outputs`` are (B, s, K, h', w') of s seeds, ``target`` is (B, H, W).
+        """
+
+    @abstractmethod
+    def meter(self) -> MeterT:
+        """Return an empty meter."""
+
+    @abstractmethod
+    def score(self, meters: Sequence[MeterT], outputs: Tensor, target: Tensor) -> None:
+        """Add an image, outputs (1, s, K, h', w'), to the meters of s seeds."""
+
+    @abstractmethod
+    def summarise(self, meters: Sequence[MeterT]) -> tuple[dict[str, Score], dict[str, Any]]:
+        """Return scores and details of all seeds' meters."""
+
+    def head_first(self, upsampler: Upsampler) -> bool:
+        """Say whether the heads go in front of this upsampler."""
+        auto = self.config.head_before_upsampling == "auto"
+        return auto and upsampler.info.commutes_with_head
+
+    def seed_groups(self) -> list[slice]:
+        """Return which seeds' heads are computed together; all, unless memory forbids it."""
+        return [slice(0, len(self.config.seeds))]
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Return the image (1, 3, H, W) as the backbone sees it."""
+        return normalize(image, self.backbone.image_mean, self.backbone.image_std)
+
+    def guidance(self, upsampler: Upsampler, image: Tensor) -> Tensor:
+        """Return the image (B, 3, H, W) as the upsampler sees it."""
+        if self.config.resize_guidance:
+            image = F.interpolate(image, self.size, mode="bilinear")
+        if self.config.guidance == "imagenet":
+            return normalize(image, IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = upsampler.info.image_mean, upsampler.info.image_std
+        backbone = self.backbone
+        return normalize(
+            image,
+            backbone.image_mean if mean is None else mean,
+            backbone.image_std if std is None else std,
+        )
+
+    def token(self, pixels: Tensor) -> Tensor | None:
+        """Return the token (1, C') beside the features of an image, or None."""
+        return None
+
+    token_channels = 0
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def run(self, methods: Sequence[Method | JointMethod], out: Path) -> list[Result]:
+        """Train and score the methods that have no result yet; return all results in order."""
+        results: dict[str, Result] = {}
+        trainees, paths = [], {}
+        for method in methods:
+            settings = self.settings(method)
+            path = out / result_file_name(self.task, self.config.data, method.label, settings)
+            if path.is_file() and (known := Result.load(path)).settings == settings:
+                logger.info("%s: %s is there already", method.label, path)
+                results[method.label] = known
+                continue
+            heads = Heads(self.backbone.dim, self.outputs, self.config.seeds, self.token_channels)
+            trainee = _Trainee(method, heads, self.config, self.dense.device)
+            checkpoint = self.cache / "probes" / f"{path.stem}.pt"
+            trainee.load(checkpoint)
+            trainees.append(trainee)
+            paths[method.label] = (path, checkpoint, settings)
+        self._train(trainees, {label: paths[label][1] for label in paths})
+        for trainee, meters in zip(trainees, self.validate(trainees), strict=True):
+            path, checkpoint, settings = paths[trainee.method.label]
+            result = self._result(trainee, meters, settings)
+            result.save(path)
+            checkpoint.unlink(missing_ok=True)
+            results[trainee.method.label] = result
+        return [results[method.label] for method in methods]
+
+    def _result(
+        self, trainee: _Trainee, meters: Sequence[MeterT], settings: dict[str, Any]
+    ) -> Result:
+        scores, details = self.summarise(meters)
+        details["head_before_upsampling"] = self.head_first(trainee.method.upsampler)
+        if trainee.history:
+            details["mean_by_epoch"] = trainee.history
+        return Result(
+            task=self.task,
+            label=trainee.method.label,
+            settings=settings,
+            scores=scores,
+            unit=self.unit,
+            details=details,
+            seconds={name: round(seconds, 1) for name, seconds in trainee.seconds.items()},
+            environment=describe_environment(),
+        )
+
+    def _train(self, trainees: Sequence[_Trainee], checkpoints: dict[str, Path]) -> None:
+        """Train until every method has had all epochs; those that are ahead wait."""
+        config, every = self.config, self.config.validate_every
+        for epoch in range(config.epochs):
+            active = [trainee for trainee in trainees if trainee.epoch == epoch]
+            if not active:
+                continue
+            self._train_epoch(active, epoch)
+            for trainee in active:
+                trainee.epoch += 1
+            if every and (epoch + 1) % every == 0 and epoch + 1 < config.epochs:
+                for trainee, meters in zip(active, self.validate(active), strict=True):
+                    scores, _ = self.summarise(meters)
+                    trainee.history[str(epoch + 1)] = {n: s.mean for n, s in scores.items()}
+            for trainee in active:
+                trainee.save(checkpoints[trainee.method.label])
+
+    def _train_epoch(self, active: Sequence[_Trainee], epoch: int) -> None:
+        config = self.config
+        batches = epoch_batches(
+            self.counts["train"], config.batch, config.flip, config.order_seed, epoch
+        )
+        for trainee in active:
+            trainee.train(True)
+        stage = f"epoch {epoch + 1} of {config.epochs}"
+        for number, (indices, flipped) in enumerate(batches):
+            self.on_progress(f"{len(active)} methods", stage, number, len(batches))
+            batch = self.load("train", indices, flipped)
+            iteration = epoch * len(batches) + number
+            factor = learning_rate_factor(config.schedule, iteration, config.epochs, len(batches))
+            for trainee in active:
+                start = time.perf_counter()
+                self.step(trainee, batch, factor * config.learning_rate, iteration)
+                trainee.seconds["training"] += time.perf_counter() - start
+        for trainee in active:
+            trainee.train(False)
+
+    def load(self, split: str, indices: Sequence[int], flipped: bool = False) -> Batch:
+        """Return images with features and targets, all flipped left-right if asked for."""
+        rows = []
+        for index in indices:
+            image, target = self.read(split, index)
+            image = image[None].to(self.dense.device)
+            if flipped:
+                image, target = image.flip(-1), target.flip(-1)
+            pixels = self.pixels(image).contiguous()
+            # One by one: an image's features must not depend on its neighbours in a batch.
+            features = self.dense.cache(pixels, self.backbone)
+            rows.append((image, features, self.token(pixels), target[None].to(image.device)))
+        images, features, tokens, targets = zip(*rows, strict=True)
+        token = None if tokens[0] is None else torch.cat(tokens)
+        return Batch(torch.cat(images), torch.cat(features), token, torch.cat(targets))
+
+    def step(self, trainee: _Trainee, batch: Batch, learning_rate: float, iteration: int) -> None:
+        """Take one step of the heads of all seeds."""
+        trainee.optimizer.zero_grad()
+        counted = False
+        for _, outputs in self.forward(trainee, batch):
+            loss = self.loss(outputs, batch.target, iteration)
+            if loss is None:
+                continue
+            if not bool(loss.isfinite()):
+                raise ValueError(
+                    f"the loss of {trainee.method.label} is {loss.item()} in iteration "
+                    f"{iteration}; its features may not be finite, or the learning rate is too high"
+                )
+            loss.backward()
+            counted = True
+        if not counted:
+            return
+        for group in trainee.optimizer.param_groups:
+            group["lr"] = learning_rate
+        trainee.optimizer.step()
+
+    def forward(self, trainee: _Trainee, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+        """Yield which seeds, and what their heads say: (B, s, K, h', w')."""
+        groups = self.seed_groups()
+        if trainee.joint:
+            groups = [slice(i, i + 1) for i in range(len(self.config.seeds))]
+        guidance = self.guidance(trainee.upsamplers[0], batch.image)
+        first = self.head_first(trainee.upsamplers[0])
+        high: Tensor | None = None
+        for seeds in groups:
+            upsampler = trainee.upsamplers[seeds.start if trainee.joint else 0]
+            if first:
+                values = trainee.heads(batch.features, batch.token, seeds)
+                found = upsampler(guidance, batch.features, self.size, values)
+            else:
+                if trainee.joint:
+                    high = upsampler(guidance, batch.features, self.size)
+                elif high is None:
+                    with torch.no_grad():
+                        high = upsampler(guidance, batch.features, self.size)
+                found = trainee.heads(high, batch.token, seeds)
+            # (B, s*K, h', w') -> (B, s, K, h', w')
+            yield seeds, found.unflatten(1, (seeds.stop - seeds.start, self.outputs))
+
+    @torch.no_grad()
+    def validate(self, trainees: Sequence[_Trainee]) -> list[list[MeterT]]:
+        """Score all methods in one pass over the validation images: a meter a seed."""
+        meters = [[self.meter() for _ in self.config.seeds] for _ in trainees]
+        count = self.counts["val"] if trainees else 0
+        for index in range(count):
+            self.on_progress(f"{len(trainees)} methods", "scoring", index, count)
+            batch = self.load("val", [index])
+            for trainee, own in zip(trainees, meters, strict=True):
+                start = time.perf_counter()
+                for seeds, outputs in self.forward(trainee, batch):
+                    self.score(own[seeds], outputs, batch.target)
+                trainee.seconds["validation"] += time.perf_counter() - start
+        return meters

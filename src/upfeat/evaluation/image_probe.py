@@ -1,0 +1,239 @@
+"""Linear probes for semantic segmentation that are trained on whole crops, as the papers do it.
+
+* ``jafar`` (arXiv 2506.11136): crops of 448, AdamW at 5e-4, batches of 2, half of them flipped, 20
+  epochs (5 for COCO-Stuff), a cosine that advances once an iteration though it was meant for
+  epochs. The batch is that of the released code; the paper says 4.
+* ``anyup`` (arXiv 2510.12764): the same with the cosine advanced after each epoch, batches of 4.
+* ``naf`` (arXiv 2511.18452): the same with a cosine over all steps, batches of 2, and ImageNet's
+  mean and deviation for every upsampler.
+* ``loftup`` (arXiv 2504.14032): crops of 224, NAdam at 1e-4 (code; the paper says AdamW), batches
+  of 8, 10 epochs, no flips, no schedule. Labels are shrunk to the features' size (nearest), and in
+  validation the classes are enlarged to the label's size (nearest). For its low-resolution row set
+  ``target_size`` to the side of the feature grid and use ``nearest``.
+
+Cost, checkpoints, heads in front of upsamplers: see :mod:`upfeat.evaluation.crop_probe`. Scores are
+those of the last epoch. Legend: ``B`` batch, ``K`` classes, ``s`` seeds, ``H W`` label, ``h' w'``
+upsampled map.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor
+
+from upfeat.backbones import Backbone
+from upfeat.data import SegmentationData
+from upfeat.data.crops import resize_and_crop
+from upfeat.errors import UnknownNameError
+from upfeat.evaluation.crop_probe import CropProbe
+from upfeat.evaluation.dense import Method
+from upfeat.evaluation.metrics import SegmentationMeter
+from upfeat.evaluation.probe_parts import (
+    CropProbeConfig,
+    JointMethod,
+    Progress,
+    mean_class_ious,
+    silent,
+)
+from upfeat.evaluation.results import Result, Score
+
+__all__ = ["IMAGE_PRESETS", "ImageProbeConfig", "image_probe_preset", "run_image_probe"]
+
+
+class ImageProbeConfig(CropProbeConfig):
+    """Settings of the probe; all of them stand in the result.
+
+    Attributes:
+        fit: how predictions and labels meet where their sizes differ. ``logits_bilinear``: the
+            logits are resized to the label, in training and validation. ``labels_nearest``: labels
+            are shrunk in training; in validation the classes are enlarged. ``logits_nearest``: the
+            logits are resized in training, the classes in validation.
+        boundary_radius: also score the band along label boundaries, so many pixels wide.
+
+    Example:
+        >>> from upfeat.evaluation.image_probe import image_probe_preset
+        >>> config = image_probe_preset("jafar", "voc")
+        >>> config.schedule, config.batch, config.epochs
+        ('per_iteration_bug', 2, 20)
+    """
+
+    fit: Literal["logits_bilinear", "labels_nearest", "logits_nearest"] = "logits_bilinear"
+    boundary_radius: PositiveInt | None = None
+
+
+IMAGE_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "jafar": {"schedule": "per_iteration_bug"},
+    "anyup": {"schedule": "per_epoch", "batch": 4},
+    "naf": {"schedule": "per_step", "guidance": "imagenet"},
+    "loftup": {
+        "crop_size": 224,
+        "optimizer": "nadam",
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "epochs": 10,
+        "batch": 8,
+        "flip": 0.0,
+        "resize_guidance": True,
+        "fit": "labels_nearest",
+    },
+}
+COCO_EPOCHS = 5
+
+
+def image_probe_preset(preset: str, data: str, **changes: Any) -> ImageProbeConfig:
+    """Return the settings of a paper's protocol for a data set.
+
+    Args:
+        preset: see ``IMAGE_PRESETS``.
+        data: name of the set; COCO-Stuff has fewer epochs.
+        **changes: fields of :class:`ImageProbeConfig`.
+
+    Raises:
+        UnknownNameError: no such preset.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.image_probe import image_probe_preset
+        >>> image_probe_preset("loftup", "coco_stuff27").optimizer
+        'nadam'
+        >>> image_probe_preset("jafar", "coco_stuff27").epochs
+        5
+    """
+    if preset not in IMAGE_PRESETS:
+        raise UnknownNameError("preset", preset, IMAGE_PRESETS)
+    settings = dict(IMAGE_PRESETS[preset])
+    if preset != "loftup" and data.startswith("coco"):
+        settings["epochs"] = COCO_EPOCHS
+    return ImageProbeConfig(**{"preset": preset, "data": data} | settings | changes)
+
+
+def run_image_probe(
+    config: ImageProbeConfig,
+    train: SegmentationData,
+    val: SegmentationData,
+    backbone: Backbone,
+    methods: Sequence[Method | JointMethod],
+    *,
+    out: str | Path,
+    cache: str | Path,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Probe several upsamplers in one pass over the data; results that exist already are read.
+
+    Args:
+        config: the protocol.
+        train: whole training split; ``train_every`` and ``limit`` of the settings apply.
+        val: whole validation split; ``limit`` applies.
+        backbone: on the device where everything runs.
+        methods: upsamplers, on the same device; a :class:`JointMethod` is trained with the heads.
+        out: folder of the results, one JSON a method.
+        cache: folder of low-resolution features and of checkpoints, from which an interrupted run
+            goes on after its last epoch.
+        on_progress: called with label, stage, done and total.
+
+    Returns:
+        The results, in the order of the methods.
+
+    Raises:
+        ValueError: the data is broken, or a method does not fit the features.
+
+    Example:
+        >>> from upfeat.evaluation.image_probe import IMAGE_PRESETS
+        >>> sorted(IMAGE_PRESETS)
+        ['anyup', 'jafar', 'loftup', 'naf']
+    """
+    train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
+    probe = _ImageProbe(config, train, val, backbone, Path(cache), on_progress or silent)
+    return probe.run(methods, Path(out))
+
+
+class _ImageProbe(CropProbe[SegmentationMeter]):
+    """Semantic segmentation."""
+
+    task = "seg-probe"
+    unit = "percent"
+
+    def __init__(
+        self,
+        config: ImageProbeConfig,
+        train: SegmentationData,
+        val: SegmentationData,
+        backbone: Backbone,
+        cache: Path,
+        on_progress: Progress,
+    ) -> None:
+        super().__init__(config, backbone, cache, on_progress)
+        self.splits = {"train": train, "val": val}
+        self.counts = {name: len(split) for name, split in self.splits.items()}
+        self.outputs = len(train.classes)
+        self.fit, self.boundary_radius = config.fit, config.boundary_radius
+        self.ignored = train.ignore_index
+        self.fingerprints = {
+            split.name: {"images": len(split), "fingerprint": split.fingerprint()}
+            for split in (train, val)
+        }
+
+    def settings(self, method: Method | JointMethod) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+        return self.config.model_dump(mode="json") | {
+            "splits": self.fingerprints,
+            "classes": self.outputs,
+            "backbone": self.dense.identity,
+            "upsampler": method.identity,
+            "crop": "short side resized (bilinear, antialiased; labels nearest), centre crop",
+            "stored_features": "float16",
+            "head": "1x1 convolution, mean cross-entropy of labelled pixels",
+        }
+
+    def read(self, split: str, index: int) -> tuple[Tensor, Tensor]:
+        """Return a crop with its label."""
+        image, label = self.splits[split][index]
+        return resize_and_crop(image, label, self.config.crop_size)
+
+    def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
+        """Return the seeds' mean cross-entropies, added up."""
+        seeds = outputs.shape[1]
+        logits = outputs.flatten(0, 1)  # (B, s, K, h', w') -> (B*s, K, h', w')
+        if self.fit == "labels_nearest":
+            shrunk = F.interpolate(target[:, None].double(), logits.shape[2:], mode="nearest")
+            target = shrunk[:, 0].long()
+        elif logits.shape[2:] != target.shape[1:]:
+            mode = "bilinear" if self.fit == "logits_bilinear" else "nearest"
+            logits = F.interpolate(logits, target.shape[1:], mode=mode)
+        if not bool((target != self.ignored).any()):
+            return None
+        repeated = target.repeat_interleave(seeds, 0)  # (B, H, W) -> (B*s, H, W)
+        # Every seed has the same pixels, so the sum of their means is s times the mean of all.
+        return seeds * F.cross_entropy(logits, repeated, ignore_index=self.ignored)
+
+    def meter(self) -> SegmentationMeter:
+        """Return an empty confusion matrix."""
+        return SegmentationMeter(self.outputs, self.ignored, self.boundary_radius)
+
+    def score(self, meters: Sequence[SegmentationMeter], outputs: Tensor, target: Tensor) -> None:
+        """Add the classes that the heads say of an image."""
+        logits, size = outputs[0], target.shape[1:]  # (s, K, h', w')
+        if self.fit == "logits_bilinear":
+            if logits.shape[2:] != size:
+                logits = F.interpolate(logits, size, mode="bilinear")
+            said = logits.argmax(1)
+        else:
+            small = logits.argmax(1, keepdim=True).to(torch.float64)
+            said = F.interpolate(small, size, mode="nearest")[:, 0].long()
+        for meter, classes in zip(meters, said, strict=True):
+            meter.update(classes, target[0])
+
+    def summarise(
+        self, meters: Sequence[SegmentationMeter]
+    ) -> tuple[dict[str, Score], dict[str, Any]]:
+        """Return scores in percent, and the IoU of each class."""
+        each = [meter.compute() for meter in meters]
+        scores = {
+            name: Score.of([round(100 * score[name], 4) for score in each]) for name in each[0]
+        }
+        return scores, {"iou_per_class": mean_class_ious(self.splits["val"].classes, meters)}

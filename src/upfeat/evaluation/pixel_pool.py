@@ -1,0 +1,124 @@
+"""Upsampled features at a fixed sample of pixels of every image, kept on disk.
+
+Legend: ``C`` feature channels, ``P`` pixels of an image, ``H W`` label.
+"""
+
+import io
+import logging
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upfeat.checkpoints import write_bytes
+from upfeat.data.sizes import Size
+from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
+from upfeat.evaluation.results import result_file_name
+
+__all__ = ["PixelPool", "sample_pixels"]
+
+logger = logging.getLogger(__name__)
+
+
+def sample_pixels(known: Tensor, count: int, name: str) -> Tensor:
+    """Return at most ``count`` flat positions of known pixels, sorted; the name is the seed.
+
+    Args:
+        known: (H, W), True where a pixel may be taken.
+        count: how many.
+        name: of the image.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.pixel_pool import sample_pixels
+        >>> sample_pixels(torch.tensor([[True, False], [True, True]]), 8, "image").tolist()
+        [0, 2, 3]
+    """
+    positions = known.flatten().nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    order = torch.randperm(len(positions), generator=generator)[:count]
+    return positions[order].sort().values
+
+
+class PixelPool:
+    """Samples of one set for one backbone; a file an image and method.
+
+    Args:
+        dense: features.
+        data: name of the set, for the folders.
+        pixels_per_image: size of the samples, part of the folder's name.
+        cache: where the folders go.
+
+    Example:
+        >>> import tempfile, torch, upfeat
+        >>> from upfeat.evaluation.dense import DenseFeatures, Method
+        >>> from upfeat.evaluation.pixel_pool import PixelPool
+        >>> pooling = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
+        >>> nearest = Method("nearest", upfeat.create_upsampler("nearest"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dense = DenseFeatures(pooling, (16, 16), folder)
+        ...     pool = PixelPool(dense, "set", 2, folder)
+        ...     encoded = dense.encode(torch.ones(3, 16, 16))
+        ...     pool.read(nearest, encoded, (16, 16), torch.tensor([0, 9]), "image").tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+
+    def __init__(
+        self, dense: DenseFeatures, data: str, pixels_per_image: int, cache: str | Path
+    ) -> None:
+        self.dense, self.data, self.cache = dense, data, Path(cache)
+        self.pixels_per_image = pixels_per_image
+
+    def folder(self, method: Method) -> Path:
+        """Return where a method's pixels lie."""
+        key = {
+            "backbone": self.dense.identity,
+            "upsampler": method.identity,
+            "pixels": self.pixels_per_image,
+            "input_size": self.dense.input_size,
+        }
+        name = result_file_name("pixels", self.data, method.identity["name"], key)
+        return self.cache / "pixels" / name.removesuffix(".json")
+
+    def read(
+        self, method: Method, encoded: Encoded, size: Size, positions: Tensor, key: str
+    ) -> Tensor:
+        """Return the upsampled features at some positions, from disk where they are there.
+
+        Args:
+            method: what upsamples.
+            encoded: the image.
+            size: (H, W) of the upsampled map.
+            positions: (P,) flat positions in it.
+            key: name of the file; another for every image, split and content.
+
+        Returns:
+            (P, C) float16 on the CPU.
+        """
+        path = self.folder(method) / f"{key.replace('/', '_')}.npy"
+        found = _read(path)
+        if found is None:
+            found = self.dense.at(method, encoded, size, positions)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()
+            np.save(buffer, found.numpy(), allow_pickle=False)
+            write_bytes(path, buffer.getvalue())
+        return found
+
+    def remove(self, method: Method) -> None:
+        """Remove a method's pixels."""
+        shutil.rmtree(self.folder(method), ignore_errors=True)
+
+
+def _read(path: Path) -> Tensor | None:
+    """Return stored pixels (P, C), or None; an unreadable file counts as absent."""
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s is not readable (%s); computing it again", path, error)
+        return None

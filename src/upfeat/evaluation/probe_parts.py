@@ -1,0 +1,253 @@
+"""Parts that the probes share: settings of those on whole crops, schedule, order, heads.
+
+Legend: ``B`` batch, ``C`` feature channels, ``K`` outputs of a head, ``S`` seeds, ``h w`` feature
+grid.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from upfeat.data import FeatureCache
+from upfeat.evaluation.dense import DenseFeatures, Method
+from upfeat.evaluation.metrics import SegmentationMeter, iou_per_class
+from upfeat.upsamplers import Upsampler
+
+__all__ = [
+    "ClassTokens",
+    "CropProbeConfig",
+    "Heads",
+    "JointMethod",
+    "Progress",
+    "epoch_batches",
+    "learning_rate_factor",
+    "mean_class_ious",
+    "silent",
+]
+
+Progress = Callable[[str, str, int, int], None]
+Schedule = Literal["constant", "per_iteration_bug", "per_epoch", "per_step", "probe3d"]
+WARM_UP_EPOCHS = 1.5  # of Probe3D's schedule
+WARM_UP_START = END_FACTOR = 0.01
+
+
+class CropProbeConfig(BaseModel):
+    """Settings of a probe that is trained on whole crops.
+
+    Attributes:
+        preset: the protocol that the settings come from.
+        data: name of the set.
+        crop_size: images are resized to this short side and cropped to a square of it.
+        target_size: side of the upsampled features; None for ``crop_size``.
+        optimizer, learning_rate, weight_decay: of the heads (betas 0.9 and 0.999).
+        schedule: of the learning rate, see :func:`learning_rate_factor`.
+        epochs, batch: of the training; a last, smaller batch is used, too.
+        flip: probability that a whole training batch is flipped left-right.
+        guidance: normalise the image for each upsampler as the method says, or with ImageNet's
+            mean and deviation for all.
+        resize_guidance: resize the guidance image to ``target_size`` first (bilinear).
+        head_before_upsampling: ``auto`` where it gives the same numbers for less; ``never``.
+        validate_every: also score after every so many epochs, in the result's details.
+        train_every: every n-th training image is used.
+        limit: at most so many training and validation images (a quick look, no result to quote).
+        order_seed: of the order of the images and of the flips.
+        seeds: each gives a head of its own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str
+    data: str
+    crop_size: PositiveInt = 448
+    target_size: PositiveInt | None = None
+    optimizer: Literal["adamw", "nadam"] = "adamw"
+    learning_rate: PositiveFloat = 5e-4
+    weight_decay: NonNegativeFloat = 1e-5
+    schedule: Schedule = "per_step"
+    epochs: PositiveInt = 20
+    batch: PositiveInt = 2
+    flip: float = Field(default=0.5, ge=0, le=1)
+    guidance: Literal["method", "imagenet"] = "method"
+    resize_guidance: bool = False
+    head_before_upsampling: Literal["auto", "never"] = "auto"
+    validate_every: PositiveInt | None = None
+    train_every: PositiveInt = 1
+    limit: PositiveInt | None = None
+    order_seed: int = 0
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+
+
+def learning_rate_factor(
+    schedule: Schedule, iteration: int, epochs: int, iterations_per_epoch: int
+) -> float:
+    """Return the factor on the learning rate of an iteration, counted from 0.
+
+    ``per_iteration_bug``: a cosine meant for epochs that advances once an iteration, as JAFAR's
+    script does; it swings between 1 and 0 with a period of ``2 * epochs`` iterations and never
+    decays. ``per_epoch``: it advances after each epoch (AnyUp). ``per_step``: it goes from 1 to 0
+    over all iterations (NAF). ``probe3d``: a linear warm-up of 1.5 epochs from 0.01, then a quarter
+    of a cosine to 0.01. ``constant``: 1 (LoftUp).
+
+    Example:
+        >>> from upfeat.evaluation.probe_parts import learning_rate_factor
+        >>> [round(learning_rate_factor("per_iteration_bug", i, 2, 100), 3) for i in range(5)]
+        [1.0, 0.5, 0.0, 0.5, 1.0]
+        >>> [learning_rate_factor("per_epoch", i, 2, 100) for i in (0, 99, 100)]
+        [1.0, 1.0, 0.5]
+    """
+    total = epochs * iterations_per_epoch
+    if schedule == "constant":
+        return 1.0
+    if schedule == "probe3d":
+        warm = int(WARM_UP_EPOCHS * iterations_per_epoch)
+        if iteration < warm:
+            return WARM_UP_START + (1 - WARM_UP_START) * iteration / warm
+        progress = (iteration - warm) / max(1, total - warm)
+        return END_FACTOR + (1 - END_FACTOR) * math.cos(math.pi / 2 * progress)
+    progress = {
+        "per_iteration_bug": iteration / epochs,
+        "per_epoch": iteration // iterations_per_epoch / epochs,
+        "per_step": iteration / total,
+    }[schedule]
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def epoch_batches(
+    count: int, batch: int, flip: float, seed: int, epoch: int
+) -> list[tuple[list[int], bool]]:
+    """Return the batches of an epoch: indices of images, and whether the batch is flipped.
+
+    Example:
+        >>> from upfeat.evaluation.probe_parts import epoch_batches
+        >>> [len(indices) for indices, _ in epoch_batches(5, 2, 0.5, seed=0, epoch=3)]
+        [2, 2, 1]
+    """
+    # A stream of its own for every epoch, so that any epoch can be the first after a pause.
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order = torch.randperm(count, generator=generator).tolist()
+    batches = [order[start : start + batch] for start in range(0, count, batch)]
+    flipped = torch.rand(len(batches), generator=generator) < flip
+    return list(zip(batches, flipped.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class JointMethod:
+    """An untrained upsampler that is trained together with the heads, once a seed.
+
+    Attributes:
+        label: in tables and file names.
+        upsampler: tells class and configuration; its weights are not used.
+        identity: name and configuration.
+
+    Example:
+        >>> import upfeat
+        >>> from upfeat.evaluation.probe_parts import JointMethod
+        >>> method = JointMethod("carafe", upfeat.create_upsampler("carafe", feature_dim=8))
+        >>> method.identity["weights"]
+        'trained with the heads, one copy a seed'
+    """
+
+    label: str
+    upsampler: Upsampler
+    identity: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        identity = Method(self.label, self.upsampler).identity
+        identity["weights"] = "trained with the heads, one copy a seed"
+        object.__setattr__(self, "identity", identity)
+
+    def copy(self, seed: int, device: torch.device) -> Upsampler:
+        """Return a new upsampler with random weights of this seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return type(self.upsampler)(**self.upsampler.config).to(device)
+
+
+class Heads(nn.Module):
+    """1x1 convolutions with bias, one a seed, over features and perhaps an image's token.
+
+    The token's share, the same at every pixel, is added to the bias instead of being broadcast.
+
+    Args:
+        channels: C.
+        outputs: K.
+        seeds: of the initialisation, torch's default for a convolution over all channels.
+        token_channels: of the token beside the features; 0 for none.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probe_parts import Heads
+        >>> Heads(8, 3, (0, 1))(torch.rand(1, 8, 4, 4), None, slice(1, 2)).shape
+        torch.Size([1, 3, 4, 4])
+    """
+
+    def __init__(
+        self, channels: int, outputs: int, seeds: Sequence[int], token_channels: int = 0
+    ) -> None:
+        super().__init__()
+        self.outputs = outputs
+        bound = (channels + token_channels) ** -0.5
+        weights, biases = [], []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            weight = torch.empty(outputs, channels + token_channels)
+            weights.append(weight.uniform_(-bound, bound, generator=generator))
+            biases.append(torch.empty(outputs).uniform_(-bound, bound, generator=generator))
+        # S x (K, C + C') -> (S*K, C) and (S*K, C')
+        whole = torch.cat(weights)
+        self.weight = nn.Parameter(whole[:, :channels].contiguous())
+        self.bias = nn.Parameter(torch.cat(biases))
+        self.token_weight = (
+            nn.Parameter(whole[:, channels:].contiguous()) if token_channels else None
+        )
+
+    def forward(self, x: Tensor, token: Tensor | None, seeds: slice) -> Tensor:
+        """Apply the heads of some seeds to a map (B, C, h, w) with tokens (B, C')."""
+        rows = slice(seeds.start * self.outputs, seeds.stop * self.outputs)
+        weight = self.weight[rows, :, None, None]
+        if token is None or self.token_weight is None:
+            return F.conv2d(x, weight, self.bias[rows])
+        shift = F.linear(token, self.token_weight[rows], self.bias[rows])  # (B, s*K)
+        return F.conv2d(x, weight).add_(shift[:, :, None, None])
+
+
+class ClassTokens:
+    """Class tokens of images, L2-normalised and kept on disk.
+
+    Args:
+        dense: whose backbone gives them.
+        folder: of the cache.
+    """
+
+    def __init__(self, dense: DenseFeatures, folder: Path) -> None:
+        self.backbone = dense.backbone
+        name = dense.identity["name"]
+        key = {**dense.identity, "backbone": f"{name} class token"}
+        self.cache = FeatureCache(folder, key)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return (1, C) for an image (1, 3, H, W) as the backbone takes it."""
+        token = self.cache(pixels, lambda image: self.backbone.class_token(image)[..., None, None])
+        return F.normalize(token.flatten(1), dim=1)
+
+
+def mean_class_ious(
+    names: Sequence[str], meters: Sequence[SegmentationMeter]
+) -> dict[str, float | None]:
+    """Return the IoU of each class in percent, mean over the seeds; None where it never occurs."""
+    ious = torch.stack([iou_per_class(meter.matrix) for meter in meters]).nanmean(0)
+    return {
+        name: None if iou != iou else round(100 * iou, 2)
+        for name, iou in zip(names, ious.tolist(), strict=True)
+    }
+
+
+def silent(label: str, stage: str, done: int, total: int) -> None:
+    """Show nothing."""
