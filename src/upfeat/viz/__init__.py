@@ -1,15 +1,31 @@
 """Pictures of features."""
 
+from upfeat.viz.attention import (
+    Attended,
+    attended_regions,
+    attention_panel,
+    dot_picture,
+    effective_cells,
+    heat_picture,
+    sample_dots,
+)
 from upfeat.viz.comparison import Comparison, compare_upsamplers, usable_upsamplers
 from upfeat.viz.pca import PCABasis, PCAPicture, pca_panel, pca_picture, save_png
 
 __all__ = [
+    "Attended",
     "Comparison",
     "PCABasis",
     "PCAPicture",
+    "attended_regions",
+    "attention_panel",
     "compare_upsamplers",
+    "dot_picture",
+    "effective_cells",
+    "heat_picture",
     "pca_panel",
     "pca_picture",
+    "sample_dots",
     "save_png",
     "usable_upsamplers",
 ]

@@ -1,0 +1,434 @@
+"""Which coarse cells one pixel of the upsampled map is made of, as numbers and as pictures.
+
+After LoftUp (Huang et al., arXiv 2504.14032), figures 8 and C.5: dots on the photo whose density
+follows the attention of the pixel under the cross. The paper shows a cross-attention's softmax;
+here every method whose output is a weighted mean of the features is shown as well, by its exact
+weights.
+
+Legend: ``L`` maps of weights, ``h w`` low-resolution grid, ``n = h w`` cells, ``H W`` guidance
+image, ``H' W'`` output. Places are (row, column) as shares of height and width, 0 to 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from upfeat.errors import UnsupportedError, check_call, shape_text
+from upfeat.viz.panel import Cell, draw_grid, to_pil
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+    from upfeat.upsamplers.base import Upsampler
+
+__all__ = [
+    "Attended",
+    "attended_regions",
+    "attention_panel",
+    "dot_picture",
+    "effective_cells",
+    "heat_picture",
+    "sample_dots",
+]
+
+DOTS = 300  # of a picture, the number that the protocol names
+_FINER = 3  # pictures are drawn so many times larger and reduced, so that edges are smooth
+_DOT, _DOT_EDGE = (255, 214, 10), (40, 20, 0)
+_MARK, _MARK_EDGE = (255, 255, 255), (0, 0, 0)
+
+Place = tuple[float, float]
+
+
+@torch.no_grad()
+def attended_regions(
+    upsampler: "Upsampler",
+    image: Tensor,
+    features: Tensor,
+    position: Sequence[int],
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Return the weights over the low-resolution cells of one pixel of the output.
+
+    Where ``info.commutes_with_head``, the output is a weighted mean of the features with one set
+    of weights for all channels. They are read exactly, by mixing one-hot values: channel i is 1 in
+    cell i and 0 elsewhere. A method that asks the cells through ``nn.MultiheadAttention`` (LoftUp)
+    gives the softmax of each block, averaged over the heads; its output is not that mean, since
+    values are projected and further layers follow.
+
+    Args:
+        upsampler: in evaluation mode.
+        image: (1, 3, H, W), normalised as in ``Upsampler.forward``.
+        features: (1, C, h, w).
+        position: row and column of the pixel in the output, from 0.
+        output_size: (H', W'); default (H, W).
+
+    Returns:
+        (L, h, w), float32 at least; each map sums to 1. L is 1, or the number of attention blocks.
+        Kernels with negative lobes (bicubic, lanczos) have negative weights.
+
+    Raises:
+        UnsupportedError: the method has no weights over cells that could be shown.
+        ValueError: more than one image, or a position outside the output.
+
+    Example:
+        >>> import torch, upfeat
+        >>> from upfeat.viz import attended_regions
+        >>> image, features = torch.rand(1, 3, 8, 8), torch.rand(1, 5, 2, 2)
+        >>> attended_regions(upfeat.create_upsampler("bilinear"), image, features, (0, 3))
+        tensor([[[0.6250, 0.3750],
+                 [0.0000, 0.0000]]])
+    """
+    size = check_call(image, features, output_size, None)
+    if len(image) != 1:
+        raise ValueError(f"the weights of one image are read, got a batch of {len(image)}")
+    row, col = _checked(position, size)
+    if upsampler.info.commutes_with_head:
+        return _mixing_weights(upsampler, image, features, (row, col), size)
+    attentions = [m for m in upsampler.modules() if isinstance(m, nn.MultiheadAttention)]
+    if attentions and upsampler.supports_query:
+        return _softmax_weights(upsampler, attentions, image, features, (row, col), size)
+    raise UnsupportedError(
+        f"{upsampler.info.name} has no single set of weights over the cells: it neither mixes the "
+        "features with one set for all channels (info.commutes_with_head) nor asks them through "
+        "nn.MultiheadAttention; take such a method, for example jafar, anyup, kin or loftup"
+    )
+
+
+def _checked(position: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+    row, col = (int(place) for place in position)
+    if (row, col) != tuple(position) or not (0 <= row < size[0] and 0 <= col < size[1]):
+        raise ValueError(
+            f"position must be a row and a column of the output {size}, counted from 0, got "
+            f"{tuple(position)}"
+        )
+    return row, col
+
+
+def _centre(position: tuple[int, int], size: tuple[int, int], like: Tensor) -> Tensor:
+    """Where ``query()`` finds the pixel: (1, 1, 2), float64 for codes of high frequency."""
+    place = [(2 * index + 1) / side - 1 for index, side in zip(position, size, strict=True)]
+    return torch.tensor([[place]], dtype=torch.float64, device=like.device)
+
+
+def _mixing_weights(
+    upsampler: "Upsampler",
+    image: Tensor,
+    features: Tensor,
+    position: tuple[int, int],
+    size: tuple[int, int],
+) -> Tensor:
+    """What the pixel takes of every cell, (1, h, w)."""
+    grid = (features.shape[2], features.shape[3])
+    one_hot = torch.eye(grid[0] * grid[1], dtype=features.dtype, device=features.device)
+    values = one_hot.unflatten(1, grid)[None]  # (n, n) -> (1, n, h, w)
+    row, col = position
+    if upsampler.supports_query:
+        places = _centre(position, size, features)
+        weights = upsampler.query(image, features, places, values, size)[0, 0]  # (n,)
+    elif upsampler.supports_tiles:
+        weights = _read_tile(upsampler, image, features, values, position, size)
+    else:
+        weights = upsampler(image, features, size, values)[0, :, row, col]
+    return _widened(weights).unflatten(0, grid)[None]
+
+
+def _read_tile(
+    upsampler: "Upsampler",
+    image: Tensor,
+    features: Tensor,
+    values: Tensor,
+    position: tuple[int, int],
+    size: tuple[int, int],
+) -> Tensor:
+    """Read the pixel (n,) from the tile that holds it; those behind it are not computed."""
+    row, col = position
+    for rows, cols, tile in upsampler.tiles(image, features, size, values):
+        if rows.start <= row < rows.stop and cols.start <= col < cols.stop:
+            return tile[0, :, row - rows.start, col - cols.start]
+    raise RuntimeError(f"no tile of {upsampler.info.name} covers {position} of {size}")
+
+
+def _softmax_weights(
+    upsampler: "Upsampler",
+    attentions: Sequence[nn.MultiheadAttention],
+    image: Tensor,
+    features: Tensor,
+    position: tuple[int, int],
+    size: tuple[int, int],
+) -> Tensor:
+    """The attention of every block in the order of their calls, averaged over heads, (L, h, w)."""
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((module, args, kwargs))
+
+    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in attentions]
+    try:
+        upsampler.query(image, features, _centre(position, size, features), output_size=size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    grid = (features.shape[2], features.shape[3])
+    maps = []
+    for module, args, kwargs in calls:
+        asked = kwargs | {"need_weights": True, "average_attn_weights": True}
+        weights = module(*args, **asked)[1]  # (1, 1, n)
+        if weights.numel() != grid[0] * grid[1]:
+            raise UnsupportedError(
+                f"an attention of {upsampler.info.name} has weights {shape_text(weights)} for one "
+                f"pixel, which are none over the {grid[0]}x{grid[1]} cells"
+            )
+        maps.append(_widened(weights).reshape(grid))  # (1, 1, n) -> (h, w)
+    return torch.stack(maps)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# -- what a distribution says ----------------------------------------------------------------------
+
+
+def _distribution(weights: Tensor) -> Tensor:
+    """Weights (h, w) as probabilities, float64 on the CPU; negative ones count as 0."""
+    if weights.dim() != 2 or weights.numel() == 0:
+        raise ValueError(f"weights must be one map (h, w), got {shape_text(weights)}")
+    positive = weights.detach().to("cpu", torch.float64).clamp(min=0)
+    total = positive.sum()
+    if not (bool(positive.isfinite().all()) and total > 0):
+        raise ValueError("weights must be finite and not all zero or negative")
+    return positive / total
+
+
+def effective_cells(weights: Tensor) -> float:
+    """Return over how many cells the weights are spread: exp of their entropy, 1 to n.
+
+    Args:
+        weights: (h, w); negative ones count as 0.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.attention import effective_cells
+        >>> round(effective_cells(torch.tensor([[0.25, 0.25], [0.5, 0.0]])), 3)
+        2.828
+    """
+    entropy: Tensor = torch.special.entr(_distribution(weights)).sum()
+    return float(entropy.exp())
+
+
+def sample_dots(weights: Tensor, count: int = DOTS, seed: int = 0) -> Tensor:
+    """Draw dots whose density follows the weights.
+
+    Cells are drawn with replacement, and each dot lies anywhere in its cell with equal chance.
+
+    Args:
+        weights: (h, w); negative ones count as 0.
+        count: number of dots.
+        seed: of both draws; the same on every machine.
+
+    Returns:
+        (count, 2) float64, places (row, column) in [0, 1).
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.attention import sample_dots
+        >>> dots = sample_dots(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), count=50)
+        >>> dots.shape, bool((dots[:, 0] < 0.5).all()), bool((dots[:, 1] >= 0.5).all())
+        (torch.Size([50, 2]), True, True)
+    """
+    if count < 1:
+        raise ValueError(f"count must be positive, got {count}")
+    chances = _distribution(weights)
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.multinomial(chances.flatten(), count, replacement=True, generator=generator)
+    inside = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    width = weights.shape[1]
+    corner = torch.stack((cells // width, cells % width), dim=1)  # (N, 2)
+    return (corner + inside) / torch.tensor(weights.shape, dtype=torch.float64)
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def dot_picture(
+    photo: Tensor,
+    weights: Tensor,
+    mark: Place,
+    *,
+    count: int = DOTS,
+    seed: int = 0,
+    side: int = 448,
+) -> Tensor:
+    """Draw dots that follow the weights, and a cross, on the photo.
+
+    Args:
+        photo: (3, H, W) in [0, 1]; the cells cover it exactly.
+        weights: (h, w).
+        mark: place of the cross.
+        count: number of dots, see :func:`sample_dots`.
+        seed: of the dots.
+        side: longer side of the picture, in pixels.
+
+    Returns:
+        (3, S, S') uint8.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.attention import dot_picture
+        >>> dot_picture(torch.rand(3, 32, 64), torch.rand(2, 4), (0.5, 0.5), side=100).shape
+        torch.Size([3, 50, 100])
+    """
+    from PIL import ImageDraw
+
+    size = _shown(photo, side)
+    canvas = _enlarged(photo * 0.8, size)
+    draw = ImageDraw.Draw(canvas)
+    radius = max(2.0, side / 130) * _FINER
+    for y, x in (sample_dots(weights, count, seed) * torch.tensor(canvas.size[::-1])).tolist():
+        box = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(box, fill=_DOT, outline=_DOT_EDGE, width=_FINER)
+    return _finished(canvas, draw, mark, size)
+
+
+def heat_picture(photo: Tensor, weights: Tensor, mark: Place, *, side: int = 448) -> Tensor:
+    """Colour every cell by its weight, over the photo in grey, with a cross.
+
+    Colours run from 0 to the largest weight and cover the photo the more the larger the weight is.
+
+    Args:
+        photo: (3, H, W) in [0, 1]; the cells cover it exactly.
+        weights: (h, w); negative ones count as 0.
+        mark: place of the cross.
+        side: longer side of the picture, in pixels.
+
+    Returns:
+        (3, S, S') uint8.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.attention import heat_picture
+        >>> heat_picture(torch.rand(3, 32, 64), torch.rand(2, 4), (0.5, 0.5), side=100).shape
+        torch.Size([3, 50, 100])
+    """
+    from matplotlib import colormaps
+    from PIL import Image, ImageDraw
+
+    size = _shown(photo, side)
+    chances = _distribution(weights)
+    share = chances / chances.max()
+    table = colormaps["inferno"](share.numpy())[..., :3]  # (h, w, 3)
+    colors = to_pil((torch.from_numpy(table) * 255).round().to(torch.uint8).permute(2, 0, 1))
+    alpha = Image.fromarray((share.sqrt() * 217).round().to(torch.uint8).numpy())
+    grey = photo.float().mean(0, keepdim=True).expand(3, -1, -1)
+    canvas = _enlarged(0.55 * grey, size)
+    blocks = colors.resize(canvas.size, Image.Resampling.NEAREST)
+    canvas.paste(blocks, mask=alpha.resize(canvas.size, Image.Resampling.NEAREST))
+    return _finished(canvas, ImageDraw.Draw(canvas), mark, size)
+
+
+def _shown(photo: Tensor, side: int) -> tuple[int, int]:
+    """Height and width of the picture."""
+    height, width = photo.shape[1:]
+    scale = side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _enlarged(photo: Tensor, size: tuple[int, int]) -> "Image.Image":
+    from PIL import Image
+
+    pixels = (photo.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return to_pil(pixels).resize((size[1] * _FINER, size[0] * _FINER), Image.Resampling.BICUBIC)
+
+
+def _finished(
+    canvas: "Image.Image", draw: "ImageDraw.ImageDraw", mark: Place, size: tuple[int, int]
+) -> Tensor:
+    """Draw the cross and reduce the canvas: (3, S, S') uint8."""
+    import numpy as np
+    from PIL import Image
+
+    y, x = mark[0] * canvas.height, mark[1] * canvas.width
+    arm, line = max(canvas.size) / 36, max(canvas.size) / 240
+    for color, wider in ((_MARK_EDGE, line * 0.6), (_MARK, 0.0)):
+        long, thick = arm + wider, line / 2 + wider
+        draw.rectangle((x - long, y - thick, x + long, y + thick), fill=color)
+        draw.rectangle((x - thick, y - long, x + thick, y + long), fill=color)
+    small = canvas.resize((size[1], size[0]), Image.Resampling.BOX)
+    # (S, S', 3) -> (3, S, S')
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """What one method takes for one pixel.
+
+    Attributes:
+        name: of the method.
+        weights: (L, h, w), see :func:`attended_regions`.
+    """
+
+    name: str
+    weights: Tensor
+
+
+def attention_panel(
+    photo: Tensor,
+    methods: Sequence[Attended],
+    mark: Place,
+    *,
+    count: int = DOTS,
+    seed: int = 0,
+    side: int = 320,
+    notes: Sequence[str] = (),
+) -> "Image.Image":
+    """Draw several methods side by side: dots above, heat maps below, a column for each block.
+
+    Under the heat map stand the largest weight and over how many cells the weights are spread
+    (:func:`effective_cells`); each heat map is scaled to its own largest weight.
+
+    Args:
+        photo: (3, H, W) in [0, 1], as the networks saw it.
+        methods: what they take for one and the same pixel.
+        mark: place of that pixel.
+        count: number of dots, see :func:`sample_dots`.
+        seed: of the dots.
+        side: longer side of each picture, in pixels.
+        notes: lines of text below.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.attention import Attended, attention_panel
+        >>> methods = [Attended("a", torch.rand(1, 2, 2)), Attended("b", torch.rand(2, 2, 2))]
+        >>> panel = attention_panel(torch.rand(3, 32, 32), methods, (0.5, 0.5), side=100)
+        >>> panel.width
+        324
+    """
+    if not methods:
+        raise ValueError("no methods to draw; give at least one")
+    shown = [
+        (_title(method, block), weights)
+        for method in methods
+        for block, weights in enumerate(method.weights)
+    ]
+    dots = [
+        Cell(dot_picture(photo, weights, mark, count=count, seed=seed, side=side), title)
+        for title, weights in shown
+    ]
+    heat = [
+        Cell(heat_picture(photo, weights, mark, side=side), _caption(weights))
+        for _, weights in shown
+    ]
+    size = (photo.shape[1], photo.shape[2])
+    return draw_grid([*dots, *heat], size, side, columns=len(shown), notes=notes)
+
+
+def _title(method: Attended, block: int) -> str:
+    count = len(method.weights)
+    return method.name if count == 1 else f"{method.name}, block {block + 1} of {count}"
+
+
+def _caption(weights: Tensor) -> str:
+    return f"largest {float(weights.max()):.2g}, spread over {effective_cells(weights):.3g} cells"
