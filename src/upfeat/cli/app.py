@@ -10,6 +10,7 @@ from rich.console import Console
 import upfeat
 from upfeat.cli.bench import bench_command
 from upfeat.cli.eval import eval_app
+from upfeat.cli.eval_attention import attention_command
 from upfeat.cli.eval_seg_probe import seg_probe_command
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.train import train_command
@@ -28,6 +29,7 @@ app.command("upsample")(upsample_command)
 app.command("bench")(bench_command)
 app.command("train")(train_command)
 eval_app.command("seg-probe")(seg_probe_command)
+eval_app.command("attention")(attention_command)
 app.add_typer(eval_app, name="eval")
 
 
