@@ -12,6 +12,7 @@ from upfeat.cli.bench import bench_command
 from upfeat.cli.eval import eval_app
 from upfeat.cli.eval_attention import attention_command
 from upfeat.cli.eval_seg_probe import seg_probe_command
+from upfeat.cli.eval_vos import vos_command
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.train import train_command
 from upfeat.cli.upsample import upsample_command
@@ -30,6 +31,7 @@ app.command("bench")(bench_command)
 app.command("train")(train_command)
 eval_app.command("seg-probe")(seg_probe_command)
 eval_app.command("attention")(attention_command)
+eval_app.command("vos")(vos_command)
 app.add_typer(eval_app, name="eval")
 
 

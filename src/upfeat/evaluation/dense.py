@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from upfeat.errors import UnsupportedError
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.upsamplers import Upsampler
 
-__all__ = ["DenseFeatures", "Encoded", "Method"]
+__all__ = ["DenseFeatures", "Encoded", "LowRes", "Method"]
 
 # An output above this is computed in tiles where the method has them.
 WHOLE_BYTES = 512 * 2**20
@@ -61,6 +61,29 @@ class Method:
             "weights": weights_fingerprint(self.upsampler.state_dict()),
         }
         object.__setattr__(self, "identity", identity)
+
+
+@dataclass(frozen=True)
+class LowRes:
+    """The row without an upsampler: the task on the backbone's own grid, if the protocol has it.
+
+    Attributes:
+        label: in tables and file names.
+        identity: the name only.
+
+    Example:
+        >>> from upfeat.evaluation.dense import LowRes
+        >>> LowRes().identity
+        {'name': 'low-res'}
+    """
+
+    NAME: ClassVar[str] = "low-res"
+    label: str = NAME
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the settings say in the place of an upsampler."""
+        return {"name": self.NAME}
 
 
 @dataclass(frozen=True)

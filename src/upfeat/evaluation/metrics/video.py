@@ -274,14 +274,18 @@ class VideoMeter:
             self.objects = {key: value for part in gathered for key, value in part.items()}
 
     def compute(self) -> dict[str, float]:
-        """Return ``jf`` and mean, recall and decay of ``j`` and ``f``; NaN without objects."""
+        """Return the means over all objects; NaN without any.
+
+        ``j``, ``j_recall``, ``j_decay``, the same of ``f``, and ``jf``, the mean of ``j`` and
+        ``f``.
+        """
         # Sorted, so that the order in which sequences came changes not even the last digit.
         rows = [self.objects[key] for key in sorted(self.objects)]
         scores = {
-            f"{letter}_{name}": math.fsum(row[part][field] for row in rows) / len(rows)
+            f"{letter}{suffix}": math.fsum(row[part][field] for row in rows) / len(rows)
             if rows
             else math.nan
             for part, letter in enumerate("jf")
-            for field, name in enumerate(FrameStatistics._fields)
+            for field, suffix in enumerate(("", "_recall", "_decay"))
         }
-        return {"jf": (scores["j_mean"] + scores["f_mean"]) / 2} | scores
+        return {"jf": (scores["j"] + scores["f"]) / 2} | scores

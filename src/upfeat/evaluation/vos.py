@@ -1,0 +1,386 @@
+"""Video object segmentation: the first frame's masks handed on by upsampled features.
+
+Preset ``loftup``: frames are squashed to 224x224, features are upsampled to half of that, guided by
+the image at that size, and masks are handed from the first and the last seven frames to the next
+(:func:`upfeat.evaluation.metrics.propagate_labels`). Preset ``naf``: frames keep their size, and
+the grid is a multiple of the backbone's own. Scores are those of DAVIS, of the files that are
+written: palette PNGs at the frames' own size, which the official tools read, too.
+
+The row ``low-res`` (:class:`upfeat.evaluation.dense.LowRes`) propagates on the backbone's own grid.
+
+Legend: ``C`` feature channels, ``K`` objects and background, ``N`` context frames, ``T`` frames,
+``h w`` grid of the propagation, ``H W`` frame.
+"""
+
+import io
+import logging
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from upfeat.backbones import Backbone
+from upfeat.checkpoints import write_bytes
+from upfeat.data import VideoData, VideoSequence, davis
+from upfeat.data.layouts import read_numbers
+from upfeat.data.sizes import Size
+from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
+from upfeat.evaluation.metrics import VideoMeter, masks_to_labels, propagate_labels
+from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+
+__all__ = ["DATA_SETS", "PRESETS", "VosConfig", "run_vos", "vos_preset"]
+
+logger = logging.getLogger(__name__)
+
+TASK = "vos"
+VOID = 255
+Progress = Callable[[str, str, int, int], None]
+
+
+class VosConfig(BaseModel):
+    """Settings of the propagation; all of them stand in the result.
+
+    Attributes:
+        preset: the protocol that the settings come from.
+        data: name of the set.
+        input_size: (H, W) to which frames are squashed; None for their own, each side lowered to
+            a multiple of what the backbone takes.
+        factor: the grid is the backbone's times this; None for half the input size.
+        guidance_resize: how the image is brought to the grid.
+        context_frames: how many of the last frames count, besides the first.
+        top_k: positions that give a mask to one, of all context frames together.
+        radius: of the neighbourhood, in cells of the grid.
+        temperature: of the weights.
+        limit: at most so many videos (a quick look, no result to quote).
+
+    Example:
+        >>> from upfeat.evaluation.vos import vos_preset
+        >>> vos_preset("loftup", "davis2017").context_frames
+        7
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Literal["loftup", "naf"] = "loftup"
+    data: str
+    input_size: tuple[PositiveInt, PositiveInt] | None = (224, 224)
+    factor: PositiveInt | None = None
+    guidance_resize: Literal["bilinear", "bicubic"] = "bilinear"
+    context_frames: NonNegativeInt = 7
+    top_k: PositiveInt = 5
+    radius: NonNegativeInt = 12
+    temperature: PositiveFloat = 0.1
+    limit: PositiveInt | None = None
+
+
+DATA_SETS: dict[str, Callable[..., VideoData]] = {
+    "davis2016": lambda root, split: davis(root, 2016, split),
+    "davis2017": lambda root, split: davis(root, 2017, split),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "loftup": {},
+    "naf": {"input_size": None, "factor": 1, "guidance_resize": "bicubic"},
+}
+
+
+def vos_preset(preset: str, data: str, **changes: Any) -> VosConfig:
+    """Return the settings of a protocol for a data set.
+
+    Args:
+        preset: see ``PRESETS``.
+        data: see ``DATA_SETS``.
+        **changes: fields of :class:`VosConfig`.
+
+    Raises:
+        UnknownNameError: no such preset or set.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.vos import vos_preset
+        >>> vos_preset("naf", "davis2017", factor=4).guidance_resize
+        'bicubic'
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    if data not in DATA_SETS:
+        raise UnknownNameError("data set", data, DATA_SETS)
+    return VosConfig(**{"preset": preset, "data": data} | PRESETS[preset] | changes)
+
+
+def run_vos(
+    config: VosConfig,
+    data: VideoData,
+    backbone: Backbone,
+    methods: Sequence[Method | LowRes],
+    *,
+    out: str | Path,
+    cache: str | Path,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Propagate masks with several upsamplers; results that exist already are read.
+
+    Args:
+        config: the protocol.
+        data: the whole split; ``limit`` of the settings applies.
+        backbone: on the device where everything runs.
+        methods: upsamplers, on the same device, and :class:`~upfeat.evaluation.dense.LowRes`.
+        out: folder of the results: one JSON a method, and beside it a folder of the same name
+            with ``SEQUENCE/FRAME.png``. A video's folder appears when all its frames are there;
+            an interrupted run goes on with the next video.
+        cache: folder of low-resolution features.
+        on_progress: called with label, stage, done and total.
+
+    Returns:
+        The results, in the order of the methods. Scores are in percent, means over all objects.
+
+    Raises:
+        ValueError: the data is broken, or a method does not fit the features.
+
+    Example:
+        >>> from upfeat.evaluation.vos import DATA_SETS
+        >>> sorted(DATA_SETS)
+        ['davis2016', 'davis2017']
+    """
+    data = data.select(config.limit)
+    propagation = _Propagation(config, data, backbone, Path(cache), on_progress or _silent)
+    results = []
+    for method in methods:
+        settings = propagation.settings(method)
+        path = Path(out) / result_file_name(TASK, config.data, method.label, settings)
+        if path.is_file() and (known := Result.load(path)).settings == settings:
+            logger.info("%s: %s is there already", method.label, path)
+            results.append(known)
+            continue
+        result = propagation.run(method, settings, path.with_suffix(""))
+        result.save(path)
+        results.append(result)
+    return results
+
+
+class _Propagation:
+    """One backbone on one set; the methods come one after the other."""
+
+    def __init__(
+        self,
+        config: VosConfig,
+        data: VideoData,
+        backbone: Backbone,
+        cache: Path,
+        on_progress: Progress,
+    ) -> None:
+        self.config, self.data, self.backbone = config, data, backbone
+        self.on_progress = on_progress
+        # The input size is set frame by frame where frames keep their own.
+        self.dense = DenseFeatures(backbone, config.input_size or (1, 1), cache / "features")
+        self.fingerprint = data.fingerprint()
+
+    def settings(self, method: Method | LowRes) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+        size = self.config.input_size
+        grid = None if size is None else self.grid(method, size)
+        return self.config.model_dump(mode="json") | {
+            "output_size": None if grid is None else list(grid),
+            "splits": {self.data.name: {"videos": len(self.data), "fingerprint": self.fingerprint}},
+            "backbone": self.dense.identity,
+            "upsampler": method.identity,
+            "image_resize": "bicubic, antialiased",
+            "stored_features": "float16",
+            "mask_resize": "nearest to the grid and to the frame, bilinear to the input",
+            "scored": "all frames but the first and last, all objects of the first frame",
+        }
+
+    def grid(self, method: Method | LowRes, input_size: Size) -> Size:
+        """Return the size (h, w) at which masks are handed on."""
+        height, width = self.backbone.grid_size(input_size)
+        if isinstance(method, LowRes):
+            return height, width
+        if self.config.factor is None:
+            return input_size[0] // 2, input_size[1] // 2
+        return height * self.config.factor, width * self.config.factor
+
+    def run(self, method: Method | LowRes, settings: dict[str, Any], folder: Path) -> Result:
+        """Write the masks of all videos and score them."""
+        times = [time.perf_counter()]
+        for number, sequence in enumerate(self.data):
+            self.on_progress(method.label, "propagating masks", number, len(self.data))
+            _check_length(sequence)
+            if not _complete(folder / sequence.name, sequence):
+                _write_sequence(folder / sequence.name, sequence, self.propagate(method, sequence))
+        times.append(time.perf_counter())
+        meter = VideoMeter()
+        for number, sequence in enumerate(self.data):
+            self.on_progress(method.label, "scoring", number, len(self.data))
+            meter.update(sequence.name, *self.masks(folder / sequence.name, sequence))
+        times.append(time.perf_counter())
+        return Result(
+            task=TASK,
+            label=method.label,
+            settings=settings,
+            scores={
+                name: Score.of([round(100 * score, 4)]) for name, score in meter.compute().items()
+            },
+            details={
+                "objects": {
+                    f"{name}/{number}": {
+                        "j": round(100 * region.mean, 2),
+                        "f": round(100 * boundary.mean, 2),
+                    }
+                    for (name, number), (region, boundary) in sorted(meter.objects.items())
+                },
+                "masks": folder.name,
+            },
+            seconds={
+                "propagation": round(times[1] - times[0], 1),
+                "scoring": round(times[2] - times[1], 1),
+            },
+            environment=describe_environment(),
+        )
+
+    def propagate(self, method: Method | LowRes, sequence: VideoSequence) -> Tensor:
+        """Return the labels (T, H, W), uint8, of a video from its first mask."""
+        first = self.data.read_mask(sequence, 0)
+        count = int(first.max()) + 1
+        if count > VOID:
+            raise ValueError(f"{sequence.name} has {count - 1} objects; a palette PNG holds 254")
+        labels = torch.empty(len(sequence.frames), *first.shape, dtype=torch.uint8)
+        labels[0] = first
+        config, start = self.config, None
+        recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=config.context_frames)
+        for index in range(len(sequence.frames)):
+            features, size = self.features(method, self.data.read_frame(sequence, index))
+            if start is None:
+                small = _nearest(first, (features.shape[1], features.shape[2]))
+                # (h, w) -> (h, w, K) -> (K, h, w)
+                masks = F.one_hot(small, count).permute(2, 0, 1).to(features)
+                start = (features, masks)
+                continue
+            if features.shape != start[0].shape:
+                raise ValueError(f"{sequence.frames[index]} has another size than the first frame")
+            context = (start, *recent)
+            masks = propagate_labels(
+                features,
+                torch.stack([one for one, _ in context]),
+                torch.stack([mask for _, mask in context]),
+                radius=config.radius,
+                top_k=config.top_k,
+                temperature=config.temperature,
+            )
+            recent.append((features, masks))
+            labels[index] = _nearest(masks_to_labels(masks, size).cpu(), tuple(first.shape))
+        return labels
+
+    def features(self, method: Method | LowRes, frame: Tensor) -> tuple[Tensor, Size]:
+        """Return upsampled features (C, h, w) of a frame (3, H, W), and the input size."""
+        if self.config.input_size is None:
+            self.dense.input_size = self._own_size(tuple(frame.shape[1:]))
+        encoded = self.dense.encode(frame)
+        size = (encoded.image.shape[2], encoded.image.shape[3])
+        if isinstance(method, LowRes):
+            return encoded.features[0], size
+        grid = self.grid(method, size)
+        guidance = F.interpolate(
+            encoded.image,
+            grid,
+            mode=self.config.guidance_resize,
+            align_corners=False,
+        )
+        return self.dense.upsample(method, Encoded(guidance, encoded.features), grid)[0], size
+
+    def _own_size(self, size: tuple[int, ...]) -> Size:
+        multiple = self.backbone.size_multiple
+        height, width = (side // multiple * multiple for side in size)
+        if not height or not width:
+            raise UnsupportedError(
+                f"frames of {size} are smaller than {multiple} pixels, the least that "
+                f"{self.backbone.name} takes; set input_size"
+            )
+        return height, width
+
+    def masks(self, folder: Path, sequence: VideoSequence) -> tuple[Tensor, Tensor]:
+        """Return the written and the true masks (T, H, W) of a video."""
+        written = [
+            read_numbers(folder / f"{frame.stem}.png", "prediction", "of objects").byte()
+            for frame in sequence.frames
+        ]
+        true = [
+            self.data.read_mask(sequence, index).byte() for index in range(len(sequence.frames))
+        ]
+        return torch.stack(written), torch.stack(true)
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def _check_length(sequence: VideoSequence) -> None:
+    if len(sequence.frames) < 3:
+        raise ValueError(
+            f"{sequence.name} has {len(sequence.frames)} frames; the first and the last are not "
+            "scored, so it takes at least 3"
+        )
+
+
+def _complete(folder: Path, sequence: VideoSequence) -> bool:
+    return all((folder / f"{frame.stem}.png").is_file() for frame in sequence.frames)
+
+
+def _write_sequence(folder: Path, sequence: VideoSequence, labels: Tensor) -> None:
+    """Write the masks (T, H, W) of a video, all of them or none."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        for frame, label in zip(sequence.frames, labels, strict=True):
+            write_bytes(part / f"{frame.stem}.png", palette_png(label))
+        if folder.exists():  # a video that lacks frames
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def palette_png(label: Tensor) -> bytes:
+    """Return a PNG of object numbers (H, W) in the colours of VOC and DAVIS.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.vos import palette_png
+        >>> palette_png(torch.zeros(2, 2, dtype=torch.uint8))[1:4]
+        b'PNG'
+    """
+    from PIL import Image
+
+    image = Image.fromarray(label.numpy())
+    image.putpalette([part for number in range(256) for part in _voc_color(number)])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _voc_color(number: int) -> tuple[int, int, int]:
+    """Return the colour of a class: bit 3 i + c of its number is bit 7 - i of channel c."""
+    red, green, blue = (
+        sum((number >> (3 * i + channel) & 1) << (7 - i) for i in range(3)) for channel in range(3)
+    )
+    return red, green, blue
+
+
+def _nearest(label: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize numbers (H, W); each new pixel takes the old one that its centre lies in."""
+    rows, cols = (
+        ((torch.arange(new, device=label.device) + 0.5) * (old / new)).long().clamp(max=old - 1)
+        for old, new in zip(label.shape, size, strict=True)
+    )
+    return label[rows[:, None], cols]
+
+
+def _silent(label: str, stage: str, done: int, total: int) -> None:
+    """Show nothing."""
