@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import upfeat
+from tests.data.test_masks import tiny_sam
 from tests.training.tiny import tiny_config
 from upfeat.cli.app import app
 from upfeat.training import (
@@ -176,6 +177,21 @@ def test_masks_come_with_the_images(images: Path, tmp_path: Path) -> None:
     assert batch["masks"].shape[2:] == (32, 32)
     assert (batch["masks"].sum(1) == 1).all()
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 2
+
+
+def test_masks_of_a_segmentation_network(images: Path, tmp_path: Path) -> None:
+    tiny_sam().save_pretrained(tmp_path / "sam")
+    options = {"weights": str(tmp_path / "sam"), "points_per_side": 2, "dtype": "float32"}
+    everything = {"iou_threshold": -1e9, "stability_threshold": -1, "stability_offset": 0.0}
+    with pytest.raises(ValueError, match="name a folder that keeps them"):
+        MaskConfig(kind="sam", options=options)
+    sam = MaskConfig(kind="sam", options=options | everything, cache=str(tmp_path / "masks"))
+    source = open_source(source_config(images, masks=(sam,)))
+    assert source.batch(0, 2)["masks"].shape[2:] == (32, 32)
+    assert any((tmp_path / "masks").rglob("*.json*"))
+    with pytest.raises(ValueError, match="float61"):
+        wrong = MaskConfig(kind="sam", options=options | {"dtype": "float61"}, cache="masks")
+        open_source(source_config(images, masks=(wrong,)))
 
 
 def test_cached_features_train_alike(images: Path, tmp_path: Path) -> None:

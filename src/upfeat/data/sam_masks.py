@@ -113,7 +113,7 @@ class SamMaskSource:
         min_area: smallest mask, in pixels.
         max_masks: kept of an image.
         device: where the network runs.
-        dtype: of its weights.
+        dtype: of its weights, or its name.
 
     Raises:
         MissingPackageError: transformers is not installed.
@@ -142,8 +142,13 @@ class SamMaskSource:
         min_area: int = 0,
         max_masks: int = 150,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
     ) -> None:
+        if isinstance(dtype, str):
+            named = getattr(torch, dtype, None)
+            if not isinstance(named, torch.dtype):
+                raise ValueError(f"dtype must be a type of torch such as 'float16', got {dtype!r}")
+            dtype = named
         if min(points_per_side, points_per_batch, max_masks) < 1:
             raise ValueError("points_per_side, points_per_batch and max_masks must be positive")
         self.weights = Path(weights).expanduser()

@@ -78,10 +78,11 @@ class MaskConfig(Section):
     """Where masks of training images come from.
 
     Attributes:
-        kind: ``sa1b`` (json files beside the images), ``labels`` (label images) or
-            ``superpixels``.
+        kind: ``sa1b`` (json files beside the images), ``labels`` (label images), ``superpixels``,
+            or ``sam`` (a network of transformers, from a folder of weights).
         options: arguments of the source in ``upfeat.data``, such as ``{"root": "labels"}``.
-        cache: folder that keeps computed masks; None computes them each time.
+        cache: folder that keeps computed masks; None computes them each time, which ``sam`` is too
+            slow for.
 
     Example:
         >>> from upfeat.training import MaskConfig
@@ -92,6 +93,15 @@ class MaskConfig(Section):
     kind: str
     options: dict[str, Any] = Field(default_factory=dict)
     cache: str | None = None
+
+    @model_validator(mode="after")
+    def _affordable(self) -> Self:
+        if self.kind == "sam" and self.cache is None:
+            raise ValueError(
+                "masks of kind sam take seconds to minutes an image; name a folder that keeps them "
+                "(cache)"
+            )
+        return self
 
 
 class DataConfig(Section):

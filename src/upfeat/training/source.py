@@ -15,6 +15,7 @@ from upfeat.data.masks import (
     SuperpixelMaskSource,
 )
 from upfeat.data.records import JoinedRecords, Records
+from upfeat.data.sam_masks import SamMaskSource
 from upfeat.data.selection import with_min_side
 from upfeat.data.tar_shards import find_images
 from upfeat.data.training_images import PositionSampler, TrainingImages, collate
@@ -30,6 +31,7 @@ MASK_SOURCES: dict[str, type] = {
     "sa1b": Sa1bMaskSource,
     "labels": LabelMaskSource,
     "superpixels": SuperpixelMaskSource,
+    "sam": SamMaskSource,
 }
 
 
