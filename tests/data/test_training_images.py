@@ -26,6 +26,7 @@ from upfeat.data import (
     imagenet_folder,
     sa1b_folder,
 )
+from upfeat.data.depth_maps import DepthMapFolder
 from upfeat.data.records import FileRecords, JoinedRecords, Records, SelectedRecords
 from upfeat.data.rle import mask_to_rle
 from upfeat.data.selection import shorter_sides, with_min_side
@@ -489,3 +490,29 @@ def test_small_images_are_left_out_by_their_headers(tmp_path: Path) -> None:
         with_min_side(image_folder(root), 100)
     shard = write_tar(tmp_path / "a.tar", {"0.png": encoded(0)})
     assert shorter_sides(TarRecords([shard])).tolist() == [26]
+
+
+def test_depth_is_cut_with_its_image(tmp_path: Path) -> None:
+    ramp = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) + 1
+    ramp[0, 0] = 0  # missing
+    (tmp_path / "images").mkdir()
+    Image.fromarray((ramp % 256).astype(np.uint8)).convert("RGB").save(tmp_path / "images/a.png")
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.where(ramp, ramp / 10, np.inf))
+    records = image_folder(tmp_path / "images")
+    transform = CropTransform(40, 40, flip=1.0)
+    pictures = DepthMapFolder(tmp_path, units=10)
+    numbers = DepthMapFolder(tmp_path, "{stem}.npy")
+    first, second = (
+        collate([TrainingImages(records, transform, depth=source)[0]])["depth"]
+        for source in (pictures, numbers)
+    )
+    assert first.shape == (1, 1, 40, 40)
+    torch.testing.assert_close(first, second)
+    middle = torch.from_numpy(ramp[:, 10:50].astype(np.float32) / 10).flip(1)
+    torch.testing.assert_close(first[0, 0], middle)
+    with pytest.raises(RuntimeError, match="no depth of a"):
+        TrainingImages(records, transform, depth=DepthMapFolder(tmp_path, "{stem}.tiff"))[0]
+    np.save(tmp_path / "a.npy", np.ones((7, 60)))
+    with pytest.raises(RuntimeError, match="the depth of a"):
+        TrainingImages(records, transform, depth=numbers)[0]

@@ -189,8 +189,8 @@ def test_masks_of_a_segmentation_network(images: Path, tmp_path: Path) -> None:
     source = open_source(source_config(images, masks=(sam,)))
     assert source.batch(0, 2)["masks"].shape[2:] == (32, 32)
     assert any((tmp_path / "masks").rglob("*.json*"))
+    wrong = MaskConfig(kind="sam", options=options | {"dtype": "float61"}, cache="masks")
     with pytest.raises(ValueError, match="float61"):
-        wrong = MaskConfig(kind="sam", options=options | {"dtype": "float61"}, cache="masks")
         open_source(source_config(images, masks=(wrong,)))
 
 

@@ -10,6 +10,7 @@ from upfeat.data.coco_stuff import coco_stuff
 from upfeat.data.crops import resize_and_crop
 from upfeat.data.davis import davis
 from upfeat.data.depth import DepthData, DepthFile, DepthImage
+from upfeat.data.depth_maps import DepthMapFolder
 from upfeat.data.feature_cache import FeatureCache
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
 from upfeat.data.imagenet import imagenet
@@ -45,6 +46,7 @@ __all__ = [
     "DepthData",
     "DepthFile",
     "DepthImage",
+    "DepthMapFolder",
     "FeatureCache",
     "FirstOfMaskSource",
     "ImageSource",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from upfeat.data.mask_sets import Masks
+from upfeat.data.depth_maps import DepthMapFolder
 from upfeat.data.masks import MaskSource
 from upfeat.data.records import Record, Records
 from upfeat.data.transforms import Transform
@@ -66,20 +66,25 @@ class Skipped(NamedTuple):
 
 
 class Sample(TypedDict):
-    """One image (3, H, W) in [0, 1], its masks, bool (M, H, W), and where it comes from."""
+    """One image (3, H, W) in [0, 1] and where it comes from.
+
+    Where there are sources: its masks, bool (M, H, W), and its depth (1, H, W), 0 where missing.
+    """
 
     image: Tensor
     masks: NotRequired[Tensor]
+    depth: NotRequired[Tensor]
     name: str
     index: int
     skipped: list[Skipped]
 
 
 class Batch(TypedDict):
-    """Images (B, 3, H, W) in [0, 1], masks, bool (B, M, H, W), and where they come from."""
+    """Images (B, 3, H, W) in [0, 1], masks, bool (B, M, H, W), depth (B, 1, H, W), and names."""
 
     image: Tensor
     masks: NotRequired[Tensor]
+    depth: NotRequired[Tensor]
     name: list[str]
     index: Tensor
     skipped: list[Skipped]
@@ -101,15 +106,16 @@ def sample_generator(*numbers: int) -> torch.Generator:
 
 
 class TrainingImages(Dataset[Sample]):
-    """Images of a collection, cut by a transform, with their masks.
+    """Images of a collection, cut by a transform, with their masks and depth maps.
 
-    In the place of an image that is broken (or too small for the crop, or without masks) another
-    one is drawn, the same on every run; the sample says which were skipped and why.
+    In the place of an image that is broken (or too small for the crop, or without masks or depth)
+    another one is drawn, the same on every run; the sample says which were skipped and why.
 
     Args:
         records: the images.
         transform: draws the geometry of each sample.
         masks: where masks come from; None for none.
+        depth: where depth maps come from; None for none.
         seed: of all chance.
         attempts: images tried in one place before it is an error.
 
@@ -130,6 +136,7 @@ class TrainingImages(Dataset[Sample]):
         transform: Transform,
         *,
         masks: MaskSource | None = None,
+        depth: DepthMapFolder | None = None,
         seed: int = 0,
         attempts: int = 16,
     ) -> None:
@@ -140,6 +147,7 @@ class TrainingImages(Dataset[Sample]):
         self.records = records
         self.transform = transform
         self.masks = masks
+        self.depth = depth
         self.seed = seed
         self.attempts = attempts
 
@@ -178,17 +186,21 @@ class TrainingImages(Dataset[Sample]):
         sample = Sample(image=geometry.image(image), name=record.name, index=index, skipped=[])
         if self.masks is not None:
             masks = self.masks(record, image, generator)
-            _check_aspect(record, masks, size)
+            _check_aspect(record, "masks", masks.size, size)
             sample["masks"] = masks.cut(geometry)
+        if self.depth is not None:
+            depth = self.depth(record)
+            _check_aspect(record, "depth", (depth.shape[1], depth.shape[2]), size)
+            sample["depth"] = geometry.labels(depth)  # nearest: missing depths mix with nothing
         return sample
 
 
-def _check_aspect(record: Record, masks: Masks, size: tuple[int, int]) -> None:
-    """Refuse masks of another shape than the image; rounding of one pixel is no difference."""
-    if abs(masks.size[0] * size[1] - masks.size[1] * size[0]) > max(size):
+def _check_aspect(record: Record, what: str, own: tuple[int, int], size: tuple[int, int]) -> None:
+    """Refuse maps of another shape than the image; rounding of one pixel is no difference."""
+    if abs(own[0] * size[1] - own[1] * size[0]) > max(size):
         raise ValueError(
-            f"the masks of {record.name} are {masks.size}, the image is {size} (height, width): "
-            "they cannot lie on each other"
+            f"the {what} of {record.name}: {own}, the image is {size} (height, width); they cannot "
+            "lie on each other"
         )
 
 
@@ -228,6 +240,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         )
         for filled, one in zip(batch["masks"], masks, strict=True):
             filled[: len(one)] = one
+    if all("depth" in sample for sample in samples):
+        batch["depth"] = torch.stack([sample["depth"] for sample in samples])
     return batch
 
 

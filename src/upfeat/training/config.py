@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointConfig",
     "ClipConfig",
     "DataConfig",
+    "DepthConfig",
     "EmaConfig",
     "LogConfig",
     "MaskConfig",
@@ -104,6 +105,25 @@ class MaskConfig(Section):
         return self
 
 
+class DepthConfig(Section):
+    """Where depth maps of training images come from; arguments of ``upfeat.data.DepthMapFolder``.
+
+    Attributes:
+        root: folder of the depth maps.
+        pattern: name of an image's map below it.
+        units: stored numbers per unit of depth.
+
+    Example:
+        >>> from upfeat.training import DepthConfig
+        >>> DepthConfig(root="depth").pattern
+        '{stem}.png'
+    """
+
+    root: str
+    pattern: str = "{stem}.png"
+    units: float = Field(default=1.0, gt=0)
+
+
 class DataConfig(Section):
     """The training images and how they are cut.
 
@@ -118,6 +138,7 @@ class DataConfig(Section):
         sides_file: a ``.npy`` file that keeps the sizes that ``min_side`` asks for, so that the
             headers of a large collection are read once.
         masks: sources of masks; the first one that has some for an image is taken.
+        depth: source of depth maps, for the objective ``depth_target``.
         feature_cache: folder that keeps the backbones' features of whole crops, as float16; only
             for centre crops that are the same each time. Its size is logged first.
         prefetch: micro-batches that are read ahead, by as many threads; it changes no number.
@@ -137,6 +158,7 @@ class DataConfig(Section):
     min_side: int | None = Field(default=None, ge=1)
     sides_file: str | None = None
     masks: tuple[MaskConfig, ...] = ()
+    depth: DepthConfig | None = None
     feature_cache: str | None = None
     prefetch: int = Field(default=2, ge=0)
 

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from upfeat.data.depth_maps import DepthMapFolder
 from upfeat.data.mask_cache import CachedMaskSource
 from upfeat.data.masks import (
     FirstOfMaskSource,
@@ -114,7 +115,8 @@ def open_source(config: TrainConfig) -> ImageStream:
         scale=data.scale,
     )
     masks = _mask_source(data)
-    images = TrainingImages(records, transform, masks=masks, seed=config.seed)
+    depth = None if data.depth is None else DepthMapFolder(**data.depth.model_dump())
+    images = TrainingImages(records, transform, masks=masks, depth=depth, seed=config.seed)
     names = hashlib.sha256("\n".join(record.name for record in records).encode())
     description = {
         "images": len(records),
@@ -122,6 +124,7 @@ def open_source(config: TrainConfig) -> ImageStream:
         "names": f"sha256 {names.hexdigest()[:12]}",
         "crop": f"{data.crop} ({data.position}) of shorter side {data.resize or data.crop}",
         "masks": "none" if masks is None else masks.name,
+        "depth": "none" if depth is None else depth.name,
     }
     return ImageStream(images, description)
 
