@@ -24,7 +24,7 @@ from upfeat.evaluation.pixel_pool import sample_pixels
 from upfeat.evaluation.results import Result
 from upfeat.evaluation.seg_probe import (
     SegProbeConfig,
-    _Probe,
+    PixelProbe,
     run_seg_probe,
     seg_probe_preset,
     train_head,
@@ -169,7 +169,7 @@ def test_an_interrupted_run_goes_on(
 def test_head_before_upsampling_is_the_same(root: Path, backbone: upfeat.Backbone) -> None:
     """Logits to 1e-5, and so the classes, for the heads of several seeds together."""
     config = tiny()
-    found = _Probe(
+    found = PixelProbe(
         config,
         msrc(root, "train"),
         msrc(root, "val"),

@@ -43,7 +43,14 @@ from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
 from upfeat.evaluation.probe_parts import JointMethod, Progress, mean_class_ious, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
 
-__all__ = ["PRESETS", "Progress", "SegProbeConfig", "run_seg_probe", "seg_probe_preset"]
+__all__ = [
+    "PRESETS",
+    "PixelProbe",
+    "Progress",
+    "SegProbeConfig",
+    "run_seg_probe",
+    "seg_probe_preset",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +180,7 @@ def run_seg_probe(
         )
     train = train.select(config.train_every, config.limit)
     val = val.select(limit=config.limit)
-    probe = _Probe(config, train, val, backbone, Path(cache), on_progress or silent)
+    probe = PixelProbe(config, train, val, backbone, Path(cache), on_progress or silent)
     results = []
     for method in methods:
         if isinstance(method, JointMethod):
@@ -195,8 +202,8 @@ def run_seg_probe(
     return results
 
 
-class _Probe:
-    """One backbone on one set; the methods come one after the other."""
+class PixelProbe:
+    """The preset ``pixel-sample``: one backbone on one set, the methods one after the other."""
 
     def __init__(
         self,
@@ -230,14 +237,10 @@ class _Probe:
 
     def run(self, method: Method, settings: dict[str, Any]) -> Result:
         """Sample, train all heads, score."""
-        seeds = self.config.seeds
         times = [time.perf_counter()]
         pixels, labels = self.sample(method)
         times.append(time.perf_counter())
-        heads = []
-        for number, seed in enumerate(seeds):
-            self.on_progress(method.label, "training heads", number, len(seeds))
-            heads.append(train_head(pixels, labels, len(self.train.classes), self.config, seed))
+        heads = self.train_heads(method, pixels, labels)
         times.append(time.perf_counter())
         meters = self.validate(method, heads)
         times.append(time.perf_counter())
@@ -262,6 +265,15 @@ class _Probe:
             },
             environment=describe_environment(),
         )
+
+    def train_heads(self, method: Method, pixels: Tensor, labels: Tensor) -> list[nn.Linear]:
+        """Train a head for each seed on the pixels of :meth:`sample`."""
+        seeds = self.config.seeds
+        heads = []
+        for number, seed in enumerate(seeds):
+            self.on_progress(method.label, "training heads", number, len(seeds))
+            heads.append(train_head(pixels, labels, len(self.train.classes), self.config, seed))
+        return heads
 
     # -- training pixels -------------------------------------------------------------------------
 

@@ -1,0 +1,234 @@
+"""Whether upsampled features stay in the space of the backbone's own.
+
+AnyUp (arXiv 2510.12764) claims that its output can stand where the low-resolution features stood;
+the protocol is not published. Three measures, two of them the obvious reading of that claim:
+
+* pooled back: the upsampled map, averaged over each cell, against the features it came from, by
+  cosine and mean squared error. Nearest enlargement is perfect in this, so it is no ranking by
+  quality; it says how far a method leaves the features.
+* probe transfer: a linear segmentation probe trained on low-resolution features, applied unchanged
+  to upsampled ones, beside the probe trained on the upsampled features themselves.
+* agreement with a larger input (ours): features upsampled to twice the grid, against the backbone's
+  features of the image at twice the size, by cosine.
+
+Legend: ``C`` feature channels, ``h w`` feature grid, ``H W`` image as the networks see it.
+"""
+
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+
+import upfeat
+from upfeat.backbones import Backbone
+from upfeat.data import SegmentationData
+from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
+from upfeat.evaluation.probe_parts import Progress, silent
+from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.evaluation.seg_probe import PixelProbe, SegProbeConfig, run_seg_probe, seg_probe_preset
+
+__all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]
+
+logger = logging.getLogger(__name__)
+
+TASK = "faithfulness"
+
+
+class FaithfulnessConfig(BaseModel):
+    """Settings of the comparison; all of them stand in the result.
+
+    Attributes:
+        probe: the segmentation probe of the transfer; its data, sizes and limit serve the other
+            measures, too.
+        factor: how much larger the input is that upsampled features are held against.
+        transfer: train and move the probes; without it no labels are needed.
+
+    Example:
+        >>> from upfeat.evaluation.faithfulness import faithfulness_preset
+        >>> faithfulness_preset("msrc").probe.input_size
+        (208, 320)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    probe: SegProbeConfig
+    factor: PositiveInt = 2
+    transfer: bool = True
+
+
+def faithfulness_preset(data: str, **changes: Any) -> FaithfulnessConfig:
+    """Return the settings for a data set.
+
+    Args:
+        data: a set of the segmentation probe's preset ``pixel-sample``.
+        **changes: ``factor``, ``transfer``, and fields of the probe's settings.
+
+    Raises:
+        UnknownNameError: no such set.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.faithfulness import faithfulness_preset
+        >>> faithfulness_preset("camvid", factor=3, steps=10).probe.steps
+        10
+    """
+    own = {name: changes.pop(name) for name in ("factor", "transfer") if name in changes}
+    probe = seg_probe_preset("pixel-sample", data, **changes)
+    return FaithfulnessConfig.model_validate({"probe": probe} | own)
+
+
+def run_faithfulness(
+    config: FaithfulnessConfig,
+    train: SegmentationData,
+    val: SegmentationData,
+    backbone: Backbone,
+    methods: Sequence[Method],
+    *,
+    out: str | Path,
+    cache: str | Path,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Measure how faithful upsamplers are; results that exist already are read.
+
+    Args:
+        config: the settings.
+        train: whole training split, for the probes.
+        val: whole validation split.
+        backbone: on the device where everything runs.
+        methods: upsamplers, on the same device.
+        out: folder of the results, one JSON a method; the segmentation probes' results, which the
+            transfer is compared with, go there, too.
+        cache: folder of low-resolution features and sampled pixels.
+        on_progress: called with label, stage, done and total.
+
+    Returns:
+        The results, in the order of the methods. Scores: ``pooled_cosine`` and
+        ``agreement_cosine`` (times 100), ``pooled_mse`` (in the features' own unit), their
+        deviation being that over images; ``transfer_miou_labelled`` and so on: the probe of
+        low-resolution features; ``own_miou_labelled``: the probe of the method's own features.
+
+    Example:
+        >>> from upfeat.evaluation.faithfulness import TASK
+        >>> TASK
+        'faithfulness'
+    """
+    report = on_progress or silent
+    probe = config.probe
+    train = train.select(probe.train_every, probe.limit)
+    val = val.select(limit=probe.limit)
+    measured = _Measure(config, train, val, backbone, Path(cache), report)
+    own: Sequence[Result | None] = [None] * len(methods)
+    if config.transfer:
+        own = run_seg_probe(
+            probe.model_copy(update={"train_every": 1, "limit": None}), train, val, backbone,
+            methods, out=out, cache=cache, on_progress=on_progress,
+        )  # fmt: skip
+    results = []
+    for method, direct in zip(methods, own, strict=True):
+        settings = measured.settings(method)
+        path = Path(out) / result_file_name(TASK, probe.data, method.label, settings)
+        if path.is_file() and (known := Result.load(path)).settings == settings:
+            logger.info("%s: %s is there already", method.label, path)
+            results.append(known)
+            continue
+        result = measured.run(method, settings, direct)
+        result.save(path)
+        results.append(result)
+    return results
+
+
+class _Measure:
+    """One backbone on one set; the methods come one after the other."""
+
+    def __init__(
+        self,
+        config: FaithfulnessConfig,
+        train: SegmentationData,
+        val: SegmentationData,
+        backbone: Backbone,
+        cache: Path,
+        on_progress: Progress,
+    ) -> None:
+        self.config, self.val, self.on_progress = config, val, on_progress
+        self.probe = PixelProbe(config.probe, train, val, backbone, cache, on_progress)
+        self.dense = self.probe.dense
+        height, width = config.probe.input_size
+        larger = (config.factor * height, config.factor * width)
+        self.larger = DenseFeatures(backbone, larger, cache / "features")
+        self.heads: list[nn.Linear] | None = None
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+        return self.probe.settings(method) | {
+            "factor": self.config.factor,
+            "transfer": self.config.transfer,
+            "pooling": "mean over each cell of the map at the size of the backbone's input",
+        }
+
+    def run(self, method: Method, settings: dict[str, Any], direct: Result | None) -> Result:
+        """Measure one method."""
+        start = time.perf_counter()
+        measured: dict[str, list[float]] = {}
+        for number, file in enumerate(self.val.files):
+            self.on_progress(method.label, "comparing features", number, len(self.val))
+            image, _ = self.val.read(file)
+            for name, value in self.compare(method, image).items():
+                measured.setdefault(name, []).append(value)
+        # Images are no seeds: one value, its spread over the images beside it.
+        scores = {
+            name: Score(
+                per_seed=(mean := statistics.fmean(values),),
+                mean=mean,
+                deviation=statistics.stdev(values) if len(values) > 1 else None,
+            )
+            for name, values in measured.items()
+        }
+        if direct is not None:
+            scores |= self.transfer(method)
+            scores |= {f"own_{name}": direct.scores[name] for name in ("miou_labelled", "accuracy")}
+        return Result(
+            task=TASK,
+            label=method.label,
+            settings=settings,
+            scores=scores,
+            unit="percent; mean squared error in the features' unit; deviation over the images",
+            seconds={"all": round(time.perf_counter() - start, 1)},
+            environment=describe_environment(),
+        )
+
+    def compare(self, method: Method, image: Tensor) -> dict[str, float]:
+        """Return the measures of one image (3, H, W) that need no labels."""
+        encoded = self.dense.encode(image)
+        seen = encoded.image
+        upsampled = self.dense.upsample(method, encoded, (seen.shape[2], seen.shape[3]))
+        grid = (encoded.features.shape[2], encoded.features.shape[3])
+        pooled = F.adaptive_avg_pool2d(upsampled, grid)
+        reference = self.larger.encode(image).features  # (1, C, factor * h, factor * w)
+        finer = self.dense.upsample(method, encoded, (reference.shape[2], reference.shape[3]))
+        return {
+            "pooled_cosine": 100 * _cosine(pooled, encoded),
+            "pooled_mse": float((pooled - encoded.features).square().mean()),
+            "agreement_cosine": 100 * float(F.cosine_similarity(finer, reference, dim=1).mean()),
+        }
+
+    def transfer(self, method: Method) -> dict[str, Score]:
+        """Return the scores of heads that were trained on low-resolution features."""
+        if self.heads is None:
+            nearest = Method("nearest", upfeat.create_upsampler("nearest"))  # each pixel its cell
+            self.heads = self.probe.train_heads(nearest, *self.probe.sample(nearest))
+        meters = self.probe.validate(method, self.heads)
+        scores = [meter.compute() for meter in meters]
+        return {
+            f"transfer_{name}": Score.of([round(100 * score[name], 4) for score in scores])
+            for name in scores[0]
+        }
+
+
+def _cosine(pooled: Tensor, encoded: Encoded) -> float:
+    return float(F.cosine_similarity(pooled, encoded.features, dim=1).mean())
