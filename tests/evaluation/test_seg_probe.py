@@ -23,8 +23,8 @@ from upfeat.evaluation.dense import DenseFeatures, Method
 from upfeat.evaluation.pixel_pool import sample_pixels
 from upfeat.evaluation.results import Result
 from upfeat.evaluation.seg_probe import (
-    SegProbeConfig,
     PixelProbe,
+    SegProbeConfig,
     run_seg_probe,
     seg_probe_preset,
     train_head,
