@@ -52,6 +52,8 @@ class UpsamplerInfo:
             the guidance is the backbone's own input.
         factor: the fixed factor of a method that has one.
         requires: extra inputs, such as hidden states.
+        short_fit: constructor arguments that shorten a fit of minutes or hours for comparisons and
+            benchmarks, which must then say so; empty for all others.
 
     Example:
         >>> import upfeat
@@ -77,6 +79,7 @@ class UpsamplerInfo:
     image_std: tuple[float, float, float] | None = None
     factor: int | None = None
     requires: tuple[str, ...] = ()
+    short_fit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:

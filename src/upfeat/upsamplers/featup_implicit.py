@@ -143,6 +143,7 @@ class FeatUpImplicit(Upsampler):
         code_license="MIT",
         universal=True,
         per_image=True,
+        short_fit={"steps": 100, "views": 100},
     )
     supports_tiles = True
     supports_query = True

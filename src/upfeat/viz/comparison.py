@@ -6,7 +6,7 @@ nothing runs with random weights; what is left out is named with the reason.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,7 +51,6 @@ LARGEST_SIDE = 448
 PER_IMAGE_PIXELS = 400_000
 """Larger images are not given to methods that optimise for each image: minutes become hours."""
 
-_SHORT_FIT: Mapping[str, Mapping[str, Any]] = {"featup_implicit": {"steps": 100, "views": 100}}
 _WARM_SECONDS = 2.0  # a quicker first call is repeated: it may have loaded libraries
 
 
@@ -108,6 +107,9 @@ class Comparison:
         basis: of all pictures.
         input_size: (H, W) at which the networks saw the photo.
         output_size: (H', W') of the pictures.
+        photo: (3, H, W) uint8, as the networks saw it.
+        low: (3, h, w) uint8, the coarse features.
+        low_extent: height and width that ``low`` covers, in units of the photo.
     """
 
     panel: "Image.Image"
@@ -116,6 +118,9 @@ class Comparison:
     basis: PCABasis
     input_size: "Size"
     output_size: "Size"
+    photo: Tensor
+    low: Tensor
+    low_extent: tuple[float, float]
 
 
 def usable_upsamplers(
@@ -171,7 +176,7 @@ def _prepare(name: str, backbone: "Backbone") -> Contender | LeftOut:
             if (file := _local_file(name, tag, record)) is not None:
                 return Contender(tag, create_upsampler(tag, pretrained=True, weights=file))
         return LeftOut(name, "weights not found here; put them into $UPFEAT_WEIGHTS")
-    short = _SHORT_FIT.get(name, {})
+    short = info.short_fit
     width: dict[str, Any] = {"feature_dim": backbone.dim} if needs_feature_dim(name) else {}
     upsampler = create_upsampler(name, **width, **short)
     if not info.per_image and next(upsampler.parameters(), None) is not None:
@@ -279,15 +284,26 @@ def compare_upsamplers(
         "one PCA basis for all.",
         f"Time of one call ({place}), three components out.",
     )
+    photo = (encoded.image[0].cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     cells = [
-        Cell((encoded.image[0].cpu().clamp(0, 1) * 255).round().to(torch.uint8), "image"),
+        Cell(photo, "image"),
         Cell(low, "features", blocks=True, extent=encoded.low_extent),
         *(Cell(entry.picture, _caption(entry)) for entry in entries),
     ]
     columns = max(2, min(len(cells), round((1.3 * len(cells)) ** 0.5)))
     notes = (*facts, *_notes(entries, missing))
     panel = draw_grid(cells, own, side, columns=columns, notes=notes)
-    return Comparison(panel, tuple(entries), tuple(missing), basis, encoded.frame.input, size)
+    return Comparison(
+        panel,
+        tuple(entries),
+        tuple(missing),
+        basis,
+        encoded.frame.input,
+        size,
+        photo,
+        low,
+        encoded.low_extent,
+    )
 
 
 def _ordinary(encoded: "Encoded") -> "Encoded":

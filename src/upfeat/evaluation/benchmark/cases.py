@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from upfeat.upsamplers.base import Upsampler
-from upfeat.upsamplers.registry import create_upsampler, needs_feature_dim
+from upfeat.upsamplers.registry import create_upsampler, get_class, needs_feature_dim
 
 __all__ = ["CASES", "Case", "scaling_cases"]
 
@@ -50,10 +50,12 @@ class Case:
         return self.values is None and not self.backward and not self.tiles
 
     def build(self, method: str, dtype: torch.dtype, device: torch.device) -> Upsampler:
-        """Return the method with random weights, in eval mode."""
+        """Return the method with random weights, in eval mode, its fit shortened if it is long."""
         torch.manual_seed(0)
-        width: dict[str, Any] = {"feature_dim": self.channels} if needs_feature_dim(method) else {}
-        return create_upsampler(method, **width).eval().to(device, dtype)
+        config: dict[str, Any] = dict(get_class(method).info.short_fit)
+        if needs_feature_dim(method):
+            config["feature_dim"] = self.channels
+        return create_upsampler(method, **config).eval().to(device, dtype)
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return a random image (1, 3, H, W), float32 at least, and features (1, C, h, w)."""

@@ -21,6 +21,7 @@ from upfeat.evaluation.benchmark.measure import (
 )
 from upfeat.evaluation.benchmark.records import Environment, Record, Report
 from upfeat.upsamplers.base import Upsampler
+from upfeat.upsamplers.registry import get_class
 
 __all__ = ["Rival", "load_rival", "run_benchmark"]
 
@@ -125,6 +126,11 @@ def run_benchmark(
         "memory": memory,
         "device": str(device),
         "rival": None if rival.path is None else Path(rival.path).name,
+        "short_fit": ", ".join(
+            f"{method} {name}={value}"
+            for method in methods
+            for name, value in get_class(method).info.short_fit.items()
+        ),
     }
     with _threads(threads):
         environment = Environment.here(dtype, device)
@@ -172,8 +178,16 @@ def _cell(
             if implementation == "plain" and not case.backward:
                 difference = _difference(method, case, rival, dtype, device)
             call = _call(implementation, method, case, rival, dtype, device)
+            # A fit of many steps warms up by itself, and takes too long to be done twice.
+            fitted = implementation == "upfeat" and get_class(method).info.per_image
             with free_memory_only(device):
-                cost = measure_time(call, repeats=repeats, max_seconds=max_seconds, device=device)
+                cost = measure_time(
+                    call,
+                    repeats=1 if fitted else repeats,
+                    warmup=0 if fitted else 1,
+                    max_seconds=max_seconds,
+                    device=device,
+                )
             del call
             peak = 0
             if memory:
