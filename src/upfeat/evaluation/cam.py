@@ -1,0 +1,402 @@
+"""How faithful upsampled class activation maps are to their classifier.
+
+Preset ``jafar``: Grad-CAM at the input of a transformer's last block, for images that the
+classifier gets right. The activations ``A`` are upsampled to the image's size, the weights ``w``
+(gradients of the class's logit, averaged over positions) stay those of the low-resolution map, and
+the map is ``relu(sum_k w_k A_k)``. Where ``info.commutes_with_head`` allows, the single channel
+``sum_k w_k A_k`` is upsampled with the weights that ``A`` decides: the same map for less.
+
+The image is masked by the map, as a normalised tensor: what is masked becomes the mean colour. Its
+own map for the same class comes out of the whole procedure, guided by the masked image.
+
+The row ``low-res`` (:class:`upfeat.evaluation.dense.LowRes`) is the map of the layer's own grid,
+each cell enlarged to its pixels (nearest).
+
+Legend: ``B`` images, ``C`` channels of the layer, ``h w`` its grid, ``H W`` the classifier's input.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from upfeat.backbones import Backbone
+from upfeat.checkpoints import write_bytes
+from upfeat.data import ClassifiedFile, ClassifiedImages, coco_objects, imagenet
+from upfeat.data.sizes import Size, normalize, resize, resolve_size
+from upfeat.errors import UnknownNameError
+from upfeat.evaluation.cam_classifier import CamClassifier, Explanation
+from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
+from upfeat.evaluation.metrics import CamMeter, gradcam_map, normalize_map
+from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+
+__all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
+
+logger = logging.getLogger(__name__)
+
+TASK = "cam"
+SAVE_EVERY = 20  # images
+Progress = Callable[[str, str, int, int], None]
+
+
+class CamConfig(BaseModel):
+    """Settings of the protocol; all of them stand in the result.
+
+    Attributes:
+        preset: the protocol that the settings come from.
+        data: name of the set.
+        images: how many are drawn; all that there are, if there are fewer.
+        choose: only images that the classifier gets right, or all; the class is always the one
+            that the classifier says.
+        seed: of the order in which images are tried.
+        input_size: (H, W) of the classifier's input, and of the maps.
+        crop_fraction: of the resized short side that the crop keeps; None for the classifier's own.
+        layer: path of the module in the network, such as ``blocks.-1``; None for the input of a
+            transformer's last block, or the output of the last stage of another network.
+        side: of that module; None for its output, or without ``layer`` the one named there.
+        mask: ``binary`` keeps the pixels where the map is above 0; ``soft`` multiplies by the map.
+        limit: at most so many images (a quick look, no result to quote).
+
+    Example:
+        >>> from upfeat.evaluation.cam import cam_preset
+        >>> cam_preset("jafar", "imagenet").images
+        2000
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Literal["jafar"] = "jafar"
+    data: str
+    images: PositiveInt = 2000
+    choose: Literal["correct", "all"] = "correct"
+    seed: int = 0
+    input_size: tuple[PositiveInt, PositiveInt] = (224, 224)
+    crop_fraction: PositiveFloat | None = None
+    layer: str | None = None
+    side: Literal["input", "output"] | None = None
+    mask: Literal["binary", "soft"] = "binary"
+    limit: PositiveInt | None = None
+
+
+DATA_SETS: dict[str, Callable[..., ClassifiedImages]] = {
+    "imagenet": imagenet,
+    "coco_objects": coco_objects,
+}
+# What a preset changes for a set. The classes of the COCO objects are not a classifier's.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "jafar": {"imagenet": {}, "coco_objects": {"choose": "all"}}
+}
+
+
+def cam_preset(preset: str, data: str, **changes: Any) -> CamConfig:
+    """Return the settings of a protocol for a data set.
+
+    Args:
+        preset: see ``PRESETS``.
+        data: see ``DATA_SETS``.
+        **changes: fields of :class:`CamConfig`.
+
+    Raises:
+        UnknownNameError: no such preset or set.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.cam import cam_preset
+        >>> cam_preset("jafar", "coco_objects", mask="soft").choose
+        'all'
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    if data not in PRESETS[preset]:
+        raise UnknownNameError("data set", data, PRESETS[preset])
+    return CamConfig(**{"preset": preset, "data": data} | PRESETS[preset][data] | changes)
+
+
+def run_cam(
+    config: CamConfig,
+    data: ClassifiedImages,
+    backbone: Backbone,
+    methods: Sequence[Method | LowRes],
+    *,
+    out: str | Path,
+    cache: str | Path,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Score the maps of several upsamplers in one pass; results that exist already are read.
+
+    Args:
+        config: the protocol.
+        data: the whole split.
+        backbone: one of timm with its classifier, on the device where everything runs; see
+            :func:`upfeat.evaluation.cam_classifier.create_classifier`.
+        methods: upsamplers, on the same device, and :class:`~upfeat.evaluation.dense.LowRes`.
+        out: folder of the results, one JSON a method.
+        cache: folder of the choice of images and of scores so far, from which an interrupted run
+            goes on.
+        on_progress: called with label, stage, done and total.
+
+    Returns:
+        The results, in the order of the methods, in percent. ``complexity`` and ``adcc`` are those
+        of the paper (share of non-zero pixels); ``_l1`` those of the reference code. ``adcc`` is
+        of the means, ``adcc_per_image`` the mean over the images.
+
+    Raises:
+        ValueError: the data is broken, no image is classified right, there is no such layer, or a
+            method does not fit it.
+
+    Example:
+        >>> from upfeat.evaluation.cam import DATA_SETS
+        >>> sorted(DATA_SETS)
+        ['coco_objects', 'imagenet']
+    """
+    classifier = CamClassifier(backbone, config.layer, config.side)
+    scoring = _Scoring(config, data, classifier, Path(cache) / "cam", on_progress or _silent)
+    results: dict[str, Result] = {}
+    pending: list[_Rows] = []
+    for method in methods:
+        settings = scoring.settings(method)
+        path = Path(out) / result_file_name(TASK, config.data, method.label, settings)
+        if path.is_file() and (known := Result.load(path)).settings == settings:
+            logger.info("%s: %s is there already", method.label, path)
+            results[method.label] = known
+        else:
+            pending.append(_Rows(method, settings, path, Path(cache) / "cam"))
+    seconds = scoring.run(pending)
+    for rows in pending:
+        result = scoring.result(rows, seconds)
+        result.save(rows.result)
+        rows.stored.unlink(missing_ok=True)
+        results[rows.method.label] = result
+    return [results[method.label] for method in methods]
+
+
+class _Chosen(NamedTuple):
+    """The images that are scored, and of how many tried ones."""
+
+    files: tuple[ClassifiedFile, ...]
+    tried: int
+
+
+class _Rows:
+    """The scores of each image for one method, kept on disk until the result is there."""
+
+    def __init__(
+        self, method: Method | LowRes, settings: dict[str, Any], result: Path, folder: Path
+    ) -> None:
+        self.method, self.settings, self.result = method, settings, result
+        self.stored = folder / f"scores-{result.name}"
+        self.scores: dict[str, list[float]] = {}
+        if self.stored.is_file():
+            content = json.loads(self.stored.read_text())
+            if content["settings"] == settings:
+                self.scores = content["scores"]
+
+    def save(self) -> None:
+        """Write the scores so far."""
+        self.stored.parent.mkdir(parents=True, exist_ok=True)
+        content = {"settings": self.settings, "scores": self.scores}
+        write_bytes(self.stored, json.dumps(content).encode())
+
+
+class _Scoring:
+    """One classifier on one set; the methods go together."""
+
+    def __init__(
+        self,
+        config: CamConfig,
+        data: ClassifiedImages,
+        classifier: CamClassifier,
+        folder: Path,
+        on_progress: Progress,
+    ) -> None:
+        self.config, self.data, self.classifier = config, data, classifier
+        self.folder, self.on_progress = folder, on_progress
+        self.size: Size = config.input_size
+        self.crop_fraction = config.crop_fraction or classifier.crop_fraction
+        self.dense = DenseFeatures(classifier.backbone, self.size, folder / "features")
+        if config.choose == "correct" and len(data.classes) != classifier.num_classes:
+            raise ValueError(
+                f"{data.name} has {len(data.classes)} classes, {classifier.backbone.name} "
+                f"{classifier.num_classes}; set choose=all to take every image, each for the class "
+                "that the classifier says"
+            )
+        self.chosen = self.choose()
+        digest = hashlib.blake2b(digest_size=8)
+        for file in self.chosen.files:
+            digest.update(f"{file.name} {data.file_hash(file)}\n".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def settings(self, method: Method | LowRes) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+        return self.config.model_dump(mode="json") | {
+            "crop_fraction": round(self.crop_fraction, 6),
+            "layer": self.classifier.layer,
+            "side": self.classifier.side,
+            "map_size": list(self.size),
+            "splits": {
+                self.data.name: {
+                    "images": len(self.chosen.files),
+                    "fingerprint": self.fingerprint,
+                }
+            },
+            "backbone": self.dense.identity,
+            "upsampler": method.identity,
+            "image_resize": "short side bicubic, antialiased; centre crop",
+            "class_score": "logit",
+        }
+
+    # -- choice ----------------------------------------------------------------------------------
+
+    def choose(self) -> _Chosen:
+        """Return the images, in the random order of the seed; the choice is kept on disk."""
+        config, files = self.config, self.data.files
+        key = {
+            "classifier": self.dense.identity,
+            "files": [[file.name, file.label, file.image.stat().st_size] for file in files],
+            "crop_fraction": self.crop_fraction,
+            "settings": config.model_dump(
+                mode="json", include={"images", "choose", "seed", "input_size", "limit"}
+            ),
+        }
+        digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
+        path = self.folder / f"choice-{digest}.json"
+        if path.is_file():
+            content = json.loads(path.read_text())
+            return _Chosen(tuple(files[index] for index in content["files"]), content["tried"])
+        wanted = min(config.images, config.limit or config.images)
+        generator = torch.Generator().manual_seed(config.seed)
+        order = torch.randperm(len(files), generator=generator).tolist()
+        chosen: list[int] = []
+        tried = 0
+        for index in order:
+            if len(chosen) == wanted:
+                break
+            self.on_progress("classifier", "choosing images", len(chosen), wanted)
+            tried += 1
+            if config.choose == "all" or self.is_right(files[index]):
+                chosen.append(index)
+        if not chosen:
+            raise ValueError(
+                f"{self.classifier.backbone.name} gets none of {tried} images of {self.data.name} "
+                "right; check its weights and the numbers of the classes"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps({"files": chosen, "tried": tried}).encode())
+        return _Chosen(tuple(files[index] for index in chosen), tried)
+
+    def is_right(self, file: ClassifiedFile) -> bool:
+        """Return whether the classifier says the image's class."""
+        pixels = self.normalized(self.prepare(file))
+        return int(self.classifier.logits(pixels).argmax()) == file.label
+
+    def prepare(self, file: ClassifiedFile) -> Tensor:
+        """Return an image as the classifier sees it, (1, 3, H, W) in [0, 1]."""
+        image = self.data.read(file).image[None]
+        short = int(min(self.size) / self.crop_fraction)
+        own: Size = (image.shape[2], image.shape[3])
+        height, width = resolve_size(short, own)
+        # A crop with another aspect ratio than the image's may be larger than the short side.
+        image = resize(image, (max(height, self.size[0]), max(width, self.size[1])))
+        top, left = ((image.shape[2 + i] - self.size[i]) // 2 for i in (0, 1))
+        crop = image[:, :, top : top + self.size[0], left : left + self.size[1]]
+        return crop.to(self.dense.device)
+
+    def normalized(self, image: Tensor) -> Tensor:
+        backbone = self.classifier.backbone
+        return normalize(image, backbone.image_mean, backbone.image_std)
+
+    # -- maps and scores -------------------------------------------------------------------------
+
+    def run(self, pending: Sequence[_Rows]) -> float:
+        """Score every image for every method that lacks it; return the seconds."""
+        start = time.perf_counter()
+        label = ", ".join(rows.method.label for rows in pending)
+        try:
+            for number, file in enumerate(self.chosen.files):
+                missing = [rows for rows in pending if file.name not in rows.scores]
+                if not missing:
+                    continue
+                self.on_progress(label, "maps and scores", number, len(self.chosen.files))
+                image = self.prepare(file)
+                explanation = self.classifier.explain(self.normalized(image))
+                for rows in missing:
+                    rows.scores[file.name] = self.score(rows.method, image, explanation)
+                if (number + 1) % SAVE_EVERY == 0:
+                    _save(missing)
+        except BaseException:
+            _save(pending)
+            raise
+        return time.perf_counter() - start
+
+    def score(
+        self, method: Method | LowRes, image: Tensor, explanation: Explanation
+    ) -> list[float]:
+        """Return the scores of one image (1, 3, H, W), in the order of ``CamMeter.NAMES``."""
+        raw = self.map(method, image, explanation)
+        ready = normalize_map(raw)
+        mask = (raw > 0).to(image.dtype) if self.config.mask == "binary" else ready
+        mask = mask[:, None]  # (1, H, W) -> (1, 1, H, W)
+        # Zero in the normalised image is the mean colour here.
+        mean = image.new_tensor(self.classifier.backbone.image_mean)[:, None, None]
+        masked_image = image * mask + mean * (1 - mask)
+        again = self.classifier.explain(self.normalized(image) * mask, explanation.target)
+        masked_map = normalize_map(self.map(method, masked_image, again))
+        return CamMeter.score(explanation.probability, again.probability, ready, masked_map)[
+            0
+        ].tolist()
+
+    def map(self, method: Method | LowRes, image: Tensor, explanation: Explanation) -> Tensor:
+        """Return the map (1, H, W), not negative and not normalised."""
+        activations, weights = explanation.activations, explanation.weights
+        if isinstance(method, LowRes):
+            small = gradcam_map(activations, weights)[:, None]  # (1, h, w) -> (1, 1, h, w)
+            return F.interpolate(small, self.size, mode="nearest-exact")[:, 0]
+        encoded = Encoded(image, activations)
+        if method.upsampler.info.commutes_with_head:
+            # (1, C, h, w) x (1, C) -> (1, 1, h, w)
+            values = torch.einsum("bchw,bc->bhw", activations, weights)[:, None]
+            return self.dense.upsample(method, encoded, self.size, values)[:, 0].relu()
+        result = activations.new_empty(1, *self.size)
+        for rows, cols, tile in self.dense.pieces(method, encoded, self.size):
+            result[:, rows, cols] = gradcam_map(tile, weights)
+        return result
+
+    def result(self, rows: _Rows, seconds: float) -> Result:
+        """Return the result of a method whose images are all scored."""
+        meter = CamMeter()
+        names = [file.name for file in self.chosen.files]
+        meter.add(torch.tensor([rows.scores[name] for name in names], dtype=torch.float64))
+        scores = {name.replace("_l0", ""): score for name, score in meter.compute().items()}
+        method = rows.method
+        return Result(
+            task=TASK,
+            label=method.label,
+            settings=rows.settings,
+            scores={name: Score.of([round(100 * score, 4)]) for name, score in scores.items()},
+            details={
+                "images": names,
+                "images_tried": self.chosen.tried,
+                "head_before_upsampling": isinstance(method, LowRes)
+                or method.upsampler.info.commutes_with_head,
+            },
+            seconds={"all methods of the run": round(seconds, 1)},
+            environment=describe_environment(),
+        )
+
+
+def _save(pending: Sequence[_Rows]) -> None:
+    for rows in pending:
+        if rows.scores:
+            rows.save()
+
+
+def _silent(label: str, stage: str, done: int, total: int) -> None:
+    """Show nothing."""
