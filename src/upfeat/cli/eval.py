@@ -302,7 +302,11 @@ def show_progress() -> Iterator["OnProgress"]:
 
 
 def score_table(
-    results: Sequence["Result"], columns: Mapping[str, str], title: str, caption: str = ""
+    results: Sequence["Result"],
+    columns: Mapping[str, str],
+    title: str,
+    caption: str = "",
+    digits: int = 2,
 ) -> Table:
     """Return the table that a command prints: a row a method, mean and deviation over the seeds.
 
@@ -311,6 +315,7 @@ def score_table(
         columns: name of a score to its heading, in order; scores that no result has are left out.
         title: above the table.
         caption: below it.
+        digits: behind the point.
     """
     shown = {
         name: heading
@@ -319,12 +324,13 @@ def score_table(
     }
     table = Table("upsampler", *shown.values(), title=title, caption=caption)
     for result in results:
-        cells = (result.scores.get(name) for name in shown)
-        table.add_row(result.label, *("" if cell is None else score_cell(cell) for cell in cells))
+        scores = (result.scores.get(name) for name in shown)
+        cells = ("" if score is None else score_cell(score, digits) for score in scores)
+        table.add_row(result.label, *cells)
     return table
 
 
-def score_cell(score: "Score") -> str:
+def score_cell(score: "Score", digits: int = 2) -> str:
     """Return mean and deviation.
 
     Example:
@@ -334,5 +340,5 @@ def score_cell(score: "Score") -> str:
         ('71.00 ± 1.41', '70.00')
     """
     if score.deviation is None:
-        return f"{score.mean:.2f}"
-    return f"{score.mean:.2f} ± {score.deviation:.2f}"
+        return f"{score.mean:.{digits}f}"
+    return f"{score.mean:.{digits}f} ± {score.deviation:.{digits}f}"

@@ -27,6 +27,7 @@ __all__ = [
     "JointMethod",
     "Progress",
     "epoch_batches",
+    "head_first_is_cheaper",
     "learning_rate_factor",
     "mean_class_ious",
     "silent",
@@ -236,6 +237,39 @@ class ClassTokens:
         """Return (1, C) for an image (1, 3, H, W) as the backbone takes it."""
         token = self.cache(pixels, lambda image: self.backbone.class_token(image)[..., None, None])
         return F.normalize(token.flatten(1), dim=1)
+
+
+def head_first_is_cheaper(
+    upsampler: Upsampler, channels: int, outputs: int, heads: int, cells: int
+) -> bool:
+    """Say whether heads with many outputs cost less in front of an upsampler, counted a pixel.
+
+    Behind it, ``channels`` values are mixed once and multiplied by ``heads`` matrices; in front,
+    ``outputs`` values are mixed for each head, with the mixing weights computed every time. A
+    method that was trained is taken to mix all ``cells`` of the grid by weights from vectors of 128
+    numbers, one without weights to mix 16 cells.
+
+    Args:
+        upsampler: a method that commutes with heads.
+        channels: C of the features.
+        outputs: K of one head.
+        heads: how many, computed one after the other.
+        cells: of the feature grid.
+
+    Example:
+        >>> import upfeat
+        >>> from upfeat.evaluation.probe_parts import head_first_is_cheaper
+        >>> jafar = upfeat.create_upsampler("jafar", feature_dim=192)
+        >>> head_first_is_cheaper(jafar, 192, 256, 3, 784)
+        False
+        >>> head_first_is_cheaper(upfeat.create_upsampler("bilinear"), 192, 256, 3, 784)
+        True
+    """
+    trained = next(upsampler.parameters(), None) is not None
+    mixed, weights = (cells, 128) if trained else (16, 0)
+    before = heads * (weights + outputs) * mixed
+    behind = (weights + channels) * mixed + heads * channels * outputs
+    return before <= behind
 
 
 def mean_class_ious(

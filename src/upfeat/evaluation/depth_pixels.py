@@ -1,0 +1,389 @@
+"""The quick depth probe: heads trained on a fixed sample of pixels, scored on all of them.
+
+The image is resized for the backbone only; the upsampler is guided by that resized image and gives
+features at the depth map's own size. As in the segmentation probe (:mod:`upfeat.evaluation.
+seg_probe`), each training image is upsampled once and only the sampled pixels are kept. Pixels have
+no neighbours here, so the loss is JAFAR's ``sig`` without the gradient term.
+
+Legend: ``C`` feature channels, ``K`` bins, ``S`` seeds, ``M`` images, ``N`` pixels of the pool,
+``H W`` depth map.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from torch import Tensor
+
+from upfeat.backbones import Backbone
+from upfeat.data import DepthData
+from upfeat.data.sizes import Size, normalize
+from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
+from upfeat.evaluation.depth_losses import bin_depth, sig_loss, valid_depth
+from upfeat.evaluation.metrics import DepthMeter
+from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
+from upfeat.evaluation.probe_parts import (
+    ClassTokens,
+    Heads,
+    JointMethod,
+    Progress,
+    head_first_is_cheaper,
+)
+from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+
+__all__ = [
+    "DepthPixelConfig",
+    "DepthPool",
+    "depth_pixel_preset",
+    "run_depth_pixels",
+    "summarise_depth",
+    "train_depth_head",
+]
+
+logger = logging.getLogger(__name__)
+
+TASK = "depth-probe"
+
+
+class DepthPixelConfig(BaseModel):
+    """Settings of the quick probe; all of them stand in the result.
+
+    Attributes:
+        preset: ``pixel-sample``.
+        data: name of the set.
+        input_size: (H, W) of the image for backbone and guidance; exchanged for portraits.
+        train_every: every n-th training image is used.
+        limit: at most so many training and validation images (a quick look, no result to quote).
+        pixels_per_image: size of the fixed sample of each training image.
+        steps, batch_pixels: of the training; pixels are drawn with replacement.
+        learning_rate, weight_decay: of AdamW; the rate follows a cosine to zero.
+        warm_up_steps: in the first of them the loss is without its variance.
+        bins, min_depth, max_depth: of the decoding; targets from 0 to ``max_depth`` count.
+        class_token: give the head the class token, too.
+        head_before_upsampling: ``auto`` where it gives the same numbers for less; ``never``.
+        seeds: each gives a head of its own (initialisation and draws).
+
+    Example:
+        >>> from upfeat.evaluation.depth_pixels import depth_pixel_preset
+        >>> depth_pixel_preset("nyuv2").input_size
+        (432, 560)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Literal["pixel-sample"] = "pixel-sample"
+    data: str
+    input_size: tuple[PositiveInt, PositiveInt]
+    train_every: PositiveInt = 1
+    limit: PositiveInt | None = None
+    pixels_per_image: PositiveInt = 4096
+    steps: PositiveInt = 2000
+    batch_pixels: PositiveInt = 2048
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    warm_up_steps: NonNegativeInt = 100
+    bins: int = Field(default=256, ge=2)
+    min_depth: PositiveFloat = 1e-3
+    max_depth: PositiveFloat = 10.0
+    class_token: bool = True
+    head_before_upsampling: Literal["auto", "never"] = "auto"
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+
+
+_SETS: dict[str, dict[str, Any]] = {"nyuv2": {"input_size": (432, 560)}}
+
+
+def depth_pixel_preset(data: str, **changes: Any) -> DepthPixelConfig:
+    """Return the settings for a data set.
+
+    Args:
+        data: name of the set.
+        **changes: fields of :class:`DepthPixelConfig`.
+
+    Raises:
+        UnknownNameError: no such set.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.depth_pixels import depth_pixel_preset
+        >>> depth_pixel_preset("nyuv2", steps=10).steps
+        10
+    """
+    if data not in _SETS:
+        raise UnknownNameError("data set", data, _SETS)
+    return DepthPixelConfig(**{"data": data} | _SETS[data] | changes)
+
+
+class DepthPool:
+    """The training pixels of all images.
+
+    Attributes:
+        pixels: (N, C) float16 upsampled features.
+        depths: (N,).
+        images: (N,) number of the image of each pixel.
+        tokens: (M, C) class tokens, or None.
+    """
+
+    def __init__(
+        self,
+        pixels: Sequence[Tensor],
+        depths: Sequence[Tensor],
+        tokens: Sequence[Tensor],
+    ) -> None:
+        self.pixels, self.depths = torch.cat(list(pixels)), torch.cat(list(depths))
+        counts = torch.tensor([len(depth) for depth in depths])
+        self.images = torch.arange(len(counts)).repeat_interleave(counts)
+        self.tokens = torch.cat(list(tokens)).cpu() if tokens else None
+
+
+def train_depth_head(pool: DepthPool, config: DepthPixelConfig, seed: int) -> Heads:
+    """Train one head on drawn pixels.
+
+    Args:
+        pool: what it is drawn from.
+        config: steps, batch, learning rate, bins.
+        seed: of initialisation and draws.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.depth_pixels import *
+        >>> pool = DepthPool([torch.rand(9, 4).half()], [torch.rand(9) + 1], [])
+        >>> config = depth_pixel_preset("nyuv2", steps=2, bins=8)
+        >>> train_depth_head(pool, config, seed=0).weight.shape
+        torch.Size([8, 4])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    token_channels = 0 if pool.tokens is None else pool.tokens.shape[1]
+    head = Heads(pool.pixels.shape[1], config.bins, (seed,), token_channels)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    for step in range(config.steps):
+        drawn = torch.randint(len(pool.depths), (config.batch_pixels,), generator=generator)
+        logits = F.linear(pool.pixels.index_select(0, drawn).float(), head.weight)  # (n, K)
+        if pool.tokens is None or head.token_weight is None:
+            logits = logits + head.bias
+        else:
+            shift = F.linear(pool.tokens, head.token_weight, head.bias)  # (M, K)
+            logits = logits + shift[pool.images[drawn]]
+        depth, target = bin_depth(logits, config.min_depth, config.max_depth), pool.depths[drawn]
+        loss = sig_loss(depth, target, target > 0, warm=step < config.warm_up_steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return head.requires_grad_(False)
+
+
+def summarise_depth(
+    meters: Sequence[DepthMeter],
+) -> tuple[dict[str, Score], dict[str, Any]]:
+    """Return the scores of all seeds' meters, shares of pixels in percent, and details.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.depth_pixels import summarise_depth
+        >>> from upfeat.evaluation.metrics import DepthMeter
+        >>> meter = DepthMeter()
+        >>> meter.update(torch.ones(1, 2, 2), torch.ones(1, 2, 2))
+        >>> summarise_depth([meter])[0]["d1"].mean
+        100.0
+    """
+    each = [meter.compute() for meter in meters]
+    factors = {
+        name: 100 if name.removeprefix("si_") in ("d1", "d2", "d3") else 1 for name in each[0]
+    }
+    scores = {
+        name: Score.of([round(factor * score[name], 4) for score in each])
+        for name, factor in factors.items()
+    }
+    return scores, {"images": int(meters[0].images)}
+
+
+def run_depth_pixels(
+    config: DepthPixelConfig,
+    train: DepthData,
+    val: DepthData,
+    backbone: Backbone,
+    methods: Sequence[Method | JointMethod],
+    *,
+    out: Path,
+    cache: Path,
+    keep_pixels: bool,
+    on_progress: Progress,
+) -> list[Result]:
+    """Run the quick probe; called through :func:`upfeat.evaluation.depth_probe.run_depth_probe`."""
+    probe = _PixelProbe(config, train, val, backbone, cache, on_progress)
+    results = []
+    for method in methods:
+        if isinstance(method, JointMethod):
+            raise UnsupportedError(
+                f"{method.label} is trained with the heads, which {config.preset} cannot do; take "
+                "the preset nyu or jafar"
+            )
+        settings = probe.settings(method)
+        path = out / result_file_name(TASK, config.data, method.label, settings)
+        if path.is_file() and (known := Result.load(path)).settings == settings:
+            logger.info("%s: %s is there already", method.label, path)
+            results.append(known)
+            continue
+        result = probe.run(method, settings)
+        result.save(path)
+        if not keep_pixels:
+            probe.pool.remove(method)
+        results.append(result)
+    return results
+
+
+class _PixelProbe:
+    """One backbone on one set; the methods come one after the other."""
+
+    def __init__(
+        self,
+        config: DepthPixelConfig,
+        train: DepthData,
+        val: DepthData,
+        backbone: Backbone,
+        cache: Path,
+        on_progress: Progress,
+    ) -> None:
+        self.config, self.train, self.val = config, train, val
+        self.on_progress = on_progress
+        self.dense = DenseFeatures(backbone, config.input_size, cache / "features")
+        self.tokens = ClassTokens(self.dense, cache / "features")
+        name = f"{config.data}-depth"
+        self.pool = PixelPool(self.dense, name, config.pixels_per_image, cache)
+        self.splits = {
+            split.name: {"images": len(split), "fingerprint": split.fingerprint()}
+            for split in (train, val)
+        }
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+        return self.config.model_dump(mode="json") | {
+            "splits": self.splits,
+            "teacher": None,
+            "backbone": self.dense.identity,
+            "upsampler": method.identity,
+            "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
+            "stored_features": "float16",
+            "head": "1x1 convolution, ReLU, + 0.1, mean of uniform bins; AdamW, cosine to 0",
+            "loss": "sig of drawn pixels, no gradient term",
+            "alignment": "none; scores with si_: scale and shift of each image",
+        }
+
+    def run(self, method: Method, settings: dict[str, Any]) -> Result:
+        """Sample, train all heads, score."""
+        seeds = self.config.seeds
+        times = [time.perf_counter()]
+        pool = self.sample(method)
+        times.append(time.perf_counter())
+        heads = []
+        for number, seed in enumerate(seeds):
+            self.on_progress(method.label, "training heads", number, len(seeds))
+            heads.append(train_depth_head(pool, self.config, seed).to(self.dense.device))
+        times.append(time.perf_counter())
+        meters = self.validate(method, heads)
+        times.append(time.perf_counter())
+        scores, details = summarise_depth(meters)
+        details["pool_pixels"] = len(pool.depths)
+        stages = ("sampling", "training", "validation")
+        return Result(
+            task=TASK,
+            label=method.label,
+            settings=settings,
+            scores=scores,
+            unit="m",
+            details=details,
+            seconds={
+                name: round(end - start, 1)
+                for name, start, end in zip(stages, times[:-1], times[1:], strict=True)
+            },
+            environment=describe_environment(),
+        )
+
+    def token(self, encoded: Encoded) -> Tensor | None:
+        """Return the class token (1, C) of an image, or None."""
+        if not self.config.class_token:
+            return None
+        backbone = self.dense.backbone
+        return self.tokens(normalize(encoded.image, backbone.image_mean, backbone.image_std))
+
+    def sample(self, method: Method) -> DepthPool:
+        """Return the sampled pixels of the training images."""
+        pixels, depths, tokens = [], [], []
+        for number, file in enumerate(self.train.files):
+            self.on_progress(method.label, "sampling pixels", number, len(self.train))
+            image, depth = self.train.read(file)
+            known = valid_depth(depth, self.config.max_depth)
+            positions = sample_pixels(known, self.config.pixels_per_image, file.name)
+            if not len(positions):
+                continue
+            encoded, size = self.dense.encode(image), (depth.shape[0], depth.shape[1])
+            key = f"{file.name}-{self.train.file_hash(file)}"
+            pixels.append(self.pool.read(method, encoded, size, positions, key))
+            depths.append(depth.flatten()[positions])
+            token = self.token(encoded)
+            tokens += [] if token is None else [token]
+        if not pixels:
+            raise ValueError(
+                f"no image of {self.train.name} has depth between 0 and {self.config.max_depth}"
+            )
+        return DepthPool(pixels, depths, tokens)
+
+    def validate(self, method: Method, heads: Sequence[Heads]) -> list[DepthMeter]:
+        """Score the heads of all seeds in one pass over the validation split."""
+        meters = [DepthMeter(1e-3, self.config.max_depth, aligned=True) for _ in heads]
+        for number, file in enumerate(self.val.files):
+            self.on_progress(method.label, "scoring", number, len(self.val))
+            image, target = self.val.read(file)
+            encoded = self.dense.encode(image)
+            size = (target.shape[0], target.shape[1])
+            for meter, depth in zip(
+                meters, self.predict(method, encoded, size, heads), strict=True
+            ):
+                meter.update(depth[None], target[None])
+        return meters
+
+    @torch.no_grad()
+    def predict(
+        self, method: Method, encoded: Encoded, size: Size, heads: Sequence[Heads]
+    ) -> Tensor:
+        """Return the depths (S, H, W) that each head says."""
+        config, token, one = self.config, self.token(encoded), slice(0, 1)
+        features, upsampler = encoded.features, method.upsampler
+        cells = features.shape[2] * features.shape[3]
+        allowed = upsampler.info.commutes_with_head and config.head_before_upsampling == "auto"
+        predicted = torch.empty(len(heads), *size)
+
+        def decode(number: int, rows: slice, cols: slice, logits: Tensor) -> None:
+            depth = bin_depth(logits, config.min_depth, config.max_depth)
+            predicted[number, rows, cols] = depth[0].cpu()
+
+        if allowed and head_first_is_cheaper(
+            upsampler, features.shape[1], config.bins, len(heads), cells
+        ):
+            for number, head in enumerate(heads):
+                values = head(features, token, one)
+                for rows, cols, tile in self.dense.pieces(method, encoded, size, values):
+                    decode(number, rows, cols, tile)
+            return predicted
+        for rows, cols, tile in self.dense.pieces(method, encoded, size):
+            for number, head in enumerate(heads):
+                decode(number, rows, cols, head(tile, token, one))
+        return predicted

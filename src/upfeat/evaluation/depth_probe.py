@@ -1,0 +1,321 @@
+"""Linear probe for depth on upsampled features: 256 bins, pseudo or metric depth.
+
+* ``jafar`` (arXiv 2506.11136): crops of 448, relative inverse depth of Depth Anything V2 Small as
+  the target (:mod:`upfeat.evaluation.depth_teacher`), sig and gradient loss, 5 epochs of batches of
+  4, a cosine that advances once an iteration. The original gives images to all networks in [0, 1],
+  without mean and deviation: ``normalise=False``; and its gradient loss takes differences between
+  images of a batch: ``gradient="released"``. Defaults here are what was meant.
+* ``nyu``: metric depth of NYU Depth v2 up to 10 m with the same head; loss, schedule, epochs and
+  batch of Probe3D (arXiv 2404.08636). The choice of the 1x1 head is ours.
+* ``pixel-sample``: a quick probe of metric depth, trained on a fixed sample of pixels and scored on
+  all, see :mod:`upfeat.evaluation.depth_pixels`.
+
+The head sees the upsampled features and, at every pixel, the L2-normalised class token. It goes in
+front of the upsampler where that gives the same numbers and is cheaper; 256 bins of several seeds
+are often more than the features' channels. Scores are means over images, ``si_`` after a fit of
+scale and shift to each image; ``d1`` to ``d3`` are in percent.
+
+Legend: ``B`` batch, ``K`` bins, ``s`` seeds, ``H W`` crop, ``h' w'`` upsampled map.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveFloat
+from torch import Tensor
+
+from upfeat.backbones import Backbone
+from upfeat.data import DepthData, SegmentationData, read_image, resize_and_crop
+from upfeat.errors import UnknownNameError
+from upfeat.evaluation.crop_probe import CropProbe
+from upfeat.evaluation.dense import Method
+from upfeat.evaluation.depth_losses import bin_depth, gradient_loss, probe3d_loss, sig_loss
+from upfeat.evaluation.depth_losses import valid_depth as where_valid
+from upfeat.evaluation.depth_pixels import (
+    DepthPixelConfig,
+    depth_pixel_preset,
+    run_depth_pixels,
+    summarise_depth,
+)
+from upfeat.evaluation.depth_teacher import DepthTeacher
+from upfeat.evaluation.metrics import DepthMeter
+from upfeat.evaluation.probe_parts import (
+    ClassTokens,
+    CropProbeConfig,
+    JointMethod,
+    Progress,
+    head_first_is_cheaper,
+    silent,
+)
+from upfeat.evaluation.results import Result, Score
+from upfeat.upsamplers import Upsampler
+
+__all__ = [
+    "CROP_PRESETS",
+    "DepthProbeConfig",
+    "depth_probe_preset",
+    "run_depth_probe",
+]
+
+
+class DepthProbeConfig(CropProbeConfig):
+    """Settings of the probe on crops; all of them stand in the result.
+
+    Attributes:
+        bins, min_depth, max_depth: of the decoding; targets from 0 to ``max_depth`` count.
+        class_token: give the head the class token, too.
+        loss: ``sig_gradient`` (JAFAR) or ``probe3d``.
+        gradient: ``spatial``, or ``released`` for differences between images of the batch.
+        warm_up_iterations: in the first of them ``sig`` is without its variance.
+        normalise: give networks images with their own mean and deviation, else in [0, 1].
+
+    Example:
+        >>> from upfeat.evaluation.depth_probe import depth_probe_preset
+        >>> config = depth_probe_preset("jafar", "coco_stuff_27")
+        >>> config.bins, config.epochs, config.batch
+        (256, 5, 4)
+    """
+
+    bins: int = Field(default=256, ge=2)
+    min_depth: PositiveFloat = 1e-3
+    max_depth: PositiveFloat = 10.0
+    class_token: bool = True
+    loss: Literal["sig_gradient", "probe3d"] = "sig_gradient"
+    gradient: Literal["spatial", "released"] = "spatial"
+    warm_up_iterations: NonNegativeInt = 100
+    normalise: bool = True
+
+
+CROP_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "jafar": {"schedule": "per_iteration_bug", "epochs": 5, "batch": 4},
+    "nyu": {
+        "loss": "probe3d",
+        "schedule": "probe3d",
+        "epochs": 10,
+        "batch": 8,
+        "weight_decay": 0.01,
+        "flip": 0.0,
+    },
+}
+
+
+def depth_probe_preset(
+    preset: str, data: str, **changes: Any
+) -> DepthProbeConfig | DepthPixelConfig:
+    """Return the settings of a protocol for a data set.
+
+    Args:
+        preset: ``jafar``, ``nyu`` or ``pixel-sample``.
+        data: name of the set.
+        **changes: fields of :class:`DepthProbeConfig`, or of
+            :class:`upfeat.evaluation.depth_pixels.DepthPixelConfig`.
+
+    Raises:
+        UnknownNameError: no such preset.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.depth_probe import depth_probe_preset
+        >>> depth_probe_preset("nyu", "nyuv2", epochs=2).loss
+        'probe3d'
+    """
+    if preset == "pixel-sample":
+        return depth_pixel_preset(data, **changes)
+    if preset not in CROP_PRESETS:
+        raise UnknownNameError("preset", preset, [*CROP_PRESETS, "pixel-sample"])
+    settings = {"preset": preset, "data": data} | dict(CROP_PRESETS[preset])
+    return DepthProbeConfig(**settings | changes)
+
+
+def run_depth_probe(
+    config: DepthProbeConfig | DepthPixelConfig,
+    train: DepthData | SegmentationData,
+    val: DepthData | SegmentationData,
+    backbone: Backbone,
+    methods: Sequence[Method | JointMethod],
+    *,
+    out: str | Path,
+    cache: str | Path,
+    teacher: DepthTeacher | None = None,
+    keep_pixels: bool = False,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Probe several upsamplers on the same features; results that exist already are read.
+
+    Args:
+        config: the protocol.
+        train: whole training split; with a teacher any images will do.
+        val: whole validation split.
+        backbone: on the device where everything runs.
+        methods: upsamplers, on the same device; a ``JointMethod`` on crops only.
+        out: folder of the results, one JSON a method.
+        cache: folder of features, class tokens, sampled pixels and checkpoints, from which an
+            interrupted run goes on.
+        teacher: gives the target depth; None for that of the data.
+        keep_pixels: keep a method's sampled pixels after its result is written.
+        on_progress: called with label, stage, done and total.
+
+    Returns:
+        The results, in the order of the methods.
+
+    Raises:
+        ValueError: the data is broken, has no depth and there is no teacher, or a method does not
+            fit the features.
+
+    Example:
+        >>> from upfeat.evaluation.depth_probe import CROP_PRESETS
+        >>> sorted(CROP_PRESETS)
+        ['jafar', 'nyu']
+    """
+    train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
+    shown = on_progress or silent
+    real = isinstance(train, DepthData) and isinstance(val, DepthData)
+    if isinstance(config, DepthPixelConfig):
+        if not isinstance(train, DepthData) or not isinstance(val, DepthData) or teacher:
+            raise ValueError(
+                "pixel-sample needs a set with measured depth, such as nyuv2, and no teacher; take "
+                "the preset jafar for a teacher's depth"
+            )
+        return run_depth_pixels(
+            config,
+            train,
+            val,
+            backbone,
+            methods,
+            out=Path(out),
+            cache=Path(cache),
+            keep_pixels=keep_pixels,
+            on_progress=shown,
+        )
+    if not real and teacher is None:
+        raise ValueError(
+            f"{train.name} has no depth; give a teacher (--teacher FOLDER with the weights of "
+            "Depth Anything V2), or take a set with depth, such as nyuv2"
+        )
+    probe = _DepthProbe(config, train, val, backbone, Path(cache), shown, teacher)
+    return probe.run(methods, Path(out))
+
+
+class _HasImage(Protocol):
+    @property
+    def image(self) -> Path: ...
+
+
+class _DepthProbe(CropProbe[DepthMeter]):
+    """Depth in bins."""
+
+    task = "depth-probe"
+
+    def __init__(
+        self,
+        config: DepthProbeConfig,
+        train: DepthData | SegmentationData,
+        val: DepthData | SegmentationData,
+        backbone: Backbone,
+        cache: Path,
+        on_progress: Progress,
+        teacher: DepthTeacher | None,
+    ) -> None:
+        super().__init__(config, backbone, cache, on_progress)
+        self.depth_config, self.teacher = config, teacher
+        self.unit = "m" if teacher is None else "teacher's"
+        self.splits = {"train": train, "val": val}
+        self.counts = {name: len(split) for name, split in self.splits.items()}
+        self.outputs = config.bins
+        self.token_channels = backbone.dim if config.class_token else 0
+        self.tokens = ClassTokens(self.dense, cache / "features")
+        self.fingerprints = {
+            split.name: {"images": len(split), "fingerprint": split.fingerprint()}
+            for split in (train, val)
+        }
+
+    def settings(self, method: Method | JointMethod) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+        teacher = self.teacher
+        return self.config.model_dump(mode="json") | {
+            "splits": self.fingerprints,
+            "teacher": None if teacher is None else teacher.name,
+            "teacher_weights": None if teacher is None else teacher.weights,
+            "backbone": self.dense.identity,
+            "upsampler": method.identity,
+            "crop": "short side resized (bilinear, antialiased; depth nearest), centre crop",
+            "stored_features": "float16",
+            "head": "1x1 convolution, ReLU, + 0.1, mean of uniform bins",
+            "alignment": "none; scores with si_: scale and shift of each image",
+        }
+
+    def read(self, split: str, index: int) -> tuple[Tensor, Tensor]:
+        """Return a crop with its depth."""
+        data, side = self.splits[split], self.config.crop_size
+        if self.teacher is not None:
+            file: _HasImage = data.files[index]
+            image, _ = resize_and_crop(read_image(file.image), None, side)
+            return image, self.teacher(image)
+        image, depth = data[index]
+        return resize_and_crop(image, depth, side)
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Return the image (1, 3, H, W) as the backbone sees it."""
+        return super().pixels(image) if self.depth_config.normalise else image
+
+    def guidance(self, upsampler: Upsampler, image: Tensor) -> Tensor:
+        """Return the image (B, 3, H, W) as the upsampler sees it."""
+        return super().guidance(upsampler, image) if self.depth_config.normalise else image
+
+    def token(self, pixels: Tensor) -> Tensor | None:
+        """Return the normalised class token (1, C), or None."""
+        return self.tokens(pixels) if self.depth_config.class_token else None
+
+    def head_first(self, upsampler: Upsampler) -> bool:
+        """Say whether the heads go first: where they may, and where it costs less."""
+        height, width = self.backbone.grid_size((self.config.crop_size,) * 2)
+        return super().head_first(upsampler) and head_first_is_cheaper(
+            upsampler, self.backbone.dim, self.outputs, len(self.config.seeds), height * width
+        )
+
+    def seed_groups(self) -> list[slice]:
+        """One seed after the other: a map of 256 bins is large."""
+        return [slice(i, i + 1) for i in range(len(self.config.seeds))]
+
+    def depth(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Decode (B, s, K, h', w') to depths (B, s, H, W) of the target's size."""
+        config = self.depth_config
+        # (B, s, K, h', w') -> (B*s, h', w') -> (B, s, h', w')
+        depth = bin_depth(outputs.flatten(0, 1), config.min_depth, config.max_depth)
+        depth = depth.unflatten(0, outputs.shape[:2])
+        if depth.shape[2:] != target.shape[1:]:
+            depth = F.interpolate(depth, target.shape[1:], mode="bilinear")
+        return depth
+
+    def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
+        """Return the seeds' losses, added up."""
+        config = self.depth_config
+        true = target[:, None]  # (B, 1, H, W)
+        valid = where_valid(true, config.max_depth)
+        if int(valid.sum()) < 2:
+            return None
+        released = config.gradient == "released"
+        total = outputs.new_zeros(())
+        for depth in self.depth(outputs, target).split(1, 1):  # (B, 1, H, W) a seed
+            if config.loss == "probe3d":
+                total = total + probe3d_loss(depth, true, valid, released=released)
+                continue
+            warm = iteration < config.warm_up_iterations
+            total = total + sig_loss(depth, true, valid, warm=warm)
+            total = total + gradient_loss(depth, true, valid, released=released)
+        return total
+
+    def meter(self) -> DepthMeter:
+        """Return an empty meter."""
+        return DepthMeter(1e-3, self.depth_config.max_depth, aligned=True)
+
+    def score(self, meters: Sequence[DepthMeter], outputs: Tensor, target: Tensor) -> None:
+        """Add the depths that the heads say of an image."""
+        for meter, depth in zip(meters, self.depth(outputs, target)[0], strict=True):
+            meter.update(depth[None], target)
+
+    def summarise(self, meters: Sequence[DepthMeter]) -> tuple[dict[str, Score], dict[str, Any]]:
+        """Return the scores, and how many images they are the mean of."""
+        return summarise_depth(meters)
