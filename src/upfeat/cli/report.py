@@ -1,0 +1,133 @@
+"""``upfeat report``: results and pictures on one page."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from upfeat.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from upfeat.viz.report import Scene
+
+PAGE = "index.html"
+REMARKS = "remarks.md"
+
+
+def report_command(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders or files that upfeat eval wrote; panels/ in them is shown."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help=f"Folder of the page, {PAGE}.")] = Path(
+        "report"
+    ),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Feature upsamplers",
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the tables to this Markdown file, too; a file remarks.md beside the "
+            "results is put under the headings of its sections."
+        ),
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(help="Show upsampled features of photos: file, folder or glob; repeatable."),
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Backbone of --image: timm/NAME or upfeat/NAME.")
+    ] = "upfeat/vit_compact_patch16",
+    upsampler: Annotated[
+        str,
+        typer.Option(
+            help="Upsamplers of --image, with commas: NAME, NAME.TAG, a saved folder, or "
+            "LABEL=one; low-res and bilinear are always shown."
+        ),
+    ] = "kin.upfeat",
+    backbone_weights: Annotated[
+        Path | None, typer.Option(help="Weights of the backbone: a file.")
+    ] = None,
+    input_size: Annotated[
+        str | None,
+        typer.Option(help="Size of --image: shorter side (448) or HxW. Default: at most 448."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+) -> None:
+    """Write one HTML page of results and pictures, to open from disk or print."""
+    with user_errors():
+        from upfeat.checkpoints import write_bytes
+        from upfeat.cli.report_content import panel_scenes, report_content
+        from upfeat.evaluation.markdown import results_page
+        from upfeat.evaluation.panels import load_panel, panel_files
+        from upfeat.evaluation.tables import build_tables, gather_results
+        from upfeat.viz.report import report_page
+
+        paths = results or []
+        if not paths and not image:
+            raise ValueError("nothing to report: name a folder of results, or a photo with --image")
+        files = [file for path in paths for file in panel_files(path)]
+        only_panels = {file.parent for file in files}
+        read = [p for p in paths if not (_has_panels(p, only_panels) and not any(p.glob("*.json")))]
+        tables = build_tables(gather_results(read))
+        scenes = panel_scenes([load_panel(file) for file in files])
+        if image:
+            scenes += _feature_scenes(
+                image, backbone, backbone_weights, upsampler, input_size, device
+            )
+        page = report_page(report_content(title, tables, scenes))
+        text = results_page(tables, remarks=_remarks(paths), link=_link(paths, markdown))
+        out.mkdir(parents=True, exist_ok=True)
+        write_bytes(out / PAGE, page.encode())
+        typer.echo(out / PAGE)
+        if markdown is not None:
+            markdown.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(markdown, text.encode())
+            typer.echo(markdown)
+
+
+def _has_panels(path: Path, folders: set[Path]) -> bool:
+    return path in folders or path / "panels" in folders
+
+
+def _remarks(paths: Sequence[Path]) -> str:
+    """Return what was written by hand beside the results."""
+    files = [path / REMARKS for path in paths]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+
+
+def _link(paths: Sequence[Path], markdown: Path | None) -> str:
+    """Return the way from the Markdown file to the only folder of results, else nothing."""
+    if markdown is None or len(paths) != 1 or not paths[0].is_dir():
+        return ""
+    return Path(os.path.relpath(paths[0], markdown.parent)).as_posix() + "/"
+
+
+def _feature_scenes(
+    images: Sequence[str],
+    backbone: str,
+    weights: Path | None,
+    upsamplers: str,
+    input_size: str | None,
+    device: str,
+) -> list["Scene"]:
+    """Upsample the features of photos, all methods of a photo in one PCA basis."""
+    from upfeat.cli.eval import load_method, load_networks
+    from upfeat.cli.report_content import comparison_scene
+    from upfeat.cli.upsample import parse_size
+    from upfeat.data import image_files
+    from upfeat.viz.comparison import Contender, compare_upsamplers
+
+    network, methods = load_networks(backbone, weights, upsamplers, device)
+    if "bilinear" not in [method.identity["name"] for method in methods]:
+        methods.insert(0, load_method("bilinear", network.dim, device))
+    contenders = [Contender(method.label, method.upsampler) for method in methods]
+    size = parse_size(input_size, "--input-size")
+    return [
+        comparison_scene(
+            f"{name.name} · {network.name.rsplit('/', 1)[-1]}",
+            compare_upsamplers(network, path, contenders, input_size=size, device=device),
+        )
+        for path, name in image_files(images)
+    ]

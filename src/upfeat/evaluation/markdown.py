@@ -1,0 +1,170 @@
+"""Results as a Markdown page: tables, the command of each, published numbers, remarks."""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from upfeat.evaluation.commands import table_command
+from upfeat.evaluation.published import PublishedBlock, setting_text
+from upfeat.evaluation.scores import column_groups, score_digits, score_kind, score_text
+from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
+
+__all__ = ["markdown_table", "results_page", "split_remarks"]
+
+_LEGEND = (
+    "Mean ± sample deviation over the seeds. **Best** and *second best* of each column; ↑ higher "
+    "is better, ↓ lower is better. Time is that of all stages together on the machine named in "
+    "the files, not of the upsampler alone."
+)
+
+
+def results_page(
+    tables: Sequence[Table], *, note: str = "", link: str = "", remarks: str = ""
+) -> str:
+    """Return the page.
+
+    Args:
+        tables: of :func:`upfeat.evaluation.tables.build_tables`.
+        note: a first line, such as who wrote the page.
+        link: relative path from the page to the folder of the results.
+        remarks: Markdown by hand; what has no heading comes first, a section whose ``##`` heading
+            is that of a task follows its tables, the others come last.
+
+    Example:
+        >>> from upfeat.evaluation.markdown import results_page
+        >>> print(results_page([]).splitlines()[0])
+        # Results
+    """
+    sections = split_remarks(remarks)
+    parts = [f"{note}# Results\n", f"{_LEGEND}\n"]
+    if link:
+        parts.append(f"Every setting, seed, version and fingerprint is in [`{link}`]({link}).\n")
+    if "" in sections:
+        parts.append(sections.pop(""))
+    ranking = rank_methods(tables)
+    if len(ranking.tables) > 1:
+        parts.append(f"## Mean rank\n\n{_ranking_table(ranking)}")
+    for title, members in groupby(tables, key=lambda table: table.task_title):
+        parts.append(f"## {title}\n")
+        parts += [_section(table) for table in members]
+        if title in sections:
+            parts.append(sections.pop(title))
+    parts += [f"## {title}\n\n{text}" for title, text in sections.items()]
+    return "\n".join(parts)
+
+
+def split_remarks(text: str) -> dict[str, str]:
+    r"""Return the sections of a Markdown text by their ``##`` heading; the first may have none.
+
+    Example:
+        >>> from upfeat.evaluation.markdown import split_remarks
+        >>> split_remarks("## Depth\n\nLower.\n\n## Video\n\nHigher.\n")
+        {'Depth': 'Lower.\n', 'Video': 'Higher.\n'}
+    """
+    head, *rest = re.split(r"^## +(.+)$\n?", text, flags=re.MULTILINE)
+    sections = dict(zip(rest[::2], rest[1::2], strict=True))
+    found = {"": head} | {title.strip(): body for title, body in sections.items()}
+    return {title: f"{body.strip()}\n" for title, body in found.items() if body.strip()}
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; a bar in a cell is escaped.
+
+    Example:
+        >>> from upfeat.evaluation.markdown import markdown_table
+        >>> print(markdown_table(["a", "b"], [["1", "2"]]), end="")
+        | a | b |
+        | --- | --- |
+        | 1 | 2 |
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def _section(table: Table) -> str:
+    """Return heading, settings, command, table and published numbers."""
+    parts = [f"### {table.title}\n"]
+    if table.quick_look:
+        parts.append("A quick look at some images only: no number here is to be quoted.\n")
+    parts.append(f"```bash\n{table_command(table)}\n```\n")
+    if facts := _facts(table):
+        parts.append(f"{facts}\n")
+    for heading, names in column_groups(table.scores):
+        parts += [f"{heading}:\n"] if heading else []
+        parts.append(_score_table(table, names))
+        parts += [
+            _published(block, table, [name for name in names if name in block.units])
+            for block in table.published
+            if not set(names).isdisjoint(block.units)
+        ]
+    return "\n".join(parts)
+
+
+def _facts(table: Table) -> str:
+    """Return the settings that have a number or a word, in one line."""
+    named = ("data", "preset", "backbone", "splits", "limit", "classifier")
+    facts = [
+        f"{name.replace('_', ' ')}: {setting_text(value, name)}"
+        for name, value in table.settings.items()
+        if name not in named and not isinstance(value, dict) and value is not None
+    ]
+    return f"Settings: {'; '.join(facts)}." if facts else ""
+
+
+def _score_table(table: Table, names: Sequence[str]) -> str:
+    timed = any(row.seconds is not None for row in table.rows)
+    head = ["upsampler", *(_heading(table, name) for name in names)]
+    digits = {
+        name: score_digits(
+            [row.result.scores[name].mean for row in table.rows if name in row.result.scores]
+        )
+        for name in names
+    }
+    rows = []
+    for row in table.rows:
+        cells = [_cell(row, name, digits[name]) for name in names]
+        time = [] if not timed else ["-" if row.seconds is None else f"{row.seconds:.0f}"]
+        label = f"`{row.label}`" + (f" ({row.note})" if row.note else "")
+        rows.append([label, *cells, *time])
+    return markdown_table([*head, "time, s"] if timed else head, rows)
+
+
+def _heading(table: Table, name: str) -> str:
+    kind, unit = score_kind(name), table.unit(name)
+    return f"{kind.heading}{f', {unit}' if unit else ''} {kind.arrow}".strip()
+
+
+def _cell(row: Row, name: str, digits: int) -> str:
+    score = row.result.scores.get(name)
+    if score is None or score.mean != score.mean:  # not a number: nothing was counted
+        return "-"
+    text = score_text(score, digits=digits)
+    mark = {1: "**", 2: "*"}.get(row.places.get(name, 0), "")
+    return f"{mark}{text}{mark}"
+
+
+def _published(block: PublishedBlock, table: Table, names: Sequence[str]) -> str:
+    """Return a paper's numbers, and in what they differ from ours."""
+    head = [block.source, *(score_kind(name).heading for name in names)]
+    rows = [
+        [label, *("-" if name not in found else f"{found[name]:g}" for name in names)]
+        for label, found in block.rows
+        if not found.keys().isdisjoint(names)
+    ]
+    return (
+        f"Published ([{block.source}](https://arxiv.org/abs/{block.arxiv})), not measured here. "
+        f"{table.remark(block)}\n\n{markdown_table(head, rows)}"
+    )
+
+
+def _ranking_table(ranking: Ranking) -> str:
+    """Return the ranks, and which methods have no place."""
+    head = ["upsampler", "mean rank ↓", *ranking.headings]
+    rows = []
+    for row in ranking.rows:
+        mark = {1: "**", 2: "*"}.get(row.place or 0, "")
+        mean = "-" if row.mean is None else f"{mark}{row.mean:.2f}{mark}"
+        ranks = ["-" if rank is None else f"{rank:g}" for rank in row.ranks]
+        rows.append([f"`{row.name}`", mean, *ranks])
+    return f"{ranking.remark}\n\n{markdown_table(head, rows)}"

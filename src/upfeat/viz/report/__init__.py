@@ -1,0 +1,33 @@
+"""A report in one HTML file: tables, cost against quality, pictures side by side."""
+
+from upfeat.viz.report.content import (
+    Cell,
+    Column,
+    Legend,
+    Picture,
+    PictureGroup,
+    Point,
+    Published,
+    Report,
+    RowView,
+    Scene,
+    Section,
+    TableView,
+)
+from upfeat.viz.report.page import report_page
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Legend",
+    "Picture",
+    "PictureGroup",
+    "Point",
+    "Published",
+    "Report",
+    "RowView",
+    "Scene",
+    "Section",
+    "TableView",
+    "report_page",
+]
