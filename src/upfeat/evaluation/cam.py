@@ -237,6 +237,7 @@ class _Scoring:
     def settings(self, method: Method | LowRes) -> dict[str, Any]:
         """Return everything that decides the numbers."""
         return self.config.model_dump(mode="json") | {
+            "classifier": self.classifier.backbone.name,
             "crop_fraction": round(self.crop_fraction, 6),
             "layer": self.classifier.layer,
             "side": self.classifier.side,
