@@ -1,0 +1,296 @@
+"""``upfeat eval pseudo-gt``: the training targets that LoftUp compares, side by side."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from upfeat.cli.errors import user_errors
+from upfeat.cli.eval import (
+    DEFAULT_OUT,
+    BackboneOption,
+    BackboneWeightsOption,
+    DeviceOption,
+    OutOption,
+    SettingsOption,
+    load_method,
+    parse_settings,
+)
+from upfeat.cli.tables import Column, print_table
+from upfeat.cli.upsample import parse_size
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from upfeat.backbones import Backbone
+    from upfeat.data.mask_sets import Masks
+    from upfeat.evaluation.dense import Method
+    from upfeat.evaluation.pseudo_ground_truth import PseudoGroundTruthConfig, PseudoGroundTruths
+
+__all__ = ["find_teacher", "pseudo_gt_command", "read_depth", "read_masks"]
+
+_TITLES = {
+    "low": "features",
+    "depth": "depth",
+    "implicit": "implicit (FeatUp)",
+    "doubled": "doubled image",
+    "mask_refined": "mask-refined",
+    "self_distilled": "self-distilled",
+}
+
+
+def pseudo_gt_command(
+    photo: Annotated[Path, typer.Argument(help="The image; larger than 448 pixels is best.")],
+    backbone: BackboneOption,
+    out: OutOption = DEFAULT_OUT,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="Upsampler that makes the self-distilled target: NAME.TAG or a saved folder; "
+            "'auto': the bundled first stage of LoftUp for this backbone; 'none'."
+        ),
+    ] = "auto",
+    masks: Annotated[
+        str,
+        typer.Option(help="felzenszwalb, slic, a label image, or a .json file as SA-1B has them."),
+    ] = "felzenszwalb",
+    depth: Annotated[
+        Path | None, typer.Option(help="Depth map of the photo: an image of numbers, or .npy.")
+    ] = None,
+    targets: Annotated[str, typer.Option(help="Which targets, with commas, or 'all'.")] = "all",
+    fit_on: Annotated[
+        str, typer.Option(help="Map whose principal components colour all: low, a target, 'all'.")
+    ] = "low",
+    input_size: Annotated[
+        str, typer.Option(help="Size at which a student sees the photo: 224 or 224x320.")
+    ] = "224",
+    settings: SettingsOption = None,
+    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 320,
+    backbone_weights: BackboneWeightsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Draw what an upsampler can be trained on for one photo: LoftUp's pseudo ground truths."""
+    with user_errors():
+        import upfeat
+        from upfeat.checkpoints import write_bytes
+        from upfeat.data import read_image
+        from upfeat.evaluation.pseudo_ground_truth import (
+            TARGETS,
+            PseudoGroundTruthConfig,
+            make_pseudo_ground_truths,
+        )
+        from upfeat.viz import save_png
+
+        wanted = parse_size(input_size, "--input-size")
+        config = PseudoGroundTruthConfig(**{"input_size": wanted} | parse_settings(settings))
+        names = TARGETS if targets == "all" else tuple(t.strip() for t in targets.split(","))
+        pixels = read_image(photo)
+        network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
+        method = find_teacher(teacher, network, device)
+        console = Console(stderr=True)
+        made = make_pseudo_ground_truths(
+            config,
+            pixels,
+            network,
+            read_masks(masks, photo, pixels),
+            teacher=None if method is None else method.upsampler,
+            depth=None if depth is None else read_depth(depth),
+            names=names,
+            on_start=lambda name: (
+                console.print(f"making {name}", highlight=False) if console.is_terminal else None
+            ),
+        )
+        panel = _panel(config, made, network, method, masks, fit_on, side)
+        out.mkdir(parents=True, exist_ok=True)
+        name = f"{photo.stem}_pseudo_gt"
+        save_png(panel, out / f"{name}.png")
+        options = {"photo": photo.name, "masks": Path(masks).name, "fit_on": fit_on}
+        options |= {"depth": None if depth is None else depth.name}
+        record = _record(config, options, made, network, method)
+        write_bytes(out / f"{name}.json", f"{json.dumps(record, indent=1)}\n".encode())
+        _print(made)
+        typer.echo(f"{out / name}.png\n{out / name}.json")
+
+
+def find_teacher(choice: str, backbone: "Backbone", device: str) -> "Method | None":
+    """Load the upsampler that makes the self-distilled target.
+
+    Args:
+        choice: of ``--teacher``.
+        backbone: whose features it upsamples.
+        device: where it runs.
+
+    Returns:
+        None for ``"none"``, and for ``"auto"`` where no bundled weights fit.
+    """
+    import upfeat
+    from upfeat.upsamplers.registry import get_checkpoint
+
+    if choice == "none":
+        return None
+    if choice != "auto":
+        return load_method(choice, backbone.dim, device)
+    for name in upfeat.list_upsamplers("loftup.*_stage1", pretrained=True):
+        record = get_checkpoint(name)
+        if record is not None and record.bundled and record.backbone == backbone.name:
+            return load_method(name, backbone.dim, device)
+    return None
+
+
+def read_masks(choice: str, photo: Path, pixels: "Tensor") -> "Masks":
+    """Read or compute the masks of a photo.
+
+    Args:
+        choice: of ``--masks``.
+        photo: the file.
+        pixels: (3, H, W) in [0, 1], its content.
+
+    Raises:
+        FileNotFoundError: neither a method nor a file.
+        ValueError: a file that holds no masks.
+    """
+    import torch
+
+    from upfeat.data import SuperpixelMaskSource
+    from upfeat.data.mask_sets import LabelMasks, RleMasks, read_labels
+    from upfeat.data.records import FilePart, Record
+
+    if choice in ("felzenszwalb", "slic"):
+        source = SuperpixelMaskSource("slic" if choice == "slic" else "felzenszwalb")
+        return source(Record(photo.stem, FilePart(photo)), pixels, torch.Generator())
+    path = Path(choice)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--masks must be felzenszwalb, slic, or a file of masks; there is none at {choice}"
+        )
+    try:
+        if path.suffix == ".json":
+            return RleMasks.from_json(path.read_bytes())
+        return LabelMasks(read_labels(path.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"--masks {choice}: {error}") from error
+
+
+def read_depth(path: Path) -> "Tensor":
+    """Read a depth map (H, W): whole numbers of an image, or a numpy array; 0 is unknown.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no numbers (H, W).
+    """
+    import numpy as np
+    import torch
+
+    from upfeat.data.layouts import read_numbers
+
+    if path.suffix != ".npy":
+        return read_numbers(path, "depth map", "of distances").float()
+    stored = np.load(path, allow_pickle=False)
+    if stored.ndim != 2 or not np.issubdtype(stored.dtype, np.number):
+        raise ValueError(f"{path} must hold numbers (H, W), got {stored.dtype} {stored.shape}")
+    return torch.from_numpy(stored.astype(np.float32))
+
+
+def _panel(
+    config: "PseudoGroundTruthConfig",
+    made: "PseudoGroundTruths",
+    backbone: "Backbone",
+    teacher: "Method | None",
+    masks: str,
+    fit_on: str,
+    side: int,
+) -> "Image.Image":
+    """Draw everything; all maps in one basis."""
+    from upfeat.viz.panel import Cell
+    from upfeat.viz.pseudo_ground_truth import (
+        depth_picture,
+        mask_picture,
+        shared_basis,
+        targets_panel,
+    )
+
+    regions = mask_picture(made.image.cpu(), made.masks.cpu())
+    others = [Cell(regions, f"{len(made.masks)} masks ({Path(masks).name})")]
+    maps = {"low": made.low.cpu()}
+    for target in made.targets:
+        if target.name == "depth":
+            others.append(Cell(depth_picture(target.map[0]), "depth"))
+        else:
+            maps[target.name] = target.map.cpu()
+    captions = {
+        name: f"{_TITLES[name]}  {values.shape[1]}x{values.shape[2]}"
+        for name, values in maps.items()
+    }
+    notes = [
+        f"{backbone.name}; one PCA basis, fitted to {_TITLES.get(fit_on, fit_on)}, and one scaling "
+        f"(1st to 99th percentile) for all; {made.feature_space} space."
+    ]
+    if "mask_refined" in maps:
+        notes.append(f"Mask-refined: alpha {config.alpha}.")
+    if "self_distilled" in maps and teacher is not None:
+        notes.append(
+            f"Self-distilled: mean of {config.crops_per_side**2} crops of an image "
+            f"{config.scale:g} times as large, by {teacher.label}, alpha {config.teacher_alpha}."
+        )
+    if "implicit" in maps:
+        notes.append(f"Implicit: {config.implicit_steps} steps on {config.implicit_views} views.")
+    notes += [f"Left out: {_TITLES[name]} ({reason})." for name, reason in made.left_out.items()]
+    basis = shared_basis(maps, fit_on)
+    return targets_panel(
+        made.image, maps, basis, captions=captions, others=others, side=side, notes=notes
+    )
+
+
+def _record(
+    config: "PseudoGroundTruthConfig",
+    options: dict[str, Any],
+    made: "PseudoGroundTruths",
+    backbone: "Backbone",
+    teacher: "Method | None",
+) -> dict[str, Any]:
+    """All settings, versions and numbers, as JSON."""
+    from upfeat.data.feature_cache import weights_fingerprint
+    from upfeat.evaluation.results import describe_environment
+
+    return {
+        "task": "pseudo-gt",
+        "settings": config.model_dump(mode="json") | options,
+        "backbone": {
+            "name": backbone.name,
+            "layer": backbone.layer,
+            "weights": weights_fingerprint(backbone.state_dict()),
+        },
+        "teacher": None if teacher is None else {"label": teacher.label, **teacher.identity},
+        "feature_space": made.feature_space,
+        "masks": len(made.masks),
+        "targets": [
+            {
+                "name": target.name,
+                "size": list(target.map.shape[1:]),
+                "seconds": target.seconds,
+                "agreement": target.agreement,
+            }
+            for target in made.targets
+        ],
+        "left_out": made.left_out,
+        "environment": describe_environment(),
+    }
+
+
+def _print(made: "PseudoGroundTruths") -> None:
+    rows = [
+        [
+            target.name,
+            f"{target.map.shape[1]}x{target.map.shape[2]}",
+            "-" if target.agreement is None else f"{target.agreement:.4f}",
+            f"{target.seconds:.2f}",
+        ]
+        for target in made.targets
+    ]
+    heads = ("target", "size", "cosine with the features", "seconds")
+    print_table([Column(head) for head in heads], rows)
+    for name, reason in made.left_out.items():
+        typer.echo(f"left out: {name}: {reason}")
