@@ -86,7 +86,7 @@ def test_a_folder_of_panels_alone(tmp_path: Path) -> None:
 def test_features_of_a_photo(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (50, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    options = ("--upsampler", "nearest", "--input-size", "48", "--out", tmp_path)
+    options = ("--upsampler", "nearest", "--input-size", "32", "--out", tmp_path)
     report("--image", tmp_path / "photo.png", *options)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 4

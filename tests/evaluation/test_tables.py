@@ -11,9 +11,10 @@ import pytest
 from upfeat.evaluation.commands import table_command
 from upfeat.evaluation.markdown import results_page
 from upfeat.evaluation.published import differences, published_for, published_tables
+from upfeat.evaluation.ranks import rank_methods
 from upfeat.evaluation.results import Result, Score
 from upfeat.evaluation.scores import column_groups, headline, score_digits, score_kind
-from upfeat.evaluation.tables import Table, build_tables, gather_results, rank_methods
+from upfeat.evaluation.tables import Table, build_tables, gather_results
 
 
 def result(
@@ -92,7 +93,7 @@ def test_quick_looks_stand_apart_and_are_not_ranked() -> None:
     assert "no number here is to be quoted" in results_page([table])
 
 
-def test_rows_of_one_label_and_other_seeds_are_told_apart() -> None:
+def test_rows_of_one_label_and_of_other_seeds_are_told_apart() -> None:
     (table,) = build_tables(
         [
             result("a", {"miou": 70.0}, seeds=[0], date="1"),
@@ -101,8 +102,34 @@ def test_rows_of_one_label_and_other_seeds_are_told_apart() -> None:
         ]
     )
     names = [row.name for row in table.rows]
-    assert len(set(names)) == 3
-    assert names == ["a (weights w-2, seeds 0)", "a (weights w-1, seeds 0)", "b (seeds 0, 1)"]
+    assert names == ["a (weights w-2)", "a (weights w-1)", "b (seeds 0, 1)"]
+
+
+def test_a_row_on_the_coarse_grid_stays_in_the_table_and_in_the_ranks() -> None:
+    rows = [
+        result("low-res", {"jf": 1.0}, task="vos", output_size=[14, 14]),
+        result("a", {"jf": 2.0}, task="vos", output_size=[112, 112]),
+        result("b", {"jf": 3.0}, task="vos", output_size=[112, 112]),
+        result("low-res", {"adcc": 3.0}, task="cam"),
+        result("a", {"adcc": 4.0}, task="cam"),
+    ]
+    tables = build_tables(rows)
+    assert [len(table.rows) for table in tables] == [2, 3]
+    assert tables[1].rows[2].name == "low-res (output size 14×14)"
+    assert [row.name for row in rank_methods(tables).rows] == ["a", "low-res", "b"]
+
+
+def test_results_in_several_units() -> None:
+    unit = "percent; mean squared error in the features' unit; deviation over the images"
+    scores: dict[str, float | list[float]] = {
+        "pooled_cosine": 99.0,
+        "pooled_mse": 0.1,
+        "own_miou": 70.0,
+    }
+    (table,) = build_tables([result(m, scores, task="faithfulness", unit=unit) for m in "ab"])
+    assert [table.unit(name) for name in table.scores] == ["%", "", "%"]
+    assert table.units == f"Numbers: {unit}."
+    assert table.units in results_page([table])
 
 
 def test_labelled_scores_that_repeat_the_others_are_left_out() -> None:
@@ -156,6 +183,8 @@ def test_known_scores() -> None:
     assert score_kind("si_d1").higher_is_better is True
     assert score_kind("ms_forward_448") == score_kind("ms_forward_448")
     assert score_kind("ms_forward_448").unit == "ms"
+    assert score_kind("own_miou_labelled").heading == "own probe mIoU labelled"
+    assert score_kind("si_d1").unit == "percent"
     assert headline("efficiency", ["ms_forward_56", "cosine"]) == "cosine"
     assert headline("seg-probe", ["miou", "miou_labelled"]) == "miou_labelled"
     assert [score_digits([v]) for v in (50.0, 0.5, 0.05, 0.005, 0.0)] == [2, 3, 4, 5, 2]

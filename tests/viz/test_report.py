@@ -41,7 +41,7 @@ from upfeat.viz.report.pictures import (
 )
 
 ARROW_RIGHT, END, TAB = "\ue014", "\ue010", "\ue004"  # keys, as WebDriver numbers them
-VOID = {"meta", "img", "input", "line", "circle", "polyline", "wbr", "br"}
+VOID = {"meta", "img", "input", "wbr"}
 
 
 class Page(HTMLParser):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from upfeat.evaluation.commands import table_command
 from upfeat.evaluation.panels import Panel
+from upfeat.evaluation.ranks import Ranking, rank_methods
 from upfeat.evaluation.scores import column_groups, score_digits, score_kind
-from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
+from upfeat.evaluation.tables import Row, Table
 from upfeat.viz.report import (
     Cell,
     Column,
@@ -129,11 +130,11 @@ def _table_view(table: Table, names: Sequence[str]) -> TableView:
     timed = any(row.seconds is not None for row in table.rows)
     kinds = {name: score_kind(name) for name in names}
     columns = [Column(kind.heading, table.unit(name), kind.arrow) for name, kind in kinds.items()]
-    remark = "A quick look at some images only: no number here is to be quoted."
+    quick = "A quick look at some images only: no number here is to be quoted."
     return TableView(
         title=table.title,
         subtitle=table.backbone,
-        remark=remark if table.quick_look else "",
+        remark=" ".join(filter(None, (quick if table.quick_look else "", table.units))),
         columns=(*columns, *([Column("time", "s")] if timed else [])),
         rows=tuple(_row_view(row, table, digits, timed) for row in table.rows),
         published=tuple(_published(table, names, timed)),
@@ -151,6 +152,7 @@ def _row_view(row: Row, table: Table, digits: Mapping[str, int], timed: bool) ->
         cells.append(Cell("") if seconds is None else Cell(f"{seconds:.0f}", value=seconds))
     own = {name: value for name, value in row.result.settings.items() if name not in table.settings}
     made: dict[str, Any] = own | {
+        "unit": row.result.unit,
         "per seed": {name: score.per_seed for name, score in scores.items()},
         "seconds": row.result.seconds,
         "details": row.result.details,

@@ -1,6 +1,7 @@
 """The command that makes a table again, from the settings in its results."""
 
 import importlib
+import inspect
 import json
 import shlex
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ def table_command(table: Table) -> str:
     r"""Return the ``upfeat eval`` call that gives a table's results.
 
     ``--set`` names every setting that is not the preset's, where the protocol's module has a
-    function ``TASK_preset(preset, data)``, or of the preset alone where a task has no data. What
-    the results do not hold stands in capitals: the folder of a method that was given as one.
+    function ``TASK_preset`` of preset, data or both. What the results do not hold stands in
+    capitals: the folder of a method that was given as one, or of a teacher.
 
     Args:
         table: of :func:`upfeat.evaluation.tables.build_tables`.
@@ -39,15 +40,18 @@ def table_command(table: Table) -> str:
         first += ["--backbone", table.backbone]
     if table.data:
         first += ["--data", table.data, "--root", f"data/{table.data}"]
-    if table.preset:
+    names, changed = _preset(table)
+    if table.preset and "preset" in names:
         first += ["--preset", table.preset]
+    if table.settings.get("teacher"):
+        first += ["--teacher", "FOLDER"]
     second = ["--upsampler", ",".join(_entry(row) for row in reversed(table.rows))]
     seeds = table.rows[0].result.settings.get("seeds")
     if seeds is not None:
         second += ["--seeds", ",".join(map(str, seeds))]
     if table.quick_look:
         second += ["--limit", str(table.settings["limit"])]
-    for name, value in _changes(table).items():
+    for name, value in changed.items():
         text = value if isinstance(value, str) else json.dumps(value)
         second += ["--set", f"{name}={text}"]
     second += ["--out", "results"]
@@ -63,17 +67,22 @@ def _entry(row: Row) -> str:
     return f"{row.label}=FOLDER"
 
 
-def _changes(table: Table) -> dict[str, Any]:
-    """Return the settings that are not those of the preset."""
+def _preset(table: Table) -> tuple[frozenset[str], dict[str, Any]]:
+    """Return what a protocol is chosen by, and the settings that are not those of the choice."""
     module = table.task.replace("-", "_")
     try:
         preset = getattr(importlib.import_module(f"upfeat.evaluation.{module}"), f"{module}_preset")
-        names = [table.preset, table.data] if table.data else [table.preset]
-        usual = preset(*names).model_dump(mode="json")
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return {}  # no such protocol in this version: nothing to compare with
-    return {
+    except (ImportError, AttributeError):
+        return frozenset({"preset"}), {}  # no such protocol in this version
+    chosen = {"preset": table.preset, "data": table.data}
+    names = chosen.keys() & inspect.signature(preset).parameters.keys()
+    try:
+        usual = preset(**{name: chosen[name] for name in names}).model_dump(mode="json")
+    except ValueError:
+        return frozenset(names), {}  # no such preset in this version
+    changed = {
         name: table.settings[name]
         for name, value in usual.items()
         if name not in _GIVEN and name in table.settings and table.settings[name] != value
     }
+    return frozenset(names), changed

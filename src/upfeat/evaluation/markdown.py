@@ -6,8 +6,9 @@ from itertools import groupby
 
 from upfeat.evaluation.commands import table_command
 from upfeat.evaluation.published import PublishedBlock, setting_text
+from upfeat.evaluation.ranks import Ranking, rank_methods
 from upfeat.evaluation.scores import column_groups, score_digits, score_kind, score_text
-from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
+from upfeat.evaluation.tables import Row, Table
 
 __all__ = ["markdown_table", "results_page", "split_remarks"]
 
@@ -90,6 +91,7 @@ def _section(table: Table) -> str:
     parts.append(f"```bash\n{table_command(table)}\n```\n")
     if facts := _facts(table):
         parts.append(f"{facts}\n")
+    parts += [f"{table.units}\n"] if table.units else []
     for heading, names in column_groups(table.scores):
         parts += [f"{heading}:\n"] if heading else []
         parts.append(_score_table(table, names))

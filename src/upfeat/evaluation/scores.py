@@ -54,13 +54,10 @@ _UP: dict[str, str] = {
     "d2": "δ2",
     "d3": "δ3",
     "j": "J",
-    "j_mean": "J mean",
     "j_recall": "J recall",
     "f": "F",
-    "f_mean": "F mean",
     "f_recall": "F recall",
     "jf": "J&F",
-    "j_and_f": "J&F",
     "average_increase": "average increase",
     "average_gain": "average gain",
     "coherency": "coherency",
@@ -84,7 +81,12 @@ _DOWN: dict[str, str] = {
     "average_drop": "average drop",
     "complexity": "complexity",
     "mse": "MSE",
-    "mae": "MAE",
+}
+# Units of scores in results that have several; the others are in the result's unit.
+_UNITS: dict[str, str] = {
+    **dict.fromkeys(("d1", "d2", "d3", "cosine"), "percent"),
+    **dict.fromkeys(("abs_rel", "rmse_log", "log10", "silog", "mse", "ssim"), ""),
+    "psnr": "dB",
 }
 _COST: dict[str, tuple[str, str]] = {
     "seconds": ("time", "s"),
@@ -95,23 +97,14 @@ _COST: dict[str, tuple[str, str]] = {
     "mb_backward": ("forward and backward memory", "MB"),
     "gflop": ("operations", "GFLOP"),
 }
-_SYNONYMS = {
-    "avg_drop": "average_drop",
-    "avg_increase": "average_increase",
-    "avg_gain": "average_gain",
-    "j&f": "jf",
-    "absrel": "abs_rel",
-    "delta1": "d1",
-    "delta2": "d2",
-    "delta3": "d3",
-}
 _PREFIXES = {
     "band_": "border ",
     "si_": "scale-invariant ",
     "sa_": "scale-aware ",
     "low_res_": "low-res ",
-    "transfer_": "transfer ",
-    "agreement_": "agreement ",
+    "transfer_": "low-res probe ",
+    "own_": "own probe ",
+    "agreement_": "larger-input ",
     "pooled_": "pooled-back ",
 }
 _SUFFIXES = {"_l0": " (L0)", "_l1": " (L1)", "_per_image": " (per image)", "_labelled": " labelled"}
@@ -119,8 +112,9 @@ _SUFFIXES = {"_l0": " (L0)", "_l1": " (L1)", "_per_image": " (per image)", "_lab
 _HEADLINES = {
     "seg-probe": ("miou_labelled", "miou"),
     "depth-probe": ("rmse", "d1"),
-    "vos": ("jf", "j_and_f"),
+    "vos": ("jf",),
     "cam": ("adcc",),
+    "faithfulness": ("agreement_cosine",),
 }
 
 
@@ -137,11 +131,10 @@ def score_kind(name: str) -> ScoreKind:
         >>> score_kind("colour").higher_is_better is None
         True
     """
-    name = _SYNONYMS.get(name, name)
     if name in _UP:
-        return ScoreKind(_UP[name], True)
+        return ScoreKind(_UP[name], True, _UNITS.get(name))
     if name in _DOWN:
-        return ScoreKind(_DOWN[name], False)
+        return ScoreKind(_DOWN[name], False, _UNITS.get(name))
     if name in _COST:
         heading, unit = _COST[name]
         return ScoreKind(heading, False, unit)
@@ -165,7 +158,7 @@ def is_cost(name: str) -> bool:
 
     Example:
         >>> from upfeat.evaluation.scores import is_cost
-        >>> is_cost("forward_ms"), is_cost("miou")
+        >>> is_cost("ms_forward"), is_cost("miou")
         (True, False)
     """
     return _stem(name)[0] in _COST

@@ -1,4 +1,4 @@
-"""Results side by side: what may be compared in one table, best and second best, ranks.
+"""Results side by side: what may be compared in one table, best and second best.
 
 Only like stands with like: results share a table if task, data, preset, backbone and all other
 settings agree, except those that a method has of its own (:data:`OWN_SETTINGS`). What tells two
@@ -14,23 +14,20 @@ from typing import Any
 
 from upfeat.evaluation.published import PublishedBlock, differences, published_for, setting_text
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.scores import headline, is_cost, score_kind
+from upfeat.evaluation.scores import headline, score_kind
 
 __all__ = [
     "OWN_SETTINGS",
-    "RankRow",
-    "Ranking",
     "Row",
     "Table",
     "build_tables",
     "gather_results",
-    "rank_methods",
     "unit_text",
 ]
 
 PathLike = str | os.PathLike[str]
 
-OWN_SETTINGS = frozenset({"upsampler", "seeds", "head_before_upsampling"})
+OWN_SETTINGS = frozenset({"upsampler", "seeds", "output_size", "head_before_upsampling"})
 """Settings that may differ between the rows of a table."""
 
 _TITLES = {
@@ -121,13 +118,21 @@ class Table:
 
     def unit(self, score: str) -> str:
         """Return the unit of a column: ``%``, another one or nothing."""
-        units = {row.result.unit for row in self.rows if score in row.result.scores}
         unit = score_kind(score).unit
-        return unit_text("/".join(sorted(units)) if unit is None else unit)
+        if unit is None:
+            units = {row.result.unit for row in self.rows if score in row.result.scores}
+            unit = "/".join(sorted(text.partition(";")[0] for text in units))
+        return unit_text(unit)
+
+    @property
+    def units(self) -> str:
+        """What a result says of its numbers where that is more than a unit."""
+        texts = dict.fromkeys(row.result.unit for row in self.rows if ";" in row.result.unit)
+        return f"Numbers: {' / '.join(texts)}." if texts else ""
 
     def remark(self, block: PublishedBlock) -> str:
         """Say in what published numbers differ from this table's, and what their paper adds."""
-        apart = differences(block.setting, self.settings)
+        apart = differences(block.setting, self.rows[0].result.settings)
         for score, unit in block.units.items():
             theirs, here = unit_text(unit) or "fraction", self.unit(score) or "fraction"
             if theirs != here:
@@ -296,20 +301,22 @@ def _repeats(name: str, results: Sequence[Result]) -> bool:
 
 
 def _notes(results: Sequence[Result]) -> list[str]:
-    """Say what tells rows of one label apart, and which seeds where they are not all the same."""
-    seeds = [result.settings.get("seeds") for result in results]
+    """Say what tells rows of one label apart, and in which own settings a row is unusual."""
     labels = [result.label for result in results]
-    notes = []
-    for result, own in zip(results, seeds, strict=True):
-        parts = []
-        if labels.count(result.label) > 1:
-            method = result.settings.get("upsampler")
-            weights = method.get("weights") if isinstance(method, Mapping) else None
-            parts.append(f"weights {str(weights)[:8]}" if weights else _date(result))
-        if own is not None and any(other != own for other in seeds):
-            parts.append(f"seeds {setting_text(own)}")
-        notes.append(", ".join(parts))
-    return notes
+    notes = [[_weights(r)] if labels.count(r.label) > 1 else [] for r in results]
+    for name in sorted(OWN_SETTINGS - {"upsampler"}):
+        values = [result.settings.get(name) for result in results]
+        usual = max(values, key=values.count)
+        for note, value in zip(notes, values, strict=True):
+            if value != usual and value is not None:
+                note.append(f"{name.replace('_', ' ')} {setting_text(value, name)}")
+    return [", ".join(note) for note in notes]
+
+
+def _weights(result: Result) -> str:
+    method = result.settings.get("upsampler")
+    weights = method.get("weights") if isinstance(method, Mapping) else None
+    return f"weights {str(weights)[:8]}" if weights else _date(result)
 
 
 def _mean(result: Result, name: str) -> float | None:
@@ -342,100 +349,3 @@ def _ranks(means: Sequence[float | None], name: str) -> list[float | None]:
         None if mean is None else known.index(sign * mean) + (known.count(sign * mean) + 1) / 2
         for mean in means
     ]
-
-
-@dataclass(frozen=True)
-class RankRow:
-    """Ranks of one method.
-
-    Attributes:
-        name: of the row in the tables.
-        ranks: in each table; None where it is missing.
-        mean: over all tables; None if one lacks it, for a mean over others says nothing.
-        place: 1 or 2 by that mean.
-    """
-
-    name: str
-    ranks: tuple[float | None, ...]
-    mean: float | None
-    place: int | None = None
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Ranks over several tables, by the headline of each.
-
-    Attributes:
-        tables: those with at least two rows that are ranked by quality.
-        rows: methods that every table has first, by their mean rank; then the others.
-    """
-
-    tables: tuple[Table, ...]
-    rows: tuple[RankRow, ...]
-
-    @property
-    def remark(self) -> str:
-        """Which score ranks, and what a missing place means."""
-        used = dict.fromkeys(
-            f"{table.task} by {score_kind(table.headline).heading}"
-            for table in self.tables
-            if table.headline is not None
-        )
-        text = f"Rank in each table: {', '.join(used)}."
-        if any(row.mean is None for row in self.rows):
-            text += " A method that a table lacks has no mean rank."
-        return text
-
-    @property
-    def headings(self) -> tuple[str, ...]:
-        """A heading for each table, no longer than needed to tell them apart."""
-        headings: list[str] = []
-        for names in (("data",), ("data", "preset"), ("data", "preset", "backbone", "variant")):
-            headings = [
-                " · ".join(filter(None, (t.task, *(getattr(t, name) for name in names))))
-                for t in self.tables
-            ]
-            if len(set(headings)) == len(headings):
-                break
-        return tuple(headings)
-
-
-def rank_methods(tables: Iterable[Table]) -> Ranking:
-    """Return the mean rank of each method that every table has; the others follow without one.
-
-    Quick looks and tables of costs do not count.
-
-    Args:
-        tables: of :func:`build_tables`.
-
-    Example:
-        >>> from upfeat.evaluation.tables import rank_methods
-        >>> rank_methods([]).rows
-        ()
-    """
-    counted = tuple(
-        table
-        for table in tables
-        if not table.quick_look
-        and table.headline is not None
-        and not is_cost(table.headline)
-        and sum(row.rank is not None for row in table.rows) > 1
-    )
-    ranks: dict[str, list[float | None]] = {}
-    for index, table in enumerate(counted):
-        for row in table.rows:
-            if row.rank is not None:
-                ranks.setdefault(row.name, [None] * len(counted))[index] = row.rank
-    rows = []
-    for name, own in ranks.items():
-        known = [rank for rank in own if rank is not None]
-        mean = sum(known) / len(known) if len(known) == len(own) else None
-        rows.append(RankRow(name, tuple(own), mean))
-    means = sorted({row.mean for row in rows if row.mean is not None})
-    placed = means[: min(2, len(means) - 1)] if len(means) > 1 else []
-    rows = [
-        replace(row, place=placed.index(row.mean) + 1) if row.mean in placed else row
-        for row in rows
-    ]
-    rows.sort(key=lambda row: (row.mean is None, row.mean or 0.0, row.name))
-    return Ranking(counted, tuple(rows))
