@@ -82,11 +82,14 @@ class _Trainee:
         trained = list(heads.parameters())
         if self.joint:
             trained += [p for upsampler in self.upsamplers for p in upsampler.parameters()]
-        kind = {"adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam}[config.optimizer]
-        options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-        if config.optimizer == "nadam":
-            options["decoupled_weight_decay"] = True
-        self.optimizer: torch.optim.Optimizer = kind(trained, **options)
+        rate, decay = config.learning_rate, config.weight_decay
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
+            if config.optimizer == "adamw"
+            else torch.optim.NAdam(
+                trained, lr=rate, weight_decay=decay, decoupled_weight_decay=True
+            )
+        )
         self.epoch = 0
         self.history: dict[str, dict[str, float]] = {}
         self.seconds = {"training": 0.0, "validation": 0.0}
@@ -307,18 +310,23 @@ class CropProbe(ABC, Generic[MeterT]):
 
     def load(self, split: str, indices: Sequence[int], flipped: bool = False) -> Batch:
         """Return images with features and targets, all flipped left-right if asked for."""
-        rows = []
+        images: list[Tensor] = []
+        features: list[Tensor] = []
+        tokens: list[Tensor] = []
+        targets: list[Tensor] = []
         for index in indices:
             image, target = self.read(split, index)
-            image = image[None].to(self.dense.device)
+            image, target = image[None].to(self.dense.device), target[None].to(self.dense.device)
             if flipped:
                 image, target = image.flip(-1), target.flip(-1)
             pixels = self.pixels(image).contiguous()
+            token = self.token(pixels)
+            tokens += [] if token is None else [token]
             # One by one: an image's features must not depend on its neighbours in a batch.
-            features = self.dense.cache(pixels, self.backbone)
-            rows.append((image, features, self.token(pixels), target[None].to(image.device)))
-        images, features, tokens, targets = zip(*rows, strict=True)
-        token = None if tokens[0] is None else torch.cat(tokens)
+            features.append(self.dense.cache(pixels, self.backbone))
+            images.append(image)
+            targets.append(target)
+        token = torch.cat(tokens) if tokens else None
         return Batch(torch.cat(images), torch.cat(features), token, torch.cat(targets))
 
     def step(self, trainee: _Trainee, batch: Batch, learning_rate: float, iteration: int) -> None:

@@ -145,7 +145,7 @@ class DepthTeacher:
             import transformers
         except ImportError as error:
             raise MissingPackageError("transformers", "sam", "depth teachers") from error
-        network = transformers.DepthAnythingForDepthEstimation
+        network: Any = transformers.DepthAnythingForDepthEstimation
         log = transformers.logging
         bar = log.is_progress_bar_enabled()
         log.disable_progress_bar()
@@ -173,5 +173,5 @@ def _published_name(config: dict[str, Any]) -> str:
     layers = list(backbone.get("out_indices") or ())
     # The first version reads the last four layers, the second four evenly spread ones.
     last = bool(layers) and layers == list(range(layers[0], layers[0] + len(layers)))
-    width = backbone.get("hidden_size")
+    width = int(backbone.get("hidden_size", 0))
     return f"Depth-Anything-{'V1' if last else 'V2'}-{_SIZES.get(width, width)}"

@@ -165,10 +165,10 @@ class JointMethod:
         object.__setattr__(self, "identity", identity)
 
     def copy(self, seed: int, device: torch.device) -> Upsampler:
-        """Return a new upsampler with random weights of this seed."""
+        """Return a new upsampler with random weights of this seed, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return type(self.upsampler)(**self.upsampler.config).to(device)
+            return type(self.upsampler)(**self.upsampler.config).to(device).eval()
 
 
 class Heads(nn.Module):
