@@ -214,8 +214,8 @@ def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, A
         >>> try:
         ...     checked_settings(preset, {"stepps": 7})
         ... except ValueError as error:
-        ...     print(str(error).split("?")[0])
-        unknown setting 'stepps'; did you mean 'steps'
+        ...     print(str(error).split(";")[0])
+        unknown setting 'stepps'
     """
     from pydantic import ValidationError
 
