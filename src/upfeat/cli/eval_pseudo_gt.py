@@ -175,23 +175,18 @@ def read_masks(choice: str, photo: Path, pixels: "Tensor") -> "Masks":
 
 
 def read_depth(path: Path) -> "Tensor":
-    """Read a depth map (H, W): whole numbers of an image, or a numpy array; 0 is unknown.
+    """Read a depth map (H, W) in the units of its file; 0 is unknown.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds no numbers (H, W).
     """
-    import numpy as np
-    import torch
+    from upfeat.data.depth_maps import DepthMapFolder
+    from upfeat.data.records import FilePart, Record
 
-    from upfeat.data.layouts import read_numbers
-
-    if path.suffix != ".npy":
-        return read_numbers(path, "depth map", "of distances").float()
-    stored = np.load(path, allow_pickle=False)
-    if stored.ndim != 2 or not np.issubdtype(stored.dtype, np.number):
-        raise ValueError(f"{path} must hold numbers (H, W), got {stored.dtype} {stored.shape}")
-    return torch.from_numpy(stored.astype(np.float32))
+    if not path.is_file():
+        raise FileNotFoundError(f"no depth map at {path}; check --depth")
+    return DepthMapFolder(path.parent, path.name)(Record(path.stem, FilePart(path)))[0]
 
 
 def _panel(

@@ -10,20 +10,22 @@ the published results). Each is what the objective of the same kind compares an 
 * ``self_distilled``: a trained upsampler's maps of crops of a larger image, mask-refined
   (``self_distillation``).
 
-They are for looking at. The numbers of the table come from training one network on each and probing
-it; ``docs/pseudo_ground_truth.md`` has the commands::
+They are for looking at. The numbers of the table come from training one network on each, with
+``upfeat train loftup_stage1_small --set objective.name=...``, and probing it with ``upfeat eval
+seg-probe --preset loftup``; ``docs/pseudo_ground_truth.md`` has these commands. In short::
 
     upfeat train loftup_stage1_small --data IMAGES --out runs/mask_refined
     upfeat train loftup_stage1_small --data IMAGES --out runs/doubled \
-      --set objective.name=doubled_input \
-      --set 'objective.settings={"levels": 1, "distance": "mse"}' \
-      --set data.crop=448 --set data.resize=512 --set 'data.masks=[]'
+      --set objective.name=doubled_input --set data.crop=448 --set data.resize=512 \
+      --set 'objective.settings={"levels": 1, "distance": "mse", "reduce": "bilinear"}' \
+      --set 'data.masks=[]'
     upfeat train loftup_stage1_small --data IMAGES --out runs/self_distilled \
-      --set objective.name=self_distillation \
+      --set objective.name=self_distillation --set data.crop=448 --set data.resize=512 \
       --set 'objective.settings={"scale": 2.0, "output_scale": 0.25}' \
-      --set upsampler.start_from=runs/mask_refined/model \
-      --set data.crop=448 --set data.resize=512 --set optimizer.lr=1e-4
-    upfeat eval seg-probe --preset loftup --upsampler runs/mask_refined/model,...
+      --set upsampler.start_from=runs/mask_refined/model --set optimizer.lr=1e-4
+    upfeat train loftup_stage1_small --data IMAGES --out runs/depth \
+      --set objective.name=depth_target --set 'objective.settings={"output_scale": 0.25}' \
+      --set 'data.depth={"root": "DEPTH"}' --set 'data.masks=[]'
 
 Legend: ``C`` channels, ``M`` masks, ``H W`` the image that a student sees, ``h w`` its features,
 ``H' W'`` output. Sizes are (height, width).
