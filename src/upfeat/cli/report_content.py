@@ -108,6 +108,9 @@ def _table_views(table: Table) -> list[TableView]:
         views.append(replace(view, title=f"{title} · {heading}" if heading else title))
     kind = score_kind(table.headline) if table.headline is not None else None
     unit = table.unit(table.headline or "")
+    # what lies behind a row stands once, below the last view
+    for i, view in enumerate(views[:-1]):
+        views[i] = replace(view, rows=tuple(replace(row, settings={}) for row in view.rows))
     views[-1] = replace(
         views[-1],
         settings=table.settings,
