@@ -107,7 +107,7 @@ def pseudo_gt_command(
         out.mkdir(parents=True, exist_ok=True)
         name = f"{photo.stem}_pseudo_gt"
         save_png(panel, out / f"{name}.png")
-        options = {"photo": photo.name, "masks": Path(masks).name, "fit_on": fit_on}
+        options: dict[str, Any] = {"photo": photo.name, "masks": Path(masks).name, "fit_on": fit_on}
         options |= {"depth": None if depth is None else depth.name}
         record = _record(config, options, made, network, method)
         write_bytes(out / f"{name}.json", f"{json.dumps(record, indent=1)}\n".encode())

@@ -345,7 +345,7 @@ class _Scene:
         }
         total = self.low.new_zeros(1, self.low.shape[1], *self.out_size)
         count = self.low.new_zeros(1, 1, *self.out_size)
-        for corner in itertools.product(*self._corners()):
+        for corner in self._corners():
             target = self.objective._teacher_map(
                 batch, self.backbone, self.teacher, corner, self.size, self.out_size
             )
@@ -360,8 +360,8 @@ class _Scene:
             total, count = total.index_select(axis, index), count.index_select(axis, index)
         return total / count
 
-    def _corners(self) -> list[list[int]]:
-        """Rows and columns of the crops' corners: evenly spaced, multiples but for the last."""
+    def _corners(self) -> list[Size]:
+        """Corners of the crops: evenly spaced, multiples of a number but for the last."""
         steps = self.config.crops_per_side
         axes = []
         for side, full in zip(self.size, self.large_size, strict=True):
@@ -373,7 +373,7 @@ class _Scene:
             multiple, free = self.config.crop_multiple, full - side
             places = [step * free // (steps - 1) // multiple * multiple for step in range(steps)]
             axes.append([*places[:-1], free])
-        return axes
+        return list(itertools.product(axes[0], axes[1]))
 
 
 def _nearest_covered(covered: Tensor) -> Tensor:

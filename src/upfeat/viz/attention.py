@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from upfeat.errors import UnsupportedError, check_call, shape_text
+from upfeat.viz.heat import heat_colors
 from upfeat.viz.panel import Cell, draw_grid, to_pil
 
 if TYPE_CHECKING:
@@ -313,14 +314,12 @@ def heat_picture(photo: Tensor, weights: Tensor, mark: Place, *, side: int = 448
         >>> heat_picture(torch.rand(3, 32, 64), torch.rand(2, 4), (0.5, 0.5), side=100).shape
         torch.Size([3, 50, 100])
     """
-    from matplotlib import colormaps
     from PIL import Image, ImageDraw
 
     size = _shown(photo, side)
     chances = _distribution(weights)
     share = chances / chances.max()
-    table = colormaps["inferno"](share.numpy())[..., :3]  # (h, w, 3)
-    colors = to_pil((torch.from_numpy(table) * 255).round().to(torch.uint8).permute(2, 0, 1))
+    colors = to_pil(heat_colors(share))
     alpha = Image.fromarray((share.sqrt() * 217).round().to(torch.uint8).numpy())
     grey = photo.float().mean(0, keepdim=True).expand(3, -1, -1)
     canvas = _enlarged(0.55 * grey, size)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from upfeat.errors import UnknownNameError, shape_text
 from upfeat.objectives.masks import refine_with_masks
+from upfeat.viz.heat import heat_colors
 from upfeat.viz.panel import Cell, draw_grid
 from upfeat.viz.pca import PCABasis
 
@@ -90,8 +91,6 @@ def depth_picture(depth: Tensor) -> Tensor:
         >>> depth_picture(torch.tensor([[1.0, 2.0, 0.0]])).shape
         torch.Size([3, 1, 3])
     """
-    from matplotlib import colormaps
-
     if depth.dim() != 2:
         raise ValueError(f"depth must be (H, W), got {shape_text(depth)}")
     depth = depth.detach().to("cpu", torch.float64)
@@ -100,10 +99,7 @@ def depth_picture(depth: Tensor) -> Tensor:
         raise ValueError("no depth is known: all values are zero, negative or not finite")
     low, high = (torch.quantile(depth[known], share) for share in (0.01, 0.99))
     share = ((depth - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
-    colors = torch.from_numpy(colormaps["inferno_r"](share.nan_to_num().numpy())[..., :3])
-    colors[~known] = 0.5
-    # (H, W, 3) -> (3, H, W)
-    return (colors * 255).round().to(torch.uint8).permute(2, 0, 1)
+    return heat_colors(1 - share.nan_to_num()).masked_fill(~known, 128)
 
 
 def targets_panel(
