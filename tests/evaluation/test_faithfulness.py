@@ -55,7 +55,7 @@ def test_probes_are_moved(root: Path, backbone: upfeat.Backbone) -> None:
     # Low-resolution features ARE the nearest ones: both probes are one.
     assert scores["transfer_miou_labelled"] == scores["own_miou_labelled"]
     assert scores["own_accuracy"].mean > 90
-    kinds = {path.name.split("--")[0] for path in (root.parent / "out").iterdir()}
+    kinds = {path.name.split("--")[0] for path in (root.parent / "out").glob("*.json")}
     assert kinds == {"faithfulness", "seg-probe"}
     again = measure(root, backbone, ["nearest"])["nearest"]
     assert again.scores == scores

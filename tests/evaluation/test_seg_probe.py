@@ -20,6 +20,7 @@ from upfeat.data import msrc
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation import dense
 from upfeat.evaluation.dense import DenseFeatures, Method
+from upfeat.evaluation.panels import load_panel, panel_files
 from upfeat.evaluation.pixel_pool import sample_pixels
 from upfeat.evaluation.results import Result
 from upfeat.evaluation.seg_probe import (
@@ -104,7 +105,7 @@ def test_nearest_solves_a_task_of_whole_patches(root: Path, backbone: upfeat.Bac
 
 def test_result_holds_its_settings(root: Path, backbone: upfeat.Backbone) -> None:
     (result,) = probe(root, backbone, "bilinear")
-    (path,) = (root.parent / "results").iterdir()
+    (path,) = (root.parent / "results").glob("*.json")
     assert path.name == result.file_name("msrc")
     assert Result.load(path) == result
     content = json.loads(path.read_text())
@@ -133,7 +134,7 @@ def test_finished_methods_are_skipped(root: Path, backbone: upfeat.Backbone) -> 
     Image.new("L", (6 * PATCH, 4 * PATCH), 1).save(root / "val/labels/0.png")
     (other,) = probe(root, backbone, "nearest")
     assert other.scores != first.scores
-    assert len(list((root.parent / "results").iterdir())) == 3
+    assert len(list((root.parent / "results").glob("*.json"))) == 3
 
 
 class StopError(Exception):
@@ -284,6 +285,28 @@ def command(root: Path, *arguments: object, code: int = 0) -> Outcome:
     return outcome
 
 
+def test_pictures_for_the_report(root: Path, backbone: upfeat.Backbone) -> None:
+    out = root.parent / "out"
+    run_seg_probe(
+        tiny(steps=2, limit=2), msrc(root, "train"), msrc(root, "val"), backbone,
+        [method("nearest"), method("bilinear")], out=out, cache=root.parent / "cache",
+    )  # fmt: skip
+    panels = [load_panel(path) for path in panel_files(out)]
+    kinds = sorted((panel.image, panel.label, panel.kind) for panel in panels)
+    assert kinds == sorted(
+        (image, label, kind)
+        for image in ("0", "1")
+        for label, kind in (
+            ("image", "image"),
+            ("target", "target"),
+            ("nearest", "prediction"),
+            ("bilinear", "prediction"),
+        )
+    )
+    label = next(panel for panel in panels if panel.kind == "target" and panel.image == "1")
+    assert torch.equal(label.values.long(), msrc(root, "val")[1].label)
+
+
 def test_command(root: Path) -> None:
     upfeat.create_upsampler("anyup", qk_dim=32).save_pretrained(root.parent / "mine")
     methods = f"nearest,ours={root.parent / 'mine'}"
@@ -292,7 +315,7 @@ def test_command(root: Path) -> None:
     assert "quick look: 1 images of each split" in text
     assert "2 seeds" in text
     assert "±" in text
-    names = sorted(path.name for path in (root.parent / "results").iterdir())
+    names = sorted(path.name for path in (root.parent / "results").glob("*.json"))
     assert [name.rpartition("--")[0] for name in names] == [
         "seg-probe--msrc--nearest",
         "seg-probe--msrc--ours",

@@ -36,6 +36,7 @@ from upfeat.errors import UnknownNameError
 from upfeat.evaluation.cam_classifier import CamClassifier, Explanation
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
 from upfeat.evaluation.metrics import CamMeter, gradcam_map, normalize_map
+from upfeat.evaluation.panels import Panel, save_panel, shown_images
 from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
 
 __all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
@@ -138,7 +139,8 @@ def run_cam(
         backbone: one of timm with its classifier, on the device where everything runs; see
             :func:`upfeat.evaluation.cam_classifier.create_classifier`.
         methods: upsamplers, on the same device, and :class:`~upfeat.evaluation.dense.LowRes`.
-        out: folder of the results, one JSON a method.
+        out: folder of the results, one JSON a method; pictures of three images go to
+            ``out/panels`` for ``upfeat report``.
         cache: folder of the choice of images and of scores so far, from which an interrupted run
             goes on.
         on_progress: called with label, stage, done and total.
@@ -158,7 +160,9 @@ def run_cam(
         ['coco_objects', 'imagenet']
     """
     classifier = CamClassifier(backbone, config.layer, config.side)
-    scoring = _Scoring(config, data, classifier, Path(cache) / "cam", on_progress or _silent)
+    scoring = _Scoring(
+        config, data, classifier, Path(cache) / "cam", on_progress or _silent, Path(out)
+    )
     results: dict[str, Result] = {}
     pending: list[_Rows] = []
     for method in methods:
@@ -216,9 +220,10 @@ class _Scoring:
         classifier: CamClassifier,
         folder: Path,
         on_progress: Progress,
+        out: Path,
     ) -> None:
         self.config, self.data, self.classifier = config, data, classifier
-        self.folder, self.on_progress = folder, on_progress
+        self.folder, self.on_progress, self.out = folder, on_progress, out
         self.size: Size = config.input_size
         self.crop_fraction = config.crop_fraction or classifier.crop_fraction
         self.dense = DenseFeatures(classifier.backbone, self.size, folder / "features")
@@ -320,6 +325,7 @@ class _Scoring:
         """Score every image for every method that lacks it; return the seconds."""
         start = time.perf_counter()
         label = ", ".join(rows.method.label for rows in pending)
+        shown = shown_images(len(self.chosen.files))
         try:
             for number, file in enumerate(self.chosen.files):
                 missing = [rows for rows in pending if file.name not in rows.scores]
@@ -329,7 +335,9 @@ class _Scoring:
                 image = self.prepare(file)
                 explanation = self.classifier.explain(self.normalized(image))
                 for rows in missing:
-                    rows.scores[file.name] = self.score(rows.method, image, explanation)
+                    rows.scores[file.name], ready = self.score(rows.method, image, explanation)
+                    if number in shown:
+                        self.draw(rows.method.label, file.name, image[0], ready[0])
                 if (number + 1) % SAVE_EVERY == 0:
                     _save(missing)
         except BaseException:
@@ -339,8 +347,11 @@ class _Scoring:
 
     def score(
         self, method: Method | LowRes, image: Tensor, explanation: Explanation
-    ) -> list[float]:
-        """Return the scores of one image (1, 3, H, W), in the order of ``CamMeter.NAMES``."""
+    ) -> tuple[list[float], Tensor]:
+        """Return the scores of one image (1, 3, H, W), and its map (1, H, W) from 0 to 1.
+
+        The scores are in the order of ``CamMeter.NAMES``.
+        """
         raw = self.map(method, image, explanation)
         ready = normalize_map(raw)
         mask = (raw > 0).to(image.dtype) if self.config.mask == "binary" else ready
@@ -350,9 +361,16 @@ class _Scoring:
         masked_image = image * mask + mean * (1 - mask)
         again = self.classifier.explain(self.normalized(image) * mask, explanation.target)
         masked_map = normalize_map(self.map(method, masked_image, again))
-        return CamMeter.score(explanation.probability, again.probability, ready, masked_map)[
-            0
-        ].tolist()
+        scores = CamMeter.score(explanation.probability, again.probability, ready, masked_map)
+        return scores[0].tolist(), ready
+
+    def draw(self, label: str, name: str, image: Tensor, values: Tensor) -> None:
+        """Leave the image (3, H, W) and a method's map (H, W) as pictures for the report."""
+        common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
+        common["backbone"] = self.classifier.backbone.name
+        pixels = (image.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+        save_panel(self.out, Panel(**common, label="image", kind="image", values=pixels))
+        save_panel(self.out, Panel(**common, label=label, kind="cam", values=values.cpu()))
 
     def map(self, method: Method | LowRes, image: Tensor, explanation: Explanation) -> Tensor:
         """Return the map (1, H, W), not negative and not normalised."""

@@ -34,7 +34,17 @@ from torch import Tensor
 from upfeat.checkpoints import write_bytes
 from upfeat.errors import shape_text
 
-__all__ = ["FOLDER", "Kind", "Panel", "load_panel", "panel_files", "save_panel"]
+__all__ = [
+    "FOLDER",
+    "Kind",
+    "Panel",
+    "load_panel",
+    "panel_files",
+    "save_panel",
+    "shown_images",
+]
+
+IMAGES = 3  # of a split, of which a protocol leaves pictures
 
 Kind = Literal["image", "features", "prediction", "target", "depth", "cam"]
 FOLDER = "panels"
@@ -151,6 +161,17 @@ def save_panel(folder: str | os.PathLike[str], panel: Panel) -> Path:
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
     return path
+
+
+def shown_images(count: int) -> frozenset[int]:
+    """Return which images of a split a protocol leaves pictures of: three, evenly spread.
+
+    Example:
+        >>> from upfeat.evaluation.panels import shown_images
+        >>> sorted(shown_images(9)), sorted(shown_images(2))
+        ([1, 4, 7], [0, 1])
+    """
+    return frozenset((2 * i + 1) * count // (2 * IMAGES) for i in range(IMAGES) if count)
 
 
 def _stored(panel: Panel) -> np.ndarray:

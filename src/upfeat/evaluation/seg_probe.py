@@ -39,6 +39,7 @@ from upfeat.evaluation.image_probe import (
     run_image_probe,
 )
 from upfeat.evaluation.metrics import SegmentationMeter, boundary_band
+from upfeat.evaluation.panels import Panel, save_panel, shown_images
 from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
 from upfeat.evaluation.probe_parts import JointMethod, Progress, mean_class_ious, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
@@ -156,7 +157,8 @@ def run_seg_probe(
         val: whole validation split; ``limit`` applies.
         backbone: on the device where everything runs.
         methods: upsamplers, on the same device; a ``JointMethod`` with the papers' presets only.
-        out: folder of the results, one JSON a method, written whole as soon as it is known.
+        out: folder of the results, one JSON a method, written whole as soon as it is known; preset
+            ``pixel-sample`` leaves pictures of three images in ``out/panels`` for the report.
         cache: folder of low-resolution features, sampled pixels and checkpoints; an interrupted
             run goes on from what is there.
         keep_pixels: keep a method's sampled pixels after its result is written (about
@@ -180,7 +182,7 @@ def run_seg_probe(
         )
     train = train.select(config.train_every, config.limit)
     val = val.select(limit=config.limit)
-    probe = PixelProbe(config, train, val, backbone, Path(cache), on_progress or silent)
+    probe = PixelProbe(config, train, val, backbone, Path(cache), on_progress or silent, Path(out))
     results = []
     for method in methods:
         if isinstance(method, JointMethod):
@@ -213,9 +215,10 @@ class PixelProbe:
         backbone: Backbone,
         cache: Path,
         on_progress: Progress,
+        panels: Path | None = None,
     ) -> None:
         self.config, self.train, self.val = config, train, val
-        self.on_progress = on_progress
+        self.on_progress, self.panels = on_progress, panels
         self.dense = DenseFeatures(backbone, config.input_size, cache / "features")
         self.pool = PixelPool(self.dense, config.data, config.pixels_per_image, cache)
         self.splits = {
@@ -306,6 +309,7 @@ class PixelProbe:
         bias = torch.cat([head.bias for head in heads]).to(device)
         count, ignored = len(self.val.classes), self.val.ignore_index
         meters = [SegmentationMeter(count, ignored, radius) for _ in heads]
+        shown = shown_images(len(self.val)) if self.panels is not None else frozenset()
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
             image, label = self.val.read(file)
@@ -316,7 +320,27 @@ class PixelProbe:
             band = boundary_band(label, radius)
             for meter, classes in zip(meters, predicted, strict=True):
                 meter.update(classes, label, band)
+            if number in shown:
+                self.draw(method, file.name, encoded.image[0], label, predicted[0])
         return meters
+
+    def draw(
+        self, method: Method, name: str, image: Tensor, label: Tensor, predicted: Tensor
+    ) -> None:
+        """Leave the image (3, h, w), its label and the first seed's classes (H, W) as pictures."""
+        if self.panels is None:
+            return
+        common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
+        common["backbone"] = self.dense.identity["name"]
+        classes = {"classes": self.val.classes, "ignore_index": self.val.ignore_index}
+        pixels = (image.cpu() * 255).round().to(torch.uint8)
+        pictures = (
+            Panel(**common, label="image", kind="image", values=pixels),
+            Panel(**common, **classes, label="target", kind="target", values=label),
+            Panel(**common, **classes, label=method.label, kind="prediction", values=predicted),
+        )
+        for picture in pictures:
+            save_panel(self.panels, picture)
 
     def predict(
         self, method: Method, encoded: Encoded, size: Size, weight: Tensor, bias: Tensor
