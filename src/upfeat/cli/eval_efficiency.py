@@ -50,9 +50,7 @@ def efficiency_command(
         if backbone is not None:
             network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
         width = config.channels if network is None else network.dim
-        methods = [
-            load_method(spec, width, device, trained=False) for spec in upsampler.split(",")
-        ]
+        methods = [load_method(spec, width, device, trained=False) for spec in upsampler.split(",")]
         with show_progress() as show:
             results = run_efficiency(
                 config, methods, backbone=network, out=Path(out), on_progress=show
