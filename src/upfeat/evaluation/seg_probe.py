@@ -309,7 +309,7 @@ class PixelProbe:
         bias = torch.cat([head.bias for head in heads]).to(device)
         count, ignored = len(self.val.classes), self.val.ignore_index
         meters = [SegmentationMeter(count, ignored, radius) for _ in heads]
-        shown = shown_images(len(self.val)) if self.panels is not None else frozenset()
+        shown = frozenset() if self.panels is None else shown_images(len(self.val))
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
             image, label = self.val.read(file)
@@ -332,7 +332,10 @@ class PixelProbe:
             return
         common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
         common["backbone"] = self.dense.identity["name"]
-        classes = {"classes": self.val.classes, "ignore_index": self.val.ignore_index}
+        classes: dict[str, Any] = {
+            "classes": self.val.classes,
+            "ignore_index": self.val.ignore_index,
+        }
         pixels = (image.cpu() * 255).round().to(torch.uint8)
         pictures = (
             Panel(**common, label="image", kind="image", values=pixels),

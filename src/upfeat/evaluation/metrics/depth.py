@@ -136,7 +136,7 @@ class DepthMeter:
         self, min_depth: float = 1e-3, max_depth: float = 10.0, *, aligned: bool = False
     ) -> None:
         self.min_depth, self.max_depth, self.aligned = min_depth, max_depth, aligned
-        self.names = DEPTH_SCORES
+        self.names: tuple[str, ...] = DEPTH_SCORES
         if aligned:
             self.names += tuple(f"si_{name}" for name in ALIGNED_SCORES)
         self.sums = torch.zeros(len(self.names), dtype=torch.float64)
