@@ -323,7 +323,7 @@ def test_command(root: Path) -> None:
     command(root, "--upsampler", "nearest", "--preset", "nyu", *tiny)
     teacher = write_teacher(root.parent / "teacher")
     command(root, "--upsampler", "nearest", "--preset", "jafar", "--teacher", teacher, *tiny)
-    results = [Result.load(path) for path in (root.parent / "results").iterdir()]
+    results = [Result.load(path) for path in (root.parent / "results").glob("*.json")]
     assert sorted(result.settings["preset"] for result in results) == [
         "jafar",
         "nyu",

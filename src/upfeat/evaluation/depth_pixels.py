@@ -35,6 +35,7 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.depth_losses import bin_depth, sig_loss, valid_depth
 from upfeat.evaluation.metrics import DepthMeter
+from upfeat.evaluation.panels import Panel, save_panel, shown_images
 from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
 from upfeat.evaluation.probe_parts import (
     ClassTokens,
@@ -229,7 +230,7 @@ def run_depth_pixels(
     on_progress: Progress,
 ) -> list[Result]:
     """Run the quick probe; called through :func:`upfeat.evaluation.depth_probe.run_depth_probe`."""
-    probe = _PixelProbe(config, train, val, backbone, cache, on_progress)
+    probe = _PixelProbe(config, train, val, backbone, cache, on_progress, panels=out)
     results = []
     for method in methods:
         if isinstance(method, JointMethod):
@@ -262,9 +263,10 @@ class _PixelProbe:
         backbone: Backbone,
         cache: Path,
         on_progress: Progress,
+        panels: Path | None = None,
     ) -> None:
         self.config, self.train, self.val = config, train, val
-        self.on_progress = on_progress
+        self.on_progress, self.panels = on_progress, panels
         self.dense = DenseFeatures(backbone, config.input_size, cache / "features")
         self.tokens = ClassTokens(self.dense, cache / "features")
         name = f"{config.data}-depth"
@@ -350,16 +352,34 @@ class _PixelProbe:
     def validate(self, method: Method, heads: Sequence[Heads]) -> list[DepthMeter]:
         """Score the heads of all seeds in one pass over the validation split."""
         meters = [DepthMeter(1e-3, self.config.max_depth, aligned=True) for _ in heads]
+        shown = frozenset() if self.panels is None else shown_images(len(self.val))
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
             image, target = self.val.read(file)
             encoded = self.dense.encode(image)
             size = (target.shape[0], target.shape[1])
-            for meter, depth in zip(
-                meters, self.predict(method, encoded, size, heads), strict=True
-            ):
+            depths = self.predict(method, encoded, size, heads)
+            for meter, depth in zip(meters, depths, strict=True):
                 meter.update(depth[None], target[None])
+            if number in shown:
+                self.draw(method.label, file.name, encoded.image[0], target, depths[0])
         return meters
+
+    def draw(self, label: str, name: str, image: Tensor, target: Tensor, depth: Tensor) -> None:
+        """Leave the image (3, h, w), its depth and the first seed's (H, W) as pictures."""
+        if self.panels is None:
+            return
+        common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
+        common["backbone"] = self.dense.identity["name"]
+        pixels = (image.cpu() * 255).round().to(torch.uint8)
+        known = target.where(target > 0, torch.nan)
+        pictures = (
+            Panel(**common, label="image", kind="image", values=pixels),
+            Panel(**common, label="target", kind="depth", values=known, unit="m"),
+            Panel(**common, label=label, kind="depth", values=depth, unit="m"),
+        )
+        for picture in pictures:
+            save_panel(self.panels, picture)
 
     @torch.no_grad()
     def predict(
