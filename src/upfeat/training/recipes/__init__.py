@@ -8,6 +8,7 @@ from upfeat.training.recipes.anyup import anyup_paper, anyup_small
 from upfeat.training.recipes.bundled import (
     bundled_jafar,
     bundled_loftup_stage1,
+    bundled_loftup_stage1_longer,
     bundled_loftup_stage2,
     bundled_universal,
     bundled_universal_stage2,
@@ -44,6 +45,7 @@ __all__ = [
     "anyup_small",
     "bundled_jafar",
     "bundled_loftup_stage1",
+    "bundled_loftup_stage1_longer",
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",

@@ -25,6 +25,7 @@ from upfeat.training.recipes.registry import register_recipe
 __all__ = [
     "bundled_jafar",
     "bundled_loftup_stage1",
+    "bundled_loftup_stage1_longer",
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",
@@ -194,6 +195,34 @@ def bundled_loftup_stage1() -> TrainConfig:
         checkpoint=CheckpointConfig(every=50),
         steps=350,
         batch_size=4,
+    )
+
+
+@register_recipe
+def bundled_loftup_stage1_longer() -> TrainConfig:
+    """LoftUp's first stage for ViT-Tiny, continued: 350 steps were far too few.
+
+    It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``.
+
+    * As ``bundled_loftup_stage1``, with half the batch and more than four times the steps.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_loftup_stage1_longer
+        >>> bundled_loftup_stage1_longer().steps
+        1500
+    """
+    first = bundled_loftup_stage1()
+    return first.model_copy(
+        update={
+            "upsampler": UpsamplerConfig(
+                name="loftup", start_from="runs/bundled_loftup_stage1/model"
+            ),
+            "schedule": ScheduleConfig(name="cosine", warmup_steps=20),
+            "checkpoint": CheckpointConfig(every=100),
+            "steps": 1500,
+            "batch_size": 2,
+        }
     )
 
 
