@@ -39,7 +39,7 @@ def test_every_method_has_its_facts() -> None:
 def test_a_page_holds_what_was_measured_and_the_licences(tool: ModuleType) -> None:
     text = tool.pages()["jafar.md"]
     assert "| 448 | float32 |" in text
-    assert "cpu-float32-jafar-anyup.json" in text
+    assert "cpu-float32-448.json" in text
     assert "timm/vit_small_patch14_dinov2.lvd142m" in text
     assert "weights trained for the backbone" in text
     unmeasured = tool.page("jafar", [])
