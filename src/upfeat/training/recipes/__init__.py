@@ -23,7 +23,11 @@ from upfeat.training.recipes.loftup import (
     loftup_stage2_paper,
     loftup_stage2_small,
 )
-from upfeat.training.recipes.naf import naf_paper, naf_small
+from upfeat.training.recipes.naf import (
+    joint_bilateral_learned_small,
+    naf_paper,
+    naf_small,
+)
 from upfeat.training.recipes.registry import (
     create_recipe,
     describe_recipe,
@@ -58,6 +62,7 @@ __all__ = [
     "ifa_small",
     "jafar_paper",
     "jafar_small",
+    "joint_bilateral_learned_small",
     "lift_paper",
     "lift_small",
     "liif_small",
