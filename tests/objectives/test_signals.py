@@ -22,6 +22,7 @@ from upfeat.objectives import (
 )
 from upfeat.objectives.images import disturb_image, gaussian_blur, normalize_image, scale_size
 from upfeat.objectives.losses import cosine_mse, mse
+from upfeat.objectives.mask_refined import cut_part
 from upfeat.objectives.multi_view import Jitter, draw_jitter, jitter_map
 from upfeat.objectives.self_distillation import _region
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
@@ -134,6 +135,36 @@ def test_mask_refined_by_hand() -> None:
     target[:, :, :10, :20] = 0.2 * window + 0.8 * window.mean((2, 3), keepdim=True)
     pred = nn.functional.interpolate(low, (48, 48), mode="nearest")
     torch.testing.assert_close(terms["loss"], mse(pred, target))
+
+
+def test_mask_refined_on_inputs_of_several_sizes() -> None:
+    batch = tiny_batch(2)
+    batch["masks"] = torch.zeros(2, 1, 48, 48)
+    sizes = ((24, 48), (32, 32))
+    seen = set()
+    for seed in range(8):
+        config = MaskRefinedConfig(input_sizes=sizes, output_scale=0.5)
+        objective, upsampler = config.build(), Recorder()
+        objective.prepare(upsampler, tiny_backbone(), (48, 48))
+        upsampler.sizes.clear()
+        generator = torch.Generator().manual_seed(seed)
+        objective.step(batch, tiny_backbone(), upsampler, generator)
+        seen |= set(upsampler.sizes)
+    assert seen == {((24, 48), (6, 12), (12, 24)), ((32, 32), (8, 8), (16, 16))}
+    with pytest.raises(ValueError, match="pairs"):
+        MaskRefinedConfig(input_sizes=((24, 0),))
+
+
+def test_a_part_is_cut_from_images_and_masks_alike() -> None:
+    image = torch.rand(1, 3, 12, 12)
+    masks = image[:, :1] > 0.5
+    places = set()
+    for seed in range(20):
+        part, cut = cut_part(image, masks, (6, 12), torch.Generator().manual_seed(seed))
+        top = next(i for i in range(7) if torch.equal(part, image[:, :, i : i + 6]))
+        assert torch.equal(cut, masks[:, :, top : top + 6])
+        places.add(top)
+    assert len(places) > 3
 
 
 def test_released_configurations_hold_the_documented_numbers() -> None:

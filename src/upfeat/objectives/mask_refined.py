@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from upfeat.objectives._networks import Call, backbone_features, guidance_image
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
-from upfeat.objectives.images import scale_size
+from upfeat.objectives.draws import draw_integer
+from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import (
     Distance,
     get_distance,
@@ -47,6 +48,9 @@ class MaskRefinedConfig(ObjectiveConfig):
         distance: between output and target. (Paper and code: ``"mse"``.)
         output_scale: size of the output, as a share of the image's. (1 in paper and code; less is
             cheaper, chosen.)
+        input_sizes: (H, W) of what backbone and upsampler see; one is drawn for each step, a part
+            of its shape is cut from the images at a random place and resized. Empty: the images as
+            they are. A method that codes absolute positions learns one size by heart. (Chosen.)
         projection: compare random projections to so many channels, drawn for each image and step.
             (64 in the code; None in the paper.)
         similarity_weight: of :func:`~upfeat.objectives.masks.mask_similarity`. (Optional and off
@@ -63,6 +67,7 @@ class MaskRefinedConfig(ObjectiveConfig):
     order: MaskOrder = "sequential"
     distance: Distance = "mse"
     output_scale: float = 1.0
+    input_sizes: tuple[Size, ...] = ()
     projection: int | None = None
     similarity_weight: float = 0.0
     multi_view: MultiViewConfig | None = None
@@ -75,6 +80,8 @@ class MaskRefinedConfig(ObjectiveConfig):
             raise ValueError(f"order must be 'sequential' or 'free', got {self.order!r}")
         if self.output_scale <= 0 or (self.projection is not None and self.projection < 1):
             raise ValueError("output_scale and projection must be positive")
+        if any(len(size) != 2 or min(size) < 1 for size in self.input_sizes):
+            raise ValueError(f"input_sizes must be pairs (H, W), got {self.input_sizes}")
         get_distance(self.distance)
 
 
@@ -128,6 +135,9 @@ class MaskRefined(Objective):
         self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
         config, image, masks = self.config, batch["image"], batch["masks"]
+        if config.input_sizes:
+            drawn = config.input_sizes[draw_integer(generator, len(config.input_sizes))]
+            image, masks = cut_part(image, masks, (drawn[0], drawn[1]), generator)
         features = backbone_features(backbone, image)
         size = scale_size((image.shape[2], image.shape[3]), config.output_scale)
         output = upsampler(guidance_image(upsampler, backbone, image), features, size)
@@ -146,5 +156,39 @@ class MaskRefined(Objective):
         return weighted_sum(terms)
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
-        output = scale_size(image_size, self.config.output_scale)
-        return Plan([image_size], [Call(image_size, backbone.grid_size(image_size), output)])
+        calls = []
+        for size in self.config.input_sizes or (image_size,):
+            seen = (size[0], size[1])
+            output = scale_size(seen, self.config.output_scale)
+            calls.append(Call(seen, backbone.grid_size(seen), output))
+        return Plan([call.image for call in calls], calls)
+
+
+def cut_part(
+    image: Tensor, masks: Tensor, size: Size, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cut the largest part of a shape at a random place, and resize it.
+
+    Args:
+        image: (B, 3, H, W).
+        masks: (B, M, H, W), bool or 0 and 1; resized to the nearest.
+        size: (h, w) of the result.
+        generator: draws the place.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.objectives.mask_refined import cut_part
+        >>> image, masks = torch.rand(1, 3, 8, 8), torch.ones(1, 2, 8, 8, dtype=torch.bool)
+        >>> part, cut = cut_part(image, masks, (2, 4), torch.Generator())
+        >>> part.shape, cut.shape, cut.dtype
+        (torch.Size([1, 3, 2, 4]), torch.Size([1, 2, 2, 4]), torch.bool)
+    """
+    height, width = image.shape[2:]
+    scale = min(height / size[0], width / size[1])
+    rows, cols = (max(1, round(side * scale)) for side in size)
+    top = draw_integer(generator, height - rows + 1)
+    left = draw_integer(generator, width - cols + 1)
+    part = image[:, :, top : top + rows, left : left + cols]
+    cut = masks[:, :, top : top + rows, left : left + cols]
+    near = F.interpolate(cut.to(image.dtype), size, mode="nearest-exact")
+    return resize_bilinear(part, size, antialias=True), near.to(masks.dtype)
