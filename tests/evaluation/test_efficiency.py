@@ -72,6 +72,8 @@ def test_operations_are_the_convolutions(tmp_path: Path) -> None:
 def test_a_backbone_is_part_of_loftups_table(tmp_path: Path) -> None:
     config = efficiency_preset("loftup", cells=[[32, 4, 32]], warmup=1, repeats=2, memory=False)
     methods = [Method("bilinear", upfeat.create_upsampler("bilinear"))]
+    with pytest.raises(ValueError, match="no backward pass"):
+        efficiency_preset("loftup", passes=["forward", "backward"])
     with pytest.raises(ValueError, match="backbone"):
         run_efficiency(config, methods, out=tmp_path)
     network = upfeat.CallableBackbone(torch.nn.Conv2d(3, 4, 8, 8), dim=4, patch_size=8)

@@ -57,6 +57,8 @@ def test_probes_are_moved(root: Path, backbone: upfeat.Backbone) -> None:
     assert scores["own_accuracy"].mean > 90
     kinds = {path.name.split("--")[0] for path in (root.parent / "out").glob("*.json")}
     assert kinds == {"faithfulness", "seg-probe"}
+    (probe,) = (root.parent / "out").glob("seg-probe--*.json")
+    assert Result.load(probe).settings["limit"] is None
     again = measure(root, backbone, ["nearest"])["nearest"]
     assert again.scores == scores
 
@@ -76,3 +78,6 @@ def test_command(root: Path) -> None:
     assert outcome.exit_code == 0, outcome.output
     assert "bilinear" in outcome.stdout
     assert "quick look" in outcome.stdout
+    # The probe beside it must not pass for one of the whole set.
+    limits = {Result.load(path).settings["limit"] for path in (root.parent / "r").glob("*.json")}
+    assert limits == {1}

@@ -17,10 +17,10 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +29,13 @@ from upfeat.errors import UnknownNameError, UpfeatError
 from upfeat.evaluation.benchmark import measure_memory, measure_time
 from upfeat.evaluation.benchmark.measure import free_memory_only
 from upfeat.evaluation.dense import Method
-from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.evaluation.results import (
+    Result,
+    Score,
+    describe_environment,
+    processor,
+    result_file_name,
+)
 
 __all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
 
@@ -73,6 +79,12 @@ class EfficiencyConfig(BaseModel):
     memory: bool = True
     operations: bool = True
     with_backbone: bool = False
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Self:
+        if self.with_backbone and "backward" in self.passes:
+            raise ValueError("a frozen backbone has no backward pass; measure passes=[forward]")
+        return self
 
 
 _SIDES = (56, 112, 224, 448)
@@ -192,7 +204,7 @@ def run_efficiency(
     out: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Measure upsamplers; results that exist already for this machine's settings are read.
+    """Measure upsamplers; results of these settings on this kind of processor are read.
 
     Args:
         config: the table's settings.
@@ -229,6 +241,7 @@ def run_efficiency(
         settings = config.model_dump(mode="json") | {
             "upsampler": method.identity,
             "backbone": None if network is None else {"name": network.name},
+            "processor": processor(),
             "device": str(next(method.upsampler.parameters(), torch.empty(0)).device),
         }
         path = Path(out) / result_file_name(TASK, config.preset, method.label, settings)

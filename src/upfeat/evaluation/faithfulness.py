@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
-import upfeat
 from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.probe_parts import Progress, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
 from upfeat.evaluation.seg_probe import PixelProbe, SegProbeConfig, run_seg_probe, seg_probe_preset
+from upfeat.upsamplers import create_upsampler
 
 __all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]
 
@@ -120,15 +120,14 @@ def run_faithfulness(
     """
     report = on_progress or silent
     probe = config.probe
-    train = train.select(probe.train_every, probe.limit)
-    val = val.select(limit=probe.limit)
-    measured = _Measure(config, train, val, backbone, Path(cache), report)
     own: Sequence[Result | None] = [None] * len(methods)
     if config.transfer:
         own = run_seg_probe(
-            probe.model_copy(update={"train_every": 1, "limit": None}), train, val, backbone,
-            methods, out=out, cache=cache, on_progress=on_progress,
-        )  # fmt: skip
+            probe, train, val, backbone, methods, out=out, cache=cache, on_progress=on_progress
+        )
+    train = train.select(probe.train_every, probe.limit)
+    val = val.select(limit=probe.limit)
+    measured = _Measure(config, train, val, backbone, Path(cache), report)
     results = []
     for method, direct in zip(methods, own, strict=True):
         settings = measured.settings(method)
@@ -220,7 +219,7 @@ class _Measure:
     def transfer(self, method: Method) -> dict[str, Score]:
         """Return the scores of heads that were trained on low-resolution features."""
         if self.heads is None:
-            nearest = Method("nearest", upfeat.create_upsampler("nearest"))  # each pixel its cell
+            nearest = Method("nearest", create_upsampler("nearest"))  # each pixel its cell
             self.heads = self.probe.train_heads(nearest, *self.probe.sample(nearest))
         meters = self.probe.validate(method, self.heads)
         scores = [meter.compute() for meter in meters]
