@@ -13,7 +13,6 @@ over what is held before the call, weights and inputs not counted; on the CPU in
 
 import copy
 import itertools
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from upfeat.backbones import Backbone
 from upfeat.errors import UnknownNameError, UpfeatError
 from upfeat.evaluation.benchmark import measure_memory, measure_time
-from upfeat.evaluation.benchmark.measure import free_memory_only
+from upfeat.evaluation.benchmark.measure import (
+    free_memory_only,
+    in_fresh_process,
+    warm_libraries,
+)
 from upfeat.evaluation.dense import Method
 from upfeat.evaluation.results import (
     Result,
@@ -338,15 +341,12 @@ def _peak(cell: _Cell, device: torch.device) -> int:
     """Measure the peak where nothing else has run: a spawned process, on the CPU."""
     if device.type == "cuda":
         return measure_memory(cell.call(), device)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_here, (cell,))
+    return in_fresh_process(_peak_here, cell)
 
 
 def _peak_here(cell: _Cell) -> int:
     torch.set_num_threads(cell.config.threads)
     call = cell.call()
-    x = torch.randn(1, 8, 16, 16)
-    torch.nn.functional.conv2d(x, torch.randn(8, 8, 3, 3))  # loads the libraries
+    warm_libraries(torch.float32)
     with free_memory_only():
         return measure_memory(call)

@@ -1,17 +1,27 @@
 """Time and peak memory of a call."""
 
+import multiprocessing
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-__all__ = ["Cost", "free_memory_only", "matmul_rate", "measure_memory", "measure_time"]
+__all__ = [
+    "Cost",
+    "free_memory_only",
+    "in_fresh_process",
+    "matmul_rate",
+    "measure_memory",
+    "measure_time",
+    "warm_libraries",
+]
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,23 @@ def measure_memory(call: Callable[[], object], device: torch.device | None = Non
     before = _peak()
     call()
     return _peak() - before
+
+
+def in_fresh_process(function: Callable[..., int], *arguments: object) -> int:
+    """Return what a function of a module says where nothing else has run: a spawned process.
+
+    Raises:
+        RuntimeError: the process ended before it said anything.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def warm_libraries(dtype: torch.dtype) -> None:
+    """Let the matrix and convolution libraries load before the base of a peak is read."""
+    x = torch.randn(1, 8, 16, 16).to(dtype)
+    torch.nn.functional.conv2d(x, torch.randn(8, 8, 3, 3).to(dtype))
+    torch.mm(x.view(64, 32), x.view(32, 64))
 
 
 @contextmanager

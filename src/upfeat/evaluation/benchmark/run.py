@@ -1,7 +1,6 @@
 """Run the cases: times of all implementations in one process, memory of each in a fresh one."""
 
 import importlib.util
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,10 @@ from upfeat.errors import UpfeatError
 from upfeat.evaluation.benchmark.cases import Case
 from upfeat.evaluation.benchmark.measure import (
     free_memory_only,
+    in_fresh_process,
     measure_memory,
     measure_time,
+    warm_libraries,
 )
 from upfeat.evaluation.benchmark.records import Environment, Record, Report
 from upfeat.upsamplers.base import Upsampler
@@ -266,9 +267,7 @@ def _memory_in_fresh_process(arguments: tuple[Any, ...], threads: int) -> int:
     if device.type == "cuda":
         call = _call(implementation, method, case, load_rival(path), dtype, device)
         return measure_memory(call, device)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_measure_memory, (*arguments, threads))
+    return in_fresh_process(_measure_memory, *arguments, threads)
 
 
 def _measure_memory(
@@ -282,16 +281,9 @@ def _measure_memory(
 ) -> int:
     torch.set_num_threads(threads)
     call = _call(implementation, method, case, load_rival(path), dtype, device)
-    _warm_libraries(dtype)
+    warm_libraries(dtype)
     with free_memory_only(device):
         return measure_memory(call, device)
-
-
-def _warm_libraries(dtype: torch.dtype) -> None:
-    """Let the matrix and convolution libraries load before the base is read."""
-    x = torch.randn(1, 8, 16, 16).to(dtype)
-    torch.nn.functional.conv2d(x, torch.randn(8, 8, 3, 3).to(dtype))
-    torch.mm(x.view(64, 32), x.view(32, 64))
 
 
 @contextmanager
