@@ -37,6 +37,7 @@ from upfeat.evaluation.cam_classifier import CamClassifier, Explanation
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
 from upfeat.evaluation.metrics import CamMeter, gradcam_map, normalize_map
 from upfeat.evaluation.panels import Panel, save_panel, shown_images
+from upfeat.evaluation.probe_parts import Progress, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
 
 __all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 TASK = "cam"
 SAVE_EVERY = 20  # images
-Progress = Callable[[str, str, int, int], None]
 
 
 class CamConfig(BaseModel):
@@ -161,7 +161,7 @@ def run_cam(
     """
     classifier = CamClassifier(backbone, config.layer, config.side)
     scoring = _Scoring(
-        config, data, classifier, Path(cache) / "cam", on_progress or _silent, Path(out)
+        config, data, classifier, Path(cache) / "cam", on_progress or silent, Path(out)
     )
     results: dict[str, Result] = {}
     pending: list[_Rows] = []
@@ -415,7 +415,3 @@ def _save(pending: Sequence[_Rows]) -> None:
     for rows in pending:
         if rows.scores:
             rows.save()
-
-
-def _silent(label: str, stage: str, done: int, total: int) -> None:
-    """Show nothing."""

@@ -32,6 +32,7 @@ from upfeat.evaluation.benchmark.measure import (
     warm_libraries,
 )
 from upfeat.evaluation.dense import Method
+from upfeat.evaluation.probe_parts import Progress
 from upfeat.evaluation.results import (
     Result,
     Score,
@@ -44,7 +45,6 @@ __all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
 
 TASK = "efficiency"
 Size = tuple[int, int]
-Progress = Callable[[str, str, int, int], None]
 Pass = Literal["forward", "backward"]
 
 

@@ -35,6 +35,7 @@ from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
 from upfeat.evaluation.metrics import VideoMeter, masks_to_labels, propagate_labels
+from upfeat.evaluation.probe_parts import Progress, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
 
 __all__ = ["DATA_SETS", "PRESETS", "VosConfig", "run_vos", "vos_preset"]
@@ -43,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 TASK = "vos"
 VOID = 255
-Progress = Callable[[str, str, int, int], None]
 
 
 class VosConfig(BaseModel):
@@ -151,7 +151,7 @@ def run_vos(
         ['davis2016', 'davis2017']
     """
     data = data.select(config.limit)
-    propagation = _Propagation(config, data, backbone, Path(cache), on_progress or _silent)
+    propagation = _Propagation(config, data, backbone, Path(cache), on_progress or silent)
     results = []
     for method in methods:
         settings = propagation.settings(method)
@@ -380,7 +380,3 @@ def _nearest(label: Tensor, size: tuple[int, ...]) -> Tensor:
         for old, new in zip(label.shape, size, strict=True)
     )
     return label[rows[:, None], cols]
-
-
-def _silent(label: str, stage: str, done: int, total: int) -> None:
-    """Show nothing."""
