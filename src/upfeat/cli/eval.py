@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from upfeat.evaluation.results import Result, Score
 
 SettingsT = TypeVar("SettingsT", bound="BaseModel")
+RowT = TypeVar("RowT", bound="Method | LowRes | JointMethod")
 
 eval_app = typer.Typer(help="Measure upsamplers in a task.", no_args_is_help=True)
 
@@ -71,9 +72,18 @@ def load_networks(
     import upfeat
 
     network = upfeat.create_backbone(backbone, weights=weights).to(device)
-    methods = [load_method(spec, network.dim, device) for spec in upsamplers.split(",")]
-    _check_labels([method.label for method in methods])
-    return network, methods
+    return network, _load_each(upsamplers, lambda spec: load_method(spec, network.dim, device))
+
+
+def _load_each(upsamplers: str, load: Callable[[str], RowT]) -> list[RowT]:
+    """Load all entries of ``--upsampler``; no label may occur twice."""
+    rows = [load(spec) for spec in upsamplers.split(",")]
+    labels = [row.label for row in rows]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise ValueError(
+            f"--upsampler names {', '.join(sorted(twice))} twice; tell them apart: LABEL=NAME"
+        )
+    return rows
 
 
 def load_rows(upsamplers: str, feature_dim: int, device: str) -> list["Method | LowRes"]:
@@ -95,22 +105,13 @@ def load_rows(upsamplers: str, feature_dim: int, device: str) -> list["Method | 
     """
     from upfeat.evaluation.dense import LowRes
 
-    rows: list[Method | LowRes] = []
-    for spec in upsamplers.split(","):
+    def load(spec: str) -> "Method | LowRes":
         label, _, name = spec.strip().rpartition("=")
         if name == LowRes.NAME:
-            rows.append(LowRes(label or name))
-        else:
-            rows.append(load_method(spec, feature_dim, device))
-    _check_labels([row.label for row in rows])
-    return rows
+            return LowRes(label or name)
+        return load_method(spec, feature_dim, device)
 
-
-def _check_labels(labels: Sequence[str]) -> None:
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise ValueError(
-            f"--upsampler names {', '.join(sorted(twice))} twice; tell them apart: LABEL=NAME"
-        )
+    return _load_each(upsamplers, load)
 
 
 def load_method(
@@ -174,9 +175,7 @@ def load_trainable(upsamplers: str, feature_dim: int, device: str) -> list["Meth
         >>> carafe.identity["weights"]
         'trained with the heads, one copy a seed'
     """
-    methods = [_load_trainable(spec, feature_dim, device) for spec in upsamplers.split(",")]
-    _check_labels([method.label for method in methods])
-    return methods
+    return _load_each(upsamplers, lambda spec: _load_trainable(spec, feature_dim, device))
 
 
 def _load_trainable(spec: str, feature_dim: int, device: str) -> "Method | JointMethod":

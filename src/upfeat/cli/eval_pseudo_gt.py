@@ -91,6 +91,11 @@ def pseudo_gt_command(
         network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
         method = find_teacher(teacher, network, device)
         console = Console(stderr=True)
+
+        def announce(name: str) -> None:
+            if console.is_terminal:
+                console.print(f"making {name}", highlight=False)
+
         made = make_pseudo_ground_truths(
             config,
             pixels,
@@ -99,9 +104,7 @@ def pseudo_gt_command(
             teacher=None if method is None else method.upsampler,
             depth=None if depth is None else read_depth(depth),
             names=names,
-            on_start=lambda name: (
-                console.print(f"making {name}", highlight=False) if console.is_terminal else None
-            ),
+            on_start=announce,
         )
         panel = _panel(config, made, network, method, masks, fit_on, side)
         out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,6 @@ Legend: ``B`` images, ``C`` channels of the layer, ``h w`` its grid, ``H W`` the
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,13 +35,11 @@ from upfeat.errors import UnknownNameError
 from upfeat.evaluation.cam_classifier import CamClassifier, Explanation
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
 from upfeat.evaluation.metrics import CamMeter, gradcam_map, normalize_map
-from upfeat.evaluation.panels import Panel, save_panel, shown_images
+from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.probe_parts import Progress, silent
-from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 
 __all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
-
-logger = logging.getLogger(__name__)
 
 TASK = "cam"
 SAVE_EVERY = 20  # images
@@ -167,9 +164,8 @@ def run_cam(
     pending: list[_Rows] = []
     for method in methods:
         settings = scoring.settings(method)
-        path = Path(out) / result_file_name(TASK, config.data, method.label, settings)
-        if path.is_file() and (known := Result.load(path)).settings == settings:
-            logger.info("%s: %s is there already", method.label, path)
+        path, known = stored_result(out, TASK, config.data, method.label, settings)
+        if known is not None:
             results[method.label] = known
         else:
             pending.append(_Rows(method, settings, path, Path(cache) / "cam"))
@@ -368,8 +364,7 @@ class _Scoring:
         """Leave the image (3, H, W) and a method's map (H, W) as pictures for the report."""
         common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
         common["backbone"] = self.classifier.backbone.name
-        pixels = (image.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-        save_panel(self.out, Panel(**common, label="image", kind="image", values=pixels))
+        save_panel(self.out, image_panel(image, **common))
         save_panel(self.out, Panel(**common, label=label, kind="cam", values=values.cpu()))
 
     def map(self, method: Method | LowRes, image: Tensor, explanation: Explanation) -> Tensor:

@@ -41,7 +41,7 @@ from upfeat.evaluation.probe_parts import (
     epoch_batches,
     learning_rate_factor,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
@@ -233,9 +233,8 @@ class CropProbe(ABC, Generic[MeterT]):
         trainees, paths = [], {}
         for method in methods:
             settings = self.settings(method)
-            path = out / result_file_name(self.task, self.config.data, method.label, settings)
-            if path.is_file() and (known := Result.load(path)).settings == settings:
-                logger.info("%s: %s is there already", method.label, path)
+            path, known = stored_result(out, self.task, self.config.data, method.label, settings)
+            if known is not None:
                 results[method.label] = known
                 continue
             heads = Heads(self.backbone.dim, self.outputs, self.config.seeds, self.token_channels)

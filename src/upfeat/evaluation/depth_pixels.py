@@ -9,7 +9,6 @@ Legend: ``C`` feature channels, ``K`` bins, ``S`` seeds, ``M`` images, ``N`` pix
 ``H W`` depth map.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.depth_losses import bin_depth, sig_loss, valid_depth
 from upfeat.evaluation.metrics import DepthMeter
-from upfeat.evaluation.panels import Panel, save_panel, shown_images
+from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
 from upfeat.evaluation.probe_parts import (
     ClassTokens,
@@ -44,7 +43,7 @@ from upfeat.evaluation.probe_parts import (
     Progress,
     head_first_is_cheaper,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 
 __all__ = [
     "DepthPixelConfig",
@@ -54,8 +53,6 @@ __all__ = [
     "summarise_depth",
     "train_depth_head",
 ]
-
-logger = logging.getLogger(__name__)
 
 TASK = "depth-probe"
 
@@ -239,9 +236,8 @@ def run_depth_pixels(
                 "the preset nyu or jafar"
             )
         settings = probe.settings(method)
-        path = out / result_file_name(TASK, config.data, method.label, settings)
-        if path.is_file() and (known := Result.load(path)).settings == settings:
-            logger.info("%s: %s is there already", method.label, path)
+        path, known = stored_result(out, TASK, config.data, method.label, settings)
+        if known is not None:
             results.append(known)
             continue
         result = probe.run(method, settings)
@@ -371,10 +367,9 @@ class _PixelProbe:
             return
         common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
         common["backbone"] = self.dense.identity["name"]
-        pixels = (image.cpu() * 255).round().to(torch.uint8)
         known = target.where(target > 0, torch.nan)
         pictures = (
-            Panel(**common, label="image", kind="image", values=pixels),
+            image_panel(image, **common),
             Panel(**common, label="target", kind="depth", values=known, unit="m"),
             Panel(**common, label=label, kind="depth", values=depth, unit="m"),
         )

@@ -38,7 +38,7 @@ from upfeat.evaluation.results import (
     Score,
     describe_environment,
     processor,
-    result_file_name,
+    stored_result,
 )
 
 __all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
@@ -247,8 +247,8 @@ def run_efficiency(
             "processor": processor(),
             "device": str(next(method.upsampler.parameters(), torch.empty(0)).device),
         }
-        path = Path(out) / result_file_name(TASK, config.preset, method.label, settings)
-        if path.is_file() and (known := Result.load(path)).settings == settings:
+        path, known = stored_result(out, TASK, config.preset, method.label, settings)
+        if known is not None:
             results.append(known)
             continue
         result = _measure(method, network, config, settings, on_progress)

@@ -14,7 +14,6 @@ the protocol is not published. Three measures, two of them the obvious reading o
 Legend: ``C`` feature channels, ``h w`` feature grid, ``H W`` image as the networks see it.
 """
 
-import logging
 import statistics
 import time
 from collections.abc import Sequence
@@ -29,13 +28,11 @@ from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.probe_parts import Progress, silent
-from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.seg_probe import PixelProbe, SegProbeConfig, run_seg_probe, seg_probe_preset
 from upfeat.upsamplers import create_upsampler
 
 __all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]
-
-logger = logging.getLogger(__name__)
 
 TASK = "faithfulness"
 
@@ -131,9 +128,8 @@ def run_faithfulness(
     results = []
     for method, direct in zip(methods, own, strict=True):
         settings = measured.settings(method)
-        path = Path(out) / result_file_name(TASK, probe.data, method.label, settings)
-        if path.is_file() and (known := Result.load(path)).settings == settings:
-            logger.info("%s: %s is there already", method.label, path)
+        path, known = stored_result(out, TASK, probe.data, method.label, settings)
+        if known is not None:
             results.append(known)
             continue
         result = measured.run(method, settings, direct)

@@ -38,6 +38,7 @@ __all__ = [
     "FOLDER",
     "Kind",
     "Panel",
+    "image_panel",
     "load_panel",
     "panel_files",
     "save_panel",
@@ -127,6 +128,23 @@ class Panel:
                 f"{self.kind} holds class {int(found.min())} to {int(found.max())}, wanted 0 to "
                 f"{len(self.classes) - 1} or the ignored {self.ignore_index}; name the classes"
             )
+
+
+def image_panel(colors: Tensor, **about: Any) -> Panel:
+    """Return the picture of an image that the others of it stand beside.
+
+    Args:
+        colors: (3, H, W) in [0, 1].
+        **about: task, data, image and backbone of the :class:`Panel`.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.panels import image_panel
+        >>> image_panel(torch.ones(3, 2, 2), task="vos", data="davis2016", image="a").values.max()
+        tensor(255, dtype=torch.uint8)
+    """
+    pixels = (colors.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Panel(**about, label="image", kind="image", values=pixels)
 
 
 def save_panel(folder: str | os.PathLike[str], panel: Panel) -> Path:

@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -17,7 +18,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from upfeat.checkpoints import write_bytes
 
-__all__ = ["Result", "Score", "checkout", "describe_environment", "processor"]
+__all__ = [
+    "Result",
+    "Score",
+    "checkout",
+    "describe_environment",
+    "processor",
+    "result_file_name",
+    "stored_result",
+]
+
+logger = logging.getLogger(__name__)
 
 
 class _Strict(BaseModel):
@@ -115,6 +126,34 @@ def result_file_name(task: str, group: str, label: str, settings: Mapping[str, A
     digest = hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()
     readable = re.sub(r"[^\w.-]+", "-", label).strip("-")
     return f"{task}--{group}--{readable}--{digest}.json"
+
+
+def stored_result(
+    folder: str | os.PathLike[str], task: str, group: str, label: str, settings: Mapping[str, Any]
+) -> tuple[Path, Result | None]:
+    """Return where a result belongs, and the result if a run with equal settings left it there.
+
+    Args:
+        folder: of the results.
+        task: the protocol.
+        group: the data set, or what else the results are grouped by.
+        label: what the user calls the method.
+        settings: everything that decides the numbers.
+
+    Raises:
+        ValueError: a file of that name is no result.
+
+    Example:
+        >>> from upfeat.evaluation.results import stored_result
+        >>> path, known = stored_result("results", "vos", "davis2016", "bilinear", {"top_k": 5})
+        >>> path.name, known
+        ('vos--davis2016--bilinear--a70a1ac8.json', None)
+    """
+    path = Path(folder) / result_file_name(task, group, label, settings)
+    if path.is_file() and (known := Result.load(path)).settings == settings:
+        logger.info("%s: %s is there already", label, path)
+        return path, known
+    return path, None
 
 
 def describe_environment() -> dict[str, Any]:

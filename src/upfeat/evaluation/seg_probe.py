@@ -16,7 +16,6 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` classes, ``S`` seeds, ``P`` p
 ``N`` pixels of the pool, ``h w`` feature grid, ``H W`` label.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +38,10 @@ from upfeat.evaluation.image_probe import (
     run_image_probe,
 )
 from upfeat.evaluation.metrics import SegmentationMeter, boundary_band
-from upfeat.evaluation.panels import Panel, save_panel, shown_images
+from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
 from upfeat.evaluation.probe_parts import JointMethod, Progress, mean_class_ious, silent
-from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 
 __all__ = [
     "PRESETS",
@@ -52,8 +51,6 @@ __all__ = [
     "run_seg_probe",
     "seg_probe_preset",
 ]
-
-logger = logging.getLogger(__name__)
 
 TASK = "seg-probe"
 
@@ -191,9 +188,8 @@ def run_seg_probe(
                 f"one of the presets {', '.join(IMAGE_PRESETS)}"
             )
         settings = probe.settings(method)
-        path = Path(out) / result_file_name(TASK, config.data, method.label, settings)
-        if path.is_file() and (known := Result.load(path)).settings == settings:
-            logger.info("%s: %s is there already", method.label, path)
+        path, known = stored_result(out, TASK, config.data, method.label, settings)
+        if known is not None:
             results.append(known)
             continue
         result = probe.run(method, settings)
@@ -336,9 +332,8 @@ class PixelProbe:
             "classes": self.val.classes,
             "ignore_index": self.val.ignore_index,
         }
-        pixels = (image.cpu() * 255).round().to(torch.uint8)
         pictures = (
-            Panel(**common, label="image", kind="image", values=pixels),
+            image_panel(image, **common),
             Panel(**common, **classes, label="target", kind="target", values=label),
             Panel(**common, **classes, label=method.label, kind="prediction", values=predicted),
         )

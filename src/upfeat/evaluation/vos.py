@@ -13,7 +13,6 @@ Legend: ``C`` feature channels, ``K`` objects and background, ``N`` context fram
 """
 
 import io
-import logging
 import os
 import shutil
 import time
@@ -36,11 +35,9 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
 from upfeat.evaluation.metrics import VideoMeter, masks_to_labels, propagate_labels
 from upfeat.evaluation.probe_parts import Progress, silent
-from upfeat.evaluation.results import Result, Score, describe_environment, result_file_name
+from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 
 __all__ = ["DATA_SETS", "PRESETS", "VosConfig", "run_vos", "vos_preset"]
-
-logger = logging.getLogger(__name__)
 
 TASK = "vos"
 VOID = 255
@@ -155,9 +152,8 @@ def run_vos(
     results = []
     for method in methods:
         settings = propagation.settings(method)
-        path = Path(out) / result_file_name(TASK, config.data, method.label, settings)
-        if path.is_file() and (known := Result.load(path)).settings == settings:
-            logger.info("%s: %s is there already", method.label, path)
+        path, known = stored_result(out, TASK, config.data, method.label, settings)
+        if known is not None:
             results.append(known)
             continue
         result = propagation.run(method, settings, path.with_suffix(""))

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 MAGNITUDE_WEIGHT, SMOOTH_WEIGHT, BLUR_WEIGHT = 0.001, 0.05, 0.1
 PCA_VIEWS, PCA_ITERATIONS = 50, 4
 WIDE_KERNEL, WIDE_PATCH = 29, 14  # published kernels: 29 for patches of 14 and 16, 8 for 8
+Size = tuple[int, int]
 THUMBNAIL = 8  # side of the picture by which a fitted network knows its image
 SAME_IMAGE = 0.05  # largest difference of thumbnails of one image, in normalised colours
 DROPOUT = 0.2
@@ -309,7 +310,7 @@ class FeatUpImplicit(Upsampler):
         self.components[:count] = vectors.T
         self.singular_values[:count] = values
 
-    def _kernel(self, size: tuple[int, int], grid: tuple[int, int]) -> int:
+    def _kernel(self, size: Size, grid: Size) -> int:
         patch = min(side // cells for side, cells in zip(size, grid, strict=True))
         kernel = self.kernel_size or (WIDE_KERNEL if patch >= WIDE_PATCH else max(patch, 1))
         most = min(side - cells + 1 for side, cells in zip(size, grid, strict=True))
@@ -339,7 +340,7 @@ class FeatUpImplicit(Upsampler):
         return (image - low) / (high - low).clamp(min=1e-4) - 0.5
 
     def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor | None
     ) -> None:
         super()._check(image, features, output_size, values)
         if values is not None:
@@ -370,7 +371,7 @@ class FeatUpImplicit(Upsampler):
 
     @torch.no_grad()
     def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor
     ) -> Tensor:
         shape = (len(features), features.shape[1], *output_size)
         out = torch.empty(shape, dtype=self.mean.dtype, device=features.device)
@@ -380,12 +381,7 @@ class FeatUpImplicit(Upsampler):
 
     @torch.no_grad()
     def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
+        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor, max_bytes: int
     ) -> Iterator[Tile]:
         height, width = output_size
         models = self._models(image, features)
@@ -405,12 +401,7 @@ class FeatUpImplicit(Upsampler):
 
     @torch.no_grad()
     def _query(
-        self,
-        image: Tensor,
-        features: Tensor,
-        coords: Tensor,
-        values: Tensor,
-        output_size: tuple[int, int],
+        self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor, output_size: Size
     ) -> Tensor:
         """The network at the positions; one that is not fitted is fitted for this call."""
         colors = self.colors(image)

@@ -34,6 +34,7 @@ from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
+Size = tuple[int, int]
 BAND_BYTES = 128 * 2**20  # of a band of rows, outside tiles()
 CHUNK_TOKENS = 2048  # queries that pass the transformer at once
 QUERY_CHUNK = 1024  # positions of query(), each with its neighbourhood
@@ -271,7 +272,7 @@ class LoftUp(Upsampler):
         self.output_norm = nn.LayerNorm(feature_dim, eps=1e-6)
 
     def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor | None
     ) -> None:
         super()._check(image, features, output_size, values)
         if values is not None:
@@ -289,7 +290,7 @@ class LoftUp(Upsampler):
         return kept.to(torch.promote_types(features.dtype, torch.float32)), features, values
 
     def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor
     ) -> Tensor:
         # Gradients, batch statistics and traced graphs go the plain way, inference goes in bands.
         if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
@@ -308,12 +309,7 @@ class LoftUp(Upsampler):
 
     @torch.no_grad()
     def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
+        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor, max_bytes: int
     ) -> Iterator[Tile]:
         if self.training:
             raise ValueError(
@@ -340,7 +336,7 @@ class LoftUp(Upsampler):
             yield slice(start, stop), slice(0, width), tile.permute(0, 3, 1, 2)
 
     def _bands(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], dtype: torch.dtype
+        self, image: Tensor, features: Tensor, output_size: Size, dtype: torch.dtype
     ) -> list[_Bands]:
         """One reader of output rows for each image of the batch; buffers are shared."""
         colors = self.scale_colors(image, output_size)
@@ -357,7 +353,7 @@ class LoftUp(Upsampler):
             for pair in zip(colors, tokens, strict=True)
         ]
 
-    def scale_colors(self, image: Tensor, output_size: tuple[int, int]) -> Tensor:
+    def scale_colors(self, image: Tensor, output_size: Size) -> Tensor:
         """Resize the image to the output and scale each colour to [-0.5, 0.5]: (B, 3, H', W')."""
         if image.shape[-2:] != output_size:
             image = F.interpolate(image, output_size, mode="bilinear")
@@ -379,12 +375,7 @@ class LoftUp(Upsampler):
         return torch.cat((self.fourier(torch.cat((places, colors), -3)), colors), -3)
 
     def _query(
-        self,
-        image: Tensor,
-        features: Tensor,
-        coords: Tensor,
-        values: Tensor,
-        output_size: tuple[int, int],
+        self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor, output_size: Size
     ) -> Tensor:
         """Convolve over the 5x5 positions around each one, a pixel of the image apart."""
         if self.training:
