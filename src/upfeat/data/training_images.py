@@ -276,10 +276,8 @@ class PositionSampler(Sampler[list[SampleKey]]):
         world_size: int = 1,
     ) -> None:
         self.length = length
-        self.seed = seed
-        self.shuffle = shuffle
-        self.start = start
-        self.stop = stop
+        self.seed, self.shuffle = seed, shuffle
+        self.start, self.stop = start, stop
         self.global_batch = global_batch
         self.rank = rank
         self.local_batch = global_batch // world_size

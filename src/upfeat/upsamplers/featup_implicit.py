@@ -408,8 +408,7 @@ class FeatUpImplicit(Upsampler):
         if image.shape[2:] != output_size:
             colors = F.interpolate(colors, output_size, mode="bilinear")
         colors = sample_at(colors, coords).mT[..., None]  # (B, 3, N, 1)
-        places = inclusive_places(coords, output_size).to(colors.dtype)
-        places = places.mT[..., None]  # (B, N, 2) -> (B, 2, N, 1)
+        places = inclusive_places(coords, output_size).to(colors.dtype).mT[..., None]  # (B, 2, N, 1)
         parts = [
             model.unproject(model.network(places[i : i + 1], colors[i : i + 1]))
             for i, model in enumerate(self._models(image, features))
@@ -420,8 +419,7 @@ class FeatUpImplicit(Upsampler):
         """A fitted model for each image, in evaluation mode."""
         if bool(self.fitted):
             return [self if not self.training else copy.deepcopy(self).eval()] * len(image)
-        pairs = zip(image.split(1), features.split(1), strict=True)
-        return [self._fit(*pair) for pair in pairs]
+        return [self._fit(*pair) for pair in zip(image.split(1), features.split(1), strict=True)]
 
     # -- official files ----------------------------------------------------------------------------
 
