@@ -408,7 +408,7 @@ class FeatUpImplicit(Upsampler):
         if image.shape[2:] != output_size:
             colors = F.interpolate(colors, output_size, mode="bilinear")
         colors = sample_at(colors, coords).mT[..., None]  # (B, 3, N, 1)
-        places = inclusive_places(coords, output_size).to(colors.dtype).mT[..., None]  # (B, 2, N, 1)
+        places = inclusive_places(coords, output_size).to(colors.dtype).mT[..., None]  # B, 2, N, 1
         parts = [
             model.unproject(model.network(places[i : i + 1], colors[i : i + 1]))
             for i, model in enumerate(self._models(image, features))
