@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
 from upfeat.ops._workers import run_blocks, worker_count
+from upfeat.ops.memory import new_large
 
 BandFunction = Callable[[tuple[int, int], Tensor], None]
 """Writes the output of rows (start, stop) into a tensor (1, R * W', K)."""
@@ -69,7 +70,7 @@ def upsample_in_bands(
         (B, K, H', W') in channels_last strides.
     """
     height, width = output_size
-    out = values.new_empty(values.shape[0], height * width, values.shape[1])  # (B, N, K)
+    out = new_large(values, values.shape[0], height * width, values.shape[1])  # (B, N, K)
     workers = worker_count(values.device)
     for item, pixels in enumerate(out):
         band = prepare(item)
@@ -103,7 +104,7 @@ def tile_in_bands(
     with torch.no_grad():
         bands = [prepare(item) for item in range(batch)]
     for rows in row_bands(height, row_bytes * batch, max_bytes):
-        pixels = values.new_empty(batch, (rows[1] - rows[0]) * width, channels)  # (B, R * W', K)
+        pixels = new_large(values, batch, (rows[1] - rows[0]) * width, channels)  # (B, R * W', K)
         with torch.no_grad():
             for band, own in zip(bands, pixels.split(1), strict=True):
                 band(rows, own)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from upfeat.layers.position_code import LearnedPositionCode
 from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
+from upfeat.ops.memory import new_large
 from upfeat.ops.pointwise_residual import BlockWeights
 from upfeat.ops.pointwise_stack import OpenBand, PointwiseStack, PooledRows, Rows, pool_stack
 from upfeat.ops.position_code import angle_tables, apply_position_code_
@@ -85,7 +86,7 @@ class GuidanceEncoder(nn.Module):
         # Three: the encoded image, stream and branch of the keys. The queries reuse the first two.
         map_bytes = size[0] * size[1] * dim * dtype.itemsize
         count = min(3, max_bytes // map_bytes)
-        maps = [image.new_empty(size[0] * size[1], dim, dtype=dtype) for _ in range(count)]
+        maps = [new_large(image, size[0] * size[1], dim, dtype=dtype) for _ in range(count)]
         tables = angle_tables(self.rope.freqs, size)
 
         def stack(

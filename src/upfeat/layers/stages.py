@@ -7,7 +7,8 @@ the next.
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn import functional as F
+
+from upfeat.ops.resize import resize_bilinear
 
 DEFAULT_STAGES = 4
 """Stages of factor two in the papers' comparisons: 16 together."""
@@ -41,4 +42,4 @@ def resize_to(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a map (B, C, h, w) bilinearly where it does not have the size yet."""
     if (features.shape[2], features.shape[3]) == size:
         return features
-    return F.interpolate(features, size, mode="bilinear")
+    return resize_bilinear(features, size)

@@ -32,6 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upfeat.ops.memory import new_large
+
 
 @cache
 def triton_kernel(name: str) -> ModuleType | None:
@@ -181,7 +183,7 @@ class Scratch:
     """Named buffers that are allocated once and reused: fresh pages cost more than arithmetic."""
 
     def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
-        self.device, self.dtype = like.device, dtype
+        self.like, self.dtype = like.new_empty(0), dtype
         self._flat: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -191,7 +193,7 @@ class Scratch:
             size *= length
         flat = self._flat.get(name)
         if flat is None or flat.numel() < size:
-            flat = torch.empty(size, device=self.device, dtype=dtype or self.dtype)
+            flat = new_large(self.like, size, dtype=dtype or self.dtype)
             self._flat[name] = flat
         return flat[:size].view(shape)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from upfeat.ops._dispatch import Scratch, compute_dtype
+from upfeat.ops.memory import new_large
 
 # A gathered key or value element costs about as much as this many multiply-adds (measured).
 _GATHER_COST = 40
@@ -121,7 +122,7 @@ def tiled_forward(
 ) -> Tensor:
     """Local attention of (B, R, C, d) to (B, h, w, d), values (B, h, w, K): (B, R, C, K)."""
     if out is None:
-        out = value.new_empty(*query.shape[:3], value.shape[-1])
+        out = new_large(value, *query.shape[:3], value.shape[-1])
     groups = 1 if shared_values else num_heads
     scratch = Scratch(query, compute_dtype(query, key, value))
     runs = list(_runs(windows, query, key, value, num_heads, 1, max_bytes, scratch))

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from upfeat.ops._dispatch import Scratch
 from upfeat.ops._workers import run_blocks, worker_count
+from upfeat.ops.memory import new_large
 
 TILE = 4
 PIXELS = TILE * TILE
@@ -65,7 +66,7 @@ class WindowTiles:
         ``source`` is (B, h, w, C) with h = ceil(H / s) + k - 1, ``weights`` (B, H, W, k, k).
         """
         source, weights = self._pad_source(source), self._pad_fine(weights)
-        out = source.new_empty(len(source), *self._fine, source.shape[3])
+        out = new_large(source, len(source), *self._fine, source.shape[3])
 
         def work(block: Block, scratch: Buffers) -> None:
             matrix = self._spread(weights, block, scratch)  # (T, 16, n n)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts, worker_count
+from upfeat.ops.memory import new_large
 
 DEFAULT_MAX_BYTES = 8 * 2**20
 """All buffers of the blocks of queries under way, one for each worker."""
@@ -184,7 +185,7 @@ def _forward(
     mix = _dispatch.matmul_dtype(value, dtype)
     floats = (num_heads + 1 + _JOINED) * num_keys + width + _JOINED * channels
     if out is None:
-        out = value.new_empty(batch, num_queries, channels)
+        out = new_large(value, batch, num_queries, channels)
     budget = max_bytes
     if query.device.type == "cpu":
         least = _LEAST_QUERIES * floats * dtype.itemsize

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts
+from upfeat.ops.memory import new_large
 
 DEFAULT_MAX_BYTES = 8 * 2**20
 """The buffers of one run of tiles; a few MB stay in the caches between the steps."""
@@ -288,7 +289,7 @@ class _Plan:
 def _forward(logits: Tensor, value: Tensor, taps: Taps, max_bytes: int) -> Tensor:
     plan = _Plan(logits, value, taps, max_bytes)
     padded = plan.padded(value)
-    out = value.new_empty(value.shape[0], *logits.shape[2:], value.shape[1])  # (B, H, W, C)
+    out = new_large(value, value.shape[0], *logits.shape[2:], value.shape[1])  # (B, H, W, C)
 
     def work(run: _Run, _: None) -> None:
         places = plan.places(run, value.device)

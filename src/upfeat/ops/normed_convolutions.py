@@ -16,6 +16,7 @@ from torch import Tensor
 from upfeat.ops._dispatch import Scratch
 from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, RowSource
 from upfeat.ops.group_moments import GroupMoments, band_pixels
+from upfeat.ops.memory import new_large
 from upfeat.ops.pointwise_residual import normed_silu
 
 
@@ -64,7 +65,7 @@ class NormedConvolutions:
         self.size = (image.shape[1], image.shape[2])
         self.affine: list[tuple[Tensor, Tensor]] = []
         width = kernels[0].channels[1]
-        self.map = image.new_empty(*self.size, width) if keep else None
+        self.map = new_large(image, *self.size, width) if keep else None
         self.step = max(1, band_pixels(image.new_empty(0, width)) // self.size[1])
         for norm in norms:
             self._advance(norm)

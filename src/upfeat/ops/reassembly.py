@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts, worker_count
+from upfeat.ops.memory import new_large
 
 DEFAULT_MAX_BYTES = 16 * 2**20
 """Buffers of all bands at work; a band's stay in a core's cache. On other devices 32 times that."""
@@ -293,7 +294,7 @@ def _forward(features: Tensor, weights: Tensor, kernel_size: int, max_bytes: int
     plan = _Plan(features, weights, kernel_size, max_bytes)
     flat = plan.flatten(features)  # (B, flat, C)
     size = (plan.h, plan.sy, plan.w, plan.sx)
-    out = features.new_empty(plan.batch, *size, plan.channels)  # channels last
+    out = new_large(features, plan.batch, *size, plan.channels)  # channels last
 
     def work(band: tuple[int, int, int], own: _Buffers) -> None:
         item, start, stop = band

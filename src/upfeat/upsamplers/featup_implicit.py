@@ -30,6 +30,7 @@ from upfeat.layers.fourier import FourierFeatures
 from upfeat.ops.coordinates import inclusive_places, sample_at
 from upfeat.ops.fourier_features import inclusive_grid
 from upfeat.ops.gaussian_blur import gaussian_blur
+from upfeat.ops.memory import new_large
 from upfeat.ops.penalties import magnitude, total_variation, uncertain_error
 from upfeat.ops.view_crops import Crop, draw_crop, take_crop
 from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
@@ -373,8 +374,7 @@ class FeatUpImplicit(Upsampler):
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: Size, values: Tensor
     ) -> Tensor:
-        shape = (len(features), features.shape[1], *output_size)
-        out = torch.empty(shape, dtype=self.mean.dtype, device=features.device)
+        out = new_large(features, *features.shape[:2], *output_size, dtype=self.mean.dtype)
         for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
             out[:, :, rows] = tile
         return out

@@ -30,6 +30,8 @@ from torch.nn import functional as F
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import UnsupportedError, shape_text
 from upfeat.ops.adaptive_convolution import adaptive_convolution, window_similarity
+from upfeat.ops.memory import new_large
+from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
@@ -332,14 +334,14 @@ def _shrunk(image: Tensor, source: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if tuple(x.shape[2:]) == size else F.interpolate(x, size, mode="bilinear")
+    return x if tuple(x.shape[2:]) == size else resize_bilinear(x, size)
 
 
 def _banded(stage: Stage, source: Tensor, guidance: Tensor) -> Tensor:
     """A stage without gradients, whose weights exist for a band of rows at a time."""
     batch, channels = source.shape[:2]
     height, width = guidance.shape[2:]
-    out = source.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+    out = new_large(source, batch, height, width, channels).permute(0, 3, 1, 2)
     keys = stage.keys(guidance)
     row_bytes = batch * width * 4 * SIDE * SIDE * 4
     step = max(BAND_ROWS, BAND_BYTES // row_bytes // BAND_ROWS * BAND_ROWS)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import UnsupportedError
 from upfeat.ops.fourier_features import fourier_features, inclusive_grid
+from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -85,7 +86,7 @@ class IFA(Upsampler):
         out = self.mlp(torch.cat((near, place), dim=1))
         if tuple(out.shape[2:]) == output_size:
             return out
-        return F.interpolate(out, output_size, mode="bilinear")
+        return resize_bilinear(out, output_size)
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -107,6 +108,9 @@ class Bilinear(Interpolation):
 
     info = _info("bilinear", "Bilinear interpolation of the features.")
     mode = "bilinear"
+
+    def _resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        return resize_bilinear(values, size)
 
 
 @register_upsampler("bicubic")

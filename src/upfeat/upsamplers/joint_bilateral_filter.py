@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from upfeat.ops import local_attender
 from upfeat.ops.local_attender import border_index
+from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -112,11 +113,11 @@ class JointBilateralFilter(Upsampler):
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
         size = (self.factor * values.shape[2], self.factor * values.shape[3])
-        large = F.interpolate(values, size, mode="bilinear")
+        large = resize_bilinear(values, size)
         wide = torch.promote_types(image.dtype, torch.float32)
         guide = F.interpolate(image.to(wide), size, mode="bilinear")
         out = local_attender(self._logits(guide), large, _offsets(self.radius), padding="reflect")
-        return out if size == output_size else F.interpolate(out, output_size, mode="bilinear")
+        return out if size == output_size else resize_bilinear(out, output_size)
 
     def _logits(self, guide: Tensor) -> Tensor:
         """Logarithm of the kernel, up to a constant: (B, 3, H, W) -> (B, n, H, W)."""
@@ -183,7 +184,7 @@ class LearnedJointBilateral(Upsampler):
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
         guide = F.interpolate(image, output_size, mode="bilinear")
-        large = F.interpolate(values, output_size, mode="bilinear")
+        large = resize_bilinear(values, output_size)
         return local_attender(self._logits(guide), large, _offsets(self.radius), padding="reflect")
 
     def _logits(self, guide: Tensor) -> Tensor:

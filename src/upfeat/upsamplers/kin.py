@@ -31,6 +31,7 @@ from upfeat.layers.bands import needs_graph
 from upfeat.ops import windowed_attention
 from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.ops.coordinates import sample_at
+from upfeat.ops.memory import new_large
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
@@ -176,7 +177,7 @@ class KIN(Upsampler):
             pixels, keys = self._prepare(image, features)
             pixels = resize_map(pixels, output_size)
             return self._rows(pixels, keys, values, (0, output_size[0]))
-        out = values.new_empty(*values.shape[:2], *output_size)
+        out = new_large(values, *values.shape[:2], *output_size)
         for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
             out[:, :, rows] = tile
         return out

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from upfeat.checkpoints import HubFile
 from upfeat.errors import UnsupportedError
 from upfeat.ops.banded_convolution import fold_batch_norm
+from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
@@ -174,7 +175,7 @@ class LiFT(Upsampler):
             features = self._double(image, features)
         if features.shape[-2:] == output_size:
             return features
-        return F.interpolate(features, output_size, mode="bilinear")
+        return resize_bilinear(features, output_size)
 
     def _double(self, image: Tensor, features: Tensor) -> Tensor:
         """(B, 3, H, W), (B, C, h, w) -> (B, C, 2h, 2w)."""

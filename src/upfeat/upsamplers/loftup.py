@@ -29,6 +29,7 @@ from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, fold_batch_norm
 from upfeat.ops.coordinates import sample_around
 from upfeat.ops.cross_attention import CrossAttentionLayer, prepare_layer
 from upfeat.ops.fourier_features import inclusive_grid
+from upfeat.ops.memory import new_large
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
@@ -295,7 +296,7 @@ class LoftUp(Upsampler):
         # Gradients, batch statistics and traced graphs go the plain way, inference goes in bands.
         if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
             shape = (len(features), *output_size, features.shape[1])
-            out = features.new_empty(shape).permute(0, 3, 1, 2)  # channels last in memory
+            out = new_large(features, *shape).permute(0, 3, 1, 2)  # channels last in memory
             for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
                 out[:, :, rows] = tile
             return out
@@ -329,7 +330,7 @@ class LoftUp(Upsampler):
         step -= step % 2 if step > 1 else 0
         for start in range(0, height, step):
             stop = min(start + step, height)
-            tile = features.new_empty(batch, stop - start, width, channels)
+            tile = new_large(features, batch, stop - start, width, channels)
             with torch.autocast(device, enabled=False):
                 for bands, part in zip(all_bands, tile, strict=True):
                     bands.write(start, stop, part.view(-1, channels))

@@ -28,6 +28,7 @@ from upfeat.ops._dispatch import Scratch
 from upfeat.ops.banded_convolution import prepare_kernel
 from upfeat.ops.banded_pooling import PooledRows, pool_columns, pooling_weights
 from upfeat.ops.group_moments import band_pixels
+from upfeat.ops.memory import new_large
 from upfeat.ops.normed_convolutions import GroupNormWeights, NormedConvolutions
 from upfeat.ops.rotary_code import grid_turn, rotate_pairs
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
@@ -129,7 +130,7 @@ class _Queries:
             pixel = _encoded(model.pixel, image, scratch, keep=branch <= budget)
             budget -= branch if pixel.map is not None else 0
             self.branches = [pixel, context]
-            self.map = image.new_empty(*output_size, self.width) if keep <= budget else None
+            self.map = new_large(image, *output_size, self.width) if keep <= budget else None
             self.key = self._pool(grid, image)
         if self.map is not None:
             self.branches = []
@@ -385,7 +386,7 @@ class NAF(Upsampler):
                 if part.shape[2] == height and len(image) == 1:
                     return part
                 if out is None:
-                    out = part.new_empty(len(image), height, width, part.shape[1])
+                    out = new_large(part, len(image), height, width, part.shape[1])
                 out[i, start:stop] = part[0].permute(1, 2, 0)
         assert out is not None  # check_call refuses empty batches
         return out.permute(0, 3, 1, 2)  # (B, K, H', W'), channels last in memory

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -338,4 +339,4 @@ class UpsampleAnything(Upsampler):
                 maps, _ = optimise(one, grid, self.steps, self.progress)
                 outputs.append(apply_filter(maps, one, mixed))
             out = torch.cat(outputs)
-            return out if size == output_size else F.interpolate(out, output_size, mode="bilinear")
+            return out if size == output_size else resize_bilinear(out, output_size)

@@ -1,0 +1,43 @@
+"""Bilinear resizing of feature maps."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from upfeat.ops.memory import new_large
+
+FEW = 24  # channels up to which one channel after the other is quicker
+
+
+def resize_bilinear_reference(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Plain PyTorch, see :func:`resize_bilinear`."""
+    return F.interpolate(x, size, mode="bilinear")
+
+
+def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map bilinearly, without aligned corners or antialiasing.
+
+    Without gradients on the CPU the channels lie side by side in memory, so that places are looked
+    up once for all of them, and the result on large pages (:mod:`upfeat.ops.memory`).
+
+    Args:
+        x: (B, C, h, w).
+        size: (H', W').
+
+    Returns:
+        (B, C, H', W'), in any memory format.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.resize import resize_bilinear
+        >>> resize_bilinear(torch.tensor([[[[1.0, 2.0]]]]), (1, 4))[0, 0, 0].tolist()
+        [1.0, 1.25, 1.75, 2.0]
+    """
+    graph = torch.is_grad_enabled() and x.requires_grad
+    if graph or torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[1] <= FEW:
+        return resize_bilinear_reference(x, size)
+    x = x.contiguous(memory_format=torch.channels_last)
+    # (B, H', W', C) -> (B, C, H', W'), channels last in memory
+    out = new_large(x, len(x), *size, x.shape[1]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return torch.ops.aten.upsample_bilinear2d(x, list(size), False, None, None, out=out)
