@@ -7,8 +7,10 @@ or chosen here.
 from upfeat.training.recipes.anyup import anyup_paper, anyup_small
 from upfeat.training.recipes.bundled import (
     bundled_jafar,
+    bundled_jafar_sizes,
     bundled_loftup_stage1,
     bundled_loftup_stage1_longer,
+    bundled_loftup_stage1_sizes,
     bundled_loftup_stage2,
     bundled_universal,
     bundled_universal_stage2,
@@ -48,8 +50,10 @@ __all__ = [
     "anyup_paper",
     "anyup_small",
     "bundled_jafar",
+    "bundled_jafar_sizes",
     "bundled_loftup_stage1",
     "bundled_loftup_stage1_longer",
+    "bundled_loftup_stage1_sizes",
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",

@@ -24,8 +24,10 @@ from upfeat.training.recipes.registry import register_recipe
 
 __all__ = [
     "bundled_jafar",
+    "bundled_jafar_sizes",
     "bundled_loftup_stage1",
     "bundled_loftup_stage1_longer",
+    "bundled_loftup_stage1_sizes",
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",
@@ -58,6 +60,10 @@ LABELLED = (
     "data/nyuv2/train/images",
 )
 UNLABELLED = "data/imagenet_sample/images"
+
+
+# (H, W) of inputs, one drawn for each step: what was trained at one size is good at that size only.
+SIZES = [[160, 160], [224, 224], [208, 320], [320, 208], [240, 320], [320, 320], [352, 480]]
 
 
 def cut_images(crop: int, **settings: Any) -> DataConfig:
@@ -170,6 +176,45 @@ def bundled_jafar() -> TrainConfig:
 
 
 @register_recipe
+def bundled_jafar_sizes() -> TrainConfig:
+    """JAFAR for ViT-Tiny, continued on inputs of many sizes and shapes.
+
+    It starts from ``runs/bundled_jafar/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``.
+
+    * As ``bundled_jafar``, with inputs from 160x160 to 352x480, outputs of a quarter of them, and
+      half the batch.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_jafar_sizes
+        >>> bundled_jafar_sizes().objective.settings["output_scale"]
+        0.25
+    """
+    return continue_with_sizes(
+        bundled_jafar(), "runs/bundled_jafar/model", lr=1e-3, warmup=10, decay=0.98, steps=220
+    )
+
+
+def continue_with_sizes(
+    first: TrainConfig, start: str, *, lr: float, warmup: int, decay: float, steps: int
+) -> TrainConfig:
+    """Return a recipe on inputs of many sizes that goes on from another's model."""
+    settings = first.objective.settings | {"output_scale": 0.25, "input_sizes": SIZES}
+    return first.model_copy(
+        update={
+            "upsampler": first.upsampler.model_copy(update={"start_from": start}),
+            "objective": ObjectiveConfig(name=first.objective.name, settings=settings),
+            "data": first.data.model_copy(update={"crop": 352, "resize": 352}),
+            "optimizer": first.optimizer.model_copy(update={"lr": lr}),
+            "schedule": ScheduleConfig(name="cosine", warmup_steps=warmup),
+            "ema": EmaConfig(decay=decay),
+            "steps": steps,
+            "batch_size": 2,
+        }
+    )
+
+
+@register_recipe
 def bundled_loftup_stage1() -> TrainConfig:
     """LoftUp's first stage for ViT-Tiny, as it comes with the package.
 
@@ -227,28 +272,49 @@ def bundled_loftup_stage1_longer() -> TrainConfig:
 
 
 @register_recipe
+def bundled_loftup_stage1_sizes() -> TrainConfig:
+    """LoftUp's first stage for ViT-Tiny, continued on inputs of many sizes and shapes.
+
+    It starts from ``runs/bundled_loftup_stage1_longer/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``.
+
+    * As ``bundled_loftup_stage1``, with inputs from 160x160 to 352x480, outputs of a quarter of
+      them, and half the batch.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_loftup_stage1_sizes
+        >>> bundled_loftup_stage1_sizes().steps
+        1100
+    """
+    start = "runs/bundled_loftup_stage1_longer/model"
+    return continue_with_sizes(
+        bundled_loftup_stage1(), start, lr=7e-4, warmup=50, decay=0.99, steps=1100
+    )
+
+
+@register_recipe
 def bundled_loftup_stage2() -> TrainConfig:
     """LoftUp's second stage for ViT-Tiny, as it comes with the package: self-distillation.
 
-    It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
+    It starts from ``runs/bundled_loftup_stage1_sizes/model``; name another folder with
     ``--set upsampler.start_from=FOLDER``.
 
     * As LoftUp's second stage: objective, teacher, crops.
-    * Chosen: everything else. Images of 320 and inputs of 160 pixels.
+    * Chosen: everything else. Images of 480, inputs of 160, 240 and 320 pixels.
 
     Example:
         >>> from upfeat.training.recipes import bundled_loftup_stage2
         >>> bundled_loftup_stage2().upsampler.start_from
-        'runs/bundled_loftup_stage1/model'
+        'runs/bundled_loftup_stage1_sizes/model'
     """
+    settings = {"input_sizes": [160, 240, 320], "crops": 2, "order": "free", "output_scale": 0.25}
     return TrainConfig(
         backbones=(VIT_TINY,),
-        upsampler=UpsamplerConfig(name="loftup", start_from="runs/bundled_loftup_stage1/model"),
-        objective=ObjectiveConfig(
-            name="self_distillation",
-            settings={"input_sizes": [160], "crops": 2, "order": "free", "output_scale": 0.35},
+        upsampler=UpsamplerConfig(
+            name="loftup", start_from="runs/bundled_loftup_stage1_sizes/model"
         ),
-        data=cut_images(320, resize=320, scale=(1.0, 1.3)),
+        objective=ObjectiveConfig(name="self_distillation", settings=settings),
+        data=cut_images(480, resize=480, scale=(1.0, 1.3)),
         optimizer=OptimizerConfig(lr=1e-4),
         schedule=ScheduleConfig(name="cosine", warmup_steps=20),
         clip=ClipConfig(max_norm=1.0),
