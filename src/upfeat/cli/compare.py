@@ -48,8 +48,7 @@ def compare_command(
     console = Console(stderr=True)
 
     def announce(name: str) -> None:
-        if console.is_terminal:
-            console.print(f"running {name}", markup=False, highlight=False)
+        console.print(f"running {name}", markup=False, highlight=False)
 
     for source, name in files:
         result = compare_upsamplers(

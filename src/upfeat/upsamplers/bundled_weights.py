@@ -97,7 +97,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "loftup": (
         (
             "vit_tiny_patch16_augreg_stage1",
-            "6789bef2b345d8be3f7e8b54b730537215cfd57236233812ff3e8b5243f318de",
+            "2352c3fd3f8763bcc5c6f012f322a670310db63c7a2da9a4a1ff1166155b0b22",
             VIT_TINY,
             192,
             _IMAGENET,
@@ -106,7 +106,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_tiny_patch16_augreg",
-            "88a6642f40fda5913b6e8fc295cad55ae9eff53ca4706f8337bfc9a2fef49760",
+            "59a07eb2fa7834861690f3989cbcdb2dc120391f79300b47001f9bc0cd4fb571",
             VIT_TINY,
             192,
             _IMAGENET,
