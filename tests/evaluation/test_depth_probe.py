@@ -17,7 +17,7 @@ from tests.tolerances import tolerance
 from upfeat.cli.app import app
 from upfeat.data import nyuv2, nyuv2_depth
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation import depth_pixels, depth_probe
+from upfeat.evaluation import depth_pixels
 from upfeat.evaluation.crop_probe import _Trainee
 from upfeat.evaluation.dense import Method
 from upfeat.evaluation.depth_losses import bin_depth
@@ -184,19 +184,18 @@ def test_pixels_are_decoded_the_same_before_and_behind(
 
 @pytest.mark.parametrize("name", ["bilinear", "jafar", "resfu"])
 def test_head_before_upsampling_is_the_same(
-    root: Path, backbone: upfeat.Backbone, monkeypatch: pytest.MonkeyPatch, name: str
+    root: Path, backbone: upfeat.Backbone, name: str
 ) -> None:
     """Depths, losses and gradients, with the token; also where the upsampler is trained."""
     options = {"jafar": {"feature_dim": 3, "qk_dim": 32}, "resfu": {"feature_dim": 3}}
     upsampler = upfeat.create_upsampler(name, **options.get(name, {}))
     found: list[list[torch.Tensor]] = []
-    for way in (True, False):
-        monkeypatch.setattr(depth_probe, "head_first_is_cheaper", lambda *_, way=way: way)
-        task = engine(root, backbone, crops())
+    for way in ("always", "never"):
+        task = engine(root, backbone, crops(head_before_upsampling=way))
         fixed = JointMethod(name, upsampler) if name == "resfu" else Method(name, upsampler)
         trainee = _Trainee(fixed, Heads(3, 16, (0, 1), 3), task.config, task.dense.device)
         trainee.train(False)
-        assert task.head_first(upsampler) == way
+        assert task.head_first(upsampler, training=True) == (way == "always")
         batch = task.load("train", [0, 1])
         assert batch.token is not None
         seen = []

@@ -99,7 +99,7 @@ def test_nearest_solves_a_task_of_whole_patches(root: Path, backbone: upfeat.Bac
     assert nearest.scores["miou"].mean == 100
     assert nearest.scores["band_accuracy"].per_seed == (100, 100)
     assert 50 < bilinear.scores["miou"].mean < 100
-    assert nearest.details["head_before_upsampling"]
+    assert nearest.details["head_before_upsampling"] == {"training": True, "validation": True}
     assert nearest.details["iou_per_class"]["boat"] is None
     settings = json.loads((root.parent / "results" / nearest.file_name("msrc")).read_text())[
         "settings"
@@ -138,9 +138,9 @@ def test_head_before_upsampling_is_the_same(
     }
     fixed = Method(name, upfeat.create_upsampler(name, **options.get(name, {})))
     outputs, gradients = [], []
-    for way in ("auto", "never"):
+    for way in ("always", "never"):
         found = engine(root, backbone, tiny(head_before_upsampling=way))
-        assert found.head_first(fixed.upsampler) == (way == "auto")
+        assert found.head_first(fixed.upsampler, training=True) == (way == "always")
         trainee = _Trainee(fixed, Heads(3, 23, (0, 1)), found.config, found.dense.device)
         batch = found.load("train", [0, 1], flipped=True)
         ((seeds, logits),) = found.forward(trainee, batch)
@@ -154,6 +154,15 @@ def test_head_before_upsampling_is_the_same(
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
     torch.testing.assert_close(gradients[0][:2], gradients[1][:2], atol=1e-5, rtol=0)
     assert float(gradients[0][0].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bilinear", "anyup"])
+def test_heads_go_first_where_that_is_cheaper(
+    root: Path, backbone: upfeat.Backbone, name: str
+) -> None:
+    found, upsampler = engine(root, backbone, tiny()), upfeat.create_upsampler(name)
+    assert found.head_first(upsampler, training=False)
+    assert found.head_first(upsampler, training=True) == (name == "bilinear")
 
 
 def test_seeds_together_are_seeds_alone(root: Path, backbone: upfeat.Backbone) -> None:

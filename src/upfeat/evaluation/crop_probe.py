@@ -192,10 +192,15 @@ class CropProbe(ABC, Generic[MeterT]):
     def summarise(self, meters: Sequence[MeterT]) -> tuple[dict[str, Score], dict[str, Any]]:
         """Return scores and details of all seeds' meters."""
 
-    def head_first(self, upsampler: Upsampler) -> bool:
+    def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go in front of this upsampler."""
-        auto = self.config.head_before_upsampling == "auto"
-        return auto and upsampler.info.commutes_with_head
+        choice = self.config.head_before_upsampling
+        if choice == "never" or not upsampler.info.commutes_with_head:
+            return False
+        # The backward pass of learned weights computes them again, which costs more than a map of
+        # all channels; a copy in training is there for its own gradients anyway.
+        learned = next(upsampler.parameters(), None) is not None
+        return choice == "always" or not (training and learned)
 
     def seed_groups(self) -> list[slice]:
         """Return which seeds' heads are computed together; all, unless memory forbids it."""
@@ -256,7 +261,10 @@ class CropProbe(ABC, Generic[MeterT]):
         self, trainee: _Trainee, meters: Sequence[MeterT], settings: dict[str, Any]
     ) -> Result:
         scores, details = self.summarise(meters)
-        details["head_before_upsampling"] = self.head_first(trainee.method.upsampler)
+        details["head_before_upsampling"] = {
+            stage: self.head_first(trainee.method.upsampler, stage == "training")
+            for stage in ("training", "validation")
+        }
         if trainee.history:
             details["mean_by_epoch"] = trainee.history
         return Result(
@@ -355,7 +363,7 @@ class CropProbe(ABC, Generic[MeterT]):
         if trainee.joint:
             groups = [slice(i, i + 1) for i in range(len(self.config.seeds))]
         guidance = self.guidance(trainee.upsamplers[0], batch.image)
-        first = self.head_first(trainee.upsamplers[0])
+        first = self.head_first(trainee.upsamplers[0], torch.is_grad_enabled())
         high: Tensor | None = None
         for seeds in groups:
             upsampler = trainee.upsamplers[seeds.start if trainee.joint else 0]

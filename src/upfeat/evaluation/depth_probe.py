@@ -268,10 +268,12 @@ class _DepthProbe(CropProbe[DepthMeter]):
         """Return the normalised class token (1, C), or None."""
         return self.tokens(pixels) if self.depth_config.class_token else None
 
-    def head_first(self, upsampler: Upsampler) -> bool:
+    def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go first: where they may, and where it costs less."""
+        if not super().head_first(upsampler, training):
+            return False
         height, width = self.backbone.grid_size((self.config.crop_size,) * 2)
-        return super().head_first(upsampler) and head_first_is_cheaper(
+        return self.config.head_before_upsampling == "always" or head_first_is_cheaper(
             upsampler, self.backbone.dim, self.outputs, len(self.config.seeds), height * width
         )
 

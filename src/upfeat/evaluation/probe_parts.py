@@ -54,7 +54,8 @@ class CropProbeConfig(BaseModel):
         guidance: normalise the image for each upsampler as the method says, or with ImageNet's
             mean and deviation for all.
         resize_guidance: resize the guidance image to ``target_size`` first (bilinear).
-        head_before_upsampling: ``auto`` where it gives the same numbers for less; ``never``.
+        head_before_upsampling: ``auto`` where it gives the same numbers for less; ``always`` where
+            it gives the same numbers; ``never``.
         validate_every: also score after every so many epochs, in the result's details.
         train_every: every n-th training image is used.
         limit: at most so many training and validation images (a quick look, no result to quote).
@@ -77,7 +78,7 @@ class CropProbeConfig(BaseModel):
     flip: float = Field(default=0.5, ge=0, le=1)
     guidance: Literal["method", "imagenet"] = "method"
     resize_guidance: bool = False
-    head_before_upsampling: Literal["auto", "never"] = "auto"
+    head_before_upsampling: Literal["auto", "always", "never"] = "auto"
     validate_every: PositiveInt | None = None
     train_every: PositiveInt = 1
     limit: PositiveInt | None = None
