@@ -38,7 +38,7 @@ class Buffers(Scratch):
     def matrix(self, tiles: int) -> Tensor:
         """(T, 16, n n), zero wherever `_places` does not point."""
         if self._matrix is None:
-            self._matrix = torch.zeros(self.shape, device=self.device, dtype=self.dtype)
+            self._matrix = torch.zeros(self.shape, device=self.like.device, dtype=self.dtype)
         return self._matrix[:tiles]
 
 
