@@ -79,7 +79,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "jafar": (
         (
             "vit_tiny_patch16_augreg",
-            "d273afefa6173779cac3db258060a40b11f72356ef75fcb962cb69a2fefce295",
+            "4394a3dd24c385cc00c365e6a129a1ad44d1395f221c810eeb51a77a1dd60823",
             VIT_TINY,
             192,
             _HALF,
