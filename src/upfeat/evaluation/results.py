@@ -147,7 +147,7 @@ def stored_result(
         >>> from upfeat.evaluation.results import stored_result
         >>> path, known = stored_result("results", "vos", "davis2016", "bilinear", {"top_k": 5})
         >>> path.name, known
-        ('vos--davis2016--bilinear--a70a1ac8.json', None)
+        ('vos--davis2016--bilinear--4c16d40c.json', None)
     """
     path = Path(folder) / result_file_name(task, group, label, settings)
     if path.is_file() and (known := Result.load(path)).settings == settings:
