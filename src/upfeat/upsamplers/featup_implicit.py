@@ -145,7 +145,7 @@ class FeatUpImplicit(Upsampler):
         code_license="MIT",
         universal=True,
         per_image=True,
-        short_fit={"steps": 100, "views": 100},
+        short_fit={"steps": 12, "views": 12, "views_per_step": 1, "pca_dim": 16},
     )
     supports_tiles = True
     supports_query = True
