@@ -93,8 +93,7 @@ def pseudo_gt_command(
         console = Console(stderr=True)
 
         def announce(name: str) -> None:
-            if console.is_terminal:
-                console.print(f"making {name}", highlight=False)
+            console.print(f"making {name}", markup=False, highlight=False)
 
         made = make_pseudo_ground_truths(
             config,

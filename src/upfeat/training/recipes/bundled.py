@@ -319,6 +319,6 @@ def bundled_loftup_stage2() -> TrainConfig:
         schedule=ScheduleConfig(name="cosine", warmup_steps=20),
         clip=ClipConfig(max_norm=1.0),
         checkpoint=CheckpointConfig(every=25),
-        steps=80,
+        steps=60,
         batch_size=2,
     )
