@@ -3,8 +3,8 @@
     y = shortcut(x) + W2 SiLU(GN2(W1 SiLU(GN1(x))))
 
 On a map of 448 x 448 pixels one tensor of this block takes 100 MB, and automatic differentiation
-keeps seven of them. Here the forward pass needs its output alone, the backward pass two tensors
-more; everything else lives in bands of pixels that are reused.
+keeps seven of them. Here two are kept, the input of each norm; everything else lives in bands of
+pixels that are reused.
 
 Legend: B batch, P = H * W pixels, c channels in, d channels out.
 """
@@ -26,6 +26,7 @@ from upfeat.ops.group_moments import (
     gather_moments,
     group_statistics,
 )
+from upfeat.ops.memory import new_large
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -127,7 +128,7 @@ def normed_silu(band: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None =
 
 
 class _PointwiseResidual(torch.autograd.Function):
-    """Keeps its input and the four statistics; the backward pass computes the rest anew."""
+    """Keeps the inputs of both norms and their statistics; backward computes the rest anew."""
 
     @staticmethod
     def forward(
@@ -144,19 +145,21 @@ class _PointwiseResidual(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         pixels = _pixels(x)
-        out = pixels.new_empty(*pixels.shape[:2], conv1.shape[0])
+        out = new_large(pixels, *pixels.shape[:2], conv1.shape[0])
+        kept = any(ctx.needs_input_grad)
+        hidden = new_large(out, *out.shape) if kept else out  # input of the second norm
         statistics: list[Tensor] = []
-        for item, result in zip(pixels, out, strict=True):  # (P, c), (P, d)
+        for item, middle, result in zip(pixels, hidden, out, strict=True):  # (P, c), twice (P, d)
             first = group_statistics(item, groups, eps)
             affine1 = _in_type(first.affine(norm1_weight, norm1_bias), x)
 
             def inner(
                 band: slice,
                 item: Tensor = item,
-                result: Tensor = result,
+                middle: Tensor = middle,
                 affine: Pair = affine1,
             ) -> Tensor:
-                return torch.mm(normed_silu(item[band], *affine), conv1.T, out=result[band])
+                return torch.mm(normed_silu(item[band], *affine), conv1.T, out=middle[band])
 
             bands = _bands(result)
             second = gather_moments(bands, inner, groups, eps, x.device)
@@ -166,39 +169,40 @@ class _PointwiseResidual(torch.autograd.Function):
                 band: slice,
                 _: None,
                 item: Tensor = item,
+                middle: Tensor = middle,
                 result: Tensor = result,
                 affine: Pair = affine2,
             ) -> None:
-                hidden = normed_silu(result[band], *affine)
+                active = normed_silu(middle[band], *affine)
                 straight = item[band] if shortcut is None else item[band] @ shortcut.T
-                torch.addmm(straight, hidden, conv2.T, out=result[band])
+                torch.addmm(straight, active, conv2.T, out=result[band])
 
             run_blocks(bands, outer, lambda: None, x.device)
             statistics += [*first, *second]
         ctx.groups = groups
         ctx.save_for_backward(
-            x, norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias, conv2, shortcut,
-            *statistics,
+            x, hidden if kept else None, norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias,
+            conv2, shortcut, *statistics,
         )  # fmt: skip
         return _map(out, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x = ctx.saved_tensors[0]
-        weights = BlockWeights(*ctx.saved_tensors[1:8])
-        statistics = ctx.saved_tensors[8:]
+        x, hidden = ctx.saved_tensors[:2]
+        weights = BlockWeights(*ctx.saved_tensors[2:9])
+        statistics = ctx.saved_tensors[9:]
         pixels, grads = _pixels(x), _pixels(grad.to(x.dtype))
         zeros = [
             None if w is None else torch.zeros_like(w, dtype=compute_dtype(w)) for w in weights
         ]
         sums = BlockWeights(*zeros)  # type: ignore[arg-type]
-        grad_x = torch.empty_like(pixels)
+        grad_x = new_large(pixels, *pixels.shape)
         for index, item in enumerate(pixels):
             four = statistics[4 * index : 4 * index + 4]
             _backward_item(
-                item, grads[index], weights, Statistics(*four[:2]), Statistics(*four[2:]),
-                ctx.groups, sums, grad_x[index],
+                item, hidden[index], grads[index], weights, Statistics(*four[:2]),
+                Statistics(*four[2:]), ctx.groups, sums, grad_x[index],
             )  # fmt: skip
         out = [
             None if total is None or weight is None else total.to(weight.dtype)
@@ -209,6 +213,7 @@ class _PointwiseResidual(torch.autograd.Function):
 
 def _backward_item(
     x: Tensor,
+    hidden: Tensor,
     grad: Tensor,
     weights: BlockWeights,
     first: Statistics,
@@ -219,23 +224,19 @@ def _backward_item(
 ) -> None:
     """Add one image's weight gradients to ``sums`` in place; fill ``grad_x``.
 
-    x (P, c), grad (P, d). Three sweeps over the bands, because the gradient of a group norm needs
-    two sums over the whole image before any of its pixels.
+    x (P, c); hidden, the input of the second norm, and grad (P, d). Three sweeps over the bands,
+    because the gradient of a group norm needs two sums over the whole image before any of its
+    pixels.
     """
     norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias, conv2, shortcut = weights
     sum1_weight, sum1_bias, sum_conv1, sum2_weight, sum2_bias, sum_conv2, sum_shortcut = sums
     scale1, shift1 = _in_type(first.affine(norm1_weight, norm1_bias), x)
     scale2, shift2 = _in_type(second.affine(norm2_weight, norm2_bias), x)
-    hidden = torch.empty_like(grad)  # (P, d), the input of the second norm
-    inner = torch.empty_like(grad)  # (P, d), gradients in the middle of the block
+    inner = new_large(grad, *grad.shape)  # (P, d), gradients in the middle of the block
     bands = _bands(grad)
 
     def second_norm(band: slice, own: _NormGradient) -> None:
-        middle = torch.mm(normed_silu(x[band], scale1, shift1), conv1.T, out=hidden[band])
-        normed = torch.addcmul(shift2, middle, scale2)
-        own.weight += grad[band].T @ F.silu(normed)
-        below = torch.mm(grad[band], conv2, out=inner[band])
-        own.add(_silu_backward_(below, normed), middle)
+        own.step(grad[band], hidden[band], scale2, shift2, conv2, inner[band])
 
     make = partial(_NormGradient, second, sum_conv2)
     norm2 = _NormGradient.join(run_blocks(bands, second_norm, make, x.device))
@@ -243,11 +244,8 @@ def _backward_item(
     norm2.finish(norm2_weight, groups, len(x), sum2_weight, sum2_bias)
 
     def first_norm(band: slice, own: _NormGradient) -> None:
-        middle = norm2.apply_(inner[band], hidden[band])  # gradient of conv1's output
-        normed = torch.addcmul(shift1, x[band], scale1)
-        own.weight += middle.T @ F.silu(normed)
-        below = torch.mm(middle, conv1, out=grad_x[band])
-        own.add(_silu_backward_(below, normed), x[band])
+        middle = norm2.apply(inner[band], hidden[band])  # gradient of conv1's output
+        own.step(middle, x[band], scale1, shift1, conv1, grad_x[band])
 
     make = partial(_NormGradient, first, sum_conv1)
     norm1 = _NormGradient.join(run_blocks(bands, first_norm, make, x.device))
@@ -255,11 +253,11 @@ def _backward_item(
     norm1.finish(norm1_weight, groups, len(x), sum1_weight, sum1_bias)
 
     def straight(band: slice, _: None) -> None:
-        below = norm1.apply_(grad_x[band], x[band])
+        below = norm1.apply(grad_x[band], x[band])
         if shortcut is None:
-            below.add_(grad[band])
+            torch.add(below, grad[band], out=grad_x[band])
         else:
-            below.addmm_(grad[band], shortcut)
+            torch.addmm(below, grad[band], shortcut, out=grad_x[band])
 
     run_blocks(bands, straight, lambda: None, x.device)
     if sum_shortcut is not None:
@@ -267,7 +265,7 @@ def _backward_item(
 
 
 class _NormGradient:
-    """Backward pass of a group norm over bands: first the sums, then ``apply_``.
+    """Backward pass of a group norm over bands: first the sums, then `apply`.
 
     With n the normalised input and g the gradient of the norm's output, the gradient of its input
     is rstd * (weight * g - mean(weight * g) - n * mean(weight * g * n)), means over group and
@@ -281,8 +279,21 @@ class _NormGradient:
         self.bias_sum = torch.zeros_like(self.mean, dtype=torch.float64)
         self.weight_sum = torch.zeros_like(self.mean, dtype=torch.float64)
 
+    def step(
+        self, grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, conv: Tensor, out: Tensor
+    ) -> None:
+        """Go back through conv(SiLU(norm(x))) in a band, to the gradient ``out`` of norm(x).
+
+        ``grad`` (p, d) is the convolution's, ``x`` (p, c) the norm's input, x * scale + shift its
+        output.
+        """
+        normed = torch.addcmul(shift, x, scale)  # (p, c)
+        self.weight += grad.T @ F.silu(normed)
+        below = _silu_backward_(torch.mm(grad, conv, out=out), normed)
+        self.add(below, x)
+
     def add(self, grad: Tensor, x: Tensor) -> None:
-        """Add a band: gradient of the norm's output and the norm's input, both (p, d)."""
+        """Add a band: gradient of the norm's output and the norm's input, both (p, c)."""
         normed = torch.addcmul(-self.mean * self.rstd, x.to(self.mean.dtype), self.rstd)
         self.bias_sum += grad.sum(0, dtype=self.mean.dtype)
         self.weight_sum += normed.mul_(grad).sum(0)
@@ -300,7 +311,7 @@ class _NormGradient:
     def finish(
         self, weight: Tensor, groups: int, pixels: int, weight_grad: Tensor, bias_grad: Tensor
     ) -> None:
-        """Add the gradients of weight and bias; prepare ``apply_``."""
+        """Add the gradients of weight and bias; prepare `apply`."""
         weight_grad += self.weight_sum
         bias_grad += self.bias_sum
         width = len(weight) // groups
@@ -311,11 +322,11 @@ class _NormGradient:
         self.slope = -self.rstd.square() * mean_slope
         self.shift = -self.rstd * mean_grad - self.slope * self.mean
 
-    def apply_(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Turn the gradient of a band of the norm's output into that of its input, in place."""
+    def apply(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient of a band of the norm's input from that of its output."""
         wide = self.scale.dtype
         out = torch.addcmul(self.shift, grad.to(wide), self.scale)
-        return grad.copy_(out.addcmul_(x.to(wide), self.slope))
+        return out.addcmul_(x.to(wide), self.slope).to(grad.dtype)
 
 
 def _silu_backward_(grad: Tensor, x: Tensor) -> Tensor:
