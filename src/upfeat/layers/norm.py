@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from upfeat.ops.rms_norm import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
@@ -25,6 +26,6 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x`` (..., d); same shape and type."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        weight = None if self.weight is None else self.weight.to(wide)
+        eps = torch.finfo(wide).eps if self.eps is None else self.eps
         with torch.autocast(x.device.type, enabled=False):
-            return F.rms_norm(x.to(wide), self.normalized_shape, weight, self.eps).to(x.dtype)
+            return rms_norm(x.to(wide), self.weight.to(wide), eps).to(x.dtype)
