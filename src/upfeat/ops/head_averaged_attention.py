@@ -164,7 +164,8 @@ def _are_bounded(query: Tensor, key_norm: Tensor, num_keys: int) -> bool:
     """
     if query.device.type != "cpu":
         return False
-    most = query.square().sum(-1).amax(0).sqrt_().mul_(key_norm)  # (heads,)
+    norm = torch.linalg.vector_norm(query, dim=-1, dtype=key_norm.dtype)  # (L, heads)
+    most = norm.amax(0).mul_(key_norm)  # (heads,)
     return most.max().item() + math.log(num_keys) < _SAFE_EXPONENT
 
 
@@ -214,13 +215,14 @@ def _forward(
         ) -> None:
             length = rows.stop - rows.start
             weights = scratch.take("mix", length, num_keys, dtype=mix)
+            bounded = _are_bounded(queries[rows], key_norm, num_keys)
             for start in range(rows.start, rows.stop, step):
                 q = queries[start : min(start + step, rows.stop)].to(dtype)
                 scores = scratch.take("scores", len(q), num_heads, num_keys)
                 torch.bmm(q.transpose(0, 1), k, out=scores.transpose(0, 1))
                 here = weights[start - rows.start :][: len(q)]
                 mean = here if mix == dtype else scratch.take("mean", len(q), num_keys)
-                _mean_softmax(scores, _are_bounded(q, key_norm, num_keys), mean)
+                _mean_softmax(scores, bounded, mean)
                 if mix != dtype:
                     here.copy_(mean)
             if target.dtype == mix:
