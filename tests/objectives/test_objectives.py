@@ -207,12 +207,12 @@ def test_targets_live_where_the_method_puts_its_output() -> None:
     for name in TRAINABLE:
         built = MaskRefinedConfig().build()
         built.prepare(tiny_upsampler(name), tiny_backbone())
-        spaces[name] = built._space
+        spaces[name] = built.feature_space
     assert spaces == {"jafar": "raw", "loftup": "channel_norm", "anyup": "raw", "naf": "raw"}
     features = torch.randn(2, DIM, 3, 4) * 5 + 2
     built = MaskRefinedConfig(feature_space="channel_norm").build()
     built.prepare(tiny_upsampler("loftup"), tiny_backbone())
-    normed = built._target(features)
+    normed = built.target(features)
     torch.testing.assert_close(normed.mean(1), torch.zeros(2, 3, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(normed.std(1, correction=0), torch.ones(2, 3, 4), atol=1e-4, rtol=0)
 

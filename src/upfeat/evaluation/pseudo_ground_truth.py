@@ -217,7 +217,7 @@ def make_pseudo_ground_truths(
         scene.low[0],
         scene.masks_at(scene.size),
         tuple(targets),
-        scene.objective._space,
+        scene.objective.feature_space,
         left_out,
     )
 
@@ -254,7 +254,7 @@ class _Scene:
         self.out_size = scale_size(self.size, config.output_scale)
         self.objective = self._objective()
         self.image = self.image_at(self.size)
-        self.low = self.objective._target(backbone_features(backbone, self.image))
+        self.low = self.objective.target(backbone_features(backbone, self.image))
 
     def _objective(self) -> SelfDistillation:
         """The training signal of the second stage, which makes the crops' targets here too."""
@@ -324,11 +324,11 @@ class _Scene:
         guidance = guidance_image(upsampler, self.backbone, self.image)
         features = backbone_features(self.backbone, self.image)
         fitted = upsampler.with_backbone(self.backbone)(guidance, features, self.out_size)
-        return self.objective._target(fitted)
+        return self.objective.target(fitted)
 
     def doubled(self) -> Tensor:
         image = self.image_at((2 * self.size[0], 2 * self.size[1]))
-        return self.objective._target(backbone_features(self.backbone, image))
+        return self.objective.target(backbone_features(self.backbone, image))
 
     def mask_refined(self) -> Tensor:
         bicubic = F.interpolate(widen(self.low), self.out_size, mode="bicubic")
@@ -346,7 +346,7 @@ class _Scene:
         total = self.low.new_zeros(1, self.low.shape[1], *self.out_size)
         count = self.low.new_zeros(1, 1, *self.out_size)
         for corner in self._corners():
-            target = self.objective._teacher_map(
+            target = self.objective.teacher_map(
                 batch, self.backbone, self.teacher, corner, self.size, self.out_size
             )
             axes = zip(corner, self.size, self.large_size, self.out_size, strict=True)

@@ -140,7 +140,7 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self._prepared = False
-        self._space: FeatureSpace = config.feature_space
+        self.feature_space: FeatureSpace = config.feature_space
         self._admitted: set[tuple[Any, ...]] = set()
 
     # -- calling ---------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class Objective(nn.Module):
         self.check(upsampler, backbone, image_size)
         model, backbones = bare(upsampler), as_backbones(backbone)
         if self.config.feature_space == "auto":
-            self._space = "raw" if mixes_values(model, backbones[0]) else "channel_norm"
+            self.feature_space = "raw" if mixes_values(model, backbones[0]) else "channel_norm"
         self._prepare(model, backbones)
         parameter = next(model.parameters())
         self.to(device=parameter.device)
@@ -255,9 +255,9 @@ class Objective(nn.Module):
         """What the sides of the batch's images must be multiples of."""
         return backbone.size_multiple
 
-    def _target(self, features: Tensor) -> Tensor:
+    def target(self, features: Tensor) -> Tensor:
         """Bring backbone features (B, C, h, w) into the space of the targets."""
-        if self._space != "channel_norm":
+        if self.feature_space != "channel_norm":
             return features
         tokens = widen(features).permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
         return F.layer_norm(tokens, tokens.shape[-1:], eps=CHANNEL_NORM_EPS).permute(0, 3, 1, 2)

@@ -107,7 +107,7 @@ class Crops(Objective):
             for _ in range(len(image))
         ]
         seen, crops = _cut(pred, image, corners, size, backbone)
-        targets = self._target(self._features(backbone, crops, upsampler))
+        targets = self.target(self._features(backbone, crops, upsampler))
         distance = get_distance(config.distance)
         terms = {"crops": (1.0, distance(seen, targets))}
         if config.augmented_weight:
@@ -118,7 +118,7 @@ class Crops(Objective):
             augmented = upsampler(normalize_image(other, *norm), low, size)
             terms["augmented"] = (config.augmented_weight, distance(augmented, clean))
         if config.downsample_weight:
-            agreement = downsampling_loss(pred, self._target(low), distance)
+            agreement = downsampling_loss(pred, self.target(low), distance)
             terms["downsampling"] = (config.downsample_weight, agreement)
         return weighted_sum(terms)
 

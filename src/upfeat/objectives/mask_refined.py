@@ -141,7 +141,7 @@ class MaskRefined(Objective):
         features = backbone_features(backbone, image)
         size = scale_size((image.shape[2], image.shape[3]), config.output_scale)
         output = upsampler(guidance_image(upsampler, backbone, image), features, size)
-        bicubic = F.interpolate(widen(self._target(features)), size, mode="bicubic")
+        bicubic = F.interpolate(widen(self.target(features)), size, mode="bicubic")
         target = refine_with_masks(bicubic, masks, config.alpha, config.order)
         terms = {}
         seen = widen(output)
@@ -152,7 +152,7 @@ class MaskRefined(Objective):
         if config.similarity_weight:
             terms["similarity"] = (config.similarity_weight, mask_similarity(output, masks))
         if self.multi_view is not None:
-            terms |= self.multi_view(image, output, backbone, generator, self._target)
+            terms |= self.multi_view(image, output, backbone, generator, self.target)
         return weighted_sum(terms)
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:

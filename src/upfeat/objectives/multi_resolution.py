@@ -124,7 +124,7 @@ class MultiResolution(Objective):
         size = self._guidance((image.shape[2], image.shape[3]), grid)
         guidance = guidance_image(upsampler, backbone, resize_bilinear(image, size))
         pred = upsampler(guidance, low, grid)
-        main = get_distance(self.config.distance)(pred, self._target(high))
+        main = get_distance(self.config.distance)(pred, self.target(high))
         terms = {"main": (1.0, main)}
         if self.config.regulariser_weight:
             agreement = self._regulariser(guidance, high, upsampler, backbone, generator)

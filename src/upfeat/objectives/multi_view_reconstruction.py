@@ -93,7 +93,7 @@ class MultiViewReconstruction(Objective):
         image = batch["image"]
         features = backbone_features(backbone, image)
         output = upsampler(guidance_image(upsampler, backbone, image), features)
-        return weighted_sum(self.multi_view(image, output, backbone, generator, self._target))
+        return weighted_sum(self.multi_view(image, output, backbone, generator, self.target))
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
         views = self.config.multi_view

@@ -99,7 +99,7 @@ class DoubledInput(Objective):
             features = backbone_features(backbone, image)
             guidance = guidance_image(upsampler, backbone, image)
             pred = upsampler(guidance, features, (target.shape[2], target.shape[3]))
-            terms[f"level_{level}"] = (1.0, distance(pred, self._target(target)))
+            terms[f"level_{level}"] = (1.0, distance(pred, self.target(target)))
             target = features
         return weighted_sum(terms)
 
@@ -191,7 +191,7 @@ class DepthTarget(Objective):
         depth_term = scale_shift_invariant_l1(estimate, depth.to(widen(estimate)))
         terms = {"depth": (self.config.depth_weight, depth_term)}
         if self.config.feature_weight:
-            agreement = downsampling_loss(output, self._target(features))
+            agreement = downsampling_loss(output, self.target(features))
             terms["downsampling"] = (self.config.feature_weight, agreement)
         return weighted_sum(terms)
 

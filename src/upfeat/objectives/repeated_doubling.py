@@ -94,7 +94,7 @@ class RepeatedDoubling(Objective):
                 target = features[level - step]
                 pred = upsampler(guidance, features[level], (target.shape[2], target.shape[3]))
                 name = f"level_{level}_step_{step}"
-                terms[name] = (1.0, distance(pred, self._target(target)))
+                terms[name] = (1.0, distance(pred, self.target(target)))
         return weighted_sum(terms)
 
     def _sizes(self, size: Size) -> list[Size]:

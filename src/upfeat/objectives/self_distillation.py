@@ -216,7 +216,7 @@ class SelfDistillation(Objective):
         losses = []
         for _ in range(config.crops):
             corner = self._corner(full, size, generator)
-            target = self._teacher_map(batch, backbone, upsampler, corner, size, out_size)
+            target = self.teacher_map(batch, backbone, upsampler, corner, size, out_size)
             rows, columns = (
                 _region(*axis) for axis in zip(corner, size, full, out_size, strict=True)
             )
@@ -227,7 +227,7 @@ class SelfDistillation(Objective):
         if config.tv_weight:
             terms["total_variation"] = (config.tv_weight, total_variation(student))
         if self.multi_view is not None:
-            terms |= self.multi_view(small, student, backbone, generator, self._target)
+            terms |= self.multi_view(small, student, backbone, generator, self.target)
         return weighted_sum(terms)
 
     def _corner(self, full: Size, size: Size, generator: torch.Generator) -> Size:
@@ -240,7 +240,7 @@ class SelfDistillation(Objective):
         return top, left
 
     @torch.no_grad()
-    def _teacher_map(
+    def teacher_map(
         self,
         batch: Batch,
         backbone: "Backbone",
