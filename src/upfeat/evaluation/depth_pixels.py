@@ -9,7 +9,6 @@ Legend: ``C`` feature channels, ``K`` bins, ``S`` seeds, ``M`` images, ``N`` pix
 ``H W`` depth map.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +29,13 @@ from torch import Tensor
 from upfeat.backbones import Backbone
 from upfeat.data import DepthData
 from upfeat.data.sizes import Size, normalize
-from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.errors import UnknownNameError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.depth_losses import bin_depth, sig_loss, valid_depth
 from upfeat.evaluation.metrics import DepthMeter
 from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
+from upfeat.evaluation.pixel_runs import Stages, run_pixel_methods
 from upfeat.evaluation.probe_parts import (
     ClassTokens,
     Heads,
@@ -43,7 +43,7 @@ from upfeat.evaluation.probe_parts import (
     Progress,
     head_first_is_cheaper,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.results import Result, Score, describe_environment
 
 __all__ = [
     "DepthPixelConfig",
@@ -228,24 +228,15 @@ def run_depth_pixels(
 ) -> list[Result]:
     """Run the quick probe; called through :func:`upfeat.evaluation.depth_probe.run_depth_probe`."""
     probe = _PixelProbe(config, train, val, backbone, cache, on_progress, panels=out)
-    results = []
-    for method in methods:
-        if isinstance(method, JointMethod):
-            raise UnsupportedError(
-                f"{method.label} is trained with the heads, which {config.preset} cannot do; take "
-                "the preset nyu or jafar"
-            )
-        settings = probe.settings(method)
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is not None:
-            results.append(known)
-            continue
-        result = probe.run(method, settings)
-        result.save(path)
-        if not keep_pixels:
-            probe.pool.remove(method)
-        results.append(result)
-    return results
+    return run_pixel_methods(
+        probe,
+        methods,
+        task=TASK,
+        data=config.data,
+        joint_presets="nyu or jafar",
+        out=out,
+        keep_pixels=keep_pixels,
+    )
 
 
 class _PixelProbe:
@@ -289,19 +280,18 @@ class _PixelProbe:
     def run(self, method: Method, settings: dict[str, Any]) -> Result:
         """Sample, train all heads, score."""
         seeds = self.config.seeds
-        times = [time.perf_counter()]
+        stages = Stages()
         pool = self.sample(method)
-        times.append(time.perf_counter())
+        stages.end("sampling")
         heads = []
         for number, seed in enumerate(seeds):
             self.on_progress(method.label, "training heads", number, len(seeds))
             heads.append(train_depth_head(pool, self.config, seed).to(self.dense.device))
-        times.append(time.perf_counter())
+        stages.end("training")
         meters = self.validate(method, heads)
-        times.append(time.perf_counter())
+        stages.end("validation")
         scores, details = summarise_depth(meters)
         details["pool_pixels"] = len(pool.depths)
-        stages = ("sampling", "training", "validation")
         return Result(
             task=TASK,
             label=method.label,
@@ -309,10 +299,7 @@ class _PixelProbe:
             scores=scores,
             unit="m",
             details=details,
-            seconds={
-                name: round(end - start, 1)
-                for name, start, end in zip(stages, times[:-1], times[1:], strict=True)
-            },
+            seconds=stages.seconds,
             environment=describe_environment(),
         )
 

@@ -16,7 +16,6 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` classes, ``S`` seeds, ``P`` p
 ``N`` pixels of the pool, ``h w`` feature grid, ``H W`` label.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
 from upfeat.data.sizes import Size
-from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.errors import UnknownNameError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.image_probe import (
     IMAGE_PRESETS,
@@ -40,8 +39,9 @@ from upfeat.evaluation.image_probe import (
 from upfeat.evaluation.metrics import SegmentationMeter, boundary_band
 from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
+from upfeat.evaluation.pixel_runs import Stages, run_pixel_methods
 from upfeat.evaluation.probe_parts import JointMethod, Progress, mean_class_ious, silent
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.results import Result, Score, describe_environment
 
 __all__ = [
     "PRESETS",
@@ -180,24 +180,15 @@ def run_seg_probe(
     train = train.select(config.train_every, config.limit)
     val = val.select(limit=config.limit)
     probe = PixelProbe(config, train, val, backbone, Path(cache), on_progress or silent, Path(out))
-    results = []
-    for method in methods:
-        if isinstance(method, JointMethod):
-            raise UnsupportedError(
-                f"{method.label} is trained with the heads, which {config.preset} cannot do; take "
-                f"one of the presets {', '.join(IMAGE_PRESETS)}"
-            )
-        settings = probe.settings(method)
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is not None:
-            results.append(known)
-            continue
-        result = probe.run(method, settings)
-        result.save(path)
-        if not keep_pixels:
-            probe.pool.remove(method)
-        results.append(result)
-    return results
+    return run_pixel_methods(
+        probe,
+        methods,
+        task=TASK,
+        data=config.data,
+        joint_presets=" or ".join(IMAGE_PRESETS),
+        out=out,
+        keep_pixels=keep_pixels,
+    )
 
 
 class PixelProbe:
@@ -236,15 +227,14 @@ class PixelProbe:
 
     def run(self, method: Method, settings: dict[str, Any]) -> Result:
         """Sample, train all heads, score."""
-        times = [time.perf_counter()]
+        stages = Stages()
         pixels, labels = self.sample(method)
-        times.append(time.perf_counter())
+        stages.end("sampling")
         heads = self.train_heads(method, pixels, labels)
-        times.append(time.perf_counter())
+        stages.end("training")
         meters = self.validate(method, heads)
-        times.append(time.perf_counter())
+        stages.end("validation")
         scores = [meter.compute() for meter in meters]
-        stages = ("sampling", "training", "validation")
         return Result(
             task=TASK,
             label=method.label,
@@ -258,10 +248,7 @@ class PixelProbe:
                 "pool_pixels": len(labels),
                 "head_before_upsampling": method.upsampler.info.commutes_with_head,
             },
-            seconds={
-                name: round(end - start, 1)
-                for name, start, end in zip(stages, times[:-1], times[1:], strict=True)
-            },
+            seconds=stages.seconds,
             environment=describe_environment(),
         )
 
