@@ -20,7 +20,7 @@ from upfeat.cli.eval import (
     load_networks,
 )
 from upfeat.cli.tables import Column, print_table
-from upfeat.cli.upsample import parse_size
+from upfeat.cli.upsample import DEFAULT_BACKBONE, DEFAULT_UPSAMPLER, parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,8 +57,8 @@ def attention_command(
             "0.4,0.55; repeat for several."
         ),
     ],
-    upsampler: UpsamplerOption,
-    backbone: BackboneOption,
+    upsampler: UpsamplerOption = DEFAULT_UPSAMPLER,
+    backbone: BackboneOption = DEFAULT_BACKBONE,
     out: OutOption = DEFAULT_OUT,
     input_size: Annotated[
         str, typer.Option(help="Size at which the networks see the photo: 224, 224x320, 0.5x.")

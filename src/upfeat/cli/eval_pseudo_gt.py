@@ -19,7 +19,7 @@ from upfeat.cli.eval import (
     parse_settings,
 )
 from upfeat.cli.tables import Column, print_table
-from upfeat.cli.upsample import parse_size
+from upfeat.cli.upsample import DEFAULT_BACKBONE, parse_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +44,7 @@ _TITLES = {
 
 def pseudo_gt_command(
     photo: Annotated[Path, typer.Argument(help="The image; larger than 448 pixels is best.")],
-    backbone: BackboneOption,
+    backbone: BackboneOption = DEFAULT_BACKBONE,
     out: OutOption = DEFAULT_OUT,
     teacher: Annotated[
         str,
