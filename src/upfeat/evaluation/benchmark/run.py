@@ -89,6 +89,7 @@ def run_benchmark(
     device: torch.device | None = None,
     threads: int = 2,
     repeats: int = 5,
+    warmup: int = 1,
     max_seconds: float = 60.0,
     memory: bool = True,
     on_record: Callable[[Record], None] | None = None,
@@ -103,7 +104,8 @@ def run_benchmark(
         dtype: of weights and inputs.
         device: where to run; default the CPU.
         threads: intra-operator threads on the CPU.
-        repeats: timed calls after one that warms up.
+        repeats: timed calls after those that warm up.
+        warmup: calls before; calls of a minute need none.
         max_seconds: budget of the repeats of one cell.
         memory: measure the peak too, each in a process of its own on the CPU.
         on_record: called with each record as it comes.
@@ -122,7 +124,7 @@ def run_benchmark(
     device = device or torch.device("cpu")
     settings: dict[str, Any] = {
         "repeats": repeats,
-        "warmup": 1,
+        "warmup": warmup,
         "max_seconds": max_seconds,
         "memory": memory,
         "device": str(device),
@@ -139,8 +141,9 @@ def run_benchmark(
         for case in cases:
             for method in methods:
                 for record in _cell(
-                    method, case, rival, dtype, device, environment, repeats, max_seconds, memory
-                ):
+                    method, case, rival, dtype, device, environment,
+                    repeats, warmup, max_seconds, memory,
+                ):  # fmt: skip
                     records = [*report.records, record]
                     report = Report(environment=environment, settings=settings, records=records)
                     if out is not None:
@@ -158,6 +161,7 @@ def _cell(
     device: torch.device,
     environment: Environment,
     repeats: int,
+    warmup: int,
     max_seconds: float,
     memory: bool,
 ) -> Iterator[Record]:
@@ -185,7 +189,7 @@ def _cell(
                 cost = measure_time(
                     call,
                     repeats=1 if fitted else repeats,
-                    warmup=0 if fitted else 1,
+                    warmup=0 if fitted else warmup,
                     max_seconds=max_seconds,
                     device=device,
                 )
