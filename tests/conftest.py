@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from tests.goldens import golden_state, load_golden
-from tests.tolerances import tolerance
+from tests.tolerances import observed, tolerance
 
 __all__ = ["golden_state", "load_golden", "tolerance"]
 
@@ -90,6 +91,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Keep the differences to stored outputs with the report, which may change processes."""
+    observed.clear()
+    result = yield
+    if observed and "golden_dir" in getattr(item, "fixturenames", ()):
+        item.user_properties.append(("golden differences", list(observed)))
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the largest difference to the originals' outputs, a line for each test file."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for report in terminalreporter.stats.get("passed", []):
+        for name, values in report.user_properties:
+            if name == "golden differences":
+                found[report.nodeid.partition("::")[0]] += values
+    if not found:
+        return
+    terminalreporter.section("largest difference to the originals' outputs")
+    for file, values in sorted(found.items()):
+        terminalreporter.write_line(f"{max(values):8.1e}  {len(values):3d} comparisons  {file}")
 
 
 @pytest.fixture(autouse=True)

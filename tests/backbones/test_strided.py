@@ -37,7 +37,6 @@ def test_golden(case: str, golden_dir: Path) -> None:
     backbone = strided(plain, sizes["stride"])
     difference = max_abs_difference(backbone(tensors["input.image"]), tensors["output"])
     # Shown by pytest -s: the figure itself is asked for beside the verdict.
-    print(f"strided_vit/{case}: max abs difference {difference:.2e}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 

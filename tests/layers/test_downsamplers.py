@@ -33,7 +33,6 @@ def test_attention_golden(golden_dir: Path, case: str) -> None:
     difference = max_abs_difference(
         model(tensors["input.feats"], output_size=size, kept=kept), tensors["output"]
     )
-    print(f"featup_downsamplers/{case}: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 
@@ -46,7 +45,6 @@ def test_simple_golden(golden_dir: Path) -> None:
         max_abs_difference(model(tensors["input.feats"], output_size=(4, 4)), tensors["output"]),
         max_abs_difference(model.kernel(), tensors["intermediate.kernel"]),
     )
-    print(f"featup_downsamplers/simple_k14: {differences}")  # noqa: T201
     assert max(differences) <= GOLDEN_ATOL
 
 

@@ -33,7 +33,6 @@ def test_golden_terms(golden_dir: Path) -> None:
         name: max_abs_difference(value, tensors[f"output.{name}"]) / tensors[f"output.{name}"].max()
         for name, value in found.items()
     }
-    print(f"losses/featup_terms: {differences}")  # noqa: T201
     assert max(differences.values()) <= GOLDEN_ATOL
 
 

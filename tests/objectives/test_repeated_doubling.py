@@ -46,7 +46,6 @@ def test_golden_loss(golden_dir: Path, training: bool) -> None:
     terms = objective.step(batch, backbone, model, torch.Generator())
     mode = "train" if training else "eval"
     difference = max_abs_difference(terms.pop("loss"), tensors[f"output.{mode}.total"])
-    print(f"losses/uplift_loss/{mode}: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
     every = torch.stack(list(terms.values()))
     assert max_abs_difference(every, tensors[f"output.{mode}.terms"]) <= GOLDEN_ATOL

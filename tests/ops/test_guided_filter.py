@@ -26,7 +26,6 @@ def test_golden(golden_dir: Path, case: str) -> None:
         arguments["scale"],
     )
     difference = max_abs_difference(out, tensors["output"])
-    print(f"classical/{case}: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 

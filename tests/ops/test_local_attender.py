@@ -135,7 +135,6 @@ def test_golden(golden_dir: Path, case: str) -> None:
     module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("state.")})
     out = module(tensors["input.guide"], tensors["input.value"])
     difference = max_abs_difference(out, tensors["output"])
-    print(f"uplift/{case}: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 

@@ -50,7 +50,6 @@ def test_golden(golden_dir: Path) -> None:
         ),
         "output": max_abs_difference(model(image, features), tensors["output"]),
     }
-    print(f"featup_implicit/color_dim16: {differences}")  # noqa: T201
     assert max(differences.values()) <= GOLDEN_ATOL
 
 
@@ -68,7 +67,6 @@ def test_golden_terms(golden_dir: Path) -> None:
         "total": total,
     }
     ratios = {name: (x / tensors[f"output.{name}"]).item() for name, x in found.items()}
-    print(f"losses/featup_implicit_terms: {ratios}")  # noqa: T201
     assert all(ratio == pytest.approx(1, abs=1e-5) for ratio in ratios.values())
 
 
@@ -121,7 +119,6 @@ def test_fitting_recovers_a_smooth_map() -> None:
         model = build(steps=steps, views=8, pca_dim=3, n_freqs=4, lr=2e-2)
         out = model.with_backbone(pooled)(image, pooled(image))
         errors.append(F.mse_loss(out, image).item())
-    print(f"featup_implicit: error {errors[0]:.4f} after 1 step, {errors[1]:.4f} after 60")  # noqa: T201
     assert errors[1] < 0.5 * errors[0]
 
 

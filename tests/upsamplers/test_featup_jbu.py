@@ -51,7 +51,6 @@ def test_golden_stack(golden_dir: Path, grad: bool) -> None:
     found |= {"output": output}
     differences = {name: max_abs_difference(x, tensors[name]) for name, x in found.items()}
     differences["tiles"] = max_abs_difference(torch.cat(tiles, 2), tensors["output"])
-    print(f"featup_jbu/stack_dim64: {differences}")  # noqa: T201
     assert max(differences.values()) <= STACK_ATOL
 
 
@@ -66,7 +65,6 @@ def test_golden_stage_of_any_ratio(golden_dir: Path) -> None:
         "output": max_abs_difference(output, tensors["output"]),
         "spatial": max_abs_difference(spatial, tensors["intermediate.spatial_kernel"]),
     }
-    print(f"featup_jbu/module_dim8: {differences}")  # noqa: T201
     assert max(differences.values()) <= GOLDEN_ATOL
 
 

@@ -24,7 +24,6 @@ def test_golden(golden_dir: Path) -> None:
     source = tensors["input.source"]
     output = model(torch.zeros(2, 3, 20, 20), source, (10, 10))
     difference = max_abs_difference(output, tensors["output"])
-    print(f"featup_ifa/dim20: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 

@@ -37,7 +37,6 @@ def test_golden_filter(golden_dir: Path, case: str) -> None:
     )
     out = model(tensors["input.noisy_norm"], tensors["input.noisy"], arguments["out"])
     difference = max_abs_difference(out, tensors["output"])
-    print(f"classical/{case}: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 
@@ -49,7 +48,6 @@ def test_golden_learned(golden_dir: Path) -> None:
     size = meta["arguments"]["out"]
     out = model(tensors["input.noisy_norm"], tensors["input.noisy"], size)
     difference = max_abs_difference(out, tensors["output"])
-    print(f"classical/jbu_radius5: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 

@@ -46,7 +46,6 @@ def test_golden(golden_dir: Path, case: str, output: str, iterations: int, grad:
     with torch.set_grad_enabled(grad):
         out = model(tensors["input.image"], tensors["input.feats"], expected.shape[2:])
     difference = max_abs_difference(out, expected)
-    print(f"lift/{case}/{output}: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 
@@ -72,7 +71,6 @@ def test_golden_loss(golden_dir: Path, distance: str, name: str, training: bool)
     loss = objective.step(batch, backbone, model, torch.Generator())["loss"]
     key = f"output.{'train' if training else 'eval'}.{name}"
     difference = max_abs_difference(loss, tensors[key])
-    print(f"losses/lift_loss/{key}: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 

@@ -95,7 +95,6 @@ def test_golden(golden_dir: Path, case: str, grad: bool) -> None:
             ),
         }
     assert batch.config["lr_size"] == (4 if case == "learnable_interp" else 16)
-    print(f"loftup/{case}: {differences}")  # noqa: T201
     assert max(differences.values()) <= GOLDEN_ATOL
 
 
@@ -114,7 +113,6 @@ def test_golden_intermediates(golden_dir: Path) -> None:
     }
     model = upfeat.from_official("loftup", bare, min_max="batch", channel_norm=False)
     difference = max_abs_difference(model(image, features), tensors["output_no_channelnorm"])
-    print(f"loftup/sine_small without channel norm: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 
@@ -295,7 +293,6 @@ def test_half_precision_weights(dtype: torch.dtype, limit: float) -> None:
     expected = model(image, features)
     actual = model.to(dtype)(image, features.to(dtype)).float()
     error = ((actual - expected).abs().mean() / expected.std()).item()
-    print(f"loftup {dtype}: mean error {error:.4f} of the spread")  # noqa: T201
     assert error < limit
 
 

@@ -62,7 +62,6 @@ def test_golden(golden_dir: Path, case: str, output: str, iterations: int, grad:
     with torch.set_grad_enabled(grad):
         out = model(tensors["input.image"], tensors["input.feats"], expected.shape[2:])
     difference = max_abs_difference(out, expected)
-    print(f"uplift/{case}/{output}: {difference}")  # noqa: T201
     assert difference <= 2e-5 < FUSED_GOLDEN_ATOL  # the reference's own tolerance
 
 

@@ -27,7 +27,6 @@ def test_golden_filter(golden_dir: Path, case: str) -> None:
     tensors, _ = load_golden(golden_dir / "upsample_anything" / f"{case}.safetensors")
     out = ua.apply_filter(golden_state(tensors), tensors["input.guide"], tensors["input.feats"])
     difference = max_abs_difference(out, tensors["output"])
-    print(f"upsample_anything/{case}: {difference}")  # noqa: T201
     assert difference <= GOLDEN_ATOL
 
 
@@ -57,7 +56,6 @@ def test_golden_fit(golden_dir: Path) -> None:
     out = upfeat.create_upsampler("upsample_anything")(image, tensors["input.feats"])
     assert torch.equal(out, ua.apply_filter(maps, image, tensors["input.feats"]))
     spread = (out - tensors["output"]).square().mean().sqrt().item()
-    print(f"upsample_anything/optimise: curve {curve}, output rms {spread}")  # noqa: T201
     assert curve < 1e-4
     assert spread < 0.05
 
