@@ -1,9 +1,12 @@
 """SAPA against the stored outputs of the original, and its limits."""
 
+import importlib
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import upfeat
 from tests.goldens import golden_state, load_golden
@@ -41,6 +44,35 @@ def test_golden_of_the_stack(golden_dir: Path) -> None:
     assert max_abs_difference(output, expected) < FUSED_GOLDEN_ATOL
     exact = upsampler.double()(image.double(), features.double(), expected.shape[2:])
     assert (exact - expected).abs().max() > FUSED_GOLDEN_ATOL
+
+
+def products_in_order(query: Tensor, cells: Tensor, kernel_size: int, **_: object) -> Tensor:
+    """`window_products`, with one rounding for each product and each sum, channel after channel."""
+    scale = query.shape[2] // (cells.shape[2] - kernel_size + 1)
+    products = []
+    for i, j in itertools.product(range(kernel_size), repeat=2):
+        window = cells[:, :, i : i + query.shape[2] // scale, j : j + query.shape[3] // scale]
+        pixels = window.repeat_interleave(scale, 2).repeat_interleave(scale, 3)  # (B, d, H', W')
+        total = torch.zeros_like(query[:, 0])
+        for channel in range(query.shape[1]):
+            total = total + query[:, channel] * pixels[:, channel]
+        products.append(total)
+    return torch.stack(products, dim=1)  # (B, k * k, H', W')
+
+
+@pytest.mark.golden
+def test_golden_of_the_stack_in_the_order_of_the_original(
+    golden_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the sums is all that lies between the stack and the usual tolerance."""
+    module = importlib.import_module("upfeat.ops.similarity_attention")
+    monkeypatch.setattr(module, "window_products", products_in_order)
+    tensors, _ = load_golden(golden_dir / "sapa" / "featup_stack_x16.safetensors")
+    upsampler = upfeat.from_official("sapa", golden_state(tensors))
+    expected = tensors["output"]
+    with torch.no_grad():
+        output = upsampler(tensors["input.guidance"], tensors["input.source"], expected.shape[2:])
+    assert max_abs_difference(output, expected) < GOLDEN_ATOL
 
 
 def test_counts_of_parameters() -> None:
