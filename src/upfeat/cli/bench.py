@@ -45,13 +45,15 @@ def bench_command(
         if not methods:
             raise UnknownNameError("upsampler", str(names), upfeat.list_upsamplers())
         wanted = case or ["224", "448", "448-21", "1024", "224-train"]
+        growing = scaling_cases()
+        known = CASES | {item.name: item for item in growing}
         for name in wanted:
-            if name not in CASES:
-                raise UnknownNameError("case", name, CASES)
+            if name not in known:
+                raise UnknownNameError("case", name, known)
         console = Console(stderr=True)
         report = run_benchmark(
             list(dict.fromkeys(methods)),
-            scaling_cases() if scaling else [CASES[name] for name in wanted],
+            growing if scaling else [known[name] for name in wanted],
             rival=load_rival(against),
             dtype=parse_dtype(dtype, "--dtype"),
             device=torch.device(device),
