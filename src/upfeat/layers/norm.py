@@ -23,6 +23,9 @@ class RMSNorm(nn.RMSNorm):
         True
     """
 
+    def __init__(self, normalized_shape: int) -> None:
+        super().__init__(normalized_shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x`` (..., d); same shape and type."""
         wide = torch.promote_types(x.dtype, torch.float32)

@@ -50,7 +50,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             f"weight must be ({x.shape[-1]},) in {x.dtype} for this input, got "
             f"{tuple(weight.shape)} in {weight.dtype}"
         )
-    if wants_reference():
+    if wants_reference() or x.device.type != "cpu":  # an accelerator has one kernel for it
         return rms_norm_reference(x, weight, eps)
     rows: Tensor = _RmsNorm.apply(x.reshape(-1, len(weight)), weight, eps)  # (P, d)
     return rows.view(x.shape)
