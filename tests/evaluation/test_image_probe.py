@@ -17,6 +17,7 @@ from tests.tolerances import tolerance
 from upfeat.cli.app import app
 from upfeat.data import SegmentationData, msrc
 from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.evaluation import crop_probe
 from upfeat.evaluation.crop_probe import CropProbe, _Trainee
 from upfeat.evaluation.dense import Method
 from upfeat.evaluation.image_probe import ImageProbeConfig, _ImageProbe, run_image_probe
@@ -156,12 +157,55 @@ def test_head_before_upsampling_is_the_same(
     assert float(gradients[0][0].abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("fit", ["logits_bilinear", "labels_nearest"])
+@pytest.mark.parametrize("name", ["jafar", "anyup", "kin"])
+def test_gradients_by_rows_are_those_of_the_whole(
+    root: Path, backbone: upfeat.Backbone, monkeypatch: pytest.MonkeyPatch, name: str, fit: str
+) -> None:
+    options = {"jafar": {"feature_dim": 3, "qk_dim": 32}, "anyup": {"qk_dim": 32}}
+    fixed = Method(name, upfeat.create_upsampler(name, **options.get(name, {})))
+    size = SIDE if fit == "logits_bilinear" else SIDE // 2
+    config = tiny(head_before_upsampling="always", fit=fit, target_size=size)
+    found = engine(root, backbone, config)
+    batch = found.load("train", [0, 1])
+    results = []
+    for budget in (None, 1, 2**18):
+        trainee = _Trainee(fixed, Heads(3, 23, (0, 1)), found.config, found.dense.device)
+        assert found.in_rows(trainee.upsamplers[0])
+        if budget is None:
+            losses = found._gradients(trainee, batch, 0)
+        else:
+            monkeypatch.setattr(crop_probe, "ROWS_BYTES", budget)
+            losses = found._gradients_by_rows(trainee, batch)
+        results.append([*losses, *(p.grad for p in list(trainee.heads.parameters())[:2])])
+    for by_rows in results[1:]:
+        torch.testing.assert_close(by_rows, results[0], atol=1e-5, rtol=1e-5)
+    assert float(results[0][1].abs().max()) > 1e-3
+
+
+def test_pixels_without_a_label_train_nothing(root: Path, backbone: upfeat.Backbone) -> None:
+    upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=32)
+    found = engine(root, backbone, tiny(head_before_upsampling="always"))
+    heads = Heads(3, 23, (0, 1))
+    trainee = _Trainee(Method("jafar", upsampler), heads, found.config, found.dense.device)
+    batch = found.load("train", [0])
+    batch.target.fill_(found.ignored)
+    before = heads.weight.detach().clone()
+    found.step(trainee, batch, 0.1, 0)
+    assert torch.equal(heads.weight, before)
+
+
 @pytest.mark.parametrize("name", ["bilinear", "anyup"])
 def test_heads_go_first_where_that_is_cheaper(
     root: Path, backbone: upfeat.Backbone, name: str
 ) -> None:
     found, upsampler = engine(root, backbone, tiny()), upfeat.create_upsampler(name)
     assert found.head_first(upsampler, training=False)
+    assert found.head_first(upsampler, training=True) == (name == "bilinear")
+    # With few outputs beside the channels rows of learned weights pay too, where the loss allows.
+    found.backbone.dim = 4 * 2 * 23
+    assert found.head_first(upsampler, training=True)
+    found.pixelwise = False
     assert found.head_first(upsampler, training=True) == (name == "bilinear")
 
 

@@ -281,6 +281,22 @@ class UpsamplerContract:
         expected = upsampler(image, features, values=values)
         torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
 
+    def test_tiles_lead_to_values(self) -> None:
+        upsampler = self.build().requires_grad_(False)
+        if not (upsampler.supports_tiles and upsampler.info.commutes_with_head):
+            return
+        image, features = self.inputs()
+        values = torch.randn(1, self.value_channels, *self.grid, requires_grad=True)
+        expected = upsampler(image, features, values=values)
+        grad = torch.randn_like(expected)
+        tiles = upsampler.tiles(image, features, values=values, max_bytes=50_000)
+        actual = torch.cat([tile for _, _, tile in tiles], dim=2)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(out, values, grad) for out in (actual, expected)),
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
     # -- single positions --------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -7,7 +7,9 @@ starts, the order of the images is one for all. After an epoch every method is w
 checkpoint, from which an interrupted run goes on to the same bits.
 
 Where ``info.commutes_with_head`` allows, the heads go in front of the upsampler, in training and
-validation: ``head(up(F)) == up(values=head(F))``, with gradients. A method of the papers' tables
+validation: ``head(up(F)) == up(values=head(F))``, with gradients. Where the loss is a sum over the
+output's pixels, training in front of learned weights goes by rows: forward, loss and backward of
+some rows, then the next. A method of the papers' tables
 that is trained with the task (:class:`JointMethod`) has a copy for each seed.
 
 Legend: ``B`` batch, ``C`` feature channels, ``K`` outputs of a head, ``S`` seeds, ``h w`` feature
@@ -50,6 +52,9 @@ __all__ = ["Batch", "CropProbe"]
 logger = logging.getLogger(__name__)
 
 MeterT = TypeVar("MeterT")
+
+# What a piece of rows with its weights takes where heads are trained in front of an upsampler.
+ROWS_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,17 @@ class CropProbe(ABC, Generic[MeterT]):
     def meter(self) -> MeterT:
         """Return an empty meter."""
 
+    pixelwise = False
+    """Whether the loss is a sum over the output's pixels, for which the two methods below stand."""
+
+    def pixel_target(self, target: Tensor) -> tuple[Tensor, int]:
+        """Return the targets of the output's pixels (B, h', w'), and how many of them count."""
+        raise NotImplementedError
+
+    def pixel_loss(self, outputs: Tensor, target: Tensor, counted: int) -> Tensor:
+        """Return what some rows, (B, s, K, R, w') and (B, R, w'), add to :meth:`loss`."""
+        raise NotImplementedError
+
     @abstractmethod
     def score(self, meters: Sequence[MeterT], outputs: Tensor, target: Tensor) -> None:
         """Add an image, outputs (1, s, K, h', w'), to the meters of s seeds."""
@@ -195,12 +211,20 @@ class CropProbe(ABC, Generic[MeterT]):
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go in front of this upsampler."""
         choice = self.config.head_before_upsampling
-        if choice == "never" or not upsampler.info.commutes_with_head:
-            return False
-        # The backward pass of learned weights computes them again, which costs more than a map of
-        # all channels; a copy in training is there for its own gradients anyway.
+        if choice != "auto" or not upsampler.info.commutes_with_head:
+            return choice == "always" and upsampler.info.commutes_with_head
         learned = next(upsampler.parameters(), None) is not None
-        return choice == "always" or not (training and learned)
+        if not (training and learned):
+            return True
+        # The whole backward pass of learned weights computes them again, which costs more than a
+        # map of all channels; by rows it was measured to pay while the outputs are few.
+        few = 4 * len(self.config.seeds) * self.outputs <= self.backbone.dim
+        return few and self.in_rows(upsampler)
+
+    def in_rows(self, upsampler: Upsampler) -> bool:
+        """Say whether heads in front of this upsampler can be trained a few rows at a time."""
+        learned = next(upsampler.parameters(), None) is not None
+        return self.pixelwise and learned and upsampler.supports_tiles
 
     def seed_groups(self) -> list[slice]:
         """Return which seeds' heads are computed together; all, unless memory forbids it."""
@@ -339,23 +363,59 @@ class CropProbe(ABC, Generic[MeterT]):
     def step(self, trainee: _Trainee, batch: Batch, learning_rate: float, iteration: int) -> None:
         """Take one step of the heads of all seeds."""
         trainee.optimizer.zero_grad()
-        counted = False
-        for _, outputs in self.forward(trainee, batch):
-            loss = self.loss(outputs, batch.target, iteration)
-            if loss is None:
-                continue
+        upsampler = trainee.upsamplers[0]
+        frozen = not trainee.joint
+        if frozen and self.head_first(upsampler, training=True) and self.in_rows(upsampler):
+            losses = self._gradients_by_rows(trainee, batch)
+        else:
+            losses = self._gradients(trainee, batch, iteration)
+        for loss in losses:
             if not bool(loss.isfinite()):
                 raise ValueError(
                     f"the loss of {trainee.method.label} is {loss.item()} in iteration "
                     f"{iteration}; its features may not be finite, or the learning rate is too high"
                 )
-            loss.backward()
-            counted = True
-        if not counted:
+        if not losses:
             return
         for group in trainee.optimizer.param_groups:
             group["lr"] = learning_rate
         trainee.optimizer.step()
+
+    def _gradients(self, trainee: _Trainee, batch: Batch, iteration: int) -> list[Tensor]:
+        """Add up the gradients of whole outputs; return the losses, none where no pixel counts."""
+        losses = []
+        for _, outputs in self.forward(trainee, batch):
+            loss = self.loss(outputs, batch.target, iteration)
+            if loss is not None:
+                loss.backward()
+                losses.append(loss.detach())
+        return losses
+
+    def _gradients_by_rows(self, trainee: _Trainee, batch: Batch) -> list[Tensor]:
+        """The same for heads in front of a frozen upsampler, with a few output rows at a time.
+
+        A row's loss is known as soon as its outputs are, so that its gradient goes back before the
+        next rows are computed: an upsampler's weights are there once, not twice, and never all.
+        """
+        target, counted = self.pixel_target(batch.target)
+        upsampler = trainee.upsamplers[0]
+        guidance = self.guidance(upsampler, batch.image)
+        losses = []
+        for seeds in self.seed_groups() if counted else ():
+            ahead = trainee.heads(batch.features, batch.token, seeds)  # (B, s*K, h, w)
+            values = ahead.detach().requires_grad_()
+            total = values.new_zeros(())
+            tiles = upsampler.tiles(
+                guidance, batch.features, self.size, values, max_bytes=ROWS_BYTES
+            )
+            for rows, cols, tile in tiles:
+                outputs = tile.unflatten(1, (-1, self.outputs))  # (B, s, K, R, w')
+                loss = self.pixel_loss(outputs, target[:, rows, cols], counted)
+                loss.backward()
+                total += loss.detach()
+            ahead.backward(values.grad)
+            losses.append(total)
+        return losses
 
     def forward(self, trainee: _Trainee, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
         """Yield which seeds, and what their heads say: (B, s, K, h', w')."""

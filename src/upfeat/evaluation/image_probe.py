@@ -173,6 +173,8 @@ class _ImageProbe(CropProbe[SegmentationMeter]):
         self.outputs = len(train.classes)
         self.fit, self.boundary_radius = config.fit, config.boundary_radius
         self.ignored = train.ignore_index
+        side = (config.crop_size, config.crop_size)
+        self.pixelwise = self.fit == "labels_nearest" or self.size == side
         self.fingerprints = {
             split.name: {"images": len(split), "fingerprint": split.fingerprint()}
             for split in (train, val)
@@ -197,19 +199,28 @@ class _ImageProbe(CropProbe[SegmentationMeter]):
 
     def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
         """Return the seeds' mean cross-entropies, added up."""
-        seeds = outputs.shape[1]
-        logits = outputs.flatten(0, 1)  # (B, s, K, h', w') -> (B*s, K, h', w')
-        if self.fit == "labels_nearest":
-            shrunk = F.interpolate(target[:, None].double(), logits.shape[2:], mode="nearest")
-            target = shrunk[:, 0].long()
-        elif logits.shape[2:] != target.shape[1:]:
+        if self.pixelwise:
+            target, counted = self.pixel_target(target)
+        else:
             mode = "bilinear" if self.fit == "logits_bilinear" else "nearest"
-            logits = F.interpolate(logits, target.shape[1:], mode=mode)
-        if not bool((target != self.ignored).any()):
-            return None
-        repeated = target.repeat_interleave(seeds, 0)  # (B, H, W) -> (B*s, H, W)
-        # Every seed has the same pixels, so the sum of their means is s times the mean of all.
-        return seeds * F.cross_entropy(logits, repeated, ignore_index=self.ignored)
+            resized = F.interpolate(outputs.flatten(0, 1), target.shape[1:], mode=mode)
+            outputs = resized.unflatten(0, outputs.shape[:2])
+            counted = int((target != self.ignored).sum())
+        return self.pixel_loss(outputs, target, counted) if counted else None
+
+    def pixel_target(self, target: Tensor) -> tuple[Tensor, int]:
+        """Return the labels at the output's size, and how many of them are known."""
+        if self.fit == "labels_nearest":
+            shrunk = F.interpolate(target[:, None].double(), self.size, mode="nearest")
+            target = shrunk[:, 0].long()
+        return target, int((target != self.ignored).sum())
+
+    def pixel_loss(self, outputs: Tensor, target: Tensor, counted: int) -> Tensor:
+        """Return the cross-entropies of all seeds, divided by the number of known labels."""
+        logits = outputs.flatten(0, 1)  # (B, s, K, R, w') -> (B*s, K, R, w')
+        repeated = target.repeat_interleave(outputs.shape[1], 0)  # (B, R, w') -> (B*s, R, w')
+        loss = F.cross_entropy(logits, repeated, ignore_index=self.ignored, reduction="sum")
+        return loss / counted
 
     def meter(self) -> SegmentationMeter:
         """Return an empty confusion matrix."""

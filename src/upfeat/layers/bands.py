@@ -10,8 +10,8 @@ from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
 from upfeat.ops._workers import run_blocks, worker_count
 from upfeat.ops.memory import new_large
 
-BandFunction = Callable[[tuple[int, int], Tensor], None]
-"""Writes the output of rows (start, stop) into a tensor (1, R * W', K)."""
+BandFunction = Callable[[tuple[int, int], Tensor | None], Tensor]
+"""Gives the output of rows (start, stop), written into a tensor (1, R * W', K) if there is one."""
 
 # What one band of output rows with its queries takes in a plain call.
 BAND_BYTES = 96 * 2**20
@@ -27,6 +27,13 @@ def needs_graph(module: nn.Module, *inputs: Tensor) -> bool:
     if not torch.is_grad_enabled():
         return False
     return any(t.requires_grad for t in (*inputs, *module.parameters()))
+
+
+def only_values_need_graph(
+    module: nn.Module, image: Tensor, features: Tensor, values: Tensor
+) -> bool:
+    """Return whether gradients are asked for, and for the values alone."""
+    return needs_graph(nn.Identity(), values) and not needs_graph(module, image, features)
 
 
 def row_bands(height: int, row_bytes: int, max_bytes: int) -> Iterator[tuple[int, int]]:
@@ -90,8 +97,9 @@ def tile_in_bands(
     output_size: tuple[int, int],
     row_bytes: int,
     max_bytes: int,
+    graph: bool = False,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield bands of output rows as tiles (B, K, R, W'), without gradients.
+    """Yield bands of output rows as tiles (B, K, R, W').
 
     Args:
         prepare: as in `upsample_in_bands`; what it holds for all items is held until the end.
@@ -99,14 +107,18 @@ def tile_in_bands(
         output_size: (H', W').
         row_bytes: what one output row of one item with its temporaries takes.
         max_bytes: for one tile.
+        graph: each tile has a graph of its own that leads to the values; else there is none.
     """
     (batch, channels), (height, width) = values.shape[:2], output_size
     with torch.no_grad():
         bands = [prepare(item) for item in range(batch)]
     for rows in row_bands(height, row_bytes * batch, max_bytes):
-        pixels = new_large(values, batch, (rows[1] - rows[0]) * width, channels)  # (B, R * W', K)
-        with torch.no_grad():
-            for band, own in zip(bands, pixels.split(1), strict=True):
-                band(rows, own)
+        if graph:
+            pixels = torch.cat([band(rows, None) for band in bands])  # (B, R * W', K)
+        else:
+            pixels = new_large(values, batch, (rows[1] - rows[0]) * width, channels)
+            with torch.no_grad():
+                for band, own in zip(bands, pixels.split(1), strict=True):
+                    band(rows, own)
         tile = pixels.unflatten(1, (-1, width)).permute(0, 3, 1, 2)  # (B, K, R, W')
         yield slice(*rows), slice(0, width), tile

@@ -85,6 +85,7 @@ def head_averaged_attention(
     *,
     scale: float | None = None,
     max_bytes: int | None = None,
+    keep_bytes: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     """Mean over heads of softmax attention, applied to one set of values.
@@ -97,6 +98,9 @@ def head_averaged_attention(
         scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
         max_bytes: bound on the temporaries, default `DEFAULT_MAX_BYTES`. The result does not
             depend on it beyond rounding.
+        keep_bytes: where gradients are asked for the values alone and the averaged weights
+            (B, N, n) fit in so many bytes, a CPU keeps them for the backward pass, which then does
+            not compute them again.
         out: (B, N, K) to write the result into, in the type of ``value``; only without gradients.
 
     Returns:
@@ -116,6 +120,10 @@ def head_averaged_attention(
         result = head_averaged_attention_reference(query, key, value, num_heads, scale=scale)
         return result if out is None else out.copy_(result)
     scale = _default_scale(query, num_heads) if scale is None else scale
+    if _may_keep_weights(query, key, value, keep_bytes):
+        weights = _mean_weights(query, key, value, num_heads, scale, max_bytes or DEFAULT_MAX_BYTES)
+        with _dispatch.without_autocast(query):
+            return (weights @ value.to(weights.dtype)).to(value.dtype)  # (B, N, K)
     return _BOUNDED(query, key, value, max_bytes, out=out, num_heads=num_heads, scale=scale)
 
 
@@ -169,6 +177,91 @@ def _are_bounded(query: Tensor, key_norm: Tensor, num_keys: int) -> bool:
     return most.max().item() + math.log(num_keys) < _SAFE_EXPONENT
 
 
+def _fill_weights(
+    weights: Tensor,
+    queries: Tensor,
+    k: Tensor,
+    key_norm: Tensor,
+    step: int,
+    scratch: _dispatch.Scratch,
+) -> None:
+    """Write the averaged weights (L, n) of queries (L, heads, d/heads), ``step`` at a time."""
+    num_heads, _, num_keys = k.shape
+    bounded = _are_bounded(queries, key_norm, num_keys)
+    for start in range(0, len(queries), step):
+        q = queries[start : start + step].to(k.dtype)
+        scores = scratch.take("scores", len(q), num_heads, num_keys)
+        torch.bmm(q.transpose(0, 1), k, out=scores.transpose(0, 1))
+        here = weights[start:][: len(q)]
+        if weights.dtype == k.dtype:
+            _mean_softmax(scores, bounded, here)
+        else:
+            here.copy_(_mean_softmax(scores, bounded, scratch.take("mean", len(q), num_keys)))
+
+
+def _scaled_keys(
+    key: Tensor, num_heads: int, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Keys (n, d) as (heads, d/heads, n), scaled, and the largest norm of each head (heads,)."""
+    k = (key.to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
+    k = k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
+    return k, torch.linalg.vector_norm(k, dim=1).amax(1)
+
+
+def _cached_budget(floats: int, query: Tensor, dtype: torch.dtype, max_bytes: int) -> int:
+    """Bytes for the blocks of all workers, so that each stays in its core's cache."""
+    if query.device.type != "cpu":
+        return max_bytes
+    least = _LEAST_QUERIES * floats * dtype.itemsize
+    return min(max_bytes, max(_CACHE_BYTES, least) * worker_count(query.device))
+
+
+def _may_keep_weights(query: Tensor, key: Tensor, value: Tensor, keep_bytes: int) -> bool:
+    """Whether a backward pass will need the weights, only them, and they fit; CPU only.
+
+    On an accelerator the kernel computes them again quicker than they are read.
+    """
+    if query.device.type != "cpu":
+        return False
+    if not (torch.is_grad_enabled() and value.requires_grad):
+        return False
+    if query.requires_grad or key.requires_grad:
+        return False
+    size = _dispatch.compute_dtype(query, key, value).itemsize
+    return len(query) * query.shape[1] * key.shape[1] * size <= keep_bytes
+
+
+@torch.no_grad()
+def _mean_weights(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, max_bytes: int
+) -> Tensor:
+    """The averaged weights (B, N, n) in the computed type, with bounded temporaries."""
+    dtype = _dispatch.compute_dtype(query, key, value)
+    num_keys = key.shape[1]
+    out = new_large(query, *query.shape[:2], num_keys, dtype=dtype)
+    floats = (num_heads + 1) * num_keys + query.shape[2]
+    budget = _cached_budget(floats, query, dtype, max_bytes)
+    blocks = _blocks(query.shape[1], floats, query, dtype, budget)
+    with _dispatch.without_autocast(query):
+        for queries, keys, weights in zip(query, key, out, strict=True):
+            k, norm = _scaled_keys(keys, num_heads, scale, dtype)
+            split = queries.unflatten(-1, (num_heads, -1))  # (N, heads, d/heads)
+
+            def fill(
+                rows: slice,
+                scratch: _dispatch.Scratch,
+                weights: Tensor = weights,
+                split: Tensor = split,
+                k: Tensor = k,
+                norm: Tensor = norm,
+            ) -> None:
+                length = rows.stop - rows.start
+                _fill_weights(weights[rows], split[rows], k, norm, length, scratch)
+
+            run_blocks(blocks, fill, lambda: _dispatch.Scratch(query, dtype), query.device)
+    return out
+
+
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -187,19 +280,14 @@ def _forward(
     floats = (num_heads + 1 + _JOINED) * num_keys + width + _JOINED * channels
     if out is None:
         out = new_large(value, batch, num_queries, channels)
-    budget = max_bytes
-    if query.device.type == "cpu":
-        least = _LEAST_QUERIES * floats * dtype.itemsize
-        budget = min(budget, max(_CACHE_BYTES, least) * worker_count(query.device))
+    budget = _cached_budget(floats, query, dtype, max_bytes)
     # The scores of a few queries at a time; the product with V, which leaves the cache, of many.
     blocks = _blocks(num_queries, floats, query, dtype, budget)
     step = blocks[0].stop if blocks else 1
     starts = range(0, num_queries, _JOINED * step)
     blocks = [slice(i, min(i + _JOINED * step, num_queries)) for i in starts]
     for b in range(batch):
-        k = (key[b].to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
-        k = k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
-        key_norm = torch.linalg.vector_norm(k, dim=1).amax(1)  # (heads,)
+        k, key_norm = _scaled_keys(key[b], num_heads, scale, dtype)
         v = value[b].to(mix)  # (n, K)
         queries = query[b].unflatten(-1, (num_heads, -1))  # (N, heads, d/heads)
         target = out[b]
@@ -215,16 +303,7 @@ def _forward(
         ) -> None:
             length = rows.stop - rows.start
             weights = scratch.take("mix", length, num_keys, dtype=mix)
-            bounded = _are_bounded(queries[rows], key_norm, num_keys)
-            for start in range(rows.start, rows.stop, step):
-                q = queries[start : min(start + step, rows.stop)].to(dtype)
-                scores = scratch.take("scores", len(q), num_heads, num_keys)
-                torch.bmm(q.transpose(0, 1), k, out=scores.transpose(0, 1))
-                here = weights[start - rows.start :][: len(q)]
-                mean = here if mix == dtype else scratch.take("mean", len(q), num_keys)
-                _mean_softmax(scores, bounded, mean)
-                if mix != dtype:
-                    here.copy_(mean)
+            _fill_weights(weights, queries[rows], k, key_norm, step, scratch)
             if target.dtype == mix:
                 torch.mm(weights, v, out=target[rows])
             else:

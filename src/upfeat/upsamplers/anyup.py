@@ -30,6 +30,7 @@ from upfeat.layers import (
 from upfeat.layers.bands import (
     BandFunction,
     needs_graph,
+    only_values_need_graph,
     query_row_bytes,
     tile_in_bands,
     upsample_in_bands,
@@ -345,7 +346,8 @@ class AnyUp(Upsampler):
         batch = len(image)
         prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
         row_bytes = query_row_bytes(self.attention, values, output_size)
-        yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes)
+        graph = only_values_need_graph(self, image, features, values)
+        yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes, graph)
 
     def _bands(
         self,
@@ -366,9 +368,10 @@ class AnyUp(Upsampler):
             )
             key = self.keys(encoded, features[one])
 
-            def band(rows: tuple[int, int], out: Tensor) -> None:
-                query = self.attention.query_rows(queries, rows)  # (1, R * W', d)
-                self.attend(query, key, values[one], output_size, rows, max_bytes, out)
+            def band(rows: tuple[int, int], out: Tensor | None) -> Tensor:
+                with torch.no_grad():
+                    query = self.attention.query_rows(queries, rows)  # (1, R * W', d)
+                return self.attend(query, key, values[one], output_size, rows, max_bytes, out)
 
             return band
 

@@ -195,7 +195,8 @@ class Upsampler(nn.Module):
 
         Yields:
             ``(rows, cols, tile)``: slices of the output grid and the tile (B, C or K, rows, cols);
-            together they cover the output exactly once, from top to bottom.
+            together they cover the output exactly once, from top to bottom. In methods
+            that commute with a head they lead to ``values`` where these alone ask for gradients.
 
         Raises:
             UnsupportedError: the method needs the whole output at once.

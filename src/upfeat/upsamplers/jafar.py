@@ -16,6 +16,7 @@ grid, H W guidance image, H' W' output, N = H'W', n = hw.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, Pointwi
 from upfeat.layers.bands import (
     BandFunction,
     needs_graph,
+    only_values_need_graph,
     query_row_bytes,
     tile_in_bands,
     upsample_in_bands,
@@ -241,7 +243,11 @@ class Jafar(Upsampler):
         batch = len(image)
         prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
         row_bytes = query_row_bytes(self.attention, values, output_size)
-        yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes)
+        graph = only_values_need_graph(self, image, features, values)
+        if graph:  # the weights stay until backward
+            cells = features.shape[2] * features.shape[3]
+            row_bytes += output_size[1] * cells * values.element_size()
+        yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes, graph)
 
     def _bands(
         self,
@@ -264,10 +270,13 @@ class Jafar(Upsampler):
             key = self.keys(encoded, features[one])
             norm = queries.statistics(groups=8, eps=1e-5)
 
-            def band(rows: tuple[int, int], out: Tensor) -> None:
-                query = self.attention.query_rows(queries, rows, norm)  # (1, R * W', d)
-                heads = self.attention.num_heads
-                head_averaged_attention(query, key, mixed[one], heads, max_bytes=max_bytes, out=out)
+            def band(rows: tuple[int, int], out: Tensor | None) -> Tensor:
+                with torch.no_grad():
+                    query = self.attention.query_rows(queries, rows, norm)  # (1, R * W', d)
+                return head_averaged_attention(
+                    query, key, mixed[one], self.attention.num_heads,
+                    max_bytes=max_bytes, keep_bytes=max_bytes or 0, out=out,
+                )  # fmt: skip
 
             return band
 
