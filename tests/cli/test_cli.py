@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from upfeat.cli.app import app
 
-COMMAND = [sys.executable, "-c", "from upfeat.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "upfeat"]
 TINY = ("--backbone", "upfeat/vit_compact_patch16", "--input-size", "48", "--size", "48")
 
 
