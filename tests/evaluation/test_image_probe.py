@@ -204,6 +204,8 @@ def test_heads_go_first_where_that_is_cheaper(
     assert found.head_first(upsampler, training=True) == (name == "bilinear")
     # With few outputs beside the channels rows of learned weights pay too, where the loss allows.
     found.backbone.dim = 4 * 2 * 23
+    assert found.head_first(upsampler, training=True) == (name == "bilinear")
+    upsampler.requires_grad_(False)
     assert found.head_first(upsampler, training=True)
     found.pixelwise = False
     assert found.head_first(upsampler, training=True) == (name == "bilinear")

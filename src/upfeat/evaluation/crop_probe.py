@@ -223,8 +223,9 @@ class CropProbe(ABC, Generic[MeterT]):
 
     def in_rows(self, upsampler: Upsampler) -> bool:
         """Say whether heads in front of this upsampler can be trained a few rows at a time."""
-        learned = next(upsampler.parameters(), None) is not None
-        return self.pixelwise and learned and upsampler.supports_tiles
+        weights = list(upsampler.parameters())
+        frozen = not any(weight.requires_grad for weight in weights)
+        return self.pixelwise and bool(weights) and frozen and upsampler.supports_tiles
 
     def seed_groups(self) -> list[slice]:
         """Return which seeds' heads are computed together; all, unless memory forbids it."""
@@ -286,7 +287,7 @@ class CropProbe(ABC, Generic[MeterT]):
     ) -> Result:
         scores, details = self.summarise(meters)
         details["head_before_upsampling"] = {
-            stage: self.head_first(trainee.method.upsampler, stage == "training")
+            stage: self.head_first(trainee.upsamplers[0], stage == "training")
             for stage in ("training", "validation")
         }
         if trainee.history:
@@ -364,8 +365,7 @@ class CropProbe(ABC, Generic[MeterT]):
         """Take one step of the heads of all seeds."""
         trainee.optimizer.zero_grad()
         upsampler = trainee.upsamplers[0]
-        frozen = not trainee.joint
-        if frozen and self.head_first(upsampler, training=True) and self.in_rows(upsampler):
+        if self.head_first(upsampler, training=True) and self.in_rows(upsampler):
             losses = self._gradients_by_rows(trainee, batch)
         else:
             losses = self._gradients(trainee, batch, iteration)
