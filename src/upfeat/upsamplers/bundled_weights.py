@@ -87,7 +87,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_compact_patch16",
-            "4e0d0d0847225656759b7fd9ea4f7b2ed57431165ac8d6e7879d7393b1e28023",
+            "9ed1d883420021cc1f2f6f8a4f30c8ffe2101ea05f2e7c9dcd5612d8a70cdf77",
             COMPACT,
             192,
             _HALF,
