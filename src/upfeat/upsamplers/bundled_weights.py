@@ -114,7 +114,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_compact_patch16_stage1",
-            "a630135fde58cfad7bff2a9ec0eee3d47ef05e2c84db5380fa0885523112fb09",
+            "589ac52cabbb34a9ef151c2e377c223e596f0d8a54853f843bbfdefeb7849bdd",
             COMPACT,
             192,
             _IMAGENET,
@@ -123,7 +123,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_compact_patch16",
-            "2863f5d4d90ccdb994cbe957e806467a3dc8cc281a831c45f648b6c5e1f02497",
+            "0a4b1ba6d4930198542fb30c359b809842369f6ec0215ac0e5ab99aff06896b4",
             COMPACT,
             192,
             _IMAGENET,
