@@ -7,7 +7,7 @@ thrown away), masks and nearest-enlarged copies materialised. ``PLAIN`` maps a m
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -323,6 +323,23 @@ PLAIN: dict[str, Callable[[Upsampler], Plain]] = {
     "lift": plain_lift,
     "uplift": plain_uplift,
 }
+
+
+class PlainModule(nn.Module):
+    """An upsampler's weights and description around its plain forward."""
+
+    supports_tiles = False
+
+    def __init__(self, upsampler: Upsampler) -> None:
+        super().__init__()
+        self.upsampler = upsampler
+        self.info, self.config = upsampler.info, upsampler.config
+        self._check = upsampler._check
+        self.function = PLAIN[upsampler.info.name](upsampler)
+
+    def forward(self, image: Tensor, features: Tensor, output_size: Sequence[int]) -> Tensor:
+        """Upsample as the papers' code does."""
+        return self.function(image, features, tuple(output_size))
 
 
 # -- work that cannot be avoided -------------------------------------------------------------------

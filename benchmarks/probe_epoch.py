@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from plain import PLAIN
-from torch import Tensor, nn
+from plain import PlainModule
 
 import upfeat
 from upfeat.data import load_segmentation
@@ -26,29 +25,12 @@ from upfeat.evaluation.benchmark import Environment, Record, Report, measure_mem
 from upfeat.evaluation.dense import Method
 from upfeat.evaluation.image_probe import image_probe_preset, run_image_probe
 from upfeat.evaluation.results import Result
-from upfeat.upsamplers import Upsampler
 
 WAYS = {
     "papers' code, heads behind": ("plain", "never"),
     "heads behind": ("upfeat", "never"),
     "heads in front": ("upfeat", "always"),
 }
-
-
-class PlainUpsampler(nn.Module):
-    """An upsampler's weights and description around its plain implementation."""
-
-    supports_tiles = False
-
-    def __init__(self, upsampler: Upsampler) -> None:
-        super().__init__()
-        self.upsampler = upsampler
-        self.info, self.config = upsampler.info, upsampler.config
-        self.function = PLAIN[upsampler.info.name](upsampler)
-
-    def forward(self, image: Tensor, features: Tensor, output_size: Sequence[int]) -> Tensor:
-        """Upsample as the papers' code does."""
-        return self.function(image, features, tuple(output_size))
 
 
 def _run(way: str, arguments: argparse.Namespace, cache: str) -> tuple[Result, int]:
@@ -59,7 +41,7 @@ def _run(way: str, arguments: argparse.Namespace, cache: str) -> tuple[Result, i
     upsampler = upfeat.create_upsampler(arguments.upsampler, pretrained=True).eval()
     method = Method(way, upsampler)
     if implementation == "plain":
-        method = Method(way, PlainUpsampler(upsampler))  # type: ignore[arg-type]
+        method = Method(way, PlainModule(upsampler))  # type: ignore[arg-type]
     config = image_probe_preset(
         "jafar",
         arguments.data,

@@ -16,32 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain import PLAIN
+from plain import PLAIN, PlainModule
 from torch import Tensor, nn
 
 from upfeat.backbones import create_backbone
 from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory, measure_time
 from upfeat.training import TrainConfig, build_objective, build_upsampler, create_recipe
 from upfeat.training.schedule import make_optimizer
-from upfeat.upsamplers import Upsampler
 
 RECIPES = ("jafar_paper", "loftup_stage1_paper", "anyup_paper", "naf_paper", "bundled_universal")
 MASKS = 8
-
-
-class PlainModule(nn.Module):
-    """An upsampler's weights and description around a plain forward."""
-
-    def __init__(self, upsampler: Upsampler) -> None:
-        super().__init__()
-        self.upsampler = upsampler
-        self.info, self.config = upsampler.info, upsampler.config
-        self._check = upsampler._check
-        self.function = PLAIN[upsampler.info.name](upsampler)
-
-    def forward(self, image: Tensor, features: Tensor, output_size: Sequence[int]) -> Tensor:
-        """Upsample as the papers' code does."""
-        return self.function(image, features, tuple(output_size))
 
 
 def training_step(recipe: str, plain: bool) -> Callable[[], None]:

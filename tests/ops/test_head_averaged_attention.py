@@ -82,6 +82,11 @@ def test_weights_are_kept_only_where_they_are_enough():
     assert not kept(query.detach(), key.detach(), value, keep_bytes=fits - 1)
     assert not kept(query, key.detach(), value, keep_bytes=fits)
     assert not kept(query.detach(), key, value, keep_bytes=fits)
+    for wrong in ({"max_bytes": 0}, {"out": torch.empty(1, 8, 3, dtype=torch.float64)}):
+        with pytest.raises(ValueError, match=r"max_bytes|gradients"):
+            head_averaged_attention(
+                query.detach(), key.detach(), value, num_heads=2, keep_bytes=fits, **wrong
+            )
 
 
 def test_gradcheck():

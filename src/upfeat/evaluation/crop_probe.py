@@ -9,8 +9,8 @@ checkpoint, from which an interrupted run goes on to the same bits.
 Where ``info.commutes_with_head`` allows, the heads go in front of the upsampler, in training and
 validation: ``head(up(F)) == up(values=head(F))``, with gradients. Where the loss is a sum over the
 output's pixels, training in front of learned weights goes by rows: forward, loss and backward of
-some rows, then the next. A method of the papers' tables
-that is trained with the task (:class:`JointMethod`) has a copy for each seed.
+some rows, then the next. A method of the papers' tables that is trained with the task
+(:class:`JointMethod`) has a copy for each seed.
 
 Legend: ``B`` batch, ``C`` feature channels, ``K`` outputs of a head, ``S`` seeds, ``h w`` feature
 grid, ``H W`` crop, ``h' w'`` upsampled map.
@@ -151,12 +151,14 @@ class CropProbe(ABC, Generic[MeterT]):
         unit: of its scores.
         outputs: K, outputs of a head.
         counts: images of the splits ``"train"`` and ``"val"``.
+        pixelwise: the loss is a sum over the output's pixels: ``pixel_target`` and ``pixel_loss``.
     """
 
     task: str
     unit: str
     outputs: int
     counts: dict[str, int]
+    pixelwise = False
 
     def __init__(
         self, config: CropProbeConfig, backbone: Backbone, cache: Path, on_progress: Progress
@@ -189,9 +191,6 @@ class CropProbe(ABC, Generic[MeterT]):
     def meter(self) -> MeterT:
         """Return an empty meter."""
 
-    pixelwise = False
-    """Whether the loss is a sum over the output's pixels, for which the two methods below stand."""
-
     def pixel_target(self, target: Tensor) -> tuple[Tensor, int]:
         """Return the targets of the output's pixels (B, h', w'), and how many of them count."""
         raise NotImplementedError
@@ -211,10 +210,9 @@ class CropProbe(ABC, Generic[MeterT]):
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go in front of this upsampler."""
         choice = self.config.head_before_upsampling
-        if choice != "auto" or not upsampler.info.commutes_with_head:
-            return choice == "always" and upsampler.info.commutes_with_head
-        learned = next(upsampler.parameters(), None) is not None
-        if not (training and learned):
+        if choice == "never" or not upsampler.info.commutes_with_head:
+            return False
+        if choice == "always" or not training or next(upsampler.parameters(), None) is None:
             return True
         # The whole backward pass of learned weights computes them again, which costs more than a
         # map of all channels; by rows it was measured to pay while the outputs are few.
@@ -223,9 +221,8 @@ class CropProbe(ABC, Generic[MeterT]):
 
     def in_rows(self, upsampler: Upsampler) -> bool:
         """Say whether heads in front of this upsampler can be trained a few rows at a time."""
-        weights = list(upsampler.parameters())
-        frozen = not any(weight.requires_grad for weight in weights)
-        return self.pixelwise and bool(weights) and frozen and upsampler.supports_tiles
+        asking = [weight.requires_grad for weight in upsampler.parameters()]
+        return self.pixelwise and upsampler.supports_tiles and bool(asking) and not any(asking)
 
     def seed_groups(self) -> list[slice]:
         """Return which seeds' heads are computed together; all, unless memory forbids it."""

@@ -84,6 +84,13 @@ class BoundedOperator:
         self.backward = backward
         self.default_max_bytes = default_max_bytes
 
+    def budget(self, max_bytes: int | None) -> int:
+        """The bound on the temporaries that a caller means; ValueError below 1."""
+        max_bytes = self.default_max_bytes if max_bytes is None else max_bytes
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
+        return max_bytes
+
     def __call__(
         self,
         query: Tensor,
@@ -99,9 +106,7 @@ class BoundedOperator:
         ``hints`` help the bounded version to cut its work and have no effect on the result, so a
         Triton kernel does not get them. The result is written into ``out`` where that is given.
         """
-        max_bytes = self.default_max_bytes if max_bytes is None else max_bytes
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
+        max_bytes = self.budget(max_bytes)
         bounded = {**options, **(hints or {}), "max_bytes": max_bytes}
         if out is None:
             return _Recomputed.apply(query, key, value, self, options, bounded)

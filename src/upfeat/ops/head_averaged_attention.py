@@ -120,8 +120,9 @@ def head_averaged_attention(
         result = head_averaged_attention_reference(query, key, value, num_heads, scale=scale)
         return result if out is None else out.copy_(result)
     scale = _default_scale(query, num_heads) if scale is None else scale
-    if _may_keep_weights(query, key, value, keep_bytes):
-        weights = _mean_weights(query, key, value, num_heads, scale, max_bytes or DEFAULT_MAX_BYTES)
+    if out is None and _may_keep_weights(query, key, value, keep_bytes):
+        budget = _BOUNDED.budget(max_bytes)
+        weights = _mean_weights(query, key, value, num_heads, scale, budget)
         with _dispatch.without_autocast(query):
             return (weights @ value.to(weights.dtype)).to(value.dtype)  # (B, N, K)
     return _BOUNDED(query, key, value, max_bytes, out=out, num_heads=num_heads, scale=scale)
