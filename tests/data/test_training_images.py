@@ -54,6 +54,20 @@ def folder(tmp_path: Path, count: int = 11, broken: tuple[int, ...] = ()) -> Pat
     return root
 
 
+@pytest.mark.parametrize("size", [(26, 34), (34, 26), (8, 60), (16, 24)])
+def test_the_smallest_size_that_holds_a_crop(size: tuple[int, int]) -> None:
+    transform = CropTransform("cover", (16, 24), "random", scale=(1.0, 1.5))
+    for seed in range(10):
+        geometry = transform.geometry(size, torch.Generator().manual_seed(seed))
+        assert geometry.image(torch.rand(3, *size)).shape == (3, 16, 24)
+        factor = min(full / part for full, part in zip(geometry.resized, (16, 24), strict=True))
+        assert 1 <= factor < 1.6
+    tight = CropTransform("cover", (16, 24)).geometry(size, torch.Generator()).resized
+    assert tight[0] == 16 or tight[1] == 24
+    with pytest.raises(ValueError, match="crop to cover"):
+        CropTransform("cover")
+
+
 def dataset(root: Path, **options: Any) -> TrainingImages:
     return TrainingImages(image_folder(root), TRANSFORM, **options)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -55,8 +57,70 @@ def test_one_batch_is_learnt() -> None:
 
 @pytest.mark.parametrize("name", ["naf", "loftup"])
 def test_methods_that_do_not_commute_with_a_head_are_refused(name: str) -> None:
-    with pytest.raises(UnsupportedError, match="commute"):
+    with pytest.raises(UnsupportedError, match="transfer_weight=0"):
         CONFIG.build().prepare(tiny_upsampler(name), tiny_backbone())
+
+
+@pytest.mark.parametrize("name", ["naf", "loftup"])
+def test_methods_that_do_not_commute_learn_the_features_alone(name: str) -> None:
+    config = dataclasses.replace(CONFIG, transfer_weight=0.0, samples=256)
+    run = losses(name, config, 30, lr=3e-3)
+    assert sum(run[-5:]) < 0.9 * sum(run[:5])
+    terms = losses_of_one_step(name, config)
+    assert sorted(terms) == ["features", "loss"]
+
+
+def losses_of_one_step(name: str, config: MaskTransferConfig) -> dict[str, torch.Tensor]:
+    backbone, upsampler, batch = tiny_backbone(), small(name), tiny_batch()
+    objective = config.build()
+    objective.prepare(upsampler, backbone, tuple(batch["image"].shape[-2:]))
+    return objective.step(batch, backbone, upsampler, torch.Generator().manual_seed(0))
+
+
+def test_all_channels_and_a_regressing_method() -> None:
+    """The perfect answer to regions without masks is bicubic interpolation: no error is left."""
+
+    class Bicubic(torch.nn.Module):
+        info = create_upsampler("bicubic").info
+
+        def forward(
+            self,
+            image: torch.Tensor,
+            features: torch.Tensor,
+            size: None = None,
+            values: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            mixed = features if values is None else values
+            return torch.nn.functional.interpolate(mixed, image.shape[-2:], mode="bicubic")
+
+    regressing = Bicubic()
+    regressing.info = dataclasses.replace(Bicubic.info, commutes_with_head=False)
+    batch = {**tiny_batch(), "masks": torch.zeros(2, 0, 48, 48, dtype=torch.bool)}
+    for upsampler in (Bicubic(), regressing):
+        config = MaskTransferConfig(samples=32, projection=None, transfer_weight=0.0)
+        generator = torch.Generator().manual_seed(0)
+        terms = config.build()._step(batch, tiny_backbone(), upsampler, generator)
+        assert terms["features"] < 1e-9
+
+
+def test_inputs_of_several_sizes() -> None:
+    config = MaskTransferConfig(samples=16, input_sizes=((24, 48), (32, 32)))
+    objective, upsampler = config.build(), small("kin")
+    objective.prepare(upsampler, tiny_backbone(), (48, 48))
+    seen = set()
+    query = upsampler.query
+
+    def recorded(image: torch.Tensor, *args: object) -> torch.Tensor:
+        seen.add(tuple(image.shape[2:]))
+        return query(image, *args)
+
+    upsampler.query = recorded
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        objective.step(tiny_batch(), tiny_backbone(), upsampler, generator)
+    assert seen == {(24, 48), (32, 32)}
+    with pytest.raises(ValueError, match="pairs"):
+        MaskTransferConfig(input_sizes=((24, 0),))
 
 
 def test_sampling_gives_what_the_whole_map_gives() -> None:

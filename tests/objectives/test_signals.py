@@ -20,9 +20,14 @@ from upfeat.objectives import (
     released_stage1_config,
     released_stage2_config,
 )
-from upfeat.objectives.images import disturb_image, gaussian_blur, normalize_image, scale_size
+from upfeat.objectives.images import (
+    cut_part,
+    disturb_image,
+    gaussian_blur,
+    normalize_image,
+    scale_size,
+)
 from upfeat.objectives.losses import cosine_mse, mse
-from upfeat.objectives.mask_refined import cut_part
 from upfeat.objectives.multi_view import Jitter, draw_jitter, jitter_map
 from upfeat.objectives.self_distillation import _region
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo

@@ -82,6 +82,8 @@ def test_papers_numbers() -> None:
         ("logging.tensorboard=true", "logging.tensorboard", True),
         ('data.paths=["a", "b"]', "data.paths", ("a", "b")),
         ("objective.settings.alpha=0.5", "objective.settings", {"alpha": 0.5}),
+        ("data.crop=[32,48]", "data.crop_size", (32, 48)),
+        ("data.crop=32", "data.crop_size", (32, 32)),
         ("upsampler.config.num_heads=2", "upsampler.config", {"qk_dim": 8, "num_heads": 2}),
     ],
 )

@@ -12,6 +12,7 @@ from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.errors import CheckpointError
+from upfeat.ops.coordinates import pixel_centres
 from upfeat.upsamplers.registry import get_checkpoint
 
 CASES = ("dinov2s_384", "nonsquare_small", "equal_dims_k3")
@@ -33,6 +34,36 @@ def test_golden(golden_dir: Path, case: str, grad: bool) -> None:
         output = upsampler(tensors["input.image"], tensors["input.features"], expected.shape[2:])
     assert output.requires_grad == grad
     assert max_abs_difference(output, expected) < GOLDEN_ATOL
+
+
+def test_single_positions_have_the_gradients_of_the_whole_map() -> None:
+    torch.manual_seed(0)
+    upsampler = upfeat.create_upsampler("jafar", feature_dim=6, qk_dim=16)
+    image, features = torch.rand(2, 3, 20, 24), torch.randn(2, 6, 3, 4, requires_grad=True)
+    values = torch.randn(2, 5, 3, 4)
+    places = torch.randperm(20 * 24)[:40]
+    coords = pixel_centres((20, 24), dtype=torch.float64)[places].expand(2, -1, -1)
+    some = upsampler.query(image, features, coords, values)  # (B, N, K)
+    whole = upsampler(image, features, values=values).flatten(2).mT[:, places]
+    weight = torch.randn_like(some)
+    wanted = [features, *upsampler.parameters()]
+    for ours, theirs in zip(
+        torch.autograd.grad(some, wanted, weight),
+        torch.autograd.grad(whole, wanted, weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_positions_between_pixels_read_their_queries_bilinearly() -> None:
+    torch.manual_seed(0)
+    upsampler = upfeat.create_upsampler("jafar", feature_dim=6, qk_dim=16).eval()
+    image, features = torch.rand(1, 3, 12, 16), torch.randn(1, 6, 3, 4)
+    coords = torch.rand(1, 30, 2) * 2 - 1
+    graph = upsampler.query(image, features, coords)
+    with torch.no_grad():
+        bounded = upsampler.query(image, features, coords)
+    torch.testing.assert_close(bounded, graph, atol=1e-5, rtol=1e-4)
 
 
 def official_state(golden_dir: Path, case: str = "nonsquare_small") -> dict[str, torch.Tensor]:

@@ -253,6 +253,22 @@ def test_tiles_in_training_mode_are_refused() -> None:
         next(small().train().tiles(torch.randn(1, 3, 9, 9), torch.randn(1, 12, 3, 4)))
 
 
+def test_single_positions_keep_to_the_running_statistics() -> None:
+    """In training too: the same numbers, and gradients for every weight that they pass."""
+    model = small()
+    model(torch.randn(2, 3, 9, 9), torch.randn(2, 12, 3, 4))
+    image, features = torch.randn(2, 3, 9, 12), torch.randn(2, 12, 3, 4)
+    coords = torch.rand(2, 7, 2) * 2 - 1
+    expected = model.eval().query(image, features, coords)
+    before = model.batch_norm1.running_mean.clone()
+    actual = model.train().query(image, features, coords)
+    torch.testing.assert_close(actual, expected)
+    assert torch.equal(model.batch_norm1.running_mean, before)
+    actual.square().sum().backward()
+    names = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert names == []
+
+
 # -- the two paths -------------------------------------------------------------------------------
 
 

@@ -187,7 +187,7 @@ def _panels(config: "TrainConfig", count: int, files: Sequence[Path] | None) -> 
     from upfeat.viz import pca_picture, save_png
 
     images = _panel_images(config, count, files)
-    size = config.data.crop
+    size = config.data.crop_size
 
     class Panels(Callback):
         def on_checkpoint(self, trainer: Trainer, step: int, path: Path) -> None:

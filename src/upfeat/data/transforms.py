@@ -101,7 +101,7 @@ class CropTransform:
 
     Args:
         resize: an int for the shorter side, a pair (height, width) that may change the aspect
-            ratio, or None to keep the size.
+            ratio, ``"cover"`` for the smallest size that holds the crop, or None to keep the size.
         crop: side or (height, width) of the crop; None keeps the whole image.
         position: of the crop.
         flip: probability of mirroring left to right.
@@ -121,7 +121,7 @@ class CropTransform:
         ((64, 128), 32, torch.Size([3, 64, 64]))
     """
 
-    resize: int | Size | None
+    resize: int | Size | Literal["cover"] | None
     crop: int | Size | None = None
     position: Literal["center", "random"] = "center"
     flip: float = 0.0
@@ -139,7 +139,10 @@ class CropTransform:
             raise ValueError(f"flip must be a probability in [0, 1], got {self.flip}")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale must be a range (low, high) above 0, got {self.scale}")
-        for name, value in (("resize", self.resize), ("crop", self.crop)):
+        if self.resize == "cover" and self.crop is None:
+            raise ValueError("resize='cover' needs a crop to cover")
+        asked = None if self.resize == "cover" else self.resize
+        for name, value in (("resize", asked), ("crop", self.crop)):
             if isinstance(value, float):
                 raise ValueError(f"{name} must be an int, a pair or None, got {value}")
             resolve_size(value, (1, 1), name)
@@ -148,7 +151,7 @@ class CropTransform:
         """Draw the geometry of an image of size (H, W)."""
         # Always four numbers: what one option draws does not depend on the others.
         factor, row, col, mirror = torch.rand(4, generator=generator).tolist()
-        resized = resolve_size(self.resize, size, "resize")
+        resized = self._resized(size)
         low, high = self.scale
         if (low, high) != (1.0, 1.0):
             resized = resolve_size(float(low + factor * (high - low)), resized)
@@ -164,6 +167,17 @@ class CropTransform:
         else:
             top, left = round(free[0] / 2), round(free[1] / 2)  # as torchvision's crop
         return Geometry(resized, top, left, crop, mirror < self.flip, self.interpolation)
+
+    def _resized(self, size: Size) -> Size:
+        """Return the size before the random factor."""
+        if self.resize != "cover":
+            return resolve_size(self.resize, size, "resize")
+        crop = resolve_size(self.crop, (1, 1), "crop")
+        factor = max(part / whole for part, whole in zip(crop, size, strict=True))
+        height, width = (
+            max(part, round(whole * factor)) for part, whole in zip(crop, size, strict=True)
+        )
+        return height, width
 
     def __call__(
         self, image: Tensor, generator: torch.Generator, labels: Tensor | None = None

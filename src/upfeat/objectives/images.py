@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.objectives.draws import draw_chance, draw_like
+from upfeat.objectives.draws import draw_chance, draw_integer, draw_like
 from upfeat.ops.gaussian_blur import gaussian_blur
 
 __all__ = [
     "Clamp",
+    "cut_part",
     "disturb_image",
     "gaussian_blur",
     "normalize_image",
@@ -116,3 +117,33 @@ def disturb_image(
     low = normalize_image(torch.zeros_like(image[:1, :, :1, :1]), mean, std)
     high = normalize_image(torch.ones_like(low), mean, std)
     return torch.minimum(torch.maximum(disturbed, low), high), image
+
+
+def cut_part(
+    image: Tensor, masks: Tensor, size: Size, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cut the largest part of a shape at a random place, and resize it.
+
+    Args:
+        image: (B, 3, H, W).
+        masks: (B, M, H, W), bool or 0 and 1; resized to the nearest.
+        size: (h, w) of the result.
+        generator: draws the place.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.objectives.images import cut_part
+        >>> image, masks = torch.rand(1, 3, 8, 8), torch.ones(1, 2, 8, 8, dtype=torch.bool)
+        >>> part, cut = cut_part(image, masks, (2, 4), torch.Generator())
+        >>> part.shape, cut.shape, cut.dtype
+        (torch.Size([1, 3, 2, 4]), torch.Size([1, 2, 2, 4]), torch.bool)
+    """
+    height, width = image.shape[2:]
+    scale = min(height / size[0], width / size[1])
+    rows, cols = (max(1, round(side * scale)) for side in size)
+    top = draw_integer(generator, height - rows + 1)
+    left = draw_integer(generator, width - cols + 1)
+    part = image[:, :, top : top + rows, left : left + cols]
+    cut = masks[:, :, top : top + rows, left : left + cols]
+    near = F.interpolate(cut.to(image.dtype), size, mode="nearest-exact")
+    return resize_bilinear(part, size, antialias=True), near.to(masks.dtype)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from upfeat.objectives._networks import Call, backbone_features, guidance_image
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_integer
-from upfeat.objectives.images import resize_bilinear, scale_size
+from upfeat.objectives.images import cut_part, scale_size
 from upfeat.objectives.losses import (
     Distance,
     get_distance,
@@ -162,33 +162,3 @@ class MaskRefined(Objective):
             output = scale_size(seen, self.config.output_scale)
             calls.append(Call(seen, backbone.grid_size(seen), output))
         return Plan([call.image for call in calls], calls)
-
-
-def cut_part(
-    image: Tensor, masks: Tensor, size: Size, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Cut the largest part of a shape at a random place, and resize it.
-
-    Args:
-        image: (B, 3, H, W).
-        masks: (B, M, H, W), bool or 0 and 1; resized to the nearest.
-        size: (h, w) of the result.
-        generator: draws the place.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.objectives.mask_refined import cut_part
-        >>> image, masks = torch.rand(1, 3, 8, 8), torch.ones(1, 2, 8, 8, dtype=torch.bool)
-        >>> part, cut = cut_part(image, masks, (2, 4), torch.Generator())
-        >>> part.shape, cut.shape, cut.dtype
-        (torch.Size([1, 3, 2, 4]), torch.Size([1, 2, 2, 4]), torch.bool)
-    """
-    height, width = image.shape[2:]
-    scale = min(height / size[0], width / size[1])
-    rows, cols = (max(1, round(side * scale)) for side in size)
-    top = draw_integer(generator, height - rows + 1)
-    left = draw_integer(generator, width - cols + 1)
-    part = image[:, :, top : top + rows, left : left + cols]
-    cut = masks[:, :, top : top + rows, left : left + cols]
-    near = F.interpolate(cut.to(image.dtype), size, mode="nearest-exact")
-    return resize_bilinear(part, size, antialias=True), near.to(masks.dtype)

@@ -5,6 +5,8 @@ features (arXiv 2504.14032, section 3.2) with a second one that no backbone can 
 share of every low-resolution cell is upsampled in the features' place, and each pixel must find its
 own region again.
 
+Methods that regress features instead of mixing them (LoftUp) take the first signal alone.
+
 Legend: B batch, C feature channels, P projected channels, M regions, h w low-resolution grid, H W
 image, N sampled pixels.
 """
@@ -18,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.errors import UnsupportedError
-from upfeat.objectives._networks import Call, backbone_features, guidance_image
+from upfeat.objectives._networks import Call, backbone_features, bare, guidance_image
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_integer, draw_like
-from upfeat.objectives.images import resize_bilinear, scale_size
+from upfeat.objectives.images import cut_part, resize_bilinear, scale_size
 from upfeat.objectives.registry import register_objective
 from upfeat.ops.coordinates import sample_at
 
@@ -53,6 +55,8 @@ class MaskTransferConfig(ObjectiveConfig):
         edge_share: share of them that is drawn near borders of regions.
         input_scales: sizes of the backbone's image as shares of the guidance's; one is drawn for
             each step, so that a cell has more or fewer pixels.
+        input_sizes: (H, W) of the guidance; one is drawn for each step, a part of its shape is cut
+            from the images at a random place and resized. Empty: the images as they are.
 
     Example:
         >>> MaskTransferConfig(edge_share=2.0)
@@ -67,6 +71,7 @@ class MaskTransferConfig(ObjectiveConfig):
     samples: int = 1024
     edge_share: float = 0.5
     input_scales: tuple[float, ...] = (1.0,)
+    input_sizes: tuple[Size, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,15 +83,18 @@ class MaskTransferConfig(ObjectiveConfig):
             raise ValueError("samples and projection must be positive")
         if not self.input_scales or min(self.input_scales) <= 0:
             raise ValueError(f"input_scales must be positive, got {self.input_scales}")
+        if any(len(size) != 2 or min(size) < 1 for size in self.input_sizes):
+            raise ValueError(f"input_sizes must be pairs (H, W), got {self.input_sizes}")
 
 
 @register_objective("mask_transfer", MaskTransferConfig)
 class MaskTransfer(Objective):
     """Bring regions and region means through the upsampler (this package's universal signal).
 
-    The batch brings ``"masks"`` (B, M, H, W), of any source. The upsampler must mix values with
-    weights that all channels share (``info.commutes_with_head``), as projections and regions go
-    through it in the features' place.
+    The batch brings ``"masks"`` (B, M, H, W), of any source. The second signal needs an upsampler
+    that mixes values with weights which all channels share (``info.commutes_with_head``), as
+    regions go through it in the features' place; others need ``transfer_weight=0``. Pixels are
+    sampled from the whole resolution, and cost what they are few where a method has ``query()``.
 
     Example:
         >>> import torch, upfeat
@@ -104,50 +112,54 @@ class MaskTransfer(Objective):
 
     def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
         super()._check_model(model, backbones)
-        if not model.info.commutes_with_head:
+        if self.config.transfer_weight and not model.info.commutes_with_head:
             raise UnsupportedError(
                 f"{self.name} sends regions through the upsampler in the features' place, which "
-                f"{model.info.name} cannot do (it does not commute with a head); use mask_refined"
+                f"{model.info.name} cannot do (it does not commute with a head); set "
+                "transfer_weight=0, or use mask_refined"
             )
 
     def _step(
         self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        config, image = self.config, batch["image"]
+        config, image, masks = self.config, batch["image"], batch["masks"]
+        if config.input_sizes:
+            drawn = config.input_sizes[draw_integer(generator, len(config.input_sizes))]
+            image, masks = cut_part(image, masks, (drawn[0], drawn[1]), generator)
         full = (image.shape[2], image.shape[3])
         scale = config.input_scales[draw_integer(generator, len(config.input_scales))]
         seen = resize_bilinear(image, self._input(full, scale, backbone), antialias=True)
         features = backbone_features(backbone, seen)
-        regions = region_map(batch["masks"])  # (B, H, W)
-        count = max(int(regions.max()), 0) + 1
-        hot = F.one_hot(regions + 1, count + 1)[..., 1:]  # (B, H, W, M)
-        hot = hot.permute(0, 3, 1, 2).to(features.dtype)  # (B, M, H, W)
-        shares = F.adaptive_avg_pool2d(hot, (features.shape[2], features.shape[3]))  # (B, M, h, w)
-        channels = self._projected(features, generator)  # (B, P, h, w)
+        regions = region_map(masks)  # (B, H, W)
+        shares = region_shares(regions, (features.shape[2], features.shape[3]), features.dtype)
+        wanted = self.target(features)
+        centre = wanted.mean((2, 3), keepdim=True)
+        matrix = self._projection(wanted, generator)  # (P, C)
+        channels = torch.einsum("pc,bchw->bphw", matrix, wanted - centre)  # (B, P, h, w)
         coords, places = self._draw(regions, generator)
-        values = torch.cat([channels, shares], dim=1)
-        found = _at(upsampler, guidance_image(upsampler, backbone, image), features, coords, values)
-        output, share = found.split([channels.shape[1], shares.shape[1]], dim=2)  # (B, N, …)
+        guidance = guidance_image(upsampler, backbone, image)
         region = regions.flatten(1).gather(1, places)  # (B, N), -1 outside
-        known = region >= 0
         terms = {}
+        if bare(upsampler).info.commutes_with_head:
+            values = torch.cat([channels, shares], dim=1)
+            found = _at(upsampler, guidance, features, coords, values)
+            output, share = found.split([channels.shape[1], shares.shape[1]], dim=2)  # (B, N, …)
+            terms["transfer"] = (config.transfer_weight, surprise(share, region))
+        else:
+            found = _at(upsampler, guidance, features, coords)  # (B, N, C)
+            output = (found - centre.flatten(2).mT) @ matrix.T  # (B, N, P)
         variance = channels.square().mean((1, 2, 3))[:, None, None]
         target = self._refined(channels, shares, coords, region)
         error = ((output - target).square() / variance.clamp(min=1e-12)).mean()
         terms["features"] = (config.feature_weight, error)
-        own = share.gather(2, region.clamp(min=0)[..., None])[..., 0]  # (B, N)
-        surprise = -(own + SHARE_FLOOR).log() * known
-        terms["transfer"] = (config.transfer_weight, surprise.sum() / known.sum().clamp(min=1))
         return weighted_sum(terms)
 
-    def _projected(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Centre the features and reduce their channels: (B, C, h, w) -> (B, P, h, w)."""
-        features = features - features.mean((2, 3), keepdim=True)
+    def _projection(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw what reduces the features' channels, (P, C)."""
+        width = features.shape[1]
         if self.config.projection is None:
-            return features
-        shape = (self.config.projection, features.shape[1])
-        matrix = draw_like(generator, features, shape) / features.shape[1] ** 0.5
-        return torch.einsum("pc,bchw->bphw", matrix, features)
+            return torch.eye(width, dtype=features.dtype, device=features.device)
+        return draw_like(generator, features, (self.config.projection, width)) / width**0.5
 
     def _draw(self, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw pixels: their centres (B, N, 2) and flat indices (B, N)."""
@@ -185,19 +197,42 @@ class MaskTransfer(Objective):
         return scale_size(full, scale, backbone.size_multiple)
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
-        sizes = [self._input(image_size, scale, backbone) for scale in self.config.input_scales]
-        calls = [Call(image_size, backbone.grid_size(size), image_size) for size in sizes]
+        sizes, calls = [], []
+        for drawn in self.config.input_sizes or (image_size,):
+            full = (drawn[0], drawn[1])
+            for scale in self.config.input_scales:
+                sizes.append(self._input(full, scale, backbone))
+                calls.append(Call(full, backbone.grid_size(sizes[-1]), full))
         return Plan(sizes, calls)
 
 
 def _at(
-    upsampler: nn.Module, image: Tensor, features: Tensor, coords: Tensor, values: Tensor
+    upsampler: nn.Module,
+    image: Tensor,
+    features: Tensor,
+    coords: Tensor,
+    values: Tensor | None = None,
 ) -> Tensor:
-    """Return the upsampled values at positions (B, N, 2): (B, N, K)."""
+    """Return the upsampled values at positions (B, N, 2): (B, N, C or K)."""
     if getattr(upsampler, "supports_query", False):
         queried: Tensor = upsampler.query(image, features, coords, values)  # type: ignore[operator]
         return queried
     return sample_at(upsampler(image, features, None, values), coords)
+
+
+def region_shares(regions: Tensor, grid: Size, dtype: torch.dtype) -> Tensor:
+    """Return what part of each cell a region takes, (B, H, W) -> (B, M, h, w)."""
+    count = max(int(regions.max()), 0) + 1
+    hot = F.one_hot(regions + 1, count + 1)[..., 1:].permute(0, 3, 1, 2)  # (B, M, H, W)
+    return F.adaptive_avg_pool2d(hot.to(dtype), grid)
+
+
+def surprise(share: Tensor, region: Tensor) -> Tensor:
+    """Return the cross entropy of found shares (B, N, M) with the pixels' regions (B, N)."""
+    known = region >= 0
+    own = share.gather(2, region.clamp(min=0)[..., None])[..., 0]  # (B, N)
+    surprise = -(own + SHARE_FLOOR).log() * known
+    return surprise.sum() / known.sum().clamp(min=1)
 
 
 def region_map(masks: Tensor) -> Tensor:

@@ -8,7 +8,14 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from upfeat.checkpoints import write_bytes
 
@@ -129,8 +136,8 @@ class DataConfig(Section):
 
     Attributes:
         paths: folders, lists (``.txt``), tar shards; ImageNet and SA-1B layouts are recognised.
-        crop: side of the square crop, in pixels.
-        resize: shorter side before the crop; None for the crop's side.
+        crop: side of the square crop, or its (height, width), in pixels.
+        resize: shorter side before the crop; None for the smallest size that holds the crop.
         position: of the crop, ``center`` or ``random``.
         flip: probability of mirroring left to right.
         scale: range of a random factor on ``resize``.
@@ -150,7 +157,7 @@ class DataConfig(Section):
     """
 
     paths: tuple[str, ...] = ()
-    crop: int = Field(ge=1)
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt]
     resize: int | None = Field(default=None, ge=1)
     position: Literal["center", "random"] = "center"
     flip: float = Field(default=0.0, ge=0, le=1)
@@ -161,6 +168,11 @@ class DataConfig(Section):
     depth: DepthConfig | None = None
     feature_cache: str | None = None
     prefetch: int = Field(default=2, ge=0)
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of the crop."""
+        return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
 
     @model_validator(mode="after")
     def _repeating(self) -> Self:

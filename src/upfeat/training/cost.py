@@ -61,7 +61,7 @@ def measure_cost(config: TrainConfig, parts: Parts | None = None) -> CostEstimat
     torch.manual_seed(derive_seed(config.seed))
     parts = build_parts(config) if parts is None else parts
     device = pick_device(config)
-    trainable = parts.prepare((config.data.crop, config.data.crop), device)
+    trainable = parts.prepare(config.data.crop_size, device)
     optimizer = make_optimizer(config.optimizer, trainable)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -150,8 +150,7 @@ class Trainer:
         if self.parts is None:
             self.parts = build_parts(config)
         parts = self.parts
-        size = (config.data.crop, config.data.crop)
-        self.trainable = parts.prepare(size, self.fabric.device)
+        self.trainable = parts.prepare(config.data.crop_size, self.fabric.device)
         # Fabric's wrapper around the optimiser; its type names a tuple too.
         self.optimizer: Any = self.fabric.setup_optimizers(
             make_optimizer(config.optimizer, self.trainable)

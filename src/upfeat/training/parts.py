@@ -86,7 +86,7 @@ def _backbone(config: BackboneConfig, data: DataConfig, images: int) -> Backbone
     backbone = create_backbone(config.name, weights=config.weights, **config.options)
     if data.feature_cache is None:
         return backbone
-    cached = CachedBackbone(backbone, data.feature_cache, (data.crop, data.crop), config.options)
+    cached = CachedBackbone(backbone, data.feature_cache, data.crop_size, config.options)
     cached.reserve(images)
     return cached
 

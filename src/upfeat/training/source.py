@@ -108,7 +108,7 @@ def open_source(config: TrainConfig) -> ImageStream:
     if data.min_side is not None:
         records = with_min_side(records, data.min_side, file=data.sides_file)
     transform = CropTransform(
-        data.resize or data.crop,
+        data.resize or (data.crop if isinstance(data.crop, int) else "cover"),
         data.crop,
         position=data.position,
         flip=data.flip,
@@ -122,11 +122,17 @@ def open_source(config: TrainConfig) -> ImageStream:
         "images": len(records),
         "from": " and ".join(Path(path).name or str(path) for path in data.paths),
         "names": f"sha256 {names.hexdigest()[:12]}",
-        "crop": f"{data.crop} ({data.position}) of shorter side {data.resize or data.crop}",
+        "crop": f"{data.crop} ({data.position}) {_resize_text(data)}",
         "masks": "none" if masks is None else masks.name,
         "depth": "none" if depth is None else depth.name,
     }
     return ImageStream(images, description)
+
+
+def _resize_text(data: DataConfig) -> str:
+    if data.resize is None and not isinstance(data.crop, int):
+        return "of the smallest size around it"
+    return f"of shorter side {data.resize or data.crop}"
 
 
 def _mask_source(data: DataConfig) -> MaskSource | None:

@@ -233,7 +233,7 @@ class Upsampler(nn.Module):
         values: Tensor | None = None,
         output_size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Upsample at single positions, where the method is a function of coordinates.
+        """Upsample at single positions, where the method can.
 
         Queried at the pixel centres of ``output_size`` (``upfeat.ops.coordinates.pixel_centres``),
         it gives what :meth:`forward` gives at that size; between them, what the method says there.

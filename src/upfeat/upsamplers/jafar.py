@@ -27,18 +27,22 @@ from upfeat.layers.bands import (
     needs_graph,
     only_values_need_graph,
     query_row_bytes,
+    row_bands,
     tile_in_bands,
     upsample_in_bands,
 )
 from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import head_averaged_attention
+from upfeat.ops.coordinates import sample_at
+from upfeat.ops.memory import new_large
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
 Triple = tuple[float, float, float]
+QUERY_BYTES = 32 * 2**20  # of a band of query rows and its temporaries, in query()
 
 HALF: Triple = (0.5, 0.5, 0.5)
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -196,6 +200,7 @@ class Jafar(Upsampler):
         commutes_with_head=True,
     )
     supports_tiles = True
+    supports_query = True
     official_keys = ("jafar",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -248,6 +253,46 @@ class Jafar(Upsampler):
             cells = features.shape[2] * features.shape[3]
             row_bytes += output_size[1] * cells * values.element_size()
         yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes, graph)
+
+    def _query(
+        self,
+        image: Tensor,
+        features: Tensor,
+        coords: Tensor,
+        values: Tensor,
+        output_size: tuple[int, int],
+    ) -> Tensor:
+        """Attend from the queries of all pixels, read between them bilinearly."""
+        if needs_graph(self, image, features, values):
+            grid = (features.shape[2], features.shape[3])
+            query, key = self.guidance(image, output_size, grid)
+            tokens = self.attention.queries(F.group_norm(query, 8))  # (B, N, d)
+            keys = self.keys(key, features)  # (B, n, d)
+        else:
+            tokens, keys = self._encode(image, features, output_size)
+        pixels = tokens.mT.unflatten(2, output_size)  # (B, N, d) -> (B, d, H', W')
+        mixed = values.flatten(2).mT  # (B, K, h, w) -> (B, n, K)
+        asked = sample_at(pixels, coords)
+        return head_averaged_attention(asked, keys, mixed, self.attention.num_heads)
+
+    def _encode(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Projected queries (B, N, d) and keys (B, n, d) for inference, band after band."""
+        grid, (height, width) = (features.shape[2], features.shape[3]), output_size
+        dim = self.attention.conv2d.in_channels
+        tokens = new_large(image, len(image), height * width, dim)
+        keys = []
+        row_bytes = 4 * width * dim * image.element_size()
+        for item, one in zip(tokens, range(len(image)), strict=True):
+            here = slice(one, one + 1)
+            encoded, queries = self.guidance.encode_bounded(image[here], output_size, grid)
+            keys.append(self.keys(encoded, features[here]))
+            norm = queries.statistics(groups=8, eps=1e-5)
+            for start, stop in row_bands(height, row_bytes, QUERY_BYTES):
+                rows = self.attention.query_rows(queries, (start, stop), norm)
+                item[start * width : stop * width] = rows[0]
+        return tokens, torch.cat(keys)
 
     def _bands(
         self,

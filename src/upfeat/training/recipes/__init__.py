@@ -7,7 +7,9 @@ or chosen here.
 from upfeat.training.recipes.anyup import anyup_paper, anyup_small
 from upfeat.training.recipes.bundled import (
     bundled_jafar,
+    bundled_jafar_pixels,
     bundled_jafar_sizes,
+    bundled_loftup_pixels,
     bundled_loftup_stage1,
     bundled_loftup_stage1_longer,
     bundled_loftup_stage1_sizes,
@@ -50,7 +52,9 @@ __all__ = [
     "anyup_paper",
     "anyup_small",
     "bundled_jafar",
+    "bundled_jafar_pixels",
     "bundled_jafar_sizes",
+    "bundled_loftup_pixels",
     "bundled_loftup_stage1",
     "bundled_loftup_stage1_longer",
     "bundled_loftup_stage1_sizes",

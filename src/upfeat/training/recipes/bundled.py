@@ -24,7 +24,9 @@ from upfeat.training.recipes.registry import register_recipe
 
 __all__ = [
     "bundled_jafar",
+    "bundled_jafar_pixels",
     "bundled_jafar_sizes",
+    "bundled_loftup_pixels",
     "bundled_loftup_stage1",
     "bundled_loftup_stage1_longer",
     "bundled_loftup_stage1_sizes",
@@ -322,3 +324,59 @@ def bundled_loftup_stage2() -> TrainConfig:
         steps=60,
         batch_size=2,
     )
+
+
+# As SIZES, with more of whole road scenes and photos.
+PIXEL_SIZES = [[352, 480], [352, 480], [240, 320], [208, 320], [320, 208], [224, 224], [320, 320]]
+
+
+def continue_at_pixels(first: TrainConfig, start: str, **settings: Any) -> TrainConfig:
+    """Return a recipe on single pixels of whole images that goes on from another's model."""
+    chosen = {"samples": 2048, "input_sizes": PIXEL_SIZES} | settings
+    cut = {"paths": LABELLED, "masks": REGIONS, "crop": (352, 480), "resize": None}
+    return first.model_copy(
+        update={
+            "upsampler": first.upsampler.model_copy(update={"start_from": start}),
+            "objective": ObjectiveConfig(name="mask_transfer", settings=chosen),
+            "data": first.data.model_copy(update=cut | {"scale": (1.0, 1.4)}),
+            "seed": 2,
+        }
+    )
+
+
+@register_recipe
+def bundled_jafar_pixels() -> TrainConfig:
+    """JAFAR for ViT-Tiny, continued on single pixels of whole images, with people's regions.
+
+    It starts from ``runs/bundled_jafar_sizes/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``. The steps before it saw outputs of a quarter of the
+    input's size, so never a pixel; nor an image as small as it is when a whole road scene is one.
+
+    * Chosen: everything. The universal model's signal, at 2,048 pixels of each image.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_jafar_pixels
+        >>> bundled_jafar_pixels().objective.name
+        'mask_transfer'
+    """
+    return continue_at_pixels(bundled_jafar_sizes(), "runs/bundled_jafar_sizes/model")
+
+
+@register_recipe
+def bundled_loftup_pixels() -> TrainConfig:
+    """LoftUp's first stage for ViT-Tiny, continued on single pixels of whole images.
+
+    It starts from ``runs/bundled_loftup_stage1_sizes/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``. As ``bundled_jafar_pixels`` says, and LoftUp more so: it
+    shrinks the image to the output, so it never saw one at its own resolution.
+
+    * As LoftUp's first stage: the error to bicubic features that people's regions have sharpened.
+    * Chosen: the rest. A cell counts for a region's mean with its squared share of it.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_loftup_pixels
+        >>> bundled_loftup_pixels().objective.settings["transfer_weight"]
+        0.0
+    """
+    start = "runs/bundled_loftup_stage1_sizes/model"
+    return continue_at_pixels(bundled_loftup_stage1_sizes(), start, transfer_weight=0.0)
