@@ -11,7 +11,7 @@ from tests.objectives.setups import tiny_backbone, tiny_batch, tiny_upsampler
 from upfeat import create_upsampler
 from upfeat.errors import UnsupportedError
 from upfeat.objectives import MaskTransferConfig
-from upfeat.objectives.mask_transfer import region_edges, region_map
+from upfeat.objectives.mask_transfer import region_edges, region_map, region_shares
 
 CONFIG = MaskTransferConfig(samples=64, projection=6)
 
@@ -101,6 +101,43 @@ def test_all_channels_and_a_regressing_method() -> None:
         generator = torch.Generator().manual_seed(0)
         terms = config.build()._step(batch, tiny_backbone(), upsampler, generator)
         assert terms["features"] < 1e-9
+
+
+def test_the_mean_of_a_region_near_a_pixel() -> None:
+    """Cells of the pixel's own region count, less the further away they are."""
+    channels = torch.tensor([[[[0.0, 1.0, 2.0, 3.0]]]])  # (1, 1, 1, 4), a cell is two pixels wide
+    regions = torch.tensor([[[0, 0, 0, 0, 0, 0, 1, 1]]])
+    shares = region_shares(regions, (1, 4), torch.float32)
+    coords = torch.tensor([[[0.0, -0.75], [0.0, 0.75]]])  # centres of the first and last cell
+    region = torch.tensor([[0, 1]])
+    found = {}
+    for locality in (None, 0.1, 1.0):
+        objective = MaskTransferConfig(alpha=1.0, locality=locality).build()
+        found[locality] = objective._refined(channels, shares, coords, region).flatten()
+    weight = torch.tensor([0.0, 1.0, 2.0]).square().div(-2).exp()
+    near = (weight * torch.tensor([0.0, 1.0, 2.0])).sum() / weight.sum()
+    torch.testing.assert_close(found[None], torch.tensor([1.0, 3.0]))
+    torch.testing.assert_close(found[0.1], torch.tensor([0.0, 3.0]))
+    torch.testing.assert_close(found[1.0], torch.stack([near, torch.tensor(3.0)]))
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_whitening_brings_the_directions_together(whitening: float) -> None:
+    torch.manual_seed(0)
+    scales = torch.tensor([4.0, 2.0, 1.0])[:, None, None]
+    features = torch.randn(2, 3, 16, 16) * scales
+    features = features - features.mean((2, 3), keepdim=True)
+    objective = MaskTransferConfig(projection=None, whitening=whitening).build()
+    matrix = objective._projection(features, torch.Generator())
+    cells = torch.einsum("pc,bchw->pbhw", matrix, features).flatten(1)
+    before = features.transpose(0, 1).flatten(1).std(1)
+    torch.testing.assert_close(cells.std(1), before ** (1 - whitening), rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{"whitening": 1.5}, {"locality": 0.0}])
+def test_impossible_targets_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="whitening must"):
+        MaskTransferConfig(**settings)
 
 
 def test_inputs_of_several_sizes() -> None:

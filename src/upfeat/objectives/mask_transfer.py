@@ -24,8 +24,9 @@ from upfeat.objectives._networks import Call, backbone_features, bare, guidance_
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_integer, draw_like
 from upfeat.objectives.images import cut_part, resize_bilinear, scale_size
+from upfeat.objectives.losses import widen
 from upfeat.objectives.registry import register_objective
-from upfeat.ops.coordinates import sample_at
+from upfeat.ops.coordinates import pixel_centres, sample_at
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -39,6 +40,8 @@ Size = tuple[int, int]
 SHARE_FLOOR = 1e-2
 # Width in pixels of the band along borders of regions that ``edge_share`` draws from.
 EDGE_WIDTH = 9
+# Of a principal direction, relative to their mean: weaker ones are not amplified further.
+SMALLEST_VARIANCE = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,12 @@ class MaskTransferConfig(ObjectiveConfig):
 
     Attributes:
         alpha: how far the features' target moves from bicubic interpolation to the region's mean.
+        locality: deviation, in cells, of the Gaussian around a pixel within which its region's
+            cells count for that mean. None: all of them alike, which takes from a large region what
+            varies inside it.
+        whitening: what is compared: 0 the features as they are, 1 all their principal directions
+            alike. A method that regresses features never learns weak directions otherwise, which a
+            probe can still read.
         feature_weight: of the squared error to that target, relative to the features' variance.
         transfer_weight: of the cross entropy between found and true region.
         projection: random channels P that the features are reduced to, drawn for each step; None
@@ -65,6 +74,8 @@ class MaskTransferConfig(ObjectiveConfig):
     """
 
     alpha: float = 0.9
+    locality: float | None = None
+    whitening: float = 0.0
     feature_weight: float = 1.0
     transfer_weight: float = 1.0
     projection: int | None = 32
@@ -78,6 +89,11 @@ class MaskTransferConfig(ObjectiveConfig):
         if not (0 <= self.alpha <= 1 and 0 <= self.edge_share <= 1):
             raise ValueError(
                 f"alpha and edge_share must lie in [0, 1], got {self.alpha} and {self.edge_share}"
+            )
+        if not 0 <= self.whitening <= 1 or (self.locality is not None and self.locality <= 0):
+            raise ValueError(
+                "whitening must lie in [0, 1] and locality be positive, got "
+                f"{self.whitening} and {self.locality}"
             )
         if self.samples < 1 or (self.projection is not None and self.projection < 1):
             raise ValueError("samples and projection must be positive")
@@ -134,7 +150,7 @@ class MaskTransfer(Objective):
         shares = region_shares(regions, (features.shape[2], features.shape[3]), features.dtype)
         wanted = self.target(features)
         centre = wanted.mean((2, 3), keepdim=True)
-        matrix = self._projection(wanted, generator)  # (P, C)
+        matrix = self._projection(wanted - centre, generator)  # (P, C)
         channels = torch.einsum("pc,bchw->bphw", matrix, wanted - centre)  # (B, P, h, w)
         coords, places = self._draw(regions, generator)
         guidance = guidance_image(upsampler, backbone, image)
@@ -155,11 +171,19 @@ class MaskTransfer(Objective):
         return weighted_sum(terms)
 
     def _projection(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw what reduces the features' channels, (P, C)."""
+        """Draw what whitens and reduces the channels of centred features, (P, C)."""
         width = features.shape[1]
         if self.config.projection is None:
-            return torch.eye(width, dtype=features.dtype, device=features.device)
-        return draw_like(generator, features, (self.config.projection, width)) / width**0.5
+            matrix = torch.eye(width, dtype=features.dtype, device=features.device)
+        else:
+            matrix = draw_like(generator, features, (self.config.projection, width)) / width**0.5
+        if not self.config.whitening:
+            return matrix
+        cells = widen(features.transpose(0, 1).flatten(1))  # (C, B * h * w)
+        variance, directions = torch.linalg.eigh(cells @ cells.T / cells.shape[1])
+        variance = variance.clamp(min=SMALLEST_VARIANCE * float(variance.mean()) + 1e-12)
+        whitened = directions * variance ** (-self.config.whitening / 2) @ directions.T  # (C, C)
+        return matrix @ whitened.to(matrix.dtype)
 
     def _draw(self, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw pixels: their centres (B, N, 2) and flat indices (B, N)."""
@@ -182,16 +206,24 @@ class MaskTransfer(Objective):
 
         A cell counts for the mean with its squared share, so cells of one region rule.
         """
-        grid = coords.to(channels.dtype).flip(-1)[:, None]  # (B, 1, N, 2)
+        config = self.config
+        points = coords.to(channels.dtype).flip(-1)[:, None]  # (B, 1, N, 2)
         smooth = F.grid_sample(
-            channels, grid, mode="bicubic", padding_mode="border", align_corners=False
+            channels, points, mode="bicubic", padding_mode="border", align_corners=False
         )[:, :, 0].transpose(1, 2)  # (B, P, 1, N) -> (B, N, P)
-        weight = shares.square()
-        total = weight.sum((2, 3)).clamp(min=1e-6)[..., None]  # (B, M, 1)
-        means = torch.einsum("bmhw,bphw->bmp", weight, channels) / total
-        index = region.clamp(min=0)[..., None].expand(-1, -1, means.shape[2])
-        pull = self.config.alpha * (region >= 0)[..., None]
-        return smooth + pull * (means.gather(1, index) - smooth)
+        weight = shares.square().flatten(2)  # (B, M, n)
+        cells = channels.flatten(2).mT  # (B, P, h, w) -> (B, n, P)
+        number = region.clamp(min=0)[..., None]  # (B, N, 1)
+        if config.locality is None:
+            means = weight @ cells / weight.sum(2, keepdim=True).clamp(min=1e-6)  # (B, M, P)
+            own = means.gather(1, number.expand(-1, -1, means.shape[2]))
+        else:
+            grid = (channels.shape[2], channels.shape[3])
+            near = nearness(coords, grid, config.locality).to(weight.dtype)  # (B, N, n)
+            near = near * weight.gather(1, number.expand(-1, -1, weight.shape[2]))
+            own = near @ cells / near.sum(2, keepdim=True).clamp(min=1e-6)
+        pull = config.alpha * (region >= 0)[..., None]
+        return smooth + pull * (own - smooth)
 
     def _input(self, full: Size, scale: float, backbone: "Backbone") -> Size:
         return scale_size(full, scale, backbone.size_multiple)
@@ -218,6 +250,14 @@ def _at(
         queried: Tensor = upsampler.query(image, features, coords, values)  # type: ignore[operator]
         return queried
     return sample_at(upsampler(image, features, None, values), coords)
+
+
+def nearness(coords: Tensor, grid: Size, deviation: float) -> Tensor:
+    """Return a Gaussian of the distances, in cells, of positions (B, N, 2) to cells: (B, N, n)."""
+    centres = pixel_centres(grid, coords.device, coords.dtype)  # (n, 2)
+    cells = torch.tensor(grid, device=coords.device, dtype=coords.dtype) / 2
+    apart = (coords[:, :, None] - centres) * cells  # (B, N, n, 2)
+    return (-apart.square().sum(-1) / (2 * deviation**2)).exp()
 
 
 def region_shares(regions: Tensor, grid: Size, dtype: torch.dtype) -> Tensor:

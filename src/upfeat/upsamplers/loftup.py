@@ -145,12 +145,6 @@ def _kernel(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Kernel:
     return prepare_kernel(*fold_batch_norm(conv.weight, *statistics, norm.eps))  # type: ignore[arg-type]
 
 
-def _normalized(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """Apply a batch norm by its running statistics, whatever its mode."""
-    statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    return F.batch_norm(x, *statistics, training=False, eps=norm.eps)
-
-
 class _Bands:
     """Gives the output of one image, band after band from top to bottom (inference only)."""
 
@@ -386,18 +380,17 @@ class LoftUp(Upsampler):
     ) -> Tensor:
         """Convolve over the 5x5 positions around each one, a pixel of the image apart.
 
-        Some positions say little about a batch: the batch norms keep to their running statistics,
-        in training mode too.
+        In training mode the batch norms normalise over the surroundings of all positions asked for.
         """
         tokens = self.tokens(features)
         colors = self.scale_colors(image, output_size)
         parts = []
-        for some in coords.split(QUERY_CHUNK, dim=1):
+        for some in coords.split(coords.shape[1] if self.training else QUERY_CHUNK, dim=1):
             color, place, mask = sample_around(colors, some, 5)
             x = self._describe(place.to(color.dtype), color)  # (B N, G, 5, 5)
             x = self.guidance_norm(x.permute(0, 2, 3, 1).to(features.dtype)).permute(0, 3, 1, 2)
             for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
-                x = _normalized(F.conv2d(x * mask, conv.weight, conv.bias), norm).relu()
+                x = norm(F.conv2d(x * mask, conv.weight, conv.bias)).relu()
                 mask = mask[:, :, 1:-1, 1:-1]
             queries = x.view(len(tokens), -1, x.shape[1])  # (B N, D, 1, 1) -> (B, N, D)
             parts.append(self._attend(queries, tokens))

@@ -26,13 +26,13 @@ __all__ = [
     "bundled_jafar",
     "bundled_jafar_pixels",
     "bundled_jafar_sizes",
-    "bundled_loftup_pixels",
     "bundled_loftup_stage1",
     "bundled_loftup_stage1_longer",
     "bundled_loftup_stage1_sizes",
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",
+    "bundled_universal_stage3",
 ]
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
@@ -326,22 +326,16 @@ def bundled_loftup_stage2() -> TrainConfig:
     )
 
 
-# As SIZES, with more of whole road scenes and photos.
-PIXEL_SIZES = [[352, 480], [352, 480], [240, 320], [208, 320], [320, 208], [224, 224], [320, 320]]
-
-
-def continue_at_pixels(first: TrainConfig, start: str, **settings: Any) -> TrainConfig:
-    """Return a recipe on single pixels of whole images that goes on from another's model."""
-    chosen = {"samples": 2048, "input_sizes": PIXEL_SIZES} | settings
-    cut = {"paths": LABELLED, "masks": REGIONS, "crop": (352, 480), "resize": None}
-    return first.model_copy(
-        update={
-            "upsampler": first.upsampler.model_copy(update={"start_from": start}),
-            "objective": ObjectiveConfig(name="mask_transfer", settings=chosen),
-            "data": first.data.model_copy(update=cut | {"scale": (1.0, 1.4)}),
-            "seed": 2,
-        }
-    )
+# The universal signal at single pixels of whole images, as a probe meets them: crops that hold a
+# whole road scene, targets that keep what varies inside a region.
+PIXELS: dict[str, Any] = {"samples": 2048, "locality": 1.5, "whitening": 0.5}
+WHOLE: dict[str, Any] = {
+    "paths": LABELLED,
+    "masks": REGIONS,
+    "crop": (352, 480),
+    "resize": None,
+    "scale": (1.0, 1.4),
+}
 
 
 @register_recipe
@@ -350,7 +344,8 @@ def bundled_jafar_pixels() -> TrainConfig:
 
     It starts from ``runs/bundled_jafar_sizes/model``; name another folder with
     ``--set upsampler.start_from=FOLDER``. The steps before it saw outputs of a quarter of the
-    input's size, so never a pixel; nor an image as small as it is when a whole road scene is one.
+    input's size, so never a pixel, nothing as small as in a whole road scene, and targets that are
+    the same all over a region: their weights spread, and weak directions of the features were lost.
 
     * Chosen: everything. The universal model's signal, at 2,048 pixels of each image.
 
@@ -359,24 +354,50 @@ def bundled_jafar_pixels() -> TrainConfig:
         >>> bundled_jafar_pixels().objective.name
         'mask_transfer'
     """
-    return continue_at_pixels(bundled_jafar_sizes(), "runs/bundled_jafar_sizes/model")
+    first = bundled_jafar_sizes()
+    small = [[240, 320], [208, 320], [320, 208], [224, 224], [320, 320]]
+    settings = PIXELS | {"input_sizes": [[352, 480], [352, 480], *small]}
+    return first.model_copy(
+        update={
+            "upsampler": first.upsampler.model_copy(
+                update={"start_from": "runs/bundled_jafar_sizes/model"}
+            ),
+            "objective": ObjectiveConfig(name="mask_transfer", settings=settings),
+            "data": first.data.model_copy(update=WHOLE),
+            "steps": 400,
+            "seed": 3,
+        }
+    )
 
 
 @register_recipe
-def bundled_loftup_pixels() -> TrainConfig:
-    """LoftUp's first stage for ViT-Tiny, continued on single pixels of whole images.
+def bundled_universal_stage3() -> TrainConfig:
+    """KIN a third time, on whole images of several sizes and cells of several.
 
-    It starts from ``runs/bundled_loftup_stage1_sizes/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``. As ``bundled_jafar_pixels`` says, and LoftUp more so: it
-    shrinks the image to the output, so it never saw one at its own resolution.
+    It starts from ``runs/bundled_universal_stage2/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``.
 
-    * As LoftUp's first stage: the error to bicubic features that people's regions have sharpened.
-    * Chosen: the rest. A cell counts for a region's mean with its squared share of it.
+    * Chosen: everything. As ``bundled_universal_stage2``, with targets that keep what varies inside
+      a region.
 
     Example:
-        >>> from upfeat.training.recipes import bundled_loftup_pixels
-        >>> bundled_loftup_pixels().objective.settings["transfer_weight"]
-        0.0
+        >>> from upfeat.training.recipes import bundled_universal_stage3
+        >>> bundled_universal_stage3().objective.settings["locality"]
+        1.5
     """
-    start = "runs/bundled_loftup_stage1_sizes/model"
-    return continue_at_pixels(bundled_loftup_stage1_sizes(), start, transfer_weight=0.0)
+    second = bundled_universal_stage2()
+    sizes = [[208, 320], [320, 208], [240, 320], [224, 224], [352, 480], [320, 320]]
+    settings = PIXELS | {"input_sizes": sizes, "input_scales": [1.0, 1.0, 1.0, 0.75, 1.5]}
+    return second.model_copy(
+        update={
+            "upsampler": UpsamplerConfig(
+                name="kin", start_from="runs/bundled_universal_stage2/model"
+            ),
+            "objective": ObjectiveConfig(name="mask_transfer", settings=settings),
+            "data": second.data.model_copy(update=WHOLE),
+            "optimizer": OptimizerConfig(lr=1.2e-3, weight_decay=1e-4),
+            "ema": EmaConfig(decay=0.99),
+            "steps": 900,
+            "seed": 4,
+        }
+    )
