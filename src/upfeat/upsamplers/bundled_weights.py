@@ -79,7 +79,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "jafar": (
         (
             "vit_tiny_patch16_augreg",
-            "4394a3dd24c385cc00c365e6a129a1ad44d1395f221c810eeb51a77a1dd60823",
+            "f05bf9090e2e8045427fba2fd05c7d398701c1b3181e551a42dc43cd86d2c8d7",
             VIT_TINY,
             192,
             _HALF,
