@@ -32,7 +32,6 @@ __all__ = [
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",
-    "bundled_universal_stage3",
 ]
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
@@ -326,18 +325,6 @@ def bundled_loftup_stage2() -> TrainConfig:
     )
 
 
-# The universal signal at single pixels of whole images, as a probe meets them: crops that hold a
-# whole road scene, targets that keep what varies inside a region.
-PIXELS: dict[str, Any] = {"samples": 2048, "locality": 1.5, "whitening": 0.5}
-WHOLE: dict[str, Any] = {
-    "paths": LABELLED,
-    "masks": REGIONS,
-    "crop": (352, 480),
-    "resize": None,
-    "scale": (1.0, 1.4),
-}
-
-
 @register_recipe
 def bundled_jafar_pixels() -> TrainConfig:
     """JAFAR for ViT-Tiny, continued on single pixels of whole images, with people's regions.
@@ -355,49 +342,18 @@ def bundled_jafar_pixels() -> TrainConfig:
         'mask_transfer'
     """
     first = bundled_jafar_sizes()
-    small = [[240, 320], [208, 320], [320, 208], [224, 224], [320, 320]]
-    settings = PIXELS | {"input_sizes": [[352, 480], [352, 480], *small]}
+    sizes = [[352, 480], [352, 480], [240, 320], [208, 320], [320, 208], [224, 224], [320, 320]]
+    settings = {"samples": 2048, "locality": 1.5, "whitening": 0.5, "input_sizes": sizes}
+    # Crops that hold a whole road scene.
+    whole = {"crop": (352, 480), "resize": None, "scale": (1.0, 1.4)}
     return first.model_copy(
         update={
             "upsampler": first.upsampler.model_copy(
                 update={"start_from": "runs/bundled_jafar_sizes/model"}
             ),
             "objective": ObjectiveConfig(name="mask_transfer", settings=settings),
-            "data": first.data.model_copy(update=WHOLE),
+            "data": first.data.model_copy(update=whole | {"paths": LABELLED, "masks": REGIONS}),
             "steps": 400,
             "seed": 3,
-        }
-    )
-
-
-@register_recipe
-def bundled_universal_stage3() -> TrainConfig:
-    """KIN a third time, on whole images of several sizes and cells of several.
-
-    It starts from ``runs/bundled_universal_stage2/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``.
-
-    * Chosen: everything. As ``bundled_universal_stage2``, with targets that keep what varies inside
-      a region.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_universal_stage3
-        >>> bundled_universal_stage3().objective.settings["locality"]
-        1.5
-    """
-    second = bundled_universal_stage2()
-    sizes = [[208, 320], [320, 208], [240, 320], [224, 224], [352, 480], [320, 320]]
-    settings = PIXELS | {"input_sizes": sizes, "input_scales": [1.0, 1.0, 1.0, 0.75, 1.5]}
-    return second.model_copy(
-        update={
-            "upsampler": UpsamplerConfig(
-                name="kin", start_from="runs/bundled_universal_stage2/model"
-            ),
-            "objective": ObjectiveConfig(name="mask_transfer", settings=settings),
-            "data": second.data.model_copy(update=WHOLE),
-            "optimizer": OptimizerConfig(lr=1.2e-3, weight_decay=1e-4),
-            "ema": EmaConfig(decay=0.99),
-            "steps": 900,
-            "seed": 4,
         }
     )
