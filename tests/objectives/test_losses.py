@@ -83,6 +83,39 @@ def test_gradients(name: str) -> None:
     assert torch.autograd.gradcheck(lambda x: losses.get_distance(name)(x, target), pred)
 
 
+@pytest.mark.parametrize("name", ["cosine_mse", "cosine", "min_max_mse"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
+def test_bands_give_the_loss_and_gradient_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, name: str, last: bool
+) -> None:
+    loss = losses.get_distance(name)
+    pred, target = (torch.randn(2, 5, 7, 3, dtype=torch.float64) for _ in range(2))
+    if last:
+        pred = pred.contiguous(memory_format=torch.channels_last)
+    pred.requires_grad_()
+    whole = loss(pred, target)
+    (expected,) = torch.autograd.grad(3 * whole, pred)
+    monkeypatch.setattr(losses, "BAND_BYTES", 4 * 5 * 3 * 2)  # two rows
+    banded = loss(pred, target)
+    assert type(banded.grad_fn).__name__ == "_ByBandsBackward"
+    torch.testing.assert_close(banded, whole)
+    torch.testing.assert_close(torch.autograd.grad(3 * banded, pred)[0], expected)
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), pred)
+    # A target that learns too goes the plain way.
+    assert torch.autograd.gradcheck(lambda x: loss(pred.detach(), x), target.requires_grad_())
+
+
+def test_bands_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    pred = torch.randn(1, 6, 8, 4).bfloat16().requires_grad_()
+    target = torch.randn(1, 6, 8, 4).bfloat16()
+    (expected,) = torch.autograd.grad(losses.cosine_mse(pred, target), pred)
+    monkeypatch.setattr(losses, "BAND_BYTES", 1)
+    banded = losses.cosine_mse(pred, target)
+    assert banded.dtype == torch.float32
+    (actual,) = torch.autograd.grad(banded, pred)
+    torch.testing.assert_close(actual, expected, **tolerance(torch.bfloat16))
+
+
 def test_dtype_and_device(device: torch.device, dtype: torch.dtype) -> None:
     pred, target = (torch.randn(2, 6, 4, 4, device=device).to(dtype) for _ in range(2))
     wide = losses.cosine_mse(pred.double(), target.double())

@@ -4,11 +4,12 @@ Every loss takes maps (B, C, h, w), computes in float32 at least, whatever the m
 returns a scalar. Legend: ``B`` batch, ``C`` channels, ``h w`` grid.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from upfeat.errors import UnknownNameError, check_map, shape_text
@@ -33,10 +34,12 @@ __all__ = [
 ]
 
 Distance = Literal["cosine_mse", "cosine", "min_max_mse", "mse", "l1"]
+PixelLoss = Callable[[Tensor, Tensor], Tensor]
 
 COSINE_EPS = 1e-12  # added to squared norms, as in torch's cosine embedding loss
 MIN_MAX_EPS = 1e-6
 ENTROPY_FLOOR = 1e-7
+BAND_BYTES = 2**20  # of one map, in the losses that are means over pixels
 
 
 def widen(x: Tensor) -> Tensor:
@@ -72,7 +75,10 @@ def cosine_loss(pred: Tensor, target: Tensor) -> Tensor:
         True
     """
     check_pair(pred, target)
-    pred, target = widen(pred), widen(target)
+    return _mean_over_pixels(_cosine_loss, pred, target)
+
+
+def _cosine_loss(pred: Tensor, target: Tensor) -> Tensor:
     dot = (pred * target).sum(1)
     norms = (pred.square().sum(1) + COSINE_EPS) * (target.square().sum(1) + COSINE_EPS)
     return (1 - dot / norms.sqrt()).mean()
@@ -95,7 +101,10 @@ def min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
         0.01
     """
     check_pair(pred, target)
-    pred, target = widen(pred), widen(target)
+    return _mean_over_pixels(_min_max_mse, pred, target)
+
+
+def _min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
     low, high = target.amin(1, keepdim=True), target.amax(1, keepdim=True)
     scale = high - low + MIN_MAX_EPS
     return F.mse_loss((pred - low) / scale, (target - low) / scale)
@@ -114,7 +123,12 @@ def cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
         >>> cosine_mse(x, x).abs().item() < 1e-6
         True
     """
-    return cosine_loss(pred, target) + min_max_mse(pred, target)
+    check_pair(pred, target)
+    return _mean_over_pixels(_cosine_mse, pred, target)
+
+
+def _cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
+    return _cosine_loss(pred, target) + _min_max_mse(pred, target)
 
 
 def mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -147,6 +161,53 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
     """
     check_pair(pred, target)
     return F.l1_loss(widen(pred), widen(target))
+
+
+def _mean_over_pixels(loss: PixelLoss, pred: Tensor, target: Tensor) -> Tensor:
+    """Apply a loss that is a mean over pixels: to large maps band after band, else at once.
+
+    The temporaries of a whole map cost more time, as fresh memory, than the arithmetic.
+    """
+    if target.requires_grad or pred.numel() * 4 <= BAND_BYTES:
+        return loss(widen(pred), widen(target))
+    averaged: Tensor = _ByBands.apply(pred, target, loss)
+    return averaged
+
+
+class _ByBands(torch.autograd.Function):
+    """A mean over pixels whose backward computes it anew, a band of rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, pred: Tensor, target: Tensor, loss: PixelLoss) -> Tensor:
+        ctx.save_for_backward(pred, target)
+        ctx.loss = loss
+        total = torch.zeros((), dtype=widen(pred[:0]).dtype, device=pred.device)
+        for place, share in _bands(pred):
+            total += share * loss(widen(pred[place]), widen(target[place]))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        pred, target = ctx.saved_tensors
+        grad = torch.empty_like(pred)
+        for place, share in _bands(pred):
+            band = pred[place].detach().requires_grad_()
+            with torch.enable_grad():
+                value = ctx.loss(widen(band), widen(target[place]))
+            grad[place] = torch.autograd.grad(value, band, share * grad_output)[0]
+        return grad, None, None
+
+
+def _bands(x: Tensor) -> Iterator[tuple[tuple[slice, slice, slice], float]]:
+    """Yield bands of rows of single maps (B, C, h, w), and their share of all pixels."""
+    batch, channels, height, width = x.shape
+    step = max(1, BAND_BYTES // (4 * channels * width))
+    for item in range(batch):
+        for start in range(0, height, step):
+            rows = slice(start, min(start + step, height))
+            place = (slice(item, item + 1), slice(None), rows)
+            yield place, (rows.stop - start) / (batch * height)
 
 
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
