@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 Distance = Literal["cosine_mse", "cosine", "min_max_mse", "mse", "l1"]
-PixelLoss = Callable[[Tensor, Tensor], Tensor]
+# The loss of each pixel; its gradient is a * pred + b * target: loss, a and b, (B, 1, h, w) each.
+Slopes = tuple[Tensor, Tensor, Tensor]
+PixelLoss = Callable[[Tensor, Tensor], Slopes]
 
 COSINE_EPS = 1e-12  # added to squared norms, as in torch's cosine embedding loss
 MIN_MAX_EPS = 1e-6
@@ -75,13 +77,15 @@ def cosine_loss(pred: Tensor, target: Tensor) -> Tensor:
         True
     """
     check_pair(pred, target)
-    return _mean_over_pixels(_cosine_loss, pred, target)
+    return _mean_over_pixels(_cosine, pred, target)
 
 
-def _cosine_loss(pred: Tensor, target: Tensor) -> Tensor:
-    dot = (pred * target).sum(1)
-    norms = (pred.square().sum(1) + COSINE_EPS) * (target.square().sum(1) + COSINE_EPS)
-    return (1 - dot / norms.sqrt()).mean()
+def _cosine(pred: Tensor, target: Tensor) -> Slopes:
+    dot = (pred * target).sum(1, keepdim=True)  # (B, 1, h, w), as all of these
+    own = pred.square().sum(1, keepdim=True) + COSINE_EPS
+    other = target.square().sum(1, keepdim=True) + COSINE_EPS
+    inverse = (own * other).rsqrt()
+    return 1 - dot * inverse, dot * inverse / own, -inverse
 
 
 def min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -101,13 +105,13 @@ def min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
         0.01
     """
     check_pair(pred, target)
-    return _mean_over_pixels(_min_max_mse, pred, target)
+    return _mean_over_pixels(_min_max, pred, target)
 
 
-def _min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
-    low, high = target.amin(1, keepdim=True), target.amax(1, keepdim=True)
-    scale = high - low + MIN_MAX_EPS
-    return F.mse_loss((pred - low) / scale, (target - low) / scale)
+def _min_max(pred: Tensor, target: Tensor) -> Slopes:
+    scale = target.amax(1, keepdim=True) - target.amin(1, keepdim=True) + MIN_MAX_EPS
+    weight = 1 / (scale.square() * pred.shape[1])  # (B, 1, h, w)
+    return (pred - target).square().sum(1, keepdim=True) * weight, 2 * weight, -2 * weight
 
 
 def cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -124,11 +128,13 @@ def cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
         True
     """
     check_pair(pred, target)
-    return _mean_over_pixels(_cosine_mse, pred, target)
+    return _mean_over_pixels(_both, pred, target)
 
 
-def _cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
-    return _cosine_loss(pred, target) + _min_max_mse(pred, target)
+def _both(pred: Tensor, target: Tensor) -> Slopes:
+    pairs = zip(_cosine(pred, target), _min_max(pred, target), strict=True)
+    loss, of_pred, of_target = (one + two for one, two in pairs)
+    return loss, of_pred, of_target
 
 
 def mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -164,50 +170,51 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _mean_over_pixels(loss: PixelLoss, pred: Tensor, target: Tensor) -> Tensor:
-    """Apply a loss that is a mean over pixels: to large maps band after band, else at once.
+    """Average a loss over all pixels: of large maps band after band, else at once.
 
     The temporaries of a whole map cost more time, as fresh memory, than the arithmetic.
     """
     if target.requires_grad or pred.numel() * 4 <= BAND_BYTES:
-        return loss(widen(pred), widen(target))
+        return loss(widen(pred), widen(target))[0].mean()
     averaged: Tensor = _ByBands.apply(pred, target, loss)
     return averaged
 
 
 class _ByBands(torch.autograd.Function):
-    """A mean over pixels whose backward computes it anew, a band of rows at a time."""
+    """A mean over pixels in bands of rows; the gradient is a sum of both maps, weighed by pixel."""
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, target: Tensor, loss: PixelLoss) -> Tensor:
-        ctx.save_for_backward(pred, target)
-        ctx.loss = loss
-        total = torch.zeros((), dtype=widen(pred[:0]).dtype, device=pred.device)
-        for place, share in _bands(pred):
-            total += share * loss(widen(pred[place]), widen(target[place]))
-        return total
+        wide = torch.promote_types(pred.dtype, torch.float32)
+        shape = (3, len(pred), 1, *pred.shape[2:])
+        slopes = torch.empty(shape, dtype=wide, device=pred.device)  # loss, a and b of each pixel
+        for place in _bands(pred):
+            for map_, band in zip(
+                slopes, loss(widen(pred[place]), widen(target[place])), strict=True
+            ):
+                map_[place] = band
+        ctx.save_for_backward(pred, target, slopes[1:])
+        return slopes[0].mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        pred, target = ctx.saved_tensors
+        pred, target, slopes = ctx.saved_tensors
+        of_pred, of_target = slopes * (grad_output / slopes[0].numel())
         grad = torch.empty_like(pred)
-        for place, share in _bands(pred):
-            band = pred[place].detach().requires_grad_()
-            with torch.enable_grad():
-                value = ctx.loss(widen(band), widen(target[place]))
-            grad[place] = torch.autograd.grad(value, band, share * grad_output)[0]
+        for place in _bands(pred):
+            band = widen(pred[place]) * of_pred[place]
+            grad[place] = band.addcmul_(widen(target[place]), of_target[place])
         return grad, None, None
 
 
-def _bands(x: Tensor) -> Iterator[tuple[tuple[slice, slice, slice], float]]:
-    """Yield bands of rows of single maps (B, C, h, w), and their share of all pixels."""
+def _bands(x: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield bands of rows of single maps (B, C, h, w)."""
     batch, channels, height, width = x.shape
     step = max(1, BAND_BYTES // (4 * channels * width))
     for item in range(batch):
         for start in range(0, height, step):
-            rows = slice(start, min(start + step, height))
-            place = (slice(item, item + 1), slice(None), rows)
-            yield place, (rows.stop - start) / (batch * height)
+            yield slice(item, item + 1), slice(None), slice(start, start + step)
 
 
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
