@@ -4,16 +4,18 @@
 
 Each step is the recipe's own: its objective, backbone, batch and sizes, on random images, in
 float32. The plain step puts the implementation of ``plain.py`` (``torch.nn.MultiheadAttention``,
-whole maps) in the upsampler's place, with the same weights. Both are timed in one process; memory
-is the growth of the peak in a process of its own.
+whole maps) in the upsampler's place, with the same weights, and computes losses on whole maps too.
+Both are timed in one process; memory is the growth of the peak in a process of its own.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from plain import PLAIN, PlainModule
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from upfeat.backbones import create_backbone
 from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory, measure_time
+from upfeat.objectives import losses
 from upfeat.training import TrainConfig, build_objective, build_upsampler, create_recipe
 from upfeat.training.schedule import make_optimizer
 
@@ -44,10 +47,12 @@ def training_step(recipe: str, plain: bool) -> Callable[[], None]:
     objective.prepare(model, backbones, (side, side))
     optimizer = make_optimizer(config.optimizer, list(model.parameters()))
     batch = random_batch(config)
+    whole = mock.patch.object(losses, "BAND_BYTES", sys.maxsize)
 
     def step() -> None:
         generator = torch.Generator().manual_seed(0)
-        loss = objective.step(batch, backbones, model, generator)["loss"]
+        with whole if plain else contextlib.nullcontext():
+            loss = objective.step(batch, backbones, model, generator)["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
