@@ -87,7 +87,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_compact_patch16",
-            "9ed1d883420021cc1f2f6f8a4f30c8ffe2101ea05f2e7c9dcd5612d8a70cdf77",
+            "0405f30d945237dec682c1e4b0055e55d2709112320c6fde0c20eedbd332a8d3",
             COMPACT,
             192,
             _HALF,
