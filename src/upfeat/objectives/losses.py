@@ -170,11 +170,12 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _mean_over_pixels(loss: PixelLoss, pred: Tensor, target: Tensor) -> Tensor:
-    """Average a loss over all pixels: of large maps band after band, else at once.
+    """Average a loss over all pixels: on a CPU of large maps band after band, else at once.
 
-    The temporaries of a whole map cost more time, as fresh memory, than the arithmetic.
+    There the temporaries of a whole map cost more time, as fresh memory, than the arithmetic.
     """
-    if target.requires_grad or pred.numel() * 4 <= BAND_BYTES:
+    small = pred.device.type != "cpu" or pred.numel() * 4 <= BAND_BYTES
+    if target.requires_grad or small:
         return loss(widen(pred), widen(target))[0].mean()
     averaged: Tensor = _ByBands.apply(pred, target, loss)
     return averaged

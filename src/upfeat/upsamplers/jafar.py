@@ -284,8 +284,8 @@ class Jafar(Upsampler):
         tokens = new_large(image, len(image), height * width, dim)
         keys = []
         row_bytes = 4 * width * dim * image.element_size()
-        for item, one in zip(tokens, range(len(image)), strict=True):
-            here = slice(one, one + 1)
+        for number, item in enumerate(tokens):
+            here = slice(number, number + 1)
             encoded, queries = self.guidance.encode_bounded(image[here], output_size, grid)
             keys.append(self.keys(encoded, features[here]))
             norm = queries.statistics(groups=8, eps=1e-5)
