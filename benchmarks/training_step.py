@@ -43,8 +43,7 @@ def training_step(recipe: str, plain: bool) -> Callable[[], None]:
     if plain:
         model = PlainModule(model)
     objective = build_objective(config.objective)
-    side = config.data.crop
-    objective.prepare(model, backbones, (side, side))
+    objective.prepare(model, backbones, config.data.crop_size)
     optimizer = make_optimizer(config.optimizer, list(model.parameters()))
     batch = random_batch(config)
     whole = mock.patch.object(losses, "BAND_BYTES", sys.maxsize)
@@ -62,13 +61,13 @@ def training_step(recipe: str, plain: bool) -> Callable[[], None]:
 
 def random_batch(config: TrainConfig) -> dict[str, Tensor]:
     """Return images in [0, 1] and as many rectangular masks as a step may meet."""
-    side, count = config.data.crop, config.batch_size
+    (height, width), count = config.data.crop_size, config.batch_size
     generator = torch.Generator().manual_seed(0)
-    masks = torch.zeros(count, MASKS, side, side, dtype=torch.bool)
+    masks = torch.zeros(count, MASKS, height, width, dtype=torch.bool)
     for number in range(MASKS):
-        start = side * number // MASKS
-        masks[:, number, start : start + side // MASKS] = True
-    return {"image": torch.rand(count, 3, side, side, generator=generator), "masks": masks}
+        start = height * number // MASKS
+        masks[:, number, start : start + height // MASKS] = True
+    return {"image": torch.rand(count, 3, height, width, generator=generator), "masks": masks}
 
 
 def _peak(recipe: str, plain: bool, threads: int) -> int:

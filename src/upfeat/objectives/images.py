@@ -15,8 +15,10 @@ from upfeat.ops.gaussian_blur import gaussian_blur
 
 __all__ = [
     "Clamp",
+    "check_input_sizes",
     "cut_part",
     "disturb_image",
+    "draw_part",
     "gaussian_blur",
     "normalize_image",
     "resize_bilinear",
@@ -117,6 +119,35 @@ def disturb_image(
     low = normalize_image(torch.zeros_like(image[:1, :, :1, :1]), mean, std)
     high = normalize_image(torch.ones_like(low), mean, std)
     return torch.minimum(torch.maximum(disturbed, low), high), image
+
+
+def check_input_sizes(sizes: Sequence[Size]) -> None:
+    """Raise ``ValueError`` unless all are pairs of positive sides.
+
+    Example:
+        >>> check_input_sizes([(224, 0)])
+        Traceback (most recent call last):
+        ValueError: input_sizes must be pairs (H, W), got [(224, 0)]
+    """
+    if any(len(size) != 2 or min(size) < 1 for size in sizes):
+        raise ValueError(f"input_sizes must be pairs (H, W), got {sizes}")
+
+
+def draw_part(
+    image: Tensor, masks: Tensor, sizes: Sequence[Size], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return :func:`cut_part` of a size that is drawn; without sizes both as they are.
+
+    Example:
+        >>> import torch
+        >>> image, masks = torch.rand(1, 3, 8, 8), torch.ones(1, 2, 8, 8)
+        >>> draw_part(image, masks, [(2, 4)], torch.Generator())[0].shape
+        torch.Size([1, 3, 2, 4])
+    """
+    if not sizes:
+        return image, masks
+    height, width = sizes[draw_integer(generator, len(sizes))]
+    return cut_part(image, masks, (height, width), generator)
 
 
 def cut_part(

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from upfeat.objectives._networks import Call, backbone_features, guidance_image
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
-from upfeat.objectives.draws import draw_integer
-from upfeat.objectives.images import cut_part, scale_size
+from upfeat.objectives.images import check_input_sizes, draw_part, scale_size
 from upfeat.objectives.losses import (
     Distance,
     get_distance,
@@ -80,8 +79,7 @@ class MaskRefinedConfig(ObjectiveConfig):
             raise ValueError(f"order must be 'sequential' or 'free', got {self.order!r}")
         if self.output_scale <= 0 or (self.projection is not None and self.projection < 1):
             raise ValueError("output_scale and projection must be positive")
-        if any(len(size) != 2 or min(size) < 1 for size in self.input_sizes):
-            raise ValueError(f"input_sizes must be pairs (H, W), got {self.input_sizes}")
+        check_input_sizes(self.input_sizes)
         get_distance(self.distance)
 
 
@@ -135,9 +133,7 @@ class MaskRefined(Objective):
         self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
         config, image, masks = self.config, batch["image"], batch["masks"]
-        if config.input_sizes:
-            drawn = config.input_sizes[draw_integer(generator, len(config.input_sizes))]
-            image, masks = cut_part(image, masks, (drawn[0], drawn[1]), generator)
+        image, masks = draw_part(image, masks, config.input_sizes, generator)
         features = backbone_features(backbone, image)
         size = scale_size((image.shape[2], image.shape[3]), config.output_scale)
         output = upsampler(guidance_image(upsampler, backbone, image), features, size)

@@ -23,7 +23,12 @@ from upfeat.errors import UnsupportedError
 from upfeat.objectives._networks import Call, backbone_features, bare, guidance_image
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_integer, draw_like
-from upfeat.objectives.images import cut_part, resize_bilinear, scale_size
+from upfeat.objectives.images import (
+    check_input_sizes,
+    draw_part,
+    resize_bilinear,
+    scale_size,
+)
 from upfeat.objectives.losses import widen
 from upfeat.objectives.registry import register_objective
 from upfeat.ops.coordinates import pixel_centres, sample_at
@@ -99,8 +104,7 @@ class MaskTransferConfig(ObjectiveConfig):
             raise ValueError("samples and projection must be positive")
         if not self.input_scales or min(self.input_scales) <= 0:
             raise ValueError(f"input_scales must be positive, got {self.input_scales}")
-        if any(len(size) != 2 or min(size) < 1 for size in self.input_sizes):
-            raise ValueError(f"input_sizes must be pairs (H, W), got {self.input_sizes}")
+        check_input_sizes(self.input_sizes)
 
 
 @register_objective("mask_transfer", MaskTransferConfig)
@@ -139,9 +143,7 @@ class MaskTransfer(Objective):
         self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
         config, image, masks = self.config, batch["image"], batch["masks"]
-        if config.input_sizes:
-            drawn = config.input_sizes[draw_integer(generator, len(config.input_sizes))]
-            image, masks = cut_part(image, masks, (drawn[0], drawn[1]), generator)
+        image, masks = draw_part(image, masks, config.input_sizes, generator)
         full = (image.shape[2], image.shape[3])
         scale = config.input_scales[draw_integer(generator, len(config.input_scales))]
         seen = resize_bilinear(image, self._input(full, scale, backbone), antialias=True)
@@ -271,8 +273,8 @@ def surprise(share: Tensor, region: Tensor) -> Tensor:
     """Return the cross entropy of found shares (B, N, M) with the pixels' regions (B, N)."""
     known = region >= 0
     own = share.gather(2, region.clamp(min=0)[..., None])[..., 0]  # (B, N)
-    surprise = -(own + SHARE_FLOOR).log() * known
-    return surprise.sum() / known.sum().clamp(min=1)
+    entropy = -(own + SHARE_FLOOR).log() * known
+    return entropy.sum() / known.sum().clamp(min=1)
 
 
 def region_map(masks: Tensor) -> Tensor:
