@@ -9,7 +9,7 @@ import torch
 
 from upfeat.training.config import TrainConfig
 from upfeat.training.parts import Parts, build_parts
-from upfeat.training.processes import PRECISIONS, derive_seed, pick_device
+from upfeat.training.processes import PRECISIONS, derive_seed, flush_denormals, pick_device
 from upfeat.training.schedule import make_optimizer
 
 __all__ = ["CostEstimate", "measure_cost"]
@@ -66,8 +66,9 @@ def measure_cost(config: TrainConfig, parts: Parts | None = None) -> CostEstimat
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = 0.0
-    for step in range(1, STEPS + 1):
-        seconds = _step(config, parts, optimizer, device, step)
+    with flush_denormals():
+        for step in range(1, STEPS + 1):
+            seconds = _step(config, parts, optimizer, device, step)
     step_seconds = seconds * config.accumulate
     return CostEstimate(step_seconds, step_seconds * config.steps, _peak(device), str(device))
 

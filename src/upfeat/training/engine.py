@@ -31,7 +31,13 @@ from upfeat.training.export import export_model
 from upfeat.training.guard import LossGuard, TrainingFailedError
 from upfeat.training.logs import CsvLog, Means, TensorBoardLog, read_log
 from upfeat.training.parts import Parts, build_parts
-from upfeat.training.processes import derive_seed, gather, make_fabric, share_gradients
+from upfeat.training.processes import (
+    derive_seed,
+    flush_denormals,
+    gather,
+    make_fabric,
+    share_gradients,
+)
 from upfeat.training.schedule import learning_rate_factor, make_optimizer
 from upfeat.training.snapshots import SnapshotFolder
 from upfeat.training.statistics import RunningStatistics
@@ -122,7 +128,7 @@ class Trainer:
         self._set_up()
         if snapshot is not None:
             self._restore(snapshot)
-        with self._open_logs(), _stop_signals() as stopping, self._prefetch():
+        with self._open_logs(), _stop_signals() as stopping, self._prefetch(), flush_denormals():
             self._call("on_start", self.step)
             while self.step < self.config.steps:
                 if self._run_step(stopping):

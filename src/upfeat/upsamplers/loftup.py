@@ -32,6 +32,7 @@ from upfeat.ops.fourier_features import inclusive_grid
 from upfeat.ops.memory import new_large
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
+from upfeat.upsamplers.loftup_start import start_as_interpolation
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -201,6 +202,8 @@ class LoftUp(Upsampler):
         min_max: colours are scaled to [-0.5, 0.5] over each ``"image"``, or over the whole
             ``"batch"`` as the original does, where a result depends on its batch mates.
         channel_norm: LayerNorm over the channels of the features, part of the published models.
+        start: what untrained weights do: ``"random"`` as in the original, or ``"interpolation"``,
+            ours, from which little data leads much further (see ``loftup_start``).
 
     Example:
         >>> import torch, upfeat
@@ -237,6 +240,7 @@ class LoftUp(Upsampler):
         color_feats: bool = True,
         min_max: Literal["image", "batch"] = "image",
         channel_norm: bool | None = True,
+        start: Literal["random", "interpolation"] = "random",
     ) -> None:
         super().__init__()
         if channel_norm is None:  # official_config found none and the caller did not decide
@@ -245,6 +249,8 @@ class LoftUp(Upsampler):
             raise ValueError(f"position must be 'sine' or 'learnable', got {position!r}")
         if min_max not in ("image", "batch"):
             raise ValueError(f"min_max must be 'image' or 'batch', got {min_max!r}")
+        if start not in ("random", "interpolation"):
+            raise ValueError(f"start must be 'random' or 'interpolation', got {start!r}")
         sine = position == "sine"
         width = feature_dim + 4 * POSITION_FREQUENCIES if sine else feature_dim
         if width % num_heads:
@@ -271,6 +277,8 @@ class LoftUp(Upsampler):
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, feature_dim) if sine else nn.Identity()
         self.output_norm = nn.LayerNorm(feature_dim, eps=1e-6)
+        if start == "interpolation":
+            start_as_interpolation(self)
 
     def _check(
         self, image: Tensor, features: Tensor, output_size: Size, values: Tensor | None

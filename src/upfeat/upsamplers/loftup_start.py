@@ -1,0 +1,144 @@
+"""A LoftUp that interpolates before its first step.
+
+Not from the paper, whose networks start at random and see a million images. A LoftUp must learn
+three things before it can learn anything of edges: to carry the features through (projections, a
+residual stream and three norms lie in their way), where a pixel is, and that near tokens are its
+own. On little data it learns them badly: weak directions of the features never arrive, and the
+attention stays spread over a fifth of all tokens. Here all three are written into the weights.
+
+* The last eight channels of both convolutions hold sine and cosine of the pixel's row and column at
+  the tokens' second frequency, e, each as a positive and a negative part, so that ReLUs keep them.
+* Queries and keys of each head meet in them: their product falls off with the distance.
+* The first layer's values are the tokens' features, added to the stream with a gain that leaves
+  the pixel's own channels small beside them; the second layer and the feed-forwards add nothing
+  yet, and the last projection takes the features' channels.
+
+Everything else stays drawn as it was.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from upfeat.upsamplers.loftup import Layer, LoftUp
+
+__all__ = ["start_as_interpolation"]
+
+CODE = 8  # channels of the position code: sine, cosine x row, column x positive, negative part
+FREQUENCY = 1  # of the tokens' position channels, exp(1): one that no grid aliases
+HIGHEST = 8.0  # frequency of the pixels' Fourier features that the code is fitted with
+SHARPNESS = 19.5  # of the attention: the product of queries and keys at distance 0
+COPY_GAIN = 6.0
+QUERY_DEVIATIONS = (0.62, 0.85 * COPY_GAIN)  # of the stream in front of the first and second layer
+# Pixels' outermost centres lie outside the tokens', and both are numbered -1 to 1; this is the
+# factor between the two of a grid of 22 cells.
+OUTER = 1 + 0.75 / 21
+
+
+@torch.no_grad()
+def start_as_interpolation(model: "LoftUp") -> None:
+    """Write into fresh weights what makes the network interpolate; the rest is left as drawn.
+
+    Raises:
+        ValueError: positions are a table, there is no pair of layers, or heads have fewer than 4
+            channels.
+
+    Example:
+        >>> import torch, upfeat
+        >>> up = upfeat.create_upsampler("loftup", feature_dim=44, start="interpolation").eval()
+        >>> coarse = torch.randn(1, 44, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> features = torch.nn.functional.interpolate(coarse, 16, mode="bicubic")
+        >>> normal = torch.nn.functional.layer_norm(features.movedim(1, -1), (44,)).movedim(-1, 1)
+        >>> smooth = torch.nn.functional.interpolate(normal, 64, mode="bilinear")
+        >>> sharp = up(torch.rand(1, 3, 64, 64), features)
+        >>> bool(torch.cosine_similarity(sharp, smooth).mean() > 0.95)
+        True
+    """
+    width, channels = model.conv1.out_channels, model.output_norm.normalized_shape[0]
+    if isinstance(model.position, nn.Parameter):
+        raise ValueError("start='interpolation' needs position='sine', got 'learnable'")
+    if len(model.layers) != len(QUERY_DEVIATIONS) or width < 4 * model.num_heads:
+        raise ValueError(
+            "start='interpolation' needs num_layers=2 and heads of at least 4 channels, got "
+            f"{len(model.layers)} layers and {width // model.num_heads} channels a head"
+        )
+    model.position.phases.zero_()
+    write_code(model)
+    layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
+    for number, layer in enumerate(layers):
+        attention = layer.attention
+        write_attention(attention, channels, QUERY_DEVIATIONS[number])
+        nn.init.zeros_(attention.out_proj.weight)
+        nn.init.zeros_(attention.out_proj.bias)
+        if number == 0:
+            attention.out_proj.weight[:channels, :channels] = COPY_GAIN * torch.eye(channels)
+        nn.init.zeros_(layer.reduce.weight)
+        nn.init.zeros_(layer.reduce.bias)
+    project: nn.Linear = model.project  # type: ignore[assignment]
+    nn.init.zeros_(project.bias)
+    project.weight.copy_(torch.eye(channels, width))
+
+
+def write_code(model: "LoftUp") -> None:
+    """Let the last channels of both convolutions carry the position code."""
+    solution, used, wanted = fit_code(model)
+    mean, deviation = wanted.mean(0), wanted.std(0)  # (4,)
+    signs = torch.tensor([1.0, -1.0])
+    part = slice(model.conv1.out_channels - CODE, None)
+    for conv in (model.conv1, model.conv2):
+        conv.weight[part] = 0
+    both = (signs[:, None] * solution.T[:, None]).flatten(0, 1)  # (4, F + 1) -> (8, F + 1)
+    model.conv1.weight[part, used, 1, 1] = both[:, :-1]
+    model.conv1.bias[part] = both[:, -1]  # type: ignore[index]
+    # Positive minus negative part is the code again; each channel takes its own part of it.
+    model.conv2.weight[part, part, 1, 1] = torch.block_diag(*[signs[:, None] * signs] * 4)
+    model.conv2.bias[part] = 0  # type: ignore[index]
+    for norm in (model.batch_norm1, model.batch_norm2):  # what the batch norms do to it is undone
+        norm.running_mean[part] = norm.bias[part] = (mean[:, None] * signs).flatten()  # type: ignore[index]
+        norm.running_var[part] = deviation.square().repeat_interleave(2)  # type: ignore[index]
+        norm.weight[part] = deviation.repeat_interleave(2)
+
+
+def fit_code(model: "LoftUp") -> tuple[Tensor, Tensor, Tensor]:
+    """Fit sines and cosines of row and column with low frequencies of the Fourier features.
+
+    Returns:
+        Coefficients (F + 1, 4), the last of the bias; the F channels used; the functions, (N, 4).
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(5, 64, 64, generator=generator) - 0.5
+    places, colors = 2 * drawn[:2], drawn[2:]
+    described = model.guidance_norm(model._describe(places, colors).flatten(1).T)  # (N, G)
+    inputs, steps = model.fourier.phases.shape[1:]
+    low = [k for k in range(steps) if k == 0 or -2 + 12 * k / (steps - 1) <= math.log(HIGHEST)]
+    sines = torch.tensor([k * inputs + axis for k in low for axis in (0, 1)])
+    used = torch.cat((sines, sines + inputs * steps))  # cosines lie behind all sines
+    angles = math.exp(FREQUENCY) * OUTER * places.flatten(1)  # (2, N)
+    wanted = torch.stack((angles.sin(), angles.cos()), 1).flatten(0, 1).T  # (2, 2, N) -> (N, 4)
+    known = torch.cat((described[:, used], torch.ones_like(wanted[:, :1])), 1).double()
+    ridge = 1e-2 * torch.eye(known.shape[1], dtype=known.dtype)  # keeps coefficients small
+    solution = torch.linalg.solve(known.T @ known + ridge, known.T @ wanted.double())
+    return solution.to(wanted.dtype), used, wanted
+
+
+def write_attention(attention: nn.MultiheadAttention, channels: int, deviation: float) -> None:
+    """Let queries and keys of every head meet in the position code, and copy the values."""
+    width, heads = attention.embed_dim, attention.num_heads
+    size = width // heads
+    gain = math.sqrt(SHARPNESS * math.sqrt(size))
+    projections: Tensor = attention.in_proj_weight
+    queries, keys, values = projections.chunk(3)
+    nn.init.zeros_(attention.in_proj_bias)
+    values.copy_(torch.eye(width))
+    first = channels + 2 * FREQUENCY  # of the tokens' sines at this frequency; cosines: 10 behind
+    tokens = (first, first + 10, first + 1, first + 11)
+    for head in range(heads):
+        for number, token in enumerate(tokens):
+            row = head * size + number
+            queries[row] = keys[row] = 0
+            start = width - CODE + 2 * number
+            queries[row, start], queries[row, start + 1] = gain * deviation, -gain * deviation
+            keys[row, token] = gain

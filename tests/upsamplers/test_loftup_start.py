@@ -1,0 +1,96 @@
+"""LoftUp's other start: it interpolates before its first step, and every weight can still learn."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import upfeat
+from upfeat.ops.coordinates import pixel_centres, sample_at
+
+DIM = 44
+
+
+def started(seed: int = 0, **config):
+    torch.manual_seed(seed)
+    return upfeat.create_upsampler("loftup", feature_dim=DIM, start="interpolation", **config)
+
+
+def smooth_features(grid, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(2, DIM, 5, 6, generator=generator)
+    return F.interpolate(coarse, grid, mode="bicubic")
+
+
+def normalised(features):
+    return F.layer_norm(features.movedim(1, -1), (DIM,)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (22, 30), (30, 18)])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_it_interpolates(grid, mode):
+    model = started().train(mode == "train")
+    features = smooth_features(grid)
+    size = (8 * grid[0], 8 * grid[1])
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    chosen = torch.randperm(size[0] * size[1], generator=torch.Generator().manual_seed(2))[:500]
+    coords = pixel_centres(size)[chosen].expand(2, -1, -1)
+    with torch.no_grad():
+        found = model.query(image, features, coords)
+    wanted = sample_at(normalised(features), coords)
+    assert F.cosine_similarity(found, wanted, dim=-1).mean() > 0.9
+    far = sample_at(normalised(features), coords.flip(1))  # other places, as near as chance
+    assert F.cosine_similarity(found, far, dim=-1).mean() < 0.5
+
+
+def test_random_start_does_not_interpolate():
+    torch.manual_seed(0)
+    model = upfeat.create_upsampler("loftup", feature_dim=DIM).eval()
+    features = smooth_features((14, 14))
+    with torch.no_grad():
+        found = model(torch.rand(2, 3, 56, 56), features)
+    wanted = F.interpolate(normalised(features), (56, 56), mode="bilinear")
+    assert F.cosine_similarity(found, wanted).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    "config", [{"num_heads": 2}, {"num_heads": 16}, {"color_feats": False}, {"n_freqs": 12}]
+)
+def test_it_holds_for_other_sizes(config):
+    model = started(**config).eval()
+    features = smooth_features((16, 16))
+    with torch.no_grad():
+        found = model(torch.rand(2, 3, 64, 64), features)
+    wanted = F.interpolate(normalised(features), (64, 64), mode="bilinear")
+    assert F.cosine_similarity(found, wanted).mean() > 0.9
+
+
+def test_every_weight_learns():
+    model = started().train()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
+    image, features = torch.rand(2, 3, 32, 32), smooth_features((8, 8))
+    target = torch.randn(2, DIM, 32, 32)
+    for _ in range(3):  # weights behind a zero get their gradients in the second step
+        optimizer.zero_grad()
+        (model(image, features) - target).square().mean().backward()
+        optimizer.step()
+    same = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
+    assert same == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"position": "learnable"}, "needs position='sine'"),
+        ({"num_layers": 1}, "needs num_layers=2"),
+        ({"num_heads": 32}, "heads of at least 4 channels"),
+    ],
+)
+def test_what_it_cannot_start_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        started(**config)
+
+
+def test_unknown_start():
+    with pytest.raises(ValueError, match="'random' or 'interpolation', got 'copy'"):
+        upfeat.create_upsampler("loftup", feature_dim=DIM, start="copy")
