@@ -81,7 +81,8 @@ class ObjectiveConfig:
             ``"channel_norm"``: each pixel's features with mean 0 and deviation 1 over the
             channels, as in LoftUp's training, whose output ends in such a norm. ``"auto"``:
             the latter for methods that regress features (they refuse ``values=``), the former
-            for those that mix the features they are given.
+            for those that mix the features they are given. A method with a ``feature_scale`` gets
+            that deviation instead of 1.
 
     Example:
         >>> from upfeat.objectives import MultiResolutionConfig
@@ -141,6 +142,7 @@ class Objective(nn.Module):
         self.config = config
         self._prepared = False
         self.feature_space: FeatureSpace = config.feature_space
+        self.feature_scale = 1.0
         self._admitted: set[tuple[Any, ...]] = set()
 
     # -- calling ---------------------------------------------------------------------------------
@@ -195,6 +197,7 @@ class Objective(nn.Module):
         model, backbones = bare(upsampler), as_backbones(backbone)
         if self.config.feature_space == "auto":
             self.feature_space = "raw" if mixes_values(model, backbones[0]) else "channel_norm"
+        self.feature_scale = model.feature_scale
         self._prepare(model, backbones)
         parameter = next(model.parameters())
         self.to(device=parameter.device)
@@ -260,7 +263,8 @@ class Objective(nn.Module):
         if self.feature_space != "channel_norm":
             return features
         tokens = widen(features).permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
-        return F.layer_norm(tokens, tokens.shape[-1:], eps=CHANNEL_NORM_EPS).permute(0, 3, 1, 2)
+        normal = F.layer_norm(tokens, tokens.shape[-1:], eps=CHANNEL_NORM_EPS)
+        return normal.mul(self.feature_scale).permute(0, 3, 1, 2)
 
     # -- checks ----------------------------------------------------------------------------------
 

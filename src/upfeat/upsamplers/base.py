@@ -113,6 +113,8 @@ class Upsampler(nn.Module):
         supports_query: whether :meth:`query` answers at single positions.
         supports_gradients: whether the output carries gradients; a method that optimises for each
             image and regresses the result has none to give.
+        feature_scale: deviation over the channels of what the method regresses; it counts for those
+            that regress channel-normalised features alone.
         official_globals: foreign classes that the method's official pickles may name.
         official_keys: keys under which official files nest the state dict.
 
@@ -125,6 +127,7 @@ class Upsampler(nn.Module):
 
     info: UpsamplerInfo
     config: dict[str, Any]
+    feature_scale: float = 1.0
     supports_tiles: ClassVar[bool] = False
     supports_compile: ClassVar[bool] = True
     supports_export: ClassVar[bool] = True

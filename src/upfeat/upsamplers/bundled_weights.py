@@ -19,6 +19,7 @@ DATA = (
     "1941 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with their regions, and "
     "900 ImageNet images with superpixels"
 )
+REGIONS = "1041 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with their regions"
 LICENSE = "Apache-2.0 (some training images are for research only, see the card)"
 
 
@@ -31,6 +32,7 @@ def _record(
     norm: tuple[tuple[float, float, float], tuple[float, float, float]],
     config: dict[str, Any],
     note: str = "",
+    data: str = DATA,
 ) -> Checkpoint:
     return Checkpoint(
         tag=tag,
@@ -39,7 +41,7 @@ def _record(
         feature_dim=width,
         image_mean=norm[0],
         image_std=norm[1],
-        training_data=DATA,
+        training_data=data,
         code_license="Apache-2.0",
         weights_license=LICENSE,
         backbone_license="Apache-2.0" if width else "none needed: the weights serve any backbone",
@@ -63,6 +65,7 @@ def bundled_checkpoints(name: str) -> tuple[Checkpoint, ...]:
 
 _IMAGENET, _HALF = (IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF)
 _JAFAR = {"qk_dim": 64}
+_LOFTUP = {"feature_scale": 3.8}
 _STAGES = "LoftUp's first stage only; the tag without _stage1 went on with self-distillation."
 # Tag, SHA-256, backbone, width, normalisation of the guidance, constructor arguments, note.
 _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
@@ -97,12 +100,13 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "loftup": (
         (
             "vit_tiny_patch16_augreg_stage1",
-            "2352c3fd3f8763bcc5c6f012f322a670310db63c7a2da9a4a1ff1166155b0b22",
+            "8f48a312d0c3e7b598c2dd0e1a24d2f0990b328447cb2fe262c0f1bb70eab124",
             VIT_TINY,
             192,
             _IMAGENET,
-            {},
+            _LOFTUP,
             _STAGES,
+            REGIONS,
         ),
         (
             "vit_tiny_patch16_augreg",
@@ -110,7 +114,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
             VIT_TINY,
             192,
             _IMAGENET,
-            {},
+            _LOFTUP,
         ),
         (
             "vit_compact_patch16_stage1",

@@ -178,7 +178,7 @@ class _Bands:
             for layer, (keys, values) in zip(self.layers, self.memory, strict=True):
                 layer.apply_(some, keys, values)
             model = self.model
-            out[begin : begin + CHUNK_TOKENS] = model.output_norm(model.project(model.norm(some)))
+            out[begin : begin + CHUNK_TOKENS] = model.finish(some)
 
 
 @register_upsampler("loftup", checkpoints=CHECKPOINTS + bundled_checkpoints("loftup"))
@@ -204,6 +204,9 @@ class LoftUp(Upsampler):
         channel_norm: LayerNorm over the channels of the features, part of the published models.
         start: what untrained weights do: ``"random"`` as in the original, or ``"interpolation"``,
             ours, from which little data leads much further (see ``loftup_start``).
+        feature_scale: factor on the output, 1 in the original. With the backbone's deviation over
+            channels, what reads its features reads the output too; a head that is trained with a
+            fixed learning rate learns from small features more slowly.
 
     Example:
         >>> import torch, upfeat
@@ -241,6 +244,7 @@ class LoftUp(Upsampler):
         min_max: Literal["image", "batch"] = "image",
         channel_norm: bool | None = True,
         start: Literal["random", "interpolation"] = "random",
+        feature_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if channel_norm is None:  # official_config found none and the caller did not decide
@@ -251,6 +255,8 @@ class LoftUp(Upsampler):
             raise ValueError(f"min_max must be 'image' or 'batch', got {min_max!r}")
         if start not in ("random", "interpolation"):
             raise ValueError(f"start must be 'random' or 'interpolation', got {start!r}")
+        if not feature_scale > 0:
+            raise ValueError(f"feature_scale must be positive, got {feature_scale}")
         sine = position == "sine"
         width = feature_dim + 4 * POSITION_FREQUENCIES if sine else feature_dim
         if width % num_heads:
@@ -259,7 +265,7 @@ class LoftUp(Upsampler):
                 f"{feature_dim}{' + 20 position channels' if sine else ''}); choose a divisor"
             )
         self.color_feats, self.min_max, self.lr_size = color_feats, min_max, lr_size
-        self.num_heads = num_heads
+        self.num_heads, self.feature_scale = num_heads, feature_scale
         guidance = 10 * n_freqs + 3 if color_feats else 4 * n_freqs
         self.channel_norm = nn.LayerNorm(feature_dim) if channel_norm else nn.Identity()
         self.position: FourierFeatures | nn.Parameter
@@ -408,7 +414,14 @@ class LoftUp(Upsampler):
         """(B, N, D) and (B, n, D) -> (B, N, C)."""
         for layer in self.layers:
             queries = layer(queries, tokens)
-        return self.output_norm(self.project(self.norm(queries)))
+        return self.finish(queries)
+
+    def finish(self, stream: Tensor) -> Tensor:
+        """Bring the stream (..., D) to features (..., C)."""
+        norm, scale = self.output_norm, self.feature_scale
+        weight, bias = norm.weight * scale, norm.bias * scale
+        stream = self.project(self.norm(stream))
+        return F.layer_norm(stream, norm.normalized_shape, weight, bias, norm.eps)
 
     def tokens(self, features: Tensor) -> Tensor:
         """Keys' and values' input: normalised features with their position, (B, n, D)."""

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+VIT_TINY_SCALE = 3.8  # deviation of its features over the channels, mean over training images
 
 # The first source that knows an image is taken. Numbers of images coincide between sets, never
 # within what a pattern can find: each set has its own form of name or its own folder.
@@ -252,14 +253,16 @@ def bundled_loftup_stage1() -> TrainConfig:
 
     Example:
         >>> from upfeat.training.recipes import bundled_loftup_stage1
-        >>> bundled_loftup_stage1().upsampler.config
-        {'start': 'interpolation'}
+        >>> bundled_loftup_stage1().upsampler.config["start"]
+        'interpolation'
     """
     pixels = bundled_jafar_pixels()
     settings = {"samples": 768, "projection": None, "transfer_weight": 0.0}
     return pixels.model_copy(
         update={
-            "upsampler": UpsamplerConfig(name="loftup", config={"start": "interpolation"}),
+            "upsampler": UpsamplerConfig(
+                name="loftup", config={"start": "interpolation", "feature_scale": VIT_TINY_SCALE}
+            ),
             "objective": ObjectiveConfig(
                 name=pixels.objective.name, settings=pixels.objective.settings | settings
             ),
@@ -285,16 +288,20 @@ def bundled_loftup_stage2() -> TrainConfig:
         >>> bundled_loftup_stage2().upsampler.start_from
         'runs/bundled_loftup_stage1/model'
     """
-    settings = {"input_sizes": [160, 240, 320], "crops": 2, "order": "free", "output_scale": 0.25}
+    settings = {"input_sizes": [160, 240, 320], "crops": 2, "order": "free", "output_scale": 0.5}
     return TrainConfig(
         backbones=(VIT_TINY,),
-        upsampler=UpsamplerConfig(name="loftup", start_from="runs/bundled_loftup_stage1/model"),
+        upsampler=UpsamplerConfig(
+            name="loftup",
+            config={"feature_scale": VIT_TINY_SCALE},
+            start_from="runs/bundled_loftup_stage1/model",
+        ),
         objective=ObjectiveConfig(name="self_distillation", settings=settings),
         data=cut_images(480, resize=480, scale=(1.0, 1.3)),
         optimizer=OptimizerConfig(lr=1e-4),
         schedule=ScheduleConfig(name="cosine", warmup_steps=20),
         clip=ClipConfig(max_norm=1.0),
-        checkpoint=CheckpointConfig(every=25),
-        steps=60,
+        checkpoint=CheckpointConfig(every=20),
+        steps=80,
         batch_size=2,
     )
