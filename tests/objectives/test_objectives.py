@@ -215,6 +215,11 @@ def test_targets_live_where_the_method_puts_its_output() -> None:
     normed = built.target(features)
     torch.testing.assert_close(normed.mean(1), torch.zeros(2, 3, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(normed.std(1, correction=0), torch.ones(2, 3, 4), atol=1e-4, rtol=0)
+    scaled = MaskRefinedConfig().build()
+    model = tiny_upsampler("loftup")
+    model.feature_scale = 2.5
+    scaled.prepare(model, tiny_backbone())
+    torch.testing.assert_close(scaled.target(features), 2.5 * normed)
 
 
 # -- refusals ------------------------------------------------------------------------------------

@@ -319,3 +319,23 @@ def test_gradcheck() -> None:
     features = torch.randn(1, 4, 2, 2, dtype=torch.float64, requires_grad=True)
     image = torch.randn(1, 3, 4, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda f: model(image, f), (features,))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_feature_scale_multiplies_the_output(training):
+    plain, scaled = small(), small(feature_scale=2.5)
+    scaled.load_state_dict(plain.state_dict())
+    plain, scaled = plain.train(training), scaled.train(training)
+    image, features = torch.rand(2, 3, 20, 28), torch.randn(2, 12, 3, 4)
+    with torch.set_grad_enabled(training):  # the plain way, or bands
+        wide, narrow = scaled(image, features), plain(image, features)
+    torch.testing.assert_close(wide, 2.5 * narrow, rtol=0, atol=1e-5)
+    coords = pixel_centres((20, 28))[None, ::50].expand(2, -1, -1)
+    scaled, plain = scaled.eval(), plain.eval()
+    asked = scaled.query(image, features, coords), plain.query(image, features, coords)
+    torch.testing.assert_close(asked[0], 2.5 * asked[1], rtol=0, atol=1e-5)
+
+
+def test_feature_scale_is_positive():
+    with pytest.raises(ValueError, match="feature_scale must be positive, got 0"):
+        small(feature_scale=0)
