@@ -55,10 +55,29 @@ def test_one_batch_is_learnt() -> None:
     assert sum(run[-5:]) < 0.9 * sum(run[:5])
 
 
-@pytest.mark.parametrize("name", ["naf", "loftup"])
-def test_methods_that_do_not_commute_with_a_head_are_refused(name: str) -> None:
+def test_methods_that_show_no_weights_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="transfer_weight=0"):
-        CONFIG.build().prepare(tiny_upsampler(name), tiny_backbone())
+        CONFIG.build().prepare(tiny_upsampler("naf"), tiny_backbone())
+
+
+def test_an_attention_learns_where_regions_lie() -> None:
+    config = dataclasses.replace(CONFIG, feature_weight=0.0, samples=256)
+    run = losses("loftup", config, 40, lr=3e-3)
+    assert sum(run[-5:]) < 0.8 * sum(run[:5])
+
+
+@pytest.mark.parametrize("locality", [None, 1.0])
+def test_what_an_attention_finds_of_a_region(locality: float | None) -> None:
+    """The mean over layers of -log(share + floor), near cells alone where there is a locality."""
+    shares = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0, 1.0]]]])  # (1, 2, 1, 4)
+    coords = torch.tensor([[[0.0, -0.75], [0.0, 0.75]]])  # centres of the first and last cell
+    region = torch.tensor([[0, 1]])
+    layers = [torch.tensor([[[0.5, 0.0, 0.5, 0.0], [0.0, 0.0, 0.5, 0.5]]]), torch.ones(1, 2, 4) / 4]
+    objective = MaskTransferConfig(locality=locality).build()
+    found = objective._attended(layers, shares, coords, region)
+    near = 1.0 if locality is None else float(torch.tensor(-0.5).exp())  # of the second cell
+    sums = torch.tensor([0.5, 0.5 + 0.5 * near, 0.25 + 0.25 * near, 0.25 + 0.25 * near])
+    torch.testing.assert_close(found, -(sums + 0.01).log().mean())
 
 
 @pytest.mark.parametrize("name", ["naf", "loftup"])

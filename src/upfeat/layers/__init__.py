@@ -1,5 +1,6 @@
 """Modules that at least two upsamplers share."""
 
+from upfeat.layers.attention_record import attention_modules, record_attention
 from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
 from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet, SimpleDownsampler
 from upfeat.layers.fourier import FourierFeatures
@@ -19,4 +20,6 @@ __all__ = [
     "RMSNorm",
     "ScaleNet",
     "SimpleDownsampler",
+    "attention_modules",
+    "record_attention",
 ]

@@ -5,7 +5,8 @@ features (arXiv 2504.14032, section 3.2) with a second one that no backbone can 
 share of every low-resolution cell is upsampled in the features' place, and each pixel must find its
 own region again.
 
-Methods that regress features instead of mixing them (LoftUp) take the first signal alone.
+Where a method regresses features instead of mixing them (LoftUp), the second signal is taken from
+its attention: each layer's weights, averaged over the heads, must lie on cells of the region.
 
 Legend: B batch, C feature channels, P projected channels, M regions, h w low-resolution grid, H W
 image, N sampled pixels.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.errors import UnsupportedError
+from upfeat.layers.attention_record import attention_modules, record_attention
 from upfeat.objectives._networks import Call, backbone_features, bare, guidance_image
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_integer, draw_like
@@ -62,7 +64,8 @@ class MaskTransferConfig(ObjectiveConfig):
             alike. A method that regresses features never learns weak directions otherwise, which a
             probe can still read.
         feature_weight: of the squared error to that target, relative to the features' variance.
-        transfer_weight: of the cross entropy between found and true region.
+        transfer_weight: of the cross entropy between found and true region. Where it is taken from
+            an attention, only cells near the pixel count, see ``locality``.
         projection: random channels P that the features are reduced to, drawn for each step; None
             keeps all. Exact in expectation, and many times cheaper.
         samples: pixels N of each image.
@@ -113,7 +116,8 @@ class MaskTransfer(Objective):
 
     The batch brings ``"masks"`` (B, M, H, W), of any source. The second signal needs an upsampler
     that mixes values with weights which all channels share (``info.commutes_with_head``), as
-    regions go through it in the features' place; others need ``transfer_weight=0``. Pixels are
+    regions go through it in the features' place, or one with ``query()`` and attention over the
+    cells (``nn.MultiheadAttention``); others need ``transfer_weight=0``. Pixels are
     sampled from the whole resolution, and cost what they are few where a method has ``query()``.
 
     Example:
@@ -132,11 +136,12 @@ class MaskTransfer(Objective):
 
     def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
         super()._check_model(model, backbones)
-        if self.config.transfer_weight and not model.info.commutes_with_head:
+        attends = model.supports_query and bool(attention_modules(model))
+        if self.config.transfer_weight and not (model.info.commutes_with_head or attends):
             raise UnsupportedError(
-                f"{self.name} sends regions through the upsampler in the features' place, which "
-                f"{model.info.name} cannot do (it does not commute with a head); set "
-                "transfer_weight=0, or use mask_refined"
+                f"{self.name} sends regions through the upsampler in the features' place, or reads "
+                f"its attention; {model.info.name} does not commute with a head and has none to "
+                "read; set transfer_weight=0, or use mask_refined"
             )
 
     def _step(
@@ -164,7 +169,11 @@ class MaskTransfer(Objective):
             output, share = found.split([channels.shape[1], shares.shape[1]], dim=2)  # (B, N, …)
             terms["transfer"] = (config.transfer_weight, surprise(share, region))
         else:
-            found = _at(upsampler, guidance, features, coords)  # (B, N, C)
+            with record_attention(bare(upsampler)) as weights:
+                found = _at(upsampler, guidance, features, coords)  # (B, N, C)
+            if config.transfer_weight:
+                missed = self._attended(weights, shares, coords, region)
+                terms["transfer"] = (config.transfer_weight, missed)
             output = (found - centre.flatten(2).mT) @ matrix.T  # (B, N, P)
         variance = channels.square().mean((1, 2, 3))[:, None, None]
         target = self._refined(channels, shares, coords, region)
@@ -226,6 +235,17 @@ class MaskTransfer(Objective):
             own = near @ cells / near.sum(2, keepdim=True).clamp(min=1e-6)
         pull = config.alpha * (region >= 0)[..., None]
         return smooth + pull * (own - smooth)
+
+    def _attended(
+        self, weights: Sequence[Tensor], shares: Tensor, coords: Tensor, region: Tensor
+    ) -> Tensor:
+        """Return the cross entropy of what layers' weights (B, N, n) find of the pixel's region."""
+        if self.config.locality is not None:
+            near = nearness(coords, (shares.shape[2], shares.shape[3]), self.config.locality)
+            weights = [one * near.to(one.dtype) for one in weights]
+        cells = shares.flatten(2).mT  # (B, M, h, w) -> (B, n, M)
+        terms = [surprise(one @ cells, region) for one in weights]
+        return torch.stack(terms).mean()
 
     def _input(self, full: Size, scale: float, backbone: "Backbone") -> Size:
         return scale_size(full, scale, backbone.size_multiple)

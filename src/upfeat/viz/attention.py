@@ -11,12 +11,13 @@ image, ``H' W'`` output. Places are (row, column) as shares of height and width,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from upfeat.errors import UnsupportedError, check_call, shape_text
+from upfeat.layers.attention_record import attention_modules, record_attention
 from upfeat.viz.heat import heat_colors
 from upfeat.viz.panel import Cell, draw_grid, to_pil
 
@@ -88,9 +89,8 @@ def attended_regions(
     row, col = _checked(position, size)
     if upsampler.info.commutes_with_head:
         return _mixing_weights(upsampler, image, features, (row, col), size)
-    attentions = [m for m in upsampler.modules() if isinstance(m, nn.MultiheadAttention)]
-    if attentions and upsampler.supports_query:
-        return _softmax_weights(upsampler, attentions, image, features, (row, col), size)
+    if attention_modules(upsampler) and upsampler.supports_query:
+        return _softmax_weights(upsampler, image, features, (row, col), size)
     raise UnsupportedError(
         f"{upsampler.info.name} has no single set of weights over the cells: it neither mixes the "
         "features with one set for all channels (info.commutes_with_head) nor asks them through "
@@ -154,36 +154,22 @@ def _read_tile(
 
 def _softmax_weights(
     upsampler: "Upsampler",
-    attentions: Sequence[nn.MultiheadAttention],
     image: Tensor,
     features: Tensor,
     position: tuple[int, int],
     size: tuple[int, int],
 ) -> Tensor:
     """The attention of every block in the order of their calls, averaged over heads, (L, h, w)."""
-    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((module, args, kwargs))
-
-    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in attentions]
-    try:
+    with record_attention(upsampler) as recorded:
         upsampler.query(image, features, _centre(position, size, features), output_size=size)
-    finally:
-        for hook in hooks:
-            hook.remove()
     grid = (features.shape[2], features.shape[3])
-    maps = []
-    for module, args, kwargs in calls:
-        asked = kwargs | {"need_weights": True, "average_attn_weights": True}
-        weights = module(*args, **asked)[1]  # (1, 1, n)
+    for weights in recorded:  # (1, 1, n)
         if weights.numel() != grid[0] * grid[1]:
             raise UnsupportedError(
                 f"an attention of {upsampler.info.name} has weights {shape_text(weights)} for one "
                 f"pixel, which are none over the {grid[0]}x{grid[1]} cells"
             )
-        maps.append(_widened(weights).reshape(grid))  # (1, 1, n) -> (h, w)
-    return torch.stack(maps)
+    return torch.stack([_widened(weights).reshape(grid) for weights in recorded])
 
 
 def _widened(x: Tensor) -> Tensor:
