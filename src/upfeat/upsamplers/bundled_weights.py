@@ -110,7 +110,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_tiny_patch16_augreg",
-            "59a07eb2fa7834861690f3989cbcdb2dc120391f79300b47001f9bc0cd4fb571",
+            "9dd6e055443746aff610cb84ab3c4f9c475f026d2c13d51f1cf9ec723917141b",
             VIT_TINY,
             192,
             _IMAGENET,
