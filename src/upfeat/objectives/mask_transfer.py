@@ -169,11 +169,13 @@ class MaskTransfer(Objective):
             output, share = found.split([channels.shape[1], shares.shape[1]], dim=2)  # (B, N, …)
             terms["transfer"] = (config.transfer_weight, surprise(share, region))
         else:
-            with record_attention(bare(upsampler)) as weights:
-                found = _at(upsampler, guidance, features, coords)  # (B, N, C)
             if config.transfer_weight:
+                with record_attention(bare(upsampler)) as weights:
+                    found = _at(upsampler, guidance, features, coords)  # (B, N, C)
                 missed = self._attended(weights, shares, coords, region)
                 terms["transfer"] = (config.transfer_weight, missed)
+            else:
+                found = _at(upsampler, guidance, features, coords)
             output = (found - centre.flatten(2).mT) @ matrix.T  # (B, N, P)
         variance = channels.square().mean((1, 2, 3))[:, None, None]
         target = self._refined(channels, shares, coords, region)
