@@ -4,7 +4,7 @@ Not from the paper, whose networks start at random and see a million images. A L
 three things before it can learn anything of edges: to carry the features through (projections, a
 residual stream and three norms lie in their way), where a pixel is, and that near tokens are its
 own. On little data it learns them badly: weak directions of the features never arrive, and the
-attention stays spread over a fifth of all tokens. Here all three are written into the weights.
+attention stays spread over far tokens. Here all three are written into the weights.
 
 * The last eight channels of both convolutions hold sine and cosine of the pixel's row and column at
   the tokens' second frequency, e, each as a positive and a negative part, so that ReLUs keep them.
@@ -109,7 +109,8 @@ def fit_code(model: "LoftUp") -> tuple[Tensor, Tensor, Tensor]:
         Coefficients (F + 1, 4), the last of the bias; the F channels used; the functions, (N, 4).
     """
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.rand(5, 64, 64, generator=generator) - 0.5
+    drawn = torch.rand(5, 64, 64, generator=generator, device=generator.device) - 0.5
+    drawn = drawn.to(model.conv1.weight)
     places, colors = 2 * drawn[:2], drawn[2:]
     described = model.guidance_norm(model._describe(places, colors).flatten(1).T)  # (N, G)
     inputs, steps = model.fourier.phases.shape[1:]
@@ -119,7 +120,7 @@ def fit_code(model: "LoftUp") -> tuple[Tensor, Tensor, Tensor]:
     angles = math.exp(FREQUENCY) * OUTER * places.flatten(1)  # (2, N)
     wanted = torch.stack((angles.sin(), angles.cos()), 1).flatten(0, 1).T  # (2, 2, N) -> (N, 4)
     known = torch.cat((described[:, used], torch.ones_like(wanted[:, :1])), 1).double()
-    ridge = 1e-2 * torch.eye(known.shape[1], dtype=known.dtype)  # keeps coefficients small
+    ridge = 1e-2 * torch.eye(known.shape[1]).to(known)  # keeps coefficients small
     solution = torch.linalg.solve(known.T @ known + ridge, known.T @ wanted.double())
     return solution.to(wanted.dtype), used, wanted
 
@@ -133,8 +134,9 @@ def write_attention(attention: nn.MultiheadAttention, channels: int, deviation: 
     queries, keys, values = projections.chunk(3)
     nn.init.zeros_(attention.in_proj_bias)
     values.copy_(torch.eye(width))
-    first = channels + 2 * FREQUENCY  # of the tokens' sines at this frequency; cosines: 10 behind
-    tokens = (first, first + 10, first + 1, first + 11)
+    first = channels + 2 * FREQUENCY  # of the tokens' sines at this frequency
+    half = (width - channels) // 2  # cosines lie behind all sines
+    tokens = (first, first + half, first + 1, first + half + 1)
     for head in range(heads):
         for number, token in enumerate(tokens):
             row = head * size + number
