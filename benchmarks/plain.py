@@ -185,8 +185,8 @@ def _taps(length: int, kernel: int, dilation: int) -> Tensor:
 
 def plain_loftup(up: Upsampler) -> Plain:
     def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-        tokens = up.tokens(features)
         colors = up.scale_colors(image, size)
+        tokens = up.tokens(features, colors)
         axes = (torch.linspace(-1, 1, n, device=image.device) for n in size)
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(image), -1, -1, -1)
         waves = up.fourier(torch.cat((grid.to(colors.dtype), colors), dim=1))

@@ -11,7 +11,12 @@ from tests.objectives.setups import tiny_backbone, tiny_batch, tiny_upsampler
 from upfeat import create_upsampler
 from upfeat.errors import UnsupportedError
 from upfeat.objectives import MaskTransferConfig
-from upfeat.objectives.mask_transfer import region_edges, region_map, region_shares
+from upfeat.objectives.mask_transfer import (
+    region_edges,
+    region_map,
+    region_shares,
+    squared_distances,
+)
 
 CONFIG = MaskTransferConfig(samples=64, projection=6)
 
@@ -78,6 +83,38 @@ def test_what_an_attention_finds_of_a_region(locality: float | None) -> None:
     near = 1.0 if locality is None else float(torch.tensor(-0.5).exp())  # of the second cell
     sums = torch.tensor([0.5, 0.5 + 0.5 * near, 0.25 + 0.25 * near, 0.25 + 0.25 * near])
     torch.testing.assert_close(found, -(sums + 0.01).log().mean())
+
+
+@pytest.mark.parametrize("locality", [None, 1.0])
+def test_what_likeness_finds_of_a_region(locality: float | None) -> None:
+    """Cells count exp(-distance / width), relative to the variance, less the further they are."""
+    shares = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]]])  # (1, 2, 1, 3)
+    channels = torch.tensor([[[[0.0, 2.0, 4.0]], [[0.0, 0.0, 0.0]]]])  # (1, 2, 1, 3)
+    output = torch.tensor([[[1.0, 0.0], [4.0, 1.0]]])  # (1, 2, 2)
+    apart = squared_distances(output, channels)
+    torch.testing.assert_close(apart, torch.tensor([[[1.0, 1.0, 9.0], [17.0, 5.0, 1.0]]]))
+    coords = torch.tensor([[[0.0, -2 / 3], [0.0, 2 / 3]]])  # centres of the first and last cell
+    region = torch.tensor([[0, -1]])  # the second pixel lies in none
+    objective = MaskTransferConfig(locality=locality, match_width=2.0).build()
+    found = objective._matched(apart, shares, coords, region)
+    steps = torch.tensor([0.0, 1.0, 2.0]).square() * (0.5 if locality else 0.0)
+    weight = (-torch.tensor([0.5, 0.5, 4.5]) - steps).softmax(0)
+    torch.testing.assert_close(found, -(weight[:2].sum() + 0.01).log())
+
+
+@pytest.mark.parametrize("name", ["loftup", "naf"])
+def test_regressing_methods_learn_to_take_a_side(name: str) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        transfer_weight=0.0,
+        feature_weight=0.0,
+        match_weight=1.0,
+        projection=None,
+        samples=256,
+    )
+    run = losses(name, config, 40, lr=3e-3)
+    assert sum(run[-5:]) < 0.9 * sum(run[:5])
+    assert sorted(losses_of_one_step(name, config)) == ["features", "loss", "match"]
 
 
 @pytest.mark.parametrize("name", ["naf", "loftup"])

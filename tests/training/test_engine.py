@@ -99,6 +99,20 @@ def test_the_weights_are_trained_and_the_backbone_is_not(tmp_path: Path) -> None
     assert len(changed) == len(before)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_norms_may_keep_their_averages(tmp_path: Path, frozen: bool) -> None:
+    """Scale and shift learn all the same."""
+    config = tiny_config(upsampler=LOFTUP | {"freeze_batch_norm": frozen})
+    parts = tiny_parts(config)
+    before = {name: value.clone() for name, value in parts.upsampler.state_dict().items()}
+    fit(config, tmp_path, parts=parts)
+    after = parts.upsampler.state_dict()
+    assert torch.equal(before["batch_norm1.running_mean"], after["batch_norm1.running_mean"]) is (
+        frozen
+    )
+    assert not torch.equal(before["batch_norm1.weight"], after["batch_norm1.weight"])
+
+
 def test_overfitting_one_image_lowers_the_loss(tmp_path: Path) -> None:
     settings = {"scale": [0.5, 0.5], "regulariser_weight": 0.0}
     config = tiny_config(

@@ -73,4 +73,5 @@ def tiny_parts(config: TrainConfig, images: Images | None = None) -> Parts:
         config.upsampler.name, feature_dim=3, **config.upsampler.config
     )
     objective = create_objective(config.objective.name, **config.objective.settings)
-    return Parts([backbone], upsampler, objective, images or Images())
+    frozen = config.upsampler.freeze_batch_norm
+    return Parts([backbone], upsampler, objective, images or Images(), frozen)

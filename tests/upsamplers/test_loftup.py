@@ -35,6 +35,22 @@ class TestContractLearnable(UpsamplerContract):
     half = TestContract.half
 
 
+class TestContractTokenColors(UpsamplerContract):
+    name = "loftup"
+    config: ClassVar = {"n_freqs": 3, "num_heads": 2, "token_colors": True}
+    output_sizes = ((20, 28), (23, 31), (45, 52))
+    accepts_values = False
+    half = TestContract.half
+
+    def build(self, channels=None, **config):
+        """With weights that use the colours: fresh ones are zero."""
+        model = super().build(channels, **config)
+        generator = torch.Generator().manual_seed(1)
+        weight = model.token_colors.weight.data
+        weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+        return model
+
+
 def small(**config):
     torch.manual_seed(0)
     return upfeat.create_upsampler(
@@ -216,7 +232,7 @@ def test_learnable_table_compares_counts() -> None:
     model = small(position="learnable", lr_size=4)
     features = torch.randn(1, 12, 2, 8)
     normed = model.channel_norm(features.flatten(2).transpose(1, 2))
-    assert torch.equal(model.tokens(features), normed + model.position)
+    assert torch.equal(model.tokens(features, torch.zeros(1, 3, 8, 8)), normed + model.position)
 
 
 @torch.no_grad()
@@ -227,6 +243,23 @@ def test_without_colors_the_image_does_not_matter() -> None:
     with torch.enable_grad():
         plain = model(image, features)
     assert max_abs_difference(plain, model(image, features)) < 1e-5
+
+
+@torch.no_grad()
+def test_tokens_see_colors_once_trained() -> None:
+    """Queries are blind here, so what the image changes goes through the tokens."""
+    image, features = torch.randn(1, 3, 20, 24), torch.randn(1, 12, 3, 4)
+    blind, seeing = small(color_feats=False), small(color_feats=False, token_colors=True)
+    seeing.load_state_dict(blind.state_dict(), strict=False)
+    assert torch.equal(seeing(image, features), blind(image, features))  # zero before training
+    torch.nn.init.normal_(seeing.token_colors.weight)
+    assert max_abs_difference(seeing(image, features), seeing(-image, features)) > 1e-2
+
+
+def test_token_colors_learn() -> None:
+    model = small(token_colors=True)
+    model(torch.randn(1, 3, 20, 24), torch.randn(1, 12, 3, 4)).square().sum().backward()
+    assert model.token_colors.weight.grad.abs().max() > 0
 
 
 @torch.no_grad()

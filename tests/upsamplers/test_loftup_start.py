@@ -52,8 +52,46 @@ def test_random_start_does_not_interpolate():
     assert F.cosine_similarity(found, wanted).mean() < 0.5
 
 
+@torch.no_grad()
+def test_with_colors_it_keeps_to_the_side_of_an_edge():
+    """A border inside a column of cells: pixels take the features of those of their own colour."""
+    sides = torch.randn(2, DIM, generator=torch.Generator().manual_seed(0))
+    image = torch.zeros(1, 3, 96, 96)
+    image[..., 52:] = 1  # in the middle of the seventh of twelve columns
+    share = torch.tensor([0.0] * 6 + [0.5] + [1.0] * 5)
+    features = (sides[0, :, None] * (1 - share) + sides[1, :, None] * share)[None, :, None]
+    features = features.expand(1, DIM, 12, 12)
+
+    def certain(model):  # by how much more a pixel next to the border is like its own side
+        found = model.eval()(image, features)
+        like = [F.cosine_similarity(found, normalised(side[None, :, None, None])) for side in sides]
+        apart = (like[0] - like[1])[0, 24:72].mean(0)
+        return (apart[49:52].mean() - apart[52:55].mean()).item()
+
+    assert certain(started(token_colors=True)) > 3 * certain(started())
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (22, 30)])
+def test_with_colors_it_interpolates_over_one_color(grid):
+    """No image, no edges: only nearness is left, of a wider reach than without colours."""
+    model = started(token_colors=True).eval()
+    features = smooth_features(grid)
+    size = (8 * grid[0], 8 * grid[1])
+    with torch.no_grad():
+        found = model(torch.full((2, 3, *size), 0.5), features)
+    wanted = F.interpolate(normalised(features), size, mode="bilinear")
+    assert F.cosine_similarity(found, wanted).mean() > 0.8
+
+
 @pytest.mark.parametrize(
-    "config", [{"num_heads": 2}, {"num_heads": 16}, {"color_feats": False}, {"n_freqs": 12}]
+    "config",
+    [
+        {"num_heads": 2},
+        {"num_heads": 16},
+        {"color_feats": False},
+        {"n_freqs": 12},
+        {"color_feats": False, "token_colors": True},
+    ],
 )
 def test_it_holds_for_other_sizes(config):
     model = started(**config).eval()
@@ -84,6 +122,7 @@ def test_every_weight_learns():
         ({"position": "learnable"}, "needs position='sine'"),
         ({"num_layers": 1}, "needs num_layers=2"),
         ({"num_heads": 32}, "heads of at least 4 channels"),
+        ({"num_heads": 8, "token_colors": True}, "heads of at least 10 channels"),
     ],
 )
 def test_what_it_cannot_start_is_refused(config, message):

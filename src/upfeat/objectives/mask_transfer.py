@@ -66,6 +66,12 @@ class MaskTransferConfig(ObjectiveConfig):
         feature_weight: of the squared error to that target, relative to the features' variance.
         transfer_weight: of the cross entropy between found and true region. Where it is taken from
             an attention, only cells near the pixel count, see ``locality``.
+        match_weight: of the cross entropy between a pixel's region and those of the cells that its
+            output resembles, within ``locality``. An output that is regressed towards means hedges
+            where it is in doubt, and lies between two regions; this makes it take a side. Any
+            method can learn it.
+        match_width: mean squared distance of features, relative to their variance, at which a cell
+            counts exp(-1) for that.
         projection: random channels P that the features are reduced to, drawn for each step; None
             keeps all. Exact in expectation, and many times cheaper.
         samples: pixels N of each image.
@@ -86,6 +92,8 @@ class MaskTransferConfig(ObjectiveConfig):
     whitening: float = 0.0
     feature_weight: float = 1.0
     transfer_weight: float = 1.0
+    match_weight: float = 0.0
+    match_width: float = 0.15
     projection: int | None = 32
     samples: int = 1024
     edge_share: float = 0.5
@@ -102,6 +110,11 @@ class MaskTransferConfig(ObjectiveConfig):
             raise ValueError(
                 "whitening must lie in [0, 1] and locality be positive, got "
                 f"{self.whitening} and {self.locality}"
+            )
+        if self.match_weight < 0 or self.match_width <= 0:
+            raise ValueError(
+                "match_weight must not be negative and match_width must be positive, got "
+                f"{self.match_weight} and {self.match_width}"
             )
         if self.samples < 1 or (self.projection is not None and self.projection < 1):
             raise ValueError("samples and projection must be positive")
@@ -181,6 +194,10 @@ class MaskTransfer(Objective):
         target = self._refined(channels, shares, coords, region)
         error = ((output - target).square() / variance.clamp(min=1e-12)).mean()
         terms["features"] = (config.feature_weight, error)
+        if config.match_weight:
+            apart = squared_distances(output, channels) / (channels.shape[1] * variance)
+            matched = self._matched(apart, shares, coords, region)
+            terms["match"] = (config.match_weight, matched)
         return weighted_sum(terms)
 
     def _projection(self, features: Tensor, generator: torch.Generator) -> Tensor:
@@ -249,6 +266,18 @@ class MaskTransfer(Objective):
         terms = [surprise(one @ cells, region) for one in weights]
         return torch.stack(terms).mean()
 
+    def _matched(self, apart: Tensor, shares: Tensor, coords: Tensor, region: Tensor) -> Tensor:
+        """Return the cross entropy of what is found of the pixel's region by likeness.
+
+        ``apart`` are mean squared distances of outputs to cells (B, N, n), in variances.
+        """
+        logits = -apart / self.config.match_width
+        if self.config.locality is not None:
+            near = nearness(coords, (shares.shape[2], shares.shape[3]), self.config.locality)
+            logits = logits + near.clamp(min=1e-30).log().to(logits.dtype)
+        weights = logits.softmax(-1)  # (B, N, n)
+        return surprise(weights @ shares.flatten(2).mT, region)  # shares: (B, n, M)
+
     def _input(self, full: Size, scale: float, backbone: "Backbone") -> Size:
         return scale_size(full, scale, backbone.size_multiple)
 
@@ -274,6 +303,13 @@ def _at(
         queried: Tensor = upsampler.query(image, features, coords, values)  # type: ignore[operator]
         return queried
     return sample_at(upsampler(image, features, None, values), coords)
+
+
+def squared_distances(output: Tensor, channels: Tensor) -> Tensor:
+    """Return those of vectors (B, N, P) to cells (B, P, h, w): (B, N, n)."""
+    cells = channels.flatten(2)  # (B, P, n)
+    lengths = output.square().sum(2, keepdim=True) + cells.square().sum(1)[:, None]  # (B, N, n)
+    return lengths - 2 * output @ cells
 
 
 def nearness(coords: Tensor, grid: Size, deviation: float) -> Tensor:

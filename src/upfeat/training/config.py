@@ -63,6 +63,8 @@ class UpsamplerConfig(Section):
         config: constructor arguments; ``feature_dim`` is filled in from the backbone.
         start_from: a file or a folder of ``save_pretrained`` with the weights to start from, as
             LoftUp's second stage does; None for random ones (published ones behind a tag).
+        freeze_batch_norm: batch norms normalise with their running averages, which stay as they
+            are; for batches of a few images, whose own statistics say little.
 
     Example:
         >>> from upfeat.training import UpsamplerConfig
@@ -73,6 +75,7 @@ class UpsamplerConfig(Section):
     name: str
     config: dict[str, Any] = Field(default_factory=dict)
     start_from: str | None = None
+    freeze_batch_norm: bool = False
 
 
 class MaskConfig(Section):

@@ -35,10 +35,11 @@ class Parts:
         upsampler: what is trained.
         objective: the training signal.
         source: the images.
+        freeze_batch_norm: batch norms keep their running averages and normalise with them.
 
     Example:
         >>> from upfeat.training import Parts
-        >>> list(Parts.__dataclass_fields__)
+        >>> list(Parts.__dataclass_fields__)[:4]
         ['backbones', 'upsampler', 'objective', 'source']
     """
 
@@ -46,6 +47,7 @@ class Parts:
     upsampler: Upsampler
     objective: Objective
     source: BatchSource
+    freeze_batch_norm: bool = False
 
     def prepare(self, image_size: tuple[int, int], device: torch.device) -> list[nn.Parameter]:
         """Move everything to a device, let the objective check and build, return what is trained.
@@ -56,6 +58,10 @@ class Parts:
         for module in (*self.backbones, self.upsampler):
             module.to(device)
         self.upsampler.train().requires_grad_(True)
+        if self.freeze_batch_norm:
+            for module in self.upsampler.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         self.objective.prepare(self.upsampler, self.backbones, image_size)
         self.objective.train()
         parameters = (*self.upsampler.parameters(), *self.objective.parameters())
@@ -79,6 +85,7 @@ def build_parts(config: TrainConfig) -> Parts:
         build_upsampler(config.upsampler, backbones),
         build_objective(config.objective),
         source,
+        config.upsampler.freeze_batch_norm,
     )
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.layers.cell_colors import CellColors
 from upfeat.layers.fourier import FourierFeatures
 from upfeat.ops._dispatch import Scratch
 from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, fold_batch_norm, prepare_kernel
@@ -202,6 +203,8 @@ class LoftUp(Upsampler):
         min_max: colours are scaled to [-0.5, 0.5] over each ``"image"``, or over the whole
             ``"batch"`` as the original does, where a result depends on its batch mates.
         channel_norm: LayerNorm over the channels of the features, part of the published models.
+        token_colors: whether the tokens get the colours of their cells too, ours. A pixel can then
+            look for cells of its own colour where the backbone's features hardly tell colours.
         start: what untrained weights do: ``"random"`` as in the original, or ``"interpolation"``,
             ours, from which little data leads much further (see ``loftup_start``).
         feature_scale: factor on the output, 1 in the original. With the backbone's deviation over
@@ -243,6 +246,7 @@ class LoftUp(Upsampler):
         color_feats: bool = True,
         min_max: Literal["image", "batch"] = "image",
         channel_norm: bool | None = True,
+        token_colors: bool = False,
         start: Literal["random", "interpolation"] = "random",
         feature_scale: float = 1.0,
     ) -> None:
@@ -273,6 +277,7 @@ class LoftUp(Upsampler):
             self.position = FourierFeatures(2, POSITION_FREQUENCIES)
         else:
             self.position = nn.Parameter(torch.randn(1, lr_size**2, feature_dim))
+        self.token_colors = CellColors(width) if token_colors else None
         self.fourier = FourierFeatures(5 if color_feats else 2, n_freqs)
         self.guidance_norm = nn.LayerNorm(guidance)
         self.conv1 = nn.Conv2d(guidance, width, 3, padding=1)
@@ -314,8 +319,9 @@ class LoftUp(Upsampler):
             for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
                 out[:, :, rows] = tile
             return out
-        tokens = self.tokens(features)  # (B, n, D)
-        guidance = self.guidance(self.scale_colors(image, output_size), slice(None))
+        colors = self.scale_colors(image, output_size)
+        tokens = self.tokens(features, colors)  # (B, n, D)
+        guidance = self.guidance(colors, slice(None))
         x = self.guidance_norm(guidance.flatten(2).mT.to(features.dtype)).mT  # (B, G, N)
         x = x.unflatten(2, output_size)
         x = self.batch_norm1(self.conv1(x)).relu()
@@ -355,7 +361,7 @@ class LoftUp(Upsampler):
     ) -> list[_Bands]:
         """One reader of output rows for each image of the batch; buffers are shared."""
         colors = self.scale_colors(image, output_size)
-        tokens = self.tokens(features).to(dtype)
+        tokens = self.tokens(features, colors).to(dtype)
         model = self if dtype == features.dtype else copy.deepcopy(self).to(dtype)
         first = _kernel(model.conv1, model.batch_norm1)
         second = _kernel(model.conv2, model.batch_norm2)
@@ -396,8 +402,8 @@ class LoftUp(Upsampler):
 
         In training mode the batch norms normalise over the surroundings of all positions asked for.
         """
-        tokens = self.tokens(features)
         colors = self.scale_colors(image, output_size)
+        tokens = self.tokens(features, colors)
         parts = []
         for some in coords.split(coords.shape[1] if self.training else QUERY_CHUNK, dim=1):
             color, place, mask = sample_around(colors, some, 5)
@@ -423,20 +429,33 @@ class LoftUp(Upsampler):
         stream = self.project(self.norm(stream))
         return F.layer_norm(stream, norm.normalized_shape, weight, bias, norm.eps)
 
-    def tokens(self, features: Tensor) -> Tensor:
-        """Keys' and values' input: normalised features with their position, (B, n, D)."""
+    def tokens(self, features: Tensor, colors: Tensor) -> Tensor:
+        """Keys' and values' input: normalised features with their position, (B, n, D).
+
+        Args:
+            features: (B, C, h, w).
+            colors: (B, 3, H', W') of :meth:`scale_colors`; read where ``token_colors`` is set.
+        """
         size = (features.shape[2], features.shape[3])
         tokens = self.channel_norm(features.flatten(2).mT)  # (B, n, C)
         if isinstance(self.position, FourierFeatures):
             wide = torch.promote_types(features.dtype, torch.float32)
             grid = inclusive_grid(size, features.device).to(wide)
             place = self.position(grid).flatten(1).T  # (20, h, w) -> (n, 20)
-            return torch.cat((tokens, place.to(tokens.dtype).expand(len(tokens), -1, -1)), -1)
-        table: Tensor = self.position
-        if tokens.shape[1] != table.shape[1]:
-            square = table.mT.unflatten(2, (self.lr_size, self.lr_size))  # (1, C, lr_size, lr_size)
-            table = F.interpolate(square, size, mode="bicubic").flatten(2).mT
-        return tokens + table
+            tokens = torch.cat((tokens, place.to(tokens.dtype).expand(len(tokens), -1, -1)), -1)
+        else:
+            tokens = tokens + self._table(size)
+        if self.token_colors is None:
+            return tokens
+        return tokens + self.token_colors(colors, size, tokens.dtype)
+
+    def _table(self, size: Size) -> Tensor:
+        """Return the learned positions of a grid, (1, n, C)."""
+        table: Tensor = self.position  # type: ignore[assignment]
+        if size[0] * size[1] == table.shape[1]:
+            return table
+        square = table.mT.unflatten(2, (self.lr_size, self.lr_size))  # (1, C, lr_size, lr_size)
+        return F.interpolate(square, size, mode="bicubic").flatten(2).mT
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ residual stream and three norms lie in their way), where a pixel is, and that ne
 own. On little data it learns them badly: weak directions of the features never arrive, and the
 attention stays spread over far tokens. Here all three are written into the weights.
 
-* The last eight channels of both convolutions hold sine and cosine of the pixel's row and column at
+* The last channels of both convolutions hold sine and cosine of the pixel's row and column at
   the tokens' second frequency, e, each as a positive and a negative part, so that ReLUs keep them.
 * Queries and keys of each head meet in them: their product falls off with the distance.
+* With ``token_colors`` the same is done for sine and cosine of each colour, so that it starts as
+  joint bilateral interpolation.
 * The first layer's values are the tokens' features, added to the stream with a gain that leaves
   the pixel's own channels small beside them; the second layer and the feed-forwards add nothing
   yet, and the last projection takes the features' channels.
@@ -22,29 +24,39 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from upfeat.layers.cell_colors import CellColors
+
 if TYPE_CHECKING:
     from upfeat.upsamplers.loftup import Layer, LoftUp
 
 __all__ = ["start_as_interpolation"]
 
-CODE = 8  # channels of the position code: sine, cosine x row, column x positive, negative part
 FREQUENCY = 1  # of the tokens' position channels, exp(1): one that no grid aliases
-HIGHEST = 8.0  # frequency of the pixels' Fourier features that the code is fitted with
+HIGHEST = 8.0  # frequency of the pixels' Fourier features that the codes are fitted with
 SHARPNESS = 19.5  # of the attention: the product of queries and keys at distance 0
+JOINT_SHARPNESS = 5.0  # the same where colours choose among the near cells
+COLOR_SHARPNESS = 5.0  # of each colour: a deviation of 0.14 of its range
 COPY_GAIN = 6.0
 QUERY_DEVIATIONS = (0.62, 0.85 * COPY_GAIN)  # of the stream in front of the first and second layer
 # Pixels' outermost centres lie outside the tokens', and both are numbered -1 to 1; this is the
 # factor between the two of a grid of 22 cells.
 OUTER = 1 + 0.75 / 21
+# Tokens' position channels of the two highest frequencies, sines and cosines of rows and columns,
+# alias on every grid: noise, in which the code of the colours finds room.
+NOISE_CHANNELS = (6, 7, 8, 9, 16, 17)
+CODE_GAIN = 12.0  # of that code, above that noise
 
 
 @torch.no_grad()
 def start_as_interpolation(model: "LoftUp") -> None:
     """Write into fresh weights what makes the network interpolate; the rest is left as drawn.
 
+    With ``token_colors`` it interpolates as a joint bilateral filter does: near cells count more
+    the more their colour is the pixel's.
+
     Raises:
         ValueError: positions are a table, there is no pair of layers, or heads have fewer than 4
-            channels.
+            channels (10 where colours are compared).
 
     Example:
         >>> import torch, upfeat
@@ -58,19 +70,27 @@ def start_as_interpolation(model: "LoftUp") -> None:
         True
     """
     width, channels = model.conv1.out_channels, model.output_norm.normalized_shape[0]
+    codes = 10 if sees_colors(model) else 4
     if isinstance(model.position, nn.Parameter):
         raise ValueError("start='interpolation' needs position='sine', got 'learnable'")
-    if len(model.layers) != len(QUERY_DEVIATIONS) or width < 4 * model.num_heads:
+    if len(model.layers) != len(QUERY_DEVIATIONS) or width < codes * model.num_heads:
         raise ValueError(
-            "start='interpolation' needs num_layers=2 and heads of at least 4 channels, got "
+            f"start='interpolation' needs num_layers=2 and heads of at least {codes} channels, got "
             f"{len(model.layers)} layers and {width // model.num_heads} channels a head"
         )
     model.position.phases.zero_()
     write_code(model)
+    room = [channels + place for place in NOISE_CHANNELS]
+    if model.token_colors is not None and sees_colors(
+        model
+    ):  # sine and cosine of each mean colour, in half turns
+        known = [CellColors.SINES + color for color in range(3)]
+        known += [CellColors.COSINES + color for color in range(3)]
+        model.token_colors.weight[room, known] = CODE_GAIN
     layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
     for number, layer in enumerate(layers):
         attention = layer.attention
-        write_attention(attention, channels, QUERY_DEVIATIONS[number])
+        write_attention(attention, channels, QUERY_DEVIATIONS[number], codes)
         nn.init.zeros_(attention.out_proj.weight)
         nn.init.zeros_(attention.out_proj.bias)
         if number == 0:
@@ -82,19 +102,25 @@ def start_as_interpolation(model: "LoftUp") -> None:
     project.weight.copy_(torch.eye(channels, width))
 
 
+def sees_colors(model: "LoftUp") -> bool:
+    """Whether both sides of the attention know colours."""
+    return model.color_feats and model.token_colors is not None
+
+
 def write_code(model: "LoftUp") -> None:
-    """Let the last channels of both convolutions carry the position code."""
+    """Let the last channels of both convolutions carry the codes of position and colour."""
     solution, used, wanted = fit_code(model)
-    mean, deviation = wanted.mean(0), wanted.std(0)  # (4,)
+    mean, deviation = wanted.mean(0), wanted.std(0)  # (K,)
     signs = torch.tensor([1.0, -1.0])
-    part = slice(model.conv1.out_channels - CODE, None)
+    count = wanted.shape[1]
+    part = slice(model.conv1.out_channels - 2 * count, None)
     for conv in (model.conv1, model.conv2):
         conv.weight[part] = 0
-    both = (signs[:, None] * solution.T[:, None]).flatten(0, 1)  # (4, F + 1) -> (8, F + 1)
+    both = (signs[:, None] * solution.T[:, None]).flatten(0, 1)  # (K, F + 1) -> (2K, F + 1)
     model.conv1.weight[part, used, 1, 1] = both[:, :-1]
     model.conv1.bias[part] = both[:, -1]  # type: ignore[index]
     # Positive minus negative part is the code again; each channel takes its own part of it.
-    model.conv2.weight[part, part, 1, 1] = torch.block_diag(*[signs[:, None] * signs] * 4)
+    model.conv2.weight[part, part, 1, 1] = torch.block_diag(*[signs[:, None] * signs] * count)
     model.conv2.bias[part] = 0  # type: ignore[index]
     for norm in (model.batch_norm1, model.batch_norm2):  # what the batch norms do to it is undone
         norm.running_mean[part] = norm.bias[part] = (mean[:, None] * signs).flatten()  # type: ignore[index]
@@ -103,10 +129,10 @@ def write_code(model: "LoftUp") -> None:
 
 
 def fit_code(model: "LoftUp") -> tuple[Tensor, Tensor, Tensor]:
-    """Fit sines and cosines of row and column with low frequencies of the Fourier features.
+    """Fit sines and cosines of row, column and colours with low Fourier frequencies.
 
     Returns:
-        Coefficients (F + 1, 4), the last of the bias; the F channels used; the functions, (N, 4).
+        Coefficients (F + 1, K), the last of the bias; the F channels used; the functions, (N, K).
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand(5, 64, 64, generator=generator, device=generator.device) - 0.5
@@ -115,32 +141,46 @@ def fit_code(model: "LoftUp") -> tuple[Tensor, Tensor, Tensor]:
     described = model.guidance_norm(model._describe(places, colors).flatten(1).T)  # (N, G)
     inputs, steps = model.fourier.phases.shape[1:]
     low = [k for k in range(steps) if k == 0 or -2 + 12 * k / (steps - 1) <= math.log(HIGHEST)]
-    sines = torch.tensor([k * inputs + axis for k in low for axis in (0, 1)])
+    colored = sees_colors(model)
+    axes = range(5 if colored else 2)
+    sines = torch.tensor([k * inputs + axis for k in low for axis in axes])
     used = torch.cat((sines, sines + inputs * steps))  # cosines lie behind all sines
     angles = math.exp(FREQUENCY) * OUTER * places.flatten(1)  # (2, N)
     wanted = torch.stack((angles.sin(), angles.cos()), 1).flatten(0, 1).T  # (2, 2, N) -> (N, 4)
+    if colored:
+        angles = math.pi * colors.flatten(1)  # (3, N)
+        wanted = torch.cat((wanted, angles.sin().T, angles.cos().T), 1)  # (N, 10)
     known = torch.cat((described[:, used], torch.ones_like(wanted[:, :1])), 1).double()
     ridge = 1e-2 * torch.eye(known.shape[1]).to(known)  # keeps coefficients small
     solution = torch.linalg.solve(known.T @ known + ridge, known.T @ wanted.double())
     return solution.to(wanted.dtype), used, wanted
 
 
-def write_attention(attention: nn.MultiheadAttention, channels: int, deviation: float) -> None:
-    """Let queries and keys of every head meet in the position code, and copy the values."""
+def write_attention(
+    attention: nn.MultiheadAttention, channels: int, deviation: float, codes: int
+) -> None:
+    """Let queries and keys of every head meet in the codes, and copy the values."""
     width, heads = attention.embed_dim, attention.num_heads
     size = width // heads
-    gain = math.sqrt(SHARPNESS * math.sqrt(size))
     projections: Tensor = attention.in_proj_weight
     queries, keys, values = projections.chunk(3)
     nn.init.zeros_(attention.in_proj_bias)
-    values.copy_(torch.eye(width))
     first = channels + 2 * FREQUENCY  # of the tokens' sines at this frequency
     half = (width - channels) // 2  # cosines lie behind all sines
-    tokens = (first, first + half, first + 1, first + half + 1)
+    tokens = [first, first + half, first + 1, first + half + 1]
+    colored = codes > len(tokens)
+    gains = [math.sqrt((JOINT_SHARPNESS if colored else SHARPNESS) * math.sqrt(size))] * 4
+    if colored:
+        tokens += [channels + place for place in NOISE_CHANNELS]
+        gains += [math.sqrt(COLOR_SHARPNESS * math.sqrt(size))] * len(NOISE_CHANNELS)
+    # What the norm in front of the keys divides by: features, positions, and colours if there.
+    power = channels + (width - channels) / 2 + (3 * CODE_GAIN**2 if colored else 0)
+    spread = math.sqrt(power / width)
+    values.copy_(spread * torch.eye(width))
     for head in range(heads):
-        for number, token in enumerate(tokens):
+        for number, (token, gain) in enumerate(zip(tokens, gains, strict=True)):
             row = head * size + number
             queries[row] = keys[row] = 0
-            start = width - CODE + 2 * number
+            start = width - 2 * codes + 2 * number
             queries[row, start], queries[row, start + 1] = gain * deviation, -gain * deviation
-            keys[row, token] = gain
+            keys[row, token] = spread * (gain if number < 4 else gain / CODE_GAIN)
