@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
-VIT_TINY_SCALE = 3.8  # deviation of its features over the channels, mean over training images
+# 3.8 is the deviation of its features over the channels, the mean over training images.
+LOFTUP = {"token_colors": True, "feature_scale": 3.8}
 
 # The first source that knows an image is taken. Numbers of images coincide between sets, never
 # within what a pattern can find: each set has its own form of name or its own folder.
@@ -245,11 +246,14 @@ def bundled_jafar_pixels() -> TrainConfig:
 def bundled_loftup_stage1() -> TrainConfig:
     """LoftUp's first stage for ViT-Tiny, as it comes with the package: 768 pixels of whole images.
 
-    * From the paper: the architecture, and targets that masks refine.
-    * Chosen: everything else. Weights that interpolate before the first step: from random ones the
-      same images lead to a model that is worse than bilinear interpolation on road scenes. Targets
-      at single pixels, with region means that are taken near each pixel, and all directions of the
-      features compared, whitened by half.
+    * From the paper: the architecture, but for tokens that see their cells' colours, and targets
+      that masks refine.
+    * Chosen: everything else. Weights that interpolate as a joint bilateral filter before the first
+      step: from random ones the same images lead to a model that is worse than bilinear
+      interpolation on road scenes, and without the colours to borders that are below AnyUp's.
+      Targets at single pixels, with region means that are taken near each pixel, and all directions
+      of the features compared, whitened by half; beside them the attention is told where regions
+      lie, and the output to resemble its own region's cells rather than to hedge.
 
     Example:
         >>> from upfeat.training.recipes import bundled_loftup_stage1
@@ -257,14 +261,15 @@ def bundled_loftup_stage1() -> TrainConfig:
         'interpolation'
     """
     pixels = bundled_jafar_pixels()
-    settings = {"samples": 768, "projection": None, "transfer_weight": 0.0}
+    settings = {"samples": 768, "projection": None, "locality": 2.0}
+    weights = {"transfer_weight": 0.3, "match_weight": 0.3}
     return pixels.model_copy(
         update={
             "upsampler": UpsamplerConfig(
-                name="loftup", config={"start": "interpolation", "feature_scale": VIT_TINY_SCALE}
+                name="loftup", config=LOFTUP | {"start": "interpolation"}, freeze_batch_norm=True
             ),
             "objective": ObjectiveConfig(
-                name=pixels.objective.name, settings=pixels.objective.settings | settings
+                name=pixels.objective.name, settings=pixels.objective.settings | settings | weights
             ),
             "schedule": ScheduleConfig(name="cosine", warmup_steps=20),
             "ema": EmaConfig(decay=0.99),
@@ -293,8 +298,9 @@ def bundled_loftup_stage2() -> TrainConfig:
         backbones=(VIT_TINY,),
         upsampler=UpsamplerConfig(
             name="loftup",
-            config={"feature_scale": VIT_TINY_SCALE},
+            config=LOFTUP,
             start_from="runs/bundled_loftup_stage1/model",
+            freeze_batch_norm=True,
         ),
         objective=ObjectiveConfig(name="self_distillation", settings=settings),
         data=cut_images(480, resize=480, scale=(1.0, 1.3)),
