@@ -65,7 +65,7 @@ def bundled_checkpoints(name: str) -> tuple[Checkpoint, ...]:
 
 _IMAGENET, _HALF = (IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF)
 _JAFAR = {"qk_dim": 64}
-_LOFTUP = {"feature_scale": 3.8}
+_LOFTUP = {"token_colors": True, "feature_scale": 3.8}
 _STAGES = "LoftUp's first stage only; the tag without _stage1 went on with self-distillation."
 # Tag, SHA-256, backbone, width, normalisation of the guidance, constructor arguments, note.
 _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
@@ -100,7 +100,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "loftup": (
         (
             "vit_tiny_patch16_augreg_stage1",
-            "8f48a312d0c3e7b598c2dd0e1a24d2f0990b328447cb2fe262c0f1bb70eab124",
+            "7cb8973e4edcbe067d9cd447fa3ad26b0075a64ad3fe3f5b9f6572fde276b9c7",
             VIT_TINY,
             192,
             _IMAGENET,

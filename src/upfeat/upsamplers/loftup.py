@@ -206,7 +206,8 @@ class LoftUp(Upsampler):
         token_colors: whether the tokens get the colours of their cells too, ours. A pixel can then
             look for cells of its own colour where the backbone's features hardly tell colours.
         start: what untrained weights do: ``"random"`` as in the original, or ``"interpolation"``,
-            ours, from which little data leads much further (see ``loftup_start``).
+            ours, from which little data leads much further (see ``loftup_start``); with
+            ``token_colors`` it interpolates as a joint bilateral filter.
         feature_scale: factor on the output, 1 in the original. With the backbone's deviation over
             channels, what reads its features reads the output too; a head that is trained with a
             fixed learning rate learns from small features more slowly.
