@@ -110,7 +110,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_tiny_patch16_augreg",
-            "9dd6e055443746aff610cb84ab3c4f9c475f026d2c13d51f1cf9ec723917141b",
+            "d7dd5ac9c7120ccdb5faab6548feccfc5f31dee2d2978fe07bd4588de4dffceb",
             VIT_TINY,
             192,
             _IMAGENET,
