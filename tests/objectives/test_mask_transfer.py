@@ -102,6 +102,12 @@ def test_what_likeness_finds_of_a_region(locality: float | None) -> None:
     torch.testing.assert_close(found, -(weight[:2].sum() + 0.01).log())
 
 
+@pytest.mark.parametrize("settings", [{"match_weight": -1.0}, {"match_width": 0.0}])
+def test_impossible_settings_of_likeness(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="match_weight must not be negative and match_width must"):
+        MaskTransferConfig(**settings)
+
+
 @pytest.mark.parametrize("name", ["loftup", "naf"])
 def test_regressing_methods_learn_to_take_a_side(name: str) -> None:
     config = dataclasses.replace(

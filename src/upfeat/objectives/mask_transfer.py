@@ -68,8 +68,7 @@ class MaskTransferConfig(ObjectiveConfig):
             an attention, only cells near the pixel count, see ``locality``.
         match_weight: of the cross entropy between a pixel's region and those of the cells that its
             output resembles, within ``locality``. An output that is regressed towards means hedges
-            where it is in doubt, and lies between two regions; this makes it take a side. Any
-            method can learn it.
+            where it is in doubt, and lies between two regions; this makes it take a side.
         match_width: mean squared distance of features, relative to their variance, at which a cell
             counts exp(-1) for that.
         projection: random channels P that the features are reduced to, drawn for each step; None

@@ -250,10 +250,10 @@ def bundled_loftup_stage1() -> TrainConfig:
       that masks refine.
     * Chosen: everything else. Weights that interpolate as a joint bilateral filter before the first
       step: from random ones the same images lead to a model that is worse than bilinear
-      interpolation on road scenes, and without the colours to borders that are below AnyUp's.
-      Targets at single pixels, with region means that are taken near each pixel, and all directions
-      of the features compared, whitened by half; beside them the attention is told where regions
-      lie, and the output to resemble its own region's cells rather than to hedge.
+      interpolation on road scenes, and without the colours to softer borders. Targets at single
+      pixels, with region means that are taken near each pixel, and all directions of the features
+      compared, whitened by half; beside them the attention is told where regions lie, and the
+      output to resemble its own region's cells rather than to hedge.
 
     Example:
         >>> from upfeat.training.recipes import bundled_loftup_stage1
