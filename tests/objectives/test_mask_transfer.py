@@ -102,6 +102,18 @@ def test_what_likeness_finds_of_a_region(locality: float | None) -> None:
     torch.testing.assert_close(found, -(weight[:2].sum() + 0.01).log())
 
 
+def test_constant_features_give_finite_terms() -> None:
+    """No variance to divide by: all cells are alike, and the output may be far from them."""
+    batch = tiny_batch()
+    batch["image"] = torch.full_like(batch["image"], 0.5)
+    config = MaskTransferConfig(samples=16, transfer_weight=0.0, match_weight=1.0, projection=None)
+    objective = config.build()
+    upsampler = small("kin")
+    objective.prepare(upsampler, tiny_backbone(), tuple(batch["image"].shape[-2:]))
+    terms = objective.step(batch, tiny_backbone(), upsampler, torch.Generator().manual_seed(0))
+    assert all(torch.isfinite(term) for term in terms.values())
+
+
 @pytest.mark.parametrize("settings", [{"match_weight": -1.0}, {"match_width": 0.0}])
 def test_impossible_settings_of_likeness(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="match_weight must not be negative and match_width must"):

@@ -189,9 +189,9 @@ class MaskTransfer(Objective):
             else:
                 found = _at(upsampler, guidance, features, coords)
             output = (found - centre.flatten(2).mT) @ matrix.T  # (B, N, P)
-        variance = channels.square().mean((1, 2, 3))[:, None, None]
+        variance = channels.square().mean((1, 2, 3))[:, None, None].clamp(min=1e-12)
         target = self._refined(channels, shares, coords, region)
-        error = ((output - target).square() / variance.clamp(min=1e-12)).mean()
+        error = ((output - target).square() / variance).mean()
         terms["features"] = (config.feature_weight, error)
         if config.match_weight:
             apart = squared_distances(output, channels) / (channels.shape[1] * variance)

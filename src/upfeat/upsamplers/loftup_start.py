@@ -80,10 +80,9 @@ def start_as_interpolation(model: "LoftUp") -> None:
         )
     model.position.phases.zero_()
     write_code(model)
-    room = [channels + place for place in NOISE_CHANNELS]
-    if model.token_colors is not None and sees_colors(
-        model
-    ):  # sine and cosine of each mean colour, in half turns
+    if model.token_colors is not None and model.color_feats:
+        # Sine and cosine of each mean colour, in half turns.
+        room = [channels + place for place in NOISE_CHANNELS]
         known = [CellColors.SINES + color for color in range(3)]
         known += [CellColors.COSINES + color for color in range(3)]
         model.token_colors.weight[room, known] = CODE_GAIN
