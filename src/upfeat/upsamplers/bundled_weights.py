@@ -72,7 +72,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "kin": (
         (
             "upfeat",
-            "b837d0d05c519f1fdc5df57af520dfaa17fba127b302f4cc9facc43b457b05c1",
+            "1d8db3efaf5cdb61292c7d73cd1cbc985b5ff62f5a35d09f2447158731aba37d",
             "any; trained on three small networks",
             None,
             _IMAGENET,

@@ -13,6 +13,7 @@ from upfeat.training.recipes.bundled import (
     bundled_loftup_stage2,
     bundled_universal,
     bundled_universal_stage2,
+    bundled_universal_stage3,
 )
 from upfeat.training.recipes.featup import featup_jbu_paper, featup_jbu_small
 from upfeat.training.recipes.ifa import ifa_small
@@ -55,6 +56,7 @@ __all__ = [
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",
+    "bundled_universal_stage3",
     "carafe_small",
     "create_recipe",
     "describe_recipe",

@@ -30,6 +30,7 @@ __all__ = [
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",
+    "bundled_universal_stage3",
 ]
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
@@ -140,6 +141,32 @@ def bundled_universal_stage2() -> TrainConfig:
             "ema": EmaConfig(decay=0.98),
             "steps": 550,
             "seed": 1,
+        }
+    )
+
+
+@register_recipe
+def bundled_universal_stage3() -> TrainConfig:
+    """KIN's second stage for longer: fourteen epochs of people's regions instead of two.
+
+    It starts from ``runs/bundled_universal_stage2/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``.
+
+    * Chosen: everything. As ``bundled_universal_stage2``, with more steps and a longer average.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_universal_stage3
+        >>> bundled_universal_stage3().steps
+        3600
+    """
+    second = bundled_universal_stage2()
+    start = {"start_from": "runs/bundled_universal_stage2/model"}
+    return second.model_copy(
+        update={
+            "upsampler": second.upsampler.model_copy(update=start),
+            "ema": EmaConfig(decay=0.995),
+            "steps": 3600,
+            "seed": 5,
         }
     )
 
