@@ -147,7 +147,7 @@ def bundled_universal_stage2() -> TrainConfig:
 
 @register_recipe
 def bundled_universal_stage3() -> TrainConfig:
-    """KIN's second stage for longer: fourteen epochs of people's regions instead of two.
+    """KIN's second stage for longer: fourteen more epochs of people's regions, after two.
 
     It starts from ``runs/bundled_universal_stage2/model``; name another folder with
     ``--set upsampler.start_from=FOLDER``.
