@@ -27,6 +27,7 @@ __all__ = [
     "bundled_jafar_pixels",
     "bundled_jafar_sizes",
     "bundled_loftup_stage1",
+    "bundled_loftup_stage1_images",
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",
@@ -306,10 +307,43 @@ def bundled_loftup_stage1() -> TrainConfig:
 
 
 @register_recipe
+def bundled_loftup_stage1_images() -> TrainConfig:
+    """LoftUp's first stage for ViT-Tiny, continued on twice the images and half the pixels of each.
+
+    It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``. Run again from its own result, with another seed, it
+    goes on: three epochs of two images a step are not where this method ends.
+
+    * Chosen: everything. As ``bundled_loftup_stage1``, at smaller inputs but one.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_loftup_stage1_images
+        >>> bundled_loftup_stage1_images().batch_size
+        4
+    """
+    first = bundled_loftup_stage1()
+    sizes = [[208, 320], [320, 208], [224, 224], [240, 320], [192, 256], [352, 480]]
+    settings = {"samples": 320, "input_sizes": sizes}
+    return first.model_copy(
+        update={
+            "upsampler": first.upsampler.model_copy(
+                update={"config": LOFTUP, "start_from": "runs/bundled_loftup_stage1/model"}
+            ),
+            "objective": ObjectiveConfig(
+                name=first.objective.name, settings=first.objective.settings | settings
+            ),
+            "steps": 1300,
+            "batch_size": 4,
+            "seed": 8,
+        }
+    )
+
+
+@register_recipe
 def bundled_loftup_stage2() -> TrainConfig:
     """LoftUp's second stage for ViT-Tiny, as it comes with the package: self-distillation.
 
-    It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
+    It starts from ``runs/bundled_loftup_stage1_images/model``; name another folder with
     ``--set upsampler.start_from=FOLDER``.
 
     * As LoftUp's second stage: objective, teacher, crops.
@@ -319,7 +353,7 @@ def bundled_loftup_stage2() -> TrainConfig:
     Example:
         >>> from upfeat.training.recipes import bundled_loftup_stage2
         >>> bundled_loftup_stage2().upsampler.start_from
-        'runs/bundled_loftup_stage1/model'
+        'runs/bundled_loftup_stage1_images/model'
     """
     settings = {"input_sizes": [160, 240, 320], "crops": 2, "order": "free", "output_scale": 0.5}
     return TrainConfig(
@@ -327,7 +361,7 @@ def bundled_loftup_stage2() -> TrainConfig:
         upsampler=UpsamplerConfig(
             name="loftup",
             config=LOFTUP,
-            start_from="runs/bundled_loftup_stage1/model",
+            start_from="runs/bundled_loftup_stage1_images/model",
             freeze_batch_norm=True,
         ),
         objective=ObjectiveConfig(name="self_distillation", settings=settings),
