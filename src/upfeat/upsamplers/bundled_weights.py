@@ -100,7 +100,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "loftup": (
         (
             "vit_tiny_patch16_augreg_stage1",
-            "7cb8973e4edcbe067d9cd447fa3ad26b0075a64ad3fe3f5b9f6572fde276b9c7",
+            "cc427ed4c23639400c86cd79727bf96473be89f0c65603160301a1d9234e8edb",
             VIT_TINY,
             192,
             _IMAGENET,
