@@ -110,7 +110,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_tiny_patch16_augreg",
-            "d7dd5ac9c7120ccdb5faab6548feccfc5f31dee2d2978fe07bd4588de4dffceb",
+            "189db0f9973ad03e9b65046aa057b7f47284fa172b60b5741935aa254d79e216",
             VIT_TINY,
             192,
             _IMAGENET,
