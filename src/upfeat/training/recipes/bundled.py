@@ -311,8 +311,7 @@ def bundled_loftup_stage1_images() -> TrainConfig:
     """LoftUp's first stage for ViT-Tiny, continued on twice the images and half the pixels of each.
 
     It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``. Run again from its own result, with another seed, it
-    goes on: three epochs of two images a step are not where this method ends.
+    ``--set upsampler.start_from=FOLDER``. A second run of it, from its own result, gained nothing.
 
     * Chosen: everything. As ``bundled_loftup_stage1``, at smaller inputs but one.
 
