@@ -92,7 +92,7 @@ SEVERAL = (
 
 @register_recipe
 def bundled_universal() -> TrainConfig:
-    """KIN for any backbone, the package's default upsampler.
+    """KIN for any backbone, the package's default upsampler: its first stage.
 
     * Chosen: everything. Three small networks, one of them at two layers; crops of 192 pixels of
       images at 1 to 1.6 times that size.
@@ -272,7 +272,7 @@ def bundled_jafar_pixels() -> TrainConfig:
 
 @register_recipe
 def bundled_loftup_stage1() -> TrainConfig:
-    """LoftUp's first stage for ViT-Tiny, as it comes with the package: 768 pixels of whole images.
+    """LoftUp's first stage for ViT-Tiny, from the start: 768 pixels of whole images.
 
     * From the paper: the architecture, but for tokens that see their cells' colours, and targets
       that masks refine.
@@ -311,7 +311,8 @@ def bundled_loftup_stage1_images() -> TrainConfig:
     """LoftUp's first stage for ViT-Tiny, continued on twice the images and half the pixels of each.
 
     It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``. A second run of it, from its own result, gained nothing.
+    ``--set upsampler.start_from=FOLDER``. What comes with the package ran it twice; the second run,
+    from the first one's result, gained nothing.
 
     * Chosen: everything. As ``bundled_loftup_stage1``, at smaller inputs but one.
 
