@@ -334,6 +334,7 @@ class PlainModule(nn.Module):
         super().__init__()
         self.upsampler = upsampler
         self.info, self.config = upsampler.info, upsampler.config
+        self.feature_scale = upsampler.feature_scale
         self._check = upsampler._check
         self.function = PLAIN[upsampler.info.name](upsampler)
 

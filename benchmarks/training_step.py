@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from upfeat.backbones import create_backbone
 from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory, measure_time
 from upfeat.objectives import losses
+from upfeat.ops.memory import recycled_memory
 from upfeat.training import TrainConfig, build_objective, build_upsampler, create_recipe
 from upfeat.training.schedule import make_optimizer
 
@@ -74,13 +75,15 @@ def _peak(recipe: str, plain: bool, threads: int) -> int:
     torch.set_num_threads(threads)
     step = training_step(recipe, plain)
     torch.mm(torch.randn(64, 64), torch.randn(64, 64))
-    return measure_memory(step)
+    with recycled_memory():
+        return measure_memory(step)
 
 
 def measure(recipe: str, plain: bool, arguments: argparse.Namespace) -> Record:
     """Measure one recipe on one implementation."""
     step = training_step(recipe, plain)
-    cost = measure_time(step, repeats=arguments.repeats, max_seconds=arguments.max_seconds)
+    with recycled_memory():
+        cost = measure_time(step, repeats=arguments.repeats, max_seconds=arguments.max_seconds)
     del step
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         peak = pool.apply(_peak, (recipe, plain, arguments.threads))

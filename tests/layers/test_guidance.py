@@ -16,6 +16,7 @@ from upfeat.layers import (
 )
 from upfeat.layers.bands import needs_graph, row_bands
 from upfeat.layers.cross_attention import convert_cross_decode
+from upfeat.layers.guidance import shared_guidance
 
 DIM = 16
 SIZE = (21, 17)
@@ -41,6 +42,39 @@ def test_bounded_encoder_equals_the_modules(
         spans = list(row_bands(output_size[0], 1, 3))
         parts = [attention.query_rows(rows, span, norm) for span in spans]
         torch.testing.assert_close(torch.cat(parts, dim=1), expected, **exact)
+
+
+def test_shared_guidance_spares_the_encoders_for_that_tensor_only() -> None:
+    encoder = GuidanceEncoder(DIM)
+    calls: list[int] = []
+    encoder.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    image = torch.rand(1, 3, *SIZE)
+    with torch.no_grad():
+        expected = encoder(image, (8, 9), (4, 3))
+    with shared_guidance():
+        assert not encoder.knows(image)
+        encoder(image, SIZE, (2, 2))
+        assert not encoder.knows(image)  # gradients are asked for
+        with torch.no_grad():
+            assert encoder.knows(image)
+            assert not encoder.knows(image.clone())
+            assert not GuidanceEncoder(DIM).knows(image)
+            actual = encoder(image, (8, 9), (4, 3))
+            assert len(calls) == 2
+            image.add_(1)
+            assert not encoder.knows(image)
+    with torch.no_grad():
+        assert not encoder.knows(image)
+    for one, other in zip(actual, expected, strict=True):
+        assert not one.requires_grad
+        torch.testing.assert_close(one, other)
+
+
+def test_shared_guidance_keeps_nothing_without_a_graph() -> None:
+    encoder, image = GuidanceEncoder(DIM), torch.rand(1, 3, *SIZE)
+    with shared_guidance(), torch.no_grad():
+        encoder(image, SIZE, (2, 2))
+        assert not encoder.knows(image)
 
 
 def test_position_code_starts_as_published() -> None:

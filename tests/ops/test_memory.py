@@ -1,10 +1,13 @@
 """Memory for large results: an ordinary tensor, whatever its size."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from upfeat.ops.memory import ALIGNMENT, LARGE, new_large
+from upfeat.ops import memory
+from upfeat.ops.memory import ALIGNMENT, LARGE, new_large, recycled_memory
 
 
 @pytest.mark.parametrize("count", [0, 7, LARGE // 4 - 1, LARGE // 4, LARGE])
@@ -41,3 +44,60 @@ def test_fake_tensors_stay_fake() -> None:
     with FakeTensorMode():
         like = torch.empty(1)
         assert type(new_large(like, LARGE)) is type(like)
+
+
+SMALL = torch.empty(0)
+
+
+def test_recycled_memory_serves_results_of_the_same_size_only() -> None:
+    with recycled_memory():
+        first = new_large(SMALL, LARGE)
+        place = first.data_ptr()
+        view = first[-3:].fill_(7)
+        del first
+        second = new_large(SMALL, LARGE).fill_(1)
+        assert second.data_ptr() != place  # a view still reads the first
+        assert view.tolist() == [7, 7, 7]
+        del view
+        assert new_large(SMALL, LARGE + 64).data_ptr() != place
+        again = new_large(SMALL, LARGE)
+        assert again.data_ptr() == place
+    assert new_large(SMALL, LARGE).fill_(3).data_ptr() not in (place, second.data_ptr())
+    assert again.fill_(2).sum().item() == 2 * LARGE
+    assert second.sum().item() == LARGE
+
+
+def test_recycled_memory_never_keeps_more_than_was_in_use() -> None:
+    with recycled_memory():
+        recycler = memory._recyclers[-1]
+        one, two = (new_large(SMALL, LARGE) for _ in range(2))
+        most = recycler._total
+        assert most == 2 * (4 * LARGE + ALIGNMENT)
+        del one, two
+        three = new_large(SMALL, LARGE + LARGE // 2)  # one of the two must make room
+        assert recycler._total <= most
+        assert len(recycler._waiting) == 0  # 1.5 + 1 would be more than 2
+        del three
+    assert not recycler._waiting
+    assert not recycler._returned
+
+
+def test_recycled_memory_of_workers_does_not_overlap() -> None:
+    def use(number: int) -> bool:
+        for round_ in range(20):
+            mine = new_large(SMALL, LARGE).fill_(number)
+            if mine.min().item() != number or mine.max().item() != number:
+                return False
+            del mine
+            if round_ % 5 == number % 5:
+                new_large(SMALL, LARGE + 64 * number)
+        return True
+
+    with recycled_memory(), ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, range(4)))
+
+
+def test_an_error_ends_recycling() -> None:
+    with pytest.raises(RuntimeError, match="inside"), recycled_memory():
+        raise RuntimeError("inside")
+    assert not memory._recyclers

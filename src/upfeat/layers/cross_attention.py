@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from upfeat.errors import CheckpointError, shape_text
 from upfeat.layers.norm import RMSNorm
 from upfeat.ops.group_moments import Statistics
+from upfeat.ops.pixel_linear import pixel_linear
 from upfeat.ops.pointwise_stack import PooledRows, Rows
 
 
@@ -49,7 +50,7 @@ class CrossAttentionQueriesAndKeys(nn.Module):
     def queries(self, query: Tensor) -> Tensor:
         """Map (B, d, H', W') to projected queries (B, N, d)."""
         tokens = self.conv2d(query).flatten(2).transpose(1, 2)  # (B, d, H', W') -> (B, N, d)
-        return self.q_proj(self.norm_q(tokens))
+        return pixel_linear(self.norm_q(tokens), self.q_proj.weight, self.q_proj.bias)
 
     def query_rows(self, source: PooledRows, rows: Rows, norm: Statistics | None = None) -> Tensor:
         """Return `queries` of output rows ``rows`` alone, (1, R * W', d), for inference.

@@ -3,7 +3,10 @@
 Legend: B batch, d channels, H W guidance image, H' W' output grid, h w low-resolution grid.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,43 @@ MAP_BYTES = 2304 * 2**20
 
 # First parts of the official keys that belong to this module.
 OFFICIAL_PARTS = ("image_encoder", "key_encoder", "query_encoder", "rope")
+
+
+class _Encoded(NamedTuple):
+    """Query and key map (B, d, H, W), without a graph, of an image in the state ``version``."""
+
+    image: Tensor
+    version: int
+    maps: tuple[Tensor, Tensor]
+
+
+# What each encoder made of its last image, while `shared_guidance` lasts.
+_shared: ContextVar["dict[nn.Module, _Encoded] | None"] = ContextVar("shared", default=None)
+
+
+@contextlib.contextmanager
+def shared_guidance() -> Iterator[None]:
+    """Spare a `GuidanceEncoder` the same image twice: for the loss, and for a target without graph.
+
+    Within, what an encoder made of an image where gradients were asked for is what it returns for
+    that very tensor where they are not. The maps take memory until the end; weights must not change
+    before it.
+
+    Example:
+        >>> import torch
+        >>> encoder, image = GuidanceEncoder(16), torch.rand(1, 3, 8, 8)
+        >>> with shared_guidance():
+        ...     query, _ = encoder(image, (8, 8), (2, 2))
+        ...     with torch.no_grad():
+        ...         again, _ = encoder(image, (8, 8), (4, 4))
+        >>> again.data_ptr() == query.data_ptr(), again.requires_grad
+        (True, False)
+    """
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
 
 
 class GuidanceEncoder(nn.Module):
@@ -53,9 +93,30 @@ class GuidanceEncoder(nn.Module):
         self, image: Tensor, output_size: tuple[int, int], grid_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Map an image (B, 3, H, W) to queries (B, d, H', W') and keys (B, d, h, w)."""
+        query, key = self._known(image) or self._encode(image)
+        return adaptive_pool(query, output_size), adaptive_pool(key, grid_size)
+
+    def knows(self, image: Tensor) -> bool:
+        """Return whether `shared_guidance` has the maps for a call with ``image`` now."""
+        return self._known(image) is not None
+
+    def _known(self, image: Tensor) -> tuple[Tensor, Tensor] | None:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return None
+        known = (_shared.get() or {}).get(self)
+        if known is None or known.image is not image or known.version != image._version:
+            return None
+        return known.maps
+
+    def _encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Query and key map (B, d, H, W) of an image (B, 3, H, W)."""
         encoded = self.rope(self.image_encoder(image))  # (B, d, H, W)
-        query = adaptive_pool(self.query_encoder(encoded), output_size)
-        return query, adaptive_pool(self.key_encoder(encoded), grid_size)
+        query, key = self.query_encoder(encoded), self.key_encoder(encoded)
+        if not torch.compiler.is_compiling() and query.requires_grad:
+            shared = _shared.get()
+            if shared is not None:
+                shared[self] = _Encoded(image, image._version, (query.detach(), key.detach()))
+        return query, key
 
     def encode_bounded(
         self,

@@ -6,8 +6,8 @@ Legend: B batch, c channels in, d channels out, H W map.
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from upfeat.ops.pixel_linear import pixel_linear
 from upfeat.ops.pointwise_residual import BlockWeights, pointwise_residual
 
 
@@ -95,7 +95,7 @@ class ReflectConvolution(nn.Conv2d):
         if self.kernel_size != (1, 1):
             return super().forward(x)
         pixels = x.permute(0, 2, 3, 1)  # (B, H, W, c)
-        return F.linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
+        return pixel_linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 class PointwiseEncoder(nn.Sequential):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import UnknownNameError, check_map, shape_text
 from upfeat.objectives.draws import draw_like
+from upfeat.ops.memory import new_large
 from upfeat.ops.penalties import total_variation
 
 __all__ = [
@@ -202,11 +203,19 @@ class _ByBands(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         pred, target, slopes = ctx.saved_tensors
         of_pred, of_target = slopes * (grad_output / slopes[0].numel())
-        grad = torch.empty_like(pred)
+        grad = _new_like(pred)
         for place in _bands(pred):
             band = widen(pred[place]) * of_pred[place]
             grad[place] = band.addcmul_(widen(target[place]), of_target[place])
         return grad, None, None
+
+
+def _new_like(x: Tensor) -> Tensor:
+    """An uninitialised map (B, C, h, w) whose channels lie as those of ``x``."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        batch, channels, height, width = x.shape
+        return new_large(x, batch, height, width, channels).permute(0, 3, 1, 2)
+    return new_large(x, *x.shape)
 
 
 def _bands(x: Tensor) -> Iterator[tuple[slice, slice, slice]]:

@@ -24,6 +24,7 @@ runs.
 
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -201,6 +202,21 @@ class Scratch:
             flat = new_large(self.like, size, dtype=dtype or self.dtype)
             self._flat[name] = flat
         return flat[:size].view(shape)
+
+
+class ThreadScratch:
+    """A `Scratch` of its own for every thread that asks, for functions that several may run."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._like, self._dtype = like, dtype
+        self._own = threading.local()
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """As `Scratch.take`; valid until the same thread takes the same name again."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = Scratch(self._like, self._dtype)
+        buffer: Tensor = self._own.scratch.take(name, *shape, dtype=dtype)
+        return buffer
 
 
 def matmul_dtype(value: Tensor, compute: torch.dtype) -> torch.dtype:

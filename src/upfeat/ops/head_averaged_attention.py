@@ -8,7 +8,6 @@ convex combination of raw features, so values are neither projected nor split in
 Legend: B batch, N queries, n keys, d query/key channels, K value channels.
 """
 
-import math
 from functools import partial
 
 import torch
@@ -26,9 +25,6 @@ DEFAULT_MAX_BYTES = 8 * 2**20
 _CACHE_BYTES = 5 * 2**19
 _LEAST_QUERIES = 48
 _JOINED = 4  # blocks that share one product with the values
-
-# exp(x) and its sums are normal float32 numbers while |x| + log(terms) stays below this.
-_SAFE_EXPONENT = 85.0
 
 
 def head_averaged_attention_weights(
@@ -149,64 +145,38 @@ def _sum_heads(weights: Tensor) -> Tensor:
     return weights[0]
 
 
-def _mean_softmax(scores: Tensor, bounded: bool, out: Tensor) -> Tensor:
+def _mean_softmax(scores: Tensor, out: Tensor) -> Tensor:
     """Softmax per head and mean over heads, (L, heads, n) to ``out`` (L, n); ``scores`` are lost.
 
-    ``bounded`` scores need no search for their maximum. The heads of a query lie side by side, so
-    that their mean is a small product, which reads them only once.
+    The heads of a query lie side by side, so that their mean is a small product, which reads them
+    only once.
     """
-    if bounded:
-        share = scores.exp_().sum(-1).mul_(scores.shape[1]).reciprocal_()  # (L, heads)
-    else:
-        torch.softmax(scores, -1, out=scores)
-        share = scores.new_full(scores.shape[:2], 1 / scores.shape[1])
-    torch.bmm(share[:, None], scores, out=out[:, None])
+    length, heads, _ = scores.shape
+    torch.softmax(scores, -1, out=scores)
+    torch.bmm(scores.new_full((length, 1, heads), 1 / heads), scores, out=out[:, None])
     return out
 
 
-def _are_bounded(query: Tensor, key_norm: Tensor, num_keys: int) -> bool:
-    """Whether exp of a score can neither overflow nor lose the sum to underflow.
-
-    By Cauchy-Schwarz a score is at most |q| |k|; query (L, heads, d/heads), ``key_norm`` (heads,)
-    the largest of the scaled keys. The question is for the CPU: elsewhere the answer would wait for
-    the device.
-    """
-    if query.device.type != "cpu":
-        return False
-    norm = torch.linalg.vector_norm(query, dim=-1, dtype=key_norm.dtype)  # (L, heads)
-    most = norm.amax(0).mul_(key_norm)  # (heads,)
-    return most.max().item() + math.log(num_keys) < _SAFE_EXPONENT
-
-
 def _fill_weights(
-    weights: Tensor,
-    queries: Tensor,
-    k: Tensor,
-    key_norm: Tensor,
-    step: int,
-    scratch: _dispatch.Scratch,
+    weights: Tensor, queries: Tensor, k: Tensor, step: int, scratch: _dispatch.Scratch
 ) -> None:
     """Write the averaged weights (L, n) of queries (L, heads, d/heads), ``step`` at a time."""
     num_heads, _, num_keys = k.shape
-    bounded = _are_bounded(queries, key_norm, num_keys)
     for start in range(0, len(queries), step):
         q = queries[start : start + step].to(k.dtype)
         scores = scratch.take("scores", len(q), num_heads, num_keys)
         torch.bmm(q.transpose(0, 1), k, out=scores.transpose(0, 1))
         here = weights[start:][: len(q)]
         if weights.dtype == k.dtype:
-            _mean_softmax(scores, bounded, here)
+            _mean_softmax(scores, here)
         else:
-            here.copy_(_mean_softmax(scores, bounded, scratch.take("mean", len(q), num_keys)))
+            here.copy_(_mean_softmax(scores, scratch.take("mean", len(q), num_keys)))
 
 
-def _scaled_keys(
-    key: Tensor, num_heads: int, scale: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Keys (n, d) as (heads, d/heads, n), scaled, and the largest norm of each head (heads,)."""
+def _scaled_keys(key: Tensor, num_heads: int, scale: float, dtype: torch.dtype) -> Tensor:
+    """Keys (n, d) as (heads, d/heads, n), scaled."""
     k = (key.to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
-    k = k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
-    return k, torch.linalg.vector_norm(k, dim=1).amax(1)
+    return k.permute(1, 2, 0).contiguous()  # (heads, d/heads, n)
 
 
 def _cached_budget(floats: int, query: Tensor, dtype: torch.dtype, max_bytes: int) -> int:
@@ -245,7 +215,7 @@ def _mean_weights(
     blocks = _blocks(query.shape[1], floats, query, dtype, budget)
     with _dispatch.without_autocast(query):
         for queries, keys, weights in zip(query, key, out, strict=True):
-            k, norm = _scaled_keys(keys, num_heads, scale, dtype)
+            k = _scaled_keys(keys, num_heads, scale, dtype)
             split = queries.unflatten(-1, (num_heads, -1))  # (N, heads, d/heads)
 
             def fill(
@@ -254,10 +224,9 @@ def _mean_weights(
                 weights: Tensor = weights,
                 split: Tensor = split,
                 k: Tensor = k,
-                norm: Tensor = norm,
             ) -> None:
                 length = rows.stop - rows.start
-                _fill_weights(weights[rows], split[rows], k, norm, length, scratch)
+                _fill_weights(weights[rows], split[rows], k, length, scratch)
 
             run_blocks(blocks, fill, lambda: _dispatch.Scratch(query, dtype), query.device)
     return out
@@ -288,7 +257,7 @@ def _forward(
     starts = range(0, num_queries, _JOINED * step)
     blocks = [slice(i, min(i + _JOINED * step, num_queries)) for i in starts]
     for b in range(batch):
-        k, key_norm = _scaled_keys(key[b], num_heads, scale, dtype)
+        k = _scaled_keys(key[b], num_heads, scale, dtype)
         v = value[b].to(mix)  # (n, K)
         queries = query[b].unflatten(-1, (num_heads, -1))  # (N, heads, d/heads)
         target = out[b]
@@ -298,13 +267,12 @@ def _forward(
             scratch: _dispatch.Scratch,
             queries: Tensor = queries,
             k: Tensor = k,
-            key_norm: Tensor = key_norm,
             v: Tensor = v,
             target: Tensor = target,
         ) -> None:
             length = rows.stop - rows.start
             weights = scratch.take("mix", length, num_keys, dtype=mix)
-            _fill_weights(weights, queries[rows], k, key_norm, step, scratch)
+            _fill_weights(weights, queries[rows], k, step, scratch)
             if target.dtype == mix:
                 torch.mm(weights, v, out=target[rows])
             else:
@@ -336,8 +304,7 @@ def _backward(
     grad_key = torch.empty_like(key)
     grad_value = torch.empty_like(value)
     for b in range(batch):
-        k = (key[b].to(dtype) * scale).unflatten(-1, (num_heads, -1))  # (n, heads, d/heads)
-        k = k.transpose(0, 1).contiguous()  # (heads, n, d/heads)
+        k = _scaled_keys(key[b], num_heads, scale, dtype)  # (heads, d/heads, n)
         v = value[b].to(dtype) / num_heads  # (n, K)
 
         def attend(
@@ -353,7 +320,7 @@ def _backward(
             _split_heads(query[b, rows], num_heads, q)
             grad_out = grad_output[b, rows].to(dtype)  # (L, K)
             weights = scratch.take("scores", num_heads, length, num_keys)
-            torch.bmm(q, k.transpose(1, 2), out=weights)
+            torch.bmm(q, k, out=weights)
             torch.softmax(weights, -1, out=weights)
             if needs[0] or needs[1]:
                 grad_mean = scratch.take("grad_mean", length, num_keys)
@@ -362,8 +329,8 @@ def _backward(
                 torch.mul(weights, grad_mean, out=grad_scores)
                 row_sum = grad_scores.sum(-1, keepdim=True)  # (heads, L, 1)
                 grad_scores.addcmul_(weights, row_sum, value=-1)
-                sums.key.baddbmm_(grad_scores.transpose(1, 2), q)
-                torch.bmm(grad_scores, k, out=q)
+                sums.key.baddbmm_(q.transpose(1, 2), grad_scores)
+                torch.bmm(grad_scores, k.transpose(1, 2), out=q)
                 grad_query[b, rows].unflatten(-1, (num_heads, -1)).copy_(q.transpose(0, 1))
             if needs[2]:
                 sums.value.addmm_(_sum_heads(weights).t(), grad_out)
@@ -372,7 +339,7 @@ def _backward(
         make = partial(_Sums, k, v, query)
         parts = run_blocks(blocks, attend, make, query.device)
         grad_k, grad_v = (sum_parts([getattr(part, n) for part in parts]) for n in ("key", "value"))
-        grad_key[b] = (grad_k * scale).transpose(0, 1).flatten(1)  # (n, d)
+        grad_key[b] = (grad_k * scale).flatten(0, 1).T  # (heads, d/heads, n) -> (n, d)
         grad_value[b] = grad_v / num_heads
     grads = (grad_query, grad_key, grad_value)
     return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))

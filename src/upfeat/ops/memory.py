@@ -3,10 +3,17 @@
 A result of a hundred megabytes is fresh memory in every call, and the system hands it over a page
 at a time: on the CPU that takes longer than a resize that fills it. Linux gives larger pages where
 they are asked for. NumPy asks for them and PyTorch does not, so that large results lie in memory of
-NumPy's.
+NumPy's. Within `recycled_memory` such a result takes the place of an earlier one that is no longer
+used: in a training step, which needs the same maps again and again, only the first costs that time.
 """
 
+import contextlib
 import math
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +44,84 @@ def new_large(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Te
     plain = type(like) in (Tensor, nn.Parameter) and like.device.type == "cpu"
     if size < LARGE or not plain or torch.compiler.is_compiling():
         return like.new_empty(shape, dtype=dtype)
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    recycler = _recyclers[-1] if _recyclers else None
+    buffer = np.empty(size + ALIGNMENT, np.uint8) if recycler is None else recycler.take(size)
     offset = -buffer.ctypes.data % ALIGNMENT
-    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).view(shape)
+    part = buffer[offset : offset + size]
+    if recycler is not None:
+        weakref.finalize(part, recycler.give_back, buffer).atexit = False
+    return torch.frombuffer(part, dtype=dtype, count=count).view(shape)
+
+
+@contextlib.contextmanager
+def recycled_memory() -> Iterator[None]:
+    """Keep the memory of large results that are no longer used, for others of their size.
+
+    For the whole process, on the CPU. What waits for use and what is in use are together never more
+    than what was once in use; at the end nothing is kept.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.memory import LARGE, new_large, recycled_memory
+        >>> with recycled_memory():
+        ...     first = new_large(torch.empty(0), LARGE)
+        ...     place = first.data_ptr()
+        ...     del first
+        ...     new_large(torch.empty(0), LARGE).data_ptr() == place
+        True
+    """
+    recycler = _Recycler()
+    _recyclers.append(recycler)
+    try:
+        yield
+    finally:
+        _recyclers.remove(recycler)
+        recycler.close()
+
+
+class _Recycler:
+    """Buffers that wait for use, the longest waiting first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # A buffer may come back at any moment, also while this thread has the lock; appending to
+        # this queue needs none.
+        self._returned: deque[np.ndarray[Any, Any]] = deque()
+        self._waiting: list[np.ndarray[Any, Any]] = []
+        self._total = 0  # bytes in use and waiting
+        self._most = 0  # bytes once in use
+        self._open = True
+
+    def take(self, size: int) -> "np.ndarray[Any, Any]":
+        """Return a buffer for ``size`` bytes, used before where one of that size waits."""
+        size += ALIGNMENT
+        with self._lock:
+            while self._returned:
+                self._waiting.append(self._returned.popleft())
+            for place in reversed(range(len(self._waiting))):
+                if self._waiting[place].nbytes == size:
+                    buffer = self._waiting.pop(place)
+                    break
+            else:
+                buffer = np.empty(size, np.uint8)
+                self._total += size
+            used = self._total - sum(one.nbytes for one in self._waiting)
+            self._most = max(self._most, used)
+            while self._total > self._most:
+                self._total -= self._waiting.pop(0).nbytes
+            return buffer
+
+    def give_back(self, buffer: "np.ndarray[Any, Any]") -> None:
+        """Take a buffer back; after `close` it goes to the system."""
+        if self._open:
+            self._returned.append(buffer)
+
+    def close(self) -> None:
+        """Give everything back to the system."""
+        with self._lock:
+            self._open = False
+            self._waiting.clear()
+            self._returned.clear()
+
+
+_recyclers: list[_Recycler] = []

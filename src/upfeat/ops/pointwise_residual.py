@@ -4,7 +4,8 @@
 
 On a map of 448 x 448 pixels one tensor of this block takes 100 MB, and automatic differentiation
 keeps seven of them. Here two are kept, the input of each norm; everything else lives in bands of
-pixels that are reused.
+pixels whose buffers are reused: memory that is fresh for every band takes longer to get than the
+arithmetic that fills it.
 
 Legend: B batch, P = H * W pixels, c channels in, d channels out.
 """
@@ -18,7 +19,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from upfeat.ops._dispatch import compute_dtype, wants_reference, without_autocast
+from upfeat.ops._dispatch import (
+    ThreadScratch,
+    compute_dtype,
+    wants_reference,
+    without_autocast,
+)
 from upfeat.ops._workers import run_blocks
 from upfeat.ops.group_moments import (
     Statistics,
@@ -149,6 +155,7 @@ class _PointwiseResidual(torch.autograd.Function):
         kept = any(ctx.needs_input_grad)
         hidden = new_large(out, *out.shape) if kept else out  # input of the second norm
         statistics: list[Tensor] = []
+        scratch = ThreadScratch(pixels, pixels.dtype)
         for item, middle, result in zip(pixels, hidden, out, strict=True):  # (P, c), twice (P, d)
             first = group_statistics(item, groups, eps)
             affine1 = _in_type(first.affine(norm1_weight, norm1_bias), x)
@@ -159,7 +166,9 @@ class _PointwiseResidual(torch.autograd.Function):
                 middle: Tensor = middle,
                 affine: Pair = affine1,
             ) -> Tensor:
-                return torch.mm(normed_silu(item[band], *affine), conv1.T, out=middle[band])
+                active = scratch.take("active", *item[band].shape)
+                normed_silu(item[band], *affine, out=active)
+                return torch.mm(active, conv1.T, out=middle[band])
 
             bands = _bands(result)
             second = gather_moments(bands, inner, groups, eps, x.device)
@@ -173,7 +182,8 @@ class _PointwiseResidual(torch.autograd.Function):
                 result: Tensor = result,
                 affine: Pair = affine2,
             ) -> None:
-                active = normed_silu(middle[band], *affine)
+                active = scratch.take("active", *middle[band].shape)
+                normed_silu(middle[band], *affine, out=active)
                 straight = item[band] if shortcut is None else item[band] @ shortcut.T
                 torch.addmm(straight, active, conv2.T, out=result[band])
 
@@ -232,13 +242,15 @@ def _backward_item(
     sum1_weight, sum1_bias, sum_conv1, sum2_weight, sum2_bias, sum_conv2, sum_shortcut = sums
     scale1, shift1 = _in_type(first.affine(norm1_weight, norm1_bias), x)
     scale2, shift2 = _in_type(second.affine(norm2_weight, norm2_bias), x)
-    inner = new_large(grad, *grad.shape)  # (P, d), gradients in the middle of the block
+    scratch = ThreadScratch(x, x.dtype)
+    # (P, d), gradients in the middle of the block; what comes after them may take their place
+    inner = grad_x if shortcut is None else new_large(grad, *grad.shape)
     bands = _bands(grad)
 
     def second_norm(band: slice, own: _NormGradient) -> None:
         own.step(grad[band], hidden[band], scale2, shift2, conv2, inner[band])
 
-    make = partial(_NormGradient, second, sum_conv2)
+    make = partial(_NormGradient, second, sum_conv2, scratch)
     norm2 = _NormGradient.join(run_blocks(bands, second_norm, make, x.device))
     sum_conv2 += norm2.weight
     norm2.finish(norm2_weight, groups, len(x), sum2_weight, sum2_bias)
@@ -247,7 +259,7 @@ def _backward_item(
         middle = norm2.apply(inner[band], hidden[band])  # gradient of conv1's output
         own.step(middle, x[band], scale1, shift1, conv1, grad_x[band])
 
-    make = partial(_NormGradient, first, sum_conv1)
+    make = partial(_NormGradient, first, sum_conv1, scratch)
     norm1 = _NormGradient.join(run_blocks(bands, first_norm, make, x.device))
     sum_conv1 += norm1.weight
     norm1.finish(norm1_weight, groups, len(x), sum1_weight, sum1_bias)
@@ -273,8 +285,11 @@ class _NormGradient:
     the norm is gathered along with the sums.
     """
 
-    def __init__(self, statistics: Statistics, convolution: Tensor) -> None:
-        self.mean, self.rstd = statistics
+    def __init__(self, statistics: Statistics, convolution: Tensor, scratch: ThreadScratch) -> None:
+        self.rstd = statistics.rstd
+        self.mean = statistics.mean
+        self.normed_shift = -self.mean * self.rstd
+        self.scratch = scratch
         self.weight = torch.zeros_like(convolution)
         self.bias_sum = torch.zeros_like(self.mean, dtype=torch.float64)
         self.weight_sum = torch.zeros_like(self.mean, dtype=torch.float64)
@@ -285,17 +300,20 @@ class _NormGradient:
         """Go back through conv(SiLU(norm(x))) in a band, to the gradient ``out`` of norm(x).
 
         ``grad`` (p, d) is the convolution's, ``x`` (p, c) the norm's input, x * scale + shift its
-        output.
+        output. ``out`` may share its memory with neither.
         """
-        normed = torch.addcmul(shift, x, scale)  # (p, c)
-        self.weight += grad.T @ F.silu(normed)
+        normed = torch.addcmul(shift, x, scale, out=self.scratch.take("normed", *x.shape))  # (p, c)
+        active = torch.ops.aten.silu.out(normed, out=self.scratch.take("active", *x.shape))
+        self.weight += grad.T @ active
         below = _silu_backward_(torch.mm(grad, conv, out=out), normed)
         self.add(below, x)
 
     def add(self, grad: Tensor, x: Tensor) -> None:
         """Add a band: gradient of the norm's output and the norm's input, both (p, c)."""
-        normed = torch.addcmul(-self.mean * self.rstd, x.to(self.mean.dtype), self.rstd)
-        self.bias_sum += grad.sum(0, dtype=self.mean.dtype)
+        wide = self.mean.dtype
+        normed = self.scratch.take("wide", *x.shape, dtype=wide)
+        torch.addcmul(self.normed_shift, x.to(wide), self.rstd, out=normed)
+        self.bias_sum += grad.sum(0, dtype=wide)
         self.weight_sum += normed.mul_(grad).sum(0)
 
     @staticmethod
@@ -323,9 +341,13 @@ class _NormGradient:
         self.shift = -self.rstd * mean_grad - self.slope * self.mean
 
     def apply(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Return the gradient of a band of the norm's input from that of its output."""
+        """Return the gradient of a band of the norm's input from that of its output.
+
+        It is valid until the thread's next call.
+        """
         wide = self.scale.dtype
-        out = torch.addcmul(self.shift, grad.to(wide), self.scale)
+        out = self.scratch.take("applied", *x.shape, dtype=wide)
+        torch.addcmul(self.shift, grad.to(wide), self.scale, out=out)
         return out.addcmul_(x.to(wide), self.slope).to(grad.dtype)
 
 

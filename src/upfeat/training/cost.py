@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from upfeat.ops.memory import recycled_memory
 from upfeat.training.config import TrainConfig
 from upfeat.training.parts import Parts, build_parts
 from upfeat.training.processes import PRECISIONS, derive_seed, flush_denormals, pick_device
@@ -66,7 +67,7 @@ def measure_cost(config: TrainConfig, parts: Parts | None = None) -> CostEstimat
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = 0.0
-    with flush_denormals():
+    with flush_denormals(), recycled_memory():
         for step in range(1, STEPS + 1):
             seconds = _step(config, parts, optimizer, device, step)
     step_seconds = seconds * config.accumulate

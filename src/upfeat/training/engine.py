@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from upfeat.errors import CheckpointError
+from upfeat.ops.memory import recycled_memory
 from upfeat.training.config import TrainConfig
 from upfeat.training.contracts import Callback, StepReport, TrainResult, to_floats
 from upfeat.training.ema import WeightAverage
@@ -128,7 +129,13 @@ class Trainer:
         self._set_up()
         if snapshot is not None:
             self._restore(snapshot)
-        with self._open_logs(), _stop_signals() as stopping, self._prefetch(), flush_denormals():
+        with (
+            self._open_logs(),
+            _stop_signals() as stopping,
+            self._prefetch(),
+            flush_denormals(),
+            recycled_memory(),
+        ):
             self._call("on_start", self.step)
             while self.step < self.config.steps:
                 if self._run_step(stopping):

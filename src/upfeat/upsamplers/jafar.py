@@ -221,7 +221,8 @@ class Jafar(Upsampler):
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
-        if not needs_graph(self, image, features, values):
+        graph = needs_graph(self, image, features, values)
+        if not graph and not self.guidance.knows(image):
             return upsample_in_bands(
                 self._bands(image, features, output_size, values),
                 values,
