@@ -5,7 +5,8 @@
 Each step is the recipe's own: its objective, backbone, batch and sizes, on random images, in
 float32. The plain step puts the implementation of ``plain.py`` (``torch.nn.MultiheadAttention``,
 whole maps) in the upsampler's place, with the same weights, and computes losses on whole maps too.
-Both are timed in one process; memory is the growth of the peak in a process of its own.
+Both are timed in one process; memory is the growth of the peak in a process of its own. Results are
+recycled as ``upfeat train`` does it (``upfeat.ops.memory.recycled_memory``).
 """
 
 import argparse
@@ -101,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--no-plain", action="store_true", help="ours alone: plain LoftUp does not fit 24 GB"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-seconds", type=float, default=60.0)
@@ -112,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for recipe in arguments.recipes:
         batch = create_recipe(recipe).batch_size
         for plain in (False, True):
-            if plain and create_recipe(recipe).upsampler.name not in PLAIN:
+            known = create_recipe(recipe).upsampler.name in PLAIN
+            if plain and (arguments.no_plain or not known):
                 continue
             records.append(measure(recipe, plain, arguments))
             report = Report(environment=environment, settings=settings, records=records)
