@@ -28,6 +28,7 @@ __all__ = [
     "bundled_jafar_sizes",
     "bundled_loftup_stage1",
     "bundled_loftup_stage1_images",
+    "bundled_loftup_stage1_longer",
     "bundled_loftup_stage2",
     "bundled_universal",
     "bundled_universal_stage2",
@@ -312,7 +313,7 @@ def bundled_loftup_stage1_images() -> TrainConfig:
 
     It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
     ``--set upsampler.start_from=FOLDER``. What comes with the package ran it twice; the second run,
-    from the first one's result, gained nothing.
+    from the first one's result, gained nothing (``bundled_loftup_stage1_longer`` followed).
 
     * Chosen: everything. As ``bundled_loftup_stage1``, at smaller inputs but one.
 
@@ -340,10 +341,36 @@ def bundled_loftup_stage1_images() -> TrainConfig:
 
 
 @register_recipe
+def bundled_loftup_stage1_longer() -> TrainConfig:
+    """LoftUp's first stage for ViT-Tiny for longer: 3,200 more steps, twelve epochs.
+
+    It starts from ``runs/bundled_loftup_stage1_images/model``; name another folder with
+    ``--set upsampler.start_from=FOLDER``.
+
+    * Chosen: everything. As ``bundled_loftup_stage1_images``, with more steps and a longer average.
+
+    Example:
+        >>> from upfeat.training.recipes import bundled_loftup_stage1_longer
+        >>> bundled_loftup_stage1_longer().steps
+        3200
+    """
+    images = bundled_loftup_stage1_images()
+    start = {"start_from": "runs/bundled_loftup_stage1_images/model"}
+    return images.model_copy(
+        update={
+            "upsampler": images.upsampler.model_copy(update=start),
+            "ema": EmaConfig(decay=0.995),
+            "steps": 3200,
+            "seed": 12,
+        }
+    )
+
+
+@register_recipe
 def bundled_loftup_stage2() -> TrainConfig:
     """LoftUp's second stage for ViT-Tiny, as it comes with the package: self-distillation.
 
-    It starts from ``runs/bundled_loftup_stage1_images/model``; name another folder with
+    It starts from ``runs/bundled_loftup_stage1_longer/model``; name another folder with
     ``--set upsampler.start_from=FOLDER``.
 
     * As LoftUp's second stage: objective, teacher, crops.
@@ -353,7 +380,7 @@ def bundled_loftup_stage2() -> TrainConfig:
     Example:
         >>> from upfeat.training.recipes import bundled_loftup_stage2
         >>> bundled_loftup_stage2().upsampler.start_from
-        'runs/bundled_loftup_stage1_images/model'
+        'runs/bundled_loftup_stage1_longer/model'
     """
     settings = {"input_sizes": [160, 240, 320], "crops": 2, "order": "free", "output_scale": 0.5}
     return TrainConfig(
@@ -361,7 +388,7 @@ def bundled_loftup_stage2() -> TrainConfig:
         upsampler=UpsamplerConfig(
             name="loftup",
             config=LOFTUP,
-            start_from="runs/bundled_loftup_stage1_images/model",
+            start_from="runs/bundled_loftup_stage1_longer/model",
             freeze_batch_norm=True,
         ),
         objective=ObjectiveConfig(name="self_distillation", settings=settings),
