@@ -100,7 +100,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "loftup": (
         (
             "vit_tiny_patch16_augreg_stage1",
-            "cc427ed4c23639400c86cd79727bf96473be89f0c65603160301a1d9234e8edb",
+            "1fd0cdc424bcecff12c9c14520bc640e2455319a468f27ba10a66a66df103fdc",
             VIT_TINY,
             192,
             _IMAGENET,
