@@ -110,7 +110,7 @@ _TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ),
         (
             "vit_tiny_patch16_augreg",
-            "189db0f9973ad03e9b65046aa057b7f47284fa172b60b5741935aa254d79e216",
+            "ad0ee7174ba55550191a4e65bc83de3e409650d3a47382fbf3bac083f87b1985",
             VIT_TINY,
             192,
             _IMAGENET,
