@@ -33,8 +33,8 @@ RECIPES = ("jafar_paper", "loftup_stage1_paper", "anyup_paper", "naf_paper", "bu
 MASKS = 8
 
 
-def training_step(recipe: str, plain: bool) -> Callable[[], None]:
-    """Return one optimiser step of a recipe on random images and masks."""
+def training_step(recipe: str, plain: bool) -> Callable[[], float]:
+    """Return one optimiser step of a recipe on random images and masks; it returns its loss."""
     config = create_recipe(recipe)
     torch.manual_seed(0)
     backbones = [
@@ -50,13 +50,14 @@ def training_step(recipe: str, plain: bool) -> Callable[[], None]:
     batch = random_batch(config)
     whole = mock.patch.object(losses, "BAND_BYTES", sys.maxsize)
 
-    def step() -> None:
+    def step() -> float:
         generator = torch.Generator().manual_seed(0)
         with whole if plain else contextlib.nullcontext():
             loss = objective.step(batch, backbones, model, generator)["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        return float(loss.detach())
 
     return step
 
