@@ -40,6 +40,7 @@ def test_the_plain_step_is_the_same_training(benchmark: ModuleType) -> None:
 def test_a_report_of_ours_alone(benchmark: ModuleType, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(benchmark, "_peak", lambda *_: 1)
     monkeypatch.setattr(benchmark.multiprocessing, "get_context", lambda _: Inline())
+    monkeypatch.setattr(benchmark.torch, "set_num_threads", lambda _: None)  # other tests' too
     out = tmp_path / "steps.json"
     options = ["--no-plain", "--repeats", "1", "--threads", "1", "--out", str(out)]
     benchmark.main([RECIPE, *options])

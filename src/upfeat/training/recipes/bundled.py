@@ -147,6 +147,13 @@ def bundled_universal_stage2() -> TrainConfig:
     )
 
 
+def _longer(recipe: TrainConfig, start_from: str, steps: int, seed: int) -> TrainConfig:
+    """The same training from other weights, for many steps, averaged over more of them."""
+    upsampler = recipe.upsampler.model_copy(update={"start_from": start_from})
+    changes = {"upsampler": upsampler, "ema": EmaConfig(decay=0.995), "steps": steps, "seed": seed}
+    return recipe.model_copy(update=changes)
+
+
 @register_recipe
 def bundled_universal_stage3() -> TrainConfig:
     """KIN's second stage for longer: fourteen more epochs of people's regions, after two.
@@ -161,16 +168,8 @@ def bundled_universal_stage3() -> TrainConfig:
         >>> bundled_universal_stage3().steps
         3600
     """
-    second = bundled_universal_stage2()
-    start = {"start_from": "runs/bundled_universal_stage2/model"}
-    return second.model_copy(
-        update={
-            "upsampler": second.upsampler.model_copy(update=start),
-            "ema": EmaConfig(decay=0.995),
-            "steps": 3600,
-            "seed": 5,
-        }
-    )
+    start = "runs/bundled_universal_stage2/model"
+    return _longer(bundled_universal_stage2(), start, steps=3600, seed=5)
 
 
 @register_recipe
@@ -354,16 +353,8 @@ def bundled_loftup_stage1_longer() -> TrainConfig:
         >>> bundled_loftup_stage1_longer().steps
         3200
     """
-    images = bundled_loftup_stage1_images()
-    start = {"start_from": "runs/bundled_loftup_stage1_images/model"}
-    return images.model_copy(
-        update={
-            "upsampler": images.upsampler.model_copy(update=start),
-            "ema": EmaConfig(decay=0.995),
-            "steps": 3200,
-            "seed": 12,
-        }
-    )
+    start = "runs/bundled_loftup_stage1_images/model"
+    return _longer(bundled_loftup_stage1_images(), start, steps=3200, seed=12)
 
 
 @register_recipe
