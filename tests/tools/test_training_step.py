@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from upfeat.training import create_recipe
 
@@ -24,7 +25,9 @@ def benchmark(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mod
     data = small.data.model_copy(update={"crop": 64})
     config = small.model_copy(update={"data": data, "batch_size": 1})
     monkeypatch.setattr(module, "create_recipe", lambda _: config)
-    return module
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)  # --threads is for the whole process
 
 
 def test_the_plain_step_is_the_same_training(benchmark: ModuleType) -> None:
@@ -40,7 +43,6 @@ def test_the_plain_step_is_the_same_training(benchmark: ModuleType) -> None:
 def test_a_report_of_ours_alone(benchmark: ModuleType, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(benchmark, "_peak", lambda *_: 1)
     monkeypatch.setattr(benchmark.multiprocessing, "get_context", lambda _: Inline())
-    monkeypatch.setattr(benchmark.torch, "set_num_threads", lambda _: None)  # other tests' too
     out = tmp_path / "steps.json"
     options = ["--no-plain", "--repeats", "1", "--threads", "1", "--out", str(out)]
     benchmark.main([RECIPE, *options])
