@@ -1,12 +1,18 @@
-"""The bilinear resize: the quick version is the plain one, forward and backward."""
+"""The quick bilinear resize is the plain one; the antialiased one is right in every layout."""
+
+import ast
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
+import upfeat
+from tests.layouts import layouts
 from tests.tolerances import tolerance
-from upfeat.ops.resize import FEW, resize_bilinear, resize_bilinear_reference
+from upfeat.ops.resize import FEW, resize_antialiased, resize_bilinear, resize_bilinear_reference
 
 
 @given(
@@ -48,3 +54,50 @@ def test_traced_as_the_plain_operator() -> None:
     x = torch.randn(1, 40, 3, 4)
     program = torch.export.export(Resize(), (x,))
     torch.testing.assert_close(program.module()(x), resize_bilinear_reference(x, (8, 8)))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(7, 1), (1, 5), (20, 1), (3, 4), (18, 30)])
+def test_antialiased_in_every_layout(mode, size, dtype) -> None:
+    x = torch.randn(2, 3, 16, 12, dtype=torch.float64)
+    expected = F.interpolate(x, size, mode=mode, antialias=True)
+    for layout in layouts(x.to(dtype)).values():
+        out = resize_antialiased(layout, size, mode)
+        assert out.dtype == dtype
+        assert out.is_contiguous()
+        torch.testing.assert_close(out.double(), expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("size", [(7, 1), (3, 4)])
+def test_antialiased_gradients_in_every_layout(size) -> None:
+    x = torch.randn(1, 3, 6, 5, dtype=torch.float64)
+    grad = torch.randn(1, 3, *size, dtype=torch.float64)
+
+    def gradient(given: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+        given = given.detach().requires_grad_()
+        return torch.autograd.grad(resize_antialiased(given, size), given, above)[0]
+
+    expected = gradient(x, grad)
+    above = grad.contiguous(memory_format=torch.channels_last)
+    for layout in layouts(x).values():
+        torch.testing.assert_close(gradient(layout, above), expected)
+
+
+def test_no_antialiased_resize_but_ours() -> None:
+    """torch's own is wrong for channels_last maps that become one pixel wide."""
+    package = Path(upfeat.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and calls_torchs_antialias(node)
+    }
+    assert found == {"ops/resize.py"}
+
+
+def calls_torchs_antialias(call: ast.Call) -> bool:
+    """An interpolate or an Upsample with ``antialias=``, or the operator below them."""
+    name = ast.unparse(call.func).rpartition(".")[2]
+    keywords = {keyword.arg for keyword in call.keywords}
+    torchs = name in ("interpolate", "Upsample", "resize") and "antialias" in keywords
+    return torchs or (name.startswith("_upsample_") and name.endswith("_aa"))

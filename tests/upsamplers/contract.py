@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import upfeat
+from tests.layouts import expanded, layouts
 from tests.tolerances import tolerance
 from upfeat.errors import UnsupportedError
 from upfeat.ops.coordinates import pixel_centres
@@ -39,6 +40,8 @@ class UpsamplerContract:
     """The smallest grid that the method takes; anything smaller must raise ValueError."""
     accepts_values: ClassVar[bool] = True
     """Whether ``values=`` with another width works; otherwise it must raise UnsupportedError."""
+    narrow: ClassVar[bool] = True
+    """Whether it makes an output one pixel wide; otherwise it must raise ValueError."""
     value_channels: ClassVar[int] = 4
     guided: ClassVar[bool] = True
     """Whether the image influences the output."""
@@ -167,15 +170,45 @@ class UpsamplerContract:
         assert torch.equal(features, before[1])
         assert first.data_ptr() != second.data_ptr()
 
-    @torch.no_grad()
-    def test_non_contiguous_inputs(self) -> None:
-        image, features = self.inputs()
+    @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+    def test_layouts_in_memory_are_equal(self, grad: bool) -> None:
+        image, features = self.inputs(batch=2)
+        values = torch.randn(2, self.value_channels, *self.grid) if self.accepts_values else None
         upsampler = self.build()
-        strided = image.transpose(2, 3).contiguous().transpose(2, 3)
-        last = features.contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(
-            upsampler(strided, last), upsampler(image, features), **tolerance(torch.float32)
-        )
+        kinds = list(layouts(features))
+        with torch.set_grad_enabled(grad):
+            for size in (self.output_sizes[0], (9, 1)):
+                if size == (9, 1) and not self.narrow:
+                    with pytest.raises(ValueError, match="output"):
+                        upsampler(image, features, size)
+                    continue
+                expected = upsampler(image, features, size, values)
+                for kind, other in zip(kinds, kinds[1:] + kinds[:1], strict=True):
+                    actual = upsampler(
+                        layouts(image)[kind],
+                        layouts(features)[other],
+                        size,
+                        None if values is None else layouts(values)[kind],
+                    )
+                    torch.testing.assert_close(
+                        actual,
+                        expected,
+                        **tolerance(torch.float32),
+                        msg=f"{kind} image, {other} map",
+                    )
+
+    @torch.no_grad()
+    def test_expanded_inputs_equal_their_copies(self) -> None:
+        image, features = self.inputs(batch=2)
+        upsampler = self.build()
+        for kind, part in expanded(features).items():
+            picture = expanded(image)[kind]
+            torch.testing.assert_close(
+                upsampler(picture, part, self.output_sizes[0]),
+                upsampler(picture.contiguous(), part.contiguous(), self.output_sizes[0]),
+                **tolerance(torch.float32),
+                msg=kind,
+            )
 
     @torch.no_grad()
     def test_image_matters_if_and_only_if_guided(self) -> None:

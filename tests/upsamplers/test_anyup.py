@@ -33,6 +33,7 @@ class TestAnyUpNatten(UpsamplerContract):
     name = "anyup"
     config = {"qk_dim": 16, "window_ratio": 0.2, "attention": "natten"}  # noqa: RUF012
     smallest_grid = (3, 3)
+    narrow = False
 
 
 def official(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> upfeat.Upsampler:

@@ -20,6 +20,7 @@ class TestContract(UpsamplerContract):
     name = "naf"
     config: ClassVar = {"dim": 32, "heads_attn": 4, "heads_rope": 2, "kernel_size": 3}
     smallest_grid = (3, 3)
+    narrow = False
 
 
 class TestContractWide(UpsamplerContract):
@@ -34,6 +35,7 @@ class TestContractWide(UpsamplerContract):
         "img_layers": 1,
     }
     smallest_grid = (4, 4)
+    narrow = False
 
 
 def small(**config):

@@ -31,6 +31,7 @@ from upfeat.data.records import Record
 from upfeat.data.rle import Counts, mask_runs
 from upfeat.data.sizes import Size, normalize, resolve_size
 from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
+from upfeat.ops.resize import resize_antialiased
 
 __all__ = ["SamMaskSource", "box_suppression", "point_grid"]
 
@@ -235,7 +236,7 @@ class SamMaskSource:
     def _input(self, image: Tensor, inner: Size, side: int) -> Tensor:
         """Resize, normalise and pad: (3, H, W) -> (1, 3, S, S)."""
         image = image[None].to(self.device, torch.float32)
-        image = F.interpolate(image, inner, mode="bilinear", antialias=True)
+        image = resize_antialiased(image, inner)
         image = normalize(image, IMAGE_MEAN, IMAGE_STD)
         image = F.pad(image, (0, side - inner[1], 0, side - inner[0]))
         return image.to(self.dtype)

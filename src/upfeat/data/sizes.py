@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import check_size
+from upfeat.ops.resize import resize_antialiased
 
 __all__ = [
     "Frame",
@@ -115,8 +115,7 @@ def resize(image: Tensor, size: Size) -> Tensor:
     """Resize (B, 3, H, W) in [0, 1]; what the bicubic kernel overshoots is cut off."""
     if image.shape[-2:] == size:
         return image
-    resized = F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
-    return resized.clamp(0, 1)
+    return resize_antialiased(image, size, "bicubic").clamp(0, 1)
 
 
 def mirror_to(image: Tensor, size: Size) -> Tensor:

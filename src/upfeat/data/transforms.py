@@ -11,11 +11,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.data.sizes import Size, resolve_size
 from upfeat.errors import shape_text
+from upfeat.ops.resize import resize_antialiased
 
 __all__ = ["CropTransform", "Geometry", "Transform"]
 
@@ -52,13 +52,7 @@ class Geometry:
         """Cut an image (3, H, W) in [0, 1] to (3, *size); antialiased."""
         if image.shape[-2:] != self.resized:
             # (3, H, W) -> (1, 3, H, W)
-            image = F.interpolate(
-                image[None],
-                self.resized,
-                mode=self.interpolation,
-                align_corners=False,
-                antialias=True,
-            )[0].clamp(0, 1)
+            image = resize_antialiased(image[None], self.resized, self.interpolation)[0].clamp(0, 1)
         height, width = self.size
         image = image[:, self.top : self.top + height, self.left : self.left + width]
         return image.flip(-1) if self.flip else image

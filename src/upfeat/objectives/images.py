@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from upfeat.objectives.draws import draw_chance, draw_integer, draw_like
 from upfeat.ops.gaussian_blur import gaussian_blur
+from upfeat.ops.resize import resize_antialiased
 
 __all__ = [
     "Clamp",
@@ -50,7 +51,9 @@ def resize_bilinear(x: Tensor, size: Size, *, antialias: bool = False) -> Tensor
     """
     if tuple(x.shape[-2:]) == size:
         return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
+    if antialias:
+        return resize_antialiased(x, size)
+    return F.interpolate(x, size, mode="bilinear")
 
 
 def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

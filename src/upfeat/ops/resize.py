@@ -1,4 +1,6 @@
-"""Bilinear resizing of feature maps."""
+"""Resizing of maps and images: bilinear, and antialiased where they shrink."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,3 +43,30 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     out = new_large(x, len(x), *size, x.shape[1]).permute(0, 3, 1, 2)
     with torch.no_grad():
         return torch.ops.aten.upsample_bilinear2d(x, list(size), False, None, None, out=out)
+
+
+def resize_antialiased(
+    x: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Tensor:
+    """Resize a map whose kernel grows as the map shrinks, without aligned corners.
+
+    The one call of torch's antialiased resize in the package: torch mixes up the channels of a
+    channels_last map that becomes one pixel wide, and has no half precision on the CPU. So the map
+    is made contiguous, and computed in float32 at least.
+
+    Args:
+        x: (B, C, h, w), floating point, in any memory format.
+        size: (H', W').
+        mode: the kernel. Bicubic (a = -0.5) overshoots the range of ``x``.
+
+    Returns:
+        (B, C, H', W') of the type of ``x``, contiguous.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.resize import resize_antialiased
+        >>> resize_antialiased(torch.tensor([[[[0.0, 0.0, 3.0, 3.0]]]]), (1, 1)).item()
+        1.5
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    return F.interpolate(wide, size, mode=mode, antialias=True).to(x.dtype)

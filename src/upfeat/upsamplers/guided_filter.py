@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops.guided_filter import guided_model
+from upfeat.ops.resize import resize_antialiased
 from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -102,7 +103,7 @@ class GuidedFilter(Upsampler):
     ) -> Tensor:
         """Output rows ``rows``: (B, K, rows, W')."""
         slopes, offsets = model
-        guide = F.interpolate(self._guide(image), output_size, mode="bilinear", antialias=True)
+        guide = resize_antialiased(self._guide(image), output_size)
         guide = guide[:, :, rows[0] : rows[1]]
         out = _enlarged(offsets, output_size, rows)
         for channel in range(guide.shape[1]):

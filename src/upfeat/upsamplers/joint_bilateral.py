@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from upfeat.ops import windowed_attention
 from upfeat.ops.cells import cell_bounds, cell_places
+from upfeat.ops.resize import resize_antialiased
 from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -141,7 +142,7 @@ class JointBilateral(Upsampler):
         rows: tuple[int, int],
     ) -> Tensor:
         """Return a query per pixel (B, rows*W', 6): colour, position, one."""
-        color = F.interpolate(_wide(image), output_size, mode="bilinear", antialias=True)
+        color = resize_antialiased(_wide(image), output_size)
         color = color[:, :, rows[0] : rows[1]] / self.sigma_color
         place = cell_places(grid, output_size, rows, color) / self.sigma_space
         place = place.expand(len(color), -1, -1, -1)

@@ -32,6 +32,7 @@ from upfeat.ops import windowed_attention
 from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.ops.coordinates import sample_at
 from upfeat.ops.memory import new_large
+from upfeat.ops.resize import resize_antialiased
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
@@ -105,8 +106,7 @@ def resize_map(x: Tensor, size: tuple[int, int], *, pool: bool = True) -> Tensor
         return x
     if pool and own[0] >= size[0] and own[1] >= size[1]:
         return F.adaptive_avg_pool2d(x, size)
-    wide = torch.promote_types(x.dtype, torch.float32)  # antialiasing has no half precision
-    return F.interpolate(x.to(wide), size, mode="bilinear", antialias=pool).to(x.dtype)
+    return resize_antialiased(x, size) if pool else F.interpolate(x, size, mode="bilinear")
 
 
 def neighbour_likeness(features: Tensor) -> Tensor:

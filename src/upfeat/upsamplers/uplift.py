@@ -25,6 +25,7 @@ from upfeat.checkpoints import HubFile
 from upfeat.errors import UnsupportedError
 from upfeat.ops import local_attender
 from upfeat.ops.banded_convolution import fold_batch_norm
+from upfeat.ops.resize import resize_antialiased
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
@@ -344,7 +345,7 @@ class UPLiFT(Upsampler):
     ) -> Tensor:
         if self.patch_size == 14:
             size = (image.shape[2] * 16 // 14, image.shape[3] * 16 // 14)
-            image = _resized(image, size)
+            image = resize_antialiased(image, size)
         if not torch.is_grad_enabled():
             image = image.contiguous(memory_format=torch.channels_last)
         fine, before_coarse = self.encoder(image)
@@ -360,7 +361,9 @@ class UPLiFT(Upsampler):
                 features = values
             elif iteration + 1 < count:
                 features = self.attender(guide, features)
-        return values if values.shape[-2:] == output_size else _resized(values, output_size)
+        return (
+            values if values.shape[-2:] == output_size else resize_antialiased(values, output_size)
+        )
 
     def _count(self, features: Tensor, output_size: tuple[int, int]) -> int:
         """Doublings: the given number, or the least whose grid covers the output."""
@@ -433,12 +436,6 @@ class _Noise:
         batch = len(like) if self.generator is None else 1
         drawn = torch.randn(batch, self.channels, *like.shape[2:], generator=self.generator)
         return [*maps, self.scale * drawn.to(like).expand(len(like), -1, -1, -1)]
-
-
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing, which the CPU does not have in half precision."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.interpolate(wide, size, mode="bilinear", antialias=True).to(x.dtype)
 
 
 def _read_stage(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops.resize import resize_bilinear
+from upfeat.ops.resize import resize_antialiased, resize_bilinear
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -326,14 +326,15 @@ class UpsampleAnything(Upsampler):
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
         grid = (values.shape[2], values.shape[3])
-        size = tuple(
+        height, width = (
             cells * max(1, asked // cells) for cells, asked in zip(grid, output_size, strict=True)
         )
+        size = (height, width)
         wide = torch.promote_types(values.dtype, torch.float32)
         with torch.autocast(values.device.type, enabled=False):
             guide, values = image.to(wide).contiguous(), values.to(wide)  # strides change rounding
             if guide.shape[-2:] != size:
-                guide = F.interpolate(guide, size, mode="bilinear", antialias=True)
+                guide = resize_antialiased(guide, size)
             outputs = []
             for one, mixed in zip(guide.split(1), values.split(1), strict=True):
                 maps, _ = optimise(one, grid, self.steps, self.progress)
