@@ -6,6 +6,9 @@ are written as in the docstrings: ``B`` batch, ``C`` feature channels, ``h w`` l
 """
 
 import difflib
+import errno
+import os
+import stat
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -112,6 +115,47 @@ class MissingPackageError(UpfeatError, ImportError):
 def shape_text(tensor: Tensor) -> str:
     """Return ``(2, 3, 224, 224)`` for a tensor of that shape, for error messages."""
     return "(" + ", ".join(str(n) for n in tensor.shape) + ")"
+
+
+def special_file(path: str | os.PathLike[str]) -> str | None:
+    """Return what is at a path that is neither a file nor a folder, such as ``"a named pipe"``.
+
+    None stands for files, folders and paths that cannot be followed.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def check_file(path: str | os.PathLike[str], what: str) -> None:
+    """Raise unless a file is at ``path``, so that a named pipe is not waited for without end.
+
+    Args:
+        path: what will be opened.
+        what: its role, such as ``"depth map"``, for the message.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a link leads nowhere or back to itself.
+        ValueError: a folder, a named pipe, a socket or a device is there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        link = f"{path} is a link that leads to no file" if os.path.islink(path) else ""
+        raise FileNotFoundError(
+            f"no {what} at {path}: {link or error.strerror}; check the path"
+        ) from error
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a folder, wanted the {what}; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is {special_file(path) or 'no file'}, wanted the {what}")
 
 
 def check_map(tensor: Tensor, name: str, layout: str) -> None:

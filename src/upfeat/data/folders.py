@@ -1,30 +1,114 @@
-"""Listing image files: files, folders and globs become one ordered list with output names."""
+"""Listing image files: files, folders and globs become one ordered list with output names.
 
+Pictures of kinds that are not read here, and what is no file at all, are left out of folders and
+globs; a warning of the logger ``upfeat.data.folders`` says which and how many.
+"""
+
+import fnmatch
 import glob
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["IMAGE_SUFFIXES", "image_files"]
+from upfeat.errors import check_file, special_file
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
+__all__ = ["IMAGE_SUFFIXES", "LeftOut", "image_files", "match_glob"]
+
+logger = logging.getLogger(__name__)
+
+
+def _suffixes(text: str) -> frozenset[str]:
+    return frozenset(f".{word}" for word in text.split())
+
+
+# The pictures of pixels that Pillow decodes without other programs.
+IMAGE_SUFFIXES = _suffixes(
+    "apng avif avifs blp bmp bw cur dcx dds dib flc fli ftc ftu gif icb icns ico im j2c j2k jfif "
+    "jp2 jpc jpe jpeg jpf jpg jpx mpo msp pbm pcx pfm pgm png pnm ppm psd pxr qoi ras rgb rgba sgi "
+    "tga tif tiff vda vst webp xbm xpm"
 )
+
+# Read once a plugin of Pillow for them is loaded, such as pillow-heif.
+_PLUGIN_SUFFIXES = _suffixes(
+    "3fr ari arw bay bpg cr2 cr3 crw dcr dng erf exr fff flif hdp hdr heic heics heif heifs hif "
+    "iiq jxl jxr k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw wdp x3f"
+)
+
+# Pictures all the same, so they are not left out in silence.
+_OTHER_SUFFIXES = _suffixes(
+    "3gp ai avi dcm dicom emf eps fit fits gbr jls kra m4v mkv mov mp4 mpeg mpg mts pcd pdf ps psb "
+    "svg svgz webm wmf wmv xcf"
+)
+
+
+@dataclass
+class LeftOut:
+    """What a listing does not take, counted to be said at once.
+
+    Attributes:
+        pictures: files of kinds that are not read here.
+        special: named pipes, sockets and devices that are named like images.
+        closed: folders that may not be read, with the reason.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from upfeat.data.folders import LeftOut
+        >>> left = LeftOut()
+        >>> [left.takes(Path(name)) for name in ("a.jfif", "b.heic", "c.heic", "notes.txt")]
+        [True, False, False, False]
+        >>> str(left).split(",")[0]
+        '2 .heic files'
+    """
+
+    # Sets: by a glob a file may be found on several ways.
+    pictures: set[Path] = field(default_factory=set)
+    special: set[Path] = field(default_factory=set)
+    closed: dict[str, str] = field(default_factory=dict)
+
+    def takes(self, path: Path) -> bool:
+        """Return whether a path is an image by its suffix; note what is a picture all the same."""
+        suffix = path.suffix.lower()
+        if suffix not in IMAGE_SUFFIXES and not _has_plugin(suffix):
+            if suffix in _PLUGIN_SUFFIXES or suffix in _OTHER_SUFFIXES:
+                self.pictures.add(path)
+            return False
+        if special_file(path) is not None:
+            self.special.add(path)
+            return False
+        return True
+
+    def refuse(self, error: OSError) -> None:
+        """Note a folder that ``os.walk`` could not read."""
+        self.closed[str(error.filename)] = error.strerror or str(error)
+
+    def __str__(self) -> str:
+        """Return what was left out and why, in words; empty if nothing was."""
+        reasons = []
+        if self.pictures:
+            kinds = Counter(path.suffix.lower() for path in self.pictures)
+            counts = " and ".join(f"{kinds[suffix]} {suffix}" for suffix in sorted(kinds))
+            files = "file, a kind" if len(self.pictures) == 1 else "files, kinds"
+            reasons.append(f"{counts} {files} not read here; convert them to PNG or JPEG")
+        reasons += [f"{path}, {special_file(path) or 'no file'}" for path in sorted(self.special)]
+        reasons += [f"the folder {name} ({reason})" for name, reason in self.closed.items()]
+        return "; ".join(reasons)
+
+    def report(self, place: str | os.PathLike[str]) -> None:
+        """Log a warning if anything was left out of a place."""
+        if text := str(self):
+            logger.warning("left out of %s: %s", os.fspath(place), text)
+
+
+def _has_plugin(suffix: str) -> bool:
+    """Return whether somebody loaded a plugin of Pillow that reads a suffix."""
+    if suffix not in _PLUGIN_SUFFIXES:
+        return False
+    from PIL import Image
+
+    return Image.EXTENSION.get(suffix, "") in Image.OPEN
 
 
 def image_files(
@@ -37,7 +121,11 @@ def image_files(
       ``IMAGE_SUFFIXES`` in any case; names that begin with a dot are left out and links to folders
       are not followed.
     * A glob (``*``, ``?``, ``[…]``, ``**`` for folders below) is expanded in sorted order; what it
-      finds is treated as above, but files need a known suffix.
+      finds is treated as above, but files need a known suffix. ``**`` follows no links to folders.
+
+    What a folder or glob holds of other pictures (``.heic``, camera raw, …), of named pipes and
+    devices, and of folders that may not be read is left out, and said in a warning of the log.
+    A link that leads nowhere is listed: that its image cannot be read shows when it is read.
 
     The output name is the path below the folder, or below the fixed part of the glob, without
     suffix; for a file its stem. Where two images would share a name the suffix is kept, and where
@@ -53,7 +141,7 @@ def image_files(
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a folder or glob holds no image.
+        ValueError: a folder or glob holds no image, or a path is a named pipe or a device.
 
     Example:
         >>> import pathlib, tempfile
@@ -68,10 +156,10 @@ def image_files(
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    found: dict[Path, tuple[Path, Path]] = {}
+    found: dict[str, tuple[Path, Path]] = {}
     for given in paths:
         for path, relative in _expand(Path(given).expanduser()):
-            found.setdefault(path.resolve(), (path, relative))
+            found.setdefault(os.path.realpath(path), (path, relative))
     return _unique_names(list(found.values()))
 
 
@@ -79,33 +167,97 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
     """Return (path, path relative to what was asked for) of every image that one argument names."""
     if path.is_file():
         return [(path, Path(path.name))]
+    left = LeftOut()
     if path.is_dir():
-        if not (images := _walk(path, path)):
-            raise ValueError(f"the folder {path} holds no image; {_known()}")
-        return images
-    if not glob.has_magic(str(path)):
-        raise FileNotFoundError(f"no file or folder at {path}; check the path")
-    depth = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
-    root = Path(*path.parts[:depth])
-    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    images = []
-    for match in matches:
-        if match.is_dir():
-            images.extend(_walk(match, root))
-        elif match.suffix.lower() in IMAGE_SUFFIXES:
-            images.append((match, match.relative_to(root)))
+        images, problem = _walk(path, path, left), f"the folder {path} holds no image"
+    elif os.path.lexists(path) or not glob.has_magic(str(path)):
+        check_file(path, "image file or folder")
+        return []  # it came into being since
+    else:
+        images, problem = _matches(path, left), f"no image matches {path}"
     if not images:
-        raise ValueError(f"no image matches {path}; {_known()}")
+        raise ValueError(f"{problem}; {f'left out: {left}; ' if str(left) else ''}{_known()}")
+    left.report(path)
     return images
 
 
-def _walk(folder: Path, root: Path) -> list[tuple[Path, Path]]:
+def _matches(pattern: Path, left: LeftOut) -> list[tuple[Path, Path]]:
+    """Return the images that a glob names, itself or by a folder above them."""
+    root = Path(*pattern.parts[: _magic_part(pattern)])
     images = []
-    for parent, folders, names in os.walk(folder):
+    for match in match_glob(pattern):
+        if match.is_dir():
+            if "**" not in pattern.parts or not match.is_symlink():
+                images.extend(_walk(match, root, left))
+        elif left.takes(match):
+            images.append((match, match.relative_to(root)))
+    return images
+
+
+def _magic_part(pattern: Path) -> int:
+    return next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+
+
+def match_glob(pattern: str | os.PathLike[str]) -> list[Path]:
+    """Return what a glob finds, sorted; ``**`` stands for any folders below but follows no links.
+
+    The standard library's follows them, and links that lead back up multiply without end.
+
+    Args:
+        pattern: a path with ``*``, ``?``, ``[…]`` or ``**`` in it; as in a shell, wildcards find
+            no names that begin with a dot.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from upfeat.data.folders import match_glob
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (pathlib.Path(folder) / "a" / "b").mkdir(parents=True)
+        ...     [path.name for path in match_glob(f"{folder}/**/[ab]")]
+        ['a', 'b']
+    """
+    path = Path(pattern)
+    first = _magic_part(path)
+    found = [Path(*path.parts[:first])]
+    for part in path.parts[first:]:
+        # Each once: after two ** a folder is found on several ways.
+        found = list(dict.fromkeys(below for folder in found for below in _below(folder, part)))
+    return sorted(found)
+
+
+def _below(folder: Path, part: str) -> Iterator[Path]:
+    """Yield what one part of a glob finds in a folder."""
+    if part == "**":
+        yield folder
+        for parent, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = [name for name in (*folders, *names) if not name.startswith(".")]
+            yield from (p for name in inside if not _is_folder_link(p := Path(parent, name)))
+    elif not glob.has_magic(part):
+        yield from [folder / part] if os.path.lexists(folder / part) else []
+    else:
+        try:
+            names = os.listdir(folder)
+        except OSError:  # no folder, or one that may not be read: nothing matches in it
+            return
+        hidden = part.startswith(".")
+        yield from (
+            folder / name
+            for name in fnmatch.filter(names, part)
+            if hidden or not name.startswith(".")
+        )
+
+
+def _is_folder_link(path: Path) -> bool:
+    return path.is_symlink() and path.is_dir()
+
+
+def _walk(folder: Path, root: Path, left: LeftOut) -> list[tuple[Path, Path]]:
+    images = []
+    for parent, folders, names in os.walk(folder, onerror=left.refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(parent, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if not name.startswith(".") and left.takes(path):
                 images.append((path, path.relative_to(root)))
     return sorted(images)
 
@@ -121,7 +273,7 @@ def _unique_names(images: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
     while clashes := _clashes(names):
         for i in clashes:
             # First the suffix comes back, then one more folder of the absolute path a round.
-            parts = images[i][0].resolve().parts[1:]
+            parts = Path(os.path.realpath(images[i][0])).parts[1:]
             length = extra + len(images[i][1].parts)
             names[i] = images[i][1] if extra == 0 else Path(*parts[-length:])
         extra += 1

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.data.folders import IMAGE_SUFFIXES
+from upfeat.data.folders import LeftOut
 
 __all__ = [
     "FileSet",
@@ -102,6 +102,8 @@ def find_base(root: PathLike, below: Iterable[str], marker: str) -> Path:
 def list_images(folder: Path) -> list[Path]:
     """Return the images directly in a folder, sorted by name; hidden files are left out.
 
+    Pictures of other kinds are left out with a warning, see :func:`upfeat.data.image_files`.
+
     Example:
         >>> import pathlib, tempfile
         >>> from upfeat.data.layouts import list_images
@@ -112,12 +114,11 @@ def list_images(folder: Path) -> list[Path]:
         ['a.JPG', 'b.png']
     """
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries)
-    return [
-        folder / name
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    ]
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    left = LeftOut()
+    images = [path for name in names if left.takes(path := folder / name)]
+    left.report(folder)
+    return images
 
 
 def pair_by_stem(

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from upfeat.checkpoints import write_bytes
+from upfeat.data.folders import match_glob
 from upfeat.data.records import (
     FilePart,
     PackedStrings,
@@ -201,10 +202,14 @@ def find_shards(pattern: PathLike) -> list[Path]:
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
     else:
-        found = [path] if path.is_file() else sorted(map(Path, glob.glob(text, recursive=True)))
+        found = [path] if path.is_file() else _matched(text)
     if not found:
         raise FileNotFoundError(f"no tar shard at {path}; check the path")
     return found
+
+
+def _matched(text: str) -> list[Path]:
+    return match_glob(text) if glob.has_magic(text) else []
 
 
 def find_images(source: PathLike, *, index_dir: PathLike | None = None) -> Records:
