@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from upfeat import checkpoints
+from upfeat._files import write_bytes
 from upfeat.checkpoints import (
     HubFile,
     file_sha256,
     find_weights,
     inert_globals,
     read_checkpoint,
-    write_bytes,
     write_safetensors,
 )
 from upfeat.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError

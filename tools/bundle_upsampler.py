@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from upfeat.checkpoints import file_sha256, read_checkpoint, write_bytes, write_safetensors
+from upfeat._files import write_bytes
+from upfeat.checkpoints import file_sha256, read_checkpoint, write_safetensors
 
 BUNDLED = Path(__file__).resolve().parent.parent / "src" / "upfeat" / "upsamplers" / "bundled"
 LIMIT = 4_000_000

@@ -41,7 +41,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from upfeat import _compat  # noqa: F401  (declares torchvision's operators before timm needs them)
-from upfeat.checkpoints import write_bytes, write_safetensors
+from upfeat._files import write_bytes
+from upfeat.checkpoints import write_safetensors
 
 # isort: split
 import timm

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.cli.method_facts import FACTS, needs_of
 from upfeat.evaluation.benchmark import Record, Report
 from upfeat.upsamplers.registry import (

@@ -15,7 +15,7 @@ import matplotlib.figure
 import numpy as np
 import typer
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 
 COLUMNS = ("loss", "cosine", "tokens", "middle")
 

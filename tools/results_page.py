@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.evaluation.markdown import results_page
 from upfeat.evaluation.tables import build_tables, gather_results
 

@@ -15,8 +15,7 @@ import hashlib
 import logging
 import os
 import pickle
-import tempfile
-import threading
+import shutil
 import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upfeat._files import new_file, sha256_of, write_bytes
 from upfeat.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
 
 __all__ = [
@@ -119,8 +119,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         ...     file_sha256(path)[:8]
         'e3b0c442'
     """
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _search(folder: Path, names: Sequence[str]) -> Path | None:
@@ -197,30 +196,23 @@ def download(hub: HubFile) -> Path:
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(hub.repository, hub.filename))
-        _check_hash(path, hub)
+        _check_hash(file_sha256(path), hub)
         return path
     if not hub.url:
         raise WeightsNotFoundError(f"no address is known for {hub.filename}")
     target = cache_dir() / hub.filename
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s", hub.url)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
-        try:
-            with urllib.request.urlopen(hub.url, timeout=60) as response:
-                while chunk := response.read(1 << 20):
-                    part.write(chunk)
-            part.close()
-            _check_hash(Path(part.name), hub)
-            os.replace(part.name, target)
-        except BaseException:
-            part.close()
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    with new_file(target) as stream:
+        with urllib.request.urlopen(hub.url, timeout=60) as response:
+            shutil.copyfileobj(response, stream)
+        stream.seek(0)
+        _check_hash(hashlib.file_digest(stream, "sha256").hexdigest(), hub)
     return target
 
 
-def _check_hash(path: Path, hub: HubFile) -> None:
-    if hub.sha256 and (got := file_sha256(path)) != hub.sha256:
+def _check_hash(got: str, hub: HubFile) -> None:
+    if hub.sha256 and got != hub.sha256:
         raise CheckpointError(
             f"{hub} has SHA-256 {got}, expected {hub.sha256}; the file was changed or the download "
             "is broken; delete it from the cache and try again"
@@ -356,14 +348,3 @@ def write_safetensors(
 
     data = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     write_bytes(path, save(data, dict(metadata) if metadata else None))
-
-
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file through a temporary one and a rename, so that no reader sees half of it."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "CheckpointError",
+    "ForeignFileError",
     "MissingPackageError",
     "UnknownNameError",
     "UnsafeCheckpointError",
@@ -54,6 +55,16 @@ class UnknownNameError(UpfeatError, ValueError):
         shown = ", ".join(known[:SHOWN_NAMES])
         more = f", and {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
         super().__init__(f"unknown {kind} {name!r}{hint} Known: {shown}{more}")
+
+
+class ForeignFileError(UpfeatError, ValueError):
+    """A file that upfeat did not write lies where a result belongs; it is left as it is.
+
+    Example:
+        >>> from upfeat.errors import ForeignFileError
+        >>> issubclass(ForeignFileError, ValueError)
+        True
+    """
 
 
 class WeightsNotFoundError(UpfeatError, FileNotFoundError):

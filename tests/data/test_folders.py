@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from upfeat._files import OwnFiles
 from upfeat.data import IMAGE_SUFFIXES, find_images, image_files
 from upfeat.data.folders import match_glob
 from upfeat.data.tar_shards import find_shards
@@ -247,3 +248,21 @@ def test_globs_find_what_the_standard_library_finds(
     pattern = root.joinpath(*parts, "*")
     expected = {Path(match) for match in glob.glob(str(pattern), recursive=True)}
     assert match_glob(pattern) == sorted(expected)
+
+
+def test_results_below_the_folder_are_no_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "out/mine.png", "masks/0.png")
+    OwnFiles(tmp_path / "out").write("a.png", b"panel", "a command")
+    OwnFiles(tmp_path / "cache").claim_all("a command")
+    OwnFiles(tmp_path / "masks").claim_all("a command")  # not empty, so not claimed
+    touch(tmp_path, "cache/deep/0.png")
+    expected = ["a", "masks/0", "out/mine"]
+    assert names(tmp_path) == expected
+    assert names(f"{tmp_path}/**/*.png") == expected
+    assert names(f"{tmp_path}/*") == expected
+    assert names(tmp_path / "out") == ["mine"]
+    assert names(tmp_path / "out" / "a.png") == ["a"]  # a file that is named is taken
+    with pytest.raises(ValueError, match="results that upfeat wrote are left out"):
+        names(tmp_path / "cache")
+    (tmp_path / "out" / "a.png").write_bytes(b"a photo of that name")
+    assert names(tmp_path / "out") == ["a", "mine"]

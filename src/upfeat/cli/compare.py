@@ -34,7 +34,7 @@ def compare_command(
         ValueError: an image cannot be read, or an option does not apply.
     """
     import upfeat
-    from upfeat.checkpoints import write_bytes
+    from upfeat._files import write_bytes
     from upfeat.viz import compare_upsamplers, save_png, usable_upsamplers
 
     if request.weights is not None:

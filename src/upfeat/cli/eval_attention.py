@@ -74,7 +74,7 @@ def attention_command(
 ) -> None:
     """Draw which coarse cells a pixel takes from: dots, and heat maps, of several upsamplers."""
     with user_errors():
-        from upfeat.checkpoints import write_bytes
+        from upfeat._files import write_bytes
         from upfeat.data import read_image
         from upfeat.data.sizes import resolve_size
         from upfeat.viz import attention_panel, save_png

@@ -75,7 +75,7 @@ def pseudo_gt_command(
     """Draw what an upsampler can be trained on for one photo: LoftUp's pseudo ground truths."""
     with user_errors():
         import upfeat
-        from upfeat.checkpoints import write_bytes
+        from upfeat._files import write_bytes
         from upfeat.data import read_image
         from upfeat.evaluation.pseudo_ground_truth import (
             TARGETS,

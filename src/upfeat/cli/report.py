@@ -57,7 +57,7 @@ def report_command(
 ) -> None:
     """Write one HTML page of results and pictures, to open from disk or print."""
     with user_errors():
-        from upfeat.checkpoints import write_bytes
+        from upfeat._files import write_bytes
         from upfeat.cli.report_content import panel_scenes, report_content
         from upfeat.evaluation.markdown import results_page
         from upfeat.evaluation.panels import load_panel, panel_files

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.data.sizes import Size
 from upfeat.errors import check_map, shape_text
 

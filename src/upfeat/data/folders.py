@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from upfeat._files import STATE, OwnFiles, OwnFolders
 from upfeat.errors import check_file, special_file
 
 __all__ = ["IMAGE_SUFFIXES", "LeftOut", "image_files", "match_glob"]
@@ -122,6 +123,8 @@ def image_files(
       are not followed.
     * A glob (``*``, ``?``, ``[…]``, ``**`` for folders below) is expanded in sorted order; what it
       finds is treated as above, but files need a known suffix. ``**`` follows no links to folders.
+    * What upfeat itself wrote is left out of folders and globs, so that results which lie below the
+      folder that is read are no inputs of the next run.
 
     What a folder or glob holds of other pictures (``.heic``, camera raw, …), of named pipes and
     devices, and of folders that may not be read is left out, and said in a warning of the log.
@@ -185,7 +188,10 @@ def _matches(pattern: Path, left: LeftOut) -> list[tuple[Path, Path]]:
     """Return the images that a glob names, itself or by a folder above them."""
     root = Path(*pattern.parts[: _magic_part(pattern)])
     images = []
+    own = OwnFolders()
     for match in match_glob(pattern):
+        if own.holds_result(match, root):
+            continue
         if match.is_dir():
             if "**" not in pattern.parts or not match.is_symlink():
                 images.extend(_walk(match, root, left))
@@ -254,16 +260,23 @@ def _is_folder_link(path: Path) -> bool:
 def _walk(folder: Path, root: Path, left: LeftOut) -> list[tuple[Path, Path]]:
     images = []
     for parent, folders, names in os.walk(folder, onerror=left.refuse):
+        own = OwnFiles(parent) if STATE in folders else None
+        if own is not None and own.all:
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
+            if name.startswith(".") or (own is not None and own.wrote(name)):
+                continue
             path = Path(parent, name)
-            if not name.startswith(".") and left.takes(path):
+            if left.takes(path):
                 images.append((path, path.relative_to(root)))
     return sorted(images)
 
 
 def _known() -> str:
-    return "known suffixes: " + " ".join(sorted(IMAGE_SUFFIXES))
+    known = " ".join(sorted(IMAGE_SUFFIXES))
+    return f"known suffixes: {known}; results that upfeat wrote are left out"
 
 
 def _unique_names(images: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
 from upfeat.data.masks import MaskSource, PathLike
 from upfeat.data.records import Record, Records

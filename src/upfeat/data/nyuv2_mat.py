@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.data.label_tables import IGNORED, load_table
 from upfeat.data.layouts import PathLike
 from upfeat.data.nyuv2 import ADDRESS, UNITS_16_BIT

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.data.folders import match_glob
 from upfeat.data.records import (
     FilePart,

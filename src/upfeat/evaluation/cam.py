@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
-from upfeat.checkpoints import write_bytes
 from upfeat.data import ClassifiedFile, ClassifiedImages, coco_objects, imagenet
 from upfeat.data.sizes import Size, normalize, resize, resolve_size
 from upfeat.errors import UnknownNameError

@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
-from upfeat.checkpoints import read_checkpoint, write_bytes
+from upfeat.checkpoints import read_checkpoint
 from upfeat.data.sizes import normalize
 from upfeat.errors import CheckpointError
 from upfeat.evaluation.dense import DenseFeatures, Method

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.errors import shape_text
 
 __all__ = [

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.data.sizes import Size
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.results import result_file_name

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 
 __all__ = [
     "Result",

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
-from upfeat.checkpoints import write_bytes
 from upfeat.data import VideoData, VideoSequence, davis
 from upfeat.data.layouts import read_numbers
 from upfeat.data.sizes import Size

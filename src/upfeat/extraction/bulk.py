@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.data import image_size, read_image
 from upfeat.data.sizes import resolve_size
 from upfeat.extraction.writers import Writer

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from upfeat.checkpoints import write_bytes, write_safetensors
+from upfeat._files import write_bytes
+from upfeat.checkpoints import write_safetensors
 from upfeat.errors import UnknownNameError
 from upfeat.pipeline import Encoded, Pipeline
 

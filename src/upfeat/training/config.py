@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 
 __all__ = [
     "BackboneConfig",

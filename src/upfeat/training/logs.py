@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.errors import MissingPackageError
 
 __all__ = ["CsvLog", "Means", "TensorBoardLog", "read_log"]

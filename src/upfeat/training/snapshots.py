@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from upfeat.checkpoints import read_checkpoint, write_bytes
+from upfeat._files import write_bytes
+from upfeat.checkpoints import read_checkpoint
 from upfeat.errors import CheckpointError
 
 __all__ = ["SnapshotFolder"]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from upfeat._files import write_bytes
 from upfeat.checkpoints import (
     HubFile,
     find_weights,
     read_checkpoint,
-    write_bytes,
     write_safetensors,
 )
 from upfeat.errors import CheckpointError, WeightsNotFoundError

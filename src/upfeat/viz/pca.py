@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.errors import shape_text
 from upfeat.viz.panel import Cell, draw_panel
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from upfeat.checkpoints import write_bytes
+from upfeat._files import write_bytes
 from upfeat.evaluation.benchmark.measure import matmul_rate
 from upfeat.evaluation.results import checkout, processor
 
