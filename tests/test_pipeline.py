@@ -378,15 +378,42 @@ def test_everything_runs_where_asked(device: torch.device) -> None:
     assert {out.low.device.type, out.high.device.type, out.image.device.type} == {device.type}
 
 
-def test_inference_mode_and_eval_mode_only_inside() -> None:
+def test_no_gradients_and_eval_mode_only_inside() -> None:
     recorder = Recorder().train()
-    out = Pipeline(pooling_backbone(), recorder)(torch.rand(3, 16, 16))
+    Pipeline(pooling_backbone(), recorder)(torch.rand(3, 16, 16))
     call = recorder.calls[0]
-    assert (call["inference"], call["training"], call["grad"]) == (True, False, False)
+    assert (call["inference"], call["training"], call["grad"]) == (False, False, False)
     assert recorder.training
-    assert not torch.is_inference_mode_enabled()
-    assert out.high.is_inference()
-    assert not out.high.requires_grad
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("method", ["bilinear", "jafar", "featup_implicit"])
+@pytest.mark.parametrize("size", [(16, 24), (13, 21)])
+def test_a_head_can_be_trained_on_everything_that_is_returned(
+    method: str, size: tuple[int, int]
+) -> None:
+    options = {"jafar": {"qk_dim": 16}, "featup_implicit": {"steps": 1, "views": 1, "pca_dim": 2}}
+    channels = {"bilinear": 3, "jafar": 8, "featup_implicit": 3}[method]
+    backbone = CallableBackbone(nn.Conv2d(3, channels, STRIDE, STRIDE), channels, STRIDE)
+    width = {} if method == "bilinear" else {"feature_dim": channels}
+    upsampler = upfeat.create_upsampler(method, **width, **options.get(method, {}))
+    pipe = Pipeline(backbone, upsampler)
+    images = torch.rand(2, 3, *size, requires_grad=True)
+    single, (listed,), batch = pipe(images[0]), pipe([images[0]]), pipe(images)
+    encoded = pipe.encode(images[0])
+    low = pipe.low(images[0])
+    assert isinstance(low, Tensor)
+    projected = pipe.upsample(encoded, head=nn.Conv2d(channels, 2, 1))
+    returned = [low, encoded.features, encoded.prepared, projected]
+    for out in (single, listed, batch):
+        returned += [out.image, out.low, out.high]
+    for tensor in returned:
+        assert not tensor.requires_grad
+        weight = torch.ones((), requires_grad=True)
+        (tensor * weight).square().sum().backward()
+        assert weight.grad is not None
+        tensor.mul_(weight)  # changed in place by what has a graph
+    pipe(images[0]).high.requires_grad_()
 
 
 def test_mode_is_restored_after_an_error() -> None:

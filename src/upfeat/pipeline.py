@@ -116,8 +116,9 @@ class Pipeline:
     """From images to pixel-dense features in one call.
 
     It reads what it is given, brings it to a size that the backbone takes, normalises once as the
-    backbone and once as the upsampler was trained, runs both under ``torch.inference_mode`` and
-    cuts the result back to the image. Images must come un-normalised: RGB in [0, 1] or 8 or 16 bit.
+    backbone and once as the upsampler was trained, runs both without gradients and cuts the result
+    back to the image. What it returns are ordinary tensors without a graph: a head can be trained
+    on them, and they may be changed in place. Images must come un-normalised: RGB in [0, 1] or 8 or 16 bit.
 
     Args:
         backbone: a frozen feature extractor, see ``upfeat.create_backbone``.
@@ -281,6 +282,7 @@ class Pipeline:
                     break
                 canvas.put(band, span, tile)
             high = canvas.result()
+        high = high.detach()  # as in _encode
         return high[0] if encoded.single else high
 
     # -- steps -----------------------------------------------------------------------------------
@@ -289,11 +291,12 @@ class Pipeline:
         """Prepare a batch (B, 3, H, W) of equal sizes and run the backbone."""
         frame = self._frame((image.shape[-2], image.shape[-1]))
         with self._inference():
-            image = image.to(self.device)
+            image = image.detach().to(self.device)
             prepared = mirror_to(resize(image, frame.input), frame.padded)
             pixels = normalize(prepared, self.backbone.image_mean, self.backbone.image_std)
             features = self.backbone(pixels.to(self.dtype))
-        return Encoded(image, prepared, features, frame, single)
+        # A view that was made without gradients refuses in-place changes that have some.
+        return Encoded(image, prepared, features.detach(), frame, single)
 
     def _encode_list(self, images: list[Tensor]) -> list[Encoded]:
         results: dict[int, Encoded] = {}
@@ -365,13 +368,13 @@ class Pipeline:
     def _inference(self) -> Iterator[None]:
         """Run without gradients and in eval mode; modes are put back afterwards.
 
-        A method that optimises at test time keeps plain tensors, which autograd may record.
+        Not in inference mode: no head could be trained on the tensors that come out of it.
         """
         training = [m for m in self.upsampler.modules() if m.training]
         for module in training:
             module.training = False
         try:
-            with torch.no_grad(), torch.inference_mode(not self.upsampler.info.per_image):
+            with torch.no_grad():
                 yield
         finally:
             for module in training:

@@ -199,9 +199,9 @@ class _PointwiseResidual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden = ctx.saved_tensors[:2]
-        weights = BlockWeights(*ctx.saved_tensors[2:9])
-        statistics = ctx.saved_tensors[9:]
+        # Under activation checkpointing saved tensors can be read once.
+        x, hidden, *saved = ctx.saved_tensors
+        weights, statistics = BlockWeights(*saved[:7]), saved[7:]
         pixels, grads = _pixels(x), _pixels(grad.to(x.dtype))
         zeros = [
             None if w is None else torch.zeros_like(w, dtype=compute_dtype(w)) for w in weights
