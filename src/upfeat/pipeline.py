@@ -117,8 +117,8 @@ class Pipeline:
 
     It reads what it is given, brings it to a size that the backbone takes, normalises once as the
     backbone and once as the upsampler was trained, runs both without gradients and cuts the result
-    back to the image. What it returns are ordinary tensors without a graph: a head can be trained
-    on them, and they may be changed in place. Images must come un-normalised: RGB in [0, 1] or 8 or 16 bit.
+    back to the image. Images must come un-normalised: RGB in [0, 1] or 8 or 16 bit. What it returns
+    are ordinary tensors without a graph: a head can be trained on them, and they may be changed.
 
     Args:
         backbone: a frozen feature extractor, see ``upfeat.create_backbone``.

@@ -91,6 +91,15 @@ def test_never_allocates_the_matrix(distance: str, side: int) -> None:
     assert largest.values < inner**2 / 10
 
 
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_within_torch_func(distance: Any) -> None:
+    pred, target = torch.randn(2, 1, 4, 6, 6)
+    leaf = pred.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(affinity_loss(leaf, target, distance), leaf)
+    actual = torch.func.grad(affinity_loss)(pred, target, distance)
+    torch.testing.assert_close(actual, expected)
+
+
 def test_half_precision_under_autocast() -> None:
     pred, target = torch.randn(1, 8, 10, 10), torch.randn(1, 8, 10, 10)
     expected = affinity_loss_reference(pred, target)

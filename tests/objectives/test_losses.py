@@ -105,6 +105,14 @@ def test_bands_give_the_loss_and_gradient_of_the_whole(
     assert torch.autograd.gradcheck(lambda x: loss(pred.detach(), x), target.requires_grad_())
 
 
+def test_large_maps_within_torch_func(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BAND_BYTES", 64)
+    pred, target = torch.randn(2, 1, 4, 6, 6)
+    leaf = pred.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(losses.cosine_mse(leaf, target), leaf)
+    torch.testing.assert_close(torch.func.grad(losses.cosine_mse)(pred, target), expected)
+
+
 def test_bands_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     pred = torch.randn(1, 6, 8, 4).bfloat16().requires_grad_()
     target = torch.randn(1, 6, 8, 4).bfloat16()

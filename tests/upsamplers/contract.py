@@ -7,6 +7,7 @@ no declaration goes stale.
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +16,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import upfeat
 from tests.layouts import expanded, layouts
 from tests.tolerances import tolerance
+from tests.upsamplers.module_copies import data_parallel_replica, plain_weights
 from upfeat.errors import UnsupportedError
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.upsamplers.registry import get_class, needs_feature_dim
@@ -47,6 +52,13 @@ class UpsamplerContract:
     """Whether the image influences the output."""
     half: ClassVar[dict[torch.dtype, float]] = {torch.bfloat16: 0.1, torch.float16: 0.02}
     """Largest mean absolute difference to float32, relative to the output's spread."""
+    refused_transforms: ClassVar[tuple[str, ...]] = ()
+    """Transforms of ``torch.func`` that the method cannot take; it must raise UnsupportedError."""
+
+    @property
+    def other_size(self) -> tuple[int, int]:
+        """An output size that is not the image's."""
+        return self.output_sizes[0]
 
     # -- helpers ---------------------------------------------------------------------------------
 
@@ -250,6 +262,159 @@ class UpsamplerContract:
         with torch.no_grad():
             without = upsampler(image, features)
         torch.testing.assert_close(with_graph, without, atol=5e-5, rtol=1e-4)
+
+    # -- what torch does with modules --------------------------------------------------------------
+
+    def gradients(
+        self, upsampler: upfeat.Upsampler, call: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor | None]:
+        """Gradients of a call in the inputs and in the weights of ``upsampler``."""
+        image, features = (x.requires_grad_() for x in self.inputs())
+        weights = list(upsampler.parameters())
+        loss = call(image, features).square().mean()
+        return list(torch.autograd.grad(loss, [image, features, *weights], allow_unused=True))
+
+    def test_activation_checkpointing(self) -> None:
+        upsampler = self.build()
+        if not upsampler.supports_gradients:
+            return
+
+        def call(image: Tensor, features: Tensor) -> Tensor:
+            return checkpoint(upsampler, image, features, self.other_size, use_reentrant=False)
+
+        expected = self.gradients(upsampler, lambda i, f: upsampler(i, f, self.other_size))
+        torch.testing.assert_close(self.gradients(upsampler, call), expected)
+
+    @pytest.mark.parametrize("train", [False, True])
+    def test_replicas_of_data_parallel(self, train: bool) -> None:
+        image, features = self.inputs(batch=2)
+        upsampler = self.build().train(train)
+        with torch.set_grad_enabled(train):
+            torch.manual_seed(0)
+            expected = upsampler(image, features, self.other_size)
+            torch.manual_seed(0)
+            actual = data_parallel_replica(upsampler)(image, features, self.other_size)
+        torch.testing.assert_close(actual, expected, **tolerance(torch.float32))
+        if train and upsampler.supports_gradients and list(upsampler.parameters()):
+            actual.sum().backward()
+            assert all(weight.grad is not None for weight in upsampler.parameters())
+
+    @torch.no_grad()
+    def test_tiles_and_query_of_replicas(self) -> None:
+        image, features = self.inputs()
+        replica = data_parallel_replica(self.build())
+        expected = replica(image, features)
+        if replica.supports_tiles:
+            tiles = [tile for _, _, tile in replica.tiles(image, features, max_bytes=50_000)]
+            torch.testing.assert_close(torch.cat(tiles, dim=2), expected, atol=5e-5, rtol=1e-4)
+        if replica.supports_query:
+            centres = pixel_centres(self.image_size, dtype=torch.float64)[None]
+            pixels = replica.query(image, features, centres).mT.view_as(expected)
+            torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=1e-4)
+
+    def test_weights_that_are_plain_tensors(self) -> None:
+        upsampler = self.build()
+
+        def call(image: Tensor, features: Tensor) -> Tensor:
+            return functional_call(upsampler, plain_weights(upsampler), (image, features))
+
+        image, features = self.inputs()
+        with torch.no_grad():
+            same = functional_call(upsampler, plain_weights(upsampler), (image, features))
+            torch.testing.assert_close(same, upsampler(image, features))
+            weights = {name: 0.9 * w for name, w in plain_weights(upsampler).items()}
+            other = functional_call(upsampler, weights, (image, features))
+            changed = copy.deepcopy(upsampler)
+            changed.load_state_dict({**upsampler.state_dict(), **weights})
+            torch.testing.assert_close(other, changed(image, features))
+        if upsampler.supports_gradients:
+            torch.testing.assert_close(
+                self.gradients(upsampler, call), self.gradients(upsampler, upsampler)
+            )
+
+    def transforms(self, upsampler: upfeat.Upsampler) -> dict[str, Callable[[], None]]:
+        """Transforms of ``torch.func``, each with a comparison to what autograd says."""
+        image, features = self.inputs()
+        size = self.other_size
+
+        def loss(features: Tensor, image: Tensor = image) -> Tensor:
+            return upsampler(image, features, size).square().mean()
+
+        def slopes() -> tuple[Tensor, ...]:
+            leaves = [x.clone().requires_grad_() for x in (features, image)]
+            found = torch.autograd.grad(loss(*leaves), leaves, allow_unused=True)
+            return tuple(
+                torch.zeros_like(leaf) if slope is None else slope
+                for slope, leaf in zip(found, leaves, strict=True)
+            )
+
+        def grad() -> None:
+            actual = torch.func.grad(loss, argnums=(0, 1))(features, image)
+            torch.testing.assert_close(actual, slopes())
+
+        def weights() -> None:
+            parameters = {name: w.detach() for name, w in upsampler.named_parameters()}
+
+            def of_weights(weights: dict[str, Tensor]) -> Tensor:
+                out: Tensor = functional_call(upsampler, weights, (image, features, size))
+                return out.square().mean()
+
+            actual = torch.func.grad(of_weights)(parameters)
+            if parameters:
+                found = torch.autograd.grad(loss(features), list(upsampler.parameters()))
+                torch.testing.assert_close(list(actual.values()), list(found))
+
+        def jvp() -> None:
+            inputs = (features, image)
+            tangents = tuple(torch.linspace(-1, 1, x.numel()).view_as(x) for x in inputs)
+            _, actual = torch.func.jvp(loss, inputs, tangents)
+            expected = sum((s * t).sum() for s, t in zip(slopes(), tangents, strict=True))
+            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+            for mode in (torch.enable_grad(), torch.no_grad()):
+                with mode, forward_ad.dual_level():
+                    pairs = zip(inputs, tangents, strict=True)
+                    dual = loss(*(forward_ad.make_dual(*pair) for pair in pairs))
+                    torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, actual)
+
+        def vmap() -> None:
+            pair = torch.stack((features, features.flip(3)))
+            images = torch.stack((image, image.flip(2)))
+            call = torch.func.vmap(lambda i, x: upsampler(i, x, size))
+            with torch.no_grad():
+                actual = call(images, pair)
+                expected = torch.stack(
+                    [upsampler(*one, size) for one in zip(images, pair, strict=True)]
+                )
+                torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
+
+        def query() -> None:
+            centres = pixel_centres(size, dtype=features.dtype)[None]
+
+            def answer(features: Tensor) -> Tensor:
+                return upsampler.query(image, features, centres, output_size=size).square().mean()
+
+            torch.testing.assert_close(torch.func.grad(answer)(features), slopes()[0])
+
+        def tiles() -> None:
+            torch.func.grad(lambda x: next(upsampler.tiles(image, x, size))[2].sum())(features)
+
+        comparisons = {"grad": grad, "grad of weights": weights, "jvp": jvp, "vmap": vmap}
+        if upsampler.supports_query and upsampler.info.any_size:
+            comparisons["query"] = query
+        if upsampler.supports_tiles:
+            with pytest.raises(UnsupportedError, match=f"^{self.name} has no tiles"):
+                tiles()
+        return comparisons
+
+    def test_transforms_of_torch_func(self) -> None:
+        """Right or refused in words of ours."""
+        upsampler = self.build()
+        for name, compare in self.transforms(upsampler).items():
+            if name in self.refused_transforms:
+                with pytest.raises(UnsupportedError, match=f"^{self.name} does not run"):
+                    compare()
+            else:
+                compare()
 
     # -- values ------------------------------------------------------------------------------------
 

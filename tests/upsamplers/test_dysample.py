@@ -19,6 +19,7 @@ class TestDySample(UpsamplerContract):
     config = {"stages": 2}  # noqa: RUF012
     guided = False
     accepts_values = False
+    refused_transforms = ("jvp",)  # torch has no tangents of grid_sample
 
 
 @pytest.mark.golden

@@ -21,6 +21,7 @@ class TestContract(UpsamplerContract):
     config: ClassVar = {"n_freqs": 4, "num_heads": 2, "num_layers": 2}
     output_sizes = ((20, 28), (23, 31), (45, 52))
     accepts_values = False
+    refused_transforms = ("jvp",)  # torch has no tangents of its fused attention
     # The image is rounded to the dtype before frequencies up to e^10 see it, and float32 rounds the
     # angles; an image that stays in float32 gives far smaller differences in half precision
     # (test_half_precision_weights).
@@ -32,6 +33,7 @@ class TestContractLearnable(UpsamplerContract):
     config: ClassVar = {"n_freqs": 3, "position": "learnable", "lr_size": 4, "color_feats": True}
     output_sizes = ((20, 28), (23, 31), (45, 52))
     accepts_values = False
+    refused_transforms = ("jvp",)  # torch has no tangents of its fused attention
     half = TestContract.half
 
 
@@ -40,6 +42,7 @@ class TestContractTokenColors(UpsamplerContract):
     config: ClassVar = {"n_freqs": 3, "num_heads": 2, "token_colors": True}
     output_sizes = ((20, 28), (23, 31), (45, 52))
     accepts_values = False
+    refused_transforms = ("jvp",)  # torch has no tangents of its fused attention
     half = TestContract.half
 
     def build(self, channels=None, **config):

@@ -92,6 +92,17 @@ def test_lr_mult_scales_the_gradients_of_the_scores_only() -> None:
         torch.testing.assert_close(grads[1][name], scaled, atol=1e-9, rtol=1e-9)
 
 
+def test_lr_mult_within_torch_func() -> None:
+    upsampler = upfeat.create_upsampler("resfu", feature_dim=16, lr_mult=3.0)
+    image, features = torch.randn(1, 3, 12, 15), torch.randn(1, 16, 4, 5, requires_grad=True)
+
+    def loss(features: Tensor) -> Tensor:
+        return upsampler(image, features).square().mean()
+
+    (expected,) = torch.autograd.grad(loss(features), features)
+    torch.testing.assert_close(torch.func.grad(loss)(features.detach()), expected)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -19,6 +19,7 @@ class TestContract(UpsamplerContract):
     name = "upsample_anything"
     config: ClassVar = {"steps": 2}
     output_sizes = ((10, 14), (11, 16), (15, 22))
+    refused_transforms = ("grad", "grad of weights", "jvp", "vmap")
 
 
 @pytest.mark.golden

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from upfeat.layers.cross_attention import CrossAttentionQueriesAndKeys
+from upfeat.layers.module_weights import named_weights
+from upfeat.ops._dispatch import wants_reference
 from upfeat.ops._workers import run_blocks, worker_count
 from upfeat.ops.memory import new_large
 
@@ -20,13 +22,14 @@ BAND_BYTES = 96 * 2**20
 def needs_graph(module: nn.Module, *inputs: Tensor) -> bool:
     """Return whether the call must be made of ordinary differentiable operators.
 
-    So it is where gradients are asked for, and while ``torch.compile`` or ``torch.export`` traces.
+    So it is where gradients are asked for, and where `wants_reference` says so.
     """
-    if torch.compiler.is_compiling():
+    if wants_reference():
         return True
     if not torch.is_grad_enabled():
         return False
-    return any(t.requires_grad for t in (*inputs, *module.parameters()))
+    weights = (weight for _, weight in named_weights(module))
+    return any(t.requires_grad for t in (*inputs, *weights))
 
 
 def only_values_need_graph(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from upfeat.layers.position_code import LearnedPositionCode
 from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
+from upfeat.ops._dispatch import records_graph, wants_reference
 from upfeat.ops.memory import new_large
 from upfeat.ops.pointwise_residual import BlockWeights
 from upfeat.ops.pointwise_stack import OpenBand, PointwiseStack, PooledRows, Rows, pool_stack
@@ -101,7 +102,7 @@ class GuidanceEncoder(nn.Module):
         return self._known(image) is not None
 
     def _known(self, image: Tensor) -> tuple[Tensor, Tensor] | None:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if records_graph():
             return None
         known = (_shared.get() or {}).get(self)
         if known is None or known.image is not image or known.version != image._version:
@@ -112,7 +113,7 @@ class GuidanceEncoder(nn.Module):
         """Query and key map (B, d, H, W) of an image (B, 3, H, W)."""
         encoded = self.rope(self.image_encoder(image))  # (B, d, H, W)
         query, key = self.query_encoder(encoded), self.key_encoder(encoded)
-        if not torch.compiler.is_compiling() and query.requires_grad:
+        if not wants_reference() and query.requires_grad:
             shared = _shared.get()
             if shared is not None:
                 shared[self] = _Encoded(image, image._version, (query.detach(), key.detach()))

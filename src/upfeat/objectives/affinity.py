@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import shape_text
 from upfeat.objectives.losses import check_pair, widen
+from upfeat.ops._dispatch import wants_reference
 
 __all__ = [
     "AffinityDistance",
@@ -153,6 +154,8 @@ def affinity_loss_blockwise(
     """
     check_pair(pred, target)
     _compare(distance)
+    if wants_reference():
+        return affinity_loss_reference(pred, target, distance, border)
     with torch.autocast(pred.device.type, enabled=False):
         p, t = unit_vectors(pred, border), unit_vectors(target, border)
         # Three blocks (rows, n) exist at once: two matrices, or a difference and its derivative.

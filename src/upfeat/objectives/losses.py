@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import UnknownNameError, check_map, shape_text
 from upfeat.objectives.draws import draw_like
+from upfeat.ops._dispatch import wants_reference
 from upfeat.ops.memory import new_large
 from upfeat.ops.penalties import total_variation
 
@@ -176,7 +177,7 @@ def _mean_over_pixels(loss: PixelLoss, pred: Tensor, target: Tensor) -> Tensor:
     There the temporaries of a whole map cost more time, as fresh memory, than the arithmetic.
     """
     small = pred.device.type != "cpu" or pred.numel() * 4 <= BAND_BYTES
-    if target.requires_grad or small:
+    if target.requires_grad or small or wants_reference():
         return loss(widen(pred), widen(target))[0].mean()
     averaged: Tensor = _ByBands.apply(pred, target, loss)
     return averaged

@@ -1,8 +1,8 @@
 """How an operator picks its implementation, and the precision rules all operators share.
 
-Order of choice: while ``torch.compile`` or ``torch.export`` traces, the plain reference (a graph of
-ordinary operators); for CUDA tensors with Triton at hand, ``upfeat.ops.triton.<operator file>``;
-otherwise the version in bounded memory.
+Order of choice: while ``torch.compile`` or ``torch.export`` traces, and within transforms of
+``torch.func``, the plain reference (a graph of ordinary operators); for CUDA tensors with Triton at
+hand, ``upfeat.ops.triton.<operator file>``; otherwise the version in bounded memory.
 
 A Triton module is named like the operator's file and has two functions::
 
@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from upfeat.ops.memory import new_large
 
@@ -229,8 +230,25 @@ def matmul_dtype(value: Tensor, compute: torch.dtype) -> torch.dtype:
 
 
 def wants_reference() -> bool:
-    """Whether the call is being traced, so that only ordinary operators may be used."""
-    return torch.compiler.is_compiling()
+    """Whether only ordinary operators may be used, without buffers, threads and branches on values.
+
+    So it is while the call is traced, within transforms of ``torch.func``, and where tangents are
+    carried forward (``torch.autograd.forward_ad``).
+    """
+    return torch.compiler.is_compiling() or is_transformed()
+
+
+def records_graph() -> bool:
+    """Whether the call may become a part of a graph, so that nothing may be done in place."""
+    return torch.is_grad_enabled() or wants_reference()
+
+
+def is_transformed() -> bool:
+    """Whether the call runs within a transform of ``torch.func`` or a level of forward AD."""
+    if torch.compiler.is_compiling():
+        return False
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active or forward_ad._current_level >= 0
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -30,6 +30,7 @@ from upfeat.ops.group_moments import (
     Statistics,
     band_pixels,
     gather_moments,
+    group_norm,
     group_statistics,
 )
 from upfeat.ops.memory import new_large
@@ -57,9 +58,9 @@ def pointwise_residual_reference(
 ) -> Tensor:
     """The definition, operator by operator. See `pointwise_residual`."""
     w = weights
-    hidden = F.silu(F.group_norm(x, groups, w.norm1_weight, w.norm1_bias, eps))
+    hidden = F.silu(group_norm(x, groups, w.norm1_weight, w.norm1_bias, eps))
     hidden = F.conv2d(hidden, w.conv1[:, :, None, None])
-    hidden = F.silu(F.group_norm(hidden, groups, w.norm2_weight, w.norm2_bias, eps))
+    hidden = F.silu(group_norm(hidden, groups, w.norm2_weight, w.norm2_bias, eps))
     hidden = F.conv2d(hidden, w.conv2[:, :, None, None])
     return hidden + (x if w.shortcut is None else F.conv2d(x, w.shortcut[:, :, None, None]))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from upfeat.ops._dispatch import wants_reference
 from upfeat.ops.memory import new_large
 
 FEW = 24  # channels up to which one channel after the other is quicker
@@ -35,8 +36,8 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
         >>> resize_bilinear(torch.tensor([[[[1.0, 2.0]]]]), (1, 4))[0, 0, 0].tolist()
         [1.0, 1.25, 1.75, 2.0]
     """
-    graph = torch.is_grad_enabled() and x.requires_grad
-    if graph or torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[1] <= FEW:
+    graph = wants_reference() or (torch.is_grad_enabled() and x.requires_grad)
+    if graph or x.device.type != "cpu" or x.shape[1] <= FEW:
         return resize_bilinear_reference(x, size)
     x = x.contiguous(memory_format=torch.channels_last)
     # (B, H', W', C) -> (B, C, H', W'), channels last in memory

@@ -38,6 +38,7 @@ from upfeat.layers.bands import (
 from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import cross_scale_neighborhood_attention, windowed_attention
+from upfeat.ops._dispatch import wants_reference
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
@@ -88,7 +89,7 @@ class FeatureUnification(nn.Module):
             inside, torch.ones_like(self.basis[:1]), padding=kernel // 2
         )  # (1, 1, h, w)
         row_bytes = width * channels * filters * features.element_size()
-        rows = height if torch.compiler.is_compiling() else max(1, UNIFICATION_BYTES // row_bytes)
+        rows = height if wants_reference() else max(1, UNIFICATION_BYTES // row_bytes)
         recompute = torch.is_grad_enabled() and rows < height
         items = []
         for item in padded.split(1):  # (1, C, h + k - 1, w + k - 1)

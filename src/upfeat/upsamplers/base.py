@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from upfeat.errors import CheckpointError, UnsupportedError, check_call, check_coords, shape_text
+from upfeat.layers.module_weights import first_weight
+from upfeat.ops._dispatch import is_transformed
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Tile", "Upsampler", "UpsamplerInfo"]
 
@@ -170,7 +173,20 @@ class Upsampler(nn.Module):
 
         Raises:
             ValueError: the inputs do not fit each other or the method.
+            UnsupportedError: within a transform of ``torch.func`` or with forward-mode tangents,
+                where the method or an operator of torch does not take it.
         """
+        if is_transformed():
+            return self._in_transform(self._whole, image, features, output_size, values)
+        return self._whole(image, features, output_size, values)
+
+    def _whole(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: Sequence[int] | None,
+        values: Tensor | None,
+    ) -> Tensor:
         size = check_call(image, features, output_size, values)
         self._check(image, features, size, values)
         dtype = features.dtype
@@ -218,6 +234,11 @@ class Upsampler(nn.Module):
             raise UnsupportedError(
                 f"{self.info.name} computes its output as a whole and has no tiles(); call it "
                 "directly, or ask upfeat.list_upsamplers() for another method"
+            )
+        if is_transformed():
+            raise UnsupportedError(
+                f"{self.info.name} has no tiles() within transforms of torch.func or forward-mode "
+                "differentiation; call it directly there"
             )
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be positive, got {max_bytes}")
@@ -269,6 +290,18 @@ class Upsampler(nn.Module):
                 f"{self.info.name} computes whole maps and has no query(); call it directly and "
                 "read its output where you need it, or take a method with supports_query"
             )
+        if is_transformed():
+            return self._in_transform(self._at, image, features, coords, values, output_size)
+        return self._at(image, features, coords, values, output_size)
+
+    def _at(
+        self,
+        image: Tensor,
+        features: Tensor,
+        coords: Tensor,
+        values: Tensor | None,
+        output_size: tuple[int, int] | None,
+    ) -> Tensor:
         size = check_call(image, features, output_size, values)
         check_coords(coords, features)
         self._check(image, features, size, values)
@@ -278,6 +311,22 @@ class Upsampler(nn.Module):
             return features.new_empty(len(features), 0, width)
         image, features, mixed = self._cast(image, features, values)
         return self._query(image, features, coords, mixed, size).to(dtype)
+
+    def _in_transform(self, compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """Compute under ``torch.func`` or forward AD, or say that the method cannot."""
+        cause: RuntimeError | None = None
+        reason = "it optimises for each image"
+        if not self.info.per_image:
+            try:
+                return compute(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # what an operator of torch lacks
+                cause, reason = error, str(error).partition("\n")[0].rstrip(". ")
+        raise UnsupportedError(
+            f"{self.info.name} does not run within this transform of torch.func or forward-mode "
+            f"differentiation ({reason}); call it on a batch, and differentiate with torch.autograd"
+        ) from cause
 
     def _query(
         self,
@@ -319,7 +368,7 @@ class Upsampler(nn.Module):
                 f"create_upsampler({self.info.name!r}, feature_dim={features.shape[1]}) or load "
                 "weights trained for this backbone"
             )
-        parameter = next(self.parameters(), None)
+        parameter = first_weight(self)
         if parameter is not None and parameter.device != features.device:
             raise ValueError(
                 f"the weights of {self.info.name} are on {parameter.device}, the inputs on "
@@ -330,7 +379,7 @@ class Upsampler(nn.Module):
         self, image: Tensor, features: Tensor, values: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Bring the inputs to the dtype of the weights, or of the features where there are none."""
-        parameter = next(self.parameters(), None)
+        parameter = first_weight(self)
         dtype = features.dtype if parameter is None else parameter.dtype
         image, features = image.to(dtype), features.to(dtype)
         return image, features, features if values is None else values.to(dtype)

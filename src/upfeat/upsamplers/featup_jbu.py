@@ -21,7 +21,7 @@ Legend: B batch, C channels, h w a stage's source, H W = 2h 2w its guidance, k =
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import UnsupportedError, shape_text
+from upfeat.ops._dispatch import records_graph
 from upfeat.ops.adaptive_convolution import adaptive_convolution, window_similarity
 from upfeat.ops.memory import new_large
 from upfeat.ops.resize import resize_bilinear
@@ -247,7 +248,7 @@ class FeatUpJBU(Upsampler):
                 x = stage(x, _shrunk(image, x))
             x = x + 0.1 * self.fixup_proj(x)
             return _resized(x, output_size)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if records_graph():
             x = self._fixed(features)
             for stage in self.stages():
                 x = stage(x, _shrunk(image, x))
@@ -263,7 +264,7 @@ class FeatUpJBU(Upsampler):
         return x + 0.1 * F.conv2d(x, self._last.weight)
 
     def _shift(self) -> Tensor:
-        return 0.1 * self._last.get_parameter("bias")[:, None, None]
+        return 0.1 * cast(Tensor, self._last.bias)[:, None, None]
 
     @property
     def _last(self) -> nn.Conv2d:

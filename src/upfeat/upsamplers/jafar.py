@@ -35,6 +35,7 @@ from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import head_averaged_attention
 from upfeat.ops.coordinates import sample_at
+from upfeat.ops.group_moments import group_norm
 from upfeat.ops.memory import new_large
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
@@ -216,7 +217,7 @@ class Jafar(Upsampler):
     def keys(self, encoded: Tensor, features: Tensor) -> Tensor:
         """Modulate the pooled image keys (B, d, h, w) by the features (B, C, h, w): (B, n, d)."""
         semantics = self.key_features_encoder(F.normalize(features, dim=1))  # (B, d, h, w)
-        return self.attention.keys(self.sft_key(F.group_norm(encoded, 8), semantics))
+        return self.attention.keys(self.sft_key(group_norm(encoded, 8), semantics))
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
@@ -231,7 +232,7 @@ class Jafar(Upsampler):
             )
         query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
         out = head_averaged_attention(
-            self.attention.queries(F.group_norm(query, 8)),  # (B, N, d)
+            self.attention.queries(group_norm(query, 8)),  # (B, N, d)
             self.keys(key, features),  # (B, n, d)
             values.flatten(2).transpose(1, 2),  # (B, K, h, w) -> (B, n, K)
             self.attention.num_heads,
@@ -267,7 +268,7 @@ class Jafar(Upsampler):
         if needs_graph(self, image, features, values):
             grid = (features.shape[2], features.shape[3])
             query, key = self.guidance(image, output_size, grid)
-            tokens = self.attention.queries(F.group_norm(query, 8))  # (B, N, d)
+            tokens = self.attention.queries(group_norm(query, 8))  # (B, N, d)
             keys = self.keys(key, features)  # (B, n, d)
         else:
             tokens, keys = self._encode(image, features, output_size)

@@ -12,7 +12,7 @@ Legend: B batch, C feature channels, h w grid of the features, H W guidance imag
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
 from upfeat.errors import UnsupportedError
+from upfeat.ops._dispatch import records_graph
 from upfeat.ops.banded_convolution import fold_batch_norm
 from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
@@ -60,14 +61,14 @@ class _Up(nn.Module):
 
 def _apply(blocks: nn.Sequential, x: Tensor) -> Tensor:
     """Run convolution, batch norm, ReLU, ... ; without a graph the norms are folded in."""
-    if blocks.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if blocks.training or records_graph():
         return blocks(x)
     modules = list(blocks)
     for convolution, norm in zip(modules[::3], modules[1::3], strict=True):
         assert isinstance(convolution, nn.Conv2d)  # as _image_block and _DoubleConvolution build
         mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias
-        affine = (norm.get_parameter("weight"), norm.get_parameter("bias"))
+        affine = (cast(Tensor, norm.weight), cast(Tensor, norm.bias))
         weight, bias = fold_batch_norm(convolution.weight, bias, mean, variance, affine, NORM_EPS)
         x = F.conv2d(x, weight, bias, convolution.stride, convolution.padding).relu_()
     return x
@@ -165,7 +166,7 @@ class LiFT(Upsampler):
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if not records_graph():
             # Channels side by side in memory suit both the convolutions and the final resize.
             image = image.contiguous(memory_format=torch.channels_last)
             features = features.contiguous(memory_format=torch.channels_last)

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from upfeat.errors import CheckpointError, UnsupportedError
 from upfeat.layers.bands import needs_graph, row_bands
+from upfeat.ops._dispatch import wants_reference
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
@@ -274,7 +275,9 @@ class Liif(Upsampler):
         chunks = coords.split(max(1, CHUNK // len(coords)), dim=1)
         if len(chunks) == 1:
             return self.function(shares, coords)
-        if needs_graph(self, shares) and not torch.compiler.is_compiling():
+        if wants_reference():
+            return torch.cat([self.function(shares, c) for c in chunks], dim=1)
+        if needs_graph(self, shares):
             parts = [checkpoint(self.function, shares, c, use_reentrant=False) for c in chunks]
             return torch.cat(parts, dim=1)
         size = (len(coords), coords.shape[1], self.config["feature_dim"])

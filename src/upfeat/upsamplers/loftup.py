@@ -25,7 +25,8 @@ from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import CheckpointError, UnsupportedError
 from upfeat.layers.cell_colors import CellColors
 from upfeat.layers.fourier import FourierFeatures
-from upfeat.ops._dispatch import Scratch
+from upfeat.layers.module_weights import named_weights
+from upfeat.ops._dispatch import Scratch, records_graph
 from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, fold_batch_norm, prepare_kernel
 from upfeat.ops.coordinates import sample_around
 from upfeat.ops.cross_attention import CrossAttentionLayer, prepare_layer
@@ -314,7 +315,7 @@ class LoftUp(Upsampler):
         self, image: Tensor, features: Tensor, output_size: Size, values: Tensor
     ) -> Tensor:
         # Gradients, batch statistics and traced graphs go the plain way, inference goes in bands.
-        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if not (self.training or records_graph()):
             shape = (len(features), *output_size, features.shape[1])
             out = new_large(features, *shape).permute(0, 3, 1, 2)  # channels last in memory
             for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
@@ -367,7 +368,7 @@ class LoftUp(Upsampler):
         first = _kernel(model.conv1, model.batch_norm1)
         second = _kernel(model.conv2, model.batch_norm2)
         layers = [
-            prepare_layer(dict(layer.named_parameters()), self.num_heads) for layer in model.layers
+            prepare_layer(dict(named_weights(layer)), self.num_heads) for layer in model.layers
         ]
         scratch = Scratch(tokens, dtype)
         return [

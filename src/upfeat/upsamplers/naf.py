@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from upfeat.checkpoints import HubFile
 from upfeat.errors import shape_text
 from upfeat.ops import cross_scale_neighborhood_attention
-from upfeat.ops._dispatch import Scratch
+from upfeat.ops._dispatch import Scratch, records_graph
 from upfeat.ops.banded_convolution import prepare_kernel
 from upfeat.ops.banded_pooling import PooledRows, pool_columns, pooling_weights
 from upfeat.ops.group_moments import band_pixels
@@ -344,7 +344,7 @@ class NAF(Upsampler):
     ) -> Tensor:
         image = self._prescaled(image, output_size)
         factor = self.rescaling(output_size)
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if not records_graph():
             return self._in_bands(image, features, output_size, values, factor)
         x = torch.cat((self.pixel(image), self.context(image)), dim=1)  # (B, D, H, W)
         x = F.adaptive_avg_pool2d(x, output_size).permute(0, 2, 3, 1)  # (B, H', W', D)

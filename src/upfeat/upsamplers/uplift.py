@@ -15,7 +15,7 @@ G guide channels, n taps, h w current grid, H W guidance image.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from upfeat.checkpoints import HubFile
 from upfeat.errors import UnsupportedError
 from upfeat.ops import local_attender
+from upfeat.ops._dispatch import records_graph
 from upfeat.ops.banded_convolution import fold_batch_norm
 from upfeat.ops.resize import resize_antialiased
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
@@ -62,7 +63,7 @@ class ChannelNorm(nn.LayerNorm):
 
 def add_residual(residual: Tensor, x: Tensor) -> Tensor:
     """Add the channels that both have to ``x``, in its place where no graph is recorded."""
-    if not torch.is_grad_enabled() and x.dtype == residual.dtype:
+    if not records_graph() and x.dtype == residual.dtype:
         shared = min(residual.shape[1], x.shape[1])
         x[:, :shared] += residual[:, :shared]
         return x
@@ -88,7 +89,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, stride: int = 1) -> Tensor:
         """(B, in, H, W) -> (B, width, H, W), or only every ``stride``-th of its pixels."""
         own = x[:, :, ::stride, ::stride]
-        plain = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        plain = self.training or records_graph()
         if plain and stride == 1:
             return add_residual(own, self.conv(x))
         *layers, last = self.conv
@@ -102,8 +103,8 @@ class Block(nn.Module):
 
 def _normed(x: Tensor, convolution: nn.Module, norm: nn.Module, stride: int) -> Tensor:
     """Convolution, norm and ReLU; a batch norm of eval mode is folded into the convolution."""
-    weight: Tensor = convolution.get_parameter("weight")
-    if isinstance(norm, nn.BatchNorm2d) and not norm.training and not torch.is_grad_enabled():
+    weight = cast(Tensor, convolution.weight)
+    if isinstance(norm, nn.BatchNorm2d) and not norm.training and not records_graph():
         mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         affine = (norm.weight, norm.bias)
         zero = torch.zeros_like(mean)
@@ -346,7 +347,7 @@ class UPLiFT(Upsampler):
         if self.patch_size == 14:
             size = (image.shape[2] * 16 // 14, image.shape[3] * 16 // 14)
             image = resize_antialiased(image, size)
-        if not torch.is_grad_enabled():
+        if not records_graph():
             image = image.contiguous(memory_format=torch.channels_last)
         fine, before_coarse = self.encoder(image)
         shared = values is features
