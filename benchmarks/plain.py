@@ -328,12 +328,10 @@ PLAIN: dict[str, Callable[[Upsampler], Plain]] = {
 class PlainModule(nn.Module):
     """An upsampler's weights and description around its plain forward."""
 
-    supports_tiles = False
-
     def __init__(self, upsampler: Upsampler) -> None:
         super().__init__()
         self.upsampler = upsampler
-        self.info, self.config = upsampler.info, upsampler.config
+        self.info, self.config = upsampler.info.with_abilities(tiles=False), upsampler.config
         self.feature_scale = upsampler.feature_scale
         self._check = upsampler._check
         self.function = PLAIN[upsampler.info.name](upsampler)

@@ -21,9 +21,8 @@ from tests.tolerances import tolerance
 from upfeat.backbones import CallableBackbone
 from upfeat.data import read_image
 from upfeat.data.sizes import mirror_to, resolve_size
-from upfeat.errors import UnsupportedError
 from upfeat.pipeline import Pipeline, PipelineOutput
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 
 STRIDE = 8
 SIDES = st.integers(1, 45)
@@ -40,7 +39,7 @@ def pooling_backbone(**options: Any) -> CallableBackbone:
 class Recorder(Upsampler):
     """Repeats cells like ``nearest`` and keeps what it was called with."""
 
-    info = UpsamplerInfo(name="recorder", summary="", commutes_with_head=True)
+    info = UpsamplerInfo(name="recorder", summary="", abilities=Abilities(linear=True))
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,8 +64,7 @@ class Recorder(Upsampler):
 class Bands(Recorder):
     """The same in bands of three rows and two column halves; does not commute with a head."""
 
-    info = UpsamplerInfo(name="bands", summary="")
-    supports_tiles = True
+    info = UpsamplerInfo(name="bands", summary="", abilities=Abilities(tiles=True))
 
     def _tiles(self, image, features, output_size, values, max_bytes):  # type: ignore[no-untyped-def]
         whole = self._upsample(image, features, output_size, values)
@@ -79,7 +77,8 @@ class Bands(Recorder):
 
 
 def changed(upsampler: Recorder, **info: Any) -> Recorder:
-    upsampler.info = dataclasses.replace(upsampler.info, **info)
+    abilities = {key: info.pop(key) for key in tuple(info) if hasattr(Abilities, key)}
+    upsampler.info = dataclasses.replace(upsampler.info, **info).with_abilities(**abilities)
     return upsampler
 
 
@@ -545,8 +544,6 @@ def test_bad_pairs() -> None:
         Pipeline(Recorder(), pooling_backbone())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="CallableBackbone"):
         Pipeline(pooled, Recorder())  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError, match="hidden states"):
-        Pipeline(pooling_backbone(), changed(Recorder(), requires=("hidden states",)))
     wide = Recorder()
     wide.config = {"feature_dim": 384}
     with pytest.raises(ValueError, match=r"feature_dim=384.* 3 channels"):

@@ -23,12 +23,11 @@ from upfeat.upsamplers.registry import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = {
-    "task-agnostic": "task_agnostic",
+ABILITIES = {
     "any size": "any_size",
     "universal (no training per backbone)": "universal",
     "optimises for each image": "per_image",
-    "commutes with a linear head": "commutes_with_head",
+    "commutes with a linear head": "linear",
 }
 NOTE = "<!-- Written by tools/method_pages.py; edit that, or upfeat/cli/method_facts.py. -->\n\n"
 
@@ -47,10 +46,11 @@ def index(names: list[str]) -> str:
     rows = []
     for name in names:
         info = get_class(name).info
-        marks = ["yes" if getattr(info, flag) else "-" for flag in FLAGS.values()]
+        flags = [info.task_agnostic, *(getattr(info.abilities, key) for key in ABILITIES.values())]
+        marks = ["yes" if flag else "-" for flag in flags]
         weights = str(len(list_upsamplers(f"{name}.*", pretrained=True)) or "-")
         rows.append([f"[{name}]({name}.md)", str(info.year or "-"), *marks, weights, info.summary])
-    head = ["name", "year", *FLAGS, "weights", "summary"]
+    head = ["name", "year", "task-agnostic", *ABILITIES, "weights", "summary"]
     return f"{NOTE}# Methods\n\n{table(head, rows)}"
 
 
@@ -67,9 +67,17 @@ def page(name: str, reports: list[tuple[str, Report]]) -> str:
         ["claim", facts.claim],
         ["measured here", "see `docs/results.md`"],
     ]
-    flags = [[flag, "yes" if getattr(info, field) else "no"] for flag, field in FLAGS.items()]
-    flags.append(["bounded memory (`tiles`)", "yes" if get_class(name).supports_tiles else "no"])
-    flags.append(["single positions (`query`)", "yes" if get_class(name).supports_query else "no"])
+    fields = ABILITIES | {
+        "mixes other values (`values=`)": "mixes_values",
+        "bounded memory (`tiles`)": "tiles",
+        "single positions (`query`)": "query",
+        "carries gradients": "gradients",
+        "`torch.compile`": "compile",
+        "`torch.export`": "export",
+    }
+    flags = [["task-agnostic", "yes" if info.task_agnostic else "no"]]
+    for label, field in fields.items():
+        flags.append([label, "yes" if getattr(info.abilities, field) else "no"])
     baseline = [["JAFAR (2506.11136)", facts.jafar], ["LoftUp (2504.14032)", facts.loftup]]
     needs = "".join(f"* {need}\n" for need in needs_of(name))
     return (

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from upfeat.pipeline import Pipeline, PipelineOutput
     from upfeat.upsamplers import (
+        Abilities,
         Upsampler,
         UpsamplerInfo,
         create_upsampler,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Abilities": "upfeat.upsamplers",
     "Backbone": "upfeat.backbones",
     "CallableBackbone": "upfeat.backbones",
     "Pipeline": "upfeat.pipeline",
@@ -45,6 +47,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Abilities",
     "Backbone",
     "CallableBackbone",
     "Pipeline",

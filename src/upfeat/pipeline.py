@@ -38,7 +38,7 @@ from upfeat.data.sizes import (
     resize,
     resolve_size,
 )
-from upfeat.errors import UnsupportedError, shape_text
+from upfeat.errors import shape_text
 from upfeat.upsamplers.base import Upsampler
 
 __all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]
@@ -259,7 +259,7 @@ class Pipeline:
             output_size: overrides the pipeline's.
             head: a linear (or affine) map of channels at each pixel, (B, C, h, w) to (B, K, h, w),
                 such as ``PCABasis.project`` or a 1x1 convolution. Only its K channels are held
-                at the output size: if ``info.commutes_with_head`` it is applied to the
+                at the output size: if ``info.abilities.linear`` it is applied to the
                 low-resolution features, else to the pieces of the upsampled map as they come.
                 Only a method without ``tiles()`` builds its whole map first.
 
@@ -340,9 +340,9 @@ class Pipeline:
             self.backbone.image_std if info.image_std is None else info.image_std,
         )
         values = None
-        if head is not None and info.commutes_with_head:
+        if head is not None and info.abilities.linear:
             values, head = head(features), None
-        if self.upsampler.supports_tiles:
+        if self.upsampler.info.abilities.tiles:
             pieces = self.upsampler.tiles(guidance, features, size, values)
         else:
             whole = self.upsampler(guidance, features, size, values)
@@ -411,11 +411,6 @@ def _check_pair(backbone: Backbone, upsampler: Upsampler) -> None:
                 + ("; wrap functions in upfeat.CallableBackbone" if name == "backbone" else "")
             )
     info = upsampler.info
-    if info.requires:
-        raise UnsupportedError(
-            f"{info.name} needs {', '.join(info.requires)} besides image and features, which the "
-            "pipeline does not have; call the upsampler directly"
-        )
     width = upsampler.config.get("feature_dim")
     if width is not None and width != backbone.dim:
         raise ValueError(

@@ -32,10 +32,10 @@ def test_the_table_shows_what_every_method_can_do() -> None:
     for name in list_upsamplers():
         info, row = get_class(name).info, rows[name]
         assert row["task-agnostic"] == ("yes" if info.task_agnostic else "-")
-        assert row["any size"] == ("yes" if info.any_size else "-")
-        assert row["universal"] == ("yes" if info.universal else "-")
-        assert row["per image"] == ("yes" if info.per_image else "-")
-        assert row["commutes with a head"] == ("yes" if info.commutes_with_head else "-")
+        assert row["any size"] == ("yes" if info.abilities.any_size else "-")
+        assert row["universal"] == ("yes" if info.abilities.universal else "-")
+        assert row["per image"] == ("yes" if info.abilities.per_image else "-")
+        assert row["commutes with a head"] == ("yes" if info.abilities.linear else "-")
         published = len(list_upsamplers(f"{name}.*", pretrained=True))
         assert row["weights available"] == (str(published) if published else "-")
 

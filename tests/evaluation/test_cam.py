@@ -68,7 +68,7 @@ def tiny(**changes: object) -> CamConfig:
 def method(name: str, *, head_first: bool = True) -> Method:
     upsampler = upfeat.create_upsampler(name)
     if not head_first:
-        upsampler.info = dataclasses.replace(upsampler.info, commutes_with_head=False)
+        upsampler.info = upsampler.info.with_abilities(linear=False)
     return Method(name, upsampler)
 
 

@@ -165,7 +165,7 @@ def test_regressing_teacher_brings_its_space(photo, backbone) -> None:
     for values in (made.low, made.targets[1].map):
         assert values.shape[0] == DIM
         torch.testing.assert_close(values.mean(0), torch.zeros_like(values[0]), atol=0.2, rtol=0)
-    with pytest.raises(UnsupportedError, match="cannot be shown in the raw space"):
+    with pytest.raises(UnsupportedError, match="cannot be shown in 'raw'"):
         make(photo, backbone, "self_distilled", teacher=loftup, feature_space="raw")
 
 

@@ -168,7 +168,7 @@ def test_all_channels_and_a_regressing_method() -> None:
             return torch.nn.functional.interpolate(mixed, image.shape[-2:], mode="bicubic")
 
     regressing = Bicubic()
-    regressing.info = dataclasses.replace(Bicubic.info, commutes_with_head=False)
+    regressing.info = Bicubic.info.with_abilities(linear=False)
     batch = {**tiny_batch(), "masks": torch.zeros(2, 0, 48, 48, dtype=torch.bool)}
     for upsampler in (Bicubic(), regressing):
         config = MaskTransferConfig(samples=32, projection=None, transfer_weight=0.0)
@@ -239,7 +239,7 @@ def test_sampling_gives_what_the_whole_map_gives() -> None:
     backbone, upsampler, batch = tiny_backbone(), small("kin").eval(), tiny_batch()
     results = []
     for supported in (True, False):
-        upsampler.supports_query = supported
+        upsampler.info = upsampler.info.with_abilities(query=supported)
         objective = CONFIG.build()
         objective.prepare(upsampler, backbone)
         generator = torch.Generator().manual_seed(0)

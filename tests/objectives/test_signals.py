@@ -206,7 +206,7 @@ def test_released_configurations_hold_the_documented_numbers() -> None:
     one, two = released_stage1_config(), released_stage2_config(16)
     assert one.multi_view is not None
     assert (one.alpha, one.projection, one.multi_view.views) == (0.8, 64, 4)
-    assert (two.alpha, two.weight, two.decay, two.every, two.crops) == (0.5, 20.0, 0.9, 10, 2)
+    assert (two.alpha, two.weight, two.decay, two.every, two.crops) == (0.5, 20.0, 0.99, 10, 2)
     assert two.input_sizes[-1] == 512
 
 

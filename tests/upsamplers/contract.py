@@ -1,8 +1,8 @@
 """The contract of every upsampler, as one inherited tester.
 
 A method's test file subclasses :class:`UpsamplerContract` and sets a handful of attributes. What
-the method cannot do is declared there, and the tester asserts that it then fails clearly, so that
-no declaration goes stale.
+the method can do is declared in ``info.abilities``: every entry is compared with what the method
+does, and what it cannot do must be refused clearly.
 """
 
 import copy
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 import upfeat
@@ -26,6 +27,7 @@ from tests.tolerances import tolerance
 from tests.upsamplers.module_copies import data_parallel_replica, plain_weights
 from upfeat.errors import UnsupportedError
 from upfeat.ops.coordinates import pixel_centres
+from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.registry import get_class, needs_feature_dim
 
 
@@ -43,8 +45,6 @@ class UpsamplerContract:
     """Asked sizes: smaller than the image, odd, larger than the image."""
     smallest_grid: ClassVar[tuple[int, int]] = (1, 1)
     """The smallest grid that the method takes; anything smaller must raise ValueError."""
-    accepts_values: ClassVar[bool] = True
-    """Whether ``values=`` with another width works; otherwise it must raise UnsupportedError."""
     narrow: ClassVar[bool] = True
     """Whether it makes an output one pixel wide; otherwise it must raise ValueError."""
     value_channels: ClassVar[int] = 4
@@ -185,7 +185,11 @@ class UpsamplerContract:
     @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
     def test_layouts_in_memory_are_equal(self, grad: bool) -> None:
         image, features = self.inputs(batch=2)
-        values = torch.randn(2, self.value_channels, *self.grid) if self.accepts_values else None
+        values = (
+            torch.randn(2, self.value_channels, *self.grid)
+            if self.build().info.abilities.mixes_values
+            else None
+        )
         upsampler = self.build()
         kinds = list(layouts(features))
         with torch.set_grad_enabled(grad):
@@ -242,7 +246,7 @@ class UpsamplerContract:
         image.requires_grad_()
         features.requires_grad_()
         upsampler = self.build()
-        if not upsampler.supports_gradients:
+        if not upsampler.info.abilities.gradients:
             assert not upsampler(image, features, self.output_sizes[0]).requires_grad
             return
         upsampler(image, features, self.output_sizes[0]).square().sum().backward()
@@ -276,7 +280,7 @@ class UpsamplerContract:
 
     def test_activation_checkpointing(self) -> None:
         upsampler = self.build()
-        if not upsampler.supports_gradients:
+        if not upsampler.info.abilities.gradients:
             return
 
         def call(image: Tensor, features: Tensor) -> Tensor:
@@ -295,7 +299,7 @@ class UpsamplerContract:
             torch.manual_seed(0)
             actual = data_parallel_replica(upsampler)(image, features, self.other_size)
         torch.testing.assert_close(actual, expected, **tolerance(torch.float32))
-        if train and upsampler.supports_gradients and list(upsampler.parameters()):
+        if train and upsampler.info.abilities.gradients and list(upsampler.parameters()):
             actual.sum().backward()
             assert all(weight.grad is not None for weight in upsampler.parameters())
 
@@ -304,10 +308,10 @@ class UpsamplerContract:
         image, features = self.inputs()
         replica = data_parallel_replica(self.build())
         expected = replica(image, features)
-        if replica.supports_tiles:
+        if replica.info.abilities.tiles:
             tiles = [tile for _, _, tile in replica.tiles(image, features, max_bytes=50_000)]
             torch.testing.assert_close(torch.cat(tiles, dim=2), expected, atol=5e-5, rtol=1e-4)
-        if replica.supports_query:
+        if replica.info.abilities.query:
             centres = pixel_centres(self.image_size, dtype=torch.float64)[None]
             pixels = replica.query(image, features, centres).mT.view_as(expected)
             torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=1e-4)
@@ -327,7 +331,7 @@ class UpsamplerContract:
             changed = copy.deepcopy(upsampler)
             changed.load_state_dict({**upsampler.state_dict(), **weights})
             torch.testing.assert_close(other, changed(image, features))
-        if upsampler.supports_gradients:
+        if upsampler.info.abilities.gradients:
             torch.testing.assert_close(
                 self.gradients(upsampler, call), self.gradients(upsampler, upsampler)
             )
@@ -399,9 +403,9 @@ class UpsamplerContract:
             torch.func.grad(lambda x: next(upsampler.tiles(image, x, size))[2].sum())(features)
 
         comparisons = {"grad": grad, "grad of weights": weights, "jvp": jvp, "vmap": vmap}
-        if upsampler.supports_query and upsampler.info.any_size:
+        if upsampler.info.abilities.query and upsampler.info.abilities.any_size:
             comparisons["query"] = query
-        if upsampler.supports_tiles:
+        if upsampler.info.abilities.tiles:
             with pytest.raises(UnsupportedError, match=f"^{self.name} has no tiles"):
                 tiles()
         return comparisons
@@ -423,7 +427,7 @@ class UpsamplerContract:
         image, features = self.inputs()
         values = torch.randn(1, self.value_channels, *self.grid)
         upsampler = self.build()
-        if not self.accepts_values:
+        if not upsampler.info.abilities.mixes_values:
             with pytest.raises(UnsupportedError, match="values"):
                 upsampler(image, features, values=values)
             return
@@ -436,17 +440,77 @@ class UpsamplerContract:
         )
 
     @torch.no_grad()
-    def test_head_commutes_as_info_says(self) -> None:
-        if not self.accepts_values:
-            assert not get_class(self.name).info.commutes_with_head
-            return
+    def test_values_are_mixed_as_declared(self) -> None:
+        """A mixing method's output is additive in the values; a regressing one ignores them."""
         image, features = self.inputs()
         upsampler = self.build()
+        mixes = upsampler.info.abilities.mixes_values
+        upsampler.info = upsampler.info.with_abilities(mixes_values=True)
+        first, second = torch.randn(2, *features.shape)
+        parts = [upsampler(image, features, values=v) for v in (first, second, first + second)]
+        additive = torch.allclose(parts[0] + parts[1], parts[2], atol=1e-4, rtol=1e-4)
+        assert additive == mixes
+
+    @torch.no_grad()
+    def test_linear_as_declared(self) -> None:
+        """One set of weights for all channels that sums to 1: a head, bias included, commutes."""
+        image, features = self.inputs()
+        upsampler = self.build()
+        if not upsampler.info.abilities.mixes_values:
+            return  # Abilities refuses linear without mixes_values
         head = torch.nn.Conv2d(self.channels[0], self.value_channels, 1)
         after = head(upsampler(image, features))
         before = upsampler(image, features, values=head(features))
+        ones = upsampler(image, features, values=torch.ones(1, self.value_channels, *self.grid))
         commutes = torch.allclose(after, before, atol=1e-4, rtol=1e-4)
-        assert commutes == upsampler.info.commutes_with_head
+        sums = torch.allclose(ones, torch.ones_like(ones), atol=1e-4)
+        assert (commutes and sums) == upsampler.info.abilities.linear
+
+    # -- sizes, backbones, fitting -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_any_size_as_declared(self) -> None:
+        """A method of fixed ratios gives, at any other size, its own map resized."""
+        image, features = self.inputs()
+        upsampler = self.build()
+        size = (self.image_size[0] + 4, self.image_size[1] + 3)
+        wanted = upsampler(image, features, size)
+        if torch.allclose(wanted, resize_bilinear(features, size), atol=1e-4):
+            return  # a bilinear map, resized bilinearly, stays what it is
+        resized = False
+        for ratio in {upsampler.info.factor or 2, *range(2, 9), 16}:
+            own = upsampler(image, features, (self.grid[0] * ratio, self.grid[1] * ratio))
+            again = self.resize(own, size)
+            resized |= torch.allclose(again, wanted, atol=1e-4, rtol=1e-4)
+        assert resized != upsampler.info.abilities.any_size
+
+    def resize(self, own: Tensor, size: tuple[int, int]) -> Tensor:
+        """How a method of fixed ratios brings its map to another size."""
+        return resize_bilinear(own, size)
+
+    @torch.no_grad()
+    def test_universal_as_declared(self) -> None:
+        """One instance takes features of several widths; one that fits each image has no weights
+        to begin with, and may be built for a width."""
+        upsampler = self.build()
+        abilities = upsampler.info.abilities
+        if abilities.per_image:
+            assert abilities.universal
+            return
+        assert abilities.universal != needs_feature_dim(self.name)
+        for channels in self.channels if abilities.universal else ():
+            image, features = self.inputs(channels=channels)
+            assert upsampler(image, features).shape[1] == channels
+
+    def test_per_image_as_declared(self) -> None:
+        """A method that optimises at test time takes steps of an optimiser in its forward call."""
+        taken = []
+        hook = register_optimizer_step_pre_hook(lambda *_: taken.append(1))
+        try:
+            self.build()(*self.inputs())
+        finally:
+            hook.remove()
+        assert bool(taken) == get_class(self.name).info.abilities.per_image
 
     # -- tiles -------------------------------------------------------------------------------------
 
@@ -454,7 +518,7 @@ class UpsamplerContract:
     def test_tiles_cover_the_output_once(self) -> None:
         image, features = self.inputs()
         upsampler = self.build()
-        if not upsampler.supports_tiles:
+        if not upsampler.info.abilities.tiles:
             with pytest.raises(UnsupportedError, match="tiles"):
                 next(upsampler.tiles(image, features))
             return
@@ -470,7 +534,7 @@ class UpsamplerContract:
     @torch.no_grad()
     def test_tiles_take_values(self) -> None:
         upsampler = self.build()
-        if not (upsampler.supports_tiles and self.accepts_values):
+        if not (upsampler.info.abilities.tiles and upsampler.info.abilities.mixes_values):
             return
         image, features = self.inputs()
         values = torch.randn(1, self.value_channels, *self.grid)
@@ -481,7 +545,7 @@ class UpsamplerContract:
 
     def test_tiles_lead_to_values(self) -> None:
         upsampler = self.build().requires_grad_(False)
-        if not (upsampler.supports_tiles and upsampler.info.commutes_with_head):
+        if not (upsampler.info.abilities.tiles and upsampler.info.abilities.linear):
             return
         image, features = self.inputs()
         values = torch.randn(1, self.value_channels, *self.grid, requires_grad=True)
@@ -502,7 +566,7 @@ class UpsamplerContract:
         image, features = self.inputs(batch=2)
         upsampler = self.build()
         coords = pixel_centres(self.image_size, dtype=torch.float64).expand(2, -1, -1)
-        if not upsampler.supports_query:
+        if not upsampler.info.abilities.query:
             with pytest.raises(UnsupportedError, match="query"):
                 upsampler.query(image, features, coords)
             return
@@ -517,7 +581,7 @@ class UpsamplerContract:
             atol=1e-4,
             rtol=1e-4,
         )
-        if upsampler.info.any_size:
+        if upsampler.info.abilities.any_size:
             size = (self.image_size[0] + 5, self.image_size[1] + 3)
             coords = pixel_centres(size, dtype=torch.float64).expand(2, -1, -1)
             torch.testing.assert_close(
@@ -576,7 +640,7 @@ class UpsamplerContract:
         for message, arguments in cases:
             with pytest.raises(ValueError, match=message):
                 upsampler(*arguments)
-        if self.accepts_values:
+        if upsampler.info.abilities.mixes_values:
             with pytest.raises(ValueError, match="share batch and grid"):
                 upsampler(image, features, values=features[:, :, :-1])
         with pytest.raises(ValueError, match="one device"):
@@ -613,7 +677,7 @@ class UpsamplerContract:
         upsampler = self.build()
         torch._dynamo.reset()
         compiled = torch.compile(upsampler, fullgraph=True, backend="aot_eager")
-        if upsampler.supports_compile:
+        if upsampler.info.abilities.compile:
             expected = upsampler(image, features)
             torch.testing.assert_close(compiled(image, features), expected, atol=5e-5, rtol=1e-4)
         else:
@@ -625,7 +689,7 @@ class UpsamplerContract:
     def test_export(self) -> None:
         image, features = self.inputs()
         upsampler = self.build()
-        if upsampler.supports_export:
+        if upsampler.info.abilities.export:
             program = torch.export.export(upsampler, (image, features), strict=False)
             expected = upsampler(image, features)
             actual = program.module()(image, features)

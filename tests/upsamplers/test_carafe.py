@@ -84,5 +84,5 @@ def test_groups_mix_no_other_values() -> None:
     upsampler = Carafe(16, stages=1, up_group=2)
     features = torch.randn(1, 16, 3, 3)
     assert upsampler(torch.zeros(1, 3, 9, 9), features).shape == (1, 16, 9, 9)
-    with pytest.raises(UnsupportedError, match="up_group=1"):
+    with pytest.raises(UnsupportedError, match="mixes no other values"):
         upsampler(torch.zeros(1, 3, 9, 9), features, values=features[:, :4])

@@ -18,7 +18,6 @@ class TestDySample(UpsamplerContract):
     name = "dysample"
     config = {"stages": 2}  # noqa: RUF012
     guided = False
-    accepts_values = False
     refused_transforms = ("jvp",)  # torch has no tangents of grid_sample
 
 

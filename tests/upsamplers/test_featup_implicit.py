@@ -21,7 +21,6 @@ class TestContract(UpsamplerContract):
     name = "featup_implicit"
     config: ClassVar = TINY
     channels = (8, 12)
-    accepts_values = False
     refused_transforms = ("grad", "grad of weights", "jvp", "vmap", "query")
     # Frequencies up to e^10 see the image's rounding, as LoftUp's do.
     half: ClassVar = {torch.bfloat16: 0.5, torch.float16: 0.5, torch.float64: 1e-3}

@@ -22,7 +22,6 @@ class TestContract(UpsamplerContract):
     image_size = (28, 42)
     output_sizes = ((20, 28), (23, 31), (60, 75))
     smallest_grid = (2, 2)
-    accepts_values = False
 
 
 def small(**config):

@@ -13,7 +13,6 @@ from upfeat.upsamplers.ifa import places
 
 class TestContract(UpsamplerContract):
     name = "ifa"
-    accepts_values = False
     guided = False
 
 

@@ -18,14 +18,12 @@ from upfeat.upsamplers.registry import get_checkpoint
 
 class TestContract(UpsamplerContract):
     name = "lift"
-    accepts_values = False
 
 
 class TestContractIterated(UpsamplerContract):
     name = "lift"
     config: ClassVar = {"iterations": 2}
     channels = (15, 20)
-    accepts_values = False
 
 
 @pytest.mark.golden

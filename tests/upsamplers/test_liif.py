@@ -20,7 +20,6 @@ class TestLiif(UpsamplerContract):
     name = "liif"
     config = {"hidden_dim": 24, "num_hidden": 2}  # noqa: RUF012
     guided = False
-    accepts_values = False
 
 
 @pytest.mark.golden

@@ -20,7 +20,6 @@ class TestContract(UpsamplerContract):
     name = "loftup"
     config: ClassVar = {"n_freqs": 4, "num_heads": 2, "num_layers": 2}
     output_sizes = ((20, 28), (23, 31), (45, 52))
-    accepts_values = False
     refused_transforms = ("jvp",)  # torch has no tangents of its fused attention
     # The image is rounded to the dtype before frequencies up to e^10 see it, and float32 rounds the
     # angles; an image that stays in float32 gives far smaller differences in half precision
@@ -32,7 +31,6 @@ class TestContractLearnable(UpsamplerContract):
     name = "loftup"
     config: ClassVar = {"n_freqs": 3, "position": "learnable", "lr_size": 4, "color_feats": True}
     output_sizes = ((20, 28), (23, 31), (45, 52))
-    accepts_values = False
     refused_transforms = ("jvp",)  # torch has no tangents of its fused attention
     half = TestContract.half
 
@@ -41,7 +39,6 @@ class TestContractTokenColors(UpsamplerContract):
     name = "loftup"
     config: ClassVar = {"n_freqs": 3, "num_heads": 2, "token_colors": True}
     output_sizes = ((20, 28), (23, 31), (45, 52))
-    accepts_values = False
     refused_transforms = ("jvp",)  # torch has no tangents of its fused attention
     half = TestContract.half
 

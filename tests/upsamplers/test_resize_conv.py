@@ -12,7 +12,6 @@ from tests.upsamplers.contract import UpsamplerContract
 
 class TestResizeConv(UpsamplerContract):
     name = "resize_conv"
-    accepts_values = False
 
 
 @pytest.mark.golden

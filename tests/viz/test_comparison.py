@@ -39,7 +39,7 @@ def test_nothing_runs_with_random_weights(backbone, monkeypatch: pytest.MonkeyPa
     assert {"bilinear", "joint_bilateral", "guided_filter", "upsample_anything"} <= names
     for contender in shown:
         untrained = next(contender.upsampler.parameters(), None) is None
-        per_image = contender.upsampler.info.per_image
+        per_image = contender.upsampler.info.abilities.per_image
         assert untrained or per_image or "." in contender.name
     reasons = {left.name: left.reason for left in left_out}
     assert reasons["jafar"] == "no published weights for this backbone"

@@ -188,7 +188,7 @@ def _load_trainable(spec: str, feature_dim: int, device: str) -> "Method | Joint
         return load_method(spec, feature_dim, device)
     method = load_method(spec, feature_dim, device, trained=False)
     trained = next(method.upsampler.parameters(), None) is not None
-    if trained and not method.upsampler.info.per_image:
+    if trained and not method.upsampler.info.abilities.per_image:
         return JointMethod(method.label, method.upsampler)
     return method
 

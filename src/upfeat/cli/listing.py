@@ -14,12 +14,11 @@ from upfeat.cli.method_facts import FACTS, needs_of
 from upfeat.cli.tables import Column, print_table
 from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
 
-_FLAGS = {
-    "task-agnostic": "task_agnostic",
+_ABILITIES = {
     "any size": "any_size",
     "universal": "universal",
     "per image": "per_image",
-    "commutes with a head": "commutes_with_head",
+    "commutes with a head": "linear",
 }
 
 # Baselines that work on the backbone's side: wrappers of a backbone, no upsamplers. Tables name
@@ -72,11 +71,12 @@ def list_command(
 
 
 def _print_methods(names: list[str]) -> None:
-    heads = ("name", *_FLAGS, "weights available", "year")
+    heads = ("name", "task-agnostic", *_ABILITIES, "weights available", "year")
     rows = []
     for name in names:
         info = get_class(name).info
-        marks = ["yes" if getattr(info, flag) else "-" for flag in _FLAGS.values()]
+        flags = [info.task_agnostic, *(getattr(info.abilities, key) for key in _ABILITIES.values())]
+        marks = ["yes" if flag else "-" for flag in flags]
         weights = str(len(upfeat.list_upsamplers(f"{name}.*", pretrained=True)) or "-")
         rows.append([name, *marks, weights, str(info.year or "-"), info.summary])
     print_table([*map(Column, heads), Column("summary", prose=True)], rows)
@@ -134,9 +134,12 @@ def _facts(name: str) -> dict[str, object]:
         "year": info.year or "none",
         "code": info.code or "none",
         "licence of the original code": info.code_license or "none",
-        **{label: getattr(info, flag) for label, flag in _FLAGS.items()},
+        "task-agnostic": info.task_agnostic,
+        **{label: getattr(info.abilities, key) for label, key in _ABILITIES.items()},
         "built for one feature width": needs_feature_dim(name),
-        "bounded memory (tiles)": cls.supports_tiles,
+        "mixes other values (values=)": info.abilities.mixes_values,
+        "bounded memory (tiles)": info.abilities.tiles,
+        "single positions (query)": info.abilities.query,
         "guidance mean": _numbers(info.image_mean),
         "guidance std": _numbers(info.image_std),
     }

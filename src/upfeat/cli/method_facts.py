@@ -164,7 +164,7 @@ def needs_of(name: str) -> list[str]:
     tags = list_upsamplers(f"{name}.*", pretrained=True)
     records = [record for tag in tags if (record := get_checkpoint(tag)) is not None]
     needs = []
-    if info.per_image:
+    if info.abilities.per_image:
         needs.append("an optimisation for each image, at test time")
     elif records and all(record.feature_dim is None for record in records):
         where = "in the package" if any(r.bundled for r in records) else "published"
@@ -176,14 +176,14 @@ def needs_of(name: str) -> list[str]:
     elif not info.task_agnostic:
         needs.append("training together with the task (upfeat train); no weights are published")
     elif _learns(name):
-        backbones = "once" if info.universal else "for each backbone"
+        backbones = "once" if info.abilities.universal else "for each backbone"
         needs.append(f"training {backbones} (upfeat train); no weights are published")
     else:
         needs.append("nothing: no weights, no training")
-    if not info.any_size:
+    if not info.abilities.any_size:
         steps = f"x{info.factor}" if info.factor else "a whole factor"
         needs.append(f"a resize where the output is not the grid times {steps} (done for you)")
-    return needs + [f"{extra} besides image and features" for extra in info.requires]
+    return needs
 
 
 def _learns(name: str) -> bool:

@@ -3,7 +3,7 @@
 Preset ``jafar``: Grad-CAM at the input of a transformer's last block, for images that the
 classifier gets right. The activations ``A`` are upsampled to the image's size, the weights ``w``
 (gradients of the class's logit, averaged over positions) stay those of the low-resolution map, and
-the map is ``relu(sum_k w_k A_k)``. Where ``info.commutes_with_head`` allows, the single channel
+the map is ``relu(sum_k w_k A_k)``. Where ``info.abilities.linear`` allows, the single channel
 ``sum_k w_k A_k`` is upsampled with the weights that ``A`` decides: the same map for less.
 
 The image is masked by the map, as a normalised tensor: what is masked becomes the mean colour. Its
@@ -374,7 +374,7 @@ class _Scoring:
             small = gradcam_map(activations, weights)[:, None]  # (1, h, w) -> (1, 1, h, w)
             return F.interpolate(small, self.size, mode="nearest-exact")[:, 0]
         encoded = Encoded(image, activations)
-        if method.upsampler.info.commutes_with_head:
+        if method.upsampler.info.abilities.linear:
             # (1, C, h, w) x (1, C) -> (1, 1, h, w)
             values = torch.einsum("bchw,bc->bhw", activations, weights)[:, None]
             return self.dense.upsample(method, encoded, self.size, values)[:, 0].relu()
@@ -399,7 +399,7 @@ class _Scoring:
                 "images": names,
                 "images_tried": self.chosen.tried,
                 "head_before_upsampling": isinstance(method, LowRes)
-                or method.upsampler.info.commutes_with_head,
+                or method.upsampler.info.abilities.linear,
             },
             seconds={"all methods of the run": round(seconds, 1)},
             environment=describe_environment(),

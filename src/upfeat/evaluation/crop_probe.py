@@ -6,7 +6,7 @@ a step of its own heads. The heads of all seeds are trained together; a seed dec
 starts, the order of the images is one for all. After an epoch every method is written to a
 checkpoint, from which an interrupted run goes on to the same bits.
 
-Where ``info.commutes_with_head`` allows, the heads go in front of the upsampler, in training and
+Where ``info.abilities.linear`` allows, the heads go in front of the upsampler, in training and
 validation: ``head(up(F)) == up(values=head(F))``, with gradients. Where the loss is a sum over the
 output's pixels, training in front of learned weights goes by rows: forward, loss and backward of
 some rows, then the next. A method of the papers' tables that is trained with the task
@@ -211,7 +211,7 @@ class CropProbe(ABC, Generic[MeterT]):
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go in front of this upsampler."""
         choice = self.config.head_before_upsampling
-        if choice == "never" or not upsampler.info.commutes_with_head:
+        if choice == "never" or not upsampler.info.abilities.linear:
             return False
         if choice == "always" or not training or next(upsampler.parameters(), None) is None:
             return True
@@ -223,7 +223,9 @@ class CropProbe(ABC, Generic[MeterT]):
     def in_rows(self, upsampler: Upsampler) -> bool:
         """Say whether heads in front of this upsampler can be trained a few rows at a time."""
         asking = [weight.requires_grad for weight in upsampler.parameters()]
-        return self.pixelwise and upsampler.supports_tiles and bool(asking) and not any(asking)
+        return (
+            self.pixelwise and upsampler.info.abilities.tiles and bool(asking) and not any(asking)
+        )
 
     def seed_groups(self) -> list[slice]:
         """Return which seeds' heads are computed together; all, unless memory forbids it."""

@@ -17,7 +17,6 @@ from upfeat.backbones import Backbone
 from upfeat.data import FeatureCache
 from upfeat.data.feature_cache import weights_fingerprint
 from upfeat.data.sizes import Size, normalize, resize
-from upfeat.errors import UnsupportedError
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.upsamplers import Upsampler
 
@@ -49,11 +48,6 @@ class Method:
 
     def __post_init__(self) -> None:
         info = self.upsampler.info
-        if info.requires:
-            raise UnsupportedError(
-                f"{info.name} needs {', '.join(info.requires)} besides image and features, which "
-                "the protocols do not have; leave it out"
-            )
         self.upsampler.eval()
         identity = {
             "name": info.name,
@@ -158,7 +152,7 @@ class DenseFeatures:
         guidance = self.guidance(method, encoded)
         channels = (encoded.features if values is None else values).shape[1]
         with torch.no_grad():
-            if upsampler.supports_tiles and 4 * channels * size[0] * size[1] > WHOLE_BYTES:
+            if upsampler.info.abilities.tiles and 4 * channels * size[0] * size[1] > WHOLE_BYTES:
                 yield from upsampler.tiles(guidance, encoded.features, size, values)
             else:
                 whole = upsampler(guidance, encoded.features, size, values)
@@ -189,7 +183,7 @@ class DenseFeatures:
         Raises:
             ValueError: a value is not finite or too large for float16.
         """
-        if method.upsampler.supports_query:
+        if method.upsampler.info.abilities.query:
             # float64: the coordinate codes of some methods have very high frequencies
             centres = pixel_centres(size, self.device, torch.float64)
             with torch.no_grad():

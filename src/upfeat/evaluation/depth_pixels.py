@@ -371,7 +371,7 @@ class _PixelProbe:
         config, token, one = self.config, self.token(encoded), slice(0, 1)
         features, upsampler = encoded.features, method.upsampler
         cells = features.shape[2] * features.shape[3]
-        allowed = upsampler.info.commutes_with_head and config.head_before_upsampling == "auto"
+        allowed = upsampler.info.abilities.linear and config.head_before_upsampling == "auto"
         predicted = torch.empty(len(heads), *size)
 
         def decode(number: int, rows: slice, cols: slice, logits: Tensor) -> None:

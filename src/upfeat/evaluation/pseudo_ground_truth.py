@@ -48,7 +48,7 @@ from upfeat.data.sizes import Size, fit_multiple, resolve_size
 from upfeat.data.transforms import Geometry
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.objectives import SelfDistillation, SelfDistillationConfig
-from upfeat.objectives._networks import backbone_features, guidance_image, mixes_values
+from upfeat.objectives._networks import backbone_features, guidance_image, normalises_features
 from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import cosine_loss, downsampling_loss, widen
 from upfeat.objectives.masks import MaskOrder, refine_with_masks
@@ -232,6 +232,20 @@ def _check_shape(size: Size, photo: Size, what: str) -> None:
         )
 
 
+def _teacher_space(teacher: Upsampler, asked: str) -> Literal["raw", "channel_norm"]:
+    """Return the space of a trained upsampler's output; it is what it is, whatever is asked."""
+    regresses = not teacher.info.abilities.mixes_values
+    own: Literal["raw", "channel_norm"] = "raw"
+    if regresses and normalises_features(teacher):
+        own = "channel_norm"
+    if asked not in ("auto", own):
+        raise UnsupportedError(
+            f"the output of {teacher.info.name} lives in the {own!r} space and cannot be shown in "
+            f"{asked!r}; use feature_space 'auto'"
+        )
+    return own
+
+
 class _Scene:
     """One photo at the sizes that the targets want; a method for each target."""
 
@@ -259,8 +273,10 @@ class _Scene:
     def _objective(self) -> SelfDistillation:
         """The training signal of the second stage, which makes the crops' targets here too."""
         config, space = self.config, self.config.feature_space
-        if self.teacher is None and space == "auto":
+        if space == "auto" and self.teacher is None:
             space = "channel_norm"
+        if self.teacher is not None:
+            space = _teacher_space(self.teacher, space)
         objective = SelfDistillation(
             SelfDistillationConfig(
                 feature_space=space,
@@ -273,11 +289,6 @@ class _Scene:
         )
         if self.teacher is not None:
             objective.prepare(self.teacher, self.backbone, self.large_size)
-            if space == "raw" and not mixes_values(self.teacher, self.backbone):
-                raise UnsupportedError(
-                    f"{self.teacher.info.name} regresses channel-normalised features, which cannot "
-                    "be shown in the raw space; use feature_space 'auto'"
-                )
         return objective
 
     def missing(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ trained on whole crops, are in :mod:`upfeat.evaluation.image_probe`; they go by 
 
 What makes it cheap: low-resolution features are computed once for all methods and kept on disk; a
 method upsamples each training image once, and only the sampled pixels are kept; in validation the
-heads of all seeds go in front of the upsampler where ``info.commutes_with_head`` allows
+heads of all seeds go in front of the upsampler where ``info.abilities.linear`` allows
 (:func:`upfeat.fold_head`), else behind it.
 
 Legend: ``B`` batch, ``C`` feature channels, ``K`` classes, ``S`` seeds, ``P`` pixels of an image,
@@ -246,7 +246,7 @@ class PixelProbe:
             details={
                 "iou_per_class": mean_class_ious(self.val.classes, meters),
                 "pool_pixels": len(labels),
-                "head_before_upsampling": method.upsampler.info.commutes_with_head,
+                "head_before_upsampling": method.upsampler.info.abilities.linear,
             },
             seconds=stages.seconds,
             environment=describe_environment(),
@@ -331,7 +331,7 @@ class PixelProbe:
         self, method: Method, encoded: Encoded, size: Size, weight: Tensor, bias: Tensor
     ) -> Tensor:
         """Return the classes (S, H, W) that each head says."""
-        first = method.upsampler.info.commutes_with_head
+        first = method.upsampler.info.abilities.linear
         values = F.conv2d(encoded.features, weight, bias) if first else None
         seeds = len(bias) // len(self.val.classes)
         predicted = torch.empty(seeds, *size, dtype=torch.int64)

@@ -49,29 +49,19 @@ def as_backbones(backbone: Backbones) -> list["Backbone"]:
     return backbones
 
 
-def mixes_values(upsampler: "Upsampler", backbone: "Backbone") -> bool:
-    """Return whether the method mixes what it is given, rather than regressing new features."""
-    call = Call((64, 64), (16, 16), (64, 64))
-    image, features = _placeholders(upsampler, backbone, call)
-    try:
-        upsampler._check(image, features, call.output, features)
-    except UnsupportedError:
-        return False
-    except ValueError:
-        return True  # it objects to the sizes, not to values
-    return True
+def normalises_features(upsampler: "Upsampler") -> bool:
+    """Return whether features are normalised over their channels on the way into the method.
 
-
-def _placeholders(
-    upsampler: "Upsampler", backbone: "Backbone", call: Call
-) -> tuple[Tensor, Tensor]:
-    """An image and features of some size that take no memory."""
-    seed = next(upsampler.parameters()).new_zeros(1, 1, 1, 1)
-    return seed.expand(1, 3, *call.image), seed.expand(1, backbone.dim, *call.grid)
+    Either by a first layer of its own (its option ``channel_norm``), or by the contract
+    (``info.feature_norm``).
+    """
+    return upsampler.info.feature_norm or bool(upsampler.config.get("channel_norm"))
 
 
 def try_call(upsampler: "Upsampler", backbone: "Backbone", call: Call, name: str) -> None:
-    image, features = _placeholders(upsampler, backbone, call)
+    """Raise what the method would refuse about a call, on placeholders that take no memory."""
+    seed = next(upsampler.parameters()).new_zeros(1, 1, 1, 1)
+    image, features = seed.expand(1, 3, *call.image), seed.expand(1, backbone.dim, *call.grid)
     try:
         upsampler._check(image, features, call.output, None)
     except ValueError as error:

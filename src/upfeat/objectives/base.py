@@ -37,12 +37,13 @@ from upfeat.objectives._networks import (
     as_backbones,
     bare,
     draw_backbone,
-    mixes_values,
+    normalises_features,
     try_call,
 )
 from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import widen
 from upfeat.objectives.masks import check_masks, resize_masks
+from upfeat.ops.channel_norm import channel_norm
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -61,7 +62,6 @@ inside, padded with maps of -1; ``"depth"`` (B, 1, H, W)."""
 
 FeatureSpace = Literal["auto", "raw", "channel_norm"]
 
-CHANNEL_NORM_EPS = 1e-5
 RANGE_SLACK = 1e-3  # resizing may step over the ends of [0, 1] by rounding
 
 
@@ -77,12 +77,15 @@ class ObjectiveConfig:
     """What all objectives have in common; :meth:`build` makes the objective.
 
     Attributes:
-        feature_space: where targets live. ``"raw"``: the backbone's features as they come.
-            ``"channel_norm"``: each pixel's features with mean 0 and deviation 1 over the
-            channels, as in LoftUp's training, whose output ends in such a norm. ``"auto"``:
-            the latter for methods that regress features (they refuse ``values=``), the former
-            for those that mix the features they are given. A method with a ``feature_scale`` gets
-            that deviation instead of 1.
+        feature_space: where the upsampler's inputs and the targets live. ``"raw"``: the backbone's
+            features as they come. ``"channel_norm"``: each pixel's features with mean 0 and
+            standard deviation 1 over the channels, as in LoftUp's training, whose network begins
+            and ends in such a norm. ``"auto"``: the latter for methods that regress features
+            (``info.abilities.mixes_values`` is False), the former for those that mix the features
+            they are given. The targets of a method with a ``feature_scale`` have that standard
+            deviation instead of 1. A method without a norm of its own that is trained in the
+            ``"channel_norm"`` space keeps ``info.feature_norm``: its inputs are normalised
+            wherever it is called from then on.
 
     Example:
         >>> from upfeat.objectives import MultiResolutionConfig
@@ -143,6 +146,7 @@ class Objective(nn.Module):
         self._prepared = False
         self.feature_space: FeatureSpace = config.feature_space
         self.feature_scale = 1.0
+        self.normalise_inputs = False
         self._admitted: set[tuple[Any, ...]] = set()
 
     # -- calling ---------------------------------------------------------------------------------
@@ -186,7 +190,8 @@ class Objective(nn.Module):
         """Check and build everything that depends on the networks; call it once, before training.
 
         Args:
-            upsampler: what shall be trained, with the weights that it starts from.
+            upsampler: what shall be trained, with the weights that it starts from; its
+                ``info.feature_norm`` is set as the space of the features asks.
             backbone: one, or several to draw from.
             image_size: as in :meth:`check`.
 
@@ -196,7 +201,13 @@ class Objective(nn.Module):
         self.check(upsampler, backbone, image_size)
         model, backbones = bare(upsampler), as_backbones(backbone)
         if self.config.feature_space == "auto":
-            self.feature_space = "raw" if mixes_values(model, backbones[0]) else "channel_norm"
+            mixes = model.info.abilities.mixes_values
+            self.feature_space = "raw" if mixes else "channel_norm"
+        model.info = dataclasses.replace(model.info, feature_norm=False)
+        self.normalise_inputs = self.feature_space == "channel_norm" and not normalises_features(
+            model
+        )
+        model.info = dataclasses.replace(model.info, feature_norm=self.normalise_inputs)
         self.feature_scale = model.feature_scale
         self._prepare(model, backbones)
         parameter = next(model.parameters())
@@ -258,19 +269,24 @@ class Objective(nn.Module):
         """What the sides of the batch's images must be multiples of."""
         return backbone.size_multiple
 
+    def source(self, features: Tensor) -> Tensor:
+        """Bring backbone features (B, C, h, w) into the space in which the upsampler reads them.
+
+        A method whose own first layer normalises them gets them as they come.
+        """
+        return channel_norm(features).to(features.dtype) if self.normalise_inputs else features
+
     def target(self, features: Tensor) -> Tensor:
         """Bring backbone features (B, C, h, w) into the space of the targets."""
         if self.feature_space != "channel_norm":
             return features
-        tokens = widen(features).permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
-        normal = F.layer_norm(tokens, tokens.shape[-1:], eps=CHANNEL_NORM_EPS)
-        return normal.mul(self.feature_scale).permute(0, 3, 1, 2)
+        return channel_norm(features) * self.feature_scale
 
     # -- checks ----------------------------------------------------------------------------------
 
     def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
         info = model.info
-        if info.per_image:
+        if info.abilities.per_image:
             raise UnsupportedError(
                 f"{info.name} optimises one image at test time; there is nothing to train before"
             )
@@ -278,10 +294,6 @@ class Objective(nn.Module):
             raise UnsupportedError(
                 f"{info.name} has no parameter that takes a gradient, so {self.name} cannot train "
                 "it; choose a method with weights, or unfreeze it with requires_grad_(True)"
-            )
-        if info.requires:
-            raise UnsupportedError(
-                f"{info.name} needs extra inputs {info.requires} that {self.name} does not give"
             )
         if len(backbones) > 1 and not self.several_backbones:
             raise UnsupportedError(
@@ -303,7 +315,7 @@ class Objective(nn.Module):
                     f"{backbone.name} takes images of {backbone.fixed_size} only, {self.name} "
                     "needs several sizes; build the backbone without a fixed size"
                 )
-        if self.config.feature_space == "channel_norm" and mixes_values(model, backbones[0]):
+        if self.config.feature_space == "channel_norm" and info.abilities.mixes_values:
             raise UnsupportedError(
                 f"{info.name} mixes the features it is given, so its output cannot live in the "
                 "channel-normalised space; use feature_space='raw' or 'auto'"

@@ -101,7 +101,7 @@ class Crops(Objective):
         small = resize_bilinear(image, size, antialias=True)
         guidance = normalize_image(small, *norm)
         low = self._features(backbone, small, upsampler)
-        pred = upsampler(guidance, low, grid)
+        pred = upsampler(guidance, self.source(low), grid)
         corners = [
             [self._corner(full, size, backbone, generator) for _ in range(config.crops)]
             for _ in range(len(image))
@@ -114,8 +114,8 @@ class Crops(Objective):
             changed = [augment_image(one, generator, config.strength) for one in image]
             other = resize_bilinear(torch.stack(changed), size, antialias=True)
             with torch.no_grad():
-                clean = upsampler(guidance, low, size)
-            augmented = upsampler(normalize_image(other, *norm), low, size)
+                clean = upsampler(guidance, self.source(low), size)
+            augmented = upsampler(normalize_image(other, *norm), self.source(low), size)
             terms["augmented"] = (config.augmented_weight, distance(augmented, clean))
         if config.downsample_weight:
             agreement = downsampling_loss(pred, self.target(low), distance)

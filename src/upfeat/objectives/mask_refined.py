@@ -136,7 +136,7 @@ class MaskRefined(Objective):
         image, masks = draw_part(image, masks, config.input_sizes, generator)
         features = backbone_features(backbone, image)
         size = scale_size((image.shape[2], image.shape[3]), config.output_scale)
-        output = upsampler(guidance_image(upsampler, backbone, image), features, size)
+        output = upsampler(guidance_image(upsampler, backbone, image), self.source(features), size)
         bicubic = F.interpolate(widen(self.target(features)), size, mode="bicubic")
         target = refine_with_masks(bicubic, masks, config.alpha, config.order)
         terms = {}

@@ -14,7 +14,7 @@ image, N sampled pixels.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ class MaskTransfer(Objective):
     """Bring regions and region means through the upsampler (this package's universal signal).
 
     The batch brings ``"masks"`` (B, M, H, W), of any source. The second signal needs an upsampler
-    that mixes values with weights which all channels share (``info.commutes_with_head``), as
+    that mixes values with weights which all channels share (``info.abilities.linear``), as
     regions go through it in the features' place, or one with ``query()`` and attention over the
     cells (``nn.MultiheadAttention``); others need ``transfer_weight=0``. Pixels are
     sampled from the whole resolution, and cost what they are few where a method has ``query()``.
@@ -148,8 +148,8 @@ class MaskTransfer(Objective):
 
     def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
         super()._check_model(model, backbones)
-        attends = model.supports_query and bool(attention_modules(model))
-        if self.config.transfer_weight and not (model.info.commutes_with_head or attends):
+        attends = model.info.abilities.query and bool(attention_modules(model))
+        if self.config.transfer_weight and not (model.info.abilities.linear or attends):
             raise UnsupportedError(
                 f"{self.name} sends regions through the upsampler in the features' place, or reads "
                 f"its attention; {model.info.name} does not commute with a head and has none to "
@@ -175,19 +175,19 @@ class MaskTransfer(Objective):
         guidance = guidance_image(upsampler, backbone, image)
         region = regions.flatten(1).gather(1, places)  # (B, N), -1 outside
         terms = {}
-        if bare(upsampler).info.commutes_with_head:
+        if bare(upsampler).info.abilities.linear:
             values = torch.cat([channels, shares], dim=1)
-            found = _at(upsampler, guidance, features, coords, values)
+            found = _at(upsampler, guidance, self.source(features), coords, values)
             output, share = found.split([channels.shape[1], shares.shape[1]], dim=2)  # (B, N, …)
             terms["transfer"] = (config.transfer_weight, surprise(share, region))
         else:
             if config.transfer_weight:
                 with record_attention(bare(upsampler)) as weights:
-                    found = _at(upsampler, guidance, features, coords)  # (B, N, C)
+                    found = _at(upsampler, guidance, self.source(features), coords)  # (B, N, C)
                 missed = self._attended(weights, shares, coords, region)
                 terms["transfer"] = (config.transfer_weight, missed)
             else:
-                found = _at(upsampler, guidance, features, coords)
+                found = _at(upsampler, guidance, self.source(features), coords)
             output = (found - centre.flatten(2).mT) @ matrix.T  # (B, N, P)
         variance = channels.square().mean((1, 2, 3))[:, None, None].clamp(min=1e-12)
         target = self._refined(channels, shares, coords, region)
@@ -298,8 +298,9 @@ def _at(
     values: Tensor | None = None,
 ) -> Tensor:
     """Return the upsampled values at positions (B, N, 2): (B, N, C or K)."""
-    if getattr(upsampler, "supports_query", False):
-        queried: Tensor = upsampler.query(image, features, coords, values)  # type: ignore[operator]
+    model: Any = bare(upsampler)
+    if model is upsampler and model.info.abilities.query:  # wrappers have forward() alone
+        queried: Tensor = model.query(image, features, coords, values)
         return queried
     return sample_at(upsampler(image, features, None, values), coords)
 

@@ -125,11 +125,13 @@ class MultiResolution(Objective):
         size = self._guidance((image.shape[2], image.shape[3]), grid)
         guidance = guidance_image(upsampler, backbone, resize_bilinear(image, size))
         with shared_guidance():  # the regulariser's target has the same guidance
-            pred = upsampler(guidance, low, grid)
+            pred = upsampler(guidance, self.source(low), grid)
             main = get_distance(self.config.distance)(pred, self.target(high))
             terms = {"main": (1.0, main)}
             if self.config.regulariser_weight:
-                agreement = self._regulariser(guidance, high, upsampler, backbone, generator)
+                agreement = self._regulariser(
+                    guidance, self.source(high), upsampler, backbone, generator
+                )
                 terms["regulariser"] = (self.config.regulariser_weight, agreement)
         return weighted_sum(terms)
 

@@ -92,7 +92,7 @@ class MultiViewReconstruction(Objective):
             raise RuntimeError("prepare() builds the downsampler")
         image = batch["image"]
         features = backbone_features(backbone, image)
-        output = upsampler(guidance_image(upsampler, backbone, image), features)
+        output = upsampler(guidance_image(upsampler, backbone, image), self.source(features))
         return weighted_sum(self.multi_view(image, output, backbone, generator, self.target))
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:

@@ -98,7 +98,8 @@ class DoubledInput(Objective):
             image = self._halved(image)
             features = backbone_features(backbone, image)
             guidance = guidance_image(upsampler, backbone, image)
-            pred = upsampler(guidance, features, (target.shape[2], target.shape[3]))
+            size = (target.shape[2], target.shape[3])
+            pred = upsampler(guidance, self.source(features), size)
             terms[f"level_{level}"] = (1.0, distance(pred, self.target(target)))
             target = features
         return weighted_sum(terms)
@@ -184,7 +185,8 @@ class DepthTarget(Objective):
         image, depth = batch["image"], batch["depth"]
         features = backbone_features(backbone, image)
         size = scale_size((image.shape[2], image.shape[3]), self.config.output_scale)
-        output = upsampler(guidance_image(upsampler, backbone, image), features, size)
+        guidance = guidance_image(upsampler, backbone, image)
+        output = upsampler(guidance, self.source(features), size)
         estimate = self.head(output.to(self.head.weight.dtype))
         # The estimate goes to the depth's size, since resizing would mix invalid depths.
         estimate = resize_bilinear(estimate, (depth.shape[2], depth.shape[3]))

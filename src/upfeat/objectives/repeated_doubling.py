@@ -92,7 +92,8 @@ class RepeatedDoubling(Objective):
             guidance = guidance_image(upsampler, backbone, images[level])
             for step in range(1, level + 1):
                 target = features[level - step]
-                pred = upsampler(guidance, features[level], (target.shape[2], target.shape[3]))
+                size = (target.shape[2], target.shape[3])
+                pred = upsampler(guidance, self.source(features[level]), size)
                 name = f"level_{level}_step_{step}"
                 terms[name] = (1.0, distance(pred, self.target(target)))
         return weighted_sum(terms)

@@ -111,7 +111,7 @@ def released_stage2_config(patch_size: int) -> SelfDistillationConfig:
     return SelfDistillationConfig(
         input_sizes=(224, 336, 448, 518 if patch_size == 14 else 512),
         weight=20.0,
-        decay=0.9,
+        decay=0.99,
         tv_weight=0.05,
         multi_view=MultiViewConfig(views=2, tv_weight=0.0),
     )
@@ -212,7 +212,8 @@ class SelfDistillation(Objective):
         out_size = scale_size(size, config.output_scale)
         small = resize_bilinear(image, size)
         features = backbone_features(backbone, small)
-        student = upsampler(guidance_image(upsampler, backbone, small), features, out_size)
+        guidance = guidance_image(upsampler, backbone, small)
+        student = upsampler(guidance, self.source(features), out_size)
         losses = []
         for _ in range(config.crops):
             corner = self._corner(full, size, generator)
@@ -255,7 +256,7 @@ class SelfDistillation(Objective):
         guidance = guidance_image(upsampler, backbone, crop)
         if self.teacher is None:
             raise RuntimeError("prepare() builds the teacher")
-        output = self.teacher(guidance, backbone_features(backbone, crop), out_size)
+        output = self.teacher(guidance, self.source(backbone_features(backbone, crop)), out_size)
         if not self.config.refine:
             return output
         masks = batch["masks"][window]

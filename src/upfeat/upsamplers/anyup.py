@@ -39,7 +39,14 @@ from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import cross_scale_neighborhood_attention, windowed_attention
 from upfeat.ops._dispatch import wants_reference
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Tile,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -240,12 +247,10 @@ class AnyUp(Upsampler):
         code="https://github.com/wimmerth/anyup",
         code_license="CC-BY-4.0",
         weights_license="CC-BY-4.0",
-        universal=True,
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, universal=True, tiles=True),
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
-    supports_tiles = True
     official_keys = ("anyup",)
     official_globals = OMEGACONF_GLOBALS
 

@@ -4,8 +4,8 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` value channels, ``h w`` low-r
 ``H W`` guidance image, ``H' W'`` output grid. Sizes are ``(height, width)``.
 
 A method subclasses :class:`Upsampler`, sets ``info`` and implements ``_upsample``; a method whose
-result can be computed in row bands also implements ``_tiles`` and says ``supports_tiles = True``;
-one that is a function of coordinates implements ``_query`` and says ``supports_query = True``.
+result can be computed in row bands also implements ``_tiles``, one that is a function of
+coordinates ``_query``. What it can do is declared once, in ``info.abilities``, and read from there.
 """
 
 import dataclasses
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from upfeat.errors import CheckpointError, UnsupportedError, check_call, check_coords, shape_text
 from upfeat.layers.module_weights import first_weight
 from upfeat.ops._dispatch import is_transformed
+from upfeat.ops.channel_norm import channel_norm
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Tile", "Upsampler", "UpsamplerInfo"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Abilities", "Tile", "Upsampler", "UpsamplerInfo"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,8 +37,61 @@ Tile = tuple[slice, slice, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
+class Abilities:
+    """What a method can do, as data: the one record that callers, tables and pages read.
+
+    Attributes:
+        linear: the output is a mean of the values with one set of weights for all channels, which
+            sum to 1, so that a linear head may go first: ``head(up(F)) == up(values=head(F))``.
+        mixes_values: the output mixes what is given as ``values=``, of any number of channels. A
+            method without it makes new features of its own and refuses ``values=``.
+        any_size: any output size and ratio; otherwise ``info.factor`` or the next whole ratio, and
+            a bilinear resize.
+        universal: one set of weights, or none, serves every backbone.
+        per_image: optimises at test time, for each image.
+        tiles: :meth:`Upsampler.tiles` yields the output in bounded memory.
+        query: :meth:`Upsampler.query` answers at single positions.
+        gradients: the output carries gradients; a method that optimises for each image and
+            regresses the result has none to give.
+        compile: ``torch.compile(fullgraph=True)`` takes it.
+        export: ``torch.export`` takes it.
+
+    Raises:
+        ValueError: ``linear`` without ``mixes_values``.
+
+    Example:
+        A head of 21 classes goes before the upsampler where that changes nothing:
+
+        >>> import torch, upfeat
+        >>> up, head = upfeat.create_upsampler("bilinear"), torch.nn.Conv2d(384, 21, 1)
+        >>> image, features = torch.rand(1, 3, 64, 64), torch.rand(1, 384, 4, 4)
+        >>> if up.info.abilities.linear:
+        ...     logits = up(image, features, values=head(features))
+        ... else:
+        ...     logits = head(up(image, features))
+        >>> logits.shape
+        torch.Size([1, 21, 64, 64])
+    """
+
+    linear: bool = False
+    mixes_values: bool = True
+    any_size: bool = True
+    universal: bool = False
+    per_image: bool = False
+    tiles: bool = False
+    query: bool = False
+    gradients: bool = True
+    compile: bool = True
+    export: bool = True
+
+    def __post_init__(self) -> None:
+        if self.linear and not self.mixes_values:
+            raise ValueError("a method that is linear in its values mixes them; got linear alone")
+
+
+@dataclasses.dataclass(frozen=True)
 class UpsamplerInfo:
-    """What a method is and may do.
+    """What a method is.
 
     Attributes:
         name: registry name.
@@ -46,23 +100,21 @@ class UpsamplerInfo:
         code: address of the original code, or None.
         code_license, weights_license: as their authors state them.
         task_agnostic: trained (or defined) without a downstream task.
-        any_size: any output size and ratio; otherwise ``factor`` and a bilinear resize.
-        universal: one set of weights, or none, serves every backbone.
-        per_image: optimises at test time.
-        commutes_with_head: one set of weights for all channels that sums to 1, so that a linear
-            head may go first: ``head(up(F)) == up(values=head(F))``.
+        abilities: what the method can do.
         image_mean, image_std: normalisation of the guidance image (RGB in [0, 1]); None where
             the guidance is the backbone's own input.
         factor: the fixed factor of a method that has one.
-        requires: extra inputs, such as hidden states.
+        feature_norm: each cell's features are brought to mean 0 and standard deviation 1 over the
+            channels before the method sees them, because it was trained so. An objective sets it;
+            ``save_pretrained`` keeps it.
         short_fit: constructor arguments that shorten a fit of minutes or hours for comparisons and
             benchmarks, which must then say so; empty for all others.
 
     Example:
         >>> import upfeat
-        >>> info = upfeat.create_upsampler("bilinear").info
-        >>> info.any_size, info.universal, info.commutes_with_head
-        (True, True, True)
+        >>> info = upfeat.create_upsampler("jafar", feature_dim=384).info
+        >>> info.arxiv, info.year, info.abilities.query
+        ('2506.11136', 2025, True)
     """
 
     name: str
@@ -74,15 +126,16 @@ class UpsamplerInfo:
     code_license: str | None = None
     weights_license: str | None = None
     task_agnostic: bool = True
-    any_size: bool = True
-    universal: bool = False
-    per_image: bool = False
-    commutes_with_head: bool = False
+    abilities: Abilities = Abilities()
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[float, float, float] | None = None
     factor: int | None = None
-    requires: tuple[str, ...] = ()
+    feature_norm: bool = False
     short_fit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def with_abilities(self, **changes: bool) -> Self:
+        """Return a copy with other abilities, for an instance whose options change them."""
+        return dataclasses.replace(self, abilities=dataclasses.replace(self.abilities, **changes))
 
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
@@ -108,14 +161,9 @@ class Upsampler(nn.Module):
     Call it as ``upsampler(image, features, output_size=None, values=None)``; see :meth:`forward`.
 
     Attributes:
-        info: what the method is; an instance with published weights narrows the class's.
+        info: what the method is and, in ``info.abilities``, can do; an instance with published
+            weights or other options narrows the class's.
         config: the arguments it was built with, as ``save_pretrained`` stores them.
-        supports_tiles: whether :meth:`tiles` works in bounded memory.
-        supports_compile: whether ``torch.compile(fullgraph=True)`` takes it.
-        supports_export: whether ``torch.export`` takes it.
-        supports_query: whether :meth:`query` answers at single positions.
-        supports_gradients: whether the output carries gradients; a method that optimises for each
-            image and regresses the result has none to give.
         feature_scale: deviation over the channels of what the method regresses; it counts for those
             that regress channel-normalised features alone.
         official_globals: foreign classes that the method's official pickles may name.
@@ -131,11 +179,6 @@ class Upsampler(nn.Module):
     info: UpsamplerInfo
     config: dict[str, Any]
     feature_scale: float = 1.0
-    supports_tiles: ClassVar[bool] = False
-    supports_compile: ClassVar[bool] = True
-    supports_export: ClassVar[bool] = True
-    supports_query: ClassVar[bool] = False
-    supports_gradients: ClassVar[bool] = True
     official_globals: ClassVar[tuple[Any, ...]] = ()
     official_keys: ClassVar[tuple[str, ...]] = ()
 
@@ -166,7 +209,7 @@ class Upsampler(nn.Module):
             features: (B, C, h, w).
             output_size: (H', W'); default (H, W).
             values: (B, K, h, w), what to mix with the weights that image and features decide;
-                default ``features``. Only where the method mixes values (not LoftUp).
+                default ``features``. Only where ``info.abilities.mixes_values`` (not LoftUp).
 
         Returns:
             (B, C or K, H', W') in the dtype and on the device of ``features``.
@@ -230,7 +273,7 @@ class Upsampler(nn.Module):
             >>> torch.allclose(out, up(image, features), atol=1e-6)
             True
         """
-        if not self.supports_tiles:
+        if not self.info.abilities.tiles:
             raise UnsupportedError(
                 f"{self.info.name} computes its output as a whole and has no tiles(); call it "
                 "directly, or ask upfeat.list_upsamplers() for another method"
@@ -275,7 +318,8 @@ class Upsampler(nn.Module):
             (B, N, C or K) in the dtype and on the device of ``features``.
 
         Raises:
-            UnsupportedError: the method computes whole maps only (``supports_query`` is False).
+            UnsupportedError: the method computes whole maps only (``info.abilities.query`` is
+                False).
             ValueError: as :meth:`forward`, or positions outside the image.
 
         Example:
@@ -285,10 +329,11 @@ class Upsampler(nn.Module):
             >>> up.query(image, features, torch.tensor([[[0.0, 0.0], [-0.3, 0.9]]])).shape
             torch.Size([1, 2, 12])
         """
-        if not self.supports_query:
+        if not self.info.abilities.query:
             raise UnsupportedError(
                 f"{self.info.name} computes whole maps and has no query(); call it directly and "
-                "read its output where you need it, or take a method with supports_query"
+                "read its output where you need it, or take a method whose "
+                "info.abilities.query is True"
             )
         if is_transformed():
             return self._in_transform(self._at, image, features, coords, values, output_size)
@@ -316,7 +361,7 @@ class Upsampler(nn.Module):
         """Compute under ``torch.func`` or forward AD, or say that the method cannot."""
         cause: RuntimeError | None = None
         reason = "it optimises for each image"
-        if not self.info.per_image:
+        if not self.info.abilities.per_image:
             try:
                 return compute(*arguments)
             except torch.OutOfMemoryError:
@@ -336,7 +381,7 @@ class Upsampler(nn.Module):
         values: Tensor,
         output_size: tuple[int, int],
     ) -> Tensor:
-        """Compute (B, N, K) at the positions; only called where ``supports_query``."""
+        """Compute (B, N, K) at the positions; only called where ``abilities.query``."""
         raise NotImplementedError(f"{type(self).__name__} must implement _query")
 
     def _upsample(
@@ -353,7 +398,7 @@ class Upsampler(nn.Module):
         values: Tensor,
         max_bytes: int,
     ) -> Iterator[Tile]:
-        """Compute the output in bands; only called where ``supports_tiles``."""
+        """Compute the output in bands; only called where ``abilities.tiles``."""
         raise NotImplementedError(f"{type(self).__name__} must implement _tiles")
 
     def _check(
@@ -368,6 +413,12 @@ class Upsampler(nn.Module):
                 f"create_upsampler({self.info.name!r}, feature_dim={features.shape[1]}) or load "
                 "weights trained for this backbone"
             )
+        if values is not None and not self.info.abilities.mixes_values:
+            raise UnsupportedError(
+                f"{self.info.name} as it is built makes new features and mixes no other values; "
+                "call it without values= and put the head behind it, or use a method whose "
+                "info.abilities.mixes_values is True"
+            )
         parameter = first_weight(self)
         if parameter is not None and parameter.device != features.device:
             raise ValueError(
@@ -378,9 +429,14 @@ class Upsampler(nn.Module):
     def _cast(
         self, image: Tensor, features: Tensor, values: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Bring the inputs to the dtype of the weights, or of the features where there are none."""
+        """Bring the inputs to the dtype of the weights, or of the features where there are none.
+
+        Features are normalised over their channels here where ``info.feature_norm`` says so.
+        """
         parameter = first_weight(self)
         dtype = features.dtype if parameter is None else parameter.dtype
+        if self.info.feature_norm:
+            features = channel_norm(features)
         image, features = image.to(dtype), features.to(dtype)
         return image, features, features if values is None else values.to(dtype)
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import UnsupportedError
 from upfeat.layers.stages import (
     DEFAULT_STAGES,
     check_stages,
@@ -30,7 +29,7 @@ from upfeat.layers.stages import (
     stage_keys,
 )
 from upfeat.ops.reassembly import window_reassembly
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 
@@ -117,7 +116,7 @@ class Carafe(Upsampler):
         code="https://github.com/myownskyW7/CARAFE",
         code_license="see the repository; the same module in mmcv is Apache-2.0",
         task_agnostic=False,
-        any_size=False,
+        abilities=Abilities(any_size=False),
         factor=16,
     )
     official_keys = ("state_dict",)
@@ -139,7 +138,6 @@ class Carafe(Upsampler):
             raise ValueError(f"up_group={up_group} does not divide feature_dim={feature_dim}")
         if encoder_kernel % 2 == 0:
             raise ValueError(f"encoder_kernel must be odd, got {encoder_kernel}")
-        self.up_group = up_group
         for number in range(1, stages + 1):
             stage = CarafeStage(
                 feature_dim,
@@ -152,16 +150,8 @@ class Carafe(Upsampler):
             )
             self.add_module(f"up{number}", stage)
         self.info = dataclasses.replace(self.info, factor=scale_factor**stages)
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None and self.up_group > 1:
-            raise UnsupportedError(
-                f"carafe with up_group={self.up_group} weighs each group of feature channels in "
-                "its own way, so it cannot mix other values; leave values out, or use up_group=1"
-            )
+        if up_group > 1:  # each group of feature channels has weights of its own
+            self.info = self.info.with_abilities(mixes_values=False)
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

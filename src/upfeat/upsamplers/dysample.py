@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.errors import CheckpointError
 from upfeat.layers.stages import (
     DEFAULT_STAGES,
     check_stages,
@@ -31,7 +31,7 @@ from upfeat.layers.stages import (
     stage_keys,
 )
 from upfeat.ops.point_sampling import grouped_sampling
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 Style = Literal["lp", "pl"]
@@ -137,7 +137,7 @@ class DySample(Upsampler):
         code="https://github.com/tiny-smart/dysample",
         code_license="see the repository",
         task_agnostic=False,
-        any_size=False,
+        abilities=Abilities(mixes_values=False, any_size=False),
         factor=16,
     )
     official_keys = ("state_dict",)
@@ -166,16 +166,6 @@ class DySample(Upsampler):
             stage = DySampleStage(feature_dim, scale, style, groups, dyscope)
             self.add_module(f"up{number}", stage)
         self.info = dataclasses.replace(self.info, factor=scale**stages)
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None:
-            raise UnsupportedError(
-                "dysample samples each group of feature channels at its own positions, so it "
-                "cannot mix other values; leave values out and apply heads to its output"
-            )
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

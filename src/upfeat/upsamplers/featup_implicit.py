@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import UnsupportedError, shape_text
+from upfeat.errors import shape_text
 from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet
 from upfeat.layers.fourier import FourierFeatures
 from upfeat.ops.coordinates import inclusive_places, sample_at
@@ -33,7 +33,7 @@ from upfeat.ops.gaussian_blur import gaussian_blur
 from upfeat.ops.memory import new_large
 from upfeat.ops.penalties import magnitude, total_variation, uncertain_error
 from upfeat.ops.view_crops import Crop, draw_crop, take_crop
-from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 logger = logging.getLogger(__name__)
@@ -143,15 +143,18 @@ class FeatUpImplicit(Upsampler):
         arxiv="2403.10516",
         code="https://github.com/mhamilton723/FeatUp",
         code_license="MIT",
-        universal=True,
-        per_image=True,
+        abilities=Abilities(
+            mixes_values=False,
+            universal=True,
+            per_image=True,
+            tiles=True,
+            query=True,
+            gradients=False,
+            compile=False,
+            export=False,
+        ),
         short_fit={"steps": 12, "views": 12, "views_per_step": 1, "pca_dim": 16},
     )
-    supports_tiles = True
-    supports_query = True
-    supports_gradients = False
-    supports_compile = False
-    supports_export = False
     fitted: Tensor
     thumbnail: Tensor
     components: Tensor
@@ -344,11 +347,6 @@ class FeatUpImplicit(Upsampler):
         self, image: Tensor, features: Tensor, output_size: Size, values: Tensor | None
     ) -> None:
         super()._check(image, features, output_size, values)
-        if values is not None:
-            raise UnsupportedError(
-                "featup_implicit regresses new features and mixes no values; call it without "
-                "values= and put the head behind it"
-            )
         pairs = zip(image.shape[2:], features.shape[2:], strict=True)
         if any(side < max(cells, 3) for side, cells in pairs):
             raise ValueError(

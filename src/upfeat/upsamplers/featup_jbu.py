@@ -28,12 +28,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
-from upfeat.errors import UnsupportedError, shape_text
+from upfeat.errors import shape_text
 from upfeat.ops._dispatch import records_graph
 from upfeat.ops.adaptive_convolution import adaptive_convolution, window_similarity
 from upfeat.ops.memory import new_large
 from upfeat.ops.resize import resize_bilinear
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Tile,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -204,12 +211,11 @@ class FeatUpJBU(Upsampler):
         code="https://github.com/mhamilton723/FeatUp",
         code_license="MIT",
         weights_license="MIT (repository)",
-        any_size=False,
+        abilities=Abilities(mixes_values=False, any_size=False, tiles=True),
         factor=2**STAGES,
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
-    supports_tiles = True
     official_keys = ("state_dict",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -228,11 +234,6 @@ class FeatUpJBU(Upsampler):
             raise ValueError(
                 f"featup_jbu mirrors its border and needs a grid of at least 2x2 cells, got "
                 f"features {shape_text(features)}; enlarge the image"
-            )
-        if values is not None:
-            raise UnsupportedError(
-                "featup_jbu ends in a layer over the channels of its features and mixes no other "
-                "values; call it without values= and put the head behind it"
             )
 
     def stages(self) -> list[Stage]:

@@ -60,7 +60,7 @@ def fold_head(upsampler: Upsampler, head: nn.Conv2d) -> FoldedHead:
     Both are shared, not copied: training the result trains them.
 
     Args:
-        upsampler: a method with ``info.commutes_with_head``.
+        upsampler: a method with ``info.abilities.linear``.
         head: a 1x1 convolution from the features' channels, with or without bias.
 
     Raises:
@@ -78,7 +78,7 @@ def fold_head(upsampler: Upsampler, head: nn.Conv2d) -> FoldedHead:
         True
     """
     info = upsampler.info
-    if not info.commutes_with_head:
+    if not info.abilities.linear:
         raise UnsupportedError(
             f"a head must not go before {info.name}: it does not mix all channels with one set of "
             "weights that sums to one; apply the head to its output"

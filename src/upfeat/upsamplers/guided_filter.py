@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from upfeat.ops.guided_filter import guided_model
 from upfeat.ops.resize import resize_antialiased
-from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 
@@ -48,12 +48,10 @@ class GuidedFilter(Upsampler):
         year=2010,
         arxiv="1505.00996",
         code_license="none (textbook)",
-        universal=True,
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, universal=True, tiles=True),
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1.0, 1.0, 1.0),
     )
-    supports_tiles = True
 
     def __init__(
         self, radius: int = 4, eps: float = 1e-3, guide: Literal["color", "gray"] = "color"

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import UnsupportedError
 from upfeat.ops.fourier_features import fourier_features, inclusive_grid
 from upfeat.ops.resize import resize_bilinear
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 FREQUENCIES = 20
@@ -54,7 +53,7 @@ class IFA(Upsampler):
         arxiv="2206.08655",
         code="https://github.com/mhamilton723/FeatUp",
         code_license="MIT",
-        any_size=False,
+        abilities=Abilities(mixes_values=False, any_size=False),
         factor=FACTOR,
     )
 
@@ -66,16 +65,6 @@ class IFA(Upsampler):
             nn.LeakyReLU(0.01),
             nn.Conv2d(feature_dim, feature_dim, 1),
         )
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None:
-            raise UnsupportedError(
-                "ifa regresses new features and mixes no values; call it without values= and put "
-                "the head behind it"
-            )
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

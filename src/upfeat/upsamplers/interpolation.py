@@ -14,20 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops.resize import resize_bilinear
-from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 LOBES = 3
 
 
 def _info(name: str, summary: str) -> UpsamplerInfo:
-    return UpsamplerInfo(name=name, summary=summary, universal=True, commutes_with_head=True)
+    abilities = Abilities(linear=True, universal=True, tiles=True)
+    return UpsamplerInfo(name=name, summary=summary, abilities=abilities)
 
 
 class Interpolation(Upsampler):
     """Resizes the features and ignores the image, apart from its size."""
 
-    supports_tiles = True
     mode: ClassVar[str]
 
     def _upsample(

@@ -37,7 +37,14 @@ from upfeat.ops import head_averaged_attention
 from upfeat.ops.coordinates import sample_at
 from upfeat.ops.group_moments import group_norm
 from upfeat.ops.memory import new_large
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Tile,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
@@ -198,10 +205,8 @@ class Jafar(Upsampler):
         code="https://github.com/PaulCouairon/JAFAR",
         code_license="Apache-2.0",
         weights_license="not stated (the code is Apache-2.0)",
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, tiles=True, query=True),
     )
-    supports_tiles = True
-    supports_query = True
     official_keys = ("jafar",)
     official_globals = OMEGACONF_GLOBALS
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from upfeat.ops import windowed_attention
 from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.ops.resize import resize_antialiased
-from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 
@@ -55,12 +55,10 @@ class JointBilateral(Upsampler):
         paper="Joint Bilateral Upsampling (Kopf et al., SIGGRAPH 2007)",
         year=2007,
         code_license="none (textbook)",
-        universal=True,
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, universal=True, tiles=True),
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1.0, 1.0, 1.0),
     )
-    supports_tiles = True
 
     def __init__(
         self, sigma_color: float = 0.15, sigma_space: float = 0.8, radius: float = 2.0

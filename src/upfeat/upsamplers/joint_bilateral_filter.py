@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from upfeat.ops import local_attender
 from upfeat.ops.local_attender import border_index
 from upfeat.ops.resize import resize_bilinear
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 PAPER = "NAF: Zero-Shot Feature Upsampling via Neighborhood Attention Filtering"
@@ -83,9 +83,7 @@ class JointBilateralFilter(Upsampler):
         arxiv="2511.18452",
         code="https://github.com/valeoai/NAF",
         code_license="Apache-2.0",
-        any_size=False,
-        universal=True,
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, any_size=False, universal=True),
         factor=4,
     )
 
@@ -165,8 +163,7 @@ class LearnedJointBilateral(Upsampler):
         arxiv="2511.18452",
         code="https://github.com/valeoai/NAF",
         code_license="Apache-2.0",
-        universal=True,
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, universal=True),
     )
 
     def __init__(self, key_dim: int = 64, radius: int = 5) -> None:

@@ -33,7 +33,14 @@ from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.ops.coordinates import sample_at
 from upfeat.ops.memory import new_large
 from upfeat.ops.resize import resize_antialiased
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Tile,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -143,13 +150,10 @@ class KIN(Upsampler):
         summary="Learned joint bilateral upsampling for any backbone's features. Ours.",
         code_license="Apache-2.0",
         weights_license="Apache-2.0",
-        universal=True,
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, universal=True, tiles=True, query=True),
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
-    supports_tiles = True
-    supports_query = True
 
     def __init__(self, dim: int = 32, radius: float = 5.0) -> None:
         super().__init__()

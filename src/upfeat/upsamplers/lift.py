@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
-from upfeat.errors import UnsupportedError
 from upfeat.ops._dispatch import records_graph
 from upfeat.ops.banded_convolution import fold_batch_norm
 from upfeat.ops.resize import resize_bilinear
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -137,7 +136,7 @@ class LiFT(Upsampler):
         code="https://github.com/saksham-s/lift",
         code_license="not recorded; see the repository",
         weights_license="not stated",
-        any_size=False,
+        abilities=Abilities(mixes_values=False, any_size=False),
         factor=2,
     )
 
@@ -152,16 +151,6 @@ class LiFT(Upsampler):
         self.outc = nn.Conv2d(feature_dim // 2, feature_dim, 1)
         self.image_convs_1 = nn.Sequential(*_image_block(3), *_image_block(IMAGE_WIDTH))
         self.image_convs_2 = nn.Sequential(*_image_block(IMAGE_WIDTH))
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None:
-            raise UnsupportedError(
-                "lift makes new features instead of mixing given ones, so it has no values=; apply "
-                "the head to its output, or take a method that mixes (jafar, anyup, naf)"
-            )
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.errors import CheckpointError
 from upfeat.layers.bands import needs_graph, row_bands
 from upfeat.ops._dispatch import wants_reference
 from upfeat.ops.coordinates import pixel_centres
-from upfeat.upsamplers.base import Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 Size = tuple[int, int]
@@ -189,9 +189,8 @@ class Liif(Upsampler):
         arxiv="2012.09161",
         code="https://github.com/yinboc/liif",
         code_license="BSD-3-Clause",
+        abilities=Abilities(mixes_values=False, tiles=True, query=True),
     )
-    supports_tiles = True
-    supports_query = True
     official_keys = ("state_dict", "sd")
 
     def __init__(
@@ -217,16 +216,6 @@ class Liif(Upsampler):
             feat_unfold,
             cell_decode,
         )
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None:
-            raise UnsupportedError(
-                "liif regresses features and mixes no values; leave values out and apply heads to "
-                "its output"
-            )
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
-from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.errors import CheckpointError
 from upfeat.layers.cell_colors import CellColors
 from upfeat.layers.fourier import FourierFeatures
 from upfeat.layers.module_weights import named_weights
@@ -32,7 +32,14 @@ from upfeat.ops.coordinates import sample_around
 from upfeat.ops.cross_attention import CrossAttentionLayer, prepare_layer
 from upfeat.ops.fourier_features import inclusive_grid
 from upfeat.ops.memory import new_large
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Tile,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.loftup_start import start_as_interpolation
 from upfeat.upsamplers.registry import register_upsampler
@@ -231,9 +238,8 @@ class LoftUp(Upsampler):
         weights_license="not stated (the code is MIT)",
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
+        abilities=Abilities(mixes_values=False, tiles=True, query=True),
     )
-    supports_tiles = True
-    supports_query = True
     official_keys = ("state_dict",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -292,16 +298,6 @@ class LoftUp(Upsampler):
         self.output_norm = nn.LayerNorm(feature_dim, eps=1e-6)
         if start == "interpolation":
             start_as_interpolation(self)
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None:
-            raise UnsupportedError(
-                "loftup regresses new features and mixes no values; call it without values= and "
-                "put the head behind it, or use a method whose info.commutes_with_head is True"
-            )
 
     def _cast(
         self, image: Tensor, features: Tensor, values: Tensor | None

@@ -31,7 +31,14 @@ from upfeat.ops.group_moments import band_pixels
 from upfeat.ops.memory import new_large
 from upfeat.ops.normed_convolutions import GroupNormWeights, NormedConvolutions
 from upfeat.ops.rotary_code import grid_turn, rotate_pairs
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Tile,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -252,12 +259,10 @@ class NAF(Upsampler):
         code="https://github.com/valeoai/NAF",
         code_license="Apache-2.0",
         weights_license="Apache-2.0",
-        universal=True,
+        abilities=Abilities(universal=True, tiles=True),
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
-
-    supports_tiles = True
 
     def __init__(
         self,

@@ -168,7 +168,7 @@ def create_upsampler(
 
     Example:
         >>> import upfeat
-        >>> upfeat.create_upsampler("jafar", feature_dim=384).info.commutes_with_head
+        >>> upfeat.create_upsampler("jafar", feature_dim=384).info.abilities.linear
         True
     """
     arch, tag = _split(name)

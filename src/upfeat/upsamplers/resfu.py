@@ -29,7 +29,7 @@ from upfeat.errors import CheckpointError
 from upfeat.layers.stages import resize_to
 from upfeat.ops.guided_filter import guided_filter
 from upfeat.ops.reassembly import window_reassembly
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 Size = tuple[int, int]
@@ -249,8 +249,7 @@ class Resfu(Upsampler):
         code="https://github.com/zmhhmz/ReSFU",
         code_license="see the repository",
         task_agnostic=False,
-        any_size=False,
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, any_size=False),
     )
     official_keys = ("state_dict",)
 

@@ -18,9 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import UnsupportedError
 from upfeat.layers.stages import resize_to
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 
@@ -51,7 +50,7 @@ class ResizeConv(Upsampler):
         arxiv="2403.10516",
         code="https://github.com/mhamilton723/FeatUp",
         code_license="MIT",
-        any_size=False,
+        abilities=Abilities(mixes_values=False, any_size=False),
         factor=16,
     )
     official_keys = ("state_dict",)
@@ -63,16 +62,6 @@ class ResizeConv(Upsampler):
         self.conv1, self.conv2, self.conv3, self.conv4 = (
             nn.Conv2d(feature_dim + 3, feature_dim, kernel_size, padding="same") for _ in range(4)
         )
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None:
-            raise UnsupportedError(
-                "resize_conv adds what it has learnt to the features and mixes no values; leave "
-                "values out and apply heads to its output"
-            )
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

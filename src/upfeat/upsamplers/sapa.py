@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import CheckpointError, UnsupportedError
+from upfeat.errors import CheckpointError
 from upfeat.layers.stages import (
     DEFAULT_STAGES,
     check_stages,
@@ -31,7 +31,7 @@ from upfeat.layers.stages import (
     stage_keys,
 )
 from upfeat.ops.similarity_attention import similarity_attention
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 QueryMode = Literal["encoder_only", "cat", "gate"]
@@ -140,7 +140,7 @@ class Sapa(Upsampler):
         code="https://github.com/poppinace/sapa",
         code_license="see the repository",
         task_agnostic=False,
-        any_size=False,
+        abilities=Abilities(any_size=False),
         factor=16,
     )
     official_keys = ("state_dict",)
@@ -163,7 +163,6 @@ class Sapa(Upsampler):
         if q_mode not in ("encoder_only", "cat", "gate"):
             raise ValueError(f"q_mode must be 'encoder_only', 'cat' or 'gate', got {q_mode!r}")
         self.up_factor = up_factor
-        self.v_embed = v_embed
         for number in range(1, stages + 1):
             stage = SapaStage(
                 3,
@@ -176,16 +175,8 @@ class Sapa(Upsampler):
             )
             self.add_module(f"up{number}", stage)
         self.info = dataclasses.replace(self.info, factor=up_factor**stages)
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None and self.v_embed:
-            raise UnsupportedError(
-                "sapa with v_embed projects the features it mixes, so it cannot mix other values; "
-                "leave values out, or use v_embed=False"
-            )
+        if v_embed:  # the features are projected before they are mixed
+            self.info = self.info.with_abilities(mixes_values=False)
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
-from upfeat.errors import UnsupportedError
 from upfeat.ops import local_attender
 from upfeat.ops._dispatch import records_graph
 from upfeat.ops.banded_convolution import fold_batch_norm
 from upfeat.ops.resize import resize_antialiased
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -288,8 +287,7 @@ class UPLiFT(Upsampler):
         code="https://github.com/mwalmer-umd/UPLiFT",
         code_license="not recorded; see the repository",
         weights_license="not recorded; see the model card",
-        any_size=False,
-        commutes_with_head=True,
+        abilities=Abilities(linear=True, any_size=False),
         factor=2,
     )
 
@@ -329,17 +327,7 @@ class UPLiFT(Upsampler):
         if refiner is not None:
             self.refiner = BlockStack(feature_dim + coarse + noise_channels, refiner, norm)
             self.ref_outc = nn.Conv2d(self.refiner.width, feature_dim, 1)
-            self.info = dataclasses.replace(type(self).info, commutes_with_head=False)
-
-    def _check(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
-    ) -> None:
-        super()._check(image, features, output_size, values)
-        if values is not None and self.refiner is not None:
-            raise UnsupportedError(
-                "this uplift has a refiner, which makes new features instead of mixing given ones, "
-                "so it has no values=; apply the head to its output"
-            )
+            self.info = self.info.with_abilities(linear=False, mixes_values=False)
 
     def _upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor

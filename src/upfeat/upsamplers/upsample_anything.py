@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops.resize import resize_antialiased, resize_bilinear
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 MAX_RADIUS = 8  # cells
@@ -306,15 +306,12 @@ class UpsampleAnything(Upsampler):
         code="https://github.com/seominseok0429/Upsample-Anything-A-Simple-and-Hard-to-Beat-"
         "Baseline-for-Feature-Upsampling",
         code_license="not recorded; see the repository",
-        any_size=False,
-        universal=True,
-        per_image=True,
-        commutes_with_head=True,
+        abilities=Abilities(
+            linear=True, any_size=False, universal=True, per_image=True, compile=False, export=False
+        ),
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1.0, 1.0, 1.0),
     )
-    supports_compile = False
-    supports_export = False
 
     def __init__(self, steps: int = 51, progress: bool = False) -> None:
         super().__init__()

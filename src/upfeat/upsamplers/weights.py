@@ -213,6 +213,7 @@ def save_folder(model: "Upsampler", folder: Path, card: str | None) -> None:
         "config": model.config,
         "image_mean": model.info.image_mean,
         "image_std": model.info.image_std,
+        "feature_norm": model.info.feature_norm,
         "weights_license": model.info.weights_license,
         "upfeat_version": upfeat.__version__,
     }
@@ -249,6 +250,7 @@ def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "Upsampler"
         model.info,
         image_mean=_triple(config.get("image_mean")),
         image_std=_triple(config.get("image_std")),
+        feature_norm=bool(config.get("feature_norm", False)),
         weights_license=config.get("weights_license"),
     )
     return model.eval()

@@ -54,7 +54,7 @@ def attended_regions(
 ) -> Tensor:
     """Return the weights over the low-resolution cells of one pixel of the output.
 
-    Where ``info.commutes_with_head``, the output is a weighted mean of the features with one set
+    Where ``info.abilities.linear``, the output is a weighted mean of the features with one set
     of weights for all channels. They are read exactly, by mixing one-hot values: channel i is 1 in
     cell i and 0 elsewhere. A method that asks the cells through ``nn.MultiheadAttention`` (LoftUp)
     gives the softmax of each block, averaged over the heads; its output is not that mean, since
@@ -87,13 +87,13 @@ def attended_regions(
     if len(image) != 1:
         raise ValueError(f"the weights of one image are read, got a batch of {len(image)}")
     row, col = _checked(position, size)
-    if upsampler.info.commutes_with_head:
+    if upsampler.info.abilities.linear:
         return _mixing_weights(upsampler, image, features, (row, col), size)
-    if attention_modules(upsampler) and upsampler.supports_query:
+    if attention_modules(upsampler) and upsampler.info.abilities.query:
         return _softmax_weights(upsampler, image, features, (row, col), size)
     raise UnsupportedError(
         f"{upsampler.info.name} has no single set of weights over the cells: it neither mixes the "
-        "features with one set for all channels (info.commutes_with_head) nor asks them through "
+        "features with one set for all channels (info.abilities.linear) nor asks them through "
         "nn.MultiheadAttention; take such a method, for example jafar, anyup, kin or loftup"
     )
 
@@ -126,10 +126,10 @@ def _mixing_weights(
     one_hot = torch.eye(grid[0] * grid[1], dtype=features.dtype, device=features.device)
     values = one_hot.unflatten(1, grid)[None]  # (n, n) -> (1, n, h, w)
     row, col = position
-    if upsampler.supports_query:
+    if upsampler.info.abilities.query:
         places = _centre(position, size, features)
         weights = upsampler.query(image, features, places, values, size)[0, 0]  # (n,)
-    elif upsampler.supports_tiles:
+    elif upsampler.info.abilities.tiles:
         weights = _read_tile(upsampler, image, features, values, position, size)
     else:
         weights = upsampler(image, features, size, values)[0, :, row, col]

@@ -162,8 +162,6 @@ def usable_upsamplers(
 def _prepare(name: str, backbone: "Backbone") -> Contender | LeftOut:
     """Build one method, or say why not."""
     info = get_class(name).info
-    if info.requires:
-        return LeftOut(name, f"needs {', '.join(info.requires)} besides image and features")
     tags = list_upsamplers(f"{name}.*", pretrained=True)
     records = [(tag, record) for tag in tags if (record := get_checkpoint(tag)) is not None]
     if records:
@@ -179,7 +177,7 @@ def _prepare(name: str, backbone: "Backbone") -> Contender | LeftOut:
     short = info.short_fit
     width: dict[str, Any] = {"feature_dim": backbone.dim} if needs_feature_dim(name) else {}
     upsampler = create_upsampler(name, **width, **short)
-    if not info.per_image and next(upsampler.parameters(), None) is not None:
+    if not info.abilities.per_image and next(upsampler.parameters(), None) is not None:
         if info.task_agnostic:
             return LeftOut(name, "no weights are published; train it (upfeat train)")
         return LeftOut(name, "trained together with a task; no weights are published")
@@ -319,7 +317,7 @@ def _ordinary(encoded: "Encoded") -> "Encoded":
 def _check_cost(contender: Contender, encoded: "Encoded", size: "Size") -> None:
     """Raise where a method would optimise for a long time."""
     pixels = max(height * width for height, width in (encoded.frame.padded, size))
-    if contender.upsampler.info.per_image and pixels > PER_IMAGE_PIXELS:
+    if contender.upsampler.info.abilities.per_image and pixels > PER_IMAGE_PIXELS:
         raise ValueError(
             f"optimises for each image, so only up to {PER_IMAGE_PIXELS} pixels; choose a smaller "
             "input and output size"
@@ -340,10 +338,10 @@ def _run(
 
     high, seconds = call()
     info = contender.upsampler.info
-    if seconds < _WARM_SECONDS and not info.per_image:
+    if seconds < _WARM_SECONDS and not info.abilities.per_image:
         high, seconds = call()
     picture = basis.colors(high).cpu()
-    return Entry(contender.name, seconds, picture, info.commutes_with_head, contender.note)
+    return Entry(contender.name, seconds, picture, info.abilities.linear, contender.note)
 
 
 def _wait(device: torch.device) -> None:

@@ -67,7 +67,7 @@ class Case:
         self, upsampler: Upsampler, head: nn.Module | None
     ) -> Callable[[Tensor, Tensor], None]:
         """Return the workload on upfeat: the head goes first where the method allows it."""
-        first = upsampler.info.commutes_with_head
+        first = upsampler.info.abilities.linear
 
         def forward(image: Tensor, features: Tensor) -> Tensor:
             if head is None:

@@ -184,7 +184,7 @@ def _cell(
                 difference = _difference(method, case, rival, dtype, device)
             call = _call(implementation, method, case, rival, dtype, device)
             # A fit of many steps warms up by itself, and takes too long to be done twice.
-            fitted = implementation == "upfeat" and get_class(method).info.per_image
+            fitted = implementation == "upfeat" and get_class(method).info.abilities.per_image
             with free_memory_only(device):
                 cost = measure_time(
                     call,
