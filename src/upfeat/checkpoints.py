@@ -12,6 +12,7 @@ Nothing is downloaded unless a caller asks for weights that the first three plac
 """
 
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -24,8 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from upfeat._file_kinds import (
+    begins,
+    foreign_kind,
+    is_safetensors,
+    pickle_globals,
+    safetensors_shortage,
+)
 from upfeat._files import new_file, sha256_of, write_bytes
 from upfeat.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
 
@@ -36,13 +44,41 @@ __all__ = [
     "file_sha256",
     "find_weights",
     "inert_globals",
+    "load_strictly",
     "read_checkpoint",
+    "read_config",
+    "unwrap_state",
     "write_safetensors",
 ]
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".fp16.safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+# What training scripts nest the state dict in, best first.
+CONTAINERS = (
+    "state_dict",
+    "model",
+    "model_state",
+    "model_state_dict",
+    "checkpoint",
+    "teacher",
+    "model_ema",
+    "state_dict_ema",
+    "ema",
+    "ema_state_dict",
+    "ema_model",
+    "module",
+    "net",
+    "network",
+    "params_ema",
+    "params",
+    "weights",
+)
+# What wrappers put before the names of a whole network (DataParallel, torch.compile, Lightning).
+_PREFIXES = ("module.", "model.")
+# What wrappers put anywhere into a name (torch.compile, FSDP, activation checkpointing).
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 @dataclass(frozen=True)
@@ -148,6 +184,7 @@ def find_weights(
 
     Raises:
         WeightsNotFoundError: no place has the file; the message names all four.
+        CheckpointError: ``file`` is a folder.
 
     Example:
         >>> import os
@@ -160,6 +197,8 @@ def find_weights(
     """
     if file is not None:
         path = Path(file).expanduser()
+        if path.is_dir():
+            raise CheckpointError(f"weights for {what}: {path} is {foreign_kind(path)}")
         if not path.is_file():
             raise WeightsNotFoundError(f"weights for {what}: no file at {path}; check the path")
         return path
@@ -270,7 +309,9 @@ OMEGACONF_GLOBALS: tuple[Any, ...] = (
 def read_checkpoint(
     path: str | os.PathLike[str], *, allowed_globals: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """Read a ``.safetensors`` file, or a pickle with ``weights_only=True``, onto the CPU.
+    """Read a safetensors file, or a pickle with ``weights_only=True``, onto the CPU.
+
+    The one reader of weight files. What the file is, its content decides, not its name.
 
     Args:
         path: the file.
@@ -281,8 +322,10 @@ def read_checkpoint(
         What the file holds: a flat state dict, or a dict that contains one.
 
     Raises:
+        WeightsNotFoundError: there is no such file.
         UnsafeCheckpointError: the pickle names anything else; nothing of it was run.
-        CheckpointError: the file is broken or holds no dict.
+        CheckpointError: the file is broken, is something else (a Git LFS pointer, a web page, an
+            archive, a folder, ...) or holds no dict; the message says what it is.
 
     Example:
         >>> import pathlib, tempfile, torch
@@ -294,34 +337,249 @@ def read_checkpoint(
         [1.0, 1.0]
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    if not path.exists():
+        raise WeightsNotFoundError(f"no file at {path}; check the path")
     try:
-        with torch.serialization.safe_globals(list(allowed_globals)):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        text = str(error)
-        marker = "GLOBAL "
-        named = text.split(marker, 1)[1].split(" ", 1)[0] if marker in text else None
-        raise UnsafeCheckpointError(
-            f"{path} was refused: it asks for "
-            + (f"the global {named!r}" if named else "more than tensors")
-            + ", which is not on the list of this method. Nothing of it was run. If you trust the "
-            "file, load it yourself and pass the state dict instead of the path."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a readable PyTorch checkpoint: {error}") from error
+        kind = foreign_kind(path)
+        safetensors = path.suffix == ".safetensors" or is_safetensors(path) if not kind else False
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if kind:
+        raise CheckpointError(f"{path} is {kind}")
+    content = _read_safetensors(path) if safetensors else _read_pickle(path, allowed_globals)
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, expected a dict of tensors"
+            f"{path} holds a {type(content).__name__}, expected a dict of tensors; save "
+            "model.state_dict()"
         )
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # a reader's errors over arbitrary bytes
+        reason = safetensors_shortage(path) or f"{_first_line(error)}; it {begins(path)}"
+        raise CheckpointError(f"{path} is not a readable safetensors file: {reason}") from error
+
+
+def _read_pickle(path: Path, allowed_globals: Sequence[Any]) -> Any:
+    try:
+        with torch.serialization.safe_globals(list(allowed_globals)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, str(error)) from error
+    except Exception as error:  # a reader's errors over arbitrary bytes
+        raise CheckpointError(
+            f"{path} is not a readable PyTorch checkpoint ({_first_line(error)}): it is truncated "
+            f"or damaged, or something else; it {begins(path)}"
+        ) from error
+
+
+def _refusal(path: Path, text: str) -> CheckpointError:
+    """Tell a pickle that asks for code from one that is broken or is none."""
+    marker = "GLOBAL "
+    if marker in text:
+        asked = {text.split(marker, 1)[1].split(" ", 1)[0]}
+        complete = True
+    else:
+        asked, complete = pickle_globals(path)
+    if asked and complete:
+        names = ", ".join(repr(name) for name in sorted(asked)[:3])
+        return UnsafeCheckpointError(
+            f"{path} was refused: it asks for the global {names}, which is not on the list of this "
+            "method. Nothing of it was run. If you trust the file, load it yourself and pass the "
+            "state dict instead of the path."
+        )
+    if complete:
+        return CheckpointError(
+            f"{path} is a plain pickle, expected a PyTorch checkpoint; write it with "
+            "torch.save(model.state_dict(), path)"
+        )
+    return CheckpointError(
+        f"{path} is not a readable PyTorch checkpoint: it is truncated or damaged, or something "
+        f"else; it {begins(path)}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line[:200]}"
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object such as a model's ``config.json``.
+
+    Raises:
+        CheckpointError: the file cannot be read, is no JSON, or holds something else than an
+            object; the message names it.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from upfeat.checkpoints import read_config
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "config.json")
+        ...     _ = path.write_text('{"architecture": "jafar"}')
+        ...     read_config(path)
+        {'architecture': 'jafar'}
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError too
+        kind = foreign_kind(Path(path))
+        reason = f"it is {kind}" if kind and "JSON" not in kind else _first_line(error)
+        raise CheckpointError(f"{path} is no valid JSON: {reason}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, expected a JSON object {{...}}"
+        )
+    return content
+
+
+def unwrap_state(content: Mapping[str, Any], containers: Sequence[str] = ()) -> dict[str, Any]:
+    """Take the state dict out of what training scripts nest it in, under a network's own names.
+
+    Keys such as ``state_dict``, ``model`` or ``ema`` are followed, and so is a sole state dict
+    under any name. Where all tensors' names begin with ``module.`` or ``model.``, in any
+    combination, the prefix goes; what ``torch.compile`` and FSDP insert goes everywhere.
+
+    Args:
+        content: what :func:`read_checkpoint` returned, or a state dict.
+        containers: further keys to follow, tried first.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.checkpoints import unwrap_state
+        >>> state = {"module._orig_mod.conv.weight": torch.ones(1)}
+        >>> list(unwrap_state({"state_dict": state, "epoch": 3}))
+        ['conv.weight']
+    """
+    found: Mapping[str, Any] | None = _sole(content)
+    while found is not None:
+        content = found
+        keys = (*containers, *CONTAINERS)
+        found = next((v for key in keys if isinstance(v := content.get(key), Mapping)), None)
+    state: dict[str, Any] = {}
+    for key, value in content.items():
+        name = key
+        for wrapper in _WRAPPERS if isinstance(key, str) else ():
+            name = name.replace(wrapper, "")
+        state[name] = value
+    while prefix := _common_prefix(state):
+        state = {
+            key.removeprefix(prefix): value
+            for key, value in state.items()
+            if key != "n_averaged"  # the counter of torch.optim.swa_utils.AveragedModel
+        }
+    return state
+
+
+def _sole(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the only state dict in a dictionary without own tensors, else the dictionary."""
+    holding = [
+        value
+        for value in content.values()
+        if isinstance(value, Mapping) and any(isinstance(t, Tensor) for t in value.values())
+    ]
+    bare = not any(isinstance(value, Tensor) for value in content.values())
+    return holding[0] if bare and len(holding) == 1 else content
+
+
+def _common_prefix(state: Mapping[str, Any]) -> str | None:
+    names = [
+        key
+        for key, value in state.items()
+        if isinstance(value, Tensor) and isinstance(key, str) and key != "n_averaged"
+    ]
+    return next((p for p in _PREFIXES if names and all(n.startswith(p) for n in names)), None)
+
+
+def load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], *, origin: str, name: str, advice: str = ""
+) -> None:
+    """Load a state dict whose keys, shapes and kinds of numbers all fit, or load nothing.
+
+    Args:
+        module: what to load into; it keeps its dtype and device.
+        state: name to tensor.
+        origin: the file, for messages.
+        name: what it should fit, for messages.
+        advice: what to do about a mismatch, a sentence.
+
+    Raises:
+        CheckpointError: something does not fit, or a weight is NaN or infinite; the message names
+            the keys.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.checkpoints import load_strictly
+        >>> try:
+        ...     load_strictly(torch.nn.Linear(2, 1), {}, origin="a.pth", name="a line")
+        ... except ValueError as error:
+        ...     print(error)
+        a.pth does not fit a line: expected 2 tensors, got 0; missing keys bias, weight
+    """
+    own = module.state_dict()
+    problems = _mismatches(own, state)
+    if not problems:
+        learned = [key for key, _ in module.named_parameters() if key in state]
+        broken = [key for key in learned if not bool(state[key].isfinite().all())]
+        problems = [f"NaN or infinite values in {some_names(broken)}"] if broken else []
+    if problems:
+        raise CheckpointError(
+            f"{origin} does not fit {name}: expected {len(own)} tensors, got {len(state)}; "
+            + "; ".join(problems)
+            + (f". {advice}" if advice else "")
+        )
+    module.load_state_dict(state)
+
+
+def _mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    problems = []
+    if missing := sorted(own.keys() - state.keys()):
+        problems.append(f"missing keys {some_names(missing)}")
+    if unexpected := sorted(map(str, state.keys() - own.keys())):
+        problems.append(f"unexpected keys {some_names(unexpected)}")
+    common = [key for key in own if key in state]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in common
+        if own[key].shape != state[key].shape
+    ]
+    if shapes:
+        problems.append(f"shapes {some_names(shapes)}")
+    kinds = [
+        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+        f"{'' if _is_plain(state[key]) else f' ({state[key].layout}, {state[key].device})'} "
+        f"instead of {str(own[key].dtype).removeprefix('torch.')}"
+        for key in common
+        if not _is_plain(state[key]) or not _takes(own[key], state[key])
+    ]
+    if kinds:
+        problems.append(f"kinds of numbers {some_names(kinds)}")
+    return problems
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is dense and holds its numbers."""
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def _takes(own: Tensor, given: Tensor) -> bool:
+    """Return whether numbers of this kind mean the same in a tensor of ours."""
+    if given.is_complex():
+        return own.is_complex()
+    return given.is_floating_point() or not own.is_floating_point()  # whole: quantised weights
+
+
+def some_names(names: Sequence[str]) -> str:
+    """Join the first six of some names, and say how many more there are."""
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 def write_safetensors(

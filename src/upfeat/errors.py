@@ -7,6 +7,7 @@ are written as in the docstrings: ``B`` batch, ``C`` feature channels, ``h w`` l
 
 import difflib
 import errno
+import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -191,6 +192,34 @@ def check_map(tensor: Tensor, name: str, layout: str) -> None:
             f"{name} {layout} must be floating point, got {tensor.dtype}; "
             "convert and normalise it first"
         )
+
+
+def check_normalization(
+    mean: object, std: object
+) -> tuple[tuple[float, float, float] | None, tuple[float, float, float] | None]:
+    """Return mean and deviation of an image's channels as triples, or None and None, or raise."""
+    if mean is None and std is None:
+        return None, None
+    first, second = _triple(mean), _triple(std)
+    if first is None or second is None or min(second) <= 0:
+        raise ValueError(
+            "image_mean and image_std must hold three finite numbers each (RGB), deviations "
+            f"positive, got {mean!r} and {std!r}"
+        )
+    return first, second
+
+
+def _triple(numbers: object) -> tuple[float, float, float] | None:
+    if not isinstance(numbers, list | tuple) or len(numbers) != 3:
+        return None
+    if not all(_is_number(number) for number in numbers):
+        return None
+    red, green, blue = (float(number) for number in numbers)
+    return red, green, blue
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_size(size: Sequence[int] | int, name: str = "output_size") -> tuple[int, int]:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import upfeat
+from upfeat.checkpoints import write_safetensors
 from upfeat.errors import CheckpointError, WeightsNotFoundError
-from upfeat.upsamplers.registry import get_checkpoint, get_class
+from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
 
 SMALL = {"feature_dim": 16, "qk_dim": 32}
 
@@ -129,3 +130,146 @@ def test_card_names_licences_and_paper(small: upfeat.Upsampler, tmp_path: Path) 
     assert "Apache-2.0" in card
     small.save_pretrained(tmp_path / "b", card="my card")
     assert (tmp_path / "b" / "README.md").read_text() == "my card"
+
+
+# -- files and configurations of others, and damaged ones ------------------------------------------
+
+LEARNED: dict[str, dict[str, int]] = {
+    "anyup": {"qk_dim": 16},
+    "carafe": {"feature_dim": 16, "compressed_channels": 8, "stages": 1},
+    "dysample": {"feature_dim": 16, "stages": 1},
+    "featup_implicit": {"feature_dim": 16, "pca_dim": 8, "n_freqs": 4},
+    "featup_jbu": {"feature_dim": 16},
+    "ifa": {"feature_dim": 16},
+    "jafar": {"feature_dim": 16, "qk_dim": 16},
+    "joint_bilateral_learned": {},
+    "kin": {},
+    "lift": {"feature_dim": 16},
+    "liif": {"feature_dim": 16, "hidden_dim": 24, "num_hidden": 2},
+    "loftup": {"feature_dim": 16},
+    "naf": {"dim": 32, "heads_rope": 2},
+    "resfu": {"feature_dim": 16},
+    "resize_conv": {"feature_dim": 16},
+    "sapa": {"feature_dim": 16, "embedding_dim": 16, "stages": 1},
+    "uplift": {"feature_dim": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[str, dict[str, torch.Tensor]]:
+    """A state dict of every method that learns."""
+    torch.manual_seed(0)
+    return {name: upfeat.create_upsampler(name, **kw).state_dict() for name, kw in LEARNED.items()}
+
+
+def test_every_method_that_learns_is_among_them() -> None:
+    for name in set(upfeat.list_upsamplers()) - set(LEARNED):
+        width = {"feature_dim": 4} if needs_feature_dim(name) else {}
+        assert not upfeat.create_upsampler(name, **width).state_dict(), name
+
+
+@pytest.mark.parametrize("name", upfeat.list_upsamplers())
+def test_a_state_dict_of_another_method_is_refused(
+    name: str, states: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    foreign = {
+        "resnet": {"conv1.weight": torch.ones(4, 3, 3, 3), "bn1.weight": torch.ones(4)},
+        "scalars": {"conv1.weight": torch.tensor(1.0), "mlp.3.weight": torch.tensor(1.0)},
+        "empty": {},
+        "lists": {"conv1.weight": [1.0]},
+        "numbers": {0: torch.ones(1)},
+    }
+    for other, state in {**states, **foreign}.items():
+        if other != name:
+            with pytest.raises(CheckpointError, match=r"state dict|official"):
+                upfeat.from_official(name, state)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_damaged_tensors_are_refused_whatever_they_are(
+    name: str, states: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    shapes = [(), (0,), (3, 0, 2), (1, 2, 3, 4, 5)]
+    for place, key in enumerate(states[name]):
+        for strange in (torch.zeros(shapes[place % len(shapes)]), torch.ones(7), None):
+            state = {**states[name], key: strange}
+            if strange is not None and strange.shape == states[name][key].shape:
+                continue
+            with pytest.raises(CheckpointError):
+                upfeat.from_official(name, state)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_prefixes_of_wrapped_modules(
+    name: str, prefix: str, states: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    own = states[name]
+    wrapped = {prefix + key: tensor for key, tensor in own.items()}
+    for content in (
+        wrapped,
+        {"state_dict": wrapped, "epoch": 2},
+        {"ema": wrapped},
+        {name: wrapped},
+    ):
+        loaded = upfeat.from_official(name, content).state_dict()
+        assert all(torch.equal(loaded[key], own[key]) or own[key].isnan().all() for key in own)
+    model = upfeat.create_upsampler(name, **LEARNED[name])
+    model.save_pretrained(tmp_path)
+    write_safetensors(tmp_path / "model.safetensors", wrapped)
+    assert upfeat.Upsampler.from_pretrained(tmp_path).state_dict().keys() == own.keys()
+
+
+def test_a_module_in_the_place_of_its_state_dict(small: upfeat.Upsampler) -> None:
+    with pytest.raises(CheckpointError, match=r"got Jafar; of a module, give module\.state_dict"):
+        upfeat.from_official("jafar", small)  # type: ignore[arg-type]
+
+
+def test_a_callers_mistake_is_the_callers(small: upfeat.Upsampler) -> None:
+    with pytest.raises(TypeError, match="no_such_argument"):
+        upfeat.from_official("jafar", small.state_dict(), no_such_argument=1)
+    with pytest.raises(ValueError, match="num_heads"):
+        upfeat.from_official("jafar", small.state_dict(), num_heads=5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": None},
+        {"architecture": 3},
+        {"architecture": "no_such_method"},
+        {"architecture": "jafar.dinov2_vits14x"},
+        {"architecture": "naf"},
+        {"config": None},
+        {"config": []},
+        {"config": {"feature_dim": "x"}},
+        {"config": {"feature_dim": None}},
+        {"config": {"feature_dim": -1}},
+        {"config": {"feature_dim": 0}},
+        {"config": {"feature_dim": 1.5}},
+        {"config": {"feature_dim": 10**12}},
+        {"config": {"feature_dim": 16, "qk_dim": 32, "num_heads": 0}},
+        {"config": {"feature_dim": 16, "qk_dim": 32, "no_such_argument": 1}},
+        {"config": {}},
+        {"image_std": [0.0, 1.0, 1.0], "image_mean": [0, 0, 0]},
+        {"image_std": [float("nan")] * 3, "image_mean": [0, 0, 0]},
+        {"image_std": [1, 1, 1], "image_mean": [0, 0, float("inf")]},
+        {"image_std": [1, 1], "image_mean": [0, 0]},
+        {"image_std": [-1, 1, 1], "image_mean": [0, 0, 0]},
+        {"image_std": "abc", "image_mean": "abc"},
+        {"image_std": 0.5, "image_mean": 0.5},
+        {"image_std": [1, 1, 1], "image_mean": None},
+        {"image_std": {"a": 1, "b": 1, "c": 1}, "image_mean": [0, 0, 0]},
+        {"image_std": [True, True, True], "image_mean": [0, 0, 0]},
+        {"weights_license": 3},
+        {"feature_norm": "no"},
+    ],
+)
+def test_a_damaged_configuration_names_its_file(
+    change: dict[str, object], small: upfeat.Upsampler, tmp_path: Path
+) -> None:
+    small.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        upfeat.Upsampler.from_pretrained(tmp_path)

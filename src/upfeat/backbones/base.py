@@ -22,6 +22,7 @@ from upfeat.errors import (
     UnknownNameError,
     UnsupportedError,
     check_map,
+    check_normalization,
     check_size,
     shape_text,
 )
@@ -77,11 +78,7 @@ class Backbone(nn.Module):
         fixed_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
-            raise ValueError(
-                "image_mean and image_std must hold three numbers each (RGB), deviations positive, "
-                f"got {tuple(image_mean)} and {tuple(image_std)}"
-            )
+        check_normalization(image_mean, image_std)
         multiple = patch_size if size_multiple is None else size_multiple
         if dim < 1 or patch_size <= 0 or multiple < 1 or multiple != int(multiple):
             raise ValueError(

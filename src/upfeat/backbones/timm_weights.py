@@ -11,15 +11,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from upfeat._compat import ensure_torchvision_operators
-from upfeat.checkpoints import HubFile, find_weights, read_checkpoint
+from upfeat.checkpoints import (
+    CONTAINERS,
+    HubFile,
+    find_weights,
+    load_strictly,
+    read_checkpoint,
+    some_names,
+    unwrap_state,
+)
 from upfeat.errors import CheckpointError, WeightsNotFoundError
 
 __all__ = ["load_timm_weights", "locate_timm_weights"]
 
 logger = logging.getLogger(__name__)
-
-# What training scripts nest the state dict in.
-_CONTAINERS = ("state_dict", "model", "model_state", "teacher", "model_ema", "state_dict_ema")
 
 
 def locate_timm_weights(
@@ -123,32 +128,28 @@ def _load(
     own = model.state_dict()
     heads = _classifiers(model, own)
     state = {key: t for key, t in state.items() if key in own or not key.startswith(heads)}
-    problems = _problems(own, state)
-    if problems:
-        raise CheckpointError(
-            f"{path} does not fit {name}: {'; '.join(problems)}. Use the file of this "
-            "architecture, or the name of the architecture that the file was made for"
-        )
-    model.load_state_dict(state)
+    advice = (
+        "Use the file of this architecture, or the name of the architecture that the file was made "
+        "for"
+    )
+    load_strictly(model, state, origin=str(path), name=name, advice=advice)
 
 
 def _flat(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the state dict in what a file holds."""
-    for key in _CONTAINERS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    content = unwrap_state(content)
+    state = {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not state or len(state) < len(content):
         strange = [str(key) for key in content if key not in state]
         raise CheckpointError(
             f"{path} holds no state dict: expected names with tensors, or one nested in "
-            f"{', '.join(_CONTAINERS)}; got {_some(strange) if strange else 'nothing'}. Save "
+            f"{some_names(CONTAINERS)}; got {some_names(strange) if strange else 'nothing'}. Save "
             "model.state_dict() on its own"
         )
-    prefix = "module."
-    if all(key.startswith(prefix) for key in state):
-        state = {key[len(prefix) :]: value for key, value in state.items()}
     return state
 
 
@@ -164,7 +165,7 @@ def _filtered(
     options = {"adapt_layer_scale": True} if adapts else {}
     try:
         return dict(filter_fn(state, model, **options))
-    except (KeyError, IndexError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # whatever timm's conversion raises for a file of another network
         raise CheckpointError(
             f"{path} does not fit {type(model).__name__}: timm's conversion failed with "
             f"{type(error).__name__}: {error}"
@@ -184,24 +185,3 @@ def _head(name: str, own: Mapping[str, Tensor]) -> str:
     while parent and not any(key.startswith(f"{parent}.") for key in own):
         name, parent = parent, parent.rpartition(".")[0]
     return f"{name}."
-
-
-def _problems(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    problems = []
-    if missing := sorted(own.keys() - state.keys()):
-        problems.append(f"missing keys {_some(missing)}")
-    if unexpected := sorted(state.keys() - own.keys()):
-        problems.append(f"unexpected keys {_some(unexpected)}")
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in sorted(own.keys() & state.keys())
-        if own[key].shape != state[key].shape
-    ]
-    if shapes:
-        problems.append(f"shapes {_some(shapes)}")
-    return problems
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more

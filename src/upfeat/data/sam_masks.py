@@ -12,7 +12,6 @@ Legend: ``P`` points, ``S`` side of the network's square input, ``s`` side of it
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat._compat import ensure_torchvision_operators
-from upfeat.checkpoints import file_sha256
+from upfeat.checkpoints import file_sha256, read_config
 from upfeat.data.mask_sets import RleMasks
 from upfeat.data.masks import PathLike
 from upfeat.data.records import Record
@@ -158,7 +157,7 @@ class SamMaskSource:
                 f"no SAM weights in {self.weights}: wanted config.json and model.safetensors, as "
                 "in https://huggingface.co/facebook/sam-vit-base or .../facebook/sam2.1-hiera-tiny"
             )
-        config = json.loads((self.weights / "config.json").read_text(encoding="utf-8"))
+        config = read_config(self.weights / "config.json")
         self.kind = str(config.get("model_type"))
         if self.kind not in MODELS:
             raise CheckpointError(

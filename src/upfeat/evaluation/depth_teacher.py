@@ -10,7 +10,6 @@ ImageNet's mean and deviation. What comes out is relative inverse depth, 0 far a
 scale. Legend: ``H W`` image.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat._compat import ensure_torchvision_operators
-from upfeat.checkpoints import file_sha256
+from upfeat.checkpoints import file_sha256, read_config
 from upfeat.data import FeatureCache
 from upfeat.data.sizes import Size, normalize
-from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
+from upfeat.errors import (
+    CheckpointError,
+    MissingPackageError,
+    WeightsNotFoundError,
+    check_normalization,
+)
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["DepthTeacher"]
@@ -70,7 +74,7 @@ class DepthTeacher:
                 f"no depth teacher in {self.folder}: wanted config.json and model.safetensors, as "
                 "in https://huggingface.co/depth-anything/Depth-Anything-V2-Small-hf"
             )
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(self.folder / "config.json")
         if config.get("model_type") != MODEL_TYPE:
             raise CheckpointError(
                 f"{self.folder} holds a model of type {config.get('model_type')!r}, wanted "
@@ -80,13 +84,19 @@ class DepthTeacher:
         self.weights = "-".join(file_sha256(file)[:16] for file in files)
         self.device = torch.device(device)
         path = self.folder / "preprocessor_config.json"
-        prepared = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        size = prepared.get("size", {"height": SIDE, "width": SIDE})
-        self.side: Size = (int(size["height"]), int(size["width"]))
-        self.multiple = int(prepared.get("ensure_multiple_of", MULTIPLE))
-        self.keep_ratio = bool(prepared.get("keep_aspect_ratio", True))
-        self.mean = prepared.get("image_mean", IMAGENET_MEAN)
-        self.std = prepared.get("image_std", IMAGENET_STD)
+        prepared = read_config(path) if path.is_file() else {}
+        try:
+            size = prepared.get("size", {"height": SIDE, "width": SIDE})
+            self.side: Size = (int(size["height"]), int(size["width"]))
+            self.multiple = int(prepared.get("ensure_multiple_of", MULTIPLE))
+            self.keep_ratio = bool(prepared.get("keep_aspect_ratio", True))
+            self.mean = prepared.get("image_mean", IMAGENET_MEAN)
+            self.std = prepared.get("image_std", IMAGENET_STD)
+            check_normalization(self.mean, self.std)
+            if min(*self.side, self.multiple) < 1:
+                raise ValueError("sizes must be positive")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} says how no image is prepared: {error!r}") from error
         settings = f"{self.side} {self.multiple} {self.keep_ratio} {self.mean} {self.std}"
         key = {"backbone": self.name, "weights": self.weights, "input": settings}
         self.cache = FeatureCache(cache, key)

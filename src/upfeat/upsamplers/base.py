@@ -20,7 +20,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from upfeat.errors import CheckpointError, UnsupportedError, check_call, check_coords, shape_text
+from upfeat.errors import (
+    CheckpointError,
+    UnsupportedError,
+    check_call,
+    check_coords,
+    check_normalization,
+    shape_text,
+)
 from upfeat.layers.module_weights import first_weight
 from upfeat.ops._dispatch import is_transformed
 from upfeat.ops.channel_norm import channel_norm
@@ -132,6 +139,10 @@ class UpsamplerInfo:
     factor: int | None = None
     feature_norm: bool = False
     short_fit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a normalisation that divides by zero or is none."""
+        check_normalization(self.image_mean, self.image_std)
 
     def with_abilities(self, **changes: bool) -> Self:
         """Return a copy with other abilities, for an instance whose options change them."""

@@ -431,7 +431,12 @@ class FeatUpImplicit(Upsampler):
 
     @classmethod
     def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map the file of one image: ``model.*`` and ``unprojector.*``, or the network alone."""
+        """Map the file of one image: ``model.*`` and ``unprojector.*``, or the network alone.
+
+        A state dict of ours passes through.
+        """
+        if "network.conv3.bias" in state:
+            return dict(state)
         own: dict[str, Tensor] = {}
         for key, value in state.items():
             key = key.removeprefix("model.")

@@ -8,17 +8,20 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from upfeat._files import write_bytes
 from upfeat.checkpoints import (
     HubFile,
     find_weights,
+    load_strictly,
     read_checkpoint,
+    read_config,
+    some_names,
+    unwrap_state,
     write_safetensors,
 )
-from upfeat.errors import CheckpointError, WeightsNotFoundError
+from upfeat.errors import CheckpointError, WeightsNotFoundError, check_normalization
 
 if TYPE_CHECKING:
     from upfeat.upsamplers.base import Upsampler
@@ -124,7 +127,7 @@ def _load_bundled(
     file = resources.files("upfeat.upsamplers") / "bundled" / record.file.filename
     with resources.as_file(file) as path:
         state = {key: value.float() for key, value in read_checkpoint(path).items()}
-        load_state(model, state, str(path))
+        load_strictly(model, state, origin=str(path), name=type(model).__name__)
         return path, model.eval()
 
 
@@ -136,55 +139,55 @@ def load_official(
     """Build ``cls`` from an official file or state dict; sizes come from the tensors."""
     if isinstance(source, Mapping):
         origin, content = "the state dict", dict(source)
-    else:
+    elif isinstance(source, str | os.PathLike):
         path = find_weights(cls.info.name, [], file=source)
         origin, content = str(path), read_checkpoint(path, allowed_globals=cls.official_globals)
-    state = _unwrap(content, cls, origin)
-    try:
-        sizes = cls.official_config(state)
-    except KeyError as error:
+    else:
         raise CheckpointError(
-            f"{origin} is not a {cls.info.name} state dict: key {error} is missing; "
-            f"it has {_some(state)}"
-        ) from error
-    model = cls(**{**sizes, **config})
-    load_state(model, cls.convert_official(state), origin)
+            f"weights of {cls.info.name} must be a file or a state dict, got "
+            f"{type(source).__name__}; of a module, give module.state_dict()"
+        )
+    state = _tensors(content, cls, origin)
+    sizes, own = _read_official(cls, state, origin)
+    model = _build(cls, sizes, config, f"{origin} does not fit {cls.info.name}: the sizes in it")
+    load_strictly(model, own, origin=origin, name=type(model).__name__)
     return model.eval()
 
 
-def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load strictly; a mismatch is a :class:`CheckpointError` that names keys and shapes."""
-    own = model.state_dict()
-    problems = []
-    if missing := sorted(own.keys() - state.keys()):
-        problems.append(f"missing {_some(missing)}")
-    if extra := sorted(state.keys() - own.keys()):
-        problems.append(f"unexpected {_some(extra)}")
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ][:5]
-    if problems:
+def _read_official(
+    cls: type["Upsampler"], state: Mapping[str, Tensor], origin: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read constructor arguments and tensors under our names, or say that it is another's file."""
+    try:
+        return cls.official_config(state), cls.convert_official(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{origin}: {error}") from error
+    except Exception as error:  # whatever the reading raises for the tensors of another network
+        reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
-            f"{origin} does not fit {type(model).__name__}: " + "; ".join(problems)
-        )
-    model.load_state_dict(state, strict=True)
+            f"{origin} is not a {cls.info.name} state dict: {reason}; "
+            f"it has {some_names(list(state))}"
+        ) from error
 
 
-def _some(keys: Mapping[str, Any] | list[str]) -> str:
-    names = list(keys)
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
+def _build(
+    cls: type[UpsamplerType], sizes: Mapping[str, Any], config: Mapping[str, Any], what: str
+) -> UpsamplerType:
+    """Build the class from arguments that a file holds and those that a caller gave."""
+    try:
+        return cls(**{**sizes, **config})
+    except Exception as error:  # whatever a constructor raises for the sizes of another network
+        if config and isinstance(error, TypeError | ValueError):
+            raise  # it may be the caller's argument
+        raise CheckpointError(
+            f"{what} make no {cls.__name__} ({type(error).__name__}: {error}); got {dict(sizes)}"
+        ) from error
 
 
-def _unwrap(content: Mapping[str, Any], cls: type["Upsampler"], origin: str) -> dict[str, Tensor]:
-    """Take the state dict out of a training checkpoint."""
-    for key in cls.official_keys:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+def _tensors(content: Mapping[str, Any], cls: type["Upsampler"], origin: str) -> dict[str, Tensor]:
+    """Take the tensors of one network out of a training checkpoint."""
+    content = unwrap_state(content, (*cls.official_keys, cls.info.name, "upsampler"))
+    state = _named_tensors(content)
     if not state:  # several state dicts side by side
         state = {
             f"{outer}.{key}": value
@@ -195,9 +198,14 @@ def _unwrap(content: Mapping[str, Any], cls: type["Upsampler"], origin: str) -> 
         }
     if not state:
         raise CheckpointError(
-            f"{origin} holds no tensors for {cls.info.name}; its keys are {_some(dict(content))}"
+            f"{origin} holds no tensors for {cls.info.name}; its keys are "
+            f"{some_names([str(key) for key in content]) or 'none'}"
         )
     return state
+
+
+def _named_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 # -- upfeat's own layout: config.json, model.safetensors, README.md --------------------------------
@@ -225,8 +233,6 @@ def save_folder(model: "Upsampler", folder: Path, card: str | None) -> None:
 
 def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "Upsampler":
     """Load a folder of :func:`save_folder`, or a Hugging Face repository that holds one."""
-    from upfeat.upsamplers.registry import get_class
-
     folder = Path(folder_or_id).expanduser()
     if not folder.is_dir():
         folder = _download_folder(str(folder_or_id), hub)
@@ -236,24 +242,46 @@ def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "Upsampler"
                 f"{folder} has no {name}; a folder of save_pretrained holds {CONFIG_FILE} and "
                 f"{WEIGHTS_FILE}; for an official file use upfeat.from_official"
             )
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        architecture, arguments = config["architecture"], config["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} is not a configuration of upfeat ({error!r}); "
-            "for an official file use upfeat.from_official"
-        ) from error
-    model = get_class(architecture)(**arguments)
-    load_state(model, read_checkpoint(folder / WEIGHTS_FILE), str(folder))
-    model.info = dataclasses.replace(
-        model.info,
-        image_mean=_triple(config.get("image_mean")),
-        image_std=_triple(config.get("image_std")),
-        feature_norm=bool(config.get("feature_norm", False)),
-        weights_license=config.get("weights_license"),
-    )
+    cls, arguments, told = _read_own_config(folder / CONFIG_FILE)
+    model = _build(cls, arguments, {}, f"{folder / CONFIG_FILE}: its arguments")
+    state = _named_tensors(unwrap_state(read_checkpoint(folder / WEIGHTS_FILE)))
+    name = f"the {type(model).__name__} of the {CONFIG_FILE} beside it"
+    load_strictly(model, state, origin=str(folder / WEIGHTS_FILE), name=name)
+    model.info = dataclasses.replace(model.info, **told)
     return model.eval()
+
+
+def _read_own_config(path: Path) -> tuple[type["Upsampler"], dict[str, Any], dict[str, Any]]:
+    """Return the class, its arguments, and what the file tells about this set of weights."""
+    from upfeat.upsamplers.registry import get_class
+
+    config = read_config(path)
+    for key, wanted in (("architecture", str), ("config", dict)):
+        if not isinstance(config.get(key), wanted):
+            raise CheckpointError(
+                f"{path} is not a configuration of upfeat: its {key!r} is {config.get(key)!r}, "
+                f"expected a {wanted.__name__}; for an official file use upfeat.from_official"
+            )
+    try:
+        cls = get_class(config["architecture"])
+        mean, std = check_normalization(config.get("image_mean"), config.get("image_std"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    license_name = config.get("weights_license")
+    if not isinstance(license_name, str | None):
+        raise CheckpointError(f"{path}: its weights_license is {license_name!r}, expected a text")
+    feature_norm = config.get("feature_norm", False)
+    if not isinstance(feature_norm, bool):
+        raise CheckpointError(
+            f"{path}: its feature_norm is {feature_norm!r}, expected true or false"
+        )
+    told = {
+        "image_mean": mean,
+        "image_std": std,
+        "feature_norm": feature_norm,
+        "weights_license": license_name,
+    }
+    return cls, config["config"], told
 
 
 def _download_folder(repository: str, hub: Mapping[str, Any]) -> Path:
@@ -267,13 +295,6 @@ def _download_folder(repository: str, hub: Mapping[str, Any]) -> Path:
             f"{repository!r} is neither a folder nor a reachable Hugging Face repository: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def _triple(numbers: list[float] | None) -> tuple[float, float, float] | None:
-    if numbers is None:
-        return None
-    red, green, blue = numbers
-    return red, green, blue
 
 
 def model_card(model: "Upsampler") -> str:
