@@ -228,7 +228,7 @@ def test_what_is_wrong_with_a_video(tmp_path: Path) -> None:
     second = data[0].masks[1]
     assert second is not None
     write(second, np.zeros((5, 6), np.uint8))
-    with pytest.raises(ValueError, match=r"camel/00001\.png is \(5, 6\), its frame"):
+    with pytest.raises(ValueError, match=r"camel/00001\.png is \(5, 6\), its image"):
         data.read_mask(data[0], 1)
     second.write_bytes(b"PNG")
     with pytest.raises(ValueError, match=r"00001\.png cannot be read"):

@@ -219,6 +219,15 @@ def test_float_arrays_with_and_without_alpha(dtype: type) -> None:
     check(read_image(values), torch.from_numpy(mixed))
 
 
+@pytest.mark.parametrize("kind", ["u2", "f2", "f4", "f8"])
+def test_both_byte_orders(kind: str) -> None:
+    values = np.random.default_rng(4).random((4, 6, 3))
+    if kind == "u2":
+        values = (values * 65535).round()
+    little, big = values.astype(f"<{kind}"), values.astype(f">{kind}")
+    assert torch.equal(read_image(big), read_image(little))
+
+
 def test_strided_arrays_are_not_changed() -> None:
     array = RGB[::-1, ::2]
     before = array.copy()
@@ -275,6 +284,11 @@ def test_tensor_errors(tensor: torch.Tensor, words: str) -> None:
         (np.zeros((8, 8, 5), np.uint8), "5"),
         (np.zeros((0, 8, 3), np.uint8), "not empty"),
         (np.zeros((8, 8, 3), np.int64), "int64"),
+        (np.full((8, 8), 200, np.int64), r"from 200 to 200: if 255 is white, \.astype\(np.uint8\)"),
+        (np.full((8, 8), 4095, ">i4"), r"if 65535 is white, \.astype\(np.uint16\)"),
+        (np.full((8, 8), 70_000, np.uint32), "70000 to 70000; divide it by the value of white"),
+        (np.full((8, 8), -1, np.int16), "-1 to -1; divide it"),
+        (np.full((8, 8), "x"), "got <U1$"),
         (np.full((8, 8, 3), -1.5), "looks normalised"),
         (np.full((8, 8, 3), 200.0), "divide it by 255"),
     ],
@@ -315,9 +329,9 @@ def test_truncated_files(tmp_path: Path, suffix: str) -> None:
 def test_not_an_image(tmp_path: Path) -> None:
     path = tmp_path / "text.png"
     path.write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.png is not an image"):
+    with pytest.raises(ValueError, match=r"text\.png cannot be read.*convert it to PNG"):
         read_image(path)
-    with pytest.raises(ValueError, match=r"text\.png is not a readable image"):
+    with pytest.raises(ValueError, match=r"text\.png cannot be read.*convert it to PNG"):
         image_size(path)
 
 
@@ -328,6 +342,26 @@ def test_damaged_data(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"damaged\.png"):
         read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((4, 5), 200, np.float32), "looks like 0 to 255"),
+        (np.full((4, 5), -0.5, np.float32), "looks normalised"),
+        (np.full((4, 5), np.nan, np.float32), "holds NaN"),
+        (np.full((4, 5), 70_000, np.int32), "no known range"),
+    ],
+)
+def test_values_out_of_range_are_no_broken_file(
+    tmp_path: Path, pixels: np.ndarray, words: str
+) -> None:
+    path = tmp_path / "a.tiff"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(ValueError, match=rf"a\.tiff: .*{words}") as error:
+        read_image(path)
+    assert "broken" not in str(error.value)
+    assert image_size(path) == (4, 5)
 
 
 def test_truncated_pil_image(tmp_path: Path) -> None:

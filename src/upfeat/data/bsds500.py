@@ -20,10 +20,11 @@ from upfeat.data.layouts import (
     check_split,
     expected_tree,
     find_base,
+    lay_on_image,
     list_images,
     read_numbers,
 )
-from upfeat.errors import MissingPackageError, shape_text
+from upfeat.errors import MissingPackageError, check_file
 
 __all__ = ["RegionData", "RegionFile", "RegionImage", "bsds500"]
 
@@ -84,13 +85,7 @@ class RegionData(FileSet[RegionFile, RegionImage]):
         regions: list[Tensor] = []
         for path in file.regions:
             maps = _mat_regions(path) if path.suffix == ".mat" else [_png_regions(path)]
-            for one in maps:
-                if image.shape[1:] != one.shape:
-                    raise ValueError(
-                        f"{path} is {shape_text(one)}, its image {file.image} "
-                        f"{tuple(image.shape[1:])} (height, width); they must have one size"
-                    )
-            regions.extend(maps)
+            regions += [lay_on_image(one, path, file.image, image.shape[1:]) for one in maps]
         return RegionImage(image, tuple(regions))
 
     def paths(self, file: RegionFile) -> Sequence[Path]:
@@ -159,11 +154,10 @@ def _mat_regions(path: Path) -> list[Tensor]:
         from scipy.io import loadmat
     except ImportError as error:
         raise MissingPackageError("scipy", "data", "files *.mat") from error
+    check_file(path, "ground truth")
     try:
         cells = loadmat(path)["groundTruth"].reshape(-1)
         maps = [cell["Segmentation"][0, 0] for cell in cells]
-    except FileNotFoundError:
-        raise
     # Decoders of broken files raise whatever their parser stumbles over.
     except Exception as error:
         raise ValueError(f"{path} is no ground truth of BSDS500: {error}") from error

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from upfeat.data.images import read_image
-from upfeat.data.layouts import FileSet, read_numbers
-from upfeat.errors import shape_text
+from upfeat.data.layouts import FileSet, lay_on_image, read_numbers
 
 __all__ = ["ClassifiedFile", "ClassifiedImage", "ClassifiedImages"]
 
@@ -62,11 +61,7 @@ class ClassifiedImages(FileSet[ClassifiedFile, ClassifiedImage]):
         if file.mask is None:
             return ClassifiedImage(image, file.label, None)
         mask = read_numbers(file.mask, "mask", "of 0 (background) and 1 (the object)")
-        if image.shape[1:] != mask.shape:
-            raise ValueError(
-                f"{file.mask} is {shape_text(mask)}, its image {file.image} "
-                f"{tuple(image.shape[1:])} (height, width); they must have one size"
-            )
+        mask = lay_on_image(mask, file.mask, file.image, image.shape[1:])
         if mask.max() > 1:
             raise ValueError(
                 f"{file.mask} holds {int(mask.max())}; wanted 0 (background) and 1 (the object)"

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from upfeat.data.images import read_image
-from upfeat.data.layouts import FileSet, read_numbers
-from upfeat.errors import shape_text
+from upfeat.data.layouts import FileSet, lay_on_image, read_numbers
 
 __all__ = ["DepthData", "DepthFile", "DepthImage"]
 
@@ -64,11 +63,7 @@ class DepthData(FileSet[DepthFile, DepthImage]):
         """
         image = read_image(file.image)
         stored = read_numbers(file.depth, "depth map", "with 8 or 16 bit of distance")
-        if image.shape[1:] != stored.shape:
-            raise ValueError(
-                f"{file.depth} is {shape_text(stored)}, its image {file.image} "
-                f"{tuple(image.shape[1:])} (height, width); they must have one size"
-            )
+        stored = lay_on_image(stored, file.depth, file.image, image.shape[1:])
         if stored.min() < 0 or stored.max() == 0:
             raise ValueError(
                 f"{file.depth} holds {int(stored.min())} to {int(stored.max())}; wanted distances "

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.data.layouts import read_numbers
+from upfeat.data.layouts import read_npy, read_numbers
 from upfeat.data.records import Record
 from upfeat.data.segmentation import PathLike
 
@@ -60,10 +60,10 @@ class DepthMapFolder:
         path = self.path(record)
         try:
             if path.suffix == ".npy":
-                stored = torch.from_numpy(np.load(path, allow_pickle=False))
+                stored = torch.from_numpy(read_npy(path).astype(np.float32))
             else:
                 stored = read_numbers(path, "depth map", "store depth in one channel")
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"no depth of {record.name}: {error}") from error
         if stored.dim() != 2:
             raise ValueError(f"{path} is {tuple(stored.shape)}, wanted (H, W)")

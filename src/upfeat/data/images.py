@@ -6,12 +6,12 @@ What is done to get there:
 * grey is repeated to three channels; palettes are resolved; CMYK and YCbCr become RGB by Pillow's
   plain formulas (Adobe's inverted CMYK JPEGs included); colour profiles are ignored;
 * transparency is composited on **white**, as most viewers show it;
+* metadata that are broken are passed over: the picture is read as if it had none;
 * 8 bit is divided by 255 and 16 bit (grey PNG and TIFF, ``uint16`` arrays) by 65535. Pillow itself
   reduces 16-bit colour PNGs to 8 bit.
 """
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -20,12 +20,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from upfeat.data.opening import orientation, read_picture, upright
 from upfeat.errors import shape_text
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageSource", "read_image"]
+__all__ = ["ImageSource", "decode_image", "read_image"]
 
 ImageSource: TypeAlias = Union[str, os.PathLike[str], "Image.Image", npt.NDArray[Any], Tensor]
 
@@ -36,7 +37,7 @@ SLACK = 1e-3
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def read_image(source: ImageSource) -> Tensor:
+def read_image(source: ImageSource, *, max_pixels: int | None = None) -> Tensor:
     """Return an image as RGB (3, H, W), float32, in [0, 1].
 
     Args:
@@ -45,8 +46,11 @@ def read_image(source: ImageSource) -> Tensor:
             * a path of any file that Pillow reads,
             * a PIL image of any mode,
             * a numpy array (H, W) or (H, W, 1 | 2 | 3 | 4) for grey, grey + alpha, RGB and RGBA:
-              bool, uint8, uint16, or floating point in [0, 1],
+              bool, uint8, uint16, or floating point in [0, 1], of either byte order,
             * a tensor (3, H, W) or (1, H, W): uint8, or floating point in [0, 1], on any device.
+        max_pixels: a file that claims more pixels, height times width, is refused before it is
+            decoded; default Pillow's limit, 178,956,970 unless ``PIL.Image.MAX_IMAGE_PIXELS`` was
+            changed. A few formats (WebP, ICO) obey only that one.
 
     Returns:
         (3, H, W) float32 in [0, 1]; on the CPU, except that a tensor stays on its device. The
@@ -54,9 +58,9 @@ def read_image(source: ImageSource) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no image, broken, truncated or implausibly large (the message names
-            the file); the array has another shape or dtype; values lie outside [0, 1], as those of
-            a normalised image do.
+        ValueError: the file is no image, broken, truncated or implausibly large, or it is a named
+            pipe or a device (the message names it); the array has another shape or dtype; values
+            lie outside [0, 1], as those of a normalised image do.
 
     Example:
         >>> import numpy as np
@@ -70,69 +74,74 @@ def read_image(source: ImageSource) -> Tensor:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, str | os.PathLike):
-        return _from_file(Path(source))
+        path = Path(source).expanduser()
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder, not an image; list it with upfeat.data.image_files"
+            )
+        return decode_image(path, str(path), max_pixels=max_pixels)
     from PIL import Image
 
     if isinstance(source, Image.Image):
+        name = getattr(source, "filename", "") or "the PIL image"
         try:
-            return _from_pil(source)
-        except (OSError, SyntaxError) as error:
-            name = getattr(source, "filename", "") or "the PIL image"
+            pixels = _pixels(source)
+        # Decoders of broken files raise whatever their parser stumbles over.
+        except Exception as error:
             raise ValueError(f"cannot read {name}: {error}") from error
+        return _named(name, pixels)
     raise ValueError(
         f"cannot read an image from {type(source).__name__}; pass a path, a PIL image, a numpy "
         "array (H, W, 3) or a tensor (3, H, W) with values in [0, 1]"
     )
 
 
-def _from_file(path: Path) -> Tensor:
-    """Read a file; every way in which it can be broken becomes one ValueError that names it."""
-    from PIL import Image, UnidentifiedImageError
+def decode_image(source: Path | bytes, name: str, *, max_pixels: int | None = None) -> Tensor:
+    """Return an image file, or its content, as RGB (3, H, W), float32, in [0, 1].
 
-    path = path.expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not an image; list it with upfeat.data.image_files")
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file at {path}; check the path")
-    try:
-        with warnings.catch_warnings():
-            # A file over half of Pillow's limit only warns; the limit itself is an error below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _from_pil(image)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image file that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{path} claims more pixels than Pillow's safety limit allows ({error}); if you trust "
-            "the file, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except PermissionError:
-        raise
-    # Decoders of broken files raise whatever their parser stumbles over.
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read, it may be broken or truncated: {error}"
-        ) from error
+    Args:
+        source: the file or its content.
+        name: for messages.
+        max_pixels: see :func:`read_image`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, broken or implausibly large, or values lie outside [0, 1].
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> from upfeat.data.images import decode_image
+        >>> stream = io.BytesIO()
+        >>> Image.new("RGB", (6, 4)).save(stream, "png")
+        >>> decode_image(stream.getvalue(), "a member of a shard").shape
+        torch.Size([3, 4, 6])
+    """
+    pixels = read_picture(source, _pixels, name=name, max_pixels=max_pixels)
+    return _named(name, pixels)
 
 
-def _from_pil(image: "Image.Image") -> Tensor:
-    """Convert a PIL image of any mode; Pillow's own errors pass through."""
-    from PIL import ImageOps
-
+def _pixels(image: "Image.Image") -> npt.NDArray[Any]:
+    """Decode a PIL image of any mode, (H, W) or (H, W, channels); Pillow's errors pass through."""
     image.load()
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I;16"):
-        return _from_array(np.asarray(image).astype(np.uint16))
-    if image.mode == "I":
-        return _from_array(_sixteen_bit(np.asarray(image)))
-    if image.mode == "F":
-        return _from_array(np.asarray(image))
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
+        return np.asarray(image)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         if image.mode == "La":  # Pillow converts premultiplied grey to LA only
             image = image.convert("LA")
-        return _from_array(np.asarray(image.convert("RGBA")))
-    return _from_array(np.asarray(image.convert("RGB")))
+        return np.asarray(image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _named(name: str, pixels: npt.NDArray[Any]) -> Tensor:
+    """Convert decoded pixels; what is wrong with their values is said with the file's name."""
+    try:
+        return _from_array(_sixteen_bit(pixels) if pixels.dtype == np.int32 else pixels)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _sixteen_bit(array: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
@@ -149,6 +158,7 @@ def _sixteen_bit(array: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
 def _from_array(array: npt.NDArray[Any]) -> Tensor:
     """Convert (H, W) or (H, W, channels) of any accepted dtype."""
     shape = tuple(array.shape)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in shape:
@@ -171,11 +181,25 @@ def _from_array(array: npt.NDArray[Any]) -> Tensor:
     else:
         raise ValueError(
             f"a numpy image must be bool, uint8, uint16 or floating point in [0, 1], got "
-            f"{array.dtype}; convert it, for example with .astype(np.uint8)"
+            f"{array.dtype}{_integer_advice(array)}"
         )
     # (H, W, channels) -> (channels, H, W)
     tensor = _in_range(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
     return _to_rgb(tensor)
+
+
+def _integer_advice(array: npt.NDArray[Any]) -> str:
+    """Say how to convert whole numbers without a change of their values."""
+    if not np.issubdtype(array.dtype, np.integer):
+        return ""
+    low, high = int(array.min()), int(array.max())
+    for top, name in ((255, "uint8"), (65535, "uint16")):
+        if low >= 0 and high <= top:
+            return f"; its values are from {low} to {high}: if {top} is white, .astype(np.{name})"
+    return (
+        f" with values from {low} to {high}; divide it by the value of white, which gives floating "
+        "point in [0, 1]"
+    )
 
 
 def _to_rgb(tensor: Tensor) -> Tensor:
@@ -231,6 +255,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         path: the file.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: no readable image.
 
     Example:
@@ -243,14 +268,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ...     image_size(path)
         (4, 6)
     """
-    from PIL import ExifTags, Image
+    return read_picture(path, _upright_size)
 
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            # Pillow may have turned the size of a TIFF already; its tags hold the stored one.
-            tags = getattr(image, "tag_v2", {})
-            width, height = tags.get(256, image.width), tags.get(257, image.height)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
+
+def _upright_size(image: "Image.Image") -> tuple[int, int]:
+    turned = orientation(image) >= 5
+    # Pillow may have turned the size of a TIFF already; its tags hold the stored one.
+    tags = getattr(image, "tag_v2", {})
+    width, height = int(tags.get(256, image.width)), int(tags.get(257, image.height))
     return (width, height) if turned else (height, width)

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from upfeat.data.folders import LeftOut
+from upfeat.data.opening import read_picture, stored_orientation, turned
+from upfeat.errors import check_file, shape_text
 
 __all__ = [
     "FileSet",
@@ -26,8 +29,10 @@ __all__ = [
     "expected_tree",
     "find_base",
     "hash_files",
+    "lay_on_image",
     "list_images",
     "pair_by_stem",
+    "read_npy",
     "read_numbers",
     "spread",
 ]
@@ -187,24 +192,81 @@ def read_numbers(path: PathLike, what: str, hint: str) -> Tensor:
         ...     print(error)
         no depth map file at nowhere.png; every image of the split needs one
     """
-    from PIL import Image, UnidentifiedImageError
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no {what} file at {path}; every image of the split needs one")
     try:
-        with Image.open(path) as opened:
-            mode, pixels = opened.mode, np.array(opened)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(f"the {what} {path} cannot be read, it may be broken: {error}") from error
+        mode, pixels = read_picture(
+            path, lambda image: (image.mode, np.array(image)), what=what, name=f"the {what} {path}"
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no {what} file at {path}; every image of the split needs one"
+        ) from error
     if mode not in _NUMBER_MODES:
         raise ValueError(f"the {what} {path} is {mode}, wanted one channel {hint}")
     return torch.from_numpy(pixels.astype(np.int64))
+
+
+def read_npy(path: PathLike) -> npt.NDArray[Any]:
+    """Return the numbers that a ``.npy`` file holds; pickled objects are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, or holds something else than real numbers.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from upfeat.data.layouts import read_npy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "a.npy")
+        ...     np.save(path, np.arange(3))
+        ...     read_npy(path).tolist()
+        [0, 1, 2]
+    """
+    check_file(path, "NumPy file")
+    try:
+        with open(path, "rb") as stream:
+            content = np.lib.format.read_array(stream, allow_pickle=False)
+    # Parsers of broken headers raise whatever they stumble over.
+    except Exception as error:
+        raise ValueError(f"{path} is no readable NumPy file (.npy): {error}") from error
+    if content.dtype.kind not in "biuf":
+        raise ValueError(f"{path} holds {content.dtype}, wanted numbers")
+    return np.asarray(content)
+
+
+def lay_on_image(label: Tensor, path: PathLike, image: PathLike, size: Sequence[int]) -> Tensor:
+    """Return a label map (H, W) in the geometry in which its image is read: upright.
+
+    Cameras store a photo as the sensor saw it, with an EXIF orientation; some tools draw labels on
+    that. A label whose height and width are the image's swapped is turned with the image. Where
+    the image is square, or upside down or mirrored only, the sizes do not tell: such labels are
+    taken as they are, for upright ones.
+
+    Args:
+        label: (H, W).
+        path: its file, for messages.
+        image: the image's file.
+        size: (H, W) of the image as it is read.
+
+    Raises:
+        ValueError: the sizes differ otherwise.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.layouts import lay_on_image
+        >>> lay_on_image(torch.zeros(4, 6), "a.png", "a.jpg", (4, 6)).shape
+        torch.Size([4, 6])
+    """
+    height, width = size
+    if label.shape == (width, height) and height != width:
+        number = stored_orientation(image)
+        label = turned(label, number) if number >= 5 else label
+    if label.shape != (height, width):
+        raise ValueError(
+            f"{path} is {shape_text(label)}, its image {image} {(height, width)} (height, width); "
+            "they must have one size"
+        )
+    return label
 
 
 def spread(items: tuple[T, ...], every: int = 1, limit: int | None = None) -> tuple[T, ...]:
@@ -233,6 +295,7 @@ def hash_files(paths: Iterable[Path]) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
+        check_file(path, "file of the data set")
         content = path.read_bytes()
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()

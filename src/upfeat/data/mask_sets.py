@@ -5,7 +5,6 @@ never lies in memory as 150 large arrays. Legend: ``M`` masks, ``(H, W)`` stored
 size of the cut.
 """
 
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -16,11 +15,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from upfeat.data.opening import read_picture
 from upfeat.data.rle import Counts, counts_to_text, draw_runs, rle_counts
 from upfeat.data.sizes import Size
 from upfeat.data.transforms import Geometry
 
-__all__ = ["LabelMasks", "Masks", "RleMasks", "read_labels"]
+__all__ = ["LabelMasks", "Masks", "RleMasks", "TurnedMasks", "read_labels"]
+
+# What a document in another layout, or one that is nested or numbered beyond reason, raises.
+_OTHER_LAYOUT = (
+    *(KeyError, IndexError, TypeError, AttributeError),
+    *(RecursionError, OverflowError, MemoryError),
+)
 
 
 class Masks(ABC):
@@ -58,6 +64,45 @@ class Masks(ABC):
         """Return all masks that are not empty at the stored size, bool (M', H, W)."""
         rows, cols = (np.arange(side) for side in self.size)
         return torch.from_numpy(self.sample(rows, cols))
+
+
+class TurnedMasks(Masks):
+    """Masks that lie on a photo as the camera stored it, seen as the photo is read: upright.
+
+    Args:
+        masks: in stored geometry.
+        orientation: the photo's EXIF orientation, 5 to 8: those that swap height and width.
+
+    Example:
+        >>> import numpy as np
+        >>> from upfeat.data.mask_sets import LabelMasks, TurnedMasks
+        >>> masks = LabelMasks(np.array([[1, 1, 2]]))
+        >>> TurnedMasks(masks, 6).dense().int().tolist()
+        [[[1], [1], [0]], [[0], [0], [1]]]
+    """
+
+    def __init__(self, masks: Masks, orientation: int) -> None:
+        if orientation not in (5, 6, 7, 8):
+            raise ValueError(f"orientation must be 5 to 8, got {orientation}")
+        self.masks = masks
+        self.size = (masks.size[1], masks.size[0])
+        self.orientation = orientation
+
+    def __len__(self) -> int:
+        """Return the number of masks."""
+        return len(self.masks)
+
+    def sample(
+        self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """See the base class."""
+        height, width = self.size
+        if self.orientation in (7, 8):
+            rows = height - 1 - rows
+        if self.orientation in (6, 7):
+            cols = width - 1 - cols
+        # (M', w, h) -> (M', h, w)
+        return self.masks.sample(cols, rows).transpose(0, 2, 1)
 
 
 class RleMasks(Masks):
@@ -130,7 +175,7 @@ class RleMasks(Masks):
             image = document.get("image", {})
             size = coded[0][0] if coded else (int(image["height"]), int(image["width"]))
             scores = [a.get("predicted_iou") for a in annotations[:limit]]
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, *_OTHER_LAYOUT) as error:
             raise ValueError(
                 f"not a mask file in SA-1B's layout: {type(error).__name__} {error}; wanted "
                 '{"image": {"height", "width"}, "annotations": [{"segmentation": {"size", '
@@ -194,14 +239,7 @@ def read_labels(content: bytes) -> npt.NDArray[Any]:
         >>> read_labels(buffer.getvalue()).tolist()
         [[0, 300]]
     """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            labels = np.asarray(image)
-    # Decoders of broken files raise whatever their parser stumbles over.
-    except Exception as error:
-        raise ValueError(f"not a readable label image: {error}") from error
+    labels: npt.NDArray[Any] = read_picture(content, np.asarray, what="label image")
     if labels.ndim != 2:
         raise ValueError(
             f"a label image must have one channel, got {labels.shape}; convert colours to numbers"

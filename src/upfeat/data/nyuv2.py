@@ -12,6 +12,7 @@ from typing import Literal
 from upfeat.data.depth import DepthData, DepthFile
 from upfeat.data.label_tables import load_table
 from upfeat.data.layouts import PathLike, check_split, expected_tree, pair_by_stem
+from upfeat.data.opening import read_picture
 from upfeat.data.segmentation import LabelledFile, SegmentationData
 
 __all__ = ["nyuv2", "nyuv2_depth"]
@@ -98,10 +99,5 @@ def _pairs(root: PathLike, split: str, kind: str) -> list[tuple[str, Path, Path]
 
 
 def _units(path: Path) -> float:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return UNITS_8_BIT if image.mode == "L" else UNITS_16_BIT
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"the depth map {path} cannot be read: {error}") from error
+    mode = read_picture(path, lambda image: image.mode, what="depth map", name=f"depth map {path}")
+    return UNITS_8_BIT if mode == "L" else UNITS_16_BIT

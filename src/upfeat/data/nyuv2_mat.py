@@ -17,7 +17,7 @@ from upfeat._files import write_bytes
 from upfeat.data.label_tables import IGNORED, load_table
 from upfeat.data.layouts import PathLike
 from upfeat.data.nyuv2 import ADDRESS, UNITS_16_BIT
-from upfeat.errors import MissingPackageError
+from upfeat.errors import MissingPackageError, check_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,8 +70,10 @@ def unpack_nyuv2(
     if mapping is not None:
         sources[mapping] = "the 40-class mapping of Gupta et al., CVPR 2013"
     for path, address in sources.items():
-        if not Path(path).expanduser().is_file():
-            raise FileNotFoundError(f"no file at {path}; get it from {address}")
+        try:
+            check_file(Path(path).expanduser(), "MAT file")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no file at {path}; get it from {address}") from error
     try:
         import h5py
     except ImportError as error:

@@ -6,7 +6,6 @@ names cost little and stay shared between the processes of a loader. Tar shards 
 ``tar_shards``.
 """
 
-import io
 import os
 import re
 from bisect import bisect_right
@@ -20,7 +19,9 @@ import numpy as np
 from torch import Tensor
 
 from upfeat.data.folders import image_files
-from upfeat.data.images import read_image
+from upfeat.data.images import decode_image, read_image
+from upfeat.data.opening import stored_orientation
+from upfeat.errors import check_file
 
 __all__ = [
     "FilePart",
@@ -64,6 +65,7 @@ class FilePart:
     def read(self) -> bytes:
         """Return the bytes; raises ``ValueError`` if they are not there or not all there."""
         try:
+            check_file(self.path, "file")
             with open(self.path, "rb") as stream:
                 stream.seek(self.offset)
                 content = stream.read() if self.size is None else stream.read(self.size)
@@ -105,14 +107,12 @@ class Record:
                 return read_image(self.image.path)
             except OSError as error:
                 raise ValueError(f"cannot read {self.image}: {error}") from error
-        from PIL import Image
+        return decode_image(self.image.read(), f"{self.image} ({self.name})")
 
-        try:
-            with Image.open(io.BytesIO(self.image.read())) as image:
-                return read_image(image)
-        # Decoders of broken files raise whatever their parser stumbles over.
-        except Exception as error:
-            raise ValueError(f"{self.image} ({self.name}) is not readable: {error}") from error
+    def orientation(self) -> int:
+        """Return the EXIF orientation that the image file names, 1 to 8; the image is upright."""
+        whole = self.image.size is None
+        return stored_orientation(self.image.path if whole else self.image.read())
 
 
 class Records(Sequence[Record]):
@@ -288,7 +288,9 @@ def image_list(file: PathLike, root: PathLike | None = None) -> FileRecords:
     if not file.is_file():
         raise FileNotFoundError(f"no list of images at {file}; check the path")
     base = file.parent if root is None else Path(root).expanduser()
-    lines = (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
+    # Names in another encoding stay the bytes that they are.
+    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    lines = (line.strip() for line in text.splitlines())
     rows = [line.split("\t") for line in lines if line and not line.startswith("#")]
     if not rows:
         raise ValueError(f"the list {file} names no image")

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from upfeat.data.images import read_image
-from upfeat.data.layouts import FileSet, PathLike, read_numbers
-from upfeat.errors import shape_text
+from upfeat.data.layouts import FileSet, PathLike, lay_on_image, read_numbers
 
 __all__ = ["LabelledFile", "LabelledImage", "SegmentationData", "map_labels", "read_label"]
 
@@ -108,18 +107,14 @@ class SegmentationData(FileSet[LabelledFile, LabelledImage]):
     table: Mapping[int, int] | None = None
 
     def read(self, file: LabelledFile) -> LabelledImage:
-        """Read an image with its label.
+        """Read an image with its label, turned if it is stored as the camera held the image.
 
         Raises:
             FileNotFoundError: one of the two is missing.
             ValueError: one cannot be read, their sizes differ, or the label holds an unknown class.
         """
         image, label = read_image(file.image), read_label(file.label)
-        if image.shape[1:] != label.shape:
-            raise ValueError(
-                f"{file.label} is {shape_text(label)}, its image {file.image} "
-                f"{tuple(image.shape[1:])} (height, width); they must have one size"
-            )
+        label = lay_on_image(label, file.label, file.image, image.shape[1:])
         if self.table is not None:
             try:
                 label = map_labels(label, self.table)

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from upfeat._files import write_bytes
+from upfeat.data.layouts import read_npy
 from upfeat.data.masks import PathLike
+from upfeat.data.opening import read_picture
 from upfeat.data.records import Record, Records, SelectedRecords
 
 __all__ = ["shorter_sides", "with_min_side"]
@@ -45,10 +47,10 @@ def shorter_sides(
     """
     path = None if file is None else Path(file).expanduser()
     if path is not None and path.is_file():
-        stored = np.load(path, allow_pickle=False)
+        stored = read_npy(path)
         if stored.shape != (len(records),):
             raise ValueError(
-                f"{path} holds the sides of {len(stored)} images, the collection has "
+                f"{path} holds the sides of {stored.size} images, the collection has "
                 f"{len(records)}; delete it to read the headers again"
             )
         return np.asarray(stored, dtype=np.int32)
@@ -70,15 +72,10 @@ def shorter_sides(
 
 
 def _shorter_side(record: Record) -> int:
-    from PIL import Image
-
-    whole_file = record.image.size is None
     try:
-        source = record.image.path if whole_file else io.BytesIO(record.image.read())
-        with Image.open(source) as image:
-            return min(image.size)
-    # Parsers of broken headers raise whatever they stumble over; reading the image will report it.
-    except Exception:  # noqa: BLE001
+        source = record.image.path if record.image.size is None else record.image.read()
+        return read_picture(source, lambda image: min(image.size))
+    except (ValueError, OSError):  # reading the image will report it
         logger.debug("no size of %s", record.name)
         return -1
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from upfeat._files import write_bytes
-from upfeat.data.folders import match_glob
+from upfeat.data.folders import IMAGE_SUFFIXES, LeftOut, match_glob
 from upfeat.data.records import (
     FilePart,
     PackedStrings,
@@ -31,6 +31,7 @@ from upfeat.data.records import (
     imagenet_folder,
     sa1b_folder,
 )
+from upfeat.errors import check_file
 
 __all__ = ["TarRecords", "find_images", "find_shards"]
 
@@ -39,7 +40,8 @@ logger = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 
 # Where several members of a sample are images, the first of these is the image: labels are PNG.
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "bmp", "tif", "tiff", "ppm")
+_FIRST = ("jpg", "jpeg", "webp", "png", "bmp", "tif", "tiff", "ppm")
+IMAGE_EXTENSIONS = (*_FIRST, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - set(_FIRST)))
 
 
 class Member(NamedTuple):
@@ -53,8 +55,9 @@ class Member(NamedTuple):
 class TarRecords(Records):
     """The images of tar shards, in the order of the shards and of their members.
 
-    A sample without an image is left out. A shard that ends early gives the samples before the
-    break, with a warning.
+    A sample without an image is left out; where it has a picture of a kind that is not read, such
+    as ``.heic``, a warning says so. A shard that ends early gives the samples before the break,
+    with a warning.
 
     Args:
         shards: uncompressed tar files.
@@ -86,9 +89,12 @@ class TarRecords(Records):
         rows: list[tuple[int, int, int]] = []  # (extension, offset, size)
         for number, shard in enumerate(self.shards):
             members = _listed(shard, None if index_dir is None else Path(index_dir).expanduser())
+            left = LeftOut()
             for key, parts in _samples(members):
                 image = next((e for e in IMAGE_EXTENSIONS if e in parts), None)
                 if image is None:
+                    for extension in parts:
+                        left.takes(Path(f"{key}.{extension}"))
                     continue
                 for extension in (image, *(e for e in parts if e != image)):
                     code = extensions.setdefault(extension, len(extensions))
@@ -96,6 +102,7 @@ class TarRecords(Records):
                 names.append(key)
                 owners.append(number)
                 firsts.append(len(rows))
+            left.report(shard)
         if not names:
             raise ValueError(
                 f"no image in {len(self.shards)} tar shard(s); members should be called KEY.jpg"
@@ -140,8 +147,7 @@ def _samples(members: Iterable[Member]) -> Iterable[tuple[str, dict[str, Member]
 
 def _listed(shard: Path, index_dir: Path | None) -> list[Member]:
     """Return the members of a shard from its list, if that is there and fits, or its headers."""
-    if not shard.is_file():
-        raise FileNotFoundError(f"no tar shard at {shard}; check the path")
+    check_file(shard, "tar shard")
     if index_dir is None:
         return _scan(shard)
     stamp = [str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns]
@@ -169,9 +175,10 @@ def _scan(shard: Path) -> list[Member]:
                         members.append(Member(info.name, info.offset_data, info.size))
                     # The list that tarfile keeps for itself would grow without end.
                     tar.members = []  # type: ignore[attr-defined]
-            except tarfile.ReadError as error:
+            # Parsers of broken headers raise whatever they stumble over.
+            except Exception as error:  # noqa: BLE001
                 logger.warning("%s ends early (%s): %d members kept", shard, error, len(members))
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise ValueError(
             f"{shard} is no uncompressed tar file ({error}); unpack it with gunzip or zstd first: "
             "members of a compressed one cannot be read at random"

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from upfeat.data.depth_maps import DepthMapFolder
+from upfeat.data.mask_sets import TurnedMasks
 from upfeat.data.masks import MaskSource
+from upfeat.data.opening import turned
 from upfeat.data.records import Record, Records
 from upfeat.data.transforms import Transform
 from upfeat.errors import shape_text
@@ -186,22 +188,35 @@ class TrainingImages(Dataset[Sample]):
         sample = Sample(image=geometry.image(image), name=record.name, index=index, skipped=[])
         if self.masks is not None:
             masks = self.masks(record, image, generator)
-            _check_aspect(record, "masks", masks.size, size)
+            if number := _turn(record, "masks", masks.size, size):
+                masks = TurnedMasks(masks, number)
             sample["masks"] = masks.cut(geometry)
         if self.depth is not None:
             depth = self.depth(record)
-            _check_aspect(record, "depth", (depth.shape[1], depth.shape[2]), size)
+            if number := _turn(record, "depth", (depth.shape[1], depth.shape[2]), size):
+                depth = turned(depth, number)
             sample["depth"] = geometry.labels(depth)  # nearest: missing depths mix with nothing
         return sample
 
 
-def _check_aspect(record: Record, what: str, own: tuple[int, int], size: tuple[int, int]) -> None:
-    """Refuse maps of another shape than the image; rounding of one pixel is no difference."""
-    if abs(own[0] * size[1] - own[1] * size[0]) > max(size):
-        raise ValueError(
-            f"the {what} of {record.name}: {own}, the image is {size} (height, width); they cannot "
-            "lie on each other"
-        )
+def _turn(record: Record, what: str, own: tuple[int, int], size: tuple[int, int]) -> int:
+    """Return the EXIF orientation by which maps must be turned to lie on their image; 0 for none.
+
+    Maps of another shape than the image are refused, unless they lie on the photo as the camera
+    stored it: sideways. Rounding of one pixel is no difference.
+    """
+
+    def fits(height: int, width: int) -> bool:
+        return abs(height * size[1] - width * size[0]) <= max(size)
+
+    if fits(*own):
+        return 0
+    if fits(own[1], own[0]) and (number := record.orientation()) >= 5:
+        return number
+    raise ValueError(
+        f"the {what} of {record.name}: {own}, the image is {size} (height, width); they cannot "
+        "lie on each other"
+    )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

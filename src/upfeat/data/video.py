@@ -9,8 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from upfeat.data.images import image_size, read_image
-from upfeat.data.layouts import hash_files, read_numbers, spread
-from upfeat.errors import shape_text
+from upfeat.data.layouts import hash_files, lay_on_image, read_numbers, spread
 
 __all__ = ["VideoData", "VideoSequence"]
 
@@ -75,12 +74,7 @@ class VideoData:
         if path is None:
             raise ValueError(f"{self.name} has no mask for {frame}; only some frames are annotated")
         hint = "with object numbers; colours must become object numbers first"
-        mask = read_numbers(path, "mask", hint)
-        if tuple(mask.shape) != image_size(frame):
-            raise ValueError(
-                f"{path} is {shape_text(mask)}, its frame {frame} {image_size(frame)} "
-                "(height, width); they must have one size"
-            )
+        mask = lay_on_image(read_numbers(path, "mask", hint), path, frame, image_size(frame))
         mask = (mask != 0).long() if self.one_object else mask.masked_fill(mask == VOID, 0)
         if index == 0 and not mask.any():
             raise ValueError(

@@ -1,0 +1,231 @@
+"""The one way in which image files are opened: images, labels and headers alike.
+
+Only regular files are opened. Whatever a decoder raises becomes one ``ValueError`` that names the
+file; a picture whose metadata are broken is decoded without them. Nothing of the process changes,
+so images may be read in threads.
+"""
+
+import io
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from upfeat.data.picture_metadata import without_metadata
+from upfeat.errors import check_file
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.ImageFile import ImageFile
+
+__all__ = ["orientation", "read_picture", "stored_orientation", "turned", "upright"]
+
+T = TypeVar("T")
+
+
+def read_picture(
+    source: str | os.PathLike[str] | bytes,
+    use: "Callable[[ImageFile], T]",
+    *,
+    what: str = "image file",
+    name: str | None = None,
+    max_pixels: int | None = None,
+) -> T:
+    """Open an image and return what ``use`` makes of it.
+
+    Args:
+        source: a path, or the content of a file.
+        use: called with the opened image, whose pixels are not decoded yet; it is called a second
+            time, without the file's metadata, if it fails the first time.
+        what: the file's role, for messages.
+        name: the file's name for messages; default its path.
+        max_pixels: limit of height times width; default Pillow's, twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``: 178,956,970.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no file, no image, a broken or an implausibly large one.
+        PermissionError: the file may not be read.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> from upfeat.data.opening import read_picture
+        >>> stream = io.BytesIO()
+        >>> Image.new("L", (6, 4)).save(stream, "png")
+        >>> read_picture(stream.getvalue(), lambda image: (image.mode, image.size))
+        ('L', (6, 4))
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not isinstance(source, bytes):
+        source = Path(source).expanduser()
+        check_file(source, what)
+    shown = name or (f"the {what}" if isinstance(source, bytes) else str(source))
+    try:
+        return _used(source, use, max_pixels)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{shown} claims more pixels than the safety limit allows ({error}); if you trust the "
+            "file, raise max_pixels (--max-pixels of upfeat upsample) or "
+            "PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except PermissionError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{shown} cannot be read, it may be broken, or of a kind that Pillow does not know; "
+            "convert it to PNG or JPEG"
+        ) from error
+    except MemoryError as error:
+        raise ValueError(f"{shown} takes more memory than there is; reduce its size") from error
+    # Decoders of broken files raise whatever their parser stumbles over.
+    except Exception as error:
+        raise ValueError(
+            f"{shown} cannot be read, it may be broken or truncated: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
+
+
+def _used(source: Path | bytes, use: "Callable[[ImageFile], T]", max_pixels: int | None) -> T:
+    """Decode as the file is and, if that fails, without its metadata; the first error counts."""
+    from PIL import Image
+
+    filename = "" if isinstance(source, bytes) else str(source)
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+        try:
+            with _identified(stream, filename, max_pixels) as image:
+                return use(image)
+        except (Image.DecompressionBombError, MemoryError):
+            raise
+        except Exception:
+            stream.seek(0)
+            plain = without_metadata(stream.read())
+            if plain is None:
+                raise
+            try:
+                with _identified(io.BytesIO(plain), "", max_pixels) as image:
+                    return use(image)
+            except Exception:  # noqa: BLE001  (it was not the metadata)
+                pass
+            raise
+
+
+def _identified(stream: IO[bytes], filename: str, max_pixels: int | None) -> "ImageFile":
+    """Open an image by Pillow's registry of plugins.
+
+    ``Image.open`` does the same, but its limit of pixels and its warning below that belong to the
+    whole process: neither can be set for one call without disturbing other threads.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if max_pixels is None and Image.MAX_IMAGE_PIXELS is not None:
+        max_pixels = 2 * Image.MAX_IMAGE_PIXELS
+    prefix, tried = stream.read(16), set()
+    for load_plugins in (Image.preinit, Image.init):  # the common ones first
+        load_plugins()
+        for name in [name for name in Image.ID if name not in tried]:
+            tried.add(name)
+            factory, accepts = Image.OPEN[name]
+            try:
+                # A string says why the format, which it is, cannot be read.
+                if accepts and (not (fits := accepts(prefix)) or isinstance(fits, str)):
+                    continue
+                stream.seek(0)
+                image: ImageFile = factory(stream, filename)
+            except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format
+                continue
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError(
+                    f"{image.width} x {image.height} pixels, limit {max_pixels}"
+                )
+            return image
+    raise UnidentifiedImageError("no plugin of Pillow knows the file")
+
+
+# -- orientation -----------------------------------------------------------------------------------
+
+
+def orientation(image: "Image.Image") -> int:
+    """Return the EXIF orientation of an image, 1 to 8; 1 where it is missing or unreadable.
+
+    Example:
+        >>> from PIL import Image
+        >>> from upfeat.data.opening import orientation
+        >>> orientation(Image.new("L", (6, 4)))
+        1
+    """
+    from PIL import ExifTags
+
+    try:
+        number = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # EXIF is no part of the picture; parsers of broken ones raise whatever they stumble over.
+    except Exception:  # noqa: BLE001
+        return 1
+    return number if isinstance(number, int) and 1 <= number <= 8 else 1
+
+
+def upright(image: "Image.Image") -> "Image.Image":
+    """Return an image turned and mirrored as its EXIF orientation says.
+
+    Example:
+        >>> from PIL import Image
+        >>> from upfeat.data.opening import upright
+        >>> image = Image.new("L", (6, 4))
+        >>> image.getexif()[0x0112] = 6
+        >>> upright(image).size
+        (4, 6)
+    """
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    number = orientation(image)
+    return image if number == 1 else image.transpose(turns[number])
+
+
+def turned(stored: Tensor, number: int) -> Tensor:
+    """Return a map (…, H, W) in stored geometry as :func:`upright` turns its image.
+
+    Args:
+        stored: values of the pixels as they are stored.
+        number: the EXIF orientation, 1 to 8.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.opening import turned
+        >>> turned(torch.tensor([[1, 2, 3], [4, 5, 6]]), 6).tolist()
+        [[4, 1], [5, 2], [6, 3]]
+    """
+    if number in (5, 6, 7, 8):
+        stored = stored.transpose(-2, -1)
+    flipped = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
+    return torch.flip(stored, flipped[number]) if number in flipped else stored
+
+
+def stored_orientation(source: str | os.PathLike[str] | bytes) -> int:
+    """Return the EXIF orientation that an image file names, 1 to 8.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> from upfeat.data.opening import stored_orientation
+        >>> image, stream = Image.new("L", (6, 4)), io.BytesIO()
+        >>> exif = image.getexif()
+        >>> exif[0x0112] = 8
+        >>> image.save(stream, "png", exif=exif)
+        >>> stored_orientation(stream.getvalue())
+        8
+    """
+    return read_picture(source, orientation)
