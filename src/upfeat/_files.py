@@ -183,8 +183,13 @@ class OwnFiles:
         self._refresh()
         return self._all
 
-    def wrote(self, name: str) -> bool:
-        """Whether a file of this name is there and has the size of one that upfeat wrote."""
+    def wrote(self, name: str, maker: str | None = None) -> bool:
+        """Whether a file of this name is there and has the size of one that upfeat wrote.
+
+        Args:
+            name: of the file.
+            maker: the command that must have written it; None: any.
+        """
         self._refresh()
         if name not in self._claims:
             return False
@@ -193,7 +198,10 @@ class OwnFiles:
             size = os.lstat(path).st_size
         except OSError:
             return False
-        return any(claim.size == size for claim in self._claims[name].values())
+        return any(
+            claim.size == size and maker in (None, claim.maker)
+            for claim in self._claims[name].values()
+        )
 
     def check(self, name: str, maker: str) -> None:
         """Refuse a name under which there is anything but what ``maker`` wrote there.

@@ -18,6 +18,7 @@ from upfeat.cli.app import app
 
 COMMAND = [sys.executable, "-m", "upfeat"]
 TINY = ("--backbone", "upfeat/vit_compact_patch16", "--input-size", "48", "--size", "48")
+RECORDS = ".upfeat/records"
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +42,9 @@ def write_images(folder: Path, count: int = 3) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """What a user sees in a folder and below; the files of upfeat's own are hidden."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if not any(part[0] == "." for part in path.parts))
 
 
 def test_the_script_is_installed() -> None:
@@ -145,7 +148,7 @@ def test_files_hold_what_the_pipeline_computes(tmp_path: Path) -> None:
         "bilinear", "--save", "png,safetensors,npz", "--store", "float32",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert names(out) == ["image0.json", "image0.npz", "image0.png", "image0.safetensors"]
+    assert names(out) == ["image0.npz", "image0.png", "image0.safetensors"]
     tensors, arrays = load_file(out / "image0.safetensors"), np.load(out / "image0.npz")
     backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
     pipe = upfeat.Pipeline(backbone, upfeat.create_upsampler("bilinear"), input_size=48)
@@ -155,7 +158,7 @@ def test_files_hold_what_the_pipeline_computes(tmp_path: Path) -> None:
         wanted = getattr(expected, name).numpy()
         np.testing.assert_allclose(tensors[name].numpy(), wanted, atol=1e-4)
         np.testing.assert_array_equal(arrays[name], tensors[name].numpy())
-    record = json.loads((out / "image0.json").read_text())
+    record = json.loads((out / RECORDS / "image0.json").read_text())
     assert record["settings"]["upsampler"] == "bilinear"
     assert record["settings"]["output_size"] == [40, 30]
 
@@ -163,7 +166,7 @@ def test_files_hold_what_the_pipeline_computes(tmp_path: Path) -> None:
 def test_one_basis_for_all(tmp_path: Path) -> None:
     photos, out = write_images(tmp_path / "photos", 2), tmp_path / "out"
     assert run("upsample", photos, "--out", out, *TINY, "--basis", "first").returncode == 0
-    basis = out / "basis.json"
+    basis = out / ".upfeat" / "basis.json"
     other = tmp_path / "other"
     assert run("upsample", photos, "--out", other, *TINY, "--basis", basis).returncode == 0
     for name in ("image0.png", "image1.png"):
@@ -236,18 +239,69 @@ def test_interrupted_run_leaves_whole_files_and_resumes(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 90
-    while len(list(out.glob("*.json"))) < 2 and time.monotonic() < deadline:
+    while len(list((out / RECORDS).glob("*.json"))) < 2 and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "run again to go on" in errors
-    done = list(out.glob("*.json"))
+    done = list((out / RECORDS).glob("*.json"))
     assert 2 <= len(done) < 60
-    assert not list(out.glob("*.part")), "a half-written file stayed"
+    assert not list(out.rglob("*.part")), "a half-written file stayed"
     for picture in out.glob("*.png"):
         Image.open(picture).verify()
     resumed = run(*arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{60 - len(done)} done, {len(done)} already there" in resumed.stdout
+
+
+def test_nothing_of_the_user_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_images(tmp_path / "photos", 2)
+    (photos / "image0.json").write_text('{"shapes": []}')
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    monkeypatch.chdir(photos)
+    result = CliRunner().invoke(app, ["upsample", ".", "--out", ".", *TINY])
+    assert result.exit_code == 2
+    assert "image0.png lies where the result of image0.png belongs" in result.stderr
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+
+
+@pytest.mark.parametrize("what", [".", "**/*.png"])
+def test_results_are_no_inputs_of_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.chdir(write_images(tmp_path / "photos", 1))
+    for state in ("1 done, 0 already", "0 done, 1 already", "0 done, 1 already"):
+        assert state in inside("upsample", what, *TINY)
+    assert names(Path()) == ["image0.png", "out/image0.png"]
+
+
+def test_panels_of_all_methods_beside_an_image_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from upfeat.viz import comparison
+
+    one = comparison.usable_upsamplers
+    monkeypatch.setattr("upfeat.viz.usable_upsamplers", lambda backbone: one(backbone, "nearest"))
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in ("a", "a_all"):
+        Image.new("RGB", (48, 48), "red").save(photos / f"{name}.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    every = ["upsample", str(photos), "--upsampler", "all", "--out", str(out), *TINY]
+    one_panel = ["a_all_all.json", "a_all_all.png", "a_all_all_all.json", "a_all_all_all.png"]
+    for _ in range(2):
+        result = CliRunner(env={"COLUMNS": "300"}).invoke(app, every)
+        assert result.exit_code == 1
+        assert "failed" in result.stderr
+        assert "broken.png" in result.stderr
+        assert names(out) == sorted(one_panel)
+    (photos / "broken.png").unlink()
+    inside("upsample", str(photos), "--upsampler", "bilinear", "--out", str(out), *TINY)
+    assert names(out) == sorted([*one_panel, "a.png", "a_all.png"])
+    # Alone the image's panel would be called a_all.png, which is the other command's.
+    alone = ["upsample", str(photos / "a.png"), "--upsampler", "all", "--out", str(out), *TINY]
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, alone)
+    assert result.exit_code == 2
+    assert "a_all.png is there already, written by upfeat upsample" in result.stderr

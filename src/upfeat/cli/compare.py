@@ -4,7 +4,7 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import typer
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["compare_command"]
 
+MAKER = "upfeat upsample --upsampler all"
+ENDING = "_all"
+
 
 def compare_command(
     request: "Request", files: Sequence[tuple[Path, Path]], out: Path, colors: "Colors"
@@ -27,53 +30,78 @@ def compare_command(
     Args:
         request: the options; ``weights`` must be None, for each method has its own.
         files: images and the relative names of their results.
-        out: folder; each image gives ``NAME_all.png`` and ``NAME_all.json``.
+        out: folder; each image gives ``NAME_all.png`` and ``NAME_all.json``, with a longer ending
+            where another image has that name.
         colors: the basis; ``"first"`` shares the first image's.
 
     Raises:
-        ValueError: an image cannot be read, or an option does not apply.
+        ValueError: an option does not apply.
+        ForeignFileError: a result would replace a file that this command did not write.
+        typer.Exit: an image could not be read; the others have their panels.
     """
     import upfeat
-    from upfeat._files import write_bytes
-    from upfeat.viz import compare_upsamplers, save_png, usable_upsamplers
+    from upfeat._files import OwnFolders
+    from upfeat.data import read_image
+    from upfeat.viz import compare_upsamplers, usable_upsamplers
+    from upfeat.viz.pca import png_bytes
 
-    if request.weights is not None:
-        raise ValueError("--weights names one method's file; --upsampler all finds each its own")
-    if request.fit not in ("pad", "resize"):
-        raise ValueError(f"--fit must be pad or resize, got {request.fit!r}")
+    fit = _check(request)
+    own, pictures = OwnFolders(), _pictures([name for _, name in files], out)
+    for picture in pictures:
+        for file in (picture, picture.with_suffix(".json")):
+            own[file.parent].check(file.name, MAKER)
     backbone = upfeat.create_backbone(
         request.backbone, weights=request.backbone_weights, layer=request.layer
     )
     contenders, left_out = usable_upsamplers(backbone)
     console = Console(stderr=True)
-
-    def announce(name: str) -> None:
-        console.print(f"running {name}", markup=False, highlight=False)
-
-    for source, name in files:
+    failed = 0
+    for (source, _), picture in zip(files, pictures, strict=True):
+        try:
+            pixels = read_image(source)
+        except Exception as error:  # noqa: BLE001  (readers raise anything; the others go on)
+            failed += 1
+            text = f"failed: {source}: {type(error).__name__}: {error}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            continue
         result = compare_upsamplers(
             backbone,
-            source,
+            pixels,
             contenders,
             left_out,
             basis=colors.basis,
             input_size=request.input_size,
             output_size=request.output_size,
-            fit="pad" if request.fit == "pad" else "resize",
+            fit=fit,
             dtype=request.dtype,
             device=request.device,
-            on_start=announce,
+            on_start=lambda name: console.print(f"running {name}", markup=False, highlight=False),
         )
         if colors.choice == "first" and colors.basis is None:
-            colors.basis = result.basis
-            colors.basis.save(colors.path)
-        picture = out / name.parent / f"{name.name}_all.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        save_png(result.panel, picture)
+            colors.keep(result.basis)
         record = json.dumps(_record(request, source, result), indent=1)
-        write_bytes(picture.with_suffix(".json"), f"{record}\n".encode())
+        own[picture.parent].write(picture.name, png_bytes(result.panel), MAKER)
+        own[picture.parent].write(f"{picture.stem}.json", f"{record}\n".encode(), MAKER)
         _print_result(result)
         typer.echo(f"{picture}\n{picture.with_suffix('.json')}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check(request: "Request") -> Literal["pad", "resize"]:
+    if request.weights is not None:
+        raise ValueError("--weights names one method's file; --upsampler all finds each its own")
+    if request.fit not in ("pad", "resize"):
+        raise ValueError(f"--fit must be pad or resize, got {request.fit!r}")
+    return "pad" if request.fit == "pad" else "resize"
+
+
+def _pictures(names: Sequence[Path], out: Path) -> list[Path]:
+    """Return where the panels go: all with the same ending, one that makes no image's name."""
+    ending, known = ENDING, set(names)
+    while any(name.with_name(name.name + ending) in known for name in names):
+        ending += ENDING
+    return [out / name.parent / f"{name.name}{ending}.png" for name in names]
 
 
 def _record(request: "Request", source: Path, result: "Comparison") -> dict[str, Any]:

@@ -70,7 +70,10 @@ def upsample_command(
     store: Annotated[str, typer.Option(help="Numbers in files: float16, float32.")] = "float16",
     basis: Annotated[
         str,
-        typer.Option(help="PCA colours: 'image', 'first' (one basis for all) or a basis file."),
+        typer.Option(
+            help="PCA colours: 'image', 'first' (one for all, kept in OUT/.upfeat/basis.json) or a "
+            "basis file."
+        ),
     ] = "image",
     dtype: Annotated[str, typer.Option(help="Computation: float32, bfloat16, float16.")] = (
         "float32"
@@ -78,12 +81,15 @@ def upsample_command(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Images that are read ahead.")] = 2,
 ) -> None:
-    """Upsample the features of images; finished images are skipped on a second run."""
+    """Upsample the features of images; finished images are skipped on a second run.
+
+    Only files that upfeat wrote are replaced; what it wrote is no input of a later run.
+    """
     with user_errors():
         from upfeat.data import image_files
         from upfeat.extraction import Job, estimate_bytes, run_bulk
 
-        kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
+        kinds = list(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
         request = Request(
             backbone=backbone,
             upsampler=upsampler,
@@ -198,10 +204,11 @@ class Colors:
     """The basis of the pictures: each image's own, the first image's for all, or a file's."""
 
     def __init__(self, choice: str, out: Path) -> None:
+        from upfeat._files import STATE
         from upfeat.viz import PCABasis
 
         self.choice = choice
-        self.path = out / "basis.json"
+        self.path = out / STATE / "basis.json"
         self.basis: PCABasis | None = None
         if choice == "first" and self.path.is_file():
             self.basis = PCABasis.load(self.path)
@@ -215,9 +222,14 @@ class Colors:
         from upfeat.viz import PCABasis
 
         if self.choice == "first" and self.basis is None:
-            self.basis = PCABasis.fit(encoded.low)
-            self.basis.save(self.path)
+            self.keep(PCABasis.fit(encoded.low))
         return self.basis
+
+    def keep(self, basis: "PCABasis") -> None:
+        """Take a basis for all further images, and for later runs into the same folder."""
+        self.basis = basis
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        basis.save(self.path)
 
 
 def _writer(kind: str, pipe: "Pipeline", store: str, colors: Colors) -> "Writer":
@@ -336,7 +348,7 @@ def _report(summary: "Summary", out: Path) -> None:
     line = f"{done} done, {skipped} already there, {failed} failed"
     typer.echo(f"{line}; results in {out}")
     if failed:
-        typer.echo(f"failures are named in {out / 'failures.jsonl'}", err=True)
+        typer.echo(f"failures are named in {summary.failures}", err=True)
     elif done == 1:
         files = next(o.files for o in summary.outcomes if o.state == "done")
         typer.echo("\n".join(str(file) for file in files))

@@ -1,12 +1,18 @@
 """Run a pipeline over many files: resumable, interruptible, complete or absent.
 
-Beside the outputs of an image lies a small record ``NAME.json`` with the settings and the
+In the folder of an image's outputs, ``.upfeat/records/NAME.json`` holds the settings and the
 fingerprint of the input, written last. A file whose record fits is done and is skipped; with other
 settings, another input or a missing output it is computed again. Images that fail are named in
-``failures.jsonl``, one JSON object a line, and the others go on.
+``failures.jsonl``, one JSON object a line, and the others go on; a disk that is full or may not be
+written ends the run.
+
+Outputs take the place of what an earlier run wrote, and of nothing else: all of them are compared
+with the images and with what lies there before the first one is computed, and again when they are
+written.
 """
 
-import hashlib
+import errno
+import functools
 import json
 import logging
 import os
@@ -16,21 +22,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from upfeat._files import write_bytes
+from upfeat._files import OwnFiles, OwnFolders, part_folder, sha256_of, write_bytes
 from upfeat.data import image_size, read_image
 from upfeat.data.sizes import resolve_size
+from upfeat.errors import ForeignFileError
 from upfeat.extraction.writers import Writer
-from upfeat.pipeline import Pipeline
+from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = ["Job", "Outcome", "Summary", "estimate_bytes", "run_bulk"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FAILURES = "failures.jsonl"
+MAKER = "upfeat upsample"
+SHOWN = 3  # of the files that are in the way, in the message
+# What all further images would meet as well: full, read-only, broken or forbidden places.
+_FATAL = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+        *(errno.EACCES, errno.EPERM, errno.EIO, errno.ENODEV),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,10 @@ class Outcome:
 class Summary:
     """All outcomes of a run, in order.
 
+    Attributes:
+        outcomes: one an image.
+        failures: the file that names those that failed; None if none did.
+
     Example:
         >>> from upfeat.extraction import Summary
         >>> Summary().count("failed")
@@ -88,6 +110,7 @@ class Summary:
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
+    failures: Path | None = None
 
     def count(self, state: str) -> int:
         """Return how many images ended in a state."""
@@ -119,7 +142,10 @@ def run_bulk(
         The outcomes in the order of ``jobs``.
 
     Raises:
-        ValueError: two jobs share a name, or ``workers`` is not positive.
+        ValueError: two jobs share a name, two writers a suffix, or ``workers`` is not positive.
+        ForeignFileError: an output would replace an image of the run, or a file that upfeat did not
+            write. Nothing was written.
+        OSError: the disk is full, or ``out`` may not be written.
         KeyboardInterrupt: passed on; finished images stay, no half-written file does.
 
     Example:
@@ -134,28 +160,25 @@ def run_bulk(
         ...     )
         0
     """
-    if workers < 1:
-        raise ValueError(f"workers must be positive, got {workers}")
-    names = [job.name for job in jobs]
-    if len(set(names)) != len(names):
-        double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two inputs share the output name {double}; rename one of them")
+    _check_arguments(jobs, writers, workers)
+    run = _Run(pipe, writers, out, settings)
+    run.check_targets(jobs)
     out.mkdir(parents=True, exist_ok=True)
     summary = Summary()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for job, image in _read_ahead(jobs, out, writers, settings, pool, workers):
-                if image is None:
-                    outcome = Outcome(job, "skipped", _outputs(job, out, writers))
-                else:
-                    outcome = _compute(job, image, pipe, writers, out, settings)
+            for job, image in run.read_ahead(jobs, pool, workers):
+                outcome = run.skip(job) if image is None else run.compute(job, image)
                 summary.outcomes.append(outcome)
-                _write_failures(out, summary)
+                if outcome.state == "failed":
+                    summary.failures = run.write_failures(summary)
                 if on_outcome is not None:
                     on_outcome(outcome)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if summary.failures is None:
+        run.forget_failures()
     return summary
 
 
@@ -188,63 +211,164 @@ def estimate_bytes(
             continue
         try:
             height, width = resolve_size(output_size, image_size(job.source), "output_size")
-        except (ValueError, OSError):
-            continue  # a broken file writes nothing; the run itself names it
+        except Exception:  # a broken file writes nothing; the run itself names it
+            logger.debug("no size of %s", job.source, exc_info=True)
+            continue
         total += int(height * width * per_pixel)
     return total
+
+
+# -- the run ---------------------------------------------------------------------------------------
+
+
+def _check_arguments(jobs: Sequence[Job], writers: Sequence[Writer], workers: int) -> None:
+    if workers < 1:
+        raise ValueError(f"workers must be positive, got {workers}")
+    if (name := _double([job.name for job in jobs])) is not None:
+        raise ValueError(f"two inputs share the output name {name}; rename one of them")
+    if (suffix := _double([writer.suffix for writer in writers])) is not None:
+        raise ValueError(f"two writers share the suffix {suffix}; pass one of them")
+
+
+def _double(values: Sequence[T]) -> T | None:
+    """Return the first value that comes twice, or None."""
+    seen: set[T] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+class _Run:
+    """What all images of a run share."""
+
+    def __init__(
+        self, pipe: Pipeline, writers: Sequence[Writer], out: Path, settings: Mapping[str, Any]
+    ) -> None:
+        self.pipe, self.writers, self.out, self.settings = pipe, writers, out, settings
+        self.own = OwnFolders()
+
+    def check_targets(self, jobs: Sequence[Job]) -> None:
+        """Refuse outputs that lie where an image of the run or somebody else's file is.
+
+        By name and size; contents are compared before a file is replaced.
+        """
+        real_folder = functools.cache(os.path.realpath)
+        sources = {(real_folder(path.parent), path.name): path for path in (j.source for j in jobs)}
+        foreign = []
+        for job in jobs:
+            for file in _outputs(job, self.out, self.writers):
+                source = sources.get((real_folder(file.parent), file.name))
+                if source is not None:
+                    raise ForeignFileError(
+                        f"the image {source} lies where the result of {job.source} belongs; choose "
+                        "another folder for the results, or leave the image out"
+                    )
+                if os.path.lexists(file) and not self.own[file.parent].wrote(file.name, MAKER):
+                    foreign.append(str(file))
+        if foreign:
+            shown = ", ".join(foreign[:SHOWN])
+            more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
+            raise ForeignFileError(
+                f"{shown}{more} would be replaced, and this command has not written that; choose "
+                "another folder for the results, or move what is in the way"
+            )
+
+    def read_ahead(
+        self, jobs: Sequence[Job], pool: ThreadPoolExecutor, workers: int
+    ) -> Iterator[tuple[Job, "Future[Tensor] | None"]]:
+        """Yield each job with its image being read, or None if it is done; ``workers`` ahead."""
+
+        def started() -> Iterator[tuple[Job, "Future[Tensor] | None"]]:
+            for job in jobs:
+                if _is_done(job, self.out, self.writers, self.settings):
+                    yield job, None
+                else:
+                    yield job, pool.submit(read_image, job.source)
+
+        source = started()
+        waiting = list(islice(source, workers))
+        while waiting:
+            yield waiting.pop(0)
+            waiting.extend(islice(source, 1))
+
+    def skip(self, job: Job) -> Outcome:
+        """Return the outcome of an image that is done."""
+        return Outcome(job, "skipped", _outputs(job, self.out, self.writers))
+
+    def compute(self, job: Job, image: "Future[Tensor]") -> Outcome:
+        """Run one image; whatever is wrong with it is its own failure and not the run's."""
+        start = time.perf_counter()
+        try:
+            fingerprint = sha256_of(job.source)
+            encoded = self.pipe.encode(image.result())
+        except Exception as error:  # noqa: BLE001  (readers raise anything; the others go on)
+            return _failed(job, error)
+        try:
+            files = self.write(job, encoded, fingerprint)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _FATAL:
+                raise
+            return _failed(job, error)
+        return Outcome(job, "done", files, time.perf_counter() - start)
+
+    def write(self, job: Job, encoded: Encoded, fingerprint: str) -> tuple[Path, ...]:
+        """Write the outputs beside their places, move them there, then write the record."""
+        files = _outputs(job, self.out, self.writers)
+        record = _record(job, self.out)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        own = self.own[files[0].parent] if files else OwnFiles(self.out)
+        with part_folder(own.state) as parts:
+            for writer, file in zip(self.writers, files, strict=True):
+                writer.write(self.pipe, encoded, parts / file.name)
+            for file in files:
+                own.check(file.name, MAKER)
+            record.unlink(missing_ok=True)
+            for file in files:
+                own.take(parts / file.name, file.name, MAKER)
+        content = {
+            "settings": dict(self.settings),
+            "source": str(job.source),
+            "sha256": fingerprint,
+            "bytes": {file.name: file.stat().st_size for file in files},
+        }
+        write_bytes(record, f"{json.dumps(content, indent=2)}\n".encode())
+        return files
+
+    def write_failures(self, summary: Summary) -> Path:
+        """Name the failures of this run in a file, one a line, and return where."""
+        lines = [
+            json.dumps({"file": os.fspath(outcome.job.source), "error": outcome.error})
+            for outcome in summary.outcomes
+            if outcome.state == "failed"
+        ]
+        content = ("\n".join(lines) + "\n").encode()
+        own = self.own[self.out]
+        try:
+            return own.write(FAILURES, content, MAKER)
+        except ForeignFileError:  # a file of the user's, which stays
+            own.state.mkdir(parents=True, exist_ok=True)
+            write_bytes(own.state / FAILURES, content)
+            return own.state / FAILURES
+
+    def forget_failures(self) -> None:
+        """Remove what an earlier run wrote about failures, where that can be removed."""
+        own = self.own[self.out]
+        try:
+            own.remove(FAILURES, MAKER)
+            if (own.state / FAILURES).exists():
+                (own.state / FAILURES).unlink()
+        except OSError as error:
+            logger.warning("%s is of an earlier run: %s", self.out / FAILURES, error)
 
 
 # -- one image -------------------------------------------------------------------------------------
 
 
-def _compute(
-    job: Job,
-    image: "Future[Tensor]",
-    pipe: Pipeline,
-    writers: Sequence[Writer],
-    out: Path,
-    settings: Mapping[str, Any],
-) -> Outcome:
-    """Run one image; whatever is wrong with it is its own failure and not the run's."""
-    start = time.perf_counter()
-    files = _outputs(job, out, writers)
-    try:
-        fingerprint = _fingerprint(job.source)
-        encoded = pipe.encode(image.result())
-        _record(job, out).parent.mkdir(parents=True, exist_ok=True)
-        _record(job, out).unlink(missing_ok=True)
-        for writer, file in zip(writers, files, strict=True):
-            writer.write(pipe, encoded, file)
-        content = {"settings": dict(settings), "source": str(job.source), "sha256": fingerprint}
-        write_bytes(_record(job, out), f"{json.dumps(content, indent=2)}\n".encode())
-    except Exception as error:  # named in failures.jsonl; the others go on
-        logger.debug("%s failed", job.source, exc_info=True)
-        return Outcome(job, "failed", error=f"{type(error).__name__}: {error}")
-    return Outcome(job, "done", files, time.perf_counter() - start)
-
-
-def _read_ahead(
-    jobs: Sequence[Job],
-    out: Path,
-    writers: Sequence[Writer],
-    settings: Mapping[str, Any],
-    pool: ThreadPoolExecutor,
-    workers: int,
-) -> Iterator[tuple[Job, "Future[Tensor] | None"]]:
-    """Yield each job with its image being read, or None if it is done; ``workers`` ahead."""
-
-    def started() -> Iterator[tuple[Job, "Future[Tensor] | None"]]:
-        for job in jobs:
-            if _is_done(job, out, writers, settings):
-                yield job, None
-            else:
-                yield job, pool.submit(read_image, job.source)
-
-    source = started()
-    waiting = list(islice(source, workers))
-    while waiting:
-        yield waiting.pop(0)
-        waiting.extend(islice(source, 1))
+def _failed(job: Job, error: Exception) -> Outcome:
+    logger.debug("%s failed", job.source, exc_info=error)
+    return Outcome(job, "failed", error=f"{type(error).__name__}: {error}")
 
 
 def _outputs(job: Job, out: Path, writers: Sequence[Writer]) -> tuple[Path, ...]:
@@ -252,7 +376,9 @@ def _outputs(job: Job, out: Path, writers: Sequence[Writer]) -> tuple[Path, ...]
 
 
 def _record(job: Job, out: Path) -> Path:
-    return out / f"{job.name}.json"
+    """Return where the record is; no image's output can have this name."""
+    place = out / job.name
+    return OwnFiles(place.parent).state / "records" / f"{place.name}.json"
 
 
 def _is_done(job: Job, out: Path, writers: Sequence[Writer], settings: Mapping[str, Any]) -> bool:
@@ -261,27 +387,9 @@ def _is_done(job: Job, out: Path, writers: Sequence[Writer], settings: Mapping[s
         record = json.loads(_record(job, out).read_bytes())
         return (
             record["settings"] == json.loads(json.dumps(dict(settings)))
-            and all(file.is_file() for file in _outputs(job, out, writers))
-            and record["sha256"] == _fingerprint(job.source)
+            and record["bytes"]
+            == {file.name: file.stat().st_size for file in _outputs(job, out, writers)}
+            and record["sha256"] == sha256_of(job.source)
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _fingerprint(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_failures(out: Path, summary: Summary) -> None:
-    """Keep ``failures.jsonl`` up to date: the failures of this run, absent without any."""
-    failed = [outcome for outcome in summary.outcomes if outcome.state == "failed"]
-    path = out / FAILURES
-    if not failed:
-        path.unlink(missing_ok=True)
-    elif summary.outcomes[-1].state == "failed":
-        lines = [
-            json.dumps({"file": os.fspath(outcome.job.source), "error": outcome.error})
-            for outcome in failed
-        ]
-        write_bytes(path, ("\n".join(lines) + "\n").encode())

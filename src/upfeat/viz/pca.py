@@ -351,8 +351,20 @@ def save_png(picture: "Image.Image | Tensor", path: str | os.PathLike[str]) -> N
         ...     [p.name for p in pathlib.Path(folder).iterdir()]
         ['a.png']
     """
+    write_bytes(path, png_bytes(picture))
+
+
+def png_bytes(picture: "Image.Image | Tensor") -> bytes:
+    """Return the PNG of a PIL image or a (3, H, W) uint8 tensor.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.pca import png_bytes
+        >>> png_bytes(torch.zeros(3, 2, 2, dtype=torch.uint8))[1:4]
+        b'PNG'
+    """
     from upfeat.viz.panel import to_pil
 
     stream = io.BytesIO()
     (to_pil(picture) if isinstance(picture, Tensor) else picture).save(stream, "PNG")
-    write_bytes(path, stream.getvalue())
+    return stream.getvalue()
