@@ -38,7 +38,7 @@ def _run(way: str, arguments: argparse.Namespace, cache: str) -> tuple[Result, i
     torch.set_num_threads(arguments.threads)
     implementation, heads = WAYS[way]
     backbone = upfeat.create_backbone(arguments.backbone)
-    upsampler = upfeat.create_upsampler(arguments.upsampler, pretrained=True).eval()
+    upsampler = upfeat.create_upsampler(arguments.upsampler).eval()
     method = Method(way, upsampler)
     if implementation == "plain":
         method = Method(way, PlainModule(upsampler))  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{target.name} has {target.stat().st_size} bytes, more than {LIMIT}")
     card = (model / "README.md").read_text()
     first, rest = card.split("\n", 1)
-    call = f'upsampler = upfeat.create_upsampler("{arguments.name}", pretrained=True)'
+    call = f'upsampler = upfeat.create_upsampler("{arguments.name}")'
     rest = rest.replace('upsampler = upfeat.Upsampler.from_pretrained("this folder")', call)
     extra = [] if arguments.notes is None else [arguments.notes.read_text().rstrip(), ""]
     if arguments.results is not None:

@@ -10,6 +10,8 @@ import errno
 import math
 import os
 import stat
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -192,6 +194,15 @@ def check_map(tensor: Tensor, name: str, layout: str) -> None:
             f"{name} {layout} must be floating point, got {tensor.dtype}; "
             "convert and normalise it first"
         )
+
+
+def warn_user(message: str) -> None:
+    """Issue a ``UserWarning`` at the line that called upfeat, through torch's own frames."""
+    frame = sys._getframe().f_back
+    level = 2
+    while frame and frame.f_globals.get("__name__", "").startswith(("upfeat.", "torch.")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def check_normalization(

@@ -41,7 +41,7 @@ def test_file_and_card(name: str) -> None:
 def test_it_loads_without_any_folder_of_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UPFEAT_WEIGHTS", raising=False)
     monkeypatch.setenv("UPFEAT_OFFLINE", "1")
-    up = upfeat.create_upsampler(name, pretrained=True)
+    up = upfeat.create_upsampler(name)
     assert not up.training
     assert {parameter.dtype for parameter in up.parameters()} == {torch.float32}
     width = up.config.get("feature_dim", 20)
@@ -53,7 +53,7 @@ def test_it_loads_without_any_folder_of_weights(name: str, monkeypatch: pytest.M
 @torch.no_grad()
 def test_the_default_keeps_to_the_sides_of_an_edge() -> None:
     """Half the image is dark, half is bright, the features follow; the border lies inside cells."""
-    up = upfeat.create_upsampler("kin.upfeat", pretrained=True)
+    up = upfeat.create_upsampler("kin.upfeat")
     image = torch.full((1, 3, 96, 160), -1.5)
     image[..., 72:] = 1.5
     side = (image[:, :1] > 0).float()

@@ -105,7 +105,7 @@ def test_real_files_load_strictly(
     model = upfeat.from_official("featup_jbu", weights_dir / f"featup_jbu_{name}.safetensors")
     assert model.config == {"feature_dim": 512, "channel_norm": False}
     monkeypatch.setenv("UPFEAT_WEIGHTS", str(weights_dir))
-    tagged = upfeat.create_upsampler(f"featup_jbu.{name}", pretrained=True)
+    tagged = upfeat.create_upsampler(f"featup_jbu.{name}")
     image, features = torch.randn(1, 3, 32, 48), torch.randn(1, 512, 2, 3)
     output = tagged(image, features)
     assert torch.equal(output, model(image, features))

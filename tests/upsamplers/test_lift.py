@@ -85,7 +85,7 @@ def test_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save(state, tmp_path / "lift_dino_vits16.pth")
     monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
-    loaded = upfeat.create_upsampler("lift.dino_vits16", pretrained=True)
+    loaded = upfeat.create_upsampler("lift.dino_vits16")
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
 

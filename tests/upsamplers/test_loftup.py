@@ -197,7 +197,7 @@ def test_weights_found_under_the_records_name(
     model = upfeat.create_upsampler("loftup", feature_dim=384, num_heads=4)
     torch.save(official_layout(model), tmp_path / "loftup.dinov2_vits14.pth")
     monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
-    loaded = upfeat.create_upsampler("loftup.dinov2_vits14", pretrained=True)
+    loaded = upfeat.create_upsampler("loftup.dinov2_vits14")
     assert not loaded.training
     assert torch.equal(loaded.conv1.weight, model.conv1.weight)
     with pytest.raises(CheckpointError, match="another backbone"):

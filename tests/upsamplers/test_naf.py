@@ -75,7 +75,7 @@ def test_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert state["image_encoder.rope.periods"].shape == (16,)
     torch.save(state, tmp_path / "naf_release.pth")
     monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
-    loaded = upfeat.create_upsampler("naf.release", pretrained=True)
+    loaded = upfeat.create_upsampler("naf.release")
     assert loaded.config == model.config
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key

@@ -1,11 +1,15 @@
 """Names: listing, creating, close matches, refusals."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 import upfeat
 from upfeat.errors import UnknownNameError, WeightsNotFoundError
 from upfeat.upsamplers import UpsamplerInfo, registry
 from upfeat.upsamplers.interpolation import Bilinear
+from upfeat.upsamplers.registry import get_checkpoint
 
 
 def test_wildcards_and_order() -> None:
@@ -43,7 +47,10 @@ def test_pretrained_without_tag_says_which_tags_exist() -> None:
 
 
 def test_tag_without_pretrained_has_the_records_sizes() -> None:
-    assert upfeat.create_upsampler("jafar.dinov2_vitb14").config["feature_dim"] == 768
+    assert (
+        upfeat.create_upsampler("jafar.dinov2_vitb14", pretrained=False).config["feature_dim"]
+        == 768
+    )
 
 
 def test_a_miss_names_all_four_places(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
@@ -81,3 +88,37 @@ def test_a_users_own_method(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert "mine" in upfeat.list_upsamplers()
     assert isinstance(upfeat.create_upsampler("mine"), Mine)
+
+
+def test_a_tag_loads_its_weights_and_random_ones_are_asked_for_aloud() -> None:
+    loaded = upfeat.create_upsampler("kin.upfeat")
+    again = upfeat.create_upsampler("kin.upfeat", pretrained=True)
+    assert not loaded.training
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(), strict=True)
+    )
+    random = upfeat.create_upsampler("kin.upfeat", pretrained=False)
+    assert random.training
+    assert random.trained_for is None
+    assert not all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), random.parameters(), strict=True)
+    )
+    assert upfeat.create_upsampler("jafar", feature_dim=16).training
+    with pytest.raises(ValueError, match="pretrained=False"):
+        upfeat.create_upsampler("kin.upfeat", pretrained=False, weights="a.pth")
+
+
+@pytest.mark.parametrize("name", upfeat.list_upsamplers(pretrained=True))
+def test_a_tag_whose_weights_are_not_here_says_where_it_looked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = get_checkpoint(name)
+    if record is not None and record.bundled:
+        assert not upfeat.create_upsampler(name).training
+        return
+    for variable in ("UPFEAT_WEIGHTS", "UPFEAT_CACHE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("UPFEAT_OFFLINE", "1")
+    with pytest.raises(WeightsNotFoundError, match="looked in four places") as caught:
+        upfeat.create_upsampler(name)
+    assert name in str(caught.value)

@@ -1,7 +1,10 @@
 """Loading and saving: official layouts, upfeat's own, and every refusal."""
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,15 +39,15 @@ def test_a_record_loads_from_the_weights_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
-    source = upfeat.create_upsampler("jafar.dinov2_vits14")
+    source = upfeat.create_upsampler("jafar.dinov2_vits14", pretrained=False)
     torch.save(official_layout(source), tmp_path / "jafar.dinov2_vits14.pth")
-    loaded = upfeat.create_upsampler("jafar.dinov2_vits14", pretrained=True)
+    loaded = upfeat.create_upsampler("jafar.dinov2_vits14")
     record = get_checkpoint("jafar.dinov2_vits14")
     assert record is not None
     assert loaded.info.image_mean == record.image_mean
     assert not loaded.training
     torch.save(
-        official_layout(upfeat.create_upsampler("jafar.dinov2_vitb14")),
+        official_layout(upfeat.create_upsampler("jafar.dinov2_vitb14", pretrained=False)),
         tmp_path / "jafar.dinov2_vits14.pth",
     )
     with pytest.raises(CheckpointError, match="another backbone"):
@@ -273,3 +276,109 @@ def test_a_damaged_configuration_names_its_file(
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         upfeat.Upsampler.from_pretrained(tmp_path)
+
+
+# -- which backbone the weights belong to ----------------------------------------------------------
+
+COMPACT = "upfeat/vit_compact_patch16"
+
+
+def mismatches(call: Callable[[], object]) -> list[str]:
+    """The warnings about another backbone that a call issues."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(w.message) for w in caught if "were trained for" in str(w.message)]
+
+
+def test_a_folder_names_its_backbone_with_layer_and_normalisation(tmp_path: Path) -> None:
+    backbone = upfeat.create_backbone(COMPACT, weights="random", layer=3)
+    source = upfeat.create_upsampler("jafar", feature_dim=192, qk_dim=16)
+    source.save_pretrained(tmp_path, backbone=backbone)
+    told = json.loads((tmp_path / "config.json").read_text())["backbone"]
+    assert told == {
+        "name": COMPACT,
+        "layer": 3,
+        "norm": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    assert COMPACT in (tmp_path / "README.md").read_text()
+    loaded = upfeat.Upsampler.from_pretrained(tmp_path)
+    assert mismatches(lambda: upfeat.Pipeline(backbone, loaded)) == []
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again/config.json").read_text())["backbone"] == told
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [
+        ("timm/vit_tiny_patch16_224", {"depth": 1}, (COMPACT, "timm/vit_tiny_patch16_224")),
+        (COMPACT, {"layer": 2}, ("layer 4", "layer 2")),
+        (COMPACT, {"norm": False}, ("norm True", "norm False")),
+    ],
+)
+def test_weights_of_another_backbone_are_warned_of_once(
+    tmp_path: Path, spec: str, options: dict[str, Any], words: tuple[str, str]
+) -> None:
+    right = upfeat.create_backbone(COMPACT, weights="random")
+    wrong = upfeat.create_backbone(spec, weights="random", **options)
+    source = upfeat.create_upsampler("jafar", feature_dim=192, qk_dim=16)
+    source.save_pretrained(tmp_path, backbone=right)
+    loaded = upfeat.Upsampler.from_pretrained(tmp_path)
+    found = mismatches(lambda: [upfeat.Pipeline(wrong, loaded) for _ in range(3)])
+    assert len(found) == 1
+    assert all(word in found[0] for word in words)
+    assert mismatches(lambda: upfeat.Pipeline(right, loaded)) == []
+
+
+def test_a_tags_weights_know_their_backbone(tmp_path: Path) -> None:
+    other = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+    right = upfeat.create_backbone(COMPACT)
+    up = upfeat.create_upsampler("jafar.vit_compact_patch16")
+    assert len(mismatches(lambda: upfeat.Pipeline(other, up))) == 1
+    assert mismatches(lambda: upfeat.Pipeline(right, up)) == []
+    for same in (upfeat.large_image(right, 2), upfeat.strided(right, 8)):
+        assert mismatches(lambda same=same: upfeat.Pipeline(same, up)) == []
+    up.save_pretrained(tmp_path)
+    saved = upfeat.Upsampler.from_pretrained(tmp_path)
+    assert len(mismatches(lambda: upfeat.Pipeline(other, saved))) == 1
+
+
+@pytest.mark.parametrize("name", ["kin.upfeat", "bilinear", "joint_bilateral", "anyup", "naf"])
+def test_what_serves_any_backbone_is_never_warned_of(name: str, tmp_path: Path) -> None:
+    one = upfeat.create_backbone(COMPACT, weights="random")
+    other = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+    upfeat.create_upsampler(name).save_pretrained(tmp_path, backbone=one)
+    assert json.loads((tmp_path / "config.json").read_text())["backbone"] is None
+    loaded = upfeat.Upsampler.from_pretrained(tmp_path)
+    assert mismatches(lambda: upfeat.Pipeline(other, loaded)) == []
+
+
+def test_random_weights_and_unnamed_functions_are_not_warned_of() -> None:
+    up = upfeat.create_upsampler("jafar.vit_compact_patch16", pretrained=False)
+    other = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+    assert mismatches(lambda: upfeat.Pipeline(other, up)) == []
+    function = upfeat.CallableBackbone(torch.nn.Conv2d(3, 192, 16, 16), 192, 16)
+    loaded = upfeat.create_upsampler("jafar.vit_compact_patch16")
+    assert mismatches(lambda: upfeat.Pipeline(function, loaded)) == []
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        3, "timm/x", [], {}, {"name": 3}, {"name": "a", "layer": "x"}, {"name": "a", "strange": 1},
+        {"name": "a", "image_mean": [0, 0, 0], "image_std": [0, 0, 0]},
+    ],
+)  # fmt: skip
+def test_a_damaged_record_of_the_backbone_names_its_file(
+    backbone: object, small: upfeat.Upsampler, tmp_path: Path
+) -> None:
+    small.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "backbone": backbone}))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        upfeat.Upsampler.from_pretrained(tmp_path)
+    del config["backbone"]  # as earlier versions wrote it
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert upfeat.Upsampler.from_pretrained(tmp_path).trained_for is None

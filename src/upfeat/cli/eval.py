@@ -144,7 +144,7 @@ def load_method(
     elif "/" in name:
         raise FileNotFoundError(f"no folder at {name}; give a folder that save_pretrained wrote")
     elif "." in name:
-        upsampler = upfeat.create_upsampler(name, pretrained=True)
+        upsampler = upfeat.create_upsampler(name)
     else:
         width = {"feature_dim": feature_dim} if needs_feature_dim(name) else {}
         upsampler = upfeat.create_upsampler(name, pretrained=False, weights=None, **width)

@@ -39,7 +39,8 @@ def export_model(
         seconds: that training took.
     """
     card = model_card(model, config, parts.source.describe(), curve, seconds)
-    model.save_pretrained(folder, card=card)
+    backbone = parts.backbones[0] if len(parts.backbones) == 1 else None
+    model.save_pretrained(folder, card=card, backbone=backbone)
 
 
 def model_card(

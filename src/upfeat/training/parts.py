@@ -141,7 +141,7 @@ def build_upsampler(config: UpsamplerConfig, backbones: Sequence[Backbone]) -> U
             )
         arguments.setdefault("feature_dim", widths[0])
     if config.start_from is None:
-        return create_upsampler(config.name, pretrained="." in config.name, **arguments)
+        return create_upsampler(config.name, **arguments)
     start = Path(config.start_from).expanduser()
     if not start.is_dir():
         return from_official(name, start, **config.config)

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,15 @@ from upfeat.errors import (
     check_coords,
     check_normalization,
     shape_text,
+    warn_user,
 )
 from upfeat.layers.module_weights import first_weight
 from upfeat.ops._dispatch import is_transformed
 from upfeat.ops.channel_norm import channel_norm
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+    from upfeat.upsamplers.weights import TrainedFor
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Abilities", "Tile", "Upsampler", "UpsamplerInfo"]
 
@@ -175,6 +180,8 @@ class Upsampler(nn.Module):
         info: what the method is and, in ``info.abilities``, can do; an instance with published
             weights or other options narrows the class's.
         config: the arguments it was built with, as ``save_pretrained`` stores them.
+        trained_for: the backbone that the weights belong to; None where none is known or any will
+            do.
         feature_scale: deviation over the channels of what the method regresses; it counts for those
             that regress channel-normalised features alone.
         official_globals: foreign classes that the method's official pickles may name.
@@ -189,6 +196,7 @@ class Upsampler(nn.Module):
 
     info: UpsamplerInfo
     config: dict[str, Any]
+    trained_for: "TrainedFor | None" = None
     feature_scale: float = 1.0
     official_globals: ClassVar[tuple[Any, ...]] = ()
     official_keys: ClassVar[tuple[str, ...]] = ()
@@ -202,6 +210,7 @@ class Upsampler(nn.Module):
     def __init__(self) -> None:
         self.__dict__.setdefault("config", {})
         super().__init__()
+        self._warned_of: set[str] = set()
 
     # -- calling ---------------------------------------------------------------------------------
 
@@ -455,8 +464,20 @@ class Upsampler(nn.Module):
         """Return the upsampler for features of this backbone, ``backbone(image) -> (B, C, h, w)``.
 
         Only a method that looks at further views of the image makes use of it (FeatUp's implicit
-        one); every other returns itself. ``upfeat.Pipeline`` calls it.
+        one); every other returns itself. ``upfeat.Pipeline`` calls it. Weights that were trained
+        for another backbone are warned of, once for each.
         """
+        name = getattr(backbone, "name", None)
+        if self.trained_for is None or self.info.abilities.universal or name is None:
+            return self
+        difference = self.trained_for.difference(cast("Backbone", backbone))
+        if difference is not None and name not in self._warned_of:
+            self._warned_of.add(name)
+            warn_user(
+                f"the weights of {self.info.name} were trained for {difference}: these features "
+                "mean something else to it; load weights of this backbone, or train it with "
+                "upfeat train"
+            )
         return self
 
     # -- official files --------------------------------------------------------------------------
@@ -473,13 +494,22 @@ class Upsampler(nn.Module):
 
     # -- own files -------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, card: str | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        card: str | None = None,
+        backbone: "Backbone | None" = None,
+    ) -> None:
         """Write ``config.json``, ``model.safetensors`` and a model card into a folder.
 
         Args:
             folder: created if need be.
             card: text of the model card (``README.md``); default: made from ``info`` and
                 the configuration.
+            backbone: what the weights were trained for, unless they serve any; default: what
+                ``trained_for`` says. ``config.json`` names it with layer and normalisation, and
+                :meth:`with_backbone` of the loaded upsampler warns of another.
 
         Example:
             >>> import tempfile, upfeat
@@ -490,9 +520,11 @@ class Upsampler(nn.Module):
             ...     upfeat.Upsampler.from_pretrained(folder).config["feature_dim"]
             16
         """
-        from upfeat.upsamplers.weights import save_folder
+        from upfeat.upsamplers.weights import TrainedFor, save_folder
 
-        save_folder(self, Path(folder), card)
+        trained_for = self.trained_for if backbone is None else TrainedFor.of(backbone)
+        universal = self.info.abilities.universal
+        save_folder(self, Path(folder), card, None if universal else trained_for)
 
     @classmethod
     def from_pretrained(cls, folder_or_id: str | os.PathLike[str], **hub: Any) -> Self:

@@ -143,7 +143,7 @@ def needs_feature_dim(name: str) -> bool:
 
 def create_upsampler(
     name: str,
-    pretrained: bool = False,
+    pretrained: bool | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,
     **config: Any,
@@ -151,31 +151,40 @@ def create_upsampler(
     """Build an upsampler by name.
 
     Args:
-        name: ``"jafar"``, or ``"jafar.dinov2_vits14"`` for published weights.
-        pretrained: load the weights that the tag names, after the lookup explicit file →
-            ``$UPFEAT_WEIGHTS`` → local cache → hub.
-        weights: an explicit file in the official or in upfeat's layout; implies ``pretrained``.
+        name: ``"jafar.dinov2_vits14"`` for published weights, ``"jafar"`` for random ones.
+        pretrained: whether to load the weights that the tag names, after the lookup explicit file →
+            ``$UPFEAT_WEIGHTS`` → local cache → hub. None loads them where there is a tag;
+            False builds what the tag describes with random weights; True insists on a tag.
+        weights: an explicit file in the official or in upfeat's layout.
         **config: arguments of the method's class, such as ``feature_dim=384``.
 
     Returns:
-        The upsampler: with random weights in training mode as any new ``nn.Module``, with
-        loaded weights in eval mode.
+        The upsampler: with loaded weights in eval mode, with random weights in training mode as any
+        new ``nn.Module``.
 
     Raises:
         UnknownNameError: no such method or tag; the message lists close matches.
         WeightsNotFoundError: no place has the weights; the message names all four.
+        CheckpointError: the file does not fit, or is none.
+        ValueError: ``weights`` with ``pretrained=False``, or a width is missing.
         TypeError: an argument that the method does not take.
 
     Example:
         >>> import upfeat
-        >>> upfeat.create_upsampler("jafar", feature_dim=384).info.abilities.linear
+        >>> upfeat.create_upsampler("kin.upfeat").training
+        False
+        >>> upfeat.create_upsampler("jafar", feature_dim=384).training
         True
     """
     arch, tag = _split(name)
     cls = _CLASSES[arch]
+    if weights is not None and pretrained is False:
+        raise ValueError(
+            "weights= names a file to load and pretrained=False asks for none; drop one"
+        )
     if weights is not None and tag is None:
         return load_official(cls, weights, config)
-    if pretrained or weights is not None:
+    if pretrained or weights is not None or (tag is not None and pretrained is None):
         if tag is None:
             tags = [f"{arch}.{t}" for t in _CHECKPOINTS[arch]]
             raise UnknownNameError("weights", name, tags or [f"(none are published for {arch})"])

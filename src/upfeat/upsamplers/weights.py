@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import Tensor
 
@@ -24,15 +24,103 @@ from upfeat.checkpoints import (
 from upfeat.errors import CheckpointError, WeightsNotFoundError, check_normalization
 
 if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
     from upfeat.upsamplers.base import Upsampler
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "TrainedFor"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
 UpsamplerType = TypeVar("UpsamplerType", bound="Upsampler")
+
+
+Triple = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedFor:
+    """The backbone whose features a set of weights was trained on; ``config.json`` names it.
+
+    Attributes:
+        name: the backbone's spec, such as ``timm/vit_small_patch14_dinov2.lvd142m``, or words.
+        layer: index of the layer, from 0; None where it is not known or there is no choice.
+        norm: whether the backbone's final norm was applied; None where it is not known.
+        image_mean, image_std: normalisation of the backbone's images; None where it is not known.
+
+    Raises:
+        ValueError: a normalisation that is none.
+
+    Example:
+        >>> import upfeat
+        >>> from upfeat.upsamplers.weights import TrainedFor
+        >>> encoder = upfeat.create_backbone("upfeat/vit_compact_patch16", layer=3)
+        >>> TrainedFor("upfeat/vit_compact_patch16", layer=4).difference(encoder)
+        'layer 4, got layer 3'
+    """
+
+    name: str
+    layer: int | None = None
+    norm: bool | None = None
+    image_mean: Triple | None = None
+    image_std: Triple | None = None
+
+    def __post_init__(self) -> None:
+        mean, std = check_normalization(self.image_mean, self.image_std)
+        object.__setattr__(self, "image_mean", mean)
+        object.__setattr__(self, "image_std", std)
+
+    @classmethod
+    def of(cls, backbone: "Backbone") -> Self:
+        """Describe a backbone."""
+        mean, std = check_normalization(backbone.image_mean, backbone.image_std)
+        return cls(backbone.name, backbone.layer, getattr(backbone, "norm", None), mean, std)
+
+    @classmethod
+    def read(cls, content: object) -> Self | None:
+        """Read what ``config.json`` holds under ``backbone``; None where no backbone is named.
+
+        Raises:
+            ValueError: it describes no backbone.
+        """
+        if content is None:
+            return None
+        fields = {"name": str, "layer": int | None, "norm": bool | None}
+        names = {field.name for field in dataclasses.fields(cls)}
+        if (
+            not isinstance(content, dict)
+            or not content.keys() <= names
+            or not all(isinstance(content.get(key), kind) for key, kind in fields.items())
+        ):
+            raise ValueError(
+                f"its backbone is {content!r}, expected null or an object of {', '.join(names)}"
+            )
+        return cls(**content)
+
+    def difference(self, backbone: "Backbone") -> str | None:
+        """Return how a backbone differs from this one, in words, or None where nothing is known."""
+        if not _same_network(self.name, backbone.name):
+            return f"{self.name}, got {backbone.name}"
+        other = TrainedFor.of(backbone)
+        for word, mine, theirs in (
+            ("layer", self.layer, other.layer),
+            ("norm", self.norm, other.norm),
+            ("image_mean", self.image_mean, other.image_mean),
+            ("image_std", self.image_std, other.image_std),
+        ):
+            if None not in (mine, theirs) and mine != theirs:
+                return f"{word} {mine}, got {word} {theirs}"
+        return None
+
+
+def _same_network(trained: str, given: str) -> bool:
+    """Compare names; words, functions, and specs without tag may well mean the same network."""
+    given = given.partition("+")[0]  # strided and larger images: the same network
+    if " " in trained or "callable" in (trained, given):
+        return True
+    tagged = "." in trained and "." in given
+    return trained == given if tagged else trained.partition(".")[0] == given.partition(".")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +163,10 @@ class Checkpoint:
     note: str = ""
     bundled: bool = False
 
+    def trained_for(self) -> TrainedFor | None:
+        """Return the backbone that the weights belong to; None for universal ones."""
+        return None if self.feature_dim is None else TrainedFor(self.backbone)
+
     def build_config(self, cls: type["Upsampler"]) -> dict[str, Any]:
         """Return constructor arguments for this record."""
         width = {} if self.feature_dim is None else {"feature_dim": self.feature_dim}
@@ -116,6 +208,7 @@ def load_checkpoint(
         image_std=record.image_std,
         weights_license=record.weights_license,
     )
+    model.trained_for = record.trained_for()
     return model
 
 
@@ -211,7 +304,9 @@ def _named_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
 # -- upfeat's own layout: config.json, model.safetensors, README.md --------------------------------
 
 
-def save_folder(model: "Upsampler", folder: Path, card: str | None) -> None:
+def save_folder(
+    model: "Upsampler", folder: Path, card: str | None, backbone: TrainedFor | None
+) -> None:
     """Write the three files; the configuration last, so that a folder with one is complete."""
     import upfeat
 
@@ -219,6 +314,7 @@ def save_folder(model: "Upsampler", folder: Path, card: str | None) -> None:
     config = {
         "architecture": model.info.name,
         "config": model.config,
+        "backbone": None if backbone is None else dataclasses.asdict(backbone),
         "image_mean": model.info.image_mean,
         "image_std": model.info.image_std,
         "feature_norm": model.info.feature_norm,
@@ -227,7 +323,7 @@ def save_folder(model: "Upsampler", folder: Path, card: str | None) -> None:
     }
     text = json.dumps(config, indent=2)
     write_safetensors(folder / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
-    write_bytes(folder / CARD_FILE, (card or model_card(model)).encode())
+    write_bytes(folder / CARD_FILE, (card or model_card(model, backbone)).encode())
     write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
 
 
@@ -242,16 +338,19 @@ def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "Upsampler"
                 f"{folder} has no {name}; a folder of save_pretrained holds {CONFIG_FILE} and "
                 f"{WEIGHTS_FILE}; for an official file use upfeat.from_official"
             )
-    cls, arguments, told = _read_own_config(folder / CONFIG_FILE)
+    cls, arguments, told, backbone = _read_own_config(folder / CONFIG_FILE)
     model = _build(cls, arguments, {}, f"{folder / CONFIG_FILE}: its arguments")
     state = _named_tensors(unwrap_state(read_checkpoint(folder / WEIGHTS_FILE)))
     name = f"the {type(model).__name__} of the {CONFIG_FILE} beside it"
     load_strictly(model, state, origin=str(folder / WEIGHTS_FILE), name=name)
     model.info = dataclasses.replace(model.info, **told)
+    model.trained_for = backbone
     return model.eval()
 
 
-def _read_own_config(path: Path) -> tuple[type["Upsampler"], dict[str, Any], dict[str, Any]]:
+def _read_own_config(
+    path: Path,
+) -> tuple[type["Upsampler"], dict[str, Any], dict[str, Any], TrainedFor | None]:
     """Return the class, its arguments, and what the file tells about this set of weights."""
     from upfeat.upsamplers.registry import get_class
 
@@ -265,6 +364,7 @@ def _read_own_config(path: Path) -> tuple[type["Upsampler"], dict[str, Any], dic
     try:
         cls = get_class(config["architecture"])
         mean, std = check_normalization(config.get("image_mean"), config.get("image_std"))
+        backbone = TrainedFor.read(config.get("backbone"))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     license_name = config.get("weights_license")
@@ -281,7 +381,7 @@ def _read_own_config(path: Path) -> tuple[type["Upsampler"], dict[str, Any], dic
         "feature_norm": feature_norm,
         "weights_license": license_name,
     }
-    return cls, config["config"], told
+    return cls, config["config"], told, backbone
 
 
 def _download_folder(repository: str, hub: Mapping[str, Any]) -> Path:
@@ -297,7 +397,7 @@ def _download_folder(repository: str, hub: Mapping[str, Any]) -> Path:
         ) from error
 
 
-def model_card(model: "Upsampler") -> str:
+def model_card(model: "Upsampler", backbone: TrainedFor | None) -> str:
     """Return a model card: what it is, how to load it, licences."""
     info = model.info
     arxiv = f"arXiv {info.arxiv}" if info.arxiv else "no paper"
@@ -312,6 +412,7 @@ def model_card(model: "Upsampler") -> str:
         f"* paper: {info.paper or 'none'} ({arxiv})\n"
         f"* parameters: {parameters:,}\n"
         f"* configuration: `{json.dumps(model.config)}`\n"
+        f"* backbone: {'not named' if backbone is None else f'`{backbone.name}`'}\n"
         f"* licence of the original code: {info.code_license or 'none'}\n"
         f"* licence of these weights: {info.weights_license or 'not stated'}\n\n"
         "```python\nimport upfeat\n\n"

@@ -170,9 +170,9 @@ def _prepare(name: str, backbone: "Backbone") -> Contender | LeftOut:
             return LeftOut(name, "no published weights for this backbone")
         for tag, record in fitting:
             if record.bundled:
-                return Contender(tag, create_upsampler(tag, pretrained=True))
+                return Contender(tag, create_upsampler(tag))
             if (file := _local_file(name, tag, record)) is not None:
-                return Contender(tag, create_upsampler(tag, pretrained=True, weights=file))
+                return Contender(tag, create_upsampler(tag, weights=file))
         return LeftOut(name, "weights not found here; put them into $UPFEAT_WEIGHTS")
     short = info.short_fit
     width: dict[str, Any] = {"feature_dim": backbone.dim} if needs_feature_dim(name) else {}
