@@ -110,3 +110,16 @@ def test_the_generator_decides() -> None:
     assert torch.equal(draw(0), draw(0))
     assert not torch.equal(draw(0), draw(1))
     assert not torch.equal(model.eval()(x, torch.Generator().manual_seed(0)), model(x))
+
+
+def test_error_of_large_features_is_finite(dtype) -> None:
+    """The scale itself, exp(W x), overflows; its logarithm does not."""
+    torch.manual_seed(0)
+    scale = ScaleNet(12).to(dtype)
+    features = 1000 * torch.randn(2, 12, 3, 4).to(dtype)
+    loss = scale.error((features - 1).float().square(), features)
+    assert torch.isfinite(loss)
+    if dtype != torch.float16:  # whose range ends at 65504
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in scale.parameters())
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)

@@ -30,6 +30,15 @@ from upfeat.ops.coordinates import pixel_centres
 from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.registry import get_class, needs_feature_dim
 
+HALF = {torch.bfloat16: 0.015, torch.float16: 0.003}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Mean absolute difference in units of the expected output's spread, or size if constant."""
+    spread, size = float(expected.std()), float(expected.abs().max())
+    error = float((actual.float() - expected).abs().mean())
+    return error / max(spread if spread > 1e-3 * size else size, 1e-6)
+
 
 class UpsamplerContract:
     """Inherit, set ``name`` and what differs from the defaults, and call the class ``Test…``."""
@@ -50,7 +59,7 @@ class UpsamplerContract:
     value_channels: ClassVar[int] = 4
     guided: ClassVar[bool] = True
     """Whether the image influences the output."""
-    half: ClassVar[dict[torch.dtype, float]] = {torch.bfloat16: 0.1, torch.float16: 0.02}
+    half: ClassVar[dict[torch.dtype, float]] = HALF
     """Largest mean absolute difference to float32, relative to the output's spread."""
     refused_transforms: ClassVar[tuple[str, ...]] = ()
     """Transforms of ``torch.func`` that the method cannot take; it must raise UnsupportedError."""
@@ -150,8 +159,49 @@ class UpsamplerContract:
         actual = upsampler.to(dtype)(image.to(dtype), features.to(dtype))
         assert actual.dtype == dtype
         assert torch.isfinite(actual).all()
-        error = (actual.float() - expected).abs().mean() / expected.std()
+        error = relative_error(actual, expected)
         assert error < self.half.get(dtype, 1e-4), f"mean error {error:.3g} of the spread"
+
+    @pytest.mark.parametrize("dtype", list(HALF), ids=lambda dtype: str(dtype)[6:])
+    @torch.no_grad()
+    def test_half_precision_of_hard_inputs(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Zeros, constants and large numbers: near what float32 makes of the same numbers."""
+        image, features = self.inputs(device=device)
+        with_zero = features.clone()
+        with_zero[:, :, 1, 2] = 0
+        cases = {
+            "one zero vector": (image, with_zero),
+            "only zeros": (image, torch.zeros_like(features)),
+            "constant features": (image, torch.full_like(features, 1.5)),
+            "constant image": (torch.full_like(image, 0.7), features),
+            "deviation 1000": (image, 1000 * features),
+            "deviation 0.001": (image, 0.001 * features),
+        }
+        upsampler = self.build().to(device)
+        half = copy.deepcopy(upsampler).to(dtype)
+        for name, case in cases.items():
+            given = [x.to(dtype) for x in case]
+            actual = half(*given)
+            assert torch.isfinite(actual).all(), name
+            error = relative_error(actual, upsampler(*(x.float() for x in given)))
+            # Logits made of large features are large: the rounding of the weights alone shows.
+            limit = HALF[dtype] * (10 if name == "deviation 1000" else 1)
+            assert error < limit, f"{name}: mean error {error:.3g} of the spread"
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+    @torch.no_grad()
+    def test_constants_are_of_the_inputs_type(self, dtype: torch.dtype) -> None:
+        """No table of a method is made in torch's default type: float64 is float64 throughout."""
+        image, features = self.inputs(dtype=dtype)
+        upsampler = self.build().to(dtype)
+        expected = upsampler(image, features, self.output_sizes[1])
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            actual = upsampler(image, features, self.output_sizes[1])
+        finally:
+            torch.set_default_dtype(usual)
+        torch.testing.assert_close(actual, expected, **tolerance(dtype))
 
     @torch.no_grad()
     def test_features_of_another_dtype_than_the_weights(self) -> None:
@@ -166,8 +216,7 @@ class UpsamplerContract:
         with torch.autocast(device.type, torch.bfloat16):
             actual = upsampler(image, features)
         assert actual.dtype == features.dtype
-        error = (actual - expected).abs().mean() / expected.std()
-        assert error < self.half[torch.bfloat16]
+        assert relative_error(actual, expected) < self.half[torch.bfloat16]
 
     # -- purity ------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """AnyUp against the stored outputs of the original, its file layouts and its limits."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import upfeat
 from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
-from tests.upsamplers.contract import UpsamplerContract
+from tests.upsamplers.contract import HALF, UpsamplerContract, relative_error
 from upfeat.checkpoints import file_sha256
 from upfeat.errors import CheckpointError
 from upfeat.upsamplers import anyup
@@ -153,3 +154,18 @@ def test_unknown_choices() -> None:
     for config in ({"attention": "dense"}, {"unification": "clean"}):
         with pytest.raises(ValueError, match="must be"):
             upfeat.create_upsampler("anyup", **config)
+
+
+@pytest.mark.parametrize("unification", ["released", "filterwise"])
+@torch.no_grad()
+def test_many_channels_in_half_precision(unification: str) -> None:
+    """The unification's shares are all close to 1 / O: what tells them apart must not be lost."""
+    torch.manual_seed(0)
+    up = upfeat.create_upsampler("anyup", qk_dim=64, unification=unification).eval()
+    image, features = torch.randn(1, 3, 48, 48), torch.randn(1, 192, 12, 12)
+    expected = up(image, features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative_error(up(image, features), expected) < HALF[torch.bfloat16]
+    for dtype, limit in HALF.items():
+        half = copy.deepcopy(up).to(dtype)
+        assert relative_error(half(image.to(dtype), features.to(dtype)), expected) < limit

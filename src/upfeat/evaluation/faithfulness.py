@@ -30,6 +30,7 @@ from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.probe_parts import Progress, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.seg_probe import PixelProbe, SegProbeConfig, run_seg_probe, seg_probe_preset
+from upfeat.ops.unit_vectors import cosine
 from upfeat.upsamplers import create_upsampler
 
 __all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]
@@ -209,7 +210,7 @@ class _Measure:
         return {
             "pooled_cosine": 100 * _cosine(pooled, encoded),
             "pooled_mse": float((pooled - encoded.features).square().mean()),
-            "agreement_cosine": 100 * float(F.cosine_similarity(finer, reference, dim=1).mean()),
+            "agreement_cosine": 100 * float(cosine(finer, reference).mean()),
         }
 
     def transfer(self, method: Method) -> dict[str, Score]:
@@ -226,4 +227,4 @@ class _Measure:
 
 
 def _cosine(pooled: Tensor, encoded: Encoded) -> float:
-    return float(F.cosine_similarity(pooled, encoded.features, dim=1).mean())
+    return float(cosine(pooled, encoded.features).mean())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from upfeat.data import FeatureCache
 from upfeat.evaluation.dense import DenseFeatures, Method
 from upfeat.evaluation.metrics import SegmentationMeter, iou_per_class
+from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers import Upsampler
 
 __all__ = [
@@ -237,7 +238,7 @@ class ClassTokens:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return (1, C) for an image (1, 3, H, W) as the backbone takes it."""
         token = self.cache(pixels, lambda image: self.backbone.class_token(image)[..., None, None])
-        return F.normalize(token.flatten(1), dim=1)
+        return unit_vectors(token.flatten(1))
 
 
 def head_first_is_cheaper(

@@ -6,6 +6,8 @@ where the map is no whole number of windows.
 Legend: B batch, C channels, H W fine map, h w grid, k side of a window.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -175,11 +177,15 @@ class ScaleNet(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) -> a scale (B, 1, h, w)."""
-        return (super().forward(features) + SCALE_OFFSET).exp().clamp(min=SCALE_FLOOR)
+        return self.log(features).exp()
+
+    def log(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> the logarithm of the scale, (B, 1, h, w)."""
+        return (super().forward(features) + SCALE_OFFSET).clamp(min=math.log(SCALE_FLOOR))
 
     def error(self, square: Tensor, features: Tensor) -> Tensor:
         """Return the mean of squared errors (B, K, h, w) in units of the features' scale."""
-        return uncertain_error(square, self(features))
+        return uncertain_error(square, self.log(features))
 
 
 def _uniform(generator: torch.Generator, like: Tensor, shape: tuple[int, ...]) -> Tensor:

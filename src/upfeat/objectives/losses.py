@@ -17,6 +17,7 @@ from upfeat.objectives.draws import draw_like
 from upfeat.ops._dispatch import wants_reference
 from upfeat.ops.memory import new_large
 from upfeat.ops.penalties import total_variation
+from upfeat.ops.unit_vectors import unit_vectors
 
 __all__ = [
     "Distance",
@@ -322,7 +323,7 @@ def random_projection(like: Tensor, channels: int, generator: torch.Generator) -
         torch.Size([2, 3])
     """
     drawn = draw_like(generator, widen(like), (like.shape[0], like.shape[1], channels))
-    return F.normalize(drawn, dim=1)
+    return unit_vectors(drawn)
 
 
 def project(x: Tensor, projection: Tensor) -> Tensor:

@@ -94,6 +94,9 @@ def fold_batch_norm(
         affine: weight and bias of the norm, (K,) each.
         eps: added to the variance.
 
+    Returns:
+        Weight and bias of the types that came, computed in float32 at least.
+
     Example:
         >>> import torch
         >>> one, zero = torch.ones(1), torch.zeros(1)
@@ -103,8 +106,11 @@ def fold_batch_norm(
         >>> weight.item(), bias.item()
         (0.5, 0.0)
     """
-    factor = affine[0] / (variance + eps).sqrt()  # (K,)
-    return weight * factor[:, None, None, None], (bias - mean) * factor + affine[1]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    factor = affine[0].to(wide) / (variance.to(wide) + eps).sqrt()  # (K,)
+    folded = weight * factor[:, None, None, None]
+    shift = (bias.to(wide) - mean.to(wide)) * factor + affine[1].to(wide)
+    return folded.to(weight.dtype), shift.to(bias.dtype)
 
 
 def convolve_rows(padded: Tensor, kernel: Kernel, scratch: Scratch) -> Tensor:

@@ -64,7 +64,8 @@ def inclusive_places(coords: Tensor, size: tuple[int, int]) -> Tensor:
     """
     places = []
     for axis, count in enumerate(size):
-        table = torch.linspace(-1, 1, count, device=coords.device).to(coords.dtype)
+        table = torch.linspace(-1, 1, count, device=coords.device, dtype=torch.float32)
+        table = table.to(coords.dtype)
         pixel = ((coords[..., axis] + 1) * count - 1) / 2
         left = pixel.detach().floor().long().clamp(0, max(count - 2, 0))
         step = table[1:].new_zeros(1) if count == 1 else table.diff()

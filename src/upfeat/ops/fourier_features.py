@@ -45,7 +45,7 @@ def fourier_features(inputs: Tensor, phases: Tensor) -> Tensor:
         [0.0, 20.0, 20.0]
     """
     count, steps = phases.shape[1:]
-    frequencies = torch.linspace(-2, 10, steps, device=inputs.device).exp().to(inputs.dtype)
+    frequencies = torch.linspace(-2, 10, steps, device=inputs.device, dtype=inputs.dtype).exp()
     phases = phases.to(inputs.dtype).reshape(2, steps, count, 1, 1)  # (2, n, m, 1, 1)
     angles = inputs.unsqueeze(-4) * frequencies[:, None, None, None]  # (..., n, m, H, W)
     waves = torch.cat(((angles + phases[0]).sin(), (angles + phases[1]).cos()), dim=-4)

@@ -57,7 +57,7 @@ def pointwise_residual_reference(
     x: Tensor, weights: BlockWeights, groups: int, eps: float
 ) -> Tensor:
     """The definition, operator by operator. See `pointwise_residual`."""
-    w = weights
+    w = BlockWeights(*(None if one is None else one.to(x.dtype) for one in weights))  # type: ignore[arg-type]
     hidden = F.silu(group_norm(x, groups, w.norm1_weight, w.norm1_bias, eps))
     hidden = F.conv2d(hidden, w.conv1[:, :, None, None])
     hidden = F.silu(group_norm(hidden, groups, w.norm2_weight, w.norm2_bias, eps))

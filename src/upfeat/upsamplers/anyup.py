@@ -39,6 +39,7 @@ from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import cross_scale_neighborhood_attention, windowed_attention
 from upfeat.ops._dispatch import wants_reference
+from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -91,10 +92,8 @@ class FeatureUnification(nn.Module):
         _, channels, height, width = features.shape
         filters, _, kernel, _ = self.basis.shape
         padded = F.pad(features, [kernel // 2] * 4)
-        inside = features.new_ones(1, 1, height, width)
-        taps = F.conv2d(
-            inside, torch.ones_like(self.basis[:1]), padding=kernel // 2
-        )  # (1, 1, h, w)
+        inside, all_taps = (features.new_ones(1, 1, *n) for n in ((height, width), [kernel] * 2))
+        taps = F.conv2d(inside, all_taps, padding=kernel // 2)  # (1, 1, h, w)
         row_bytes = width * channels * filters * features.element_size()
         rows = height if wants_reference() else max(1, UNIFICATION_BYTES // row_bytes)
         recompute = torch.is_grad_enabled() and rows < height
@@ -285,7 +284,12 @@ class AnyUp(Upsampler):
 
     def keys(self, encoded: Tensor, features: Tensor) -> Tensor:
         """Join the pooled image keys (B, d, h, w) and the features (B, C, h, w): (B, n, d)."""
-        semantics = self.key_features_encoder(F.normalize(features, dim=1))  # (B, d, h, w)
+        # All shares of the unification are close to 1 / O: half precision loses what tells them
+        # apart before the first group norm enlarges it.
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        with torch.autocast(features.device.type, enabled=False):
+            semantics = self.key_features_encoder(unit_vectors(wide))  # (B, d, h, w)
+        semantics = semantics.to(encoded.dtype)
         return self.attention.keys(self.aggregation(torch.cat((encoded, semantics), dim=1)))
 
     def attend(

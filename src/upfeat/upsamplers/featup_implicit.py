@@ -79,9 +79,9 @@ def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def fitting_terms(output: Tensor, scale: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def fitting_terms(output: Tensor, log_scale: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """What views (V, d, h, w) ask of the map, moved and reduced: (V, 1 + d, h, w), norm first."""
-    reconstruction = uncertain_error((output[:, 1:] - target).square(), scale)
+    reconstruction = uncertain_error((output[:, 1:] - target).square(), log_scale)
     return reconstruction, F.mse_loss(output[:, :1], magnitude(target))
 
 
@@ -251,7 +251,8 @@ class FeatUpImplicit(Upsampler):
         views = self._views(image, features, pad, generator)
         dim = len(self.components)
         downsampler = AttentionDownsampler(dim + 1, self._kernel(size, grid), blur=False)
-        parts = nn.ModuleList((self.network, downsampler, ScaleNet(dim))).to(image.device).train()
+        scale = ScaleNet(dim)
+        parts = nn.ModuleList((self.network, downsampler, scale)).to(image.device).train()
         optimizer = torch.optim.NAdam(parts.parameters(), lr=self.lr)
         places, colors = inclusive_grid(size, image.device)[None], self.colors(image)
         for _ in self._track(range(self.steps), "fitting"):
@@ -265,7 +266,7 @@ class FeatUpImplicit(Upsampler):
                 crop, target = views[index]
                 moved = take_crop(leaf, crop, pad)
                 output = downsampler(moved, generator, output_size=grid)
-                terms = fitting_terms(output, parts[2](target), target)
+                terms = fitting_terms(output, scale.log(target), target)
                 loss = terms[0] + MAGNITUDE_WEIGHT * terms[1]
                 (loss / self.views_per_step).backward()
             variation, roughness = smoothness_terms(fine)

@@ -120,10 +120,12 @@ class Stage(nn.Module):
         return (weights + 0.1 * fixed).unflatten(3, (SIDE, SIDE))
 
     def spatial(self) -> Tensor:
-        """The kernel over distance, not normalised: (7, 7)."""
-        axis = torch.linspace(-1, 1, SIDE, device=self.sigma_spatial.device)
+        """The kernel over distance, not normalised: (7, 7), in float32 at least."""
+        wide = torch.promote_types(self.sigma_spatial.dtype, torch.float32)
+        sigma = self.sigma_spatial.to(wide)
+        axis = torch.linspace(-1, 1, SIDE, device=sigma.device, dtype=sigma.dtype)
         square = axis[:, None].square() + axis.square()
-        return torch.exp(-square / (2 * self.sigma_spatial.square()))
+        return torch.exp(-square / (2 * sigma.square()))
 
 
 def _mlp(inputs: int, outputs: int) -> nn.Sequential:
@@ -138,7 +140,8 @@ def resizing_taps(cells: int, like: Tensor) -> Tensor:
     Row [p, i] says how fine pixel p + i - 3, mirrored at the border, comes from the coarse cells
     p // 2 - 3 ... p // 2 + 3 by bicubic resizing.
     """
-    eye = torch.eye(cells, device=like.device)[None, None]
+    wide = torch.promote_types(like.dtype, torch.float32)
+    eye = torch.eye(cells, device=like.device, dtype=wide)[None, None]
     matrix = F.interpolate(eye, (2 * cells, cells), mode="bicubic")[0, 0]  # (2n, n)
     fine = torch.arange(2 * cells, device=like.device)
     mirrored = F.pad(fine[None].float(), [RADIUS] * 2, mode="reflect")[0].long()  # (2n + 6,)

@@ -71,7 +71,7 @@ class IFA(Upsampler):
     ) -> Tensor:
         grid = (features.shape[2], features.shape[3])
         near = F.interpolate(features, scale_factor=FACTOR, mode="nearest")
-        place = places(grid, features.device).to(features.dtype).expand(len(features), -1, -1, -1)
+        place = places(grid, features).to(features.dtype).expand(len(features), -1, -1, -1)
         out = self.mlp(torch.cat((near, place), dim=1))
         if tuple(out.shape[2:]) == output_size:
             return out
@@ -83,14 +83,20 @@ class IFA(Upsampler):
         return {"feature_dim": state["mlp.3.weight"].shape[0]}
 
 
-def places(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """Code of every fine pixel: 40 sines, 40 cosines, two offsets; (1, 82, H, W) in float32."""
+def places(grid: tuple[int, int], like: Tensor) -> Tensor:
+    """Code of every fine pixel: 40 sines, 40 cosines, two offsets; (1, 82, H, W).
+
+    On the device of ``like`` and in its type, float32 at least.
+    """
     fine = (FACTOR * grid[0], FACTOR * grid[1])
-    phases = torch.zeros(2, 2, FREQUENCIES, device=device)
-    waves = fourier_features(inclusive_grid(fine, device), phases)  # (80, H, W)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    phases = like.new_zeros(2, 2, FREQUENCIES, dtype=wide)
+    waves = fourier_features(inclusive_grid(fine, like.device).to(wide), phases)  # (80, H, W)
     offsets = []
     for cells, pixels in zip(grid, fine, strict=True):
-        coarse = torch.linspace(0, cells, cells, device=device).repeat_interleave(FACTOR)
-        offsets.append(coarse - torch.linspace(0, cells, pixels, device=device))
+        coarse, own = (
+            torch.linspace(0, cells, n, device=like.device, dtype=wide) for n in (cells, pixels)
+        )
+        offsets.append(coarse.repeat_interleave(FACTOR) - own)
     offset = torch.stack(torch.meshgrid(*offsets, indexing="ij"))  # (2, H, W), row first
     return torch.cat((waves, offset))[None]

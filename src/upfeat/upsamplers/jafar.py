@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, PointwiseEncoder
@@ -37,6 +36,7 @@ from upfeat.ops import head_averaged_attention
 from upfeat.ops.coordinates import sample_at
 from upfeat.ops.group_moments import group_norm
 from upfeat.ops.memory import new_large
+from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -221,7 +221,7 @@ class Jafar(Upsampler):
 
     def keys(self, encoded: Tensor, features: Tensor) -> Tensor:
         """Modulate the pooled image keys (B, d, h, w) by the features (B, C, h, w): (B, n, d)."""
-        semantics = self.key_features_encoder(F.normalize(features, dim=1))  # (B, d, h, w)
+        semantics = self.key_features_encoder(unit_vectors(features))  # (B, d, h, w)
         return self.attention.keys(self.sft_key(group_norm(encoded, 8), semantics))
 
     def _upsample(

@@ -33,6 +33,7 @@ from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.ops.coordinates import sample_at
 from upfeat.ops.memory import new_large
 from upfeat.ops.resize import resize_antialiased
+from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -245,7 +246,7 @@ class KIN(Upsampler):
         """
         grid = (features.shape[2], features.shape[3])
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        unit = F.normalize(wide - wide.mean((2, 3), keepdim=True), dim=1)
+        unit = unit_vectors(wide - wide.mean((2, 3), keepdim=True))
         likeness = neighbour_likeness(unit).to(image.dtype)
         size = (image.shape[2], image.shape[3])
         reduced = tuple(min(n, MOST_PIXELS * cells) for n, cells in zip(size, grid, strict=True))

@@ -106,7 +106,8 @@ def replicate_border(x: Tensor, border: Size) -> Tensor:
 
 def gaussian_blur(x: Tensor) -> Tensor:
     """Blur with a 3 x 3 Gaussian of deviation 1, borders repeated."""
-    line = torch.tensor([-0.5, 0.0, -0.5], device=x.device).exp()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    line = torch.tensor([-0.5, 0.0, -0.5], device=x.device, dtype=wide).exp()
     kernel = torch.outer(line, line) / line.sum().square()
     kernel = kernel.to(x.dtype).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(replicate_border(x, (1, 1)), kernel, groups=x.shape[1])

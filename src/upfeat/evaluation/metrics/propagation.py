@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import check_size, shape_text
+from upfeat.ops.unit_vectors import unit_vectors
 
 __all__ = ["masks_to_labels", "propagate_labels"]
 
@@ -68,8 +69,8 @@ def propagate_labels(
     _check_propagation(target, context, masks, radius, top_k, temperature)
     height, width = target.shape[1:]
     # Channels last: (C, h, w) -> (h, w, C) and (N, C, h, w) -> (N, h, w, C)
-    target = F.normalize(target, dim=0).permute(1, 2, 0).contiguous()
-    context = F.normalize(context, dim=1).permute(0, 2, 3, 1).contiguous()
+    target = unit_vectors(target, 0).permute(1, 2, 0).contiguous()
+    context = unit_vectors(context).permute(0, 2, 3, 1).contiguous()
     masks = masks.permute(0, 2, 3, 1)  # (N, K, h, w) -> (N, h, w, K)
     result = masks.new_empty(height, width, masks.shape[3])
     side = _block_side(len(context), radius, (height, width), max_bytes, target.element_size())
