@@ -118,6 +118,58 @@ def test_download_fills_the_cache_once(
     assert find_weights("w", ["w"], hub=right) == path
 
 
+@pytest.fixture
+def _network(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPFEAT_OFFLINE")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
+@pytest.mark.usefixtures("_network")
+def test_a_hub_out_of_reach_is_asked_once(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own client would try for 25 seconds."""
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def unreachable(url: str, timeout: float) -> None:
+        asked.append(url)
+        raise ConnectionError("Name or service not known")
+
+    def missing(*_: object, **__: object) -> None:
+        pytest.fail("the download was tried all the same")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    hub = HubFile("w.bin", repository="someone/model")
+    with pytest.raises(WeightsNotFoundError, match=r"ConnectionError: Name or service not known$"):
+        find_weights("w", ["w"], hub=hub)
+    assert len(asked) == 1
+    assert asked[0].endswith("someone/model/resolve/main/w.bin")
+    copy = tmp_path / "copy.bin"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(copy))
+    copy.touch()
+    assert find_weights("w", ["w"], hub=hub) == copy
+
+
+@pytest.mark.usefixtures("_network")
+@pytest.mark.parametrize("hub", [HubFile("w", repository="a/b"), HubFile("w", url="http://x/w")])
+def test_a_network_that_swallows_everything_is_given_up(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, hub: HubFile
+) -> None:
+    silent = threading.Event()
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: silent.wait(60))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: silent.wait(60))
+    monkeypatch.setattr(checkpoints, "ANSWER_SECONDS", 0.1)
+    with pytest.raises(WeightsNotFoundError, match=r"no answer in 0\.1 s; is there a network\?"):
+        find_weights("w", ["w"], hub=hub)
+    silent.set()
+    assert not any(path.is_file() for path in places["cache"].rglob("*w*"))
+
+
 def test_failed_download_is_a_miss_with_its_reason(
     places: dict[str, Path], address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,12 +17,14 @@ import logging
 import os
 import pickle
 import shutil
+import threading
 import urllib.request
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,11 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How long a server may take for its first answer.
+ANSWER_SECONDS = 5
 
 SUFFIXES = (".safetensors", ".fp16.safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
@@ -232,9 +239,7 @@ def find_weights(
 def download(hub: HubFile) -> Path:
     """Download a file into the local cache, whole or not at all, and check its hash."""
     if hub.repository:
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(hub.repository, hub.filename))
+        path = _from_hugging_face(hub.repository, hub.filename)
         _check_hash(file_sha256(path), hub)
         return path
     if not hub.url:
@@ -243,11 +248,55 @@ def download(hub: HubFile) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s", hub.url)
     with new_file(target) as stream:
-        with urllib.request.urlopen(hub.url, timeout=60) as response:
+        with _answer(lambda: urllib.request.urlopen(str(hub.url), timeout=60)) as response:
             shutil.copyfileobj(response, stream)
         stream.seek(0)
         _check_hash(hashlib.file_digest(stream, "sha256").hexdigest(), hub)
     return target
+
+
+def _from_hugging_face(repository: str, filename: str) -> Path:
+    """Return a file of a repository, from Hugging Face's own cache where the hub is out of reach.
+
+    Its download tries an unreachable hub again and again for 25 seconds, so one request asks first.
+    """
+    import huggingface_hub
+    from huggingface_hub.utils import HfHubHTTPError
+
+    url = huggingface_hub.hf_hub_url(repository, filename)
+    try:
+        _answer(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS))
+    except HfHubHTTPError:  # the hub is there; what it says against the file, the download says
+        pass
+    except Exception:
+        cached = huggingface_hub.try_to_load_from_cache(repository, filename)
+        if not isinstance(cached, str):
+            raise
+        logger.warning("%s is not reachable; using the copy in %s", url, cached)
+        return Path(cached)
+    return Path(huggingface_hub.hf_hub_download(repository, filename))
+
+
+def _answer(request: Callable[[], T]) -> T:
+    """Return what a request of the network returns; ``TimeoutError`` after ``ANSWER_SECONDS``.
+
+    The limits of HTTP clients hold for each address of a name in turn, and not for its lookup.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(request())
+        except BaseException as error:  # noqa: BLE001  (raised where the answer is awaited)
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return result.result(ANSWER_SECONDS)
+    except TimeoutError:
+        if result.done():  # the request's own
+            raise
+        raise TimeoutError(f"no answer in {ANSWER_SECONDS} s; is there a network?") from None
 
 
 def _check_hash(got: str, hub: HubFile) -> None:

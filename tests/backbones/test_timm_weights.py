@@ -269,6 +269,7 @@ def test_hub_is_asked_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         return str(save(tmp_path / filename, state))
 
     monkeypatch.setenv("UPFEAT_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     backbone = create()
     assert asked == [(f"timm/{NAME}.{TAG}", "model.safetensors")]

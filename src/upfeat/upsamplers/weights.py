@@ -15,6 +15,7 @@ from upfeat.checkpoints import (
     HubFile,
     find_weights,
     load_strictly,
+    offline,
     read_checkpoint,
     read_config,
     some_names,
@@ -389,7 +390,8 @@ def _download_folder(repository: str, hub: Mapping[str, Any]) -> Path:
 
     try:
         files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
-        return Path(snapshot_download(repository, allow_patterns=files, **hub))
+        options = {"local_files_only": True, **hub} if offline() else hub
+        return Path(snapshot_download(repository, allow_patterns=files, **options))
     except Exception as error:  # any failure of the hub is a miss
         raise WeightsNotFoundError(
             f"{repository!r} is neither a folder nor a reachable Hugging Face repository: "
