@@ -10,9 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 WORKERS ?= 2
 THREADS ?= 1
 ARGS ?=
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench clean
+.PHONY: help venv demo test fuzz faults lint format bench clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,12 @@ demo: $(STAMP)  ## upsample a photo's features, offline, and say where the pictu
 
 test: $(STAMP)  ## run the tests and doctests (ARGS="-k name" picks some)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+fuzz: $(STAMP)  ## random calls of every method for an hour (MINUTES=5: less) and what was found
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m tests.fuzz.campaign --minutes $(MINUTES) $(ARGS)
+
+faults: $(STAMP)  ## damaged and malicious files, kills, full and read-only disks, in large numbers
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m tests.faults.campaign $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

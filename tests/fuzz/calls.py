@@ -21,6 +21,7 @@ import upfeat
 from tests.fuzz.methods import (
     CANNOT_REDUCE,
     FITTED,
+    FLOAT32_ERROR,
     NO_VALUES,
     SMALLEST_GRID,
     WIDTHS,
@@ -197,6 +198,9 @@ def cases(draw: st.DrawFn, method: str | None = None, oracle: str | None = None)
     grid, image, size = _sizes(draw, method)
     width = WIDTHS if needs_feature_dim(registered(method)) or "naf" in method else range(1, 21)
     layout, content = st.sampled_from(list(LAYOUTS)), st.sampled_from(list(CONTENTS))
+    picture = draw(content)
+    if picture == "huge" and dtype == "float16":
+        picture = "large"  # no normalised image comes near 255, whose square is more than float16
     return Case(
         method,
         oracle,
@@ -209,7 +213,7 @@ def cases(draw: st.DrawFn, method: str | None = None, oracle: str | None = None)
         size=size,
         values=_values(draw, method, width),
         layouts=(draw(layout), draw(layout), draw(layout)),
-        contents=(draw(content), draw(content)),
+        contents=(picture, draw(content)),
         grad=draw(st.booleans()),
         max_bytes=draw(st.sampled_from((1, 5000, 100_000, 1 << 30))),
         positions=draw(st.integers(0, 9)),
@@ -228,6 +232,8 @@ def _sizes(draw: st.DrawFn, method: str) -> tuple[Size, Size, Size | None]:
         size = tuple(size * n for n in grid)
     if not free and method == "featup_implicit":  # it pools the image to the grid
         image = tuple(max(3, n, cells) for n, cells in zip(image, grid, strict=True))
+    if not free and registered(method) == "naf":  # it reflects the image's border
+        image = tuple(max(2, n) for n in image)
     if not free and method in CANNOT_REDUCE:
         size = tuple(max(n, cells) for n, cells in zip(size or image, grid, strict=True))
     return grid, image, size  # type: ignore[return-value]
@@ -325,7 +331,7 @@ def _double(case: Case) -> None:
     expected = _call(exact, *doubled)
     # A border that falls on a pixel may go either way: the mean is judged, not the largest.
     error = (single.double() - expected).abs().mean() / _scale(case, features, values, expected)
-    if not error < (0.2 if case.method in FITTED else 2e-3):
+    if not error < FLOAT32_ERROR.get(case.method, 2e-3):
         raise Finding(case, "float32 far from float64", f"mean error {error:.3g} of the scale")
 
 
@@ -344,6 +350,8 @@ def _gradients(case: Case) -> None:
         weights = [p for p in model.parameters() if p.requires_grad]
         grads = torch.autograd.grad(output.float().sum(), [*leaves, *weights], allow_unused=True)
     _close(case, output.detach(), without, "with a graph differs from without")
+    if case.dtype == "float16":
+        return  # its largest number is 65504: training in it takes a scaler of the loss
     if not all(g is None or g.isfinite().all() for g in grads):
         raise Finding(case, "gradient is not finite")
 

@@ -81,6 +81,15 @@ NO_VALUES = (
 FITTED = ("featup_implicit", "upsample_anything")
 """They fit a network to each image; rounding grows with every step of the optimiser."""
 
+FLOAT32_ERROR = {
+    "featup_implicit": 0.2,
+    "upsample_anything": 0.2,
+    # Frequencies up to e^10 see the rounding of the image.
+    "loftup": 0.05,
+    "loftup/learnable": 0.05,
+}
+"""Mean difference of float32 to float64 in the scale of the output, where it is above 2e-3."""
+
 
 def methods() -> list[str]:
     """Return every registered method, and those that are tried with further settings."""
