@@ -20,17 +20,16 @@ from torch import Tensor
 import upfeat
 from tests.fuzz.methods import (
     CANNOT_REDUCE,
-    FITTED,
     FLOAT32_ERROR,
-    NO_VALUES,
     SMALLEST_GRID,
     WIDTHS,
+    abilities,
     instance,
     methods,
     registered,
 )
 from upfeat.ops.coordinates import pixel_centres
-from upfeat.upsamplers.registry import get_class, needs_feature_dim
+from upfeat.upsamplers.registry import needs_feature_dim
 
 PACKAGE = Path(upfeat.__file__).resolve().parent
 LONGEST_MESSAGE = 500
@@ -241,15 +240,15 @@ def _sizes(draw: st.DrawFn, method: str) -> tuple[Size, Size, Size | None]:
 
 def _values(draw: st.DrawFn, method: str, width: Sequence[int]) -> int | None:
     """Draw the channels of the values; one in sixteen where the method takes none."""
-    if method in NO_VALUES and draw(st.integers(0, 15)) < 15:
+    if not abilities(method).mixes_values and draw(st.integers(0, 15)) < 15:
         return None
     return draw(st.none() | st.sampled_from(width))
 
 
 def has_oracle(method: str, oracle: str) -> bool:
     """Whether the method can do what the oracle judges."""
-    cls = get_class(registered(method))
-    return {"tiles": cls.supports_tiles, "query": cls.supports_query}.get(oracle, True)
+    able = abilities(method)
+    return {"tiles": able.tiles, "query": able.query}.get(oracle, True)
 
 
 # -- what must hold --------------------------------------------------------------------------------
@@ -343,7 +342,7 @@ def _gradients(case: Case) -> None:
     model = case.model
     with torch.enable_grad():
         output = model(leaves[0], leaves[1], case.size, leaves[2] if values is not None else None)
-        if output.requires_grad != model.supports_gradients:
+        if output.requires_grad != abilities(case.method).gradients:
             raise Finding(case, "graph missing or unasked for")
         if not output.requires_grad:
             return
@@ -456,7 +455,7 @@ def _close(case: Case, actual: Tensor, expected: Tensor, what: str) -> None:
     _, features, values = case.maps()
     difference = (actual.double() - expected.double()).abs()
     scale = _scale(case, features, values, expected)
-    allowed = _TOLERANCE[case.dtype] * (10 if case.method in FITTED else 1)
+    allowed = _TOLERANCE[case.dtype] * (10 if abilities(case.method).per_image else 1)
     worst = float(difference.max()) / scale
     if not worst < allowed:
         raise Finding(case, what, f"by up to {worst:.3g} of the scale, allowed {allowed:.3g}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import upfeat
+from upfeat.upsamplers.base import Abilities
 from upfeat.upsamplers.registry import needs_feature_dim
 
 _BLOCK = {"block": "single", "widths": [6]}
@@ -62,25 +63,6 @@ SMALLEST_GRID = {"anyup": 2, "anyup/natten": 3, "featup_jbu": 2, "naf": 3, "naf/
 CANNOT_REDUCE = ("anyup/natten", "naf", "naf/even")
 """They refuse outputs below the grid."""
 
-NO_VALUES = (
-    "dysample",
-    "dysample/pl",
-    "featup_implicit",
-    "featup_jbu",
-    "ifa",
-    "lift",
-    "lift/twice",
-    "liif",
-    "loftup",
-    "loftup/learnable",
-    "resize_conv",
-    "uplift/layer",
-)
-"""They refuse values."""
-
-FITTED = ("featup_implicit", "upsample_anything")
-"""They fit a network to each image; rounding grows with every step of the optimiser."""
-
 FLOAT32_ERROR = {
     "featup_implicit": 0.2,
     "upsample_anything": 0.2,
@@ -99,6 +81,11 @@ def methods() -> list[str]:
 def registered(method: str) -> str:
     """Return the name in the registry."""
     return method.partition("/")[0]
+
+
+def abilities(method: str) -> Abilities:
+    """Return what the method can do."""
+    return instance(method, WIDTHS[0], torch.float32).info.abilities
 
 
 @functools.cache

@@ -104,7 +104,7 @@ def mistakes(case: Case) -> dict[str, Callable[[], Any]]:
             calls[f"{name} {word}"] = lambda name=name, like=like, change=change: model(
                 **good | {name: change(like)}
             )
-    if model.supports_tiles:
+    if model.info.abilities.tiles:
         for word, budget in BUDGETS.items():
             calls[f"max_bytes {word}"] = lambda budget=budget: list(
                 model.tiles(**good, max_bytes=budget)
@@ -113,7 +113,7 @@ def mistakes(case: Case) -> dict[str, Callable[[], Any]]:
             model.tiles(**good | {"output_size": (INF, 4)})
         )
     coords = torch.zeros(case.batch, 3, 2)
-    if model.supports_query:
+    if model.info.abilities.query:
         for word, change in POSITIONS.items():
             calls[f"coords {word}"] = lambda change=change: model.query(
                 coords=change(coords), **good

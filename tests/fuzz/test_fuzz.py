@@ -52,8 +52,6 @@ def test_every_registered_method_is_called() -> None:
 class Wrong(torch.nn.Module):
     """An upsampler with a fault: what it does to the bilinear output."""
 
-    supports_gradients = True
-
     def __init__(self, fault: str) -> None:
         super().__init__()
         self.fault, self.inner = fault, upfeat.create_upsampler("bilinear")
