@@ -68,6 +68,11 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
             yield stream
             stream.flush()
             os.replace(part, path)
+    except OSError as error:
+        # The system names the part, or on a full disk nothing at all; users know the target.
+        if error.filename in (None, os.fspath(part)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         part.unlink(missing_ok=True)
 

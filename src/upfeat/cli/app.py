@@ -9,6 +9,7 @@ from rich.console import Console
 
 import upfeat
 from upfeat.cli.bench import bench_command
+from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
 from upfeat.cli.eval_attention import attention_command
 from upfeat.cli.eval_cam import cam_command
@@ -25,6 +26,7 @@ from upfeat.cli.upsample import upsample_command
 
 app = typer.Typer(
     name="upfeat",
+    cls=Commands,
     help="Sharp feature maps from vision backbones, at any resolution.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import upfeat
-from upfeat.cli.errors import user_errors
+from upfeat.cli.eval import DeviceOption
+from upfeat.cli.options import checked_file
 from upfeat.cli.upsample import parse_dtype
 
 if TYPE_CHECKING:
@@ -28,46 +28,49 @@ def bench_command(
         Path | None, typer.Option(help="Python file with other implementations (PLAIN, FLOPS).")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls per cell.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before them.")] = 1,
     max_seconds: Annotated[float, typer.Option(help="Budget of a cell's repeats.")] = 60.0,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", callback=checked_file, help="JSON file.")
+    ] = None,
 ) -> None:
     """Measure time and peak memory, beside other implementations, the floor and bilinear."""
-    with user_errors():
-        from upfeat.errors import UnknownNameError
-        from upfeat.evaluation.benchmark import CASES, load_rival, run_benchmark, scaling_cases
+    import torch
 
-        methods = [m for name in names or ["*"] for m in upfeat.list_upsamplers(name)]
-        if not methods:
-            raise UnknownNameError("upsampler", str(names), upfeat.list_upsamplers())
-        wanted = case or ["224", "448", "448-21", "1024", "224-train"]
-        growing = scaling_cases()
-        known = CASES | {item.name: item for item in growing}
-        for name in wanted:
-            if name not in known:
-                raise UnknownNameError("case", name, known)
-        console = Console(stderr=True)
-        report = run_benchmark(
-            list(dict.fromkeys(methods)),
-            growing if scaling else [known[name] for name in wanted],
-            rival=load_rival(against),
-            dtype=parse_dtype(dtype, "--dtype"),
-            device=torch.device(device),
-            threads=threads,
-            repeats=repeats,
-            warmup=warmup,
-            max_seconds=max_seconds,
-            memory=memory,
-            on_record=lambda record: console.print(_line(record), markup=False, highlight=False),
-            out=out,
-        )
-        Console(width=140).print(_table(report))
-        for line in _losses(report):
-            typer.echo(line)
+    from upfeat.errors import UnknownNameError
+    from upfeat.evaluation.benchmark import CASES, load_rival, run_benchmark, scaling_cases
+
+    methods = [m for name in names or ["*"] for m in upfeat.list_upsamplers(name)]
+    if not methods:
+        raise UnknownNameError("upsampler", str(names), upfeat.list_upsamplers())
+    wanted = case or ["224", "448", "448-21", "1024", "224-train"]
+    growing = scaling_cases()
+    known = CASES | {item.name: item for item in growing}
+    for name in wanted:
+        if name not in known:
+            raise UnknownNameError("case", name, known)
+    console = Console(stderr=True)
+    report = run_benchmark(
+        list(dict.fromkeys(methods)),
+        growing if scaling else [known[name] for name in wanted],
+        rival=load_rival(against),
+        dtype=parse_dtype(dtype, "--dtype"),
+        device=torch.device(device),
+        threads=threads,
+        repeats=repeats,
+        warmup=warmup,
+        max_seconds=max_seconds,
+        memory=memory,
+        on_record=lambda record: console.print(_line(record), markup=False, highlight=False),
+        out=out,
+    )
+    Console(width=140).print(_table(report))
+    for line in _losses(report):
+        typer.echo(line)
 
 
 def _line(record: "Record") -> str:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from upfeat.cli.options import checked_device, checked_folder
+
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
@@ -31,7 +33,9 @@ UpsamplerOption = Annotated[
 ]
 RootOption = Annotated[Path, typer.Option(help="Folder of the data set.")]
 BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
+]
 SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting of the protocol: steps=100; repeat for several."),
@@ -44,9 +48,10 @@ BackboneWeightsOption = Annotated[
     Path | None, typer.Option(help="Weights of the backbone: a file.")
 ]
 CacheOption = Annotated[
-    Path | None, typer.Option(help="Folder of features. Default: upfeat's cache.")
+    Path | None,
+    typer.Option(callback=checked_folder, help="Folder of features. Default: upfeat's cache."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, …")]
+DeviceOption = Annotated[str, typer.Option(callback=checked_device, help="cpu, cuda, …")]
 DEFAULT_OUT = Path("results")
 
 

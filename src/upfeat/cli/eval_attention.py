@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.eval import (
     DEFAULT_OUT,
     BackboneOption,
@@ -73,52 +72,51 @@ def attention_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Draw which coarse cells a pixel takes from: dots, and heat maps, of several upsamplers."""
-    with user_errors():
-        from upfeat._files import write_bytes
-        from upfeat.data import read_image
-        from upfeat.data.sizes import resolve_size
-        from upfeat.viz import attention_panel, save_png
+    from upfeat._files import write_bytes
+    from upfeat.data import read_image
+    from upfeat.data.sizes import resolve_size
+    from upfeat.viz import attention_panel, save_png
 
-        pixels = read_image(photo)
-        own = (pixels.shape[1], pixels.shape[2])
-        marks = [parse_mark(text, own) for text in at]
-        wanted = parse_size(size, "--size")
-        network, methods = load_networks(backbone, backbone_weights, upsampler, device)
-        image, features = _encode(network, pixels, parse_size(input_size, "--input-size"))
-        seen = (image.shape[2], image.shape[3])
-        output = seen if wanted is None else resolve_size(wanted, own, "--size")
-        # Everything is computed before anything is written.
-        found = [_attend(network, methods, image, features, mark, output) for mark in marks]
-        out.mkdir(parents=True, exist_ok=True)
-        for mark, attended in zip(marks, found, strict=True):
-            row, col = mark.pixel(output)
-            facts = (
-                f"{network.name}: {features.shape[2]}x{features.shape[3]} cells, input "
-                f"{seen[0]}x{seen[1]}; weights of row {row}, column {col} of the output "
-                f"{output[0]}x{output[1]} (the cross).",
-                f"{dots} dots drawn with replacement, anywhere in their cell (seed {seed}); each "
-                "heat map from 0 to its own largest weight.",
-            )
-            place = ((row + 0.5) / output[0], (col + 0.5) / output[1])
-            panel = attention_panel(
-                image[0].cpu(), attended, place, count=dots, seed=seed, side=side, notes=facts
-            )
-            name = f"{photo.stem}_attention_{mark.row}_{mark.col}"
-            save_png(panel, out / f"{name}.png")
-            settings = {
-                "photo": photo.name,
-                "backbone": network.name,
-                "input_size": seen,
-                "output_size": output,
-                "pixel": (row, col),
-                "cells": tuple(features.shape[2:]),
-                "dots": dots,
-                "seed": seed,
-            }
-            record = json.dumps(_record(settings, methods, attended))
-            write_bytes(out / f"{name}.json", f"{record}\n".encode())
-            _print(mark, attended)
-            typer.echo(f"{out / name}.png\n{out / name}.json")
+    pixels = read_image(photo)
+    own = (pixels.shape[1], pixels.shape[2])
+    marks = [parse_mark(text, own) for text in at]
+    wanted = parse_size(size, "--size")
+    network, methods = load_networks(backbone, backbone_weights, upsampler, device)
+    image, features = _encode(network, pixels, parse_size(input_size, "--input-size"))
+    seen = (image.shape[2], image.shape[3])
+    output = seen if wanted is None else resolve_size(wanted, own, "--size")
+    # Everything is computed before anything is written.
+    found = [_attend(network, methods, image, features, mark, output) for mark in marks]
+    out.mkdir(parents=True, exist_ok=True)
+    for mark, attended in zip(marks, found, strict=True):
+        row, col = mark.pixel(output)
+        facts = (
+            f"{network.name}: {features.shape[2]}x{features.shape[3]} cells, input "
+            f"{seen[0]}x{seen[1]}; weights of row {row}, column {col} of the output "
+            f"{output[0]}x{output[1]} (the cross).",
+            f"{dots} dots drawn with replacement, anywhere in their cell (seed {seed}); each "
+            "heat map from 0 to its own largest weight.",
+        )
+        place = ((row + 0.5) / output[0], (col + 0.5) / output[1])
+        panel = attention_panel(
+            image[0].cpu(), attended, place, count=dots, seed=seed, side=side, notes=facts
+        )
+        name = f"{photo.stem}_attention_{mark.row}_{mark.col}"
+        save_png(panel, out / f"{name}.png")
+        settings = {
+            "photo": photo.name,
+            "backbone": network.name,
+            "input_size": seen,
+            "output_size": output,
+            "pixel": (row, col),
+            "cells": tuple(features.shape[2:]),
+            "dots": dots,
+            "seed": seed,
+        }
+        record = json.dumps(_record(settings, methods, attended))
+        write_bytes(out / f"{name}.json", f"{record}\n".encode())
+        _print(mark, attended)
+        typer.echo(f"{out / name}.png\n{out / name}.json")
 
 
 def parse_mark(text: str, size: tuple[int, int]) -> Mark:

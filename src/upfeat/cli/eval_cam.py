@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.eval import (
     DEFAULT_OUT,
     BackboneWeightsOption,
@@ -57,30 +56,29 @@ def cam_command(
     Finished methods are skipped. The entry low-res of --upsampler is the map of the layer's own
     grid.
     """
-    with user_errors():
-        from upfeat.checkpoints import cache_dir
-        from upfeat.evaluation.cam import DATA_SETS, cam_preset, run_cam
-        from upfeat.evaluation.cam_classifier import create_classifier
+    from upfeat.checkpoints import cache_dir
+    from upfeat.evaluation.cam import DATA_SETS, cam_preset, run_cam
+    from upfeat.evaluation.cam_classifier import create_classifier
 
-        given = {"limit": limit, "mask": mask, "layer": layer}
-        changes = {name: value for name, value in given.items() if value is not None}
-        config = cam_preset(preset, data, **changes | parse_settings(settings))
-        network = create_classifier(backbone, backbone_weights).to(device)
-        rows = load_rows(upsampler, network.dim, device)
-        with show_progress() as show:
-            results = run_cam(
-                config,
-                DATA_SETS[data](root),
-                network,
-                rows,
-                out=out,
-                cache=cache or cache_dir() / "eval",
-                on_progress=show,
-            )
-        count = len(results[0].details["images"])
-        caption = f"percent, mean over {count} images; drop and complexity: low is good"
-        if config.limit is not None:
-            caption += f"; a quick look: {config.limit} images"
-        title = f"{preset}, {data}, {network.name}, {config.mask} mask"
-        Console(width=160).print(score_table(results, _COLUMNS, title, caption))
-        typer.echo(f"settings, images and numbers of each method in {out}")
+    given = {"limit": limit, "mask": mask, "layer": layer}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = cam_preset(preset, data, **changes | parse_settings(settings))
+    network = create_classifier(backbone, backbone_weights).to(device)
+    rows = load_rows(upsampler, network.dim, device)
+    with show_progress() as show:
+        results = run_cam(
+            config,
+            DATA_SETS[data](root),
+            network,
+            rows,
+            out=out,
+            cache=cache or cache_dir() / "eval",
+            on_progress=show,
+        )
+    count = len(results[0].details["images"])
+    caption = f"percent, mean over {count} images; drop and complexity: low is good"
+    if config.limit is not None:
+        caption += f"; a quick look: {config.limit} images"
+    title = f"{preset}, {data}, {network.name}, {config.mask} mask"
+    Console(width=160).print(score_table(results, _COLUMNS, title, caption))
+    typer.echo(f"settings, images and numbers of each method in {out}")

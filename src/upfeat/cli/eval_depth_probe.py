@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.eval import (
     DEFAULT_OUT,
     BackboneOption,
@@ -70,37 +69,36 @@ def depth_probe_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train linear depth heads on upsampled features; finished methods are skipped."""
-    with user_errors():
-        import upfeat
-        from upfeat.checkpoints import cache_dir
-        from upfeat.evaluation.depth_probe import depth_probe_preset, run_depth_probe
-        from upfeat.evaluation.depth_teacher import DepthTeacher
+    import upfeat
+    from upfeat.checkpoints import cache_dir
+    from upfeat.evaluation.depth_probe import depth_probe_preset, run_depth_probe
+    from upfeat.evaluation.depth_teacher import DepthTeacher
 
-        changes = {"seeds": parse_seeds(seeds), "limit": limit} | parse_settings(settings)
-        config = checked_settings(partial(depth_probe_preset, preset, data), changes)
-        folder = cache or cache_dir() / "eval"
-        train, val = (load_depth(data, root, split, teacher) for split in ("train", "val"))
-        network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
-        methods = load_trainable(upsampler, network.dim, device)
-        with show_progress() as show:
-            results = run_depth_probe(
-                config,
-                train,
-                val,
-                network,
-                methods,
-                out=out,
-                cache=folder,
-                teacher=None if teacher is None else DepthTeacher(teacher, folder, device),
-                keep_pixels=keep_pixels,
-                on_progress=show,
-            )
-        caption = f"mean over images; mean ± deviation over {len(config.seeds)} seeds"
-        if limit is not None:
-            caption += f"; a quick look: {limit} images of each split"
-        title = f"{preset}, {data}, {network.name}, depth in {results[0].unit} units"
-        Console(width=160).print(score_table(results, _COLUMNS, title, caption, digits=3))
-        typer.echo(f"settings and numbers of each method in {out}")
+    changes = {"seeds": parse_seeds(seeds), "limit": limit} | parse_settings(settings)
+    config = checked_settings(partial(depth_probe_preset, preset, data), changes)
+    folder = cache or cache_dir() / "eval"
+    train, val = (load_depth(data, root, split, teacher) for split in ("train", "val"))
+    network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
+    methods = load_trainable(upsampler, network.dim, device)
+    with show_progress() as show:
+        results = run_depth_probe(
+            config,
+            train,
+            val,
+            network,
+            methods,
+            out=out,
+            cache=folder,
+            teacher=None if teacher is None else DepthTeacher(teacher, folder, device),
+            keep_pixels=keep_pixels,
+            on_progress=show,
+        )
+    caption = f"mean over images; mean ± deviation over {len(config.seeds)} seeds"
+    if limit is not None:
+        caption += f"; a quick look: {limit} images of each split"
+    title = f"{preset}, {data}, {network.name}, depth in {results[0].unit} units"
+    Console(width=160).print(score_table(results, _COLUMNS, title, caption, digits=3))
+    typer.echo(f"settings and numbers of each method in {out}")
 
 
 def load_depth(

@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.eval import (
     DEFAULT_OUT,
     BackboneWeightsOption,
@@ -41,25 +40,22 @@ def efficiency_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Measure time, peak memory and operations as the papers' tables do."""
-    with user_errors():
-        import upfeat
-        from upfeat.evaluation.efficiency import efficiency_preset, run_efficiency
+    import upfeat
+    from upfeat.evaluation.efficiency import efficiency_preset, run_efficiency
 
-        config = efficiency_preset(preset, **parse_settings(settings))
-        network = None
-        if backbone is not None:
-            network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
-        width = config.channels if network is None else network.dim
-        methods = [load_method(spec, width, device, trained=False) for spec in upsampler.split(",")]
-        with show_progress() as show:
-            results = run_efficiency(
-                config, methods, backbone=network, out=Path(out), on_progress=show
-            )
-        Console(width=160).print(_table(results, preset))
-        for result in results:
-            for cell, problem in result.details["failures"].items():
-                typer.echo(f"{result.label}, {cell}: {problem}", err=True)
-        typer.echo(f"settings and numbers of each method in {out}")
+    config = efficiency_preset(preset, **parse_settings(settings))
+    network = None
+    if backbone is not None:
+        network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
+    width = config.channels if network is None else network.dim
+    methods = [load_method(spec, width, device, trained=False) for spec in upsampler.split(",")]
+    with show_progress() as show:
+        results = run_efficiency(config, methods, backbone=network, out=Path(out), on_progress=show)
+    Console(width=160).print(_table(results, preset))
+    for result in results:
+        for cell, problem in result.details["failures"].items():
+            typer.echo(f"{result.label}, {cell}: {problem}", err=True)
+    typer.echo(f"settings and numbers of each method in {out}")
 
 
 def _table(results: "Sequence[Result]", preset: str) -> Table:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.eval import (
     DEFAULT_OUT,
     BackboneOption,
@@ -50,28 +49,27 @@ def faithfulness_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Compare upsampled features with the backbone's own (--set transfer=false: no training)."""
-    with user_errors():
-        from upfeat.checkpoints import cache_dir
-        from upfeat.data import load_segmentation
-        from upfeat.evaluation.faithfulness import faithfulness_preset, run_faithfulness
+    from upfeat.checkpoints import cache_dir
+    from upfeat.data import load_segmentation
+    from upfeat.evaluation.faithfulness import faithfulness_preset, run_faithfulness
 
-        changes = {"seeds": parse_seeds(seeds), "limit": limit} | parse_settings(settings)
-        config = checked_settings(partial(faithfulness_preset, data), changes)
-        network, methods = load_networks(backbone, backbone_weights, upsampler, device)
-        with show_progress() as show:
-            results = run_faithfulness(
-                config,
-                load_segmentation(data, root, "train"),
-                load_segmentation(data, root, "val"),
-                network,
-                methods,
-                out=out,
-                cache=cache or cache_dir() / "eval",
-                on_progress=show,
-            )
-        caption = "cosines and mIoU in percent; deviation over images, of mIoU over seeds"
-        if limit is not None:
-            caption += f"; a quick look: {limit} images of each split"
-        title = f"faithfulness, {data}, {network.name}"
-        Console(width=160).print(score_table(results, _COLUMNS, title, caption))
-        typer.echo(f"settings and numbers of each method in {out}")
+    changes = {"seeds": parse_seeds(seeds), "limit": limit} | parse_settings(settings)
+    config = checked_settings(partial(faithfulness_preset, data), changes)
+    network, methods = load_networks(backbone, backbone_weights, upsampler, device)
+    with show_progress() as show:
+        results = run_faithfulness(
+            config,
+            load_segmentation(data, root, "train"),
+            load_segmentation(data, root, "val"),
+            network,
+            methods,
+            out=out,
+            cache=cache or cache_dir() / "eval",
+            on_progress=show,
+        )
+    caption = "cosines and mIoU in percent; deviation over images, of mIoU over seeds"
+    if limit is not None:
+        caption += f"; a quick look: {limit} images of each split"
+    title = f"faithfulness, {data}, {network.name}"
+    Console(width=160).print(score_table(results, _COLUMNS, title, caption))
+    typer.echo(f"settings and numbers of each method in {out}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.eval import (
     DEFAULT_OUT,
     BackboneOption,
@@ -73,48 +72,47 @@ def pseudo_gt_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Draw what an upsampler can be trained on for one photo: LoftUp's pseudo ground truths."""
-    with user_errors():
-        import upfeat
-        from upfeat._files import write_bytes
-        from upfeat.data import read_image
-        from upfeat.evaluation.pseudo_ground_truth import (
-            TARGETS,
-            PseudoGroundTruthConfig,
-            make_pseudo_ground_truths,
-        )
-        from upfeat.viz import save_png
+    import upfeat
+    from upfeat._files import write_bytes
+    from upfeat.data import read_image
+    from upfeat.evaluation.pseudo_ground_truth import (
+        TARGETS,
+        PseudoGroundTruthConfig,
+        make_pseudo_ground_truths,
+    )
+    from upfeat.viz import save_png
 
-        wanted = parse_size(input_size, "--input-size")
-        config = PseudoGroundTruthConfig(**{"input_size": wanted} | parse_settings(settings))
-        names = TARGETS if targets == "all" else tuple(t.strip() for t in targets.split(","))
-        pixels = read_image(photo)
-        network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
-        method = find_teacher(teacher, network, device)
-        console = Console(stderr=True)
+    wanted = parse_size(input_size, "--input-size")
+    config = PseudoGroundTruthConfig(**{"input_size": wanted} | parse_settings(settings))
+    names = TARGETS if targets == "all" else tuple(t.strip() for t in targets.split(","))
+    pixels = read_image(photo)
+    network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
+    method = find_teacher(teacher, network, device)
+    console = Console(stderr=True)
 
-        def announce(name: str) -> None:
-            console.print(f"making {name}", markup=False, highlight=False)
+    def announce(name: str) -> None:
+        console.print(f"making {name}", markup=False, highlight=False)
 
-        made = make_pseudo_ground_truths(
-            config,
-            pixels,
-            network,
-            read_masks(masks, photo, pixels),
-            teacher=None if method is None else method.upsampler,
-            depth=None if depth is None else read_depth(depth),
-            names=names,
-            on_start=announce,
-        )
-        panel = _panel(config, made, network, method, masks, fit_on, side)
-        out.mkdir(parents=True, exist_ok=True)
-        name = f"{photo.stem}_pseudo_gt"
-        save_png(panel, out / f"{name}.png")
-        options: dict[str, Any] = {"photo": photo.name, "masks": Path(masks).name, "fit_on": fit_on}
-        options |= {"depth": None if depth is None else depth.name}
-        record = _record(config, options, made, network, method)
-        write_bytes(out / f"{name}.json", f"{json.dumps(record, indent=1)}\n".encode())
-        _print(made)
-        typer.echo(f"{out / name}.png\n{out / name}.json")
+    made = make_pseudo_ground_truths(
+        config,
+        pixels,
+        network,
+        read_masks(masks, photo, pixels),
+        teacher=None if method is None else method.upsampler,
+        depth=None if depth is None else read_depth(depth),
+        names=names,
+        on_start=announce,
+    )
+    panel = _panel(config, made, network, method, masks, fit_on, side)
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{photo.stem}_pseudo_gt"
+    save_png(panel, out / f"{name}.png")
+    options: dict[str, Any] = {"photo": photo.name, "masks": Path(masks).name, "fit_on": fit_on}
+    options |= {"depth": None if depth is None else depth.name}
+    record = _record(config, options, made, network, method)
+    write_bytes(out / f"{name}.json", f"{json.dumps(record, indent=1)}\n".encode())
+    _print(made)
+    typer.echo(f"{out / name}.png\n{out / name}.json")
 
 
 def find_teacher(choice: str, backbone: "Backbone", device: str) -> "Method | None":

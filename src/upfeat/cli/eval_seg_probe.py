@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.eval import (
     DEFAULT_OUT,
     BackboneOption,
@@ -59,31 +58,30 @@ def seg_probe_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train linear segmentation heads on upsampled features; finished methods are skipped."""
-    with user_errors():
-        import upfeat
-        from upfeat.checkpoints import cache_dir
-        from upfeat.data import load_segmentation
-        from upfeat.evaluation.seg_probe import run_seg_probe, seg_probe_preset
+    import upfeat
+    from upfeat.checkpoints import cache_dir
+    from upfeat.data import load_segmentation
+    from upfeat.evaluation.seg_probe import run_seg_probe, seg_probe_preset
 
-        changes = {"seeds": parse_seeds(seeds), "limit": limit} | parse_settings(settings)
-        config = checked_settings(partial(seg_probe_preset, preset, data), changes)
-        network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
-        methods = load_trainable(upsampler, network.dim, device)
-        with show_progress() as show:
-            results = run_seg_probe(
-                config,
-                load_segmentation(data, root, "train"),
-                load_segmentation(data, root, "val"),
-                network,
-                methods,
-                out=out,
-                cache=cache or cache_dir() / "eval",
-                keep_pixels=keep_pixels,
-                on_progress=show,
-            )
-        caption = f"percent, mean ± deviation over {len(config.seeds)} seeds"
-        if limit is not None:
-            caption += f"; a quick look: {limit} images of each split"
-        title = f"{preset}, {data}, {network.name}"
-        Console(width=160).print(score_table(results, _COLUMNS, title, caption))
-        typer.echo(f"settings and numbers of each method in {out}")
+    changes = {"seeds": parse_seeds(seeds), "limit": limit} | parse_settings(settings)
+    config = checked_settings(partial(seg_probe_preset, preset, data), changes)
+    network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
+    methods = load_trainable(upsampler, network.dim, device)
+    with show_progress() as show:
+        results = run_seg_probe(
+            config,
+            load_segmentation(data, root, "train"),
+            load_segmentation(data, root, "val"),
+            network,
+            methods,
+            out=out,
+            cache=cache or cache_dir() / "eval",
+            keep_pixels=keep_pixels,
+            on_progress=show,
+        )
+    caption = f"percent, mean ± deviation over {len(config.seeds)} seeds"
+    if limit is not None:
+        caption += f"; a quick look: {limit} images of each split"
+    title = f"{preset}, {data}, {network.name}"
+    Console(width=160).print(score_table(results, _COLUMNS, title, caption))
+    typer.echo(f"settings and numbers of each method in {out}")

@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.eval import (
     DEFAULT_OUT,
     BackboneOption,
@@ -52,27 +51,26 @@ def vos_command(
     Finished videos and methods are skipped. The entry low-res of --upsampler is the backbone's own
     grid.
     """
-    with user_errors():
-        import upfeat
-        from upfeat.checkpoints import cache_dir
-        from upfeat.evaluation.vos import DATA_SETS, run_vos, vos_preset
+    import upfeat
+    from upfeat.checkpoints import cache_dir
+    from upfeat.evaluation.vos import DATA_SETS, run_vos, vos_preset
 
-        config = vos_preset(preset, data, **{"limit": limit} | parse_settings(settings))
-        network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
-        rows = load_rows(upsampler, network.dim, device)
-        with show_progress() as show:
-            results = run_vos(
-                config,
-                DATA_SETS[data](root, split),
-                network,
-                rows,
-                out=out,
-                cache=cache or cache_dir() / "eval",
-                on_progress=show,
-            )
-        caption = "percent, mean over all objects; decay: low is good"
-        if config.limit is not None:
-            caption += f"; a quick look: {config.limit} videos"
-        title = f"{preset}, {data}, {network.name}"
-        Console(width=160).print(score_table(results, _COLUMNS, title, caption))
-        typer.echo(f"masks, settings and numbers of each method in {out}")
+    config = vos_preset(preset, data, **{"limit": limit} | parse_settings(settings))
+    network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
+    rows = load_rows(upsampler, network.dim, device)
+    with show_progress() as show:
+        results = run_vos(
+            config,
+            DATA_SETS[data](root, split),
+            network,
+            rows,
+            out=out,
+            cache=cache or cache_dir() / "eval",
+            on_progress=show,
+        )
+    caption = "percent, mean over all objects; decay: low is good"
+    if config.limit is not None:
+        caption += f"; a quick look: {config.limit} videos"
+    title = f"{preset}, {data}, {network.name}"
+    Console(width=160).print(score_table(results, _COLUMNS, title, caption))
+    typer.echo(f"masks, settings and numbers of each method in {out}")

@@ -9,10 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import upfeat
-from upfeat.cli.errors import user_errors
-from upfeat.cli.method_facts import FACTS, needs_of
 from upfeat.cli.tables import Column, print_table
-from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
 
 _ABILITIES = {
     "any size": "any_size",
@@ -48,29 +45,30 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List upsamplers and what they can do, their weights, or backbones."""
-    with user_errors():
-        wrappers = []
-        if backbones:
-            names = upfeat.list_backbones(pattern)
-        else:
-            names = upfeat.list_upsamplers(pattern, pretrained=pretrained)
-            wrappers = [] if pretrained else fnmatch.filter(_BACKBONE_SIDE, pattern)
-        if as_json:
-            typer.echo(json.dumps(names))
-        elif backbones:
-            typer.echo("\n".join(names))
-        elif pretrained:
-            _print_weights(names)
-        else:
-            if names:
-                _print_methods(names)
-            if wrappers:
-                _print_wrappers(wrappers)
-        if not names and (as_json or not wrappers):
-            raise ValueError(f"nothing matches {pattern!r}; 'upfeat list' shows all")
+    wrappers = []
+    if backbones:
+        names = upfeat.list_backbones(pattern)
+    else:
+        names = upfeat.list_upsamplers(pattern, pretrained=pretrained)
+        wrappers = [] if pretrained else fnmatch.filter(_BACKBONE_SIDE, pattern)
+    if as_json:
+        typer.echo(json.dumps(names))
+    elif backbones:
+        typer.echo("\n".join(names))
+    elif pretrained:
+        _print_weights(names)
+    else:
+        if names:
+            _print_methods(names)
+        if wrappers:
+            _print_wrappers(wrappers)
+    if not names and (as_json or not wrappers):
+        raise ValueError(f"nothing matches {pattern!r}; 'upfeat list' shows all")
 
 
 def _print_methods(names: list[str]) -> None:
+    from upfeat.upsamplers.registry import get_class
+
     heads = ("name", "task-agnostic", *_ABILITIES, "weights available", "year")
     rows = []
     for name in names:
@@ -90,6 +88,8 @@ def _print_wrappers(names: list[str]) -> None:
 
 
 def _print_weights(names: list[str]) -> None:
+    from upfeat.upsamplers.registry import get_checkpoint
+
     columns = [Column("name"), Column("channels"), Column("backbone", prose=True)]
     rows = []
     for name in names:
@@ -106,20 +106,22 @@ def info_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what an upsampler is: paper, abilities, licences, weights."""
-    with user_errors():
-        facts = _facts(name)
-        if as_json:
-            typer.echo(json.dumps(facts, indent=2))
-            return
-        table = Table.grid(padding=(0, 2))
-        for key, value in facts.items():
-            text = "\n".join(value) if isinstance(value, list) else str(value)
-            table.add_row(f"[bold]{key}[/bold]", text)
-        Console().print(table)
+    facts = _facts(name)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table.grid(padding=(0, 2))
+    for key, value in facts.items():
+        text = "\n".join(value) if isinstance(value, list) else str(value)
+        table.add_row(f"[bold]{key}[/bold]", text)
+    Console().print(table)
 
 
 def _facts(name: str) -> dict[str, object]:
     """Return everything that is known about a name, ready to print."""
+    from upfeat.cli.method_facts import FACTS, needs_of
+    from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
+
     if name in _BACKBONE_SIDE:
         return {"name": name, "kind": "backbone-side (no upsampler)", **_BACKBONE_SIDE[name]}
     cls = get_class(name)
@@ -167,6 +169,8 @@ def _facts(name: str) -> dict[str, object]:
 
 def _licences(name: str, field: str) -> str:
     """All licences of a method's published weights, or of their backbones."""
+    from upfeat.upsamplers.registry import get_checkpoint
+
     records = map(get_checkpoint, upfeat.list_upsamplers(f"{name}.*", pretrained=True))
     return "; ".join(dict.fromkeys(getattr(record, field) for record in records)) or "none"
 

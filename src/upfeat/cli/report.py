@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upfeat.cli.errors import user_errors
+from upfeat.cli.eval import DeviceOption
+from upfeat.cli.options import checked_file, checked_folder
 
 if TYPE_CHECKING:
     from upfeat.viz.report import Scene
@@ -21,15 +22,17 @@ def report_command(
         list[Path] | None,
         typer.Argument(help="Folders or files that upfeat eval wrote; panels/ in them is shown."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help=f"Folder of the page, {PAGE}.")] = Path(
-        "report"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", callback=checked_folder, help=f"Folder of the page, {PAGE}."),
+    ] = Path("report"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Feature upsamplers",
     markdown: Annotated[
         Path | None,
         typer.Option(
+            callback=checked_file,
             help="Write the tables to this Markdown file, too; a file remarks.md beside the "
-            "results is put under the headings of its sections."
+            "results is put under the headings of its sections.",
         ),
     ] = None,
     image: Annotated[
@@ -53,38 +56,35 @@ def report_command(
         str | None,
         typer.Option(help="Size of --image: shorter side (448) or HxW. Default: at most 448."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: DeviceOption = "cpu",
 ) -> None:
     """Write one HTML page of results and pictures, to open from disk or print."""
-    with user_errors():
-        from upfeat._files import write_bytes
-        from upfeat.cli.report_content import panel_scenes, report_content
-        from upfeat.evaluation.markdown import results_page
-        from upfeat.evaluation.panels import load_panel, panel_files
-        from upfeat.evaluation.tables import build_tables, gather_results
-        from upfeat.viz.report import report_page
+    from upfeat._files import write_bytes
+    from upfeat.cli.report_content import panel_scenes, report_content
+    from upfeat.evaluation.markdown import results_page
+    from upfeat.evaluation.panels import load_panel, panel_files
+    from upfeat.evaluation.tables import build_tables, gather_results
+    from upfeat.viz.report import report_page
 
-        paths = results or []
-        if not paths and not image:
-            raise ValueError("nothing to report: name a folder of results, or a photo with --image")
-        files = [file for path in paths for file in panel_files(path)]
-        only_panels = {file.parent for file in files}
-        read = [p for p in paths if not (_has_panels(p, only_panels) and not any(p.glob("*.json")))]
-        tables = build_tables(gather_results(read))
-        scenes = panel_scenes([load_panel(file) for file in files])
-        if image:
-            scenes += _feature_scenes(
-                image, backbone, backbone_weights, upsampler, input_size, device
-            )
-        page = report_page(report_content(title, tables, scenes))
-        text = results_page(tables, remarks=_remarks(paths), link=_link(paths, markdown))
-        out.mkdir(parents=True, exist_ok=True)
-        write_bytes(out / PAGE, page.encode())
-        typer.echo(out / PAGE)
-        if markdown is not None:
-            markdown.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(markdown, text.encode())
-            typer.echo(markdown)
+    paths = results or []
+    if not paths and not image:
+        raise ValueError("nothing to report: name a folder of results, or a photo with --image")
+    files = [file for path in paths for file in panel_files(path)]
+    only_panels = {file.parent for file in files}
+    read = [p for p in paths if not (_has_panels(p, only_panels) and not any(p.glob("*.json")))]
+    tables = build_tables(gather_results(read))
+    scenes = panel_scenes([load_panel(file) for file in files])
+    if image:
+        scenes += _feature_scenes(image, backbone, backbone_weights, upsampler, input_size, device)
+    page = report_page(report_content(title, tables, scenes))
+    text = results_page(tables, remarks=_remarks(paths), link=_link(paths, markdown))
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / PAGE, page.encode())
+    typer.echo(out / PAGE)
+    if markdown is not None:
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(markdown, text.encode())
+        typer.echo(markdown)
 
 
 def _has_panels(path: Path, folders: set[Path]) -> bool:

@@ -5,14 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from upfeat.cli.errors import INTERRUPTED, user_errors
+from upfeat.cli.errors import INTERRUPTED
+from upfeat.cli.options import check_folder, checked_folder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from upfeat.training import Callback, CostEstimate, TrainConfig
 
 
@@ -30,7 +32,10 @@ def train_command(
         typer.Option("--set", help="Change a setting: optimizer.lr=1e-4; repeat for several."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run. Default: runs/RECIPE.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", callback=checked_folder, help="Folder of the run. Default: runs/RECIPE."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the folder, or begin it.")
@@ -51,41 +56,41 @@ def train_command(
     list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
 ) -> None:
     """Train an upsampler; print all settings and the measured cost first."""
-    with user_errors():
-        from upfeat.training import Trainer, is_main_process, measure_cost
+    from upfeat.training import Trainer, is_main_process, measure_cost
 
-        if list_:
-            _print_recipes()
-            return
-        config = _configuration(recipe, data, settings, devices, out, resume)
-        folder = out or Path("runs") / config.recipe
-        callbacks: list[Callback] = []
-        console = Console(stderr=True)
-        if is_main_process():
-            typer.echo(config.to_json().rstrip())
-            _print_cost(config, measure_cost(config))
-            if panels or panel_image:
-                callbacks.append(_panels(config, panels, panel_image))
-        if dry_run:
-            return
-        trainer = Trainer(config, folder, callbacks=callbacks)
-        try:
-            with _progress(config, console) as bar:
-                trainer.callbacks += (bar,)
-                result = trainer.fit(resume=resume)
-        except KeyboardInterrupt:
-            if is_main_process():
-                typer.echo(
-                    f"stopped after step {trainer.step}, with a checkpoint; continue with "
-                    f"--resume --out {folder}",
-                    err=True,
-                )
-            raise typer.Exit(INTERRUPTED) from None
+    if list_:
+        _print_recipes()
+        return
+    config = _configuration(recipe, data, settings, devices, out, resume)
+    folder = out or Path("runs") / config.recipe
+    check_folder(folder, "the run's folder")
+    callbacks: list[Callback] = []
+    console = Console(stderr=True)
+    if is_main_process():
+        typer.echo(config.to_json().rstrip())
+        _print_cost(config, measure_cost(config))
+        if panels or panel_image:
+            callbacks.append(_panels(config, panels, panel_image))
+    if dry_run:
+        return
+    trainer = Trainer(config, folder, callbacks=callbacks)
+    try:
+        with _progress(config, console) as bar:
+            trainer.callbacks += (bar,)
+            result = trainer.fit(resume=resume)
+    except KeyboardInterrupt:
         if is_main_process():
             typer.echo(
-                f"loss {result.loss:.5g} after {config.steps} steps, "
-                f"{_duration(result.seconds)}; model in {result.model}"
+                f"stopped after step {trainer.step}, with a checkpoint; continue with "
+                f"--resume --out {folder}",
+                err=True,
             )
+        raise typer.Exit(INTERRUPTED) from None
+    if is_main_process():
+        typer.echo(
+            f"loss {result.loss:.5g} after {config.steps} steps, "
+            f"{_duration(result.seconds)}; model in {result.model}"
+        )
 
 
 def _configuration(
@@ -205,13 +210,13 @@ def _panels(config: "TrainConfig", count: int, files: Sequence[Path] | None) -> 
 
 def _panel_images(
     config: "TrainConfig", count: int, files: Sequence[Path] | None
-) -> dict[str, torch.Tensor]:
+) -> dict[str, "Tensor"]:
     """Read the images that are shown: those asked for, or the first readable ones of the data."""
     from upfeat.data import find_images, read_image
 
     if files:
         return {file.stem: read_image(file) for file in files}
-    images: dict[str, torch.Tensor] = {}
+    images: dict[str, Tensor] = {}
     for record in (record for path in config.data.paths for record in find_images(path)):
         if len(images) == count:
             break

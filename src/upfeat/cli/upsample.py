@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from upfeat.cli.errors import user_errors
+from upfeat.cli.options import checked_device, checked_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def upsample_command(
     paths: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("out"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
+    ] = Path("out"),
     backbone: Annotated[
         str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")
     ] = DEFAULT_BACKBONE,
@@ -78,7 +80,9 @@ def upsample_command(
     dtype: Annotated[str, typer.Option(help="Computation: float32, bfloat16, float16.")] = (
         "float32"
     ),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    device: Annotated[
+        str | None, typer.Option(callback=checked_device, help="cpu, cuda, cuda:1, …")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Images that are read ahead.")] = 2,
 ) -> None:
     """Upsample the features of images; finished images are skipped on a second run.
@@ -86,6 +90,8 @@ def upsample_command(
     Only files that upfeat wrote are replaced; what it wrote is no input of a later run.
     """
     with user_errors():
+        import torch
+
         from upfeat.data import image_files
         from upfeat.extraction import Job, estimate_bytes, run_bulk
 
@@ -275,11 +281,15 @@ def parse_dtype(text: str, option: str) -> Any:
     """Read the name of a floating point type."""
     if text not in DTYPES:
         raise ValueError(f"{option} must be one of {', '.join(DTYPES)}, got {text!r}")
+    import torch
+
     return getattr(torch, text)
 
 
 def _fingerprint(module: "nn.Module") -> str:
     """Hash the weights in memory, so that a replaced file counts as a new setting."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

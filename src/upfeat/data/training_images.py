@@ -40,6 +40,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+SHOWN_NAMES = 5  # of images that could not be used, in a message
+
 
 class SampleKey(NamedTuple):
     """Which sample: the image's number in the collection, and the epoch.
@@ -121,6 +123,9 @@ class TrainingImages(Dataset[Sample]):
         seed: of all chance.
         attempts: images tried in one place before it is an error.
 
+    Raises:
+        ValueError: there are no images; later, none of ``attempts`` in a row could be used.
+
     Example:
         >>> import pathlib, tempfile
         >>> from PIL import Image
@@ -176,9 +181,12 @@ class TrainingImages(Dataset[Sample]):
                 continue
             sample["skipped"] = skipped
             return sample
-        raise RuntimeError(
-            f"{self.attempts} images in a row could not be used, the last one because of: "
-            f"{skipped[-1].reason} (others: {', '.join(name for name, _ in skipped[:-1])})"
+        names = list(dict.fromkeys(name for name, _ in skipped))
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        raise ValueError(
+            f"{self.attempts} images in a row could not be used "
+            f"({', '.join(names[:SHOWN_NAMES])}{more}), the last one because: "
+            f"{skipped[-1].reason}; check the training images"
         )
 
     def _sample(self, record: Record, index: int, generator: torch.Generator) -> Sample:

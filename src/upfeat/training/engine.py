@@ -39,7 +39,7 @@ from upfeat.training.processes import (
     make_fabric,
     share_gradients,
 )
-from upfeat.training.schedule import learning_rate_factor, make_optimizer
+from upfeat.training.schedule import check_optimizer_state, learning_rate_factor, make_optimizer
 from upfeat.training.snapshots import SnapshotFolder
 from upfeat.training.statistics import RunningStatistics
 from upfeat.upsamplers import Upsampler
@@ -53,6 +53,11 @@ LOG_FILE = "log.csv"
 # Settings that a resumed run may change: they alter what is written, how long, or where it runs.
 RESUMABLE = frozenset({"steps", "logging", "checkpoint", "stop", "device", "devices", "accumulate"})
 FORMAT = 1
+# What a checkpoint holds.
+STATE = (
+    *("format", "step", "config", "data", "upsampler", "objective", "optimizer", "precision"),
+    *("average", "means", "interval", "guard", "best", "seconds"),
+)
 
 
 class Trainer:
@@ -100,6 +105,7 @@ class Trainer:
         self.guard = LossGuard(config.stop)
         self.average: WeightAverage | None = None
         self.rate = 0.0
+        self.ready = False
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -109,26 +115,28 @@ class Trainer:
         Ctrl-C and SIGTERM end the run after the present step with a checkpoint.
 
         Args:
-            resume: continue from the newest checkpoint in the folder, if there is one; the curve
-                goes on exactly as if it had not stopped.
+            resume: continue from the newest good checkpoint in the folder, if there is one; the
+                curve goes on exactly as if it had not stopped.
 
         Raises:
             ValueError: the folder holds a run and ``resume`` is off, or its settings differ; or
-                the objective cannot train this upsampler with this backbone.
+                the objective cannot train this upsampler with this backbone. The folder stays as
+                it was.
+            CheckpointError: none of the checkpoints in the folder is good.
             TrainingFailedError: the loss became NaN or infinite, or diverged.
             KeyboardInterrupt: after an interrupted run's checkpoint was written.
         """
-        snapshot = self.snapshots.load() if resume else None
         if not resume and self.snapshots.latest() is not None:
             raise ValueError(
                 f"{self.out} holds a run already; continue it with --resume (resume=True), or name "
                 "another folder"
             )
-        if snapshot is not None:
-            self._check_same(snapshot)
-        self._set_up()
-        if snapshot is not None:
-            self._restore(snapshot)
+        if not resume or self.snapshots.load(self._continue_from) is None:
+            self._set_up()
+        # Only now: whatever was refused leaves the folder as it was.
+        if self.fabric.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.config.save(self.out / CONFIG_FILE)
         with (
             self._open_logs(),
             _stop_signals() as stopping,
@@ -171,9 +179,7 @@ class Trainer:
         self.statistics = RunningStatistics(parts.upsampler, self.micros)
         if config.ema.decay is not None:
             self.average = WeightAverage(parts.upsampler, config.ema)
-        if self.fabric.is_global_zero:
-            self.out.mkdir(parents=True, exist_ok=True)
-            config.save(self.out / CONFIG_FILE)
+        self.ready = True
 
     @property
     def networks(self) -> Parts:
@@ -337,15 +343,40 @@ class Trainer:
             "seconds": self.seconds,
         }
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        parts = self.networks
-        if state["data"] != parts.source.describe():
+    def _continue_from(self, state: Mapping[str, Any]) -> None:
+        """Compare a checkpoint with the run, then take its state over.
+
+        A second call with another checkpoint replaces all that an earlier one left.
+
+        Raises:
+            ValueError: it belongs to other settings or images.
+            CheckpointError: it is damaged.
+        """
+        self._check_same(state)
+        if not self.ready:
+            self._set_up()
+        source = self.networks.source.describe()
+        if state["data"] != source:
             raise ValueError(
                 f"the training images changed since the checkpoint: {state['data']} then, "
-                f"{parts.source.describe()} now; restore them, or start anew in another folder"
+                f"{source} now; restore them, or start anew in another folder"
             )
+        try:
+            self._restore(state)
+        except torch.OutOfMemoryError:
+            raise  # which says nothing about the file
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"its content does not fit ({type(error).__name__}: {reason})"
+            ) from error
+        logger.info("continuing %s after step %d", self.out, self.step)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        parts = self.networks
         parts.upsampler.load_state_dict(state["upsampler"])
         parts.objective.load_state_dict(state["objective"])
+        check_optimizer_state(self.config.optimizer, self.trainable, state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         if self.average is not None:
@@ -353,17 +384,27 @@ class Trainer:
         self.means.load_state_dict(state["means"])
         self.interval.load_state_dict(state["interval"])
         self.guard.load_state_dict(state["guard"])
-        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
-        logger.info("continuing %s after step %d", self.out, self.step)
+        self.step, self.best = int(state["step"]), float(state["best"])
+        self.seconds = float(state["seconds"])
 
     def _check_same(self, state: Mapping[str, Any]) -> None:
-        """Refuse to continue a run with settings that would have made it another one."""
-        if state.get("format") != FORMAT:
+        """Refuse to continue a run with settings that would have made it another one.
+
+        Raises:
+            ValueError: the settings differ.
+            CheckpointError: the checkpoint is damaged or of another format.
+        """
+        if state.get("format", FORMAT) != FORMAT:
             raise CheckpointError(
                 f"the checkpoints in {self.snapshots.folder} have format {state.get('format')}, "
                 f"this version reads {FORMAT}; finish the run with the version that began it"
             )
-        old = TrainConfig.from_json(state["config"]).model_dump()
+        if missing := [name for name in STATE if name not in state]:
+            raise CheckpointError(f"it lacks {', '.join(missing)}")
+        try:
+            old = TrainConfig.from_json(state["config"]).model_dump()
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"its settings cannot be read ({error})") from error
         new = self.config.model_dump()
         for content in (old, new):
             # Whether the images are the same ones is judged by what the source says of them.

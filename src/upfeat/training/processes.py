@@ -67,7 +67,7 @@ def pick_device(config: TrainConfig) -> torch.device:
     """Return ``cpu`` or ``cuda``, as the configuration and this machine have it.
 
     Raises:
-        ValueError: half precision on a CPU, or a GPU that is not there.
+        ValueError: half precision on a CPU, or GPUs that are not there.
 
     Example:
         >>> from upfeat.training import create_recipe, pick_device
@@ -77,6 +77,11 @@ def pick_device(config: TrainConfig) -> torch.device:
     cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch finds no GPU; use device=cpu or device=auto")
+    if cuda and config.devices > torch.cuda.device_count():
+        raise ValueError(
+            f"devices={config.devices}, but PyTorch finds {torch.cuda.device_count()} GPUs; use "
+            "fewer, or device=cpu"
+        )
     if config.precision == "fp16" and not cuda:
         raise ValueError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
     return torch.device("cuda" if cuda else "cpu")

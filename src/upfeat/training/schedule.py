@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules, made from their settings."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 from upfeat.training.config import OptimizerConfig, ScheduleConfig
 
-__all__ = ["learning_rate_factor", "make_optimizer"]
+__all__ = ["check_optimizer_state", "learning_rate_factor", "make_optimizer"]
 
 
 def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
@@ -69,3 +69,35 @@ def make_optimizer(
     }
     options = {"betas": config.betas, "eps": config.eps} | shared
     return family[config.name](parameters, **options)
+
+
+def check_optimizer_state(
+    config: OptimizerConfig, parameters: Sequence[nn.Parameter], state: Mapping[str, Any]
+) -> None:
+    """Raise unless the stored state of an optimiser fits its parameters.
+
+    ``load_state_dict`` compares the numbers of parameters only, so a moment of a wrong shape, or a
+    missing one, would be found by the next step.
+
+    Args:
+        config: the settings of the optimiser.
+        parameters: what it trains, in order.
+        state: what its ``state_dict`` returned.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape than its parameter.
+    """
+    probe = nn.Parameter(torch.zeros(1))
+    probe.grad = torch.zeros(1)
+    stepped = make_optimizer(config, [probe])
+    stepped.step()
+    wanted = {name: torch.as_tensor(value).dim() for name, value in stepped.state[probe].items()}
+    for number, stored in state["state"].items():
+        shape = parameters[number].shape
+        for name, dimensions in wanted.items():
+            got = torch.as_tensor(stored[name]).shape
+            if got != (shape if dimensions else ()):
+                raise ValueError(
+                    f"{name} of parameter {number} has shape {tuple(got)}, the parameter has "
+                    f"{tuple(shape)}"
+                )

@@ -3,7 +3,7 @@
 import io
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +76,33 @@ class SnapshotFolder:
         self._remove_parts()
         return path
 
-    def load(self) -> dict[str, Any] | None:
-        """Return the newest readable snapshot on the CPU, or None if there is no file.
+    def load(
+        self, accept: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any] | None:
+        """Return the newest good snapshot on the CPU, or None if there is no file.
+
+        Args:
+            accept: called with what a file holds; a ``CheckpointError`` that it raises makes the
+                next older file the candidate, as one that cannot be read does. Any other exception
+                is passed on.
 
         Raises:
-            CheckpointError: there are files, and none can be read.
+            CheckpointError: there are files, and none is good; the message names each.
         """
-        files = self.files()
-        for path in reversed(files):
+        problems = []
+        for path in reversed(self.files()):
             try:
-                return read_checkpoint(path)
+                content = read_checkpoint(path)
+                if accept is not None:
+                    accept(content)
             except CheckpointError as error:
-                logger.warning("%s cannot be read and is passed over: %s", path, error)
-        if files:
+                problems.append(f"{path}: {error}")
+                logger.warning("%s is damaged and is passed over: %s", path, error)
+            else:
+                return content
+        if problems:
             raise CheckpointError(
-                f"no checkpoint in {self.folder} can be read ({len(files)} tried); remove the "
+                f"no checkpoint in {self.folder} is good ({'; '.join(problems)}); remove the "
                 "folder to start the run anew"
             )
         return None
