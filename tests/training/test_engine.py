@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import torch
 
 import upfeat
 from tests.training.tiny import JAFAR, LOFTUP, Images, tiny_config, tiny_parts
+from upfeat.errors import CheckpointError
 from upfeat.training import (
     Callback,
     StepReport,
@@ -27,6 +30,7 @@ from upfeat.training import (
     TrainResult,
     read_log,
 )
+from upfeat.training.engine import STATE
 
 EMA = {"decay": 0.5}
 
@@ -156,6 +160,123 @@ def test_resume_refuses_other_settings_and_other_images(tmp_path: Path) -> None:
         fit(tiny_config(optimizer={"lr": 0.5}), tmp_path, resume=True)
     with pytest.raises(ValueError, match="images changed"):
         fit(config, tmp_path, resume=True, parts=tiny_parts(config, Images(3)))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("other", ["settings", "images", "objective"])
+def test_a_refused_resume_leaves_the_folder_as_it_was(tmp_path: Path, other: str) -> None:
+    fit(tiny_config(steps=3), tmp_path)
+    before = contents(tmp_path)
+    config = tiny_config(steps=4, **{"seed": 7} if other == "settings" else {})
+    parts = tiny_parts(config, Images(3) if other == "images" else None)
+    if other == "objective":  # it cannot train what has no weights
+        parts.upsampler = upfeat.create_upsampler("bilinear")
+    with pytest.raises(ValueError, match=r"seed was|images changed|bilinear"):
+        fit(config, tmp_path, resume=True, parts=parts)
+    assert contents(tmp_path) == before
+    assert fit(tiny_config(steps=4), tmp_path, resume=True).loss > 0
+
+
+def weight(state: dict[str, Any]) -> str:
+    return next(name for name, value in state["upsampler"].items() if value.dim() == 4)
+
+
+def drop(name: str) -> Any:
+    return lambda state: state.pop(name)
+
+
+def other_width(state: dict[str, Any]) -> None:
+    state["upsampler"][weight(state)] = torch.zeros(1, 2, 3, 3)
+
+
+def other_moment(state: dict[str, Any]) -> None:
+    next(iter(state["optimizer"]["state"].values()))["exp_avg"] = torch.zeros(2, 2)
+
+
+def no_moment(state: dict[str, Any]) -> None:
+    del next(iter(state["optimizer"]["state"].values()))["exp_avg_sq"]
+
+
+def more_parameters(state: dict[str, Any]) -> None:
+    state["optimizer"]["param_groups"][0]["params"].append(99)
+
+
+DAMAGES = {
+    **{f"no {name}": drop(name) for name in STATE},
+    "a weight is missing": lambda state: state["upsampler"].pop(weight(state)),
+    "a weight of another shape": other_width,
+    "a weight that is none": lambda state: state["upsampler"].update({weight(state): "x"}),
+    "weights that are a list": lambda state: state.update(upsampler=[1]),
+    "a moment of another shape": other_moment,
+    "a moment is missing": no_moment,
+    "another number of parameters": more_parameters,
+    "settings that are no settings": lambda state: state.update(config="{}"),
+    "a step that is none": lambda state: state.update(step="x"),
+    "means without sums": lambda state: state["means"].pop("sums"),
+    "a guard without steps": lambda state: state["guard"].pop("steps"),
+}
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-1000])
+        return
+    state = torch.load(path, weights_only=True)
+    DAMAGES[how](state)
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize("how", ["truncated", *DAMAGES])
+def test_a_damaged_snapshot_gives_way_to_the_older_one(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(steps=4)
+    fit(config, tmp_path)
+    before = {name: value.clone() for name, value in weights(tmp_path).items()}
+    older, newer = sorted((tmp_path / "checkpoints").glob("step-*.pt"))
+    damage(newer, how)
+    fit(config, tmp_path, resume=True)
+    assert f"{newer} is damaged and is passed over" in caplog.text
+    after = weights(tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for path in (older, newer):
+        damage(path, how)
+    left = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=re.escape(str(newer))):
+        fit(config, tmp_path, resume=True)
+    assert contents(tmp_path) == left
+
+
+def test_a_full_disk_stops_at_once_and_keeps_the_last_snapshot(tmp_path: Path) -> None:
+    """A limit on the size of files gives the same error as a full disk, at a chosen moment."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    seen: list[int] = []
+
+    class Fill(Callback):
+        def on_step(self, trainer: Trainer, report: StepReport) -> None:
+            seen.append(report.step)
+
+        def on_checkpoint(self, trainer: Trainer, step: int, path: Path) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+
+    config = tiny_config(steps=8)
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            fit(config, tmp_path / "parts", callbacks=[Fill()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert seen == [1, 2, 3]
+    assert Path(caught.value.filename).parent == tmp_path / "parts" / "checkpoints"
+    names = sorted(path.name for path in (tmp_path / "parts" / "checkpoints").iterdir())
+    assert names == ["best.pt", "step-00000002.pt"]
+    fit(config, tmp_path / "parts", resume=True)
+    fit(config, tmp_path / "whole")
+    assert_equal(tmp_path / "whole", tmp_path / "parts")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:

@@ -102,3 +102,19 @@ def test_the_guard_continues_from_its_state() -> None:
         ours.complaint(loss, 1.0)
     theirs.load_state_dict(ours.state_dict())
     assert theirs.state_dict() == ours.state_dict()
+
+
+def test_a_snapshot_that_is_not_accepted_gives_way_to_an_older_one(tmp_path: Path) -> None:
+    snapshots = SnapshotFolder(tmp_path, keep_last=3)
+    for step in (1, 2):
+        snapshots.save(step, {"step": step})
+
+    def refuse_later(content: dict[str, int]) -> None:
+        if content["step"] > last:
+            raise CheckpointError("it lacks weights")
+
+    last = 1
+    assert snapshots.load(refuse_later) == {"step": 1}
+    last = 0
+    with pytest.raises(CheckpointError, match=r"step-00000002\.pt: it lacks weights"):
+        snapshots.load(refuse_later)

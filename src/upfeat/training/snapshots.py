@@ -76,9 +76,7 @@ class SnapshotFolder:
         self._remove_parts()
         return path
 
-    def load(
-        self, accept: Callable[[dict[str, Any]], None] | None = None
-    ) -> dict[str, Any] | None:
+    def load(self, accept: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any] | None:
         """Return the newest good snapshot on the CPU, or None if there is no file.
 
         Args:
