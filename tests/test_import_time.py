@@ -41,3 +41,25 @@ def test_upsamplers_load_nothing_heavy_beyond_torch(code: str):
     # Whatever torch itself imports is not ours to answer for.
     from_torch = modules_after("import torch, safetensors.torch")
     assert modules_after(code) & set(HEAVY) <= from_torch
+
+
+TYPED = (
+    *("--help", "--version", "upsampel", "eval", "eval seg-prob", "report"),
+    *("upsample --help", "train --help", "bench --help", "report --help", "list --help"),
+    *("eval vos --help", "eval pseudo-gt --help", "eval efficiency --help"),
+    *("upsample", "upsample a.png --sise 3", "upsample a.png --out pyproject.toml"),
+)
+
+
+def test_help_and_typing_errors_do_not_load_torch():
+    """All in one process: each of them leaves torch alone, so the next one is judged, too."""
+    code = f"""
+import contextlib, io, sys
+from upfeat.cli.app import app
+for arguments in {TYPED!r}:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            app(arguments.split())
+    assert not {{"torch", "numpy"}} & set(sys.modules), arguments
+"""
+    assert "upfeat.cli.app" in modules_after(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from upfeat.training import (
     TrainConfig,
     Trainer,
     open_source,
+    pick_device,
     read_log,
 )
 
@@ -105,6 +107,72 @@ def test_the_list_and_user_errors(tmp_path: Path, images: Path) -> None:
         "jafar_small", "--data", images, "--set", "optimizer.lrate=1", code=2
     ).stderr  # fmt: skip
     assert "name a recipe" in train(code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("upsampler.config.foo=1", "upsampler.config={"),
+        ("upsampler.config.qk_dim=big", "upsampler.config={"),
+        ("backbones.0.options.foo=1", "backbones.options={'foo': 1} does not fit"),
+        ('data.masks=[{"kind": "superpixels", "options": {"a": 1}}]', "data.masks.options={'a': 1"),
+        ('objective.settings.multi_view={"a": 1}', "objective.settings.multi_view={'a': 1}"),
+        ("device=gpu", "device='gpu'"),
+        ("device=cuda", "device=cuda, but PyTorch finds no GPU"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "run"
+    options = ("--data", images, "--out", out, "--panels", 0)
+    command = ["train", "jafar_small", *map(str, options), "--set", setting]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert not out.exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="PyTorch finds 1 GPUs"):
+        pick_device(tiny_config(device="cuda", devices=2))
+
+
+def test_images_of_which_none_can_be_used(tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"no image")
+    errors = train("jafar_small", "--data", folder, "--out", out, code=2).stderr
+    assert "16 images in a row could not be used (" in errors
+    assert "check the training images" in errors
+    assert not out.exists()
+
+
+def test_a_full_disk_says_what_to_do(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files gives the same error as a full disk, at a chosen moment."""
+    out = tmp_path / "run"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(self: Callback, trainer: Trainer, step: int, path: Path) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+
+    monkeypatch.setattr(Callback, "on_checkpoint", fill)
+    run = ("jafar_small", "--data", images, "--out", out, "--panels", 0)
+    every = ("--set", "checkpoint.every=1")
+    try:
+        errors = train(*run, *every, code=2).stderr
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"error: no more can be written in {out / 'checkpoints'} (File too large)" in errors
+    assert "--resume" in errors
+    monkeypatch.undo()
+    train(*run, *every, "--resume")
 
 
 @pytest.mark.slow

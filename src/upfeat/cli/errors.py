@@ -98,9 +98,7 @@ def user_message(error: Exception) -> str | None:
         >>> user_message(KeyError("state")) is None
         True
     """
-    from upfeat.errors import UpfeatError  # here, because it imports torch
-
-    if isinstance(error, UpfeatError | ValueError):
+    if isinstance(error, ValueError) or _is_ours(error):
         return str(error)
     text = f"{error} {type(error).__name__}"
     foreign = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
@@ -112,6 +110,12 @@ def user_message(error: Exception) -> str | None:
     if foreign and _names(text, _DISK_FULL_TEXTS):
         return _disk_full(_first_line(error), None)
     return _os_message(error) if isinstance(error, OSError) else None
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether it is an ``UpfeatError``, whose module imports torch: a typing error needs none."""
+    errors = sys.modules.get("upfeat.errors")
+    return errors is not None and isinstance(error, errors.UpfeatError)
 
 
 def _os_message(error: OSError) -> str:

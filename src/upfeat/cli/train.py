@@ -56,7 +56,7 @@ def train_command(
     list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
 ) -> None:
     """Train an upsampler; print all settings and the measured cost first."""
-    from upfeat.training import Trainer, is_main_process, measure_cost
+    from upfeat.training import Trainer, is_main_process, measure_cost, pick_device
 
     if list_:
         _print_recipes()
@@ -64,6 +64,7 @@ def train_command(
     config = _configuration(recipe, data, settings, devices, out, resume)
     folder = out or Path("runs") / config.recipe
     check_folder(folder, "the run's folder")
+    pick_device(config)
     callbacks: list[Callback] = []
     console = Console(stderr=True)
     if is_main_process():

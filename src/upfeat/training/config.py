@@ -5,6 +5,8 @@ A recipe returns a :class:`TrainConfig`; ``--set a.b=c`` changes it through
 """
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -27,6 +29,7 @@ __all__ = [
     "StopConfig",
     "TrainConfig",
     "UpsamplerConfig",
+    "naming_setting",
 ]
 
 
@@ -431,6 +434,33 @@ class TrainConfig(Section):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file of :meth:`save`."""
         return cls.from_json(Path(path).read_bytes())
+
+
+@contextmanager
+def naming_setting(name: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Say which free dictionary of the settings it is whose content a constructor refuses.
+
+    Args:
+        name: dotted path of the dictionary.
+        values: its content.
+
+    Raises:
+        ValueError: the block raised a ``TypeError``: an unknown argument, or a value of a wrong
+            type.
+
+    Example:
+        >>> from upfeat.training.config import naming_setting
+        >>> try:
+        ...     with naming_setting("upsampler.config", {"a": 1}):
+        ...         dict.fromkeys(a=1)
+        ... except ValueError as error:
+        ...     print(str(error).split(";")[0])
+        upsampler.config={'a': 1} does not fit: dict.fromkeys() takes no keyword arguments
+    """
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"{name}={dict(values)} does not fit: {error}") from error
 
 
 def _readable(error: ValidationError) -> str:

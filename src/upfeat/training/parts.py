@@ -18,6 +18,7 @@ from upfeat.training.config import (
     ObjectiveConfig,
     TrainConfig,
     UpsamplerConfig,
+    naming_setting,
 )
 from upfeat.training.contracts import BatchSource
 from upfeat.training.source import open_source
@@ -90,7 +91,8 @@ def build_parts(config: TrainConfig) -> Parts:
 
 
 def _backbone(config: BackboneConfig, data: DataConfig, images: int) -> Backbone:
-    backbone = create_backbone(config.name, weights=config.weights, **config.options)
+    with naming_setting("backbones.options", config.options):
+        backbone = create_backbone(config.name, weights=config.weights, **config.options)
     if data.feature_cache is None:
         return backbone
     cached = CachedBackbone(backbone, data.feature_cache, data.crop_size, config.options)
@@ -119,7 +121,8 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     }
     views = config.settings.get("multi_view")
     if isinstance(views, dict):
-        settings["multi_view"] = MultiViewConfig(**views)
+        with naming_setting("objective.settings.multi_view", views):
+            settings["multi_view"] = MultiViewConfig(**views)
     return create_objective(config.name, **settings)
 
 
@@ -140,11 +143,12 @@ def build_upsampler(config: UpsamplerConfig, backbones: Sequence[Backbone]) -> U
                 "for one of them, or train a universal upsampler such as anyup"
             )
         arguments.setdefault("feature_dim", widths[0])
-    if config.start_from is None:
-        return create_upsampler(config.name, **arguments)
-    start = Path(config.start_from).expanduser()
-    if not start.is_dir():
-        return from_official(name, start, **config.config)
+    start = None if config.start_from is None else Path(config.start_from).expanduser()
+    with naming_setting("upsampler.config", config.config):
+        if start is None:
+            return create_upsampler(config.name, **arguments)
+        if not start.is_dir():
+            return from_official(name, start, **config.config)
     model = Upsampler.from_pretrained(start)
     differing = {k: v for k, v in arguments.items() if model.config.get(k) != v}
     if model.info.name != name or differing:

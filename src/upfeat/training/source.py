@@ -22,7 +22,7 @@ from upfeat.data.tar_shards import find_images
 from upfeat.data.training_images import PositionSampler, TrainingImages, collate
 from upfeat.data.transforms import CropTransform
 from upfeat.errors import UnknownNameError
-from upfeat.training.config import DataConfig, MaskConfig, TrainConfig
+from upfeat.training.config import DataConfig, MaskConfig, TrainConfig, naming_setting
 
 __all__ = ["ImageStream", "open_source"]
 
@@ -145,5 +145,6 @@ def _mask_source(data: DataConfig) -> MaskSource | None:
 def _one_mask_source(config: MaskConfig) -> MaskSource:
     if config.kind not in MASK_SOURCES:
         raise UnknownNameError("mask source", config.kind, MASK_SOURCES)
-    source: MaskSource = MASK_SOURCES[config.kind](**config.options)
+    with naming_setting("data.masks.options", config.options):
+        source: MaskSource = MASK_SOURCES[config.kind](**config.options)
     return source if config.cache is None else CachedMaskSource(source, config.cache)
