@@ -18,8 +18,6 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-__all__ = ["INTERRUPTED", "Commands", "user_errors", "user_message"]
-
 logger = logging.getLogger(__name__)
 
 USAGE_ERROR = 2

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import typer
 
-__all__ = ["check_folder", "checked_device", "checked_file", "checked_folder"]
-
 
 def checked_device(param: typer.CallbackParam, value: str | None) -> str | None:
     """Return the device of an option, if this machine can compute on it.

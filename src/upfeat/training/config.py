@@ -29,7 +29,6 @@ __all__ = [
     "StopConfig",
     "TrainConfig",
     "UpsamplerConfig",
-    "naming_setting",
 ]
 
 

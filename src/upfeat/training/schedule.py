@@ -9,7 +9,7 @@ from torch import nn
 
 from upfeat.training.config import OptimizerConfig, ScheduleConfig
 
-__all__ = ["check_optimizer_state", "learning_rate_factor", "make_optimizer"]
+__all__ = ["learning_rate_factor", "make_optimizer"]
 
 
 def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
