@@ -20,7 +20,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from upfeat.cli.errors import user_errors
 from upfeat.cli.options import checked_device, checked_folder
 
 if TYPE_CHECKING:
@@ -89,53 +88,52 @@ def upsample_command(
 
     Only files that upfeat wrote are replaced; what it wrote is no input of a later run.
     """
-    with user_errors():
-        import torch
+    import torch
 
-        from upfeat.data import image_files
-        from upfeat.extraction import Job, estimate_bytes, run_bulk
+    from upfeat.data import image_files
+    from upfeat.extraction import Job, estimate_bytes, run_bulk
 
-        kinds = list(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
-        request = Request(
-            backbone=backbone,
-            upsampler=upsampler,
-            weights=weights,
-            backbone_weights=backbone_weights,
-            layer=layer,
-            input_size=parse_size(input_size, "--input-size"),
-            output_size=parse_size(size, "--size"),
-            fit=fit,
-            dtype=parse_dtype(dtype, "--dtype"),
-            device=torch.device(device) if device else None,
+    kinds = list(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
+    request = Request(
+        backbone=backbone,
+        upsampler=upsampler,
+        weights=weights,
+        backbone_weights=backbone_weights,
+        layer=layer,
+        input_size=parse_size(input_size, "--input-size"),
+        output_size=parse_size(size, "--size"),
+        fit=fit,
+        dtype=parse_dtype(dtype, "--dtype"),
+        device=torch.device(device) if device else None,
+    )
+    if upsampler == "all":
+        from upfeat.cli.compare import compare_command
+
+        if kinds != ["png"]:
+            raise ValueError(f"--upsampler all draws pictures (--save png), got --save {save}")
+        compare_command(request, image_files(paths), out, Colors(basis, out))
+        return
+    found = [Job(path, name) for path, name in image_files(paths)]
+    pipe = request.build()
+    colors = Colors(basis, out)
+    writers = [_writer(kind, pipe, store, colors) for kind in kinds]
+    if not writers:
+        raise ValueError("--save names no format; choose from png, safetensors, npz")
+    settings = request.settings(pipe) | {
+        "save": sorted(kinds),
+        "store": store,
+        "basis": basis,
+    }
+    expected = estimate_bytes(found, writers, request.output_size, out, settings)
+    _announce(expected, out)
+    summary = _run_with_progress(
+        found, lambda show: run_bulk(
+            found, pipe, writers, out, settings, workers=jobs, on_outcome=show
         )
-        if upsampler == "all":
-            from upfeat.cli.compare import compare_command
-
-            if kinds != ["png"]:
-                raise ValueError(f"--upsampler all draws pictures (--save png), got --save {save}")
-            compare_command(request, image_files(paths), out, Colors(basis, out))
-            return
-        found = [Job(path, name) for path, name in image_files(paths)]
-        pipe = request.build()
-        colors = Colors(basis, out)
-        writers = [_writer(kind, pipe, store, colors) for kind in kinds]
-        if not writers:
-            raise ValueError("--save names no format; choose from png, safetensors, npz")
-        settings = request.settings(pipe) | {
-            "save": sorted(kinds),
-            "store": store,
-            "basis": basis,
-        }
-        expected = estimate_bytes(found, writers, request.output_size, out, settings)
-        _announce(expected, out)
-        summary = _run_with_progress(
-            found, lambda show: run_bulk(
-                found, pipe, writers, out, settings, workers=jobs, on_outcome=show
-            )
-        )  # fmt: skip
-        _report(summary, out)
-        if summary.count("failed"):
-            raise typer.Exit(1)
+    )  # fmt: skip
+    _report(summary, out)
+    if summary.count("failed"):
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
