@@ -9,7 +9,6 @@ hand, with the hash that this prints.
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     before, settings = rest.split("## All settings", 1)
     text = "\n".join([f"{first} (`{arguments.name}`)", before.rstrip("\n"), "", *extra])
     write_bytes(target.with_suffix(".md"), f"{text}\n## All settings{settings}".encode())
-    shutil.copyfile(arguments.run / "log.csv", target.with_suffix(".csv"))
+    write_bytes(target.with_suffix(".csv"), (arguments.run / "log.csv").read_bytes())
     sys.stdout.write(f"{target.name}: {target.stat().st_size:,} bytes, {file_sha256(target)}\n")
 
 

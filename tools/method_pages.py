@@ -177,13 +177,21 @@ def main() -> int:
         return 1 if stale else 0
     folder, wanted = ROOT / "docs" / "methods", pages()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in stale:
+    kept = [name for name in stale if not is_ours(folder / name)]
+    for name in (name for name in stale if name not in kept):
         if name in wanted:
             write_bytes(folder / name, wanted[name].encode())
         else:
             (folder / name).unlink()
-    sys.stdout.write(f"{len(stale)} of {len(wanted)} pages written to docs/methods\n")
-    return 0
+    sys.stdout.write("".join(f"kept, for it was written by hand: {name}\n" for name in kept))
+    written = len(stale) - len(kept)
+    sys.stdout.write(f"{written} of {len(wanted)} pages written to docs/methods\n")
+    return 1 if kept else 0
+
+
+def is_ours(page: Path) -> bool:
+    """Whether nothing is there, or what this file wrote."""
+    return not page.exists() or page.read_text(encoding="utf-8").startswith(NOTE)
 
 
 if __name__ == "__main__":

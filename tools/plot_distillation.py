@@ -58,6 +58,8 @@ def main(
     every: Annotated[int, typer.Option(help="Steps per row of the thinned log.")] = 10,
 ) -> None:
     """Write `loss_curve.png` and the thinned `loss.csv`."""
+    if (out / "loss.csv").exists() and log.samefile(out / "loss.csv"):
+        raise typer.BadParameter(f"{out} holds the log that would be thinned; name another folder")
     rows = thin(read_log(log), every)
     write_bytes(out / "loss.csv", "".join(",".join(row) + "\n" for row in rows).encode())
     write_bytes(out / "loss_curve.png", draw(rows))

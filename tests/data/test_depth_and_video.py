@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.data.trees import write, write_image
 from upfeat.data import DepthData, DepthFile, davis, nyuv2, nyuv2_depth, unpack_nyuv2
+from upfeat.errors import ForeignFileError
 
 
 def make_depth(root: Path, dtype: type = np.uint8) -> Path:
@@ -137,6 +138,10 @@ def test_unpacking_goes_on_where_it_stopped(tmp_path: Path, published: dict[str,
     assert kept.read_bytes() == before
     assert nyuv2_depth(out, "train")[1].depth.shape == (480, 640)
     assert not (out / "train/labels").exists()
+    (out / "meta.json").write_text("mine")
+    with pytest.raises(ForeignFileError, match=r"meta\.json is there already"):
+        unpack_nyuv2(mat, splits, out, crop=False)
+    assert (out / "meta.json").read_text() == "mine"
 
 
 def test_unpacking_wrong_files(tmp_path: Path, published: dict[str, Path]) -> None:

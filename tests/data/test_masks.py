@@ -432,6 +432,13 @@ def test_cached_run_lengths_are_sa1b_files(tmp_path: Path) -> None:
     assert (source.hits, source.misses) == (1, 1)
 
 
+def test_cached_masks_below_the_images_are_no_images(tmp_path: Path) -> None:
+    (record,) = image_folder(picture_folder(tmp_path, 1))
+    cached(tmp_path)(record, record.read_image(), GENERATOR)
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+    assert len(image_folder(tmp_path)) == len(image_folder(f"{tmp_path}/**/*.png")) == 1
+
+
 def test_unreadable_cache_file_is_computed_again(tmp_path: Path) -> None:
     (record,) = image_folder(picture_folder(tmp_path, 1))
     source = cached(tmp_path)
@@ -458,7 +465,7 @@ def test_filling_is_resumable_and_reports_broken_images(
         patch.setattr(upfeat.data.mask_cache, "write_bytes", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fill_mask_cache(records, source)
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not list((tmp_path / "cache").rglob("*.png"))
 
     seen: list[str] = []
     summary = fill_mask_cache(records, source, lambda record: seen.append(record.name))

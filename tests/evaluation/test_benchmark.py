@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from upfeat.cli.app import app
+from upfeat.errors import ForeignFileError
 from upfeat.evaluation.benchmark import (
     CASES,
     Case,
@@ -122,6 +123,18 @@ def test_a_run_records_everything_and_round_trips(tmp_path: Path) -> None:
     again = Report.model_validate_json((tmp_path / "deep" / "r.json").read_text())
     assert again == report
     assert again.environment.matmul_flops > 1e6
+
+
+def test_only_reports_are_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    for _ in range(2):
+        run_benchmark(["nearest"], [SMALL], repeats=1, memory=False, out=out)
+    assert Report.load(out).records
+    for content in (b"{}", b'{"shapes": []}', b"\xff"):
+        out.write_bytes(content)
+        with pytest.raises(ForeignFileError, match=r"r\.json is there already"):
+            run_benchmark(["nearest"], [SMALL], repeats=1, memory=False, out=out)
+        assert out.read_bytes() == content
 
 
 def test_half_precision_states_its_error() -> None:

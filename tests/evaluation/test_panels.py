@@ -78,6 +78,15 @@ def test_values_that_do_not_fit(
         panel(kind, values, **more)
 
 
+def test_a_file_of_that_name_that_is_no_panel_stays(tmp_path: Path) -> None:
+    path = save_panel(tmp_path, panel("cam", torch.rand(8, 8)))
+    assert save_panel(tmp_path, panel("cam", torch.rand(8, 8))) == path
+    path.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is not a panel"):
+        save_panel(tmp_path, panel("cam", torch.rand(8, 8)))
+    assert path.read_bytes() == b"mine"
+
+
 def test_broken_files_are_named(tmp_path: Path) -> None:
     path = save_panel(tmp_path, panel("cam", torch.rand(8, 8)))
     whole = path.read_bytes()

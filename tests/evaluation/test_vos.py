@@ -14,7 +14,7 @@ from typer.testing import Result as Outcome
 
 import upfeat
 from upfeat.cli.app import app
-from upfeat.data import VideoData, davis
+from upfeat.data import VideoData, davis, image_files
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation import vos
 from upfeat.evaluation.dense import LowRes, Method
@@ -151,6 +151,23 @@ def test_an_interrupted_run_goes_on_with_the_next_video(
     (whole,) = run(root, backbone, "bilinear")
     assert seen[3:] == ["left"]
     assert whole.scores == resumed.scores
+
+
+def test_only_missing_masks_are_written_and_none_is_an_image(
+    root: Path, backbone: upfeat.Backbone
+) -> None:
+    (result,) = run(root, backbone, "low-res")
+    files = masks(root, result, "left")
+    other = files[0].with_name("notes.txt")
+    other.write_text("mine")
+    kept = files[0].read_bytes()
+    files[1].unlink()
+    (root.parent / "results" / result.file_name("davis2017")).unlink()
+    run(root, backbone, "low-res")
+    assert files[1].is_file()
+    assert (other.read_text(), files[0].read_bytes()) == ("mine", kept)
+    with pytest.raises(ValueError, match="no image"):
+        image_files(root.parent / "results")
 
 
 def test_naf_keeps_the_frames_size(root: Path, backbone: upfeat.Backbone) -> None:

@@ -57,6 +57,23 @@ def test_left_over_and_changed_pages_are_found(tool: ModuleType, tmp_path: Path)
     assert tool.differences(tmp_path) == ["gone.md", "naf.md"]
 
 
+def test_pages_by_hand_are_kept(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "docs" / "methods"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "differences", lambda: ["kin.md", "mine.md", "naf.md", "old.md"])
+    monkeypatch.setattr("sys.argv", ["method_pages.py"])
+    before = {"kin.md": "mine", "mine.md": "mine", "naf.md": f"{tool.NOTE}old", "old.md": tool.NOTE}
+    for name, text in before.items():
+        (folder / name).write_text(text)
+    monkeypatch.setattr(tool, "pages", lambda: {"naf.md": f"{tool.NOTE}new", "kin.md": "new"})
+    assert tool.main() == 1
+    after = {path.name: path.read_text() for path in folder.iterdir()}
+    assert after == {"kin.md": "mine", "mine.md": "mine", "naf.md": f"{tool.NOTE}new"}
+
+
 @pytest.mark.parametrize("name", ["lift", "lift.dino_vits16", "carafe"])
 def test_info_shows_the_same_facts(name: str) -> None:
     shown = json.loads(CliRunner().invoke(app, ["info", name, "--json"]).stdout)

@@ -11,7 +11,7 @@ import torch
 
 import upfeat
 from upfeat.checkpoints import write_safetensors
-from upfeat.errors import CheckpointError, WeightsNotFoundError
+from upfeat.errors import CheckpointError, ForeignFileError, WeightsNotFoundError
 from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
 
 SMALL = {"feature_dim": 16, "qk_dim": 32}
@@ -133,6 +133,27 @@ def test_card_names_licences_and_paper(small: upfeat.Upsampler, tmp_path: Path) 
     assert "Apache-2.0" in card
     small.save_pretrained(tmp_path / "b", card="my card")
     assert (tmp_path / "b" / "README.md").read_text() == "my card"
+
+
+def test_saving_replaces_what_was_saved_and_nothing_else(
+    small: upfeat.Upsampler, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small.save_pretrained(tmp_path / "a", card="first")
+    small.save_pretrained(tmp_path / "a", card="second")
+    card = tmp_path / "a" / "README.md"
+    assert card.read_text() == "second"
+    card.write_text("by hand")
+    small.save_pretrained(tmp_path / "a", card="third")
+    assert card.read_text() == "by hand"
+    assert "README.md was not written by upfeat and is kept" in caplog.text
+    for name in ("config.json", "model.safetensors"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(ForeignFileError, match=f"{name} is there already"):
+            small.save_pretrained(folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == "mine"
 
 
 # -- files and configurations of others, and damaged ones ------------------------------------------

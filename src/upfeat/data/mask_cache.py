@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat._files import write_bytes
+from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
 from upfeat.data.masks import MaskSource, PathLike
 from upfeat.data.records import Record, Records
@@ -97,6 +97,8 @@ class CachedMaskSource:
         masks = self.source(record, image, generator)
         suffix, content = _encoded(masks)
         path = self.file_stem(record).with_suffix(suffix)
+        # Maps of regions are pictures: they must not count as images of a folder above them.
+        OwnFiles(path.parent.parent).claim_all("the cache of masks")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
         return masks

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from upfeat._files import write_bytes
+from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.label_tables import IGNORED, load_table
 from upfeat.data.layouts import PathLike
 from upfeat.data.nyuv2 import ADDRESS, UNITS_16_BIT
@@ -27,6 +27,7 @@ __all__ = ["unpack_nyuv2"]
 # What the projection of depth onto the image covers, Eigen et al., NeurIPS 2014.
 ROWS, COLS = slice(45, 471), slice(41, 601)
 SPLIT_ADDRESS = "http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat"
+MAKER = "unpack_nyuv2"
 SPLIT_KEYS = {"train": "trainNdxs", "val": "testNdxs"}
 
 
@@ -56,6 +57,7 @@ def unpack_nyuv2(
     Raises:
         FileNotFoundError: a file is missing; says where users get it.
         ValueError: a file is not what it should be.
+        ForeignFileError: ``out`` holds another ``meta.json`` already.
         MissingPackageError: h5py or SciPy is not installed.
 
     Example:
@@ -85,6 +87,11 @@ def unpack_nyuv2(
     except OSError as error:
         raise ValueError(f"{mat} is not HDF5, it may be broken: {error}") from error
     folder = Path(out).expanduser()
+    about = {"source": "nyu_depth_v2_labeled.mat", "val": "official test split", "cropped": crop}
+    text = (json.dumps(about, indent=1) + "\n").encode()
+    own, told = OwnFiles(folder), _is(folder / "meta.json", text)
+    if not told:
+        own.check("meta.json", MAKER)
     with stream:
         if missing := {"images", "depths", "labels"} - set(stream):
             raise ValueError(f"{mat} has no {', '.join(sorted(missing))}; wanted {ADDRESS}")
@@ -97,8 +104,12 @@ def unpack_nyuv2(
                 done += 1
                 if on_image is not None:
                     on_image(done, sum(map(len, parts.values())))
-    about = {"source": "nyu_depth_v2_labeled.mat", "val": "official test split", "cropped": crop}
-    write_bytes(folder / "meta.json", (json.dumps(about, indent=1) + "\n").encode())
+    if not told:
+        own.write("meta.json", text, MAKER)
+
+
+def _is(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _load(path: PathLike) -> dict[str, Any]:

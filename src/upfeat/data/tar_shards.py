@@ -157,8 +157,11 @@ def _listed(shard: Path, index_dir: Path | None) -> list[Member]:
         content = json.loads(file.read_bytes())
         if content["shard"] == stamp:
             return [Member(*row) for row in content["members"]]
+    except FileNotFoundError:
+        logger.debug("listing %s", shard)
     except (OSError, ValueError, KeyError, TypeError):
-        logger.debug("listing %s anew", shard)
+        logger.warning("%s is no list of a shard's members; it is kept as it is", file)
+        return _scan(shard)
     members = _scan(shard)
     index_dir.mkdir(parents=True, exist_ok=True)
     write_bytes(file, json.dumps({"shard": stamp, "members": members}).encode())

@@ -150,12 +150,17 @@ def image_panel(colors: Tensor, **about: Any) -> Panel:
 def save_panel(folder: str | os.PathLike[str], panel: Panel) -> Path:
     """Write a panel into ``folder/panels``, whole or not at all; one of the same name is replaced.
 
+    A file of that name that is no panel stays.
+
     Args:
         folder: of the results.
         panel: what to write.
 
     Returns:
         The file.
+
+    Raises:
+        ValueError: something else has that name.
 
     Example:
         >>> import tempfile, torch
@@ -173,6 +178,8 @@ def save_panel(folder: str | os.PathLike[str], panel: Panel) -> Path:
     digest = hashlib.blake2b(json.dumps([*names, panel.backbone]).encode(), digest_size=4)
     readable = "--".join(re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in names)
     path = Path(folder) / FOLDER / f"{readable}--{digest.hexdigest()}.npz"
+    if path.exists():
+        load_panel(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"values": _stored(panel), "meta": np.array(json.dumps(meta))}

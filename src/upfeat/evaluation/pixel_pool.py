@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat._files import write_bytes
+from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.sizes import Size
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.results import result_file_name
@@ -102,15 +102,16 @@ class PixelPool:
         found = _read(path)
         if found is None:
             found = self.dense.at(method, encoded, size, positions)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            OwnFiles(path.parent).claim_all("the cache of pixels")
             buffer = io.BytesIO()
             np.save(buffer, found.numpy(), allow_pickle=False)
             write_bytes(path, buffer.getvalue())
         return found
 
     def remove(self, method: Method) -> None:
-        """Remove a method's pixels."""
-        shutil.rmtree(self.folder(method), ignore_errors=True)
+        """Remove a method's pixels, if it was this class that made their folder."""
+        if OwnFiles(self.folder(method)).all:
+            shutil.rmtree(self.folder(method), ignore_errors=True)
 
 
 def _read(path: Path) -> Tensor | None:

@@ -13,8 +13,6 @@ Legend: ``C`` feature channels, ``K`` objects and background, ``N`` context fram
 """
 
 import io
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,7 +24,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from upfeat._files import write_bytes
+from upfeat._files import OwnFiles, write_bytes
 from upfeat.backbones import Backbone
 from upfeat.data import VideoData, VideoSequence, davis
 from upfeat.data.layouts import read_numbers
@@ -131,8 +129,8 @@ def run_vos(
         backbone: on the device where everything runs.
         methods: upsamplers, on the same device, and :class:`~upfeat.evaluation.dense.LowRes`.
         out: folder of the results: one JSON a method, and beside it a folder of the same name
-            with ``SEQUENCE/FRAME.png``. A video's folder appears when all its frames are there;
-            an interrupted run goes on with the next video.
+            with ``SEQUENCE/FRAME.png``. An interrupted run goes on with the first video that
+            lacks a frame.
         cache: folder of low-resolution features.
         on_progress: called with label, stage, done and total.
 
@@ -329,18 +327,13 @@ def _complete(folder: Path, sequence: VideoSequence) -> bool:
 
 
 def _write_sequence(folder: Path, sequence: VideoSequence, labels: Tensor) -> None:
-    """Write the masks (T, H, W) of a video, all of them or none."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        for frame, label in zip(sequence.frames, labels, strict=True):
-            write_bytes(part / f"{frame.stem}.png", palette_png(label))
-        if folder.exists():  # a video that lacks frames
-            shutil.rmtree(folder)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    """Write the masks (T, H, W) of a video that are not there yet."""
+    OwnFiles(folder.parent).claim_all("upfeat eval vos")
+    folder.mkdir(exist_ok=True)
+    for frame, label in zip(sequence.frames, labels, strict=True):
+        file = folder / f"{frame.stem}.png"
+        if not file.is_file():
+            write_bytes(file, palette_png(label))
 
 
 def palette_png(label: Tensor) -> bytes:

@@ -506,10 +506,14 @@ class Upsampler(nn.Module):
         Args:
             folder: created if need be.
             card: text of the model card (``README.md``); default: made from ``info`` and
-                the configuration.
+                the configuration. A card that was written or changed by hand is kept.
             backbone: what the weights were trained for, unless they serve any; default: what
                 ``trained_for`` says. ``config.json`` names it with layer and normalisation, and
                 :meth:`with_backbone` of the loaded upsampler warns of another.
+
+        Raises:
+            ForeignFileError: the folder holds weights or a ``config.json`` that upfeat did not
+                write.
 
         Example:
             >>> import tempfile, upfeat

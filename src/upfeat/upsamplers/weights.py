@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import Tensor
 
-from upfeat._files import write_bytes
+from upfeat._files import OwnFiles, part_folder
 from upfeat.checkpoints import (
     HubFile,
     find_weights,
@@ -22,7 +23,12 @@ from upfeat.checkpoints import (
     unwrap_state,
     write_safetensors,
 )
-from upfeat.errors import CheckpointError, WeightsNotFoundError, check_normalization
+from upfeat.errors import (
+    CheckpointError,
+    ForeignFileError,
+    WeightsNotFoundError,
+    check_normalization,
+)
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -30,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "TrainedFor"]
 
+logger = logging.getLogger(__name__)
+
+MAKER = "save_pretrained"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
@@ -308,10 +317,14 @@ def _named_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def save_folder(
     model: "Upsampler", folder: Path, card: str | None, backbone: TrainedFor | None
 ) -> None:
-    """Write the three files; the configuration last, so that a folder with one is complete."""
+    """Write the three files; the configuration last, so that a folder with one is complete.
+
+    A card that somebody else wrote, or changed, is kept.
+    """
     import upfeat
 
-    folder.mkdir(parents=True, exist_ok=True)
+    own = OwnFiles(folder)
+    check_model_folder(folder)
     config = {
         "architecture": model.info.name,
         "config": model.config,
@@ -323,9 +336,24 @@ def save_folder(
         "upfeat_version": upfeat.__version__,
     }
     text = json.dumps(config, indent=2)
-    write_safetensors(folder / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
-    write_bytes(folder / CARD_FILE, (card or model_card(model, backbone)).encode())
-    write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
+    with part_folder(own.state) as parts:
+        write_safetensors(parts / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
+        own.take(parts / WEIGHTS_FILE, WEIGHTS_FILE, MAKER)
+    try:
+        own.write(CARD_FILE, (card or model_card(model, backbone)).encode(), MAKER)
+    except ForeignFileError:
+        logger.warning("%s was not written by upfeat and is kept", folder / CARD_FILE)
+    own.write(CONFIG_FILE, f"{text}\n".encode(), MAKER)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder in which :func:`save_folder` would replace somebody else's file.
+
+    Raises:
+        ForeignFileError: its weights or its configuration are not what upfeat wrote there.
+    """
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        OwnFiles(folder).check(name, MAKER)
 
 
 def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "Upsampler":

@@ -4,12 +4,13 @@ import datetime
 import os
 import platform
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from upfeat._files import write_bytes
+from upfeat.errors import check_file
 from upfeat.evaluation.benchmark.measure import matmul_rate
 from upfeat.evaluation.results import checkout, processor
 
@@ -133,6 +134,19 @@ class Report(_Strict):
         """Write JSON, whole or not at all."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, f"{self.model_dump_json(indent=1)}\n".encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is no report.
+        """
+        check_file(path, "report of a benchmark")
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} is not a report of upfeat bench: {error}") from error
 
     def find(self, method: str, case: str, implementation: str) -> Record | None:
         """Return a record that succeeded, or None."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from upfeat.errors import UpfeatError
+from upfeat.errors import ForeignFileError, UpfeatError
 from upfeat.evaluation.benchmark.cases import Case
 from upfeat.evaluation.benchmark.measure import (
     free_memory_only,
@@ -110,7 +110,10 @@ def run_benchmark(
         memory: measure the peak too, each in a process of its own on the CPU.
         on_record: called with each record as it comes.
         out: JSON file, written again after each record, so that a run that is cut short leaves
-            what it measured.
+            what it measured. An earlier report there is replaced, anything else is not.
+
+    Raises:
+        ForeignFileError: ``out`` is there and no report.
 
     Example:
         >>> import torch
@@ -120,6 +123,8 @@ def run_benchmark(
         >>> [record.implementation for record in report.records]
         ['upfeat', 'bilinear']
     """
+    if out is not None and os.path.lexists(out):
+        _check_replaced(out)
     rival = rival or Rival()
     device = device or torch.device("cpu")
     settings: dict[str, Any] = {
@@ -151,6 +156,15 @@ def run_benchmark(
                     if on_record is not None:
                         on_record(record)
     return report
+
+
+def _check_replaced(out: str | os.PathLike[str]) -> None:
+    try:
+        Report.load(out)
+    except (OSError, ValueError) as error:
+        raise ForeignFileError(
+            f"{os.fspath(out)} is there already and is no report of upfeat bench; name another file"
+        ) from error
 
 
 def _cell(
