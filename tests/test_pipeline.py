@@ -310,6 +310,20 @@ def test_backbone_of_one_fixed_size() -> None:
     assert Pipeline(backbone, up, input_size=(16, 16))(image).low.shape == (3, 2, 2)
 
 
+@pytest.mark.parametrize("fit", ["pad", "resize"])
+def test_backbone_of_one_size_that_is_no_multiple_of_its_stride(fit: Any) -> None:
+    class RoundsUp(CallableBackbone):
+        def grid_size(self, image_size: Any) -> tuple[int, int]:
+            return -(-image_size[0] // STRIDE), -(-image_size[1] // STRIDE)
+
+    backbone = RoundsUp(lambda x: F.avg_pool2d(x, STRIDE, ceil_mode=True), 3, STRIDE)
+    backbone.fixed_size = (20, 20)
+    recorder, image = Recorder(), torch.rand(3, 20, 20)
+    out = Pipeline(backbone, recorder, fit=fit)(image)
+    assert (out.low.shape, out.high.shape) == ((3, 3, 3), (3, 20, 20))
+    assert torch.equal(recorder.calls[0]["image"][0], image)
+
+
 # -- normalisation, dtype, modes -----------------------------------------------------------------
 
 

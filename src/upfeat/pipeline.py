@@ -360,7 +360,8 @@ class Pipeline:
                     f"{backbone.name} takes images of {fixed} only, got {size}; use "
                     f"Pipeline(..., fit='resize') or input_size={fixed}"
                 )
-            size = fixed
+        if fixed is not None:  # whatever its stride: an incomplete last cell is the network's own
+            return Frame(own, fixed, fixed)
         resized, padded = fit_multiple(size, backbone.size_multiple, pad=self.fit == "pad")
         return Frame(own, resized, padded)
 

@@ -42,5 +42,9 @@ def test_networks_without_one_say_so() -> None:
         pooling.class_token(torch.rand(IMAGE))
     with pytest.raises(UnsupportedError, match="no class token"):
         create_backbone("timm/resnet18", weights="random").class_token(torch.rand(1, 3, 64, 64))
+    for name in ("xcit_nano_12_p16_224", "cait_xxs24_224"):  # it joins after all blocks
+        late = create_backbone(f"timm/{name}", weights="random", embed_dim=32, num_heads=2, depth=1)
+        with pytest.raises(UnsupportedError, match=f"{name} has no class token"):
+            late.class_token(torch.rand(1, 3, 224, 224))
     with pytest.raises(ValueError, match="multiples of 8"):
         pooling.class_token(torch.rand(1, 3, 33, 48))

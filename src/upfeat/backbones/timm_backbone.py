@@ -12,6 +12,7 @@ Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid
 """
 
 import difflib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,12 @@ class TimmBackbone(Backbone):
         model: Any = self.model
         if not isinstance(getattr(model, "cls_token", None), Tensor):
             return super()._class_token(image)
+        if "return_prefix_tokens" not in inspect.signature(model.forward_intermediates).parameters:
+            raise UnsupportedError(
+                f"{self.name} has no class token beside the cells of a layer, as in networks "
+                f"where it joins after all blocks ({type(model).__name__}); choose a plain "
+                "transformer, or do without"
+            )
         outputs = model.forward_intermediates(
             image,
             indices=[self.layer],
