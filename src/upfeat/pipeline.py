@@ -354,12 +354,11 @@ class Pipeline:
         size = resolve_size(self.input_size, own, "input_size")
         backbone = self.backbone
         fixed = backbone.fixed_size
-        if fixed is not None and size != fixed:
-            if self.fit == "pad":
-                raise ValueError(
-                    f"{backbone.name} takes images of {fixed} only, got {size}; use "
-                    f"Pipeline(..., fit='resize') or input_size={fixed}"
-                )
+        if fixed is not None and size != fixed and self.fit == "pad":
+            raise ValueError(
+                f"{backbone.name} takes images of {fixed} only, got {size}; use "
+                f"Pipeline(..., fit='resize') or input_size={fixed}"
+            )
         if fixed is not None:  # whatever its stride: an incomplete last cell is the network's own
             return Frame(own, fixed, fixed)
         resized, padded = fit_multiple(size, backbone.size_multiple, pad=self.fit == "pad")

@@ -8,6 +8,7 @@ does, and what it cannot do must be refused clearly.
 import copy
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -274,6 +275,23 @@ class UpsamplerContract:
                 **tolerance(torch.float32),
                 msg=kind,
             )
+
+    def test_threads_side_by_side(self) -> None:
+        """Threads disturb neither each other nor torch's generator."""
+        image, features = self.inputs(batch=6)
+        pairs = list(zip(image.split(1), features.split(1), strict=True))
+        upsampler = self.build()
+        state = torch.get_rng_state()
+
+        @torch.no_grad()
+        def call(pair: tuple[Tensor, Tensor]) -> Tensor:
+            return upsampler(*pair, self.other_size)
+
+        expected = [call(pair) for pair in pairs]
+        with ThreadPoolExecutor(3) as pool:
+            actual = list(pool.map(call, pairs))
+        assert all(map(torch.equal, actual, expected))
+        assert torch.equal(torch.get_rng_state(), state)
 
     @torch.no_grad()
     def test_image_matters_if_and_only_if_guided(self) -> None:

@@ -1,5 +1,7 @@
 """FeatUp's implicit upsampler: goldens, fitting, files."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -173,3 +175,26 @@ def test_bad_arguments() -> None:
         build()(torch.randn(1, 3, 4, 4), torch.randn(1, 3, 5, 5))
     with pytest.raises(ValueError, match="the backbone gives"):
         build().with_backbone(lambda x: x)(torch.randn(1, 3, 16, 16), torch.randn(1, 3, 2, 2))
+
+
+def test_threads_fit_side_by_side() -> None:
+    """Each fit draws from its own generator, whatever else draws from torch's meanwhile."""
+    images = torch.randn(8, 1, 3, 24, 24)
+    model = build(steps=6)
+    expected = [model(image, pooled(image)) for image in images]
+    drawn = threading.Event()
+
+    def draw() -> None:
+        while not drawn.is_set():
+            torch.rand(10)
+
+    noise = threading.Thread(target=draw)
+    noise.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda image: model(image, pooled(image)), images))
+    finally:
+        drawn.set()
+        noise.join()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)

@@ -144,12 +144,13 @@ class _Cell:
         ).device
         dtype = getattr(torch, self.config.dtype)
         image_side, grid, output = self.sides
-        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         upsampler = copy.deepcopy(self.method.upsampler).to(dtype)  # the step changes weights
-        image = torch.randn(1, 3, image_side, image_side).to(device)
+        image = torch.randn(1, 3, image_side, image_side, generator=generator).to(device)
         if self.backbone is not None:
             return _with_backbone(self.backbone, upsampler, image, (output, output))
-        features = torch.randn(1, self.config.channels, grid, grid).to(device, dtype)
+        shape = (1, self.config.channels, grid, grid)
+        features = torch.randn(shape, generator=generator).to(device, dtype)
         if self.which == "forward":
             return _forward(upsampler, image, features, (output, output))
         return _step(upsampler, image, features, (output, output))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from upfeat.data import FeatureCache
 from upfeat.evaluation.dense import DenseFeatures, Method
 from upfeat.evaluation.metrics import SegmentationMeter, iou_per_class
+from upfeat.ops.own_draws import DrawsFrom
 from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers import Upsampler
 
@@ -168,8 +169,7 @@ class JointMethod:
 
     def copy(self, seed: int, device: torch.device) -> Upsampler:
         """Return a new upsampler with random weights of this seed, in evaluation mode."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with DrawsFrom(torch.Generator().manual_seed(seed)):
             return type(self.upsampler)(**self.upsampler.config).to(device).eval()
 
 

@@ -10,7 +10,13 @@ import torch
 from upfeat.ops.memory import recycled_memory
 from upfeat.training.config import TrainConfig
 from upfeat.training.parts import Parts, build_parts
-from upfeat.training.processes import PRECISIONS, derive_seed, flush_denormals, pick_device
+from upfeat.training.processes import (
+    PRECISIONS,
+    derive_seed,
+    flush_denormals,
+    keep_global_draws,
+    pick_device,
+)
 from upfeat.training.schedule import make_optimizer
 
 __all__ = ["CostEstimate", "measure_cost"]
@@ -41,6 +47,7 @@ class CostEstimate:
     device: str
 
 
+@keep_global_draws()
 def measure_cost(config: TrainConfig, parts: Parts | None = None) -> CostEstimate:
     """Run two optimiser steps of one micro-batch on throw-away weights; the second one is timed.
 

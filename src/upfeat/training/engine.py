@@ -36,6 +36,7 @@ from upfeat.training.processes import (
     derive_seed,
     flush_denormals,
     gather,
+    keep_global_draws,
     make_fabric,
     share_gradients,
 )
@@ -109,6 +110,7 @@ class Trainer:
 
     # -- the run ---------------------------------------------------------------------------------
 
+    @keep_global_draws()
     def fit(self, resume: bool = False) -> TrainResult:
         """Run until the last step and export the model.
 

@@ -19,6 +19,7 @@ __all__ = [
     "flush_denormals",
     "gather",
     "is_main_process",
+    "keep_global_draws",
     "make_fabric",
     "pick_device",
     "share_gradients",
@@ -165,3 +166,21 @@ def flush_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+@contextmanager
+def keep_global_draws() -> Iterator[None]:
+    """Give torch's global generators back as they were, after what seeds them within the block.
+
+    It is for the whole process, as dropout in training draws from no other generator.
+
+    Example:
+        >>> state = torch.get_rng_state()
+        >>> with keep_global_draws():
+        ...     _ = torch.manual_seed(5)
+        >>> torch.equal(torch.get_rng_state(), state)
+        True
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        yield

@@ -31,6 +31,7 @@ from upfeat.ops.coordinates import inclusive_places, sample_at
 from upfeat.ops.fourier_features import inclusive_grid
 from upfeat.ops.gaussian_blur import gaussian_blur
 from upfeat.ops.memory import new_large
+from upfeat.ops.own_draws import DrawsFrom
 from upfeat.ops.penalties import magnitude, total_variation, uncertain_error
 from upfeat.ops.view_crops import Crop, draw_crop, take_crop
 from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
@@ -62,16 +63,30 @@ class Network(nn.Module):
         self.conv2 = nn.Conv2d(dim, dim, 1)
         self.conv3 = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, places: Tensor, colors: Tensor) -> Tensor:
-        """(B, 2, H, W) and (B, 3, H, W), float32 at least -> (B, d, H, W)."""
+    def forward(
+        self, places: Tensor, colors: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(B, 2, H, W) and (B, 3, H, W), float32 at least -> (B, d, H, W).
+
+        The generator, on the CPU, is that of the dropout of whole channels; None switches it off.
+        """
         if self.color_feats:
             x = torch.cat((self.fourier(torch.cat((places, colors), 1)), colors), 1)
         else:
             x = self.fourier(places)
         x = _normed(self.norm_in, x.to(self.conv1.weight.dtype))
-        x = F.dropout2d(x, DROPOUT, self.training)
-        x = F.dropout2d(self.conv1(x).relu(), DROPOUT, self.training)
+        x = _dropped(x, generator)
+        x = _dropped(self.conv1(x).relu(), generator)
         return self.conv3(self.conv2(_normed(self.norm_hidden, x)).relu())
+
+
+def _dropped(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Dropout of whole channels of (B, C, H, W), drawn on the CPU."""
+    if generator is None:
+        return x
+    kept = torch.empty(*x.shape[:2], 1, 1, dtype=x.dtype, device=generator.device)
+    kept.bernoulli_(1 - DROPOUT, generator=generator).div_(1 - DROPOUT)
+    return x * kept.to(x.device)
 
 
 def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -231,33 +246,34 @@ class FeatUpImplicit(Upsampler):
 
     def _fit(self, image: Tensor, features: Tensor) -> "FeatUpImplicit":
         """Return a copy that is fitted to one image, whatever modes are on around it."""
-        devices = [image.device] if image.device.type == "cuda" else []
+        draws = torch.Generator().manual_seed(self.seed)
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(image.device.type, enabled=False),
-            torch.random.fork_rng(devices),
         ):
-            torch.manual_seed(self.seed)
-            own = type(self)(**self.config).to(image.device)
+            with DrawsFrom(draws):
+                own = type(self)(**self.config).to(image.device)
             own.__dict__["_backbone"] = self.__dict__["_backbone"]
-            own._optimise(image.detach().float().clone(), features.detach().float().clone())
+            own._optimise(image.detach().float().clone(), features.detach().float().clone(), draws)
         return own.to(self.mean.dtype).eval()
 
-    def _optimise(self, image: Tensor, features: Tensor) -> None:
+    def _optimise(self, image: Tensor, features: Tensor, draws: torch.Generator) -> None:
+        """Fit to one image; ``draws`` are those of weights and channels, views have their own."""
         generator = torch.Generator().manual_seed(self.seed)
         size, grid = (image.shape[2], image.shape[3]), (features.shape[2], features.shape[3])
         pad = min(self.max_pad, min(size) - 1)
-        views = self._views(image, features, pad, generator)
+        views = self._views(image, features, pad, generator, draws)
         dim = len(self.components)
-        downsampler = AttentionDownsampler(dim + 1, self._kernel(size, grid), blur=False)
-        scale = ScaleNet(dim)
+        with DrawsFrom(draws):
+            downsampler = AttentionDownsampler(dim + 1, self._kernel(size, grid), blur=False)
+            scale = ScaleNet(dim)
         parts = nn.ModuleList((self.network, downsampler, scale)).to(image.device).train()
         optimizer = torch.optim.NAdam(parts.parameters(), lr=self.lr)
         places, colors = inclusive_grid(size, image.device)[None], self.colors(image)
         for _ in self._track(range(self.steps), "fitting"):
             optimizer.zero_grad(set_to_none=True)
-            fine = self.network(places, colors)  # (1, d, H, W)
+            fine = self.network(places, colors, draws)  # (1, d, H, W)
             both = torch.cat((magnitude(fine), fine), dim=1)
             # Views one by one: the gradient of the shared map is collected in a leaf.
             leaf = both.detach().requires_grad_()
@@ -277,7 +293,12 @@ class FeatUpImplicit(Upsampler):
         self.thumbnail.copy_(F.adaptive_avg_pool2d(image, THUMBNAIL)[0])
 
     def _views(
-        self, image: Tensor, features: Tensor, pad: int, generator: torch.Generator
+        self,
+        image: Tensor,
+        features: Tensor,
+        pad: int,
+        generator: torch.Generator,
+        draws: torch.Generator,
     ) -> list[tuple[Crop, Tensor]]:
         """Crops with their targets (1, d, h, w), the image first; sets the principal components."""
         size = (image.shape[2], image.shape[3])
@@ -289,7 +310,7 @@ class FeatUpImplicit(Upsampler):
         maps = itertools.chain((features,), self._seen(image, features, crops[1:], pad))
         with torch.no_grad():
             first = list(itertools.islice(maps, PCA_VIEWS))
-            self._find_components(torch.cat(first))
+            self._find_components(torch.cat(first), draws)
             targets = [self.project(x) for x in itertools.chain(first, maps)]
         return list(zip(crops, targets, strict=True))
 
@@ -306,11 +327,12 @@ class FeatUpImplicit(Upsampler):
                 )
             yield seen.to(features)
 
-    def _find_components(self, maps: Tensor) -> None:
+    def _find_components(self, maps: Tensor, draws: torch.Generator) -> None:
         """PCA of all cells of some maps (V, C, h, w)."""
         samples = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (V h w, C)
         count = min(len(self.components), *samples.shape)
-        _, values, vectors = torch.pca_lowrank(samples, q=count, niter=PCA_ITERATIONS)
+        with DrawsFrom(draws):
+            _, values, vectors = torch.pca_lowrank(samples, q=count, niter=PCA_ITERATIONS)
         self.mean.copy_(samples.mean(0))
         self.components[:count] = vectors.T
         self.singular_values[:count] = values

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from upfeat.ops.own_draws import DrawsFrom
 from upfeat.upsamplers.base import Upsampler
 from upfeat.upsamplers.registry import create_upsampler, get_class, needs_feature_dim
 
@@ -51,17 +52,19 @@ class Case:
 
     def build(self, method: str, dtype: torch.dtype, device: torch.device) -> Upsampler:
         """Return the method with random weights, in eval mode, its fit shortened if it is long."""
-        torch.manual_seed(0)
         config: dict[str, Any] = dict(get_class(method).info.short_fit)
         if needs_feature_dim(method):
             config["feature_dim"] = self.channels
-        return create_upsampler(method, **config).eval().to(device, dtype)
+        with DrawsFrom(torch.Generator().manual_seed(0)):
+            return create_upsampler(method, **config).eval().to(device, dtype)
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return a random image (1, 3, H, W), float32 at least, and features (1, C, h, w)."""
         wide = torch.promote_types(dtype, torch.float32)
-        image = torch.randn(1, 3, *self.image_size).to(device, wide)
-        return image, torch.randn(1, self.channels, *self.grid).to(device, dtype)
+        generator = torch.Generator().manual_seed(1)
+        image = torch.randn(1, 3, *self.image_size, generator=generator).to(device, wide)
+        features = torch.randn(1, self.channels, *self.grid, generator=generator)
+        return image, features.to(device, dtype)
 
     def ours(
         self, upsampler: Upsampler, head: nn.Module | None
