@@ -99,6 +99,17 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert (out / "model" / "config.json").is_file()
 
 
+def test_a_kill_before_the_picture_of_a_checkpoint_loses_none(tmp_path: Path, images: Path) -> None:
+    out = tmp_path / "run"
+    run = ("jafar_small", "--data", images, "--out", out, "--panels", 1)
+    train(*run)
+    picture = out / "panels" / "image0-step00000002.png"
+    before = picture.read_bytes()
+    picture.unlink()
+    train(*run, "--resume")
+    assert picture.read_bytes() == before
+
+
 def test_the_list_and_user_errors(tmp_path: Path, images: Path) -> None:
     assert "naf_paper" in train("--list").stdout
     assert "jafar_small" in train("jafar_smal", "--data", images, code=2).stderr

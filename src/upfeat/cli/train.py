@@ -196,15 +196,25 @@ def _panels(config: "TrainConfig", count: int, files: Sequence[Path] | None) -> 
     size = config.data.crop_size
 
     class Panels(Callback):
+        def on_start(self, trainer: Trainer, step: int) -> None:
+            # A kill may have come between the checkpoint and its pictures.
+            if step and not all(self._file(trainer, name, step).exists() for name in images):
+                self._draw(trainer, step)
+
         def on_checkpoint(self, trainer: Trainer, step: int, path: Path) -> None:
+            self._draw(trainer, step)
+
+        def _file(self, trainer: Trainer, name: str, step: int) -> Path:
+            return trainer.out / "panels" / f"{name}-step{step:08d}.png"
+
+        def _draw(self, trainer: Trainer, step: int) -> None:
             backbone = trainer.networks.backbones[0]
             pipe = Pipeline(
                 backbone, trainer.current_model(), input_size=size, output_size=size, fit="resize"
             )
-            folder = trainer.out / "panels"
-            folder.mkdir(exist_ok=True)
+            (trainer.out / "panels").mkdir(exist_ok=True)
             for name, image in images.items():
-                save_png(pca_picture(pipe, image).panel, folder / f"{name}-step{step:08d}.png")
+                save_png(pca_picture(pipe, image).panel, self._file(trainer, name, step))
 
     return Panels()
 
