@@ -1,7 +1,9 @@
-"""Write docs/methods: a page for every registered method and an index.
+"""Write docs/methods, a page for every method and an index, and what `upfeat list` shows.
 
     python tools/method_pages.py            # write
-    python tools/method_pages.py --check    # exit 1 if a page is out of date
+    python tools/method_pages.py --check    # exit 1 if a file is out of date
+
+The list is kept in upfeat/cli/methods.json, so that the command need not import torch.
 
 Facts come from the registry, from upfeat.cli.method_facts and from benchmarks/results/*.json.
 """
@@ -9,6 +11,8 @@ Facts come from the registry, from upfeat.cli.method_facts and from benchmarks/r
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from upfeat.upsamplers.registry import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+LISTING = Path("src", "upfeat", "cli", "methods.json")
 ABILITIES = {
     "any size": "any_size",
     "universal (no training per backbone)": "universal",
@@ -40,6 +45,31 @@ def pages(root: Path = ROOT) -> dict[str, str]:
     ]
     names = list_upsamplers()
     return {"README.md": index(names)} | {f"{name}.md": page(name, reports) for name in names}
+
+
+def listing() -> str:
+    """What `upfeat list` knows of the methods, as JSON."""
+    methods = {}
+    for name in list_upsamplers():
+        info = get_class(name).info
+        records = map(get_checkpoint, list_upsamplers(f"{name}.*", pretrained=True))
+        methods[name] = {
+            "summary": info.summary,
+            "year": info.year,
+            "task_agnostic": info.task_agnostic,
+            "abilities": dataclasses.asdict(info.abilities),
+            "weights": {
+                record.tag: {
+                    "channels": record.feature_dim,
+                    "backbone": record.backbone,
+                    "licence": record.weights_license,
+                    "file": record.file.filename,
+                }
+                for record in records
+                if record is not None
+            },
+        }
+    return json.dumps(methods, indent=1, ensure_ascii=False) + "\n"
 
 
 def index(names: list[str]) -> str:
@@ -157,7 +187,7 @@ def memory(record: Record | None) -> str:
 
 
 def differences(root: Path = ROOT) -> list[str]:
-    """Names of pages that are missing, out of date or left over."""
+    """Names of files that are missing, out of date or left over."""
     folder, wanted = root / "docs" / "methods", pages(root)
     present = {path.name for path in folder.glob("*.md")}
     stale = [
@@ -165,6 +195,9 @@ def differences(root: Path = ROOT) -> list[str]:
         for name, text in wanted.items()
         if name not in present or (folder / name).read_text(encoding="utf-8") != text
     ]
+    kept = root / LISTING
+    if not kept.is_file() or kept.read_text(encoding="utf-8") != listing():
+        stale.append(LISTING.name)
     return sorted(stale + list(present - set(wanted)))
 
 
@@ -179,13 +212,15 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     kept = [name for name in stale if not is_ours(folder / name)]
     for name in (name for name in stale if name not in kept):
-        if name in wanted:
+        if name == LISTING.name:
+            write_bytes(ROOT / LISTING, listing().encode())
+        elif name in wanted:
             write_bytes(folder / name, wanted[name].encode())
         else:
             (folder / name).unlink()
     sys.stdout.write("".join(f"kept, for it was written by hand: {name}\n" for name in kept))
     written = len(stale) - len(kept)
-    sys.stdout.write(f"{written} of {len(wanted)} pages written to docs/methods\n")
+    sys.stdout.write(f"{written} of {len(wanted) + 1} files written\n")
     return 1 if kept else 0
 
 

@@ -51,10 +51,14 @@ def test_left_over_and_changed_pages_are_found(tool: ModuleType, tmp_path: Path)
     folder.mkdir(parents=True)
     for name, text in tool.pages(tmp_path).items():
         (folder / name).write_text(text, encoding="utf-8")
+    listing = tmp_path / tool.LISTING
+    listing.parent.mkdir(parents=True)
+    listing.write_text(tool.listing(), encoding="utf-8")
     assert tool.differences(tmp_path) == []
     (folder / "gone.md").write_text("old")
     (folder / "naf.md").write_text("changed")
-    assert tool.differences(tmp_path) == ["gone.md", "naf.md"]
+    listing.write_text("{}")
+    assert tool.differences(tmp_path) == ["gone.md", "methods.json", "naf.md"]
 
 
 def test_pages_by_hand_are_kept(

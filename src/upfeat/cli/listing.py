@@ -2,7 +2,8 @@
 
 import fnmatch
 import json
-from typing import Annotated
+from importlib.resources import files
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -49,34 +50,52 @@ def list_command(
     if backbones:
         names = upfeat.list_backbones(pattern)
     else:
-        names = upfeat.list_upsamplers(pattern, pretrained=pretrained)
+        methods = _read_methods()
+        shown = _weights_of(methods) if pretrained else methods
+        names = sorted(fnmatch.filter(shown, pattern))
         wrappers = [] if pretrained else fnmatch.filter(_BACKBONE_SIDE, pattern)
     if as_json:
         typer.echo(json.dumps(names))
     elif backbones:
         typer.echo("\n".join(names))
     elif pretrained:
-        _print_weights(names)
+        _print_weights({name: shown[name] for name in names})
     else:
         if names:
-            _print_methods(names)
+            _print_methods({name: shown[name] for name in names})
         if wrappers:
             _print_wrappers(wrappers)
     if not names and (as_json or not wrappers):
         raise ValueError(f"nothing matches {pattern!r}; 'upfeat list' shows all")
 
 
-def _print_methods(names: list[str]) -> None:
-    from upfeat.upsamplers.registry import get_class
+def _read_methods() -> dict[str, dict[str, Any]]:
+    """Return what tools/method_pages.py keeps of the registry: importing that imports torch."""
+    content: dict[str, dict[str, Any]]
+    content = json.loads(files("upfeat.cli").joinpath("methods.json").read_bytes())
+    return content
 
+
+def _weights_of(methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the published weights of all methods, by their full names."""
+    return {
+        f"{name}.{tag}": record
+        for name, method in methods.items()
+        for tag, record in method["weights"].items()
+    }
+
+
+def _print_methods(methods: dict[str, dict[str, Any]]) -> None:
     heads = ("name", "task-agnostic", *_ABILITIES, "weights available", "year")
     rows = []
-    for name in names:
-        info = get_class(name).info
-        flags = [info.task_agnostic, *(getattr(info.abilities, key) for key in _ABILITIES.values())]
+    for name, method in methods.items():
+        flags = [
+            method["task_agnostic"],
+            *(method["abilities"][key] for key in _ABILITIES.values()),
+        ]
         marks = ["yes" if flag else "-" for flag in flags]
-        weights = str(len(upfeat.list_upsamplers(f"{name}.*", pretrained=True)) or "-")
-        rows.append([name, *marks, weights, str(info.year or "-"), info.summary])
+        weights, year = str(len(method["weights"]) or "-"), str(method["year"] or "-")
+        rows.append([name, *marks, weights, year, method["summary"]])
     print_table([*map(Column, heads), Column("summary", prose=True)], rows)
 
 
@@ -87,17 +106,12 @@ def _print_wrappers(names: list[str]) -> None:
     print_table(columns, rows, title="\nbackbone-side")
 
 
-def _print_weights(names: list[str]) -> None:
-    from upfeat.upsamplers.registry import get_checkpoint
-
+def _print_weights(weights: dict[str, dict[str, Any]]) -> None:
     columns = [Column("name"), Column("channels"), Column("backbone", prose=True)]
     rows = []
-    for name in names:
-        record = get_checkpoint(name)
-        if record is not None:
-            width = str(record.feature_dim or "any")
-            licence, file = record.weights_license, record.file.filename
-            rows.append([name, width, record.backbone, licence, file])
+    for name, record in weights.items():
+        width = str(record["channels"] or "any")
+        rows.append([name, width, record["backbone"], record["licence"], record["file"]])
     print_table([*columns, Column("licence", prose=True), Column("file")], rows)
 
 
