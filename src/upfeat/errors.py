@@ -162,10 +162,8 @@ def check_file(path: str | os.PathLike[str], what: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise
-        link = f"{path} is a link that leads to no file" if os.path.islink(path) else ""
-        raise FileNotFoundError(
-            f"no {what} at {path}: {link or error.strerror}; check the path"
-        ) from error
+        reason = "it is a link that leads to no file" if os.path.islink(path) else error.strerror
+        raise FileNotFoundError(f"no {what} at {path}: {reason}; check the path") from error
     if stat.S_ISDIR(mode):
         raise ValueError(f"{path} is a folder, wanted the {what}; name a file in it")
     if not stat.S_ISREG(mode):

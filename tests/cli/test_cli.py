@@ -305,3 +305,36 @@ def test_panels_of_all_methods_beside_an_image_of_that_name(
     result = CliRunner(env={"COLUMNS": "300"}).invoke(app, alone)
     assert result.exit_code == 2
     assert "a_all.png is there already, written by upfeat upsample" in result.stderr
+
+
+def test_images_beyond_the_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_images(tmp_path / "photos", 1)  # 50 x 64
+    out = tmp_path / "out"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    arguments = ["upsample", str(photos), "--out", str(out), "--upsampler", "bilinear", *TINY]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1
+    assert "--max-pixels" in (out / "failures.jsonl").read_text()
+    inside(*arguments, "--max-pixels", "3200")
+    assert names(out) == ["image0.png"]
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_what_a_folder_holds_beside_images(tmp_path: Path) -> None:
+    """Nothing is left out without a word, and nothing that is no image ends the run."""
+    photos = write_images(tmp_path / "photos", 1)
+    for name in ("b.heic", "c.heic", "notes.txt"):
+        (photos / name).touch()
+    os.mkfifo(photos / "pipe.png")
+    (photos / "loop.png").symlink_to("loop.png")
+    (photos / "round").symlink_to("round")
+    Image.new("RGB", (30, 20)).save(photos / "d.tga")
+    result = run("upsample", photos, "--out", tmp_path / "out", *TINY, "--upsampler", "bilinear")
+    assert result.returncode == 1
+    assert "2 done, 0 already there, 1 failed" in result.stdout
+    assert names(tmp_path / "out") == ["d.png", "failures.jsonl", "image0.png"]
+    assert "Traceback" not in result.stderr
+    said = " ".join(result.stderr.split())
+    assert said.count("2 .heic files") == 1
+    assert "pipe.png, a named pipe" in said
+    assert "loop.png: it is a link that leads to no file" in said

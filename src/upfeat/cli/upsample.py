@@ -2,7 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,25 @@ DEFAULT_BACKBONE = "upfeat/vit_compact_patch16"
 DEFAULT_UPSAMPLER = "kin.upfeat"
 MANY_BYTES = 4 * 10**9
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _limit_pixels(context: typer.Context, max_pixels: int | None) -> int | None:
+    """Set Pillow's limit while the command runs: some formats know no other."""
+    if max_pixels is not None:
+        context.with_resource(_pixel_limit(max_pixels))
+    return max_pixels
+
+
+@contextmanager
+def _pixel_limit(max_pixels: int) -> Iterator[None]:
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # it warns from there and refuses twice that
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def upsample_command(
@@ -83,6 +103,14 @@ def upsample_command(
         str | None, typer.Option(callback=checked_device, help="cpu, cuda, cuda:1, …")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Images that are read ahead.")] = 2,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            callback=_limit_pixels,
+            help="Height x width above which a file is refused (178956970).",
+        ),
+    ] = None,
 ) -> None:
     """Upsample the features of images; finished images are skipped on a second run.
 
