@@ -34,11 +34,11 @@ from upfeat.data.sizes import (
     SizeRequest,
     fit_multiple,
     mirror_to,
-    normalize,
     resize,
     resolve_size,
 )
 from upfeat.errors import shape_text
+from upfeat.ops.images import known_normalized, normalize
 from upfeat.upsamplers.base import Upsampler
 
 __all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]
@@ -294,7 +294,7 @@ class Pipeline:
             image = image.detach().to(self.device)
             prepared = mirror_to(resize(image, frame.input), frame.padded)
             pixels = normalize(prepared, self.backbone.image_mean, self.backbone.image_std)
-            features = self.backbone(pixels.to(self.dtype))
+            features = self.backbone(known_normalized(pixels.to(self.dtype)))
         # A view that was made without gradients refuses in-place changes that have some.
         return Encoded(image, prepared, features.detach(), frame, single)
 
@@ -334,11 +334,7 @@ class Pipeline:
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield the upsampled padded map, or the head of it, in pieces."""
         features, info = encoded.features, self.upsampler.info
-        guidance = normalize(
-            encoded.prepared,
-            self.backbone.image_mean if info.image_mean is None else info.image_mean,
-            self.backbone.image_std if info.image_std is None else info.image_std,
-        )
+        guidance = self.upsampler.guidance_image(encoded.prepared, self.backbone)
         values = None
         if head is not None and info.abilities.linear:
             values, head = head(features), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,11 @@ def test_images_as_they_are(root: Path) -> None:
     assert torch.equal(raw.pixels(image), image)
     assert torch.equal(raw.guidance(anyup, image), image)
     assert not torch.equal(usual.guidance(anyup, image), image)
+    photo = torch.rand(1, 3, SIDE, SIDE)
+    with warnings.catch_warnings():  # raw images are meant here
+        warnings.simplefilter("error")
+        features = backbone(raw.pixels(photo))
+        anyup.eval()(raw.guidance(anyup, photo), features)
 
 
 def test_a_teacher_gives_depth_to_any_images(root: Path, backbone: upfeat.Backbone) -> None:

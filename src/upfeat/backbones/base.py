@@ -26,6 +26,7 @@ from upfeat.errors import (
     check_size,
     shape_text,
 )
+from upfeat.layers.raw_images import warn_of_raw_image
 
 __all__ = ["Backbone", "create_backbone", "list_backbones", "register_provider"]
 
@@ -85,6 +86,7 @@ class Backbone(nn.Module):
                 "dim, patch_size and size_multiple must be positive and size_multiple whole, got "
                 f"{dim}, {patch_size} and {multiple}"
             )
+        self._warned_of: set[str] = set()
         self.name = name
         self.dim = dim
         self.patch_size = patch_size
@@ -112,8 +114,10 @@ class Backbone(nn.Module):
         """Compute the features of an image.
 
         Args:
-            image: (B, 3, H, W), normalised with ``image_mean`` and ``image_std``, H and W multiples
-                of ``size_multiple``. It is cast to the dtype of the weights.
+            image: (B, 3, H, W), normalised with ``image_mean`` and ``image_std`` (see
+                ``Upsampler.prepare``), H and W multiples of ``size_multiple``. It is cast to the
+                dtype of the weights. An image in [0, 1] or [0, 255] where that is wrong is warned
+                of once.
 
         Returns:
             Features (B, C, h, w) in the dtype of the weights, C = ``dim``, (h, w) = ``grid_size((H,
@@ -124,6 +128,7 @@ class Backbone(nn.Module):
                 work.
         """
         self._check(image)
+        warn_of_raw_image(self._warned_of, image, self.image_mean, self.image_std, self.name)
         dtype = self._weights_dtype()
         features = self._extract(image if dtype is None else image.to(dtype))
         self._check_features(image, features)
@@ -150,6 +155,7 @@ class Backbone(nn.Module):
             torch.Size([2, 192])
         """
         self._check(image)
+        warn_of_raw_image(self._warned_of, image, self.image_mean, self.image_std, self.name)
         dtype = self._weights_dtype()
         return self._class_token(image if dtype is None else image.to(dtype))
 

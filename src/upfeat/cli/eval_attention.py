@@ -181,16 +181,12 @@ def _attend(
     output: tuple[int, int],
 ) -> list["Attended"]:
     """The weights of every method at one pixel."""
-    from upfeat.data.sizes import normalize
     from upfeat.viz import Attended, attended_regions
 
     attended = []
     for method in methods:
-        info = method.upsampler.info
-        mean = network.image_mean if info.image_mean is None else info.image_mean
-        std = network.image_std if info.image_std is None else info.image_std
-        guidance = normalize(image, mean, std)
         upsampler = method.upsampler.with_backbone(network)
+        guidance = upsampler.guidance_image(image, network)
         weights = attended_regions(upsampler, guidance, features, mark.pixel(output), output)
         attended.append(Attended(method.label, weights.cpu()))
     return attended

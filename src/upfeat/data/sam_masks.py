@@ -28,8 +28,9 @@ from upfeat.data.mask_sets import RleMasks
 from upfeat.data.masks import PathLike
 from upfeat.data.records import Record
 from upfeat.data.rle import Counts, mask_runs
-from upfeat.data.sizes import Size, normalize, resolve_size
+from upfeat.data.sizes import Size, resolve_size
 from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
+from upfeat.ops.images import normalize
 from upfeat.ops.resize import resize_antialiased
 
 __all__ = ["SamMaskSource", "box_suppression", "point_grid"]

@@ -19,7 +19,6 @@ __all__ = [
     "SizeRequest",
     "fit_multiple",
     "mirror_to",
-    "normalize",
     "resample",
     "resize",
     "resolve_size",
@@ -127,9 +126,3 @@ def mirror_to(image: Tensor, size: Size) -> Tensor:
             index = torch.arange(target, device=image.device) % period
             image = image.index_select(dim, torch.where(index < length, index, period - index))
     return image
-
-
-def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return ``(image - mean) / std`` of each channel of (B, 3, H, W)."""
-    # (3,) -> (3, 1, 1)
-    return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]

@@ -30,7 +30,7 @@ from torch import Tensor
 from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
 from upfeat.data import ClassifiedFile, ClassifiedImages, coco_objects, imagenet
-from upfeat.data.sizes import Size, normalize, resize, resolve_size
+from upfeat.data.sizes import Size, resize, resolve_size
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.cam_classifier import CamClassifier, Explanation
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
@@ -38,6 +38,7 @@ from upfeat.evaluation.metrics import CamMeter, gradcam_map, normalize_map
 from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.probe_parts import Progress, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.ops.images import normalize
 
 __all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
 

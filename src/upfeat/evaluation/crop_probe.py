@@ -33,7 +33,6 @@ from torch import Tensor
 from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
 from upfeat.checkpoints import read_checkpoint
-from upfeat.data.sizes import normalize
 from upfeat.errors import CheckpointError
 from upfeat.evaluation.dense import DenseFeatures, Method
 from upfeat.evaluation.probe_parts import (
@@ -45,6 +44,7 @@ from upfeat.evaluation.probe_parts import (
     learning_rate_factor,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.ops.images import normalize
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
@@ -241,13 +241,7 @@ class CropProbe(ABC, Generic[MeterT]):
             image = F.interpolate(image, self.size, mode="bilinear")
         if self.config.guidance == "imagenet":
             return normalize(image, IMAGENET_MEAN, IMAGENET_STD)
-        mean, std = upsampler.info.image_mean, upsampler.info.image_std
-        backbone = self.backbone
-        return normalize(
-            image,
-            backbone.image_mean if mean is None else mean,
-            backbone.image_std if std is None else std,
-        )
+        return upsampler.guidance_image(image, self.backbone)
 
     def token(self, pixels: Tensor) -> Tensor | None:
         """Return the token (1, C') beside the features of an image, or None."""

@@ -16,8 +16,9 @@ from torch import Tensor
 from upfeat.backbones import Backbone
 from upfeat.data import FeatureCache
 from upfeat.data.feature_cache import weights_fingerprint
-from upfeat.data.sizes import Size, normalize, resize
+from upfeat.data.sizes import Size, resize
 from upfeat.ops.coordinates import pixel_centres
+from upfeat.ops.images import normalize
 from upfeat.upsamplers import Upsampler
 
 __all__ = ["DenseFeatures", "Encoded", "LowRes", "Method"]
@@ -214,10 +215,4 @@ class DenseFeatures:
 
     def guidance(self, method: Method, encoded: Encoded) -> Tensor:
         """Return the image (1, 3, H, W), normalised as the method wants it."""
-        info = method.upsampler.info
-        mean, std = info.image_mean, info.image_std
-        return normalize(
-            encoded.image,
-            self.backbone.image_mean if mean is None else mean,
-            self.backbone.image_std if std is None else std,
-        )
+        return method.upsampler.guidance_image(encoded.image, self.backbone)

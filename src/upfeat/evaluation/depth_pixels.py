@@ -28,7 +28,7 @@ from torch import Tensor
 
 from upfeat.backbones import Backbone
 from upfeat.data import DepthData
-from upfeat.data.sizes import Size, normalize
+from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.depth_losses import bin_depth, sig_loss, valid_depth
@@ -44,6 +44,7 @@ from upfeat.evaluation.probe_parts import (
     head_first_is_cheaper,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment
+from upfeat.ops.images import normalize
 
 __all__ = [
     "DepthPixelConfig",

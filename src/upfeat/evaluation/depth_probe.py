@@ -50,6 +50,7 @@ from upfeat.evaluation.probe_parts import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score
+from upfeat.layers.raw_images import expect_raw_images
 from upfeat.upsamplers import Upsampler
 
 __all__ = [
@@ -258,11 +259,17 @@ class _DepthProbe(CropProbe[DepthMeter]):
 
     def pixels(self, image: Tensor) -> Tensor:
         """Return the image (1, 3, H, W) as the backbone sees it."""
-        return super().pixels(image) if self.depth_config.normalise else image
+        if self.depth_config.normalise:
+            return super().pixels(image)
+        expect_raw_images(self.backbone)
+        return image
 
     def guidance(self, upsampler: Upsampler, image: Tensor) -> Tensor:
         """Return the image (B, 3, H, W) as the upsampler sees it."""
-        return super().guidance(upsampler, image) if self.depth_config.normalise else image
+        if self.depth_config.normalise:
+            return super().guidance(upsampler, image)
+        expect_raw_images(upsampler)
+        return image
 
     def token(self, pixels: Tensor) -> Tensor | None:
         """Return the normalised class token (1, C), or None."""

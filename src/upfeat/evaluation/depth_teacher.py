@@ -21,13 +21,14 @@ from torch import Tensor
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.checkpoints import file_sha256, read_config
 from upfeat.data import FeatureCache
-from upfeat.data.sizes import Size, normalize
+from upfeat.data.sizes import Size
 from upfeat.errors import (
     CheckpointError,
     MissingPackageError,
     WeightsNotFoundError,
     check_normalization,
 )
+from upfeat.ops.images import normalize
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["DepthTeacher"]

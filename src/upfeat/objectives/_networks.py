@@ -89,15 +89,12 @@ def backbone_features(backbone: "Backbone", image: Tensor) -> Tensor:
 
 def guidance_norm(upsampler: nn.Module, backbone: "Backbone") -> tuple[Any, Any]:
     """Return mean and deviation of the guidance: the method's own, else the backbone's."""
-    info = bare(upsampler).info
-    if info.image_mean is None or info.image_std is None:
-        return backbone.image_mean, backbone.image_std
-    return info.image_mean, info.image_std
+    return bare(upsampler).guidance_statistics(backbone)
 
 
 def guidance_image(upsampler: nn.Module, backbone: "Backbone", image: Tensor) -> Tensor:
     """Normalise an image in [0, 1] as the upsampler wants its guidance."""
-    return normalize_image(image, *guidance_norm(upsampler, backbone))
+    return bare(upsampler).guidance_image(image, backbone)
 
 
 def frozen_copy(module: nn.Module) -> Any:

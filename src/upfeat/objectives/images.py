@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from upfeat.objectives.draws import draw_chance, draw_integer, draw_like
 from upfeat.ops.gaussian_blur import gaussian_blur
+from upfeat.ops.images import normalize as normalize_image
 from upfeat.ops.resize import resize_antialiased
 
 __all__ = [
@@ -54,18 +55,6 @@ def resize_bilinear(x: Tensor, size: Size, *, antialias: bool = False) -> Tensor
     if antialias:
         return resize_antialiased(x, size)
     return F.interpolate(x, size, mode="bilinear")
-
-
-def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return ``(image - mean) / std`` for each channel of (B, 3, H, W).
-
-    Example:
-        >>> import torch
-        >>> normalize_image(torch.ones(1, 3, 1, 1), (0.5,) * 3, (0.25,) * 3).flatten().tolist()
-        [2.0, 2.0, 2.0]
-    """
-    # (3,) -> (3, 1, 1)
-    return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]
 
 
 def disturb_image(

@@ -10,6 +10,7 @@ from torch import nn
 
 from upfeat.backbones import Backbone, create_backbone
 from upfeat.errors import CheckpointError
+from upfeat.layers.raw_images import expect_raw_images
 from upfeat.objectives import MultiViewConfig, Objective, create_objective
 from upfeat.training.cached_backbone import CachedBackbone
 from upfeat.training.config import (
@@ -57,6 +58,7 @@ class Parts:
             ValueError: the objective cannot train this upsampler with these backbones and images.
         """
         for module in (*self.backbones, self.upsampler):
+            expect_raw_images(module)  # crops of normalised images, which may be pale
             module.to(device)
         self.upsampler.train().requires_grad_(True)
         if self.freeze_batch_norm:

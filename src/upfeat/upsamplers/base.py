@@ -30,8 +30,10 @@ from upfeat.errors import (
     warn_user,
 )
 from upfeat.layers.module_weights import first_weight
+from upfeat.layers.raw_images import warn_of_raw_image
 from upfeat.ops._dispatch import is_transformed
 from upfeat.ops.channel_norm import channel_norm
+from upfeat.ops.images import normalize
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -225,7 +227,8 @@ class Upsampler(nn.Module):
 
         Args:
             image: (B, 3, H, W), normalised as ``info.image_mean`` and ``info.image_std`` say
-                (None: as for the backbone). ``upfeat.Pipeline`` does it.
+                (None: as for the backbone). :meth:`prepare` does it, ``upfeat.Pipeline`` by
+                itself; an image in [0, 1] or [0, 255] where that is wrong is warned of once.
             features: (B, C, h, w).
             output_size: (H', W'); default (H, W).
             values: (B, K, h, w), what to mix with the weights that image and features decide;
@@ -252,6 +255,7 @@ class Upsampler(nn.Module):
     ) -> Tensor:
         size = check_call(image, features, output_size, values)
         self._check(image, features, size, values)
+        self._warn_of_raw_image(image)
         dtype = features.dtype
         image, features, mixed = self._cast(image, features, values)
         return self._upsample(image, features, size, mixed).to(dtype)
@@ -307,6 +311,7 @@ class Upsampler(nn.Module):
             raise ValueError(f"max_bytes must be positive, got {max_bytes}")
         size = check_call(image, features, output_size, values)
         self._check(image, features, size, values)
+        self._warn_of_raw_image(image)
         dtype = features.dtype
         image, features, mixed = self._cast(image, features, values)
         for rows, cols, tile in self._tiles(image, features, size, mixed, max_bytes):
@@ -370,6 +375,7 @@ class Upsampler(nn.Module):
         size = check_call(image, features, output_size, values)
         check_coords(coords, features)
         self._check(image, features, size, values)
+        self._warn_of_raw_image(image)
         dtype = features.dtype
         if coords.shape[1] == 0:
             width = (features if values is None else values).shape[1]
@@ -459,6 +465,62 @@ class Upsampler(nn.Module):
             features = channel_norm(features)
         image, features = image.to(dtype), features.to(dtype)
         return image, features, features if values is None else values.to(dtype)
+
+    def guidance_statistics(self, backbone: "Backbone") -> tuple[Sequence[float], Sequence[float]]:
+        """Return mean and deviation of the guidance: the method's own, else the backbone's."""
+        if self.info.image_mean is None or self.info.image_std is None:
+            return backbone.image_mean, backbone.image_std
+        return self.info.image_mean, self.info.image_std
+
+    def guidance_image(self, image: Tensor, backbone: "Backbone") -> Tensor:
+        """Normalise an image as this upsampler wants its guidance.
+
+        Args:
+            image: (B, 3, H, W), RGB in [0, 1].
+            backbone: whose features are upsampled; its normalisation counts where the method has
+                none of its own.
+
+        Returns:
+            (B, 3, H, W), what :meth:`forward` takes as ``image``.
+
+        Example:
+            >>> import torch, upfeat
+            >>> encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
+            >>> up = upfeat.create_upsampler("kin.upfeat")
+            >>> black = up.guidance_image(torch.zeros(1, 3, 1, 1), encoder)  # -mean / std
+            >>> [round(value, 2) for value in black.flatten().tolist()]
+            [-2.12, -2.04, -1.8]
+        """
+        return normalize(image, *self.guidance_statistics(backbone))
+
+    def prepare(self, image: Tensor, backbone: "Backbone") -> tuple[Tensor, Tensor]:
+        """Normalise an image for the backbone and for this upsampler, whose wishes may differ.
+
+        Args:
+            image: (B, 3, H, W), RGB in [0, 1], sides multiples of ``backbone.size_multiple``.
+            backbone: whose features are upsampled.
+
+        Returns:
+            ``(pixels, guidance)``, each (B, 3, H, W): for ``backbone(pixels)`` and
+            ``upsampler(guidance, features)``.
+
+        Example:
+            >>> import torch, upfeat
+            >>> encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
+            >>> up = upfeat.create_upsampler("kin.upfeat")
+            >>> pixels, guidance = up.prepare(torch.rand(1, 3, 32, 48), encoder)
+            >>> up(guidance, encoder(pixels)).shape
+            torch.Size([1, 192, 32, 48])
+        """
+        pixels = normalize(image, backbone.image_mean, backbone.image_std)
+        return pixels, self.guidance_image(image, backbone)
+
+    def _warn_of_raw_image(self, image: Tensor) -> None:
+        """Warn of guidance without normalisation, where it is known which it should have."""
+        known = self.info if self.info.image_mean is not None else self.trained_for
+        if known is not None and known.image_mean is not None and known.image_std is not None:
+            name = self.info.name
+            warn_of_raw_image(self._warned_of, image, known.image_mean, known.image_std, name)
 
     def with_backbone(self, backbone: Callable[[Tensor], Tensor] | None) -> Self:
         """Return the upsampler for features of this backbone, ``backbone(image) -> (B, C, h, w)``.

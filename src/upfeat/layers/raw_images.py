@@ -1,0 +1,72 @@
+"""A warning of images that were not normalised, for the modules that take normalised ones."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from upfeat.errors import warn_user
+from upfeat.ops._dispatch import is_transformed
+from upfeat.ops.images import raw_scale
+
+__all__ = ["expect_raw_images", "warn_of_raw_image"]
+
+_LOOKED = "an image on an accelerator"
+
+
+def warn_of_raw_image(
+    warned: set[str], image: Tensor, mean: Sequence[float], std: Sequence[float], name: str
+) -> None:
+    """Warn once of an image in [0, 1] and once of one in [0, 255].
+
+    On a CPU every image is looked at, which takes microseconds; elsewhere only the first, because
+    looking waits for the device. Nothing is looked at while torch compiles, exports or transforms.
+
+    Args:
+        warned: what this module has warned of; it is added to.
+        image: (B, 3, H, W).
+        mean: what should have been taken from it, for each channel.
+        std: what it should have been divided by then.
+        name: of the module, for the message.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.layers.raw_images import warn_of_raw_image
+        >>> warn_of_raw_image(set(), torch.randn(1, 3, 8, 8), (0.5,) * 3, (0.5,) * 3, "a network")
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
+        return
+    if type(image) is not Tensor or image.is_meta:
+        return
+    if image.device.type != "cpu":
+        capturing = image.is_cuda and torch.cuda.is_current_stream_capturing()
+        if _LOOKED in warned or capturing:
+            return
+        warned.add(_LOOKED)
+    scale = raw_scale(image, mean, std)
+    if scale is None or scale in warned:
+        return
+    warned.add(scale)
+    warn_user(
+        f"{name} got an image with values in {scale}, which looks as if it were not normalised; it "
+        f"wants RGB in [0, 1], less mean {_numbers(mean)}, over std {_numbers(std)}: "
+        "pixels, guidance = upsampler.prepare(image, backbone) does it for both, upfeat.Pipeline "
+        "does it by itself"
+    )
+
+
+def expect_raw_images(module: nn.Module) -> None:
+    """Let a backbone or an upsampler take images that are not normalised without a warning.
+
+    Example:
+        >>> import upfeat
+        >>> from upfeat.layers.raw_images import expect_raw_images
+        >>> expect_raw_images(upfeat.create_upsampler("kin.upfeat"))
+    """
+    warned = getattr(module, "_warned_of", None)
+    if isinstance(warned, set):
+        warned |= {"[0, 1]", "[0, 255]"}
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
