@@ -3,10 +3,18 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from upfeat.errors import UnknownNameError, check_call, check_file, check_size
+from upfeat.errors import (
+    UnknownNameError,
+    check_bytes,
+    check_call,
+    check_coords,
+    check_file,
+    check_size,
+)
 
 
 @pytest.mark.parametrize("size", [(3, 4), [3, 4], torch.Size([3, 4])])
@@ -14,7 +22,14 @@ def test_sizes(size: object) -> None:
     assert check_size(size) == (3, 4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", [5, (3,), (3, 4, 5), (0, 4), (-1, 4), (2.5, 4), "34"])
+BAD_SIZES = [
+    5, None, (3,), (3, 4, 5), (0, 4), (-1, 4), (2.5, 4), "34", b"34", (True, 4), ("3", 4),
+    float("inf"), float("nan"), (float("nan"), 4), (4, float("inf")), (None, 4), ((1, 2), 3),
+    (2**40, 2), (10**400, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", BAD_SIZES, ids=lambda size: str(size)[:20])
 def test_bad_sizes(size: object) -> None:
     with pytest.raises(ValueError, match="output_size"):
         check_size(size)  # type: ignore[arg-type]
@@ -48,3 +63,48 @@ def test_only_files_may_be_opened(tmp_path: Path) -> None:
     for name in ("nowhere", "file/below", "loop", "x" * 300):
         with pytest.raises(FileNotFoundError, match=r"no label at .*check the path"):
             check_file(tmp_path / name, "label")
+
+
+@pytest.mark.parametrize("number", [1, 2.0, 10**400, np.int64(7), np.float32(3)])
+def test_bounds_on_memory(number: object) -> None:
+    assert check_bytes(number) == number  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "number", [0, -1, 0.5, float("inf"), float("nan"), None, "5", b"5", True, 1j]
+)
+def test_bad_bounds_on_memory(number: object) -> None:
+    with pytest.raises(ValueError, match=r"max_bytes must be a positive number of bytes, .*got"):
+        check_bytes(number)  # type: ignore[arg-type]
+
+
+def unusual(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A map in every kind of tensor that is no plain array of floats."""
+    kinds = {
+        "torch.sparse_coo": x.to_sparse(),
+        "torch.sparse_csr": x[0, 0].to_sparse_csr(),
+        "nested": torch.nested.nested_tensor([x[0], x[0]]),
+        "float8_e4m3fn": x.to(torch.float8_e4m3fn),
+        "quint8": torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
+        "complex64": x.to(torch.complex64),
+        "bool": x > 0,
+    }
+    return kinds | ({"mkldnn": x.to_mkldnn()} if torch.backends.mkldnn.is_available() else {})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_unusual_tensors_are_refused_in_one_sentence() -> None:
+    image, features = torch.zeros(1, 3, 6, 8), torch.zeros(1, 5, 2, 2)
+    values = torch.zeros(1, 4, 2, 2)
+    for kind, given in unusual(image).items():
+        with pytest.raises(ValueError, match=f"image must.*{kind}|image .*must be f.*{kind}"):
+            check_call(given, features, None, None)
+    for kind, given in unusual(features).items():
+        with pytest.raises(ValueError, match=f"features.*{kind}"):
+            check_call(image, given, None, None)
+    for kind, given in unusual(values).items():
+        with pytest.raises(ValueError, match=f"values.*{kind}"):
+            check_call(image, features, None, given)
+    for given in (torch.zeros(1, 2, 2).to_sparse(), torch.zeros(1, 2, 2).to_mkldnn()):
+        with pytest.raises(ValueError, match="coords must be a dense tensor"):
+            check_coords(given, features)

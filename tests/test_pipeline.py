@@ -257,6 +257,19 @@ def test_shorter_side_is_exact(height: int, width: int, side: int) -> None:
     assert abs(max(size) - side * max(height, width) / min(height, width)) <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize(
+    "size",
+    [0, -1, 0.0, 1e300, 10**400, float("inf"), float("nan"), True, "8", b"88", (10**9, 10**9)],
+    ids=lambda size: str(size)[:12],
+)
+def test_impossible_sizes(size: object) -> None:
+    backbone = upfeat.CallableBackbone(torch.nn.Conv2d(3, 4, 8, 8), 4, 8)
+    up = upfeat.create_upsampler("bilinear")
+    for name in ("input_size", "output_size"):
+        with pytest.raises(ValueError, match=f"{name}|ask for a smaller"):
+            upfeat.Pipeline(backbone, up, **{name: size})(torch.rand(3, 16, 16))
+
+
 @pytest.mark.parametrize("fit", ["pad", "resize"])
 def test_input_size(fit: Any) -> None:
     recorder = Recorder()

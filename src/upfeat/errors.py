@@ -8,11 +8,13 @@ are written as in the docstrings: ``B`` batch, ``C`` feature channels, ``h w`` l
 import difflib
 import errno
 import math
+import numbers
 import os
 import stat
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,8 @@ __all__ = [
 
 
 SHOWN_NAMES = 30
+MOST_PIXELS = 2**40  # of a map: with a few channels a row of it may fit, but nobody wants it
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class UpfeatError(Exception):
@@ -180,6 +184,7 @@ def check_map(tensor: Tensor, name: str, layout: str) -> None:
             f"{name} must be a torch.Tensor {layout}, got {type(tensor).__name__}; "
             "use upfeat.Pipeline for paths, PIL images and numpy arrays"
         )
+    check_dense(tensor, name, layout)
     if tensor.dim() != 4:
         raise ValueError(
             f"{name} must have 4 dimensions {layout}, got {tensor.dim()}: {shape_text(tensor)}; "
@@ -192,6 +197,31 @@ def check_map(tensor: Tensor, name: str, layout: str) -> None:
             f"{name} {layout} must be floating point, got {tensor.dtype}; "
             "convert and normalise it first"
         )
+    if tensor.dtype not in FLOATS:
+        raise ValueError(
+            f"{name} {layout} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; "
+            "convert it with .float()"
+        )
+
+
+def check_dense(tensor: Tensor, name: str, layout: str) -> None:
+    """Raise ``ValueError`` for tensors that are no plain arrays: sparse, nested, MKL-DNN's."""
+    if tensor.is_nested:
+        raise ValueError(
+            f"{name} must be one tensor {layout}, got a nested tensor; "
+            "pad its parts to one size and stack them, or call once for each"
+        )
+    if tensor.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be a dense tensor {layout}, got the layout {tensor.layout}; "
+            "convert it with .to_dense()"
+        )
+
+
+def check_odd(kernel_size: int, name: str) -> None:
+    """Raise ``ValueError`` unless a kernel has a pixel in its middle."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"{name} must be odd and positive, got {kernel_size}")
 
 
 def warn_user(message: str) -> None:
@@ -233,14 +263,30 @@ def _is_number(value: object) -> bool:
 
 def check_size(size: Sequence[int] | int, name: str = "output_size") -> tuple[int, int]:
     """Return ``size`` as a ``(height, width)`` pair of positive ints, or raise ``ValueError``."""
-    if isinstance(size, torch.Size):
-        size = tuple(size)
-    if isinstance(size, int) or not isinstance(size, Sequence) or len(size) != 2:
+    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str | bytes) else ()
+    if len(pair) != 2:
         raise ValueError(f"{name} must be a pair (height, width), got {size!r}")
-    height, width = (int(n) for n in size)
-    if height < 1 or width < 1 or (height, width) != tuple(size):
-        raise ValueError(f"{name} must hold two positive whole numbers, got {tuple(size)}")
+    try:
+        height, width = int(pair[0]), int(pair[1])
+        whole = (height, width) == pair and min(height, width) >= 1
+        whole = whole and not any(isinstance(side, bool) for side in pair)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # None, NaN, infinity, tensors
+        whole = False
+    if not whole:
+        raise ValueError(f"{name} must hold two positive whole numbers, got {pair}")
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{name} must hold at most {MOST_PIXELS} pixels, got {pair}")
     return height, width
+
+
+def check_bytes(max_bytes: object, name: str = "max_bytes") -> int:
+    """Return a bound on memory as a positive int, or raise ``ValueError``."""
+    number: Any = max_bytes if isinstance(max_bytes, numbers.Real) else math.nan
+    if isinstance(max_bytes, bool) or not 1 <= number < math.inf:
+        raise ValueError(
+            f"{name} must be a positive number of bytes, such as 256 * 2**20, got {max_bytes!r}"
+        )
+    return int(number)
 
 
 def check_call(
@@ -296,6 +342,8 @@ def check_call(
 
 def check_coords(coords: Tensor, features: Tensor) -> None:
     """Raise ``ValueError`` unless ``coords`` (B, N, 2) are positions for ``features``."""
+    if isinstance(coords, Tensor):
+        check_dense(coords, "coords", "(B, N, 2)")
     if not isinstance(coords, Tensor) or coords.dim() != 3 or coords.shape[2] != 2:
         got = shape_text(coords) if isinstance(coords, Tensor) else type(coords).__name__
         raise ValueError(

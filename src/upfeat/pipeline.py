@@ -39,6 +39,7 @@ from upfeat.data.sizes import (
 )
 from upfeat.errors import shape_text
 from upfeat.ops.images import known_normalized, normalize
+from upfeat.ops.memory import check_fits
 from upfeat.upsamplers.base import Upsampler
 
 __all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]
@@ -276,6 +277,9 @@ class Pipeline:
         )
         window = (rows * frame.input[0] / frame.padded[0], cols * frame.input[1] / frame.padded[1])
         canvas = Canvas(size, (rows, cols), window)
+        channels = encoded.features.shape[1] if head is None else 1
+        shape, advice = (len(encoded.features), channels, *size), "ask for a smaller output_size"
+        check_fits(shape, encoded.features, "the output (B, K, H', W')", advice)
         with self._inference():
             for band, span, tile in self._pieces(encoded, canvas.padded, head):
                 if canvas.below(band):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from upfeat.ops import local_attender
-from upfeat.ops.local_attender import border_index, local_attender_reference
+from upfeat.ops.local_attender import local_attender_reference
 
 CROSS = [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
 FULL5 = [(row, col) for row in range(-2, 3) for col in range(-2, 3)]
@@ -114,15 +114,6 @@ def test_second_derivatives_are_refused() -> None:
     (grad,) = torch.autograd.grad(out.sum(), inputs[1], torch.ones(()).double(), create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives"):
         grad.sum().backward()
-
-
-def test_border_index_is_torch_padding() -> None:
-    ramp = torch.arange(5.0)[None]
-    for mode in ("replicate", "reflect"):
-        expected = F.pad(ramp, (3, 3), mode=mode)[0].long()
-        assert torch.equal(border_index(5, 3, mode), expected)  # type: ignore[arg-type]
-    assert border_index(2, 4, "reflect").tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
-    assert border_index(1, 2, "reflect").tolist() == [0] * 5
 
 
 @pytest.mark.golden

@@ -7,7 +7,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from upfeat.ops import memory
-from upfeat.ops.memory import ALIGNMENT, LARGE, new_large, recycled_memory
+from upfeat.ops.memory import (
+    ALIGNMENT,
+    LARGE,
+    check_fits,
+    new_large,
+    recycled_memory,
+    total_memory,
+)
 
 
 @pytest.mark.parametrize("count", [0, 7, LARGE // 4 - 1, LARGE // 4, LARGE])
@@ -101,3 +108,14 @@ def test_an_error_ends_recycling() -> None:
     with pytest.raises(RuntimeError, match="inside"), recycled_memory():
         raise RuntimeError("inside")
     assert not memory._recyclers
+
+
+def test_what_no_memory_holds_is_refused() -> None:
+    like = torch.zeros(1)
+    check_fits((2, 3), like, "this", "that")
+    with pytest.raises(
+        ValueError, match=r"this \(1, 4, 1000000000, 1000000000\) takes .* GB.*; ask"
+    ):
+        check_fits((1, 4, 10**9, 10**9), like, "this", "ask for less")
+    check_fits((1, 4, 10**9, 10**9), like.to("meta"), "this", "ask for less")
+    assert total_memory(like.device) > 2**28

@@ -7,6 +7,7 @@ does, and what it cannot do must be refused clearly.
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -712,6 +713,30 @@ class UpsamplerContract:
                 upsampler(image, features, values=features[:, :, :-1])
         with pytest.raises(ValueError, match="one device"):
             upsampler(image, features.to("meta"))
+
+    def test_impossible_sizes_and_budgets_are_refused_before_the_work(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        image, features = self.inputs()
+        upsampler = self.build()
+        for name in ("_upsample", "_tiles", "_query"):
+            monkeypatch.setattr(upsampler, name, lambda *_: pytest.fail("began to work"))
+        sizes: list[Any] = [(10**9, 10**9), (10**6, 10**6), (4, math.nan), "88"]
+        coords = torch.zeros(1, 1, 2)
+        for size in sizes:
+            with pytest.raises(ValueError, match=r"ask for a smaller|output_size must"):
+                upsampler(image, features, size)
+            if upsampler.info.abilities.query:
+                with pytest.raises(ValueError, match=r"ask for a smaller|output_size must"):
+                    upsampler.query(image, features, coords, output_size=size)
+        if not upsampler.info.abilities.tiles:
+            return
+        with pytest.raises(ValueError, match=r"row of the output|output_size must"):
+            next(upsampler.tiles(image, features, (1, 2**40)))
+        budgets: list[Any] = [math.inf, math.nan, None, b"9", "9", -1, 0.5]
+        for budget in budgets:
+            with pytest.raises(ValueError, match="max_bytes"):
+                next(upsampler.tiles(image, features, max_bytes=budget))
 
     def test_wrong_width(self) -> None:
         if not needs_feature_dim(self.name):

@@ -169,3 +169,19 @@ def test_many_channels_in_half_precision(unification: str) -> None:
     for dtype, limit in HALF.items():
         half = copy.deepcopy(up).to(dtype)
         assert relative_error(half(image.to(dtype), features.to(dtype)), expected) < limit
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (5, 2)])
+def test_kernel_larger_than_the_image(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    up = upfeat.create_upsampler("anyup", qk_dim=16, kernel_size=7).eval()
+    image, features = torch.randn(1, 3, *size), torch.randn(1, 16, 2, 2)
+    plain = up(image, features, (4, 6))  # with a graph
+    with torch.no_grad():
+        torch.testing.assert_close(up(image, features, (4, 6)), plain, atol=5e-5, rtol=1e-4)
+    assert torch.isfinite(plain).all()
+
+
+def test_even_kernels_are_refused() -> None:
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        upfeat.create_upsampler("anyup", qk_dim=16, kernel_size=2)

@@ -153,3 +153,19 @@ def test_tiles_need_no_graph_and_hold_two_items() -> None:
     assert len(parts) > 1
     assert not any(part.requires_grad for part in parts)
     torch.testing.assert_close(torch.cat(parts, dim=2), whole.detach(), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (5, 2)])
+def test_kernel_larger_than_the_image(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    up = upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=16, kernel_size=7).eval()
+    image, features = torch.randn(1, 3, *size), torch.randn(1, 16, 2, 2)
+    plain = up(image, features, (4, 6))  # with a graph
+    with torch.no_grad():
+        torch.testing.assert_close(up(image, features, (4, 6)), plain, atol=5e-5, rtol=1e-4)
+    assert torch.isfinite(plain).all()
+
+
+def test_even_kernels_are_refused() -> None:
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=16, kernel_size=2)

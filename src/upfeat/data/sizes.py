@@ -10,7 +10,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from upfeat.errors import check_size
+from upfeat.errors import MOST_PIXELS, check_size
+from upfeat.ops.memory import check_fits
 from upfeat.ops.resize import resize_antialiased
 
 __all__ = [
@@ -56,7 +57,7 @@ def resolve_size(request: SizeRequest, own: Size, name: str = "output_size") -> 
     if request is None:
         return own
     if isinstance(request, bool) or (
-        isinstance(request, int | float) and not (math.isfinite(request) and request > 0)
+        isinstance(request, int | float) and not 0 < request < math.inf
     ):
         raise ValueError(
             f"{name} must be None, a positive int (shorter side), a positive float (factor) or a "
@@ -66,10 +67,11 @@ def resolve_size(request: SizeRequest, own: Size, name: str = "output_size") -> 
         # Both sides by the exact ratio: the shorter one comes out as asked, without float error.
         short = min(own)
         height, width = (max(1, (2 * side * request + short) // (2 * short)) for side in own)
-        return height, width
+        return check_size((height, width), name)
     if isinstance(request, float):
-        height, width = (max(1, math.floor(side * request + 0.5)) for side in own)
-        return height, width
+        sides = (min(side * request, MOST_PIXELS + 1) for side in own)
+        height, width = (max(1, math.floor(side + 0.5)) for side in sides)
+        return check_size((height, width), name)
     return check_size(request, name)
 
 
@@ -114,6 +116,7 @@ def resize(image: Tensor, size: Size) -> Tensor:
     """Resize (B, 3, H, W) in [0, 1]; what the bicubic kernel overshoots is cut off."""
     if image.shape[-2:] == size:
         return image
+    check_fits((*image.shape[:2], *size), image, "the resized image", "ask for a smaller size")
     return resize_antialiased(image, size, "bicubic").clamp(0, 1)
 
 

@@ -16,6 +16,7 @@ from upfeat.layers.position_code import LearnedPositionCode
 from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
 from upfeat.ops._dispatch import records_graph, wants_reference
 from upfeat.ops.memory import new_large
+from upfeat.ops.padding import reflect_pad
 from upfeat.ops.pointwise_residual import BlockWeights
 from upfeat.ops.pointwise_stack import OpenBand, PointwiseStack, PooledRows, Rows, pool_stack
 from upfeat.ops.position_code import angle_tables, apply_position_code_
@@ -194,7 +195,7 @@ def _weights(block: PointwiseResidualBlock, dtype: torch.dtype) -> BlockWeights:
 def _first(conv: nn.Conv2d, image: Tensor, dtype: torch.dtype) -> OpenBand:
     """Return the first convolution as a function of image rows; image (1, 3, H, W)."""
     kernel = conv.kernel_size[0]
-    padded = F.pad(image, [kernel // 2] * 4, mode="reflect") if kernel > 1 else image
+    padded = reflect_pad(image, kernel // 2)
     weight = conv.weight.to(dtype).flatten(1).T  # (3 * k * k, d)
 
     def open_band(rows: Rows, out: Tensor) -> None:

@@ -6,7 +6,10 @@ Legend: B batch, c channels in, d channels out, H W map.
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from upfeat.errors import check_odd
+from upfeat.ops.padding import reflect_pad
 from upfeat.ops.pixel_linear import pixel_linear
 from upfeat.ops.pointwise_residual import BlockWeights, pointwise_residual
 
@@ -74,6 +77,9 @@ class ReflectConvolution(nn.Conv2d):
         out_dim: channels of the output.
         kernel_size: k, odd.
 
+    Raises:
+        ValueError: k is even.
+
     Example:
         >>> import torch
         >>> ReflectConvolution(3, 8, 1)(torch.rand(1, 3, 5, 6)).shape
@@ -81,6 +87,7 @@ class ReflectConvolution(nn.Conv2d):
     """
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int) -> None:
+        check_odd(kernel_size, "kernel_size")
         super().__init__(
             in_dim,
             out_dim,
@@ -93,7 +100,7 @@ class ReflectConvolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, c, H, W) to (B, d, H, W)."""
         if self.kernel_size != (1, 1):
-            return super().forward(x)
+            return F.conv2d(reflect_pad(x, self.kernel_size[0] // 2), self.weight)
         pixels = x.permute(0, 2, 3, 1)  # (B, H, W, c)
         return pixel_linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
 

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from upfeat.errors import check_bytes
 from upfeat.ops.memory import new_large
 
 
@@ -88,10 +89,7 @@ class BoundedOperator:
 
     def budget(self, max_bytes: int | None) -> int:
         """The bound on the temporaries that a caller means; ValueError below 1."""
-        max_bytes = self.default_max_bytes if max_bytes is None else max_bytes
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
-        return max_bytes
+        return self.default_max_bytes if max_bytes is None else check_bytes(max_bytes)
 
     def __call__(
         self,

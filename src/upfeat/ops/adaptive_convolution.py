@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.errors import shape_text
+from upfeat.errors import check_bytes, shape_text
 from upfeat.ops import _dispatch
 from upfeat.ops._window_tiles import TILE, WindowTiles
 
@@ -196,9 +196,7 @@ def _once(grads: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | N
 
 
 def _budget(max_bytes: int | None) -> int:
-    if max_bytes is not None and max_bytes < 1:
-        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
-    return DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
+    return DEFAULT_MAX_BYTES if max_bytes is None else check_bytes(max_bytes)
 
 
 def _tiles(kernel: Tensor, ratio: int, max_bytes: int) -> WindowTiles:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from upfeat.ops.padding import reflect_pad
+
 BLUR_KERNEL = 5
 
 
@@ -20,7 +22,7 @@ def gaussian_blur(image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL) -
     taps = torch.exp(-offsets.square() / (2 * sigma**2))
     taps = taps / taps.sum()
     batch, channels, height, width = image.shape
-    padded = F.pad(image, (reach, reach, reach, reach), mode="reflect")
+    padded = reflect_pad(image, reach)
     planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
     with torch.autocast(image.device.type, enabled=False):
         planes = F.conv2d(planes, taps.view(1, 1, -1, 1))

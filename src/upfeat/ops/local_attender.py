@@ -10,19 +10,20 @@ reach of the taps, P fine pixels of a tile, U coarse cells that a tile sees, T t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from upfeat.errors import check_bytes
 from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts
 from upfeat.ops.memory import new_large
+from upfeat.ops.padding import Padding, border_index
 
 DEFAULT_MAX_BYTES = 8 * 2**20
 """The buffers of one run of tiles; a few MB stay in the caches between the steps."""
 
-Padding = Literal["replicate", "reflect"]
 Offset = tuple[int, int]
 
 # A gathered value costs about as much as this many multiply-adds (measured).
@@ -45,29 +46,6 @@ class Taps:
     def corners(self) -> list[Offset]:
         """The steps counted from the first cell that is within reach."""
         return [(row + self.reach, col + self.reach) for row, col in self.offsets]
-
-
-def border_index(length: int, reach: int, padding: Padding) -> Tensor:
-    """Cells of one axis with ``reach`` more on both sides, named by the cells they repeat.
-
-    Args:
-        length: cells of the axis.
-        reach: cells to add on each side; it may exceed the length.
-        padding: ``"replicate"`` repeats the border, ``"reflect"`` mirrors without it.
-
-    Returns:
-        (length + 2 reach,) int64 on the CPU.
-
-    Example:
-        >>> border_index(4, 2, "reflect").tolist(), border_index(4, 2, "replicate").tolist()
-        ([2, 1, 0, 1, 2, 3, 2, 1], [0, 0, 0, 1, 2, 3, 3, 3])
-    """
-    place = torch.arange(-reach, length + reach)
-    if padding == "replicate":
-        return place.clamp(0, length - 1)
-    period = max(1, 2 * (length - 1))
-    place = place % period
-    return place.minimum(period - place) if length > 1 else torch.zeros_like(place)
 
 
 def local_attender_reference(
@@ -131,9 +109,7 @@ def local_attender(
     if _dispatch.wants_reference():
         return local_attender_reference(logits, value, offsets, padding=padding)
     taps = _check(logits, value, offsets, padding)
-    max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
-    if max_bytes < 1:
-        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
+    max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else check_bytes(max_bytes)
     return _LocalAttender.apply(logits, value, taps, max_bytes)
 
 

@@ -8,11 +8,14 @@ used: in a training step, which needs the same maps again and again, only the fi
 """
 
 import contextlib
+import functools
 import math
+import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,40 @@ def new_large(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Te
     if recycler is not None:
         weakref.finalize(part, recycler.give_back, buffer).atexit = False
     return torch.frombuffer(part, dtype=dtype, count=count).view(shape)
+
+
+@functools.cache
+def total_memory(device: torch.device) -> int | None:
+    """Return the bytes of a device's memory, or of what a container may take; None if untold."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
+def check_fits(shape: Sequence[int], like: Tensor, what: str, advice: str) -> None:
+    """Raise ``ValueError`` for a tensor larger than the whole memory of its device.
+
+    To be asked before the work begins: the system refuses such a tensor late, or ends the process.
+
+    Args:
+        shape: of the tensor.
+        like: gives type and device.
+        what: what the tensor is, with its shape's letters, for the message.
+        advice: what to do instead, for the message.
+    """
+    if torch.compiler.is_compiling():
+        return
+    size, total = math.prod(shape) * like.element_size(), total_memory(like.device)
+    if total is not None and size > total:
+        raise ValueError(
+            f"{what} {tuple(shape)} takes {size / 1e9:.4g} GB, more than the {total / 1e9:.4g} GB "
+            f"of memory on {like.device}; {advice}"
+        )
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from upfeat.errors import check_bytes
 from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts, worker_count
 from upfeat.ops.memory import new_large
@@ -141,9 +142,7 @@ def _weights_for(query: Tensor, cells: Tensor, kernel_size: int) -> Tensor:
 def _budget(like: Tensor, max_bytes: int | None) -> int:
     if max_bytes is None:
         return DEFAULT_MAX_BYTES * (1 if like.device.type == "cpu" else 32)
-    if max_bytes < 1:
-        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
-    return max_bytes
+    return check_bytes(max_bytes)
 
 
 def _check(

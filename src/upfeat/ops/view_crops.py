@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.errors import shape_text
+from upfeat.ops.padding import reflect_pad
 
 
 class Crop(NamedTuple):
@@ -67,7 +68,7 @@ def take_crop(x: Tensor, crop: Crop, max_pad: int) -> Tensor:
         True
     """
     height, width = x.shape[2:]
-    padded = F.pad(x, [max_pad] * 4, mode="reflect") if max_pad else x
+    padded = reflect_pad(x, max_pad)
     if crop.zoom > 1:
         padded = F.interpolate(padded, scale_factor=crop.zoom, mode="bilinear")
     view = padded[:, :, crop.row : crop.row + height, crop.column : crop.column + width]

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
+from upfeat.errors import check_odd
 from upfeat.layers import (
     CrossAttentionQueriesAndKeys,
     GuidanceEncoder,
@@ -79,6 +80,7 @@ class FeatureUnification(nn.Module):
         self, filters: int, kernel_size: int, layout: Unification, gaussian_derivatives: bool
     ) -> None:
         super().__init__()
+        check_odd(kernel_size, "kernel_size_lfu")
         self.layout = layout
         basis = (
             gaussian_derivative_basis(filters, kernel_size)

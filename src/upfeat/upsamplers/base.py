@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from upfeat.errors import (
     CheckpointError,
     UnsupportedError,
+    check_bytes,
     check_call,
     check_coords,
     check_normalization,
@@ -34,6 +35,7 @@ from upfeat.layers.raw_images import warn_of_raw_image
 from upfeat.ops._dispatch import is_transformed
 from upfeat.ops.channel_norm import channel_norm
 from upfeat.ops.images import normalize
+from upfeat.ops.memory import check_fits
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -254,6 +256,9 @@ class Upsampler(nn.Module):
         values: Tensor | None,
     ) -> Tensor:
         size = check_call(image, features, output_size, values)
+        mixed = features if values is None else values
+        advice = "ask for a smaller output_size, or for tiles() where the method has them"
+        check_fits((*mixed.shape[:2], *size), features, "the output (B, K, H', W')", advice)
         self._check(image, features, size, values)
         self._warn_of_raw_image(image)
         dtype = features.dtype
@@ -307,9 +312,11 @@ class Upsampler(nn.Module):
                 f"{self.info.name} has no tiles() within transforms of torch.func or forward-mode "
                 "differentiation; call it directly there"
             )
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be positive, got {max_bytes}")
+        max_bytes = check_bytes(max_bytes)
         size = check_call(image, features, output_size, values)
+        mixed = features if values is None else values
+        what, advice = "a row of the output (B, K, 1, W')", "ask for a smaller output_size"
+        check_fits((*mixed.shape[:2], 1, size[1]), features, what, advice)
         self._check(image, features, size, values)
         self._warn_of_raw_image(image)
         dtype = features.dtype
@@ -374,6 +381,8 @@ class Upsampler(nn.Module):
     ) -> Tensor:
         size = check_call(image, features, output_size, values)
         check_coords(coords, features)
+        what, advice = "the guidance at output_size (B, 3, H', W')", "ask for a smaller one"
+        check_fits((len(image), 3, *size), image, what, advice)
         self._check(image, features, size, values)
         self._warn_of_raw_image(image)
         dtype = features.dtype

@@ -32,6 +32,7 @@ from upfeat.errors import shape_text
 from upfeat.ops._dispatch import records_graph
 from upfeat.ops.adaptive_convolution import adaptive_convolution, window_similarity
 from upfeat.ops.memory import new_large
+from upfeat.ops.padding import border_index, reflect_pad
 from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
@@ -88,7 +89,7 @@ class Stage(nn.Module):
         if size == (2 * source.shape[2], 2 * source.shape[3]):
             return self.mix(source, kernel, (0, size[0]))
         fine = F.interpolate(source, size, mode="bicubic")
-        return adaptive_convolution(F.pad(fine, [RADIUS] * 4, mode="reflect"), kernel)
+        return adaptive_convolution(reflect_pad(fine, RADIUS), kernel)
 
     def mix(self, source: Tensor, kernel: Tensor, rows: tuple[int, int]) -> Tensor:
         """Resize and mix (B, C, h, w) into fine rows (even to even): (B, C, rows, 2w)."""
@@ -103,7 +104,7 @@ class Stage(nn.Module):
 
     def keys(self, guidance: Tensor) -> Tensor:
         """Project the guidance and mirror its border: (B, 32, H + 6, W + 6)."""
-        return F.pad(self.range_proj(guidance), [RADIUS] * 4, mode="reflect")
+        return reflect_pad(self.range_proj(guidance), RADIUS)
 
     def kernel(self, guidance: Tensor, keys: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
         """Weights of some rows of fine pixels: (B, rows, W, 7, 7)."""
@@ -144,7 +145,7 @@ def resizing_taps(cells: int, like: Tensor) -> Tensor:
     eye = torch.eye(cells, device=like.device, dtype=wide)[None, None]
     matrix = F.interpolate(eye, (2 * cells, cells), mode="bicubic")[0, 0]  # (2n, n)
     fine = torch.arange(2 * cells, device=like.device)
-    mirrored = F.pad(fine[None].float(), [RADIUS] * 2, mode="reflect")[0].long()  # (2n + 6,)
+    mirrored = border_index(2 * cells, RADIUS, "reflect").to(like.device)  # (2n + 6,)
     near = mirrored.unfold(0, SIDE, 1)  # (2n, 7): the pixels around each one
     cell = fine[:, None] // 2 + torch.arange(SIDE, device=like.device)  # (2n, 7), padded by 3
     padded = F.pad(matrix, [RADIUS] * 2)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.ops import local_attender
-from upfeat.ops.local_attender import border_index
+from upfeat.ops.padding import reflect_pad
 from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
@@ -34,14 +34,6 @@ def _offsets(radius: int) -> list[tuple[int, int]]:
     """The square of side 2 radius + 1, row by row."""
     reach = range(-radius, radius + 1)
     return [(row, col) for row in reach for col in reach]
-
-
-def _mirrored(x: Tensor, radius: int) -> Tensor:
-    """(B, C, H, W) with ``radius`` mirrored pixels on every side; any size works."""
-    for axis in (2, 3):
-        index = border_index(x.shape[axis], radius, "reflect").to(x.device)
-        x = x.index_select(axis, index)
-    return x
 
 
 def _shifted(padded: Tensor, size: tuple[int, int], radius: int) -> list[Tensor]:
@@ -124,7 +116,7 @@ class JointBilateralFilter(Upsampler):
         logits = [
             -color * (near - guide).abs().sum(1).square() - space * (row**2 + col**2)
             for near, (row, col) in zip(
-                _shifted(_mirrored(guide, self.radius), size, self.radius),
+                _shifted(reflect_pad(guide, self.radius), size, self.radius),
                 _offsets(self.radius),
                 strict=True,
             )
@@ -194,7 +186,7 @@ class LearnedJointBilateral(Upsampler):
         logits = [
             tau * (near * key).sum(1) - (row**2 + col**2) / self.radius**2 / spread
             for near, (row, col) in zip(
-                _shifted(_mirrored(key, self.radius), size, self.radius),
+                _shifted(reflect_pad(key, self.radius), size, self.radius),
                 _offsets(self.radius),
                 strict=True,
             )

@@ -30,6 +30,7 @@ from upfeat.ops.banded_pooling import PooledRows, pool_columns, pooling_weights
 from upfeat.ops.group_moments import band_pixels
 from upfeat.ops.memory import new_large
 from upfeat.ops.normed_convolutions import GroupNormWeights, NormedConvolutions
+from upfeat.ops.padding import reflect_pad
 from upfeat.ops.rotary_code import grid_turn, rotate_pairs
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
@@ -86,8 +87,7 @@ class Branch(nn.Module):
 
 def reflected(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Apply a convolution that keeps the size; borders are reflected."""
-    pad = conv.kernel_size[0] // 2
-    return conv(F.pad(x, (pad, pad, pad, pad), mode="reflect") if pad else x)
+    return conv(reflect_pad(x, conv.kernel_size[0] // 2))
 
 
 def _encoded(branch: Branch, image: Tensor, scratch: Scratch, keep: bool) -> NormedConvolutions:

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from upfeat.ops.local_attender import Taps, border_index
+from upfeat.ops.local_attender import Taps
+from upfeat.ops.padding import border_index
 from upfeat.ops.triton import _common
 from upfeat.ops.triton._common import HIDDEN, LOG2_E
 
