@@ -71,7 +71,7 @@ def test_tables_pictures_and_markdown(tmp_path: Path) -> None:
     text = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     assert "As expected." in text
     assert "(../results/)" in text
-    assert sorted(path.name for path in out.iterdir()) == ["index.html"]
+    assert [path.name for path in out.iterdir() if path.is_file()] == ["index.html"]
 
 
 def test_a_folder_of_panels_alone(tmp_path: Path) -> None:
@@ -125,3 +125,16 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     before = page.read_bytes()
     refused(tmp_path / "results", "--image", tmp_path / "none.png", "--out", page.parent)
     assert page.read_bytes() == before  # the page of before is whole
+
+
+@pytest.mark.parametrize("name", ["report/index.html", "docs/results.md"])
+def test_only_own_pages_are_replaced(tmp_path: Path, name: str) -> None:
+    save_results(tmp_path / "results")
+    arguments = ("--out", tmp_path / "report", "--markdown", tmp_path / "docs" / "results.md")
+    for _ in range(2):
+        report(tmp_path / "results", *arguments)
+    (tmp_path / name).write_text("mine")
+    assert f"{name} is there already and was not written" in refused(
+        tmp_path / "results", *arguments
+    )
+    assert (tmp_path / name).read_text() == "mine"

@@ -251,7 +251,7 @@ def test_command(tmp_path: Path) -> None:
         "--set", "implicit_views=1", "--set", "output_scale=0.5",
     )  # fmt: skip
     assert code == 0, text
-    assert sorted(path.name for path in out.iterdir()) == [
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == [
         "photo_pseudo_gt.json",
         "photo_pseudo_gt.png",
     ]

@@ -65,7 +65,7 @@ def test_a_run_trains_pictures_resumes_and_exports(tmp_path: Path, images: Path)
     out = tmp_path / "run"
     text = train("jafar_small", "--data", images, "--out", out, "--panels", 1).stdout
     assert f"model in {out / 'model'}" in text
-    assert [path.name for path in (out / "panels").iterdir()] == ["image0-step00000002.png"]
+    assert [path.name for path in (out / "panels").glob("*.png")] == ["image0-step00000002.png"]
     backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
     model = upfeat.Upsampler.from_pretrained(out / "model")
     assert model.config["feature_dim"] == backbone.dim
@@ -76,6 +76,20 @@ def test_a_run_trains_pictures_resumes_and_exports(tmp_path: Path, images: Path)
     card = (out / "model" / "README.md").read_text()
     assert str(tmp_path) not in card
     assert "jafar_small" in card
+
+
+def test_a_run_below_its_own_images_does_not_read_its_panels(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
+    train("jafar_small", "--data", ".", "--panels", 1)
+    out = images / "runs" / "jafar_small"
+    assert [path.suffix for path in (out / "panels").iterdir() if path.is_file()] == [".png"]
+    longer = ["train", "--resume", "--out", str(out), "--set", "steps=3", "--panels", "1"]
+    result = CliRunner().invoke(app, longer)
+    assert result.exit_code == 0, result.output
+    card = (out / "model" / "README.md").read_text()
+    assert "images 3" in card
 
 
 def test_an_interrupted_run_says_how_to_go_on(

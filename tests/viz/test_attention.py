@@ -208,7 +208,7 @@ def test_command(tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 0, text
     names = [f"photo_attention_{place}" for place in ("20_59", "3_4")]
-    assert sorted(p.name for p in out.iterdir()) == sorted(
+    assert sorted(p.name for p in out.iterdir() if p.is_file()) == sorted(
         name + suffix for name in names for suffix in (".png", ".json")
     )
     record = json.loads((out / f"{names[0]}.json").read_text())

@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
+from upfeat.cli.pictures import check_pictures, save_picture
 from upfeat.cli.tables import Column, print_table
 
 if TYPE_CHECKING:
@@ -40,16 +41,12 @@ def compare_command(
         typer.Exit: an image could not be read; the others have their panels.
     """
     import upfeat
-    from upfeat._files import OwnFolders
     from upfeat.data import read_image
     from upfeat.viz import compare_upsamplers, usable_upsamplers
-    from upfeat.viz.pca import png_bytes
 
     fit = _check(request)
-    own, pictures = OwnFolders(), _pictures([name for _, name in files], out)
-    for picture in pictures:
-        for file in (picture, picture.with_suffix(".json")):
-            own[file.parent].check(file.name, MAKER)
+    pictures = _pictures([name for _, name in files], out)
+    check_pictures(pictures, MAKER)
     backbone = upfeat.create_backbone(
         request.backbone, weights=request.backbone_weights, layer=request.layer
     )
@@ -80,10 +77,8 @@ def compare_command(
         if colors.choice == "first" and colors.basis is None:
             colors.keep(result.basis)
         record = json.dumps(_record(request, source, result), indent=1)
-        own[picture.parent].write(picture.name, png_bytes(result.panel), MAKER)
-        own[picture.parent].write(f"{picture.stem}.json", f"{record}\n".encode(), MAKER)
         _print_result(result)
-        typer.echo(f"{picture}\n{picture.with_suffix('.json')}")
+        save_picture(picture, result.panel, record, MAKER)
     if failed:
         raise typer.Exit(1)
 

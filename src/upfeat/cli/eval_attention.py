@@ -18,6 +18,7 @@ from upfeat.cli.eval import (
     UpsamplerOption,
     load_networks,
 )
+from upfeat.cli.pictures import check_pictures, save_picture
 from upfeat.cli.tables import Column, print_table
 from upfeat.cli.upsample import DEFAULT_BACKBONE, DEFAULT_UPSAMPLER, parse_size
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from upfeat.viz import Attended
 
 __all__ = ["Mark", "attention_command", "parse_mark"]
+
+MAKER = "upfeat eval attention"
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,15 @@ def attention_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Draw which coarse cells a pixel takes from: dots, and heat maps, of several upsamplers."""
-    from upfeat._files import write_bytes
     from upfeat.data import read_image
     from upfeat.data.sizes import resolve_size
-    from upfeat.viz import attention_panel, save_png
+    from upfeat.viz import attention_panel
 
     pixels = read_image(photo)
     own = (pixels.shape[1], pixels.shape[2])
     marks = [parse_mark(text, own) for text in at]
+    names = [f"{photo.stem}_attention_{mark.row}_{mark.col}.png" for mark in marks]
+    check_pictures([out / name for name in names], MAKER)
     wanted = parse_size(size, "--size")
     network, methods = load_networks(backbone, backbone_weights, upsampler, device)
     image, features = _encode(network, pixels, parse_size(input_size, "--input-size"))
@@ -87,8 +91,7 @@ def attention_command(
     output = seen if wanted is None else resolve_size(wanted, own, "--size")
     # Everything is computed before anything is written.
     found = [_attend(network, methods, image, features, mark, output) for mark in marks]
-    out.mkdir(parents=True, exist_ok=True)
-    for mark, attended in zip(marks, found, strict=True):
+    for mark, name, attended in zip(marks, names, found, strict=True):
         row, col = mark.pixel(output)
         facts = (
             f"{network.name}: {features.shape[2]}x{features.shape[3]} cells, input "
@@ -101,8 +104,6 @@ def attention_command(
         panel = attention_panel(
             image[0].cpu(), attended, place, count=dots, seed=seed, side=side, notes=facts
         )
-        name = f"{photo.stem}_attention_{mark.row}_{mark.col}"
-        save_png(panel, out / f"{name}.png")
         settings = {
             "photo": photo.name,
             "backbone": network.name,
@@ -114,9 +115,8 @@ def attention_command(
             "seed": seed,
         }
         record = json.dumps(_record(settings, methods, attended))
-        write_bytes(out / f"{name}.json", f"{record}\n".encode())
         _print(mark, attended)
-        typer.echo(f"{out / name}.png\n{out / name}.json")
+        save_picture(out / name, panel, record, MAKER)
 
 
 def parse_mark(text: str, size: tuple[int, int]) -> Mark:

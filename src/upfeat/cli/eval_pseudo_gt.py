@@ -17,6 +17,7 @@ from upfeat.cli.eval import (
     load_method,
     parse_settings,
 )
+from upfeat.cli.pictures import check_pictures, save_picture
 from upfeat.cli.tables import Column, print_table
 from upfeat.cli.upsample import DEFAULT_BACKBONE, parse_size
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find_teacher", "pseudo_gt_command", "read_depth", "read_masks"]
 
+MAKER = "upfeat eval pseudo-gt"
 _TITLES = {
     "low": "features",
     "depth": "depth",
@@ -73,15 +75,15 @@ def pseudo_gt_command(
 ) -> None:
     """Draw what an upsampler can be trained on for one photo: LoftUp's pseudo ground truths."""
     import upfeat
-    from upfeat._files import write_bytes
     from upfeat.data import read_image
     from upfeat.evaluation.pseudo_ground_truth import (
         TARGETS,
         PseudoGroundTruthConfig,
         make_pseudo_ground_truths,
     )
-    from upfeat.viz import save_png
 
+    picture = out / f"{photo.stem}_pseudo_gt.png"
+    check_pictures([picture], MAKER)
     wanted = parse_size(input_size, "--input-size")
     config = PseudoGroundTruthConfig(**{"input_size": wanted} | parse_settings(settings))
     names = TARGETS if targets == "all" else tuple(t.strip() for t in targets.split(","))
@@ -104,15 +106,11 @@ def pseudo_gt_command(
         on_start=announce,
     )
     panel = _panel(config, made, network, method, masks, fit_on, side)
-    out.mkdir(parents=True, exist_ok=True)
-    name = f"{photo.stem}_pseudo_gt"
-    save_png(panel, out / f"{name}.png")
     options: dict[str, Any] = {"photo": photo.name, "masks": Path(masks).name, "fit_on": fit_on}
     options |= {"depth": None if depth is None else depth.name}
-    record = _record(config, options, made, network, method)
-    write_bytes(out / f"{name}.json", f"{json.dumps(record, indent=1)}\n".encode())
+    record = json.dumps(_record(config, options, made, network, method), indent=1)
     _print(made)
-    typer.echo(f"{out / name}.png\n{out / name}.json")
+    save_picture(picture, panel, record, MAKER)
 
 
 def find_teacher(choice: str, backbone: "Backbone", device: str) -> "Method | None":

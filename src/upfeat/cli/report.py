@@ -13,6 +13,7 @@ from upfeat.cli.options import checked_file, checked_folder
 if TYPE_CHECKING:
     from upfeat.viz.report import Scene
 
+MAKER = "upfeat report"
 PAGE = "index.html"
 REMARKS = "remarks.md"
 
@@ -59,7 +60,7 @@ def report_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Write one HTML page of results and pictures, to open from disk or print."""
-    from upfeat._files import write_bytes
+    from upfeat._files import OwnFiles
     from upfeat.cli.report_content import panel_scenes, report_content
     from upfeat.evaluation.markdown import results_page
     from upfeat.evaluation.panels import load_panel, panel_files
@@ -69,6 +70,9 @@ def report_command(
     paths = results or []
     if not paths and not image:
         raise ValueError("nothing to report: name a folder of results, or a photo with --image")
+    targets = [out / PAGE] + ([] if markdown is None else [markdown])
+    for target in targets:
+        OwnFiles(target.parent).check(target.name, MAKER)
     files = [file for path in paths for file in panel_files(path)]
     only_panels = {file.parent for file in files}
     read = [p for p in paths if not (_has_panels(p, only_panels) and not any(p.glob("*.json")))]
@@ -78,13 +82,9 @@ def report_command(
         scenes += _feature_scenes(image, backbone, backbone_weights, upsampler, input_size, device)
     page = report_page(report_content(title, tables, scenes))
     text = results_page(tables, remarks=_remarks(paths), link=_link(paths, markdown))
-    out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / PAGE, page.encode())
-    typer.echo(out / PAGE)
-    if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(markdown, text.encode())
-        typer.echo(markdown)
+    for target, content in zip(targets, (page, text), strict=False):
+        OwnFiles(target.parent).write(target.name, content.encode(), MAKER)
+        typer.echo(target)
 
 
 def _has_panels(path: Path, folders: set[Path]) -> bool:

@@ -1,5 +1,6 @@
 """``upfeat train``: an upsampler for a backbone, from a recipe and a folder of images."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from upfeat.training import Callback, CostEstimate, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 def train_command(
@@ -57,6 +60,7 @@ def train_command(
 ) -> None:
     """Train an upsampler; print all settings and the measured cost first."""
     from upfeat.training import Trainer, is_main_process, measure_cost, pick_device
+    from upfeat.training.run_folder import check_run_folder
 
     if list_:
         _print_recipes()
@@ -64,6 +68,7 @@ def train_command(
     config = _configuration(recipe, data, settings, devices, out, resume)
     folder = out or Path("runs") / config.recipe
     check_folder(folder, "the run's folder")
+    check_run_folder(folder)
     pick_device(config)
     callbacks: list[Callback] = []
     console = Console(stderr=True)
@@ -188,9 +193,13 @@ def _progress(config: "TrainConfig", console: Console) -> Iterator["Callback"]:
 
 def _panels(config: "TrainConfig", count: int, files: Sequence[Path] | None) -> "Callback":
     """Return a callback that pictures fixed images at each checkpoint."""
+    from upfeat._files import OwnFiles
+    from upfeat.errors import ForeignFileError
     from upfeat.pipeline import Pipeline
     from upfeat.training import Callback, Trainer
-    from upfeat.viz import pca_picture, save_png
+    from upfeat.training.run_folder import MAKER
+    from upfeat.viz import pca_picture
+    from upfeat.viz.pca import png_bytes
 
     images = _panel_images(config, count, files)
     size = config.data.crop_size
@@ -212,9 +221,13 @@ def _panels(config: "TrainConfig", count: int, files: Sequence[Path] | None) -> 
             pipe = Pipeline(
                 backbone, trainer.current_model(), input_size=size, output_size=size, fit="resize"
             )
-            (trainer.out / "panels").mkdir(exist_ok=True)
+            own = OwnFiles(trainer.out / "panels")
             for name, image in images.items():
-                save_png(pca_picture(pipe, image).panel, self._file(trainer, name, step))
+                picture = png_bytes(pca_picture(pipe, image).panel)
+                try:
+                    own.write(self._file(trainer, name, step).name, picture, MAKER)
+                except ForeignFileError as error:  # no reason to stop the training
+                    logger.warning("a panel was not written: %s", error)
 
     return Panels()
 

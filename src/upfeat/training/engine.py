@@ -40,6 +40,7 @@ from upfeat.training.processes import (
     make_fabric,
     share_gradients,
 )
+from upfeat.training.run_folder import CHECKPOINTS, LOG_FILE, MODEL, check_run_folder, write_config
 from upfeat.training.schedule import check_optimizer_state, learning_rate_factor, make_optimizer
 from upfeat.training.snapshots import SnapshotFolder
 from upfeat.training.statistics import RunningStatistics
@@ -49,8 +50,6 @@ __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-LOG_FILE = "log.csv"
 # Settings that a resumed run may change: they alter what is written, how long, or where it runs.
 RESUMABLE = frozenset({"steps", "logging", "checkpoint", "stop", "device", "devices", "accumulate"})
 FORMAT = 1
@@ -98,7 +97,7 @@ class Trainer:
         self.out = Path(out)
         self.callbacks = tuple(callbacks)
         self.parts = parts
-        self.snapshots = SnapshotFolder(self.out / "checkpoints", config.checkpoint.keep_last)
+        self.snapshots = SnapshotFolder(self.out / CHECKPOINTS, config.checkpoint.keep_last)
         self.step = 0
         self.seconds = 0.0
         self.best = float("inf")
@@ -124,6 +123,7 @@ class Trainer:
             ValueError: the folder holds a run and ``resume`` is off, or its settings differ; or
                 the objective cannot train this upsampler with this backbone. The folder stays as
                 it was.
+            ForeignFileError: a file that no run wrote lies where one of the run's belongs.
             CheckpointError: none of the checkpoints in the folder is good.
             TrainingFailedError: the loss became NaN or infinite, or diverged.
             KeyboardInterrupt: after an interrupted run's checkpoint was written.
@@ -133,12 +133,12 @@ class Trainer:
                 f"{self.out} holds a run already; continue it with --resume (resume=True), or name "
                 "another folder"
             )
+        check_run_folder(self.out)
         if not resume or self.snapshots.load(self._continue_from) is None:
             self._set_up()
         # Only now: whatever was refused leaves the folder as it was.
         if self.fabric.is_global_zero:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self.config.save(self.out / CONFIG_FILE)
+            write_config(self.out, self.config)
         with (
             self._open_logs(),
             _stop_signals() as stopping,
@@ -444,7 +444,7 @@ class Trainer:
     def _finish(self) -> TrainResult:
         """Export the model on the first process and return the result on all."""
         curve = read_log(self.out / LOG_FILE)
-        model = self.out / "model"
+        model = self.out / MODEL
         if self.fabric.is_global_zero:
             export_model(
                 self.current_model(), model, self.config, self.networks, curve, self.seconds
