@@ -88,6 +88,9 @@ def test_a_run_writes_what_it_promises(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["best.pt", "step-00000002.pt", "step-00000004.pt"]
     assert result.loss == rows[-1]["loss"]
+    told = json.loads((result.model / "config.json").read_text())["backbone"]
+    assert told["name"] == "callable", "the tiny network of these tests"
+    assert told["image_std"] is not None
     card = (result.model / "README.md").read_text()
     for text in ("multi_resolution", "seed 0", "images 7", "hours", "Loss curve", "Licences"):
         assert text in card

@@ -57,6 +57,7 @@ class Parts:
         Raises:
             ValueError: the objective cannot train this upsampler with these backbones and images.
         """
+        self.upsampler.trained_for = None  # whatever it starts from: these backbones from now on
         for module in (*self.backbones, self.upsampler):
             expect_raw_images(module)  # crops of normalised images, which may be pale
             module.to(device)

@@ -484,6 +484,8 @@ class Upsampler(nn.Module):
     def guidance_image(self, image: Tensor, backbone: "Backbone") -> Tensor:
         """Normalise an image as this upsampler wants its guidance.
 
+        Warns, as :meth:`with_backbone`, of a backbone that the weights were not trained for.
+
         Args:
             image: (B, 3, H, W), RGB in [0, 1].
             backbone: whose features are upsampled; its normalisation counts where the method has
@@ -500,6 +502,7 @@ class Upsampler(nn.Module):
             >>> [round(value, 2) for value in black.flatten().tolist()]
             [-2.12, -2.04, -1.8]
         """
+        self._warn_of_other_backbone(backbone)
         return normalize(image, *self.guidance_statistics(backbone))
 
     def prepare(self, image: Tensor, backbone: "Backbone") -> tuple[Tensor, Tensor]:
@@ -538,18 +541,23 @@ class Upsampler(nn.Module):
         one); every other returns itself. ``upfeat.Pipeline`` calls it. Weights that were trained
         for another backbone are warned of, once for each.
         """
+        self._warn_of_other_backbone(backbone)
+        return self
+
+    def _warn_of_other_backbone(self, backbone: object) -> None:
+        """Warn once of a backbone that the weights were not trained for, where that is known."""
         name = getattr(backbone, "name", None)
-        if self.trained_for is None or self.info.abilities.universal or name is None:
-            return self
-        difference = self.trained_for.difference(cast("Backbone", backbone))
-        if difference is not None and name not in self._warned_of:
+        known = self.trained_for is not None and not self.info.abilities.universal
+        if not known or name is None or name in self._warned_of or torch.compiler.is_compiling():
+            return
+        difference = cast("TrainedFor", self.trained_for).difference(cast("Backbone", backbone))
+        if difference is not None:
             self._warned_of.add(name)
             warn_user(
                 f"the weights of {self.info.name} were trained for {difference}: these features "
                 "mean something else to it; load weights of this backbone, or train it with "
                 "upfeat train"
             )
-        return self
 
     # -- official files --------------------------------------------------------------------------
 
