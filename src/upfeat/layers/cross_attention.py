@@ -47,9 +47,9 @@ class CrossAttentionQueriesAndKeys(nn.Module):
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
 
-    def queries(self, query: Tensor) -> Tensor:
-        """Map (B, d, H', W') to projected queries (B, N, d)."""
-        tokens = self.conv2d(query).flatten(2).transpose(1, 2)  # (B, d, H', W') -> (B, N, d)
+    def queries(self, mixed: Tensor) -> Tensor:
+        """Map rows (B, d, R, W') of ``conv2d``'s output to projected queries (B, R * W', d)."""
+        tokens = mixed.flatten(2).transpose(1, 2)  # (B, d, R, W') -> (B, R * W', d)
         return pixel_linear(self.norm_q(tokens), self.q_proj.weight, self.q_proj.bias)
 
     def query_rows(self, source: PooledRows, rows: Rows, norm: Statistics | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from upfeat.layers.position_code import LearnedPositionCode
 from upfeat.layers.residual import PointwiseEncoder, PointwiseResidualBlock
+from upfeat.ops import stream
 from upfeat.ops._dispatch import records_graph, wants_reference
 from upfeat.ops.memory import new_large
 from upfeat.ops.padding import reflect_pad
@@ -95,7 +96,7 @@ class GuidanceEncoder(nn.Module):
         self, image: Tensor, output_size: tuple[int, int], grid_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Map an image (B, 3, H, W) to queries (B, d, H', W') and keys (B, d, h, w)."""
-        query, key = self._known(image) or self._encode(image)
+        query, key = self._known(image) or self._encode(stream.lazy(image))
         return adaptive_pool(query, output_size), adaptive_pool(key, grid_size)
 
     def knows(self, image: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import check_odd
 from upfeat.ops.padding import reflect_pad
-from upfeat.ops.pixel_linear import pixel_linear
+from upfeat.ops.pixel_linear import pointwise_conv
 from upfeat.ops.pointwise_residual import BlockWeights, pointwise_residual
 
 
@@ -101,8 +101,7 @@ class ReflectConvolution(nn.Conv2d):
         """Map ``x`` (B, c, H, W) to (B, d, H, W)."""
         if self.kernel_size != (1, 1):
             return F.conv2d(reflect_pad(x, self.kernel_size[0] // 2), self.weight)
-        pixels = x.permute(0, 2, 3, 1)  # (B, H, W, c)
-        return pixel_linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
+        return pointwise_conv(x, self.weight)
 
 
 class PointwiseEncoder(nn.Sequential):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.overrides import has_torch_function
 
 from upfeat.ops._dispatch import compute_dtype, wants_reference, without_autocast
 from upfeat.ops.memory import LARGE, new_large
@@ -44,6 +45,25 @@ def pixel_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         pixels = x.to(dtype).flatten(0, -2)  # (P, c)
         out: Tensor = _PixelLinear.apply(pixels, weight.to(dtype), cast)
         return out.unflatten(0, x.shape[:-1])
+
+
+def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Apply a 1x1 convolution without bias as one matrix product: (B, c, H, W) to (B, d, H, W).
+
+    Args:
+        x: (B, c, H, W).
+        weight: (d, c, 1, 1).
+
+    Example:
+        >>> import torch
+        >>> x, weight = torch.randn(2, 3, 5, 4), torch.randn(6, 3, 1, 1)
+        >>> torch.allclose(pointwise_conv(x, weight), F.conv2d(x, weight), atol=1e-6)
+        True
+    """
+    if has_torch_function((x,)):
+        return F.conv2d(x, weight)
+    pixels = x.permute(0, 2, 3, 1)  # (B, H, W, c)
+    return pixel_linear(pixels, weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 class _PixelLinear(torch.autograd.Function):

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
+from upfeat.ops import stream
 from upfeat.ops._dispatch import (
     ThreadScratch,
     compute_dtype,
@@ -62,7 +64,8 @@ def pointwise_residual_reference(
     hidden = F.conv2d(hidden, w.conv1[:, :, None, None])
     hidden = F.silu(group_norm(hidden, groups, w.norm2_weight, w.norm2_bias, eps))
     hidden = F.conv2d(hidden, w.conv2[:, :, None, None])
-    return hidden + (x if w.shortcut is None else F.conv2d(x, w.shortcut[:, :, None, None]))
+    shortcut = x if w.shortcut is None else F.conv2d(x, w.shortcut[:, :, None, None])
+    return shortcut + hidden
 
 
 def pointwise_residual(x: Tensor, weights: BlockWeights, groups: int, eps: float) -> Tensor:
@@ -90,6 +93,8 @@ def pointwise_residual(x: Tensor, weights: BlockWeights, groups: int, eps: float
         >>> torch.equal(pointwise_residual(x, weights, groups=4, eps=1e-5), x)
         True
     """  # fmt: skip
+    if has_torch_function((x,)):
+        return handle_torch_function(pointwise_residual, (x,), x, weights, groups, eps)
     out_dim, in_dim = weights.conv1.shape
     if x.dim() != 4 or x.shape[1] != in_dim:
         raise ValueError(f"x must be (B, {in_dim}, H, W) for these weights, got {tuple(x.shape)}")
@@ -117,6 +122,9 @@ def pointwise_residual(x: Tensor, weights: BlockWeights, groups: int, eps: float
     )
     with without_autocast(x):
         return _PointwiseResidual.apply(x.to(dtype), *cast, groups, eps)
+
+
+stream.recorded_as(pointwise_residual)(pointwise_residual_reference)
 
 
 def _pixels(x: Tensor) -> Tensor:

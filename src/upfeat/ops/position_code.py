@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function
 
+from upfeat.ops import stream
 from upfeat.ops._dispatch import compute_dtype, wants_reference, without_autocast
 
 # Pixels of a band in the backward pass: its few temporaries stay in the cache and are reused.
@@ -82,6 +84,8 @@ def position_code(x: Tensor, freqs: Tensor) -> Tensor:
         >>> torch.equal(position_code(x, torch.zeros(2, 4)), x)
         True
     """
+    if has_torch_function((x,)):
+        return handle_torch_function(position_code, (x,), x, freqs)
     if x.shape[1] % 2 or tuple(freqs.shape) != (2, x.shape[1]):
         raise ValueError(
             f"x {tuple(x.shape)} must have an even number of channels d and freqs "
@@ -90,6 +94,19 @@ def position_code(x: Tensor, freqs: Tensor) -> Tensor:
     if wants_reference():
         return position_code_reference(x, freqs)
     return _PositionCode.apply(x, freqs)
+
+
+@stream.recorded_as(position_code)
+def _by_rows(x: Any, freqs: Tensor) -> Any:
+    tables = angle_tables(freqs.detach(), _size(x))
+
+    def code(strip: Tensor, rows: tuple[int, int], out: Tensor) -> Tensor:
+        if out.data_ptr() != strip.data_ptr():
+            out.copy_(strip)
+        apply_position_code_(out.flatten(0, 1), tables, rows)  # (R, W, d)
+        return out
+
+    return stream.row_local(x, code)
 
 
 class AngleTables(NamedTuple):

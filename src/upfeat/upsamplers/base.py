@@ -3,9 +3,12 @@
 Legend: ``B`` batch, ``C`` feature channels, ``K`` value channels, ``h w`` low-resolution grid,
 ``H W`` guidance image, ``H' W'`` output grid. Sizes are ``(height, width)``.
 
-A method subclasses :class:`Upsampler`, sets ``info`` and implements ``_upsample``; a method whose
-result can be computed in row bands also implements ``_tiles``, one that is a function of
-coordinates ``_query``. What it can do is declared once, in ``info.abilities``, and read from there.
+A method subclasses :class:`Upsampler`, sets ``info`` and writes two plain, differentiable
+functions: ``encode`` computes once per image what all output rows need, ``decode`` any strip of
+output rows.
+``forward`` and ``tiles`` follow from them here, ``query`` from ``decode_at`` where a method has it.
+A method without row structure subclasses :class:`WholeMapUpsampler` and writes ``upsample``.
+What a method can do is declared once, in ``info.abilities``, and read from there.
 """
 
 import dataclasses
@@ -30,12 +33,14 @@ from upfeat.errors import (
     shape_text,
     warn_user,
 )
-from upfeat.layers.module_weights import first_weight
+from upfeat.layers.module_weights import first_weight, named_weights
 from upfeat.layers.raw_images import warn_of_raw_image
 from upfeat.ops._dispatch import is_transformed
 from upfeat.ops.channel_norm import channel_norm
 from upfeat.ops.images import normalize
 from upfeat.ops.memory import check_fits
+from upfeat.ops import stream
+from upfeat.ops.runtime import MAP_BYTES, TILE_BYTES, Output, assemble, row_strips
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -45,9 +50,6 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Abilities", "Tile", "Upsampler", "U
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# What one band of tiles() may cost, beyond what the method needs once per image.
-TILE_BYTES = 256 * 2**20
 
 Tile = tuple[slice, slice, Tensor]
 
@@ -186,6 +188,9 @@ class Upsampler(nn.Module):
         config: the arguments it was built with, as ``save_pretrained`` stores them.
         trained_for: the backbone that the weights belong to; None where none is known or any will
             do.
+        streams: whether the encoder works at full resolution; it then encodes one image at a time
+            where no graph is recorded, by row strips (``upfeat.ops.stream``).
+        batch_statistics: whether training mode normalises over the batch (batch norm).
         feature_scale: deviation over the channels of what the method regresses; it counts for those
             that regress channel-normalised features alone.
         official_globals: foreign classes that the method's official pickles may name.
@@ -202,6 +207,8 @@ class Upsampler(nn.Module):
     config: dict[str, Any]
     trained_for: "TrainedFor | None" = None
     feature_scale: float = 1.0
+    streams: ClassVar[bool] = False
+    batch_statistics: ClassVar[bool] = False
     official_globals: ClassVar[tuple[Any, ...]] = ()
     official_keys: ClassVar[tuple[str, ...]] = ()
 
@@ -264,6 +271,98 @@ class Upsampler(nn.Module):
         dtype = features.dtype
         image, features, mixed = self._cast(image, features, values)
         return self._upsample(image, features, size, mixed).to(dtype)
+
+    # -- a method's two functions ----------------------------------------------------------------
+
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Any:
+        """Compute what all output rows need, once per image; the arguments are checked.
+
+        Args:
+            image: (B, 3, H, W), in the type of the weights.
+            features: (B, C, h, w).
+            output_size: (H', W').
+
+        Returns:
+            A ``NamedTuple`` of tensors (B, ...) for :meth:`decode`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement encode")
+
+    def decode(self, state: Any, values: Tensor, rows: slice) -> Tensor:
+        """Compute a strip of output rows.
+
+        Args:
+            state: of :meth:`encode`.
+            values: (B, K, h, w), what is mixed; the features where the caller gave none.
+            rows: of the output, ``slice(start, stop)``.
+
+        Returns:
+            (B, K, R, W').
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement decode")
+
+    def decode_at(self, state: Any, values: Tensor, coords: Tensor) -> Tensor:
+        """Compute the output at positions (B, N, 2): (B, N, K); where ``abilities.query``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement decode_at")
+
+    def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Return how many numbers one output row of one image takes with its temporaries.
+
+        The default counts the row and one copy. It decides how high a strip is, nothing else.
+        """
+        return 2 * values.shape[1] * output_size[1]
+
+    # -- how they are run ------------------------------------------------------------------------
+
+    def _graphs(self, image: Tensor, features: Tensor, values: Tensor) -> tuple[bool, bool]:
+        """Return whether the encoder and the decoder must run as plain networks: the one rule.
+
+        They must where gradients are recorded through them, while ``torch.compile`` or
+        ``torch.export`` traces, and where training normalises over the batch. Everything else is
+        computed by strips of rows in bounded memory.
+        """
+        traced = torch.compiler.is_compiling() or is_transformed()
+        if traced or (self.training and self.batch_statistics):
+            return True, True
+        if not torch.is_grad_enabled():
+            return False, False
+        weights = (weight for _, weight in named_weights(self))
+        encoder = any(t.requires_grad for t in (image, features, *weights))
+        return encoder, encoder or values.requires_grad
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        """Compute the whole output; the arguments are checked and of one dtype."""
+        encoder, decoder = self._graphs(image, features, values)
+        every = slice(0, output_size[0])
+        if encoder:
+            return self.decode(self.encode(image, features, output_size), values, every)
+        if decoder:
+            states = self._encode_items(image, features, output_size, MAP_BYTES)
+            return torch.cat([self.decode(state, values[i], every) for i, state in states])
+        out = Output(values, len(image), output_size[0])
+        row_bytes = self._row_bytes(features, values, output_size)
+        with torch.no_grad():
+            for item, state in self._encode_items(image, features, output_size, MAP_BYTES):
+                decode = functools.partial(self.decode, state, values[item])
+                assemble(decode, output_size[0], row_bytes, out, item)
+        return out.result()
+
+    def _encode_items(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], max_bytes: int
+    ) -> Iterator[tuple[slice, Any]]:
+        """Yield the batch's encodings without a graph: of single images where they stream."""
+        step = 1 if self.streams else len(image)
+        for start in range(0, len(image), step):
+            item = slice(start, start + step)
+            with torch.no_grad(), stream.bounded(max_bytes):
+                state = self.encode(image[item], features[item], output_size)
+                stream.prepare(state)
+            yield item, state
+
+    def _row_bytes(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        items = 1 if self.streams else len(features)
+        return items * values.element_size() * self.row_floats(features, values, output_size)
 
     def tiles(
         self,
@@ -417,13 +516,13 @@ class Upsampler(nn.Module):
         output_size: tuple[int, int],
     ) -> Tensor:
         """Compute (B, N, K) at the positions; only called where ``abilities.query``."""
-        raise NotImplementedError(f"{type(self).__name__} must implement _query")
-
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        """Compute the whole output; the arguments are checked and of one dtype."""
-        raise NotImplementedError(f"{type(self).__name__} must implement _upsample")
+        encoder, decoder = self._graphs(image, features, values)
+        if encoder:
+            return self.decode_at(self.encode(image, features, output_size), values, coords)
+        with torch.set_grad_enabled(decoder):
+            states = self._encode_items(image, features, output_size, MAP_BYTES)
+            parts = [self.decode_at(state, values[item], coords[item]) for item, state in states]
+            return torch.cat(parts)
 
     def _tiles(
         self,
@@ -433,8 +532,17 @@ class Upsampler(nn.Module):
         values: Tensor,
         max_bytes: int,
     ) -> Iterator[Tile]:
-        """Compute the output in bands; only called where ``abilities.tiles``."""
-        raise NotImplementedError(f"{type(self).__name__} must implement _tiles")
+        """Compute the output by strips; only called where ``abilities.tiles``."""
+        encoder, decoder = self._graphs(image, features, values)
+        share = max_bytes // (2 * len(image))
+        states = list(self._encode_items(image, features, output_size, share))
+        row_bytes = len(image) * values.element_size()
+        row_bytes *= self.row_floats(features, values, output_size)
+        for rows in row_strips(output_size[0], row_bytes, max_bytes // 2):
+            with torch.set_grad_enabled(decoder and not encoder):
+                parts = [self.decode(state, values[item], rows) for item, state in states]
+                tile = parts[0] if len(parts) == 1 else torch.cat(parts)  # (B, K, R, W')
+            yield rows, slice(0, output_size[1]), tile
 
     def _check(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from upfeat.errors import UnsupportedError
-from upfeat.upsamplers.base import TILE_BYTES, Tile, Upsampler
+from upfeat.ops.runtime import TILE_BYTES
+from upfeat.upsamplers.base import Tile, Upsampler
 
 __all__ = ["FoldedHead", "fold_head"]
 

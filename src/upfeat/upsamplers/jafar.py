@@ -13,35 +13,23 @@ Legend: B batch, C feature channels, K value channels, d query/key channels, h w
 grid, H W guidance image, H' W' output, N = H'W', n = hw.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, PointwiseEncoder
-from upfeat.layers.bands import (
-    BandFunction,
-    needs_graph,
-    only_values_need_graph,
-    query_row_bytes,
-    row_bands,
-    tile_in_bands,
-    upsample_in_bands,
-)
 from upfeat.layers.cross_attention import convert_cross_decode
-from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
-from upfeat.ops import head_averaged_attention
+from upfeat.layers.guidance import OFFICIAL_PARTS
+from upfeat.ops import head_averaged_attention, stream
 from upfeat.ops.coordinates import sample_at
 from upfeat.ops.group_moments import group_norm
-from upfeat.ops.memory import new_large
 from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Abilities,
-    Tile,
     Upsampler,
     UpsamplerInfo,
 )
@@ -50,7 +38,6 @@ from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
 Triple = tuple[float, float, float]
-QUERY_BYTES = 32 * 2**20  # of a band of query rows and its temporaries, in query()
 
 HALF: Triple = (0.5, 0.5, 0.5)
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -174,6 +161,13 @@ CHECKPOINTS = (
 )
 
 
+class Encoded(NamedTuple):
+    """Convolved queries (B, d, H', W') and projected keys (B, n, d)."""
+
+    query: stream.Map
+    key: Tensor
+
+
 @register_upsampler("jafar", checkpoints=CHECKPOINTS + bundled_checkpoints("jafar"))
 class Jafar(Upsampler):
     """JAFAR (arXiv 2506.11136): global cross-attention with head-averaged weights on raw features.
@@ -207,6 +201,7 @@ class Jafar(Upsampler):
         weights_license="not stated (the code is Apache-2.0)",
         abilities=Abilities(linear=True, tiles=True, query=True),
     )
+    streams = True
     official_keys = ("jafar",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -219,120 +214,35 @@ class Jafar(Upsampler):
         self.sft_key = SpatialFeatureTransform(qk_dim)
         self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
 
-    def keys(self, encoded: Tensor, features: Tensor) -> Tensor:
-        """Modulate the pooled image keys (B, d, h, w) by the features (B, C, h, w): (B, n, d)."""
-        semantics = self.key_features_encoder(unit_vectors(features))  # (B, d, h, w)
-        return self.attention.keys(self.sft_key(group_norm(encoded, 8), semantics))
-
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        graph = needs_graph(self, image, features, values)
-        if not graph and not self.guidance.knows(image):
-            return upsample_in_bands(
-                self._bands(image, features, output_size, values),
-                values,
-                output_size,
-                query_row_bytes(self.attention, values, output_size),
-            )
-        query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
-        out = head_averaged_attention(
-            self.attention.queries(group_norm(query, 8)),  # (B, N, d)
-            self.keys(key, features),  # (B, n, d)
-            values.flatten(2).transpose(1, 2),  # (B, K, h, w) -> (B, n, K)
-            self.attention.num_heads,
-        )
-        return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, K) -> (B, K, H', W')
-
-    def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
-    ) -> Iterator[Tile]:
-        batch = len(image)
-        prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
-        row_bytes = query_row_bytes(self.attention, values, output_size)
-        graph = only_values_need_graph(self, image, features, values)
-        if graph:  # the weights stay until backward
-            cells = features.shape[2] * features.shape[3]
-            row_bytes += output_size[1] * cells * values.element_size()
-        yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes, graph)
-
-    def _query(
-        self,
-        image: Tensor,
-        features: Tensor,
-        coords: Tensor,
-        values: Tensor,
-        output_size: tuple[int, int],
-    ) -> Tensor:
-        """Attend from the queries of all pixels, read between them bilinearly."""
-        if needs_graph(self, image, features, values):
-            grid = (features.shape[2], features.shape[3])
-            query, key = self.guidance(image, output_size, grid)
-            tokens = self.attention.queries(group_norm(query, 8))  # (B, N, d)
-            keys = self.keys(key, features)  # (B, n, d)
-        else:
-            tokens, keys = self._encode(image, features, output_size)
-        pixels = tokens.mT.unflatten(2, output_size)  # (B, N, d) -> (B, d, H', W')
-        mixed = values.flatten(2).mT  # (B, K, h, w) -> (B, n, K)
-        asked = sample_at(pixels, coords)
-        return head_averaged_attention(asked, keys, mixed, self.attention.num_heads)
-
-    def _encode(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Projected queries (B, N, d) and keys (B, n, d) for inference, band after band."""
-        grid, (height, width) = (features.shape[2], features.shape[3]), output_size
-        dim = self.attention.conv2d.in_channels
-        tokens = new_large(image, len(image), height * width, dim)
-        keys = []
-        row_bytes = 4 * width * dim * image.element_size()
-        for number, item in enumerate(tokens):
-            here = slice(number, number + 1)
-            encoded, queries = self.guidance.encode_bounded(image[here], output_size, grid)
-            keys.append(self.keys(encoded, features[here]))
-            norm = queries.statistics(groups=8, eps=1e-5)
-            for start, stop in row_bands(height, row_bytes, QUERY_BYTES):
-                rows = self.attention.query_rows(queries, (start, stop), norm)
-                item[start * width : stop * width] = rows[0]
-        return tokens, torch.cat(keys)
-
-    def _bands(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        map_bytes: int = MAP_BYTES,
-        max_bytes: int | None = None,
-    ) -> Callable[[int], BandFunction]:
-        """Return, for a batch item, the function that writes some of its output rows."""
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+        """Queries from the image; keys from the image, modulated by the features (section 3.3)."""
         grid = (features.shape[2], features.shape[3])
-        mixed = values.flatten(2).transpose(1, 2)  # (B, K, h, w) -> (B, n, K)
+        query, key = self.guidance(image, output_size, grid)  # (B, d, H', W'), (B, d, h, w)
+        semantics = self.key_features_encoder(unit_vectors(features))  # (B, d, h, w)
+        key = self.sft_key(group_norm(key, 8), semantics)
+        query = self.attention.conv2d(group_norm(query, 8))
+        return Encoded(query, self.attention.keys(key))
 
-        def prepare(item: int) -> BandFunction:
-            one = slice(item, item + 1)
-            encoded, queries = self.guidance.encode_bounded(
-                image[one], output_size, grid, max_bytes=map_bytes
-            )
-            key = self.keys(encoded, features[one])
-            norm = queries.statistics(groups=8, eps=1e-5)
+    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+        """Mix the values with the attention weights, averaged over the heads (equation 1)."""
+        query = self.attention.queries(state.query[:, :, rows])  # (B, R W', d)
+        return self._attend(query, state, values).mT.unflatten(2, (-1, state.query.shape[3]))
 
-            def band(rows: tuple[int, int], out: Tensor | None) -> Tensor:
-                with torch.no_grad():
-                    query = self.attention.query_rows(queries, rows, norm)  # (1, R * W', d)
-                return head_averaged_attention(
-                    query, key, mixed[one], self.attention.num_heads,
-                    max_bytes=max_bytes, keep_bytes=max_bytes or 0, out=out,
-                )  # fmt: skip
+    def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
+        """Attend from the queries of all pixels, read between them bilinearly."""
+        query = state.query[:, :, :]  # (B, d, H', W')
+        tokens = self.attention.queries(query)  # (B, N, d)
+        pixels = tokens.mT.unflatten(2, query.shape[2:])
+        return self._attend(sample_at(pixels, coords), state, values)
 
-            return band
+    def _attend(self, query: Tensor, state: Encoded, values: Tensor) -> Tensor:
+        """(B, N, d), and values (B, K, h, w), to (B, N, K)."""
+        mixed = values.flatten(2).mT  # (B, K, h, w) -> (B, n, K)
+        return head_averaged_attention(query, state.key, mixed, self.attention.num_heads)
 
-        return prepare
+    def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Count a row of values, and of queries on their way."""
+        return output_size[1] * (values.shape[1] + 6 * self.attention.conv2d.in_channels)
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

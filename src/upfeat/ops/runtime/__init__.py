@@ -1,0 +1,12 @@
+"""Memory and threads of the CPU: byte budgets, and loops over strips of output rows."""
+
+from upfeat.ops.runtime.strips import (
+    MAP_BYTES,
+    STRIP_BYTES,
+    TILE_BYTES,
+    Output,
+    assemble,
+    row_strips,
+)
+
+__all__ = ["MAP_BYTES", "STRIP_BYTES", "TILE_BYTES", "Output", "assemble", "row_strips"]

@@ -1,0 +1,94 @@
+"""Loops over strips of output rows, and the byte budgets of a call.
+
+Legend: B batch, K channels, H' W' output, R rows of a strip.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from upfeat.ops._workers import run_blocks, worker_count
+from upfeat.ops.memory import new_large
+
+# What `Upsampler.tiles` may take by default, beside its inputs.
+TILE_BYTES = 256 * 2**20
+# All strips of a plain call that are under way, one in each thread.
+STRIP_BYTES = 16 * 2**20
+# Whole maps of an image at full resolution that a plain call keeps; beyond it they are recomputed.
+MAP_BYTES = 2304 * 2**20
+
+
+def row_strips(height: int, row_bytes: int, max_bytes: int) -> Iterator[slice]:
+    """Cut ``height`` output rows into strips of about equal height and at most ``max_bytes``.
+
+    A strip has at least one row.
+
+    Example:
+        >>> list(row_strips(10, row_bytes=4, max_bytes=16))
+        [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
+    """
+    step = min(height, max(1, max_bytes // max(row_bytes, 1)))
+    step = -(-height // -(-height // step))
+    for start in range(0, height, step):
+        yield slice(start, min(start + step, height))
+
+
+def assemble(
+    decode: Callable[[slice], Tensor], height: int, row_bytes: int, out: "Output", item: slice
+) -> None:
+    """Compute all strips of some items' output, on a CPU in parallel, and put them in place.
+
+    Args:
+        decode: gives the rows of a slice, (b, K, R, W').
+        height: H'.
+        row_bytes: what one output row takes with its temporaries.
+        out: takes the strips.
+        item: the items' place in the batch.
+    """
+    device = out.like.device
+    strips = list(row_strips(height, row_bytes, STRIP_BYTES // worker_count(device)))
+
+    def write(rows: slice, _: None) -> None:
+        out.put(item, rows, decode(rows))
+
+    run_blocks(strips, write, lambda: None, device)
+
+
+class Output:
+    """The output of a call, allocated in the memory layout of the first strip that is put into it.
+
+    Args:
+        like: a tensor on the device of the output.
+        batch: B.
+        height: H'.
+    """
+
+    def __init__(self, like: Tensor, batch: int, height: int) -> None:
+        self.like, self.batch, self.height = like.new_empty(0), batch, height
+        self.map: Tensor | None = None
+        self._lock = threading.Lock()
+
+    def put(self, item: slice, rows: slice, strip: Tensor) -> None:
+        """Write a strip (b, K, R, W')."""
+        items, channels, height, width = strip.shape
+        if self.map is None:
+            with self._lock:
+                if (items, height) == (self.batch, self.height):
+                    self.map = strip
+                    return
+                if self.map is None:
+                    self.map = self._new(strip, channels, width)
+        self.map[item, :, rows] = strip
+
+    def _new(self, strip: Tensor, channels: int, width: int) -> Tensor:
+        if channels > 1 and strip.stride(1) == 1:  # channels last
+            shape = (self.batch, self.height, width, channels)
+            return new_large(self.like, *shape, dtype=strip.dtype).permute(0, 3, 1, 2)
+        return new_large(self.like, self.batch, channels, self.height, width, dtype=strip.dtype)
+
+    def result(self) -> Tensor:
+        """Return the whole output (B, K, H', W')."""
+        if self.map is None:
+            raise RuntimeError("no strip was put into the output")
+        return self.map

@@ -1,0 +1,352 @@
+"""Reading rows of a recorded network, and the passes over the image that must come before.
+
+A group norm needs statistics of its whole input before one of its rows can be read. So the network
+is swept strip by strip: each sweep computes one map, gathers the statistics of the norms behind it,
+and keeps the map while the budget allows. What is not kept is computed again from what is. A map
+that nothing else needs gives its memory to the one computed from it.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from upfeat.ops._dispatch import compute_dtype, without_autocast
+from upfeat.ops._workers import run_blocks, sum_parts
+from upfeat.ops.banded_pooling import pool_columns
+from upfeat.ops.group_moments import CPU_BAND_BYTES, DEVICE_BAND_BYTES, GroupMoments
+from upfeat.ops.memory import new_large
+from upfeat.ops.stream.convolution import Kernel
+from upfeat.ops.stream.nodes import (
+    ADD,
+    Convolution,
+    Elementwise,
+    GroupNorm,
+    Node,
+    Pool,
+    Rows,
+)
+
+HALO_ROWS = 8  # least rows of a strip for each row that it reads beyond itself
+
+
+class Buffers:
+    """Memory for strips, one set for each thread: a strip that was used gives way to the next."""
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+        self.taken: dict[int, Tensor] = {}
+
+    def take(self, like: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Return an uninitialised contiguous tensor."""
+        count = 1
+        for length in shape:
+            count *= length
+        size = count * dtype.itemsize
+        for place in reversed(range(len(self.free))):
+            if self.free[place].numel() >= size:
+                flat = self.free.pop(place)
+                break
+        else:
+            flat = torch.empty(size, dtype=torch.uint8, device=like.device)
+        self.taken[flat.data_ptr()] = flat
+        return flat[:size].view(dtype).view(shape)
+
+    def give(self, strip: Tensor) -> None:
+        """Take a strip back; one that is no buffer of ours is left alone."""
+        flat = self.taken.pop(strip.data_ptr(), None)
+        if flat is not None:
+            self.free.append(flat)
+
+    def reclaim(self) -> None:
+        """Take everything back."""
+        self.free += self.taken.values()
+        self.taken.clear()
+
+
+class Graph:
+    """What the maps of one recorded network share: device, budget, buffers.
+
+    Args:
+        like: gives the device.
+        max_bytes: for whole maps that are kept, beside the input.
+    """
+
+    def __init__(self, like: Tensor, max_bytes: int) -> None:
+        self.like, self.max_bytes = like.new_empty(0), max_bytes
+        self.kept: weakref.WeakSet[Node] = weakref.WeakSet()
+        self._own = threading.local()
+        self._sweeping = threading.RLock()
+
+    @property
+    def buffers(self) -> Buffers:
+        """The buffers of the calling thread."""
+        if not hasattr(self._own, "buffers"):
+            self._own.buffers = Buffers()
+        return self._own.buffers
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def read(self, node: Node, rows: Rows, out: Tensor | None = None) -> Tensor:
+        """Return rows (R, W, C) of a map, written into ``out`` where that is given."""
+        self.prepare(node)
+        if node.map is not None:
+            strip = node.map[rows[0] : rows[1]]
+            return strip if out is None else out.copy_(strip)
+        if out is None:
+            shape = (rows[1] - rows[0], node.size[1], node.channels)
+            out = new_large(self.like, *shape, dtype=node.dtype)
+        for start, stop in strips(rows, self.strip_rows(node)):
+            self._fill(node, (start, stop), out[start - rows[0] : stop - rows[0]])
+        return out
+
+    def whole(self, node: Node) -> Tensor:
+        """Return the map (H, W, C), computed in parallel on a CPU."""
+        self.prepare(node)
+        if node.map is not None:
+            return node.map
+        if isinstance(node, Pool) and node.size[0] < node.parents[0].size[0]:
+            return self._pooled(node)
+        out = new_large(self.like, *node.size, node.channels, dtype=node.dtype)
+
+        def fill(rows: Rows, _: None) -> None:
+            self._fill(node, rows, out[rows[0] : rows[1]])
+
+        blocks = list(strips((0, node.size[0]), self.strip_rows(node)))
+        run_blocks(blocks, fill, lambda: None, self.like.device)
+        return out
+
+    def strip_rows(self, node: Node) -> int:
+        """Rows of a strip of ``node`` whose widest ancestor stays in the cache."""
+        budget = CPU_BAND_BYTES if self.like.device.type == "cpu" else DEVICE_BAND_BYTES
+        rows, halo = 1, HALO_ROWS * sum(one.reach for one in (node, *_unkept(node)))
+        while rows < node.size[0] and (rows < halo or _strip_bytes(node, 2 * rows) <= budget):
+            rows *= 2
+        return min(rows, node.size[0])
+
+    def _fill(self, node: Node, rows: Rows, out: Tensor, safe: bool = True) -> None:
+        """Compute rows into ``out``; ``safe`` if ``out`` is no memory that they are made of."""
+        buffers = self.buffers
+        with without_autocast(self.like):
+            strip = self._strip(node, rows, buffers, {}, out if safe or node.elementwise else None)
+        if strip.data_ptr() != out.data_ptr():
+            out.copy_(strip)
+        buffers.reclaim()
+
+    def _strip(
+        self,
+        node: Node,
+        rows: Rows,
+        buffers: Buffers,
+        known: dict[tuple[Node, Rows], Tensor],
+        out: Tensor | None = None,
+    ) -> Tensor:
+        if node.map is not None:
+            return node.map[rows[0] : rows[1]]
+        if (node, rows) in known:
+            return known[node, rows]
+        span = node.span(rows)
+        inputs = [self._strip(parent, span, buffers, known) for parent in node.parents]
+        ours = [_single(parent) for parent in node.parents]
+        target = out
+        if target is None and node.elementwise and ours[0] and inputs[0].dtype == node.dtype:
+            target = inputs[0]
+        if target is None:
+            shape = (rows[1] - rows[0], node.size[1], node.channels)
+            target = buffers.take(self.like, node.dtype, *shape)
+        strip = node.compute(rows, inputs, target)
+        for one, own in zip(inputs, ours, strict=True):
+            if own and one.data_ptr() != strip.data_ptr():
+                buffers.give(one)
+        if len(node.children) > 1:
+            known[node, rows] = strip
+        return strip
+
+    def _pooled(self, node: Pool) -> Tensor:
+        """A smaller average of a map, summed up in one pass over its strips.
+
+        Averaging and a 1x1 convolution may change places: where the map is a sum whose last term
+        is one, that convolution runs on the average.
+        """
+        parent, (height, width) = node.parents[0], node.size
+        self.prepare(parent)
+        terms, kernel = _summands(parent)
+        weights = node.weights.to(self.like.device, compute_dtype(self.like))  # (h, H)
+
+        def empty() -> Tensor:
+            shape = (len(terms), height, width * node.channels)
+            return torch.zeros(shape, dtype=weights.dtype, device=self.like.device)
+
+        def add(rows: Rows, total: Tensor) -> None:
+            known: dict[tuple[Node, Rows], Tensor] = {}
+            with without_autocast(self.like):
+                for term, sums in zip(terms, total, strict=True):
+                    strip = self._strip(term, rows, self.buffers, known)
+                    pooled = pool_columns(strip, width).flatten(1)  # (R, w C)
+                    sums.addmm_(weights[:, rows[0] : rows[1]], pooled.to(weights.dtype))
+            self.buffers.reclaim()
+
+        blocks = list(strips((0, parent.size[0]), self.strip_rows(parent)))
+        sums = sum_parts(run_blocks(blocks, add, empty, self.like.device))
+        out = sums[0].view(height, width, node.channels)
+        if kernel is not None:
+            hidden = sums[1].view(height, width, node.channels)
+            out = out + hidden @ kernel.weight.to(out.dtype)
+            out = out if kernel.bias is None else out + kernel.bias.to(out.dtype)
+        return out.to(node.dtype)
+
+    # -- sweeping --------------------------------------------------------------------------------
+
+    def prepare(self, node: Node) -> None:
+        """Make all sweeps after which rows of ``node`` can be read."""
+        with self._sweeping:
+            self._prepare(node)
+
+    def _prepare(self, node: Node) -> None:
+        for ancestor in _unkept(node):
+            norms = [c for c in ancestor.children if isinstance(c, GroupNorm) and not c.folded]
+            forks = len(ancestor.children) + (ancestor.handle() is not None) > 1
+            if ancestor.map is None and (norms or (forks and self._room(ancestor))):
+                self._sweep(ancestor, norms)
+
+    def _sweep(self, node: Node, norms: list[GroupNorm]) -> None:
+        """Compute a map once: keep it if there is room, and gather what the norms need."""
+        donor = self._donor(node)
+        kept = donor.map if donor is not None else None
+        if kept is None and self._room(node):
+            kept = new_large(self.like, *node.size, node.channels, dtype=node.dtype)
+        settings = {(norm.groups, norm.eps) for norm in norms}
+
+        def run(rows: Rows, moments: list[GroupMoments]) -> None:
+            if kept is None:
+                shape = (rows[1] - rows[0], node.size[1], node.channels)
+                strip = self.buffers.take(self.like, node.dtype, *shape)
+                spare = strip
+            else:
+                strip, spare = kept[rows[0] : rows[1]], None
+            self._fill(node, rows, strip, safe=donor is None)
+            for one in moments:
+                one.add(strip.flatten(0, 1))
+            if spare is not None:
+                self.buffers.give(spare)
+
+        make = partial(_moments, settings)
+        blocks = list(strips((0, node.size[0]), self.strip_rows(node)))
+        parts = run_blocks(blocks, run, make, self.like.device)
+        for norm in norms:
+            total = GroupMoments(norm.groups, norm.eps)
+            total.join(
+                one
+                for part in parts
+                for one in part
+                if (one.groups, one.eps) == (norm.groups, norm.eps)
+            )
+            norm.fold(total.statistics())
+        if kept is not None:
+            node.map = kept
+            self.kept.add(node)
+        if donor is not None:
+            donor.map = None
+            self.kept.discard(donor)
+        self._release()
+
+    def _room(self, node: Node) -> bool:
+        used = sum(other.size[0] * other.row_bytes for other in self.kept)
+        return used + node.size[0] * node.row_bytes <= self.max_bytes
+
+    def _release(self) -> None:
+        for node in [*self.kept]:
+            if not _needed(node, skip=None):
+                node.map = None
+                self.kept.discard(node)
+
+    def _donor(self, node: Node) -> Node | None:
+        """A kept map of the same shape that only ``node`` still needs, pixel by pixel."""
+        shape = (node.size, node.channels, node.dtype)
+        for other in _pointwise_ancestors(node):
+            same = (other.size, other.channels, other.dtype) == shape
+            if same and other in self.kept and not _needed(other, skip=node):
+                return other
+        return None
+
+
+def strips(rows: Rows, step: int) -> Iterator[Rows]:
+    """Cut rows into strips of about equal height, at most ``step``."""
+    count = rows[1] - rows[0]
+    step = -(-count // -(-count // step))
+    for start in range(rows[0], rows[1], step):
+        yield start, min(start + step, rows[1])
+
+
+def _moments(settings: set[tuple[int, float]]) -> list[GroupMoments]:
+    return [GroupMoments(groups, eps) for groups, eps in settings]
+
+
+def _single(node: Node) -> bool:
+    """Whether a strip of this node is a buffer that its one reader may overwrite."""
+    return node.map is None and len(node.children) < 2
+
+
+def _unkept(node: Node) -> list[Node]:
+    """``node``'s ancestors that are not kept, itself not included, parents first."""
+    order: dict[Node, None] = {}
+
+    def visit(one: Node) -> None:
+        for parent in one.parents:
+            if parent.map is None and parent not in order:
+                visit(parent)
+                order[parent] = None
+
+    visit(node)
+    return list(order)
+
+
+def _pointwise_ancestors(node: Node) -> list[Node]:
+    """The kept maps of which a row of ``node`` reads the same row alone."""
+    near: set[Node] = set()
+    far: set[Node] = set()
+    todo = [(node, False)]
+    while todo:
+        one, wide = todo.pop()
+        for parent in one.parents:
+            beyond = wide or not one.row_by_row
+            (far if beyond else near).add(parent)
+            if parent.map is None:
+                todo.append((parent, beyond))
+    return [one for one in near - far if one.map is not None]
+
+
+def _needed(node: Node, skip: Node | None) -> bool:
+    """Whether a kept map will be read again: by a caller, or to compute what a caller may read."""
+    if node.handle() is not None:
+        return True
+    for child in [*node.children]:
+        if child is skip or child.map is not None:
+            continue
+        if _needed(child, skip):
+            return True
+    return False
+
+
+def _strip_bytes(node: Node, rows: int) -> int:
+    """Bytes of the widest strip on the way to ``rows`` rows of ``node``."""
+    wanted = {node: rows}
+    widest = rows * node.row_bytes
+    for one in (node, *reversed(_unkept(node))):
+        for parent in one.parents:
+            wanted[parent] = max(wanted.get(parent, 0), one.parent_rows(wanted[one]))
+            widest = max(widest, wanted[parent] * parent.row_bytes)
+    return widest
+
+
+def _summands(node: Node) -> tuple[list[Node], Kernel | None]:
+    """Terms whose averages make up that of ``node``, and the 1x1 convolution of the second."""
+    if isinstance(node, Elementwise) and node.function is ADD and node.map is None:
+        first, last = node.parents
+        single = isinstance(last, Convolution) and _single(last)
+        if single and last.kernel.size == 1 and last.parents[0].channels == node.channels:
+            return [first, last.parents[0]], last.kernel
+    return [node], None

@@ -1,0 +1,126 @@
+"""Networks by row strips: the numbers of the whole network, whatever is kept and in what order."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upfeat.ops import stream
+
+WIDTH = 16
+MAP = 40 * 28 * WIDTH * 4  # bytes of one map of the image below
+
+
+class Residual(nn.Module):
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(4, WIDTH), nn.GroupNorm(8, WIDTH)
+        self.conv1 = nn.Conv2d(WIDTH, WIDTH, 1, bias=False)
+        self.conv2 = nn.Conv2d(WIDTH, WIDTH, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+class Network(nn.Module):
+    """A shared trunk and two branches, one pooled to the output and one to the grid."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        pad = kernel // 2
+        self.stem = nn.Conv2d(3, WIDTH, kernel, padding=pad, padding_mode="reflect")
+        self.batch_norm = nn.BatchNorm2d(WIDTH)
+        self.trunk = nn.Sequential(Residual(kernel), Residual(1))
+        self.query, self.key = Residual(kernel), Residual(1)
+        self.last = nn.Conv2d(2 * WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        encoded = self.trunk(self.batch_norm(self.stem(x)).relu())
+        query = F.adaptive_avg_pool2d(self.query(encoded), size)
+        query = torch.cat((F.gelu(query), F.group_norm(query, 4)), dim=1)
+        return self.last(query), F.adaptive_avg_pool2d(self.key(encoded), (3, 5))
+
+
+@pytest.fixture(params=[1, 3])
+def network(request: pytest.FixtureRequest) -> Network:
+    torch.manual_seed(0)
+    return Network(request.param).eval()
+
+
+@pytest.mark.parametrize("max_bytes", [0, MAP, 2 * MAP, 100 * MAP])
+@pytest.mark.parametrize("size", [(40, 28), (20, 9), (61, 45), (7, 1)])
+def test_rows_equal_those_of_the_whole_network(
+    network: Network, size: tuple[int, int], max_bytes: int
+) -> None:
+    image = torch.randn(1, 3, 40, 28)
+    with torch.no_grad():
+        query, key = network(image, size)
+        with stream.bounded(max_bytes):
+            rows, cells = network(stream.lazy(image), size)
+        strips = [rows[:, :, start : start + 6] for start in range(0, size[0], 6)]
+        torch.testing.assert_close(torch.cat(strips, dim=2), query, atol=2e-5, rtol=0)
+        torch.testing.assert_close(cells.whole(), key, atol=2e-5, rtol=0)
+        torch.testing.assert_close(rows.whole(), query, atol=2e-5, rtol=0)
+
+
+def test_no_more_is_kept_than_the_budget(network: Network) -> None:
+    with torch.no_grad(), stream.bounded(3 * MAP):
+        rows, _ = network(stream.lazy(torch.randn(1, 3, 40, 28)), (40, 28))
+        rows[:, :, 0:4]
+    kept = rows.graph.kept
+    assert kept and sum(node.size[0] * node.row_bytes for node in kept) <= 3 * MAP
+
+
+@given(
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    mode=st.sampled_from(["zeros", "reflect", "replicate"]),
+    kernel=st.sampled_from([1, 3, 5]),
+    start=st.integers(0, 23),
+)
+@settings(max_examples=60, deadline=None)
+def test_borders(height: int, width: int, mode: str, kernel: int, start: int) -> None:
+    if mode == "reflect" and min(height, width) <= kernel // 2:
+        return
+    conv = nn.Conv2d(2, 4, kernel, padding=kernel // 2, padding_mode=mode)
+    image, start = torch.randn(1, 2, height, width), min(start, height - 1)
+    with torch.no_grad(), stream.bounded(0):
+        rows = conv(stream.lazy(image))[:, :, start:]
+        torch.testing.assert_close(rows, conv(image)[:, :, start:], atol=1e-5, rtol=0)
+
+
+def test_an_unknown_operator_gets_the_whole_map() -> None:
+    conv, image = nn.Conv2d(3, 4, 3, padding=1), torch.randn(1, 3, 9, 8)
+    with torch.no_grad(), stream.bounded(0):
+        out = F.max_pool2d(conv(stream.lazy(image)), 2)
+    assert isinstance(out, Tensor)
+    torch.testing.assert_close(out, F.max_pool2d(conv(image), 2), atol=1e-5, rtol=0)
+
+
+def test_outside_of_bounded_and_for_batches_nothing_is_recorded() -> None:
+    image = torch.randn(1, 3, 4, 4)
+    assert stream.lazy(image) is image
+    with stream.bounded(0):
+        batch = torch.randn(2, 3, 4, 4)
+        assert stream.lazy(batch) is batch
+
+
+def test_a_map_read_by_threads_is_swept_once(network: Network) -> None:
+    from upfeat.ops._workers import run_blocks
+
+    image, threads = torch.randn(1, 3, 40, 28), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad(), stream.bounded(100 * MAP):
+            rows, _ = network(stream.lazy(image), (40, 28))
+            out = torch.empty(1, WIDTH, 40, 28)
+
+            def fill(start: int, _: None) -> None:
+                out[:, :, start : start + 4] = rows[:, :, start : start + 4]
+
+            run_blocks(range(0, 40, 4), fill, lambda: None, image.device)
+            torch.testing.assert_close(out, network(image, (40, 28))[0], atol=2e-5, rtol=0)
+    finally:
+        torch.set_num_threads(threads)
