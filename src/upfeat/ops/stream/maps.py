@@ -93,12 +93,12 @@ class RowMap:
         return recording.record(function, args, kwargs or {})
 
     def __add__(self, other: Any) -> Any:
-        return torch.add(self, other)  # type: ignore[call-overload]
+        return recording.record(torch.add, (self, other), {})
 
     __radd__ = __add__
 
     def __mul__(self, other: Any) -> Any:
-        return torch.mul(self, other)  # type: ignore[call-overload]
+        return recording.record(torch.mul, (self, other), {})
 
     __rmul__ = __mul__
 
