@@ -299,6 +299,10 @@ def test_nothing_published_fits_other_sets() -> None:
 
 def test_crops_count_as_input_size() -> None:
     assert differences({"input_size": [448, 448]}, {"crop_size": 448}) == []
+    ours = {"crop_size": 448, "target_size": 56}
+    assert differences({"input_size": [448, 448], "output_size": [56, 56]}, ours) == []
+    assert differences({"output_size": [224, 224]}, ours) == ["output size 224×224 (here: 56×56)"]
+    assert differences({"output_size": [448, 448]}, {"crop_size": 448, "target_size": None}) == []
     assert differences({"backbone": "a"}, {"backbone": {"name": "a", "layer": 3}}) == []
 
 

@@ -95,6 +95,19 @@ def test_moving_squares_are_followed(root: Path, backbone: upfeat.Backbone) -> N
     assert {low.file_name("davis2017"), bilinear.file_name("davis2017")} < files
 
 
+def test_numbers_of_objects_may_have_gaps(root: Path, backbone: upfeat.Backbone) -> None:
+    """Objects 1 and 2 called 3 and 200 are followed and scored as before, and nothing else is."""
+    (plain,) = run(root, backbone, "bilinear")
+    names = np.zeros(256, np.uint8)
+    names[[1, 2]] = 3, 200
+    for path in (root / "Annotations").rglob("*.png"):
+        Image.fromarray(names[np.array(Image.open(path))]).save(path)
+    assert davis(root, 2017, "val").object_count(davis(root, 2017, "val")[0]) == 2
+    (gaps,) = run(root, backbone, "bilinear")
+    assert gaps.scores == plain.scores
+    assert set(gaps.details["objects"]) == {"left/3", "left/200", "right/3", "right/200"}
+
+
 def test_masks_are_palette_pngs_of_the_frames_size(root: Path, backbone: upfeat.Backbone) -> None:
     (result,) = run(root, backbone, "bilinear")
     paths = masks(root, result, "right")

@@ -580,6 +580,12 @@ class UpsamplerContract:
             hook.remove()
         assert bool(taken) == get_class(self.name).info.abilities.per_image
 
+    def test_views_as_declared(self) -> None:
+        """Only a method that looks at views makes something of a backbone."""
+        upsampler = self.build()
+        given = upsampler.with_backbone(lambda image: image)
+        assert (given is not upsampler) == upsampler.info.views
+
     # -- tiles -------------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -71,6 +71,9 @@ def bench_command(
     Console(width=140).print(_table(report))
     for line in _losses(report):
         typer.echo(line)
+    ours = [record for record in report.records if record.implementation == "upfeat"]
+    if ours and all(record.error is not None for record in ours):
+        raise typer.Exit(1)
 
 
 def _line(record: "Record") -> str:

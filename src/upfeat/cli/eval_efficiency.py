@@ -32,7 +32,11 @@ def efficiency_command(
         str, typer.Option(help="jafar_paper, jafar_released, loftup or naf.")
     ] = "jafar_paper",
     backbone: Annotated[
-        str | None, typer.Option(help="Measured, too, by preset loftup: timm/NAME or upfeat/NAME.")
+        str | None,
+        typer.Option(
+            help="timm/NAME or upfeat/NAME: measured, too, by preset loftup; for the others its "
+            "width counts."
+        ),
     ] = None,
     backbone_weights: BackboneWeightsOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -56,6 +60,10 @@ def efficiency_command(
         for cell, problem in result.details["failures"].items():
             typer.echo(f"{result.label}, {cell}: {problem}", err=True)
     typer.echo(f"settings and numbers of each method in {out}")
+    failed = [r.label for r in results if not any(n.startswith("ms_") for n in r.scores)]
+    if failed:
+        typer.echo(f"nothing could be measured of {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
 
 
 def _table(results: "Sequence[Result]", preset: str) -> Table:

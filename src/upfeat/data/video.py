@@ -63,7 +63,7 @@ class VideoData:
         return read_image(sequence.frames[index])
 
     def read_mask(self, sequence: VideoSequence, index: int) -> Tensor:
-        """Return the mask of a frame (H, W), int64: 0 background, 1, 2, … objects.
+        """Return the mask of a frame (H, W), int64: 0 background, other numbers objects.
 
         Raises:
             FileNotFoundError: the file is missing.
@@ -84,8 +84,8 @@ class VideoData:
         return mask
 
     def object_count(self, sequence: VideoSequence) -> int:
-        """Return the number of objects: the largest number in the first mask."""
-        return int(self.read_mask(sequence, 0).max())
+        """Return how many different objects the first mask marks."""
+        return int((self.read_mask(sequence, 0).unique() != 0).sum())
 
     def select(self, limit: int | None = None) -> "VideoData":
         """Return at most ``limit`` videos, evenly spread.

@@ -223,7 +223,9 @@ class _Scoring:
         self.folder, self.on_progress, self.out = folder, on_progress, out
         self.size: Size = config.input_size
         self.crop_fraction = config.crop_fraction or classifier.crop_fraction
-        self.dense = DenseFeatures(classifier.backbone, self.size, folder / "features")
+        self.dense = DenseFeatures(
+            classifier.backbone, self.size, folder / "features", classifier.activations
+        )
         if config.choose == "correct" and len(data.classes) != classifier.num_classes:
             raise ValueError(
                 f"{data.name} has {len(data.classes)} classes, {classifier.backbone.name} "

@@ -117,6 +117,13 @@ class CamClassifier:
         probability = logits.detach().double().softmax(1)[:, target]
         return Explanation(activations, gradcam_weights(gradients), probability, target)
 
+    @torch.no_grad()
+    def activations(self, pixels: Tensor) -> Tensor:
+        """Return the activations (B, C, h, w) of the layer for images (B, 3, H, W), normalised."""
+        with _Tap(self._module, self.side) as tap:
+            self.model(pixels)
+        return self._map(tap.tensor.detach(), (int(pixels.shape[2]), int(pixels.shape[3])))
+
     def _map(self, tensor: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return (B, C, h, w) of what the layer holds: a map, or tokens (B, N, C)."""
         if tensor.dim() == 4:

@@ -77,6 +77,7 @@ class _Trainee:
         heads: Heads,
         config: CropProbeConfig,
         device: torch.device,
+        backbone: Backbone | None = None,
     ) -> None:
         self.method, self.heads = method, heads.to(device)
         self.joint = isinstance(method, JointMethod)
@@ -84,7 +85,8 @@ class _Trainee:
             self.upsamplers = [method.copy(seed, device) for seed in config.seeds]
         else:
             # A copy, so that the caller's weights go on asking for gradients if they did.
-            self.upsamplers = [copy.deepcopy(method.upsampler).eval().requires_grad_(False)]
+            own = copy.deepcopy(method.upsampler).eval().requires_grad_(False)
+            self.upsamplers = [own.with_backbone(backbone)]
         trained = list(heads.parameters())
         if self.joint:
             trained += [p for upsampler in self.upsamplers for p in upsampler.parameters()]
@@ -236,7 +238,12 @@ class CropProbe(ABC, Generic[MeterT]):
         return normalize(image, self.backbone.image_mean, self.backbone.image_std)
 
     def guidance(self, upsampler: Upsampler, image: Tensor) -> Tensor:
-        """Return the image (B, 3, H, W) as the upsampler sees it."""
+        """Return the image (B, 3, H, W) as the upsampler sees it.
+
+        A method that looks at views of it through the backbone gets the backbone's own input.
+        """
+        if upsampler.info.views:
+            return self.pixels(image)
         if self.config.resize_guidance:
             image = F.interpolate(image, self.size, mode="bilinear")
         if self.config.guidance == "imagenet":
@@ -262,7 +269,7 @@ class CropProbe(ABC, Generic[MeterT]):
                 results[method.label] = known
                 continue
             heads = Heads(self.backbone.dim, self.outputs, self.config.seeds, self.token_channels)
-            trainee = _Trainee(method, heads, self.config, self.dense.device)
+            trainee = _Trainee(method, heads, self.config, self.dense.device, self.backbone)
             checkpoint = self.cache / "probes" / f"{path.stem}.pt"
             trainee.load(checkpoint)
             trainees.append(trainee)

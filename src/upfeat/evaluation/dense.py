@@ -5,7 +5,7 @@ image as the networks see it, ``H' W'`` output. Sizes are ``(height, width)``.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,7 +55,13 @@ class Method:
             "config": json.loads(json.dumps(self.upsampler.config, default=str)),
             "weights": weights_fingerprint(self.upsampler.state_dict()),
         }
+        if info.views:
+            identity["views"] = "of the image, through the backbone"
         object.__setattr__(self, "identity", identity)
+
+    def on(self, encode: Callable[[Tensor], Tensor]) -> Upsampler:
+        """Return the upsampler for features of this encoder, which gives it views if it asks."""
+        return self.upsampler.with_backbone(encode)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class DenseFeatures:
         input_size: (H, W) to which images are resized (bicubic, antialiased) for backbone and
             guidance; exchanged for images whose longer side is the other one.
         cache: folder of the features.
+        views: what makes features of further views for methods that look at some
+            (``info.views``); None for the backbone.
 
     Attributes:
         identity: name, layer and fingerprint of the weights of the backbone.
@@ -114,8 +122,15 @@ class DenseFeatures:
         (torch.Size([1, 3, 6, 4]), torch.Size([1, 3, 60, 40]))
     """
 
-    def __init__(self, backbone: Backbone, input_size: Size, cache: str | Path) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        input_size: Size,
+        cache: str | Path,
+        views: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.backbone = backbone
+        self.views = backbone if views is None else views
         self.input_size = input_size
         self.device = next(backbone.parameters(), torch.empty(0)).device
         self.identity = {
@@ -149,7 +164,7 @@ class DenseFeatures:
         Yields:
             Rows, columns, and the tile (1, C or K, rows, columns).
         """
-        upsampler = method.upsampler
+        upsampler = method.on(self.views)
         guidance = self.guidance(method, encoded)
         channels = (encoded.features if values is None else values).shape[1]
         with torch.no_grad():
@@ -184,11 +199,12 @@ class DenseFeatures:
         Raises:
             ValueError: a value is not finite or too large for float16.
         """
-        if method.upsampler.info.abilities.query:
+        upsampler = method.on(self.views)
+        if upsampler.info.abilities.query:
             # float64: the coordinate codes of some methods have very high frequencies
             centres = pixel_centres(size, self.device, torch.float64)
             with torch.no_grad():
-                answer = method.upsampler.query(
+                answer = upsampler.query(
                     self.guidance(method, encoded),
                     encoded.features,
                     centres[positions.to(self.device)][None],

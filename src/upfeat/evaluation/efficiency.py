@@ -9,6 +9,7 @@ The first three measure the upsampler alone on random tensors. Time: 5 calls to 
 measured ones, mean. Forward: without gradients. Forward and backward: a 1x1 convolution to one
 channel, its sum, backward to image, features and weights, one SGD step. Memory: growth of the peak
 over what is held before the call, weights and inputs not counted; on the CPU in a fresh process.
+Operations: those of the method's definition, the same on every machine.
 """
 
 import copy
@@ -21,10 +22,10 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from upfeat.backbones import Backbone
-from upfeat.errors import UnknownNameError, UpfeatError
+from upfeat.errors import UnknownNameError, UnsupportedError, UpfeatError
 from upfeat.evaluation.benchmark import measure_memory, measure_time
 from upfeat.evaluation.benchmark.measure import (
     free_memory_only,
@@ -40,10 +41,16 @@ from upfeat.evaluation.results import (
     processor,
     stored_result,
 )
+from upfeat.ops._dispatch import counting_operations
 
 __all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
 
 TASK = "efficiency"
+# torch's counter takes the in-place forms of these products for nothing.
+_IN_PLACE = {
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
+    torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
+}
 Size = tuple[int, int]
 Pass = Literal["forward", "backward"]
 
@@ -60,7 +67,8 @@ class EfficiencyConfig(BaseModel):
         dtype: of weights and features.
         threads: on the CPU.
         memory: measure the peak.
-        operations: count operations of matrix products and convolutions, as 2 for a multiply-add.
+        operations: count operations of matrix products and convolutions, 2 for a multiply-add, as
+            the method is defined: what a faster implementation saves or computes twice is no part.
         with_backbone: measure backbone and upsampler together.
 
     Example:
@@ -148,7 +156,13 @@ class _Cell:
         upsampler = copy.deepcopy(self.method.upsampler).to(dtype)  # the step changes weights
         image = torch.randn(1, 3, image_side, image_side, generator=generator).to(device)
         if self.backbone is not None:
+            upsampler = upsampler.with_backbone(self.backbone)
             return _with_backbone(self.backbone, upsampler, image, (output, output))
+        if upsampler.info.views:
+            raise UnsupportedError(
+                f"{upsampler.info.name} looks at views of the image through the backbone, which "
+                f"preset {self.config.preset} does not have; measure it with preset loftup"
+            )
         shape = (1, self.config.channels, grid, grid)
         features = torch.randn(shape, generator=generator).to(device, dtype)
         if self.which == "forward":
@@ -177,6 +191,41 @@ def _with_backbone(
             upsampler(image, backbone(image), size)
 
     return call
+
+
+def _operations(cell: _Cell) -> int:
+    """Count the operations of a forward call as the method is defined."""
+    upsampler, backbone = cell.method.upsampler, cell.backbone
+    if upsampler.info.abilities.per_image:  # what it does is decided by the values
+        return _counted(cell.call())
+    image_side, grid, output = cell.sides
+    shape: tuple[int, ...] = (1, cell.config.channels, grid, grid)
+    image = torch.zeros(1, 3, image_side, image_side)
+    total = 0
+    if backbone is not None:
+        weight = next(backbone.parameters(), image)
+        seen = image.to(weight.device)
+        with torch.no_grad():
+            total = _counted(lambda: backbone(seen))
+        shape = (1, backbone.dim, *backbone.grid_size((image_side, image_side)))
+    # Without values nothing is computed; no thread and no kernel of a GPU hides from the counter.
+    definition = copy.deepcopy(upsampler).to("meta")
+    size, guidance = (output, output), image.to("meta")
+    features = torch.empty(shape, device="meta")
+    with torch.no_grad(), counting_operations():
+        return total + _counted(lambda: definition(guidance, features, size))
+
+
+def _counted(call: Callable[[], object]) -> int:
+    """Count matrix products, convolutions and attention of a call, in this thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
+            call()
+    finally:
+        torch.set_num_threads(before)
+    return counter.get_total_flops()
 
 
 def _step(
@@ -213,7 +262,7 @@ def run_efficiency(
     Args:
         config: the table's settings.
         methods: upsamplers, on the device where they are measured.
-        backbone: needed by presets that measure it, too.
+        backbone: needed by presets that measure it, too; for the others its width counts.
         out: folder of the results, one JSON a method.
         on_progress: called with label, column, done and total.
 
@@ -221,7 +270,7 @@ def run_efficiency(
         The results, in the order of the methods: ``parameters`` in millions and, for each column
         SIDE, ``ms_forward_SIDE``, ``mb_forward_SIDE``, ``ms_backward_SIDE``, ``mb_backward_SIDE``
         and ``gflop_SIDE``. What could not be measured (out of memory, no gradients) is missing, and
-        ``details["failures"]`` says why.
+        ``details["failures"]`` says why. A result without any measured column is not stored.
 
     Raises:
         ValueError: the preset measures a backbone and there is none.
@@ -240,6 +289,8 @@ def run_efficiency(
     if config.with_backbone and backbone is None:
         raise ValueError(f"preset {config.preset} measures the backbone, too; name one")
     network = backbone if config.with_backbone else None
+    if backbone is not None:
+        config = config.model_copy(update={"channels": backbone.dim})
     results = []
     for method in methods:
         settings = config.model_dump(mode="json") | {
@@ -253,7 +304,8 @@ def run_efficiency(
             results.append(known)
             continue
         result = _measure(method, network, config, settings, on_progress)
-        result.save(path)
+        if any(name.startswith("ms_") for name in result.scores):
+            result.save(path)
         results.append(result)
     return results
 
@@ -315,27 +367,12 @@ def _numbers(cell: _Cell) -> dict[str, Score]:
         )  # fmt: skip
         scores = {f"ms_{tail}": Score.of([1e3 * seconds for seconds in cost.seconds])}
         if config.operations and cell.which == "forward":
-            scores[f"gflop_{cell.name}"] = Score.of([_operations(call) / 1e9])
+            scores[f"gflop_{cell.name}"] = Score.of([_operations(cell) / 1e9])
     del call
     if config.memory:
         peak = _peak(cell, device)
         scores[f"mb_{tail}"] = Score.of([peak / 2**20])
     return scores
-
-
-def _operations(call: Callable[[], object]) -> int:
-    """Count what torch can count: matrix products, convolutions, attention.
-
-    With one thread, because the counter does not see operators that other threads run.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            call()
-    finally:
-        torch.set_num_threads(before)
-    return counter.get_total_flops()
 
 
 def _peak(cell: _Cell, device: torch.device) -> int:

@@ -23,7 +23,8 @@ __all__ = [
 ]
 
 
-# Protocols on square crops name one side for the input and for the upsampled features.
+# Protocols on square crops name one side for the input, and where they do not name the size of the
+# upsampled features (``target_size``), for these too.
 _FROM_CROP = ("input_size", "output_size")
 
 
@@ -194,8 +195,8 @@ def differences(published: Mapping[str, Any], ours: Mapping[str, Any]) -> list[s
     found = []
     for name, value in published.items():
         own = ours.get(name)
-        if own is None and name in _FROM_CROP and isinstance(ours.get("crop_size"), int):
-            own = [ours["crop_size"]] * 2
+        if own is None and name in _FROM_CROP:
+            own = _own_size(name, ours)
         if isinstance(own, Mapping):
             own = own.get("name")
         theirs, here = setting_text(value, name), "not stated"
@@ -204,6 +205,13 @@ def differences(published: Mapping[str, Any], ours: Mapping[str, Any]) -> list[s
         if here != theirs:
             found.append(f"{_words(name)} {theirs} (here: {here})")
     return found
+
+
+def _own_size(name: str, ours: Mapping[str, Any]) -> list[int] | None:
+    """Return the input's or the output's size of a protocol on square crops."""
+    sides = [ours.get("target_size") if name == "output_size" else None, ours.get("crop_size")]
+    known = [side for side in sides if isinstance(side, int)]
+    return [known[0]] * 2 if known else None
 
 
 def setting_text(value: Any, name: str = "") -> str:

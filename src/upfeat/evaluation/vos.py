@@ -31,7 +31,12 @@ from upfeat.data.layouts import read_numbers
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
-from upfeat.evaluation.metrics import VideoMeter, masks_to_labels, propagate_labels
+from upfeat.evaluation.metrics import (
+    VideoMeter,
+    masks_to_labels,
+    object_numbers,
+    propagate_labels,
+)
 from upfeat.evaluation.probe_parts import Progress, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 
@@ -242,9 +247,12 @@ class _Propagation:
     def propagate(self, method: Method | LowRes, sequence: VideoSequence) -> Tensor:
         """Return the labels (T, H, W), uint8, of a video from its first mask."""
         first = self.data.read_mask(sequence, 0)
-        count = int(first.max()) + 1
-        if count > VOID:
-            raise ValueError(f"{sequence.name} has {count - 1} objects; a palette PNG holds 254")
+        if int(first.max()) >= VOID:
+            raise ValueError(
+                f"{sequence.name} has an object of number {int(first.max())}; a palette PNG holds "
+                f"numbers up to {VOID - 1}"
+            )
+        numbers = torch.tensor([0, *object_numbers(first, VOID)])  # may have gaps
         labels = torch.empty(len(sequence.frames), *first.shape, dtype=torch.uint8)
         labels[0] = first
         config, start = self.config, None
@@ -253,8 +261,8 @@ class _Propagation:
             features, size = self.features(method, self.data.read_frame(sequence, index))
             if start is None:
                 small = _nearest(first, (features.shape[1], features.shape[2]))
-                # (h, w) -> (h, w, K) -> (K, h, w)
-                masks = F.one_hot(small, count).permute(2, 0, 1).to(features)
+                # (1, h, w) == (K, 1, 1) -> (K, h, w)
+                masks = (small[None] == numbers[:, None, None]).to(features)
                 start = (features, masks)
                 continue
             if features.shape != start[0].shape:
@@ -269,7 +277,8 @@ class _Propagation:
                 temperature=config.temperature,
             )
             recent.append((features, masks))
-            labels[index] = _nearest(masks_to_labels(masks, size).cpu(), tuple(first.shape))
+            found = numbers[masks_to_labels(masks, size).cpu()]  # (H, W)
+            labels[index] = _nearest(found, tuple(first.shape))
         return labels
 
     def features(self, method: Method | LowRes, frame: Tensor) -> tuple[Tensor, Size]:
@@ -281,6 +290,8 @@ class _Propagation:
         if isinstance(method, LowRes):
             return encoded.features[0], size
         grid = self.grid(method, size)
+        if method.upsampler.info.views:  # they are views of the backbone's own input
+            return self.dense.upsample(method, encoded, grid)[0], size
         guidance = F.interpolate(
             encoded.image,
             grid,

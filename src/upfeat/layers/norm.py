@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from upfeat.ops._dispatch import without_autocast
 from upfeat.ops.rms_norm import rms_norm
 
 
@@ -30,5 +31,5 @@ class RMSNorm(nn.RMSNorm):
         """Normalise the last axis of ``x`` (..., d); same shape and type."""
         wide = torch.promote_types(x.dtype, torch.float32)
         eps = torch.finfo(wide).eps if self.eps is None else self.eps
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return rms_norm(x.to(wide), self.weight.to(wide), eps).to(x.dtype)

@@ -14,7 +14,7 @@ image, N sampled pixels.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -298,8 +298,9 @@ def _at(
     values: Tensor | None = None,
 ) -> Tensor:
     """Return the upsampled values at positions (B, N, 2): (B, N, C or K)."""
-    model: Any = bare(upsampler)
-    if model is upsampler and model.info.abilities.query:  # wrappers have forward() alone
+    model = bare(upsampler)
+    wrapped = model is not upsampler  # wrappers of parallel training have forward() alone
+    if model.info.abilities.query and not wrapped:
         queried: Tensor = model.query(image, features, coords, values)
         return queried
     return sample_at(upsampler(image, features, None, values), coords)

@@ -53,7 +53,7 @@ class SelfDistillationConfig(ObjectiveConfig):
         refine: sharpen the teacher's map with the crop's masks. (Paper and code.)
         alpha: how far. (Code: 0.5.)
         order: what overlapping masks do. (Code: ``"sequential"``.)
-        decay: of the teacher's moving average. (Paper: 0.99; code: 0.9.)
+        decay: of the teacher's moving average. (Paper and code: 0.99.)
         every: steps between its updates. (Paper and code: 10.)
         output_scale: size of the outputs, as a share of the student's image. (1 in paper and code;
             less is cheaper, chosen.)

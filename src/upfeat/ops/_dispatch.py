@@ -22,10 +22,12 @@ operator was given them, shapes checked. The options, all resolved:
 runs.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -36,6 +38,8 @@ from torch.autograd import forward_ad
 
 from upfeat.errors import check_bytes
 from upfeat.ops.memory import new_large
+
+_counting: ContextVar[bool] = ContextVar("counting", default=False)
 
 
 @cache
@@ -230,10 +234,33 @@ def matmul_dtype(value: Tensor, compute: torch.dtype) -> torch.dtype:
 def wants_reference() -> bool:
     """Whether only ordinary operators may be used, without buffers, threads and branches on values.
 
-    So it is while the call is traced, within transforms of ``torch.func``, and where tangents are
-    carried forward (``torch.autograd.forward_ad``).
+    So it is while the call is traced, within transforms of ``torch.func``, where tangents are
+    carried forward (``torch.autograd.forward_ad``), and while operations are counted.
     """
-    return torch.compiler.is_compiling() or is_transformed()
+    return torch.compiler.is_compiling() or is_transformed() or counts_operations()
+
+
+@contextlib.contextmanager
+def counting_operations() -> Iterator[None]:
+    """Run the definitions, for a counter of operations; inputs and weights on the meta device.
+
+    Operators whose definition computes more than it uses run something of the shapes that count.
+
+    Example:
+        >>> with counting_operations():
+        ...     counts_operations()
+        True
+    """
+    token = _counting.set(True)
+    try:
+        yield
+    finally:
+        _counting.reset(token)
+
+
+def counts_operations() -> bool:
+    """Whether the call runs within `counting_operations`."""
+    return not torch.compiler.is_compiling() and _counting.get()
 
 
 def records_graph() -> bool:
@@ -254,8 +281,10 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def without_autocast(tensor: Tensor) -> torch.autocast:
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """A context in which autocast leaves our explicit types alone, on the tensor's device."""
+    if tensor.is_meta:  # has no autocast
+        return contextlib.nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 

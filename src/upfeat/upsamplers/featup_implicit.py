@@ -168,6 +168,7 @@ class FeatUpImplicit(Upsampler):
             compile=False,
             export=False,
         ),
+        views=True,
         short_fit={"steps": 12, "views": 12, "views_per_step": 1, "pca_dim": 16},
     )
     fitted: Tensor

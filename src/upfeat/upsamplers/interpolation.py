@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from upfeat.ops._dispatch import without_autocast
 from upfeat.ops.resize import resize_bilinear
 from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
@@ -167,7 +168,7 @@ class Lanczos(Interpolation):
             lanczos_weights(length, wanted, wide)
             for length, wanted in zip(values.shape[2:], size, strict=True)
         )
-        with torch.autocast(values.device.type, enabled=False):
+        with without_autocast(values):
             # (H', h) @ (B, K, h, w) @ (w, W')
             return (rows @ wide @ cols.T).to(values.dtype)
 

@@ -259,6 +259,22 @@ def test_means_are_over_objects_without_the_end_frames() -> None:
     assert list(scores) == ["jf", "j", "j_recall", "j_decay", "f", "f_recall", "f_decay"]
 
 
+def test_numbers_without_an_object_count_nothing() -> None:
+    """Objects 1, 2 and 3 called 4, 100 and 254: the same scores, of the same three objects."""
+    said, truth = sequence(1, 3)
+    names = torch.tensor([0, 4, 100, 254], dtype=said.dtype)
+    plain, gaps = VideoMeter(), VideoMeter()
+    plain.update("video", said, truth)
+    gaps.update("video", names[said.long()], names[truth.long()])
+    assert [number for _, number in gaps.objects] == [4, 100, 254]
+    assert gaps.compute() == plain.compute()
+    nothing = VideoMeter()
+    nothing.update("video", torch.zeros_like(said), names[truth.long()])
+    assert nothing.compute()["j"] < 0.05  # only frames in which an object is hidden are right
+    with pytest.raises(ValueError, match="prediction holds 5"):
+        VideoMeter().update("video", names[said.long()].where(said != 1, 5), names[truth.long()])
+
+
 def test_meter_errors() -> None:
     meter = VideoMeter()
     assert math.isnan(meter.compute()["jf"])

@@ -30,6 +30,7 @@ from upfeat.evaluation.metrics.video import (
     boundary_radius,
     boundary_similarity,
     frame_statistics,
+    object_numbers,
     region_similarity,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "masks_to_labels",
     "mean_iou",
     "normalize_map",
+    "object_numbers",
     "pixel_accuracy",
     "propagate_labels",
     "region_similarity",

@@ -25,6 +25,7 @@ __all__ = [
     "boundary_radius",
     "boundary_similarity",
     "frame_statistics",
+    "object_numbers",
     "region_similarity",
 ]
 
@@ -162,6 +163,21 @@ def _known(prediction: Tensor, target: Tensor, void: Tensor | None) -> tuple[Ten
     return prediction, target
 
 
+def object_numbers(labels: Tensor, void: int = 255) -> list[int]:
+    """Return the numbers of the objects in a label map of any shape, in ascending order.
+
+    0 is the background. Numbers need not be consecutive: a number that does not occur is no object.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import object_numbers
+        >>> object_numbers(torch.tensor([[0, 3, 255], [1, 1, 0]]))
+        [1, 3]
+    """
+    found: list[int] = labels.unique().tolist()
+    return [number for number in found if number not in (0, void)]
+
+
 class FrameStatistics(NamedTuple):
     """A score over the frames of a sequence.
 
@@ -232,8 +248,8 @@ class VideoMeter:
         Args:
             sequence: its name.
             prediction: (T, H, W) object numbers, 0 for the background.
-            target: the same, true; the largest number of the first frame says how many objects
-                there are. An object that is not predicted counts as an empty mask.
+            target: the same, true; the numbers in the first frame are the objects that count, and
+                need not be consecutive. An object that is not predicted counts as an empty mask.
 
         Raises:
             ValueError: shapes differ, fewer than 3 frames, no object in the first frame, a
@@ -247,14 +263,15 @@ class VideoMeter:
             )
         if any(name == sequence for name, _ in self.objects):
             raise ValueError(f"the sequence {sequence} was added before")
-        count = int(target[0].where(target[0] != self.void, 0).max())
-        highest = int(prediction.where(prediction != self.void, 0).max())
-        if not count or highest > count:
+        numbers = object_numbers(target[0], self.void)
+        surplus = set(object_numbers(prediction, self.void)) - set(numbers)
+        if not numbers or surplus:
+            more = f"; the prediction holds {', '.join(map(str, sorted(surplus)))}"
             raise ValueError(
-                f"{sequence}: the first frame has the objects 1 to {count}, the prediction holds "
-                f"{highest}; the objects are those of the first frame, at least one"
+                f"{sequence}: the first frame has the objects {numbers}{more if surplus else ''}; "
+                "the objects are those of the first frame, at least one"
             )
-        for number in range(1, count + 1):
+        for number in numbers:
             # One frame after the other: the maps of a whole sequence would take much more room.
             pairs = [
                 (said == number, true == number)

@@ -1,0 +1,325 @@
+"""The published protocols' and trainings' numbers, written out: a changed constant fails here.
+
+Values are those of the papers and of their released code. What this package chose itself (seeds,
+limits, small recipes) is not pinned.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from upfeat.evaluation.cam import cam_preset
+from upfeat.evaluation.depth_losses import (
+    BIN_FLOOR,
+    EPSILON,
+    GRADIENT_STRIDES,
+    GRADIENT_WEIGHT,
+)
+from upfeat.evaluation.depth_probe import depth_probe_preset
+from upfeat.evaluation.efficiency import efficiency_preset
+from upfeat.evaluation.image_probe import image_probe_preset
+from upfeat.evaluation.metrics import boundary_radius, propagate_labels
+from upfeat.evaluation.vos import vos_preset
+from upfeat.objectives import (
+    CropsConfig,
+    MaskRefinedConfig,
+    MultiResolutionConfig,
+    SelfDistillationConfig,
+)
+from upfeat.objectives.mask_refined import released_stage1_config
+from upfeat.objectives.self_distillation import released_stage2_config
+from upfeat.training.recipes import (
+    anyup_paper,
+    jafar_paper,
+    loftup_stage1_paper,
+    loftup_stage2_paper,
+    naf_paper,
+)
+
+ADAMW = {"optimizer.name": "adamw", "optimizer.betas": (0.9, 0.999)}
+CONSTANT = {"schedule.name": "constant", "schedule.warmup_steps": 0}
+
+
+def value_at(settings: Any, path: str) -> Any:
+    """Return an attribute of an attribute, or an entry of a mapping, by names with dots."""
+    for name in path.split("."):
+        settings = settings[name] if isinstance(settings, Mapping) else getattr(settings, name)
+    return settings
+
+
+def pinned(settings: Any, expected: Mapping[str, Any]) -> None:
+    assert {path: value_at(settings, path) for path in expected} == expected
+
+
+# -- evaluation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("loftup", {"input_size": (224, 224), "factor": None, "guidance_resize": "bilinear"}),
+        ("naf", {"input_size": None, "factor": 1, "guidance_resize": "bicubic"}),
+    ],
+)
+def test_video_object_segmentation(preset: str, expected: dict[str, Any]) -> None:
+    shared = {"context_frames": 7, "top_k": 5, "radius": 12, "temperature": 0.1, "limit": None}
+    pinned(vos_preset(preset, "davis2017"), shared | expected)
+
+
+def test_label_propagation_and_boundaries() -> None:
+    parameters = inspect.signature(propagate_labels).parameters
+    found = {name: parameters[name].default for name in ("radius", "top_k", "temperature")}
+    assert found == {"radius": 12, "top_k": 5, "temperature": 0.1}
+    assert boundary_radius((480, 854)) == 8  # 0.008 of the diagonal, rounded up
+    assert boundary_radius((1000, 1000)) == 12
+
+
+SHARED_PROBE = {
+    "optimizer": "adamw",
+    "learning_rate": 5e-4,
+    "weight_decay": 1e-5,
+    "crop_size": 448,
+    "target_size": None,
+    "epochs": 20,
+    "flip": 0.5,
+    "guidance": "method",
+    "resize_guidance": False,
+    "fit": "logits_bilinear",
+    "train_every": 1,
+    "limit": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("jafar", {"schedule": "per_iteration_bug", "batch": 2}),
+        ("anyup", {"schedule": "per_epoch", "batch": 4}),
+        ("naf", {"schedule": "per_step", "batch": 2, "guidance": "imagenet"}),
+        (
+            "loftup",
+            {
+                "schedule": "constant",
+                "batch": 8,
+                "optimizer": "nadam",
+                "learning_rate": 1e-4,
+                "weight_decay": 0.0,
+                "crop_size": 224,
+                "epochs": 10,
+                "flip": 0.0,
+                "resize_guidance": True,
+                "fit": "labels_nearest",
+            },
+        ),
+    ],
+)
+def test_segmentation_probes(preset: str, expected: dict[str, Any]) -> None:
+    pinned(image_probe_preset(preset, "voc"), SHARED_PROBE | expected)
+    coco = {} if preset == "loftup" else {"epochs": 5}
+    pinned(image_probe_preset(preset, "coco_stuff27"), SHARED_PROBE | expected | coco)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        (
+            "jafar",
+            {
+                "loss": "sig_gradient",
+                "schedule": "per_iteration_bug",
+                "epochs": 5,
+                "batch": 4,
+                "weight_decay": 1e-5,
+                "flip": 0.5,
+            },
+        ),
+        (
+            "nyu",
+            {
+                "loss": "probe3d",
+                "schedule": "probe3d",
+                "epochs": 10,
+                "batch": 8,
+                "weight_decay": 0.01,
+                "flip": 0.0,
+            },
+        ),
+    ],
+)
+def test_depth_probes(preset: str, expected: dict[str, Any]) -> None:
+    shared = {
+        "optimizer": "adamw",
+        "learning_rate": 5e-4,
+        "crop_size": 448,
+        "bins": 256,
+        "min_depth": 1e-3,
+        "max_depth": 10.0,
+        "class_token": True,
+        "warm_up_iterations": 100,
+        "gradient": "spatial",
+    }
+    pinned(depth_probe_preset(preset, "nyuv2"), shared | expected)
+    assert (BIN_FLOOR, EPSILON) == (0.1, 1e-3)
+    assert (GRADIENT_WEIGHT, GRADIENT_STRIDES) == (0.5, (1, 2, 4, 6))
+
+
+def test_class_activation_maps() -> None:
+    expected = {"images": 2000, "input_size": (224, 224), "mask": "binary", "choose": "correct"}
+    pinned(cam_preset("jafar", "imagenet"), expected)
+
+
+def test_efficiency() -> None:
+    shared = {"warmup": 5, "repeats": 10, "channels": 384, "with_backbone": False}
+    cells = tuple((448, 32, side) for side in (56, 112, 224, 448))
+    pinned(efficiency_preset("jafar_paper"), shared | {"cells": cells})
+    cells = tuple((448, 28, 28 * ratio) for ratio in (2, 4, 8, 16, 32))
+    pinned(efficiency_preset("naf"), shared | {"cells": cells})
+    together = {"cells": ((224, 16, 224),), "with_backbone": True, "passes": ("forward",)}
+    pinned(efficiency_preset("loftup"), shared | together)
+
+
+# -- objectives ----------------------------------------------------------------------------------
+
+STAGE1 = {
+    "alpha": 0.8,
+    "order": "sequential",
+    "distance": "mse",
+    "output_scale": 1.0,
+    "similarity_weight": 0.0,
+}
+STAGE2 = {
+    "crops": 2,
+    "crop_multiple": 16,
+    "distance": "affinity_l2",
+    "border": 0.1,
+    "refine": True,
+    "alpha": 0.5,
+    "order": "sequential",
+    "decay": 0.99,
+    "every": 10,
+    "output_scale": 1.0,
+}
+
+
+def test_loftup_stage_1() -> None:
+    pinned(MaskRefinedConfig(), STAGE1 | {"projection": None, "multi_view": None})
+    views = {"multi_view.views": 4, "multi_view.tv_weight": 0.01}
+    pinned(released_stage1_config(), STAGE1 | {"projection": 64} | views)
+
+
+def test_loftup_stage_2() -> None:
+    pinned(SelfDistillationConfig(), STAGE2 | {"weight": 1.0, "tv_weight": 0.0})
+    released = STAGE2 | {"weight": 20.0, "tv_weight": 0.05}
+    views = {"multi_view.views": 2, "multi_view.tv_weight": 0.0}
+    for patch, largest in ((14, 518), (16, 512)):
+        sizes = {"input_sizes": (224, 336, 448, largest)}
+        pinned(released_stage2_config(patch), released | views | sizes)
+
+
+def test_jafar_and_anyup() -> None:
+    shared = {"distance": "cosine_mse", "regulariser_weight": 0.1, "guidance_scale": 0.5}
+    pinned(MultiResolutionConfig(), shared | {"scale": (0.25, 0.5)})
+    weights = {"augmented_weight": 0.1, "downsample_weight": 0.1}
+    pinned(CropsConfig(), weights | {"scale": 0.5, "crops": 4, "distance": "cosine_mse"})
+
+
+# -- trainings -----------------------------------------------------------------------------------
+
+RECIPES: dict[Callable[[], Any], dict[str, Any]] = {
+    jafar_paper: {
+        "objective.name": "multi_resolution",
+        "objective.settings": {
+            "scale": [0.25, 0.5],
+            "distance": "cosine_mse",
+            "guidance_scale": 0.5,
+            "regulariser_weight": 0.1,
+            "clamp": "released",
+        },
+        "data.crop": 448,
+        "optimizer.lr": 2e-4,
+        "optimizer.weight_decay": 1e-5,
+        "steps": 100_000,
+        "batch_size": 4,
+        "precision": "bf16",
+        "clip.max_norm": None,
+    },
+    anyup_paper: {
+        "objective.name": "crops",
+        "objective.settings": {
+            "scale": 0.5,
+            "crops": 4,
+            "distance": "cosine_mse",
+            "augmented_weight": 0.1,
+            "downsample_weight": 0.1,
+            "normalization": "guidance",
+        },
+        "data.crop": 448,
+        "data.min_side": 448,
+        "optimizer.lr": 2e-4,
+        "optimizer.weight_decay": 1e-5,
+        "steps": 100_000,
+        "batch_size": 4,
+        "precision": "bf16",
+        "clip.max_norm": None,
+    },
+    naf_paper: {
+        "objective.name": "multi_resolution",
+        "objective.settings": {
+            "scale": [0.5, 0.5],
+            "distance": "mse",
+            "guidance_cells": 4,
+            "guidance_max": 224,
+            "regulariser_weight": 0.0,
+        },
+        "data.crop": 512,
+        "optimizer.lr": 2e-4,
+        "optimizer.weight_decay": 1e-5,
+        "steps": 25_000,
+        "batch_size": 4,
+        "precision": "bf16",
+        "clip.max_norm": None,
+    },
+    loftup_stage1_paper: {
+        "objective.name": "mask_refined",
+        "objective.settings": {"alpha": 0.8, "order": "sequential"},
+        "data.crop": 224,
+        "data.min_side": 1500,
+        "optimizer.lr": 1e-3,
+        "optimizer.weight_decay": 0.01,
+        "steps": 125_000,  # an epoch of a million images
+        "batch_size": 8,
+        "precision": "fp32",
+        "clip.max_norm": 1e-4,
+        "clip.first_steps": 10,
+    },
+    loftup_stage2_paper: {
+        "objective.name": "self_distillation",
+        "objective.settings": {
+            "input_sizes": [224, 336],
+            "crops": 2,
+            "crop_multiple": 16,
+            "distance": "affinity_l2",
+            "alpha": 0.5,
+            "decay": 0.99,
+            "every": 10,
+        },
+        "data.crop": 896,
+        "data.min_side": 1500,
+        "optimizer.lr": 1e-4,
+        "optimizer.weight_decay": 0.01,
+        "steps": 125_000,
+        "batch_size": 8,
+        "precision": "fp16",
+        "clip.max_norm": 1e-4,
+        "clip.first_steps": 10,
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+def test_trainings(recipe: Callable[[], Any]) -> None:
+    pinned(recipe(), ADAMW | CONSTANT | RECIPES[recipe])
