@@ -40,9 +40,10 @@ Size = tuple[int, int]
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-# How far two correct computations of outputs of order one may lie apart; measured against the
-# largest number that goes in or comes out.
-_TOLERANCE = {"float64": 1e-8, "float32": 2e-4, "float16": 0.03, "bfloat16": 0.2}
+# How far two correct computations may lie apart, measured against the largest number that goes in
+# or comes out: at most, and in half precision on average, as single pixels whose logits are large
+# are decided by rounding.
+_TOLERANCE = {"float64": 1e-9, "float32": 5e-5, "float16": 5e-3, "bfloat16": 2e-2}
 
 
 class Finding(AssertionError):  # noqa: N818  (what it is, not an error of a program)
@@ -456,6 +457,7 @@ def _close(case: Case, actual: Tensor, expected: Tensor, what: str) -> None:
     difference = (actual.double() - expected.double()).abs()
     scale = _scale(case, features, values, expected)
     allowed = _TOLERANCE[case.dtype] * (10 if abilities(case.method).per_image else 1)
-    worst = float(difference.max()) / scale
+    exact = case.dtype in ("float32", "float64")
+    worst = float(difference.max() if exact else difference.mean()) / scale
     if not worst < allowed:
-        raise Finding(case, what, f"by up to {worst:.3g} of the scale, allowed {allowed:.3g}")
+        raise Finding(case, what, f"by {worst:.3g} of the scale, allowed {allowed:.3g}")
