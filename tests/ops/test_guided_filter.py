@@ -81,3 +81,28 @@ def test_refuses_what_does_not_fit() -> None:
     for arguments in ((-1, 0.1, 1), (1, 0.0, 1), (1, 0.1, 0)):
         with pytest.raises(ValueError, match="at least 1"):
             guided_filter(x, x, *arguments)
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0, 1e4])
+@pytest.mark.parametrize("kind", ["grey", "flat", "two colours", "one row"])
+def test_flat_and_grey_boxes_of_any_range_have_a_solution(kind: str, scale: float) -> None:
+    """The covariance is singular there, and rounding may take more from it than eps adds."""
+    image = torch.rand(1, 3, 8, 9)
+    guide = {
+        "grey": image[:, :1].expand(1, 3, 8, 9),
+        "flat": torch.full((1, 3, 8, 9), 0.7),
+        "two colours": (image[:, :1] > 0.5).float() * torch.tensor([0.9, 0.3, 0.1])[:, None, None],
+        "one row": image[:, :, :1, :2],
+    }[kind] * scale
+    source = torch.randn(1, 4, *guide.shape[2:])
+    exact = guided_model(guide.double(), source.double(), radius=2, eps=1e-3)
+    slopes, offsets = guided_model(guide, source, radius=2, eps=1e-3)
+    fitted, expected = (
+        (s * g[:, :, None]).sum(1) + o for s, o, g in ((slopes, offsets, guide), (*exact, guide))
+    )
+    assert fitted.isfinite().all()
+    torch.testing.assert_close(fitted.double(), expected.double(), atol=0.05, rtol=0)
+    one = guide[:, :1].expand(-1, 4, -1, -1)
+    filtered = guided_filter(one, source, radius=2, eps=1e-3)
+    wanted = guided_filter(one.double(), source.double(), radius=2, eps=1e-3)
+    torch.testing.assert_close(filtered.double(), wanted, atol=0.05, rtol=0)

@@ -84,14 +84,24 @@ def guided_filter(
         i, p = (F.interpolate(x, scale_factor=1 / subsample, mode="nearest") for x in (i, p))
     radius //= subsample
     mean_i, mean_p = box_mean(i, radius), box_mean(p, radius)
-    variance = box_mean(i * i, radius) - mean_i * mean_i
-    slope = (box_mean(i * p, radius) - mean_i * mean_p) / (variance + eps)
+    square = box_mean(i * i, radius)
+    variance = (square - mean_i * mean_i).clamp(min=0)  # by rounding it may be below
+    slope = (box_mean(i * p, radius) - mean_i * mean_p) / (variance + _ridge(square, eps))
     offset = box_mean(mean_p - slope * mean_i, radius)
     slope = box_mean(slope, radius)
     if subsample > 1:
         size = full.shape[2:]
         slope, offset = (F.interpolate(x, size, mode="bilinear") for x in (slope, offset))
     return (slope * full + offset).to(source.dtype)
+
+
+def _ridge(square: Tensor, eps: float) -> Tensor:
+    """Return eps, or what rounding may take from a variance where that is more.
+
+    A variance is the mean square less the squared mean, so its error grows with the mean square: on
+    a guide of 0 ... 255 it exceeds the usual eps, and flat or grey boxes had no solution.
+    """
+    return (16 * torch.finfo(square.dtype).eps * square).clamp(min=eps)
 
 
 def guided_model(guide: Tensor, source: Tensor, radius: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -128,12 +138,13 @@ def guided_model(guide: Tensor, source: Tensor, radius: int, eps: float) -> tupl
         i = i - middle
         mean_i, mean_p = box_mean(i, radius), box_mean(p, radius)
         squares = (i[:, :, None] * i[:, None]).flatten(1, 2)  # (B, G * G, h, w)
-        covariance = box_mean(squares, radius).unflatten(1, (channels, channels))
-        covariance = covariance - mean_i[:, :, None] * mean_i[:, None]  # (B, G, G, h, w)
+        moments = box_mean(squares, radius).unflatten(1, (channels, channels))
+        covariance = moments - mean_i[:, :, None] * mean_i[:, None]  # (B, G, G, h, w)
         products = (i[:, :, None] * p[:, None]).flatten(1, 2)  # (B, G * C, h, w)
         cross = box_mean(products, radius).unflatten(1, (channels, -1))
         cross = cross - mean_i[:, :, None] * mean_p[:, None]  # (B, G, C, h, w)
-        ridge = eps * torch.eye(channels, dtype=dtype, device=i.device)
+        trace = moments.diagonal(dim1=1, dim2=2).sum(-1)  # (B, h, w)
+        ridge = torch.diag_embed(_ridge(trace, eps)[..., None].expand(-1, -1, -1, channels))
         # (B, G, G or C, h, w) -> (B, h, w, G, G or C)
         slope = torch.linalg.solve(
             covariance.permute(0, 3, 4, 1, 2) + ridge, cross.permute(0, 3, 4, 1, 2)
