@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from upfeat._files import OwnFiles, new_file, part_folder, remove_stale_parts, write_bytes
+from upfeat._files import OwnFiles, new_file, remove_stale_parts, write_bytes
 from upfeat.errors import ForeignFileError
 
 
@@ -22,9 +23,9 @@ def test_a_block_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path) -> N
         with new_file(path) as stream:
             stream.write(b"half")
             assert path.read_bytes() == b"old"
-            raise OSError("full")
+            raise OSError(errno.ENOSPC, "full")
 
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(OSError, match=r"full: .*/a\.bin'$"):
         write()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
     assert path.read_bytes() == b"old"
@@ -95,7 +96,7 @@ def test_only_own_files_are_replaced(tmp_path: Path) -> None:
 
 def test_own_files_are_taken_from_parts_and_removed(tmp_path: Path) -> None:
     own = OwnFiles(tmp_path)
-    with part_folder(own.state) as parts:
+    with own.parts() as parts:
         (parts / "a.png").write_bytes(b"panel")
         own.take(parts / "a.png", "a.png", "a command")
     assert own.wrote("a.png")

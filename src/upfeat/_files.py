@@ -71,7 +71,8 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
     except OSError as error:
         # The system names the part, or on a full disk nothing at all; users know the target.
         if error.filename in (None, os.fspath(part)):
-            error.filename, error.filename2 = os.fspath(path), None
+            error.filename = os.fspath(path)
+            del error.filename2  # of a rename
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -240,6 +241,18 @@ class OwnFiles:
         self._claim(name, len(content), hashlib.sha256(content).hexdigest(), maker)
         write_bytes(self.folder / name, content)
         return self.folder / name
+
+    @contextmanager
+    def parts(self) -> Iterator[Path]:
+        """Yield a folder on the same disk, for files that :meth:`take` moves to their places."""
+        with part_folder(self.state) as folder:
+            try:
+                yield folder
+            except OSError as error:
+                # Users know the places, not the parts.
+                if isinstance(error.filename, str) and Path(error.filename).parent == folder:
+                    error.filename = os.fspath(self.folder / Path(error.filename).name)
+                raise
 
     def take(self, part: Path, name: str, maker: str) -> Path:
         """Rename a finished file on the same disk to ``name``, unless something else has it.

@@ -261,8 +261,11 @@ def test_results_below_the_folder_are_no_images(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/**/*.png") == expected
     assert names(f"{tmp_path}/*") == expected
     assert names(tmp_path / "out") == ["mine"]
-    assert names(tmp_path / "out" / "a.png") == ["a"]  # a file that is named is taken
-    with pytest.raises(ValueError, match="results that upfeat wrote are left out"):
-        names(tmp_path / "cache")
+    assert sorted(names(list(tmp_path.iterdir()))) == ["0", "a", "mine"]  # as by a shell's *
+    assert names([tmp_path / "a.png", tmp_path / "out" / "a.png"]) == ["a"]
+    assert names(tmp_path / "out" / "a.png") == ["a"]  # named alone it is taken
+    for what in (tmp_path / "cache", tmp_path / "cache" / "**", [tmp_path / "cache"]):
+        with pytest.raises(ValueError, match="but what upfeat wrote"):
+            names(what)
     (tmp_path / "out" / "a.png").write_bytes(b"a photo of that name")
     assert names(tmp_path / "out") == ["a", "mine"]

@@ -78,6 +78,12 @@ def test_half_written_files_are_no_snapshots_and_are_removed(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 
+def test_parts_of_other_programs_stay(tmp_path: Path) -> None:
+    (tmp_path / ".weights.bin.part").write_bytes(b"a download")
+    SnapshotFolder(tmp_path, keep_last=1).save(1, {"step": 1})
+    assert (tmp_path / ".weights.bin.part").exists()
+
+
 def test_the_guard_notices_divergence() -> None:
     guard = LossGuard(StopConfig(divergence_factor=10))
     assert all(guard.complaint(1.0, 1.0) is None for _ in range(60))

@@ -53,6 +53,7 @@ class LeftOut:
         pictures: files of kinds that are not read here.
         special: named pipes, sockets and devices that are named like images.
         closed: folders that may not be read, with the reason.
+        results: how many files and folders were written by upfeat; not said.
 
     Example:
         >>> from pathlib import Path
@@ -68,6 +69,7 @@ class LeftOut:
     pictures: set[Path] = field(default_factory=set)
     special: set[Path] = field(default_factory=set)
     closed: dict[str, str] = field(default_factory=dict)
+    results: int = 0
 
     def takes(self, path: Path) -> bool:
         """Return whether a path is an image by its suffix; note what is a picture all the same."""
@@ -124,7 +126,8 @@ def image_files(
     * A glob (``*``, ``?``, ``[…]``, ``**`` for folders below) is expanded in sorted order; what it
       finds is treated as above, but files need a known suffix. ``**`` follows no links to folders.
     * What upfeat itself wrote is left out of folders and globs, so that results which lie below the
-      folder that is read are no inputs of the next run.
+      folder that is read are no inputs of the next run; and of files, if anything else is named
+      beside them, as by a shell's ``*``.
 
     What a folder or glob holds of other pictures (``.heic``, camera raw, …), of named pipes and
     devices, and of folders that may not be read is left out, and said in a warning of the log.
@@ -159,10 +162,15 @@ def image_files(
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
+    asked, own = [Path(path).expanduser() for path in paths], OwnFolders()
+    others = [path for path in asked if not own[path.parent].wrote(path.name)]
     found: dict[str, tuple[Path, Path]] = {}
-    for given in paths:
-        for path, relative in _expand(Path(given).expanduser()):
+    for given in others or asked:
+        for path, relative in _expand(given):
             found.setdefault(os.path.realpath(path), (path, relative))
+    if asked and not found:
+        names = ", ".join(map(str, asked))
+        raise ValueError(f"there is no image in {names} but what upfeat wrote; {_known()}")
     return _unique_names(list(found.values()))
 
 
@@ -178,7 +186,7 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
         return []  # it came into being since
     else:
         images, problem = _matches(path, left), f"no image matches {path}"
-    if not images:
+    if not images and not left.results:
         raise ValueError(f"{problem}; {f'left out: {left}; ' if str(left) else ''}{_known()}")
     left.report(path)
     return images
@@ -191,6 +199,7 @@ def _matches(pattern: Path, left: LeftOut) -> list[tuple[Path, Path]]:
     own = OwnFolders()
     for match in match_glob(pattern):
         if own.holds_result(match, root):
+            left.results += 1
             continue
         if match.is_dir():
             if "**" not in pattern.parts or not match.is_symlink():
@@ -262,11 +271,15 @@ def _walk(folder: Path, root: Path, left: LeftOut) -> list[tuple[Path, Path]]:
     for parent, folders, names in os.walk(folder, onerror=left.refuse):
         own = OwnFiles(parent) if STATE in folders else None
         if own is not None and own.all:
+            left.results += 1
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.startswith(".") or (own is not None and own.wrote(name)):
+            if name.startswith("."):
+                continue
+            if own is not None and own.wrote(name):
+                left.results += 1
                 continue
             path = Path(parent, name)
             if left.takes(path):

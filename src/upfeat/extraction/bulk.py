@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from upfeat._files import OwnFiles, OwnFolders, part_folder, sha256_of, write_bytes
+from upfeat._files import OwnFiles, OwnFolders, sha256_of, write_bytes
 from upfeat.data import image_size, read_image
 from upfeat.data.sizes import resolve_size
 from upfeat.errors import ForeignFileError
@@ -319,7 +319,7 @@ class _Run:
         record = _record(job, self.out)
         record.parent.mkdir(parents=True, exist_ok=True)
         own = self.own[files[0].parent] if files else OwnFiles(self.out)
-        with part_folder(own.state) as parts:
+        with own.parts() as parts:
             for writer, file in zip(self.writers, files, strict=True):
                 writer.write(self.pipe, encoded, parts / file.name)
             for file in files:

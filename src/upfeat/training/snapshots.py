@@ -73,7 +73,6 @@ class SnapshotFolder:
         write_bytes(path, data)
         for old in self.files()[: -self.keep_last]:
             old.unlink(missing_ok=True)
-        self._remove_parts()
         return path
 
     def load(self, accept: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any] | None:
@@ -104,8 +103,3 @@ class SnapshotFolder:
                 "folder to start the run anew"
             )
         return None
-
-    def _remove_parts(self) -> None:
-        """Remove what killed processes left half written."""
-        for path in self.folder.glob(".*.part"):
-            path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import Tensor
 
-from upfeat._files import OwnFiles, part_folder
+from upfeat._files import OwnFiles
 from upfeat.checkpoints import (
     HubFile,
     find_weights,
@@ -336,7 +336,7 @@ def save_folder(
         "upfeat_version": upfeat.__version__,
     }
     text = json.dumps(config, indent=2)
-    with part_folder(own.state) as parts:
+    with own.parts() as parts:
         write_safetensors(parts / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
         own.take(parts / WEIGHTS_FILE, WEIGHTS_FILE, MAKER)
     try:
