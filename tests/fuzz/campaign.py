@@ -8,6 +8,7 @@ import argparse
 import collections
 import dataclasses
 import logging
+import signal
 import time
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -119,6 +120,10 @@ def all_mistakes(report: Report) -> None:
                 report.keep(finding, case, how)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run until the minutes are over and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -128,10 +133,12 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("upfeat").setLevel(logging.ERROR)
     report, start, number = Report(), time.monotonic(), options.seed
-    if not options.method:
-        all_mistakes(report)
     pairs = [(m, o) for m in options.method or methods() for o in ORACLES if has_oracle(m, o)]
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, _interrupt)
     try:
+        if not options.method:
+            all_mistakes(report)
         while time.monotonic() - start < 60 * options.minutes:
             method, oracle = pairs[number % len(pairs)]
             one_round(report, method, oracle, number)
