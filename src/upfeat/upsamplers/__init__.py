@@ -24,7 +24,7 @@ from upfeat.upsamplers import resize_conv as resize_conv
 from upfeat.upsamplers import sapa as sapa
 from upfeat.upsamplers import uplift as uplift
 from upfeat.upsamplers import upsample_anything as upsample_anything
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.folding import FoldedHead, fold_head
 from upfeat.upsamplers.registry import (
     create_upsampler,
@@ -41,6 +41,7 @@ __all__ = [
     "FoldedHead",
     "Upsampler",
     "UpsamplerInfo",
+    "WholeMapUpsampler",
     "create_upsampler",
     "fold_head",
     "from_official",

@@ -46,7 +46,15 @@ if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
     from upfeat.upsamplers.weights import TrainedFor
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Abilities", "Tile", "Upsampler", "UpsamplerInfo"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Abilities",
+    "Tile",
+    "Upsampler",
+    "UpsamplerInfo",
+    "WholeMapUpsampler",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -746,3 +754,53 @@ class Upsampler(nn.Module):
     def extra_repr(self) -> str:
         """Show the configuration in ``print(upsampler)``."""
         return json.dumps(self.config, default=str)
+
+
+class WholeMapUpsampler(Upsampler):
+    """Base class of the methods that compute their output as a whole.
+
+    Stacks of x2 stages and networks without row structure write one plain, differentiable function,
+    :meth:`upsample`, and have neither tiles nor single positions.
+
+    Example:
+        >>> import torch, upfeat
+        >>> from upfeat.upsamplers import WholeMapUpsampler
+        >>> class Doubled(WholeMapUpsampler):
+        ...     info = upfeat.UpsamplerInfo(name="doubled", summary="Twice the features.")
+        ...
+        ...     def upsample(self, image, features, output_size, values):
+        ...         return torch.nn.functional.interpolate(2 * values, output_size)
+        >>> Doubled()(torch.rand(1, 3, 4, 4), torch.ones(1, 8, 2, 2)).unique().tolist()
+        [2.0]
+    """
+
+    def upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        """Compute the output; the arguments are checked and of the type of the weights.
+
+        Args:
+            image: (B, 3, H, W).
+            features: (B, C, h, w).
+            output_size: (H', W').
+            values: (B, K, h, w), what is mixed; ``features`` itself where the caller gave none.
+
+        Returns:
+            (B, K, H', W').
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement upsample")
+
+    def _upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        """Call :meth:`upsample`; without a graph within the streaming executor where it streams."""
+        if not self.streams or any(self._graphs(image, features, values)):
+            return self.upsample(image, features, output_size, values)
+        maps = []
+        for one in range(len(image)):
+            item = slice(one, one + 1)
+            own = features[item]
+            mixed = own if values is features else values[item]
+            with torch.no_grad(), stream.bounded(MAP_BYTES):
+                maps.append(self.upsample(image[item], own, output_size, mixed))
+        return torch.cat(maps)

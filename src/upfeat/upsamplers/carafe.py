@@ -29,7 +29,7 @@ from upfeat.layers.stages import (
     stage_keys,
 )
 from upfeat.ops.reassembly import window_reassembly
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 
@@ -78,7 +78,7 @@ class CarafeStage(nn.Module):
 
 
 @register_upsampler("carafe")
-class Carafe(Upsampler):
+class Carafe(WholeMapUpsampler):
     """CARAFE (arXiv 1905.02188): a stack of content-aware reassembly modules.
 
     A published single module loads as a stack of one stage: ``upfeat.from_official("carafe",
@@ -153,9 +153,10 @@ class Carafe(Upsampler):
         if up_group > 1:  # each group of feature channels has weights of its own
             self.info = self.info.with_abilities(mixes_values=False)
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Run the stages; values go through beside the features that decide the weights."""
         width = features.shape[1]
         both = features if values is features else torch.cat((features, values), dim=1)
         for stage in self.children():

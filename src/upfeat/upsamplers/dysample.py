@@ -31,7 +31,7 @@ from upfeat.layers.stages import (
     stage_keys,
 )
 from upfeat.ops.point_sampling import grouped_sampling
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 Style = Literal["lp", "pl"]
@@ -104,7 +104,7 @@ def regular_positions(scale: int, groups: int) -> Tensor:
 
 
 @register_upsampler("dysample")
-class DySample(Upsampler):
+class DySample(WholeMapUpsampler):
     """DySample (arXiv 2308.15085): a stack of modules that sample at learned positions.
 
     A published single module loads as a stack of one stage; its tensors tell everything.
@@ -167,9 +167,10 @@ class DySample(Upsampler):
             self.add_module(f"up{number}", stage)
         self.info = dataclasses.replace(self.info, factor=scale**stages)
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Run the stages; the image is not looked at."""
         for stage in self.children():
             features = stage(features)
         return resize_to(features, output_size)

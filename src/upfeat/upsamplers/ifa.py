@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upfeat.layers.stages import resize_to
 from upfeat.ops.fourier_features import fourier_features, inclusive_grid
-from upfeat.ops.resize import resize_bilinear
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 FREQUENCIES = 20
@@ -29,7 +29,7 @@ FACTOR = 2
 
 
 @register_upsampler("ifa")
-class IFA(Upsampler):
+class IFA(WholeMapUpsampler):
     """Implicit feature alignment (x2) as in FeatUp's comparison.
 
     Every other output size is a bilinear resize of the doubled grid. FeatUp's code takes square
@@ -66,16 +66,15 @@ class IFA(Upsampler):
             nn.Conv2d(feature_dim, feature_dim, 1),
         )
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Apply the network to nearest feature and place of every pixel of the doubled grid."""
         grid = (features.shape[2], features.shape[3])
         near = F.interpolate(features, scale_factor=FACTOR, mode="nearest")
         place = places(grid, features).to(features.dtype).expand(len(features), -1, -1, -1)
         out = self.mlp(torch.cat((near, place), dim=1))
-        if tuple(out.shape[2:]) == output_size:
-            return out
-        return resize_bilinear(out, output_size)
+        return resize_to(out, output_size)
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upfeat.layers.stages import resize_to
 from upfeat.ops import local_attender
 from upfeat.ops.padding import reflect_pad
 from upfeat.ops.resize import resize_bilinear
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 PAPER = "NAF: Zero-Shot Feature Upsampling via Neighborhood Attention Filtering"
@@ -45,7 +46,7 @@ def _shifted(padded: Tensor, size: tuple[int, int], radius: int) -> list[Tensor]
 
 
 @register_upsampler("joint_bilateral_filter")
-class JointBilateralFilter(Upsampler):
+class JointBilateralFilter(WholeMapUpsampler):
     """Bilinear x ``factor``, a joint bilateral blur there, bilinear to the asked size.
 
     The weight of a pixel is exp(-(sum_c |dI_c|)^2 / (2 sigma_color^2)) times a Gaussian of the
@@ -99,15 +100,16 @@ class JointBilateralFilter(Upsampler):
         self.sigma_color, self.sigma_space = sigma_color, sigma_space
         self.radius, self.factor = kernel_size // 2, factor
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Enlarge bilinearly, blur there, resize to the asked size."""
         size = (self.factor * values.shape[2], self.factor * values.shape[3])
         large = resize_bilinear(values, size)
         wide = torch.promote_types(image.dtype, torch.float32)
         guide = F.interpolate(image.to(wide), size, mode="bilinear")
         out = local_attender(self._logits(guide), large, _offsets(self.radius), padding="reflect")
-        return out if size == output_size else resize_bilinear(out, output_size)
+        return resize_to(out, output_size)
 
     def _logits(self, guide: Tensor) -> Tensor:
         """Logarithm of the kernel, up to a constant: (B, 3, H, W) -> (B, n, H, W)."""
@@ -125,7 +127,7 @@ class JointBilateralFilter(Upsampler):
 
 
 @register_upsampler("joint_bilateral_learned")
-class LearnedJointBilateral(Upsampler):
+class LearnedJointBilateral(WholeMapUpsampler):
     """One joint bilateral filter with a learned range kernel, at the size of the output.
 
     Features and image are brought to the output's size bilinearly; the weight of a pixel is the
@@ -169,9 +171,10 @@ class LearnedJointBilateral(Upsampler):
             nn.Conv2d(3, key_dim, 1), nn.GELU(), nn.Dropout2d(0.1), nn.Conv2d(key_dim, key_dim, 1)
         )
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Enlarge to the output's size and blur there."""
         guide = F.interpolate(image, output_size, mode="bilinear")
         large = resize_bilinear(values, output_size)
         return local_attender(self._logits(guide), large, _offsets(self.radius), padding="reflect")

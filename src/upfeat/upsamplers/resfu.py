@@ -29,7 +29,7 @@ from upfeat.errors import CheckpointError
 from upfeat.layers.stages import resize_to
 from upfeat.ops.guided_filter import guided_filter
 from upfeat.ops.reassembly import window_reassembly
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 Size = tuple[int, int]
@@ -212,7 +212,7 @@ class ResfuBlock(nn.Module):
 
 
 @register_upsampler("resfu")
-class Resfu(Upsampler):
+class Resfu(WholeMapUpsampler):
     """ReSFU (arXiv 2407.02283), guided by the image, straight to the asked size.
 
     The original needs a guide that is a whole number of times the grid. Here the ratio along each
@@ -282,9 +282,10 @@ class Resfu(Upsampler):
             3, feature_dim, groups, embedding_dim, gn_dim, radius, eps, gf_scale, lr_mult
         )
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Mix at the next whole ratio, then resize."""
         grid = (features.shape[2], features.shape[3])
         scale = (max(2, -(-output_size[0] // grid[0])), max(2, -(-output_size[1] // grid[1])))
         guide = resize_to(image, (scale[0] * grid[0], scale[1] * grid[1]))

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.layers.stages import resize_to
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 
 @register_upsampler("resize_conv")
-class ResizeConv(Upsampler):
+class ResizeConv(WholeMapUpsampler):
     """Layered resize-convolution of FeatUp's comparison (arXiv 2403.10516).
 
     Args:
@@ -63,9 +63,10 @@ class ResizeConv(Upsampler):
             nn.Conv2d(feature_dim + 3, feature_dim, kernel_size, padding="same") for _ in range(4)
         )
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Double four times; each step adds a convolution of features and image."""
         for conv in (self.conv1, self.conv2, self.conv3):
             large, update = self._double(conv, image, features)
             features = large + update.relu()

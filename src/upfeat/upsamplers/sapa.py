@@ -31,7 +31,7 @@ from upfeat.layers.stages import (
     stage_keys,
 )
 from upfeat.ops.similarity_attention import similarity_attention
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 QueryMode = Literal["encoder_only", "cat", "gate"]
@@ -104,7 +104,7 @@ class SapaStage(nn.Module):
 
 
 @register_upsampler("sapa")
-class Sapa(Upsampler):
+class Sapa(WholeMapUpsampler):
     """SAPA (arXiv 2209.12866): a stack of modules, guided by the image.
 
     A published single module with a guide of three channels loads as a stack of one stage. Taps
@@ -178,9 +178,10 @@ class Sapa(Upsampler):
         if v_embed:  # the features are projected before they are mixed
             self.info = self.info.with_abilities(mixes_values=False)
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Run the stages, each guided by the image averaged to its output size."""
         width = features.shape[1]
         both = features if values is features else torch.cat((features, values), dim=1)
         for stage in self.children():

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops.resize import resize_antialiased, resize_bilinear
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.layers.stages import resize_to
+from upfeat.ops.resize import resize_antialiased
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 MAX_RADIUS = 8  # cells
@@ -273,7 +274,7 @@ def apply_filter(maps: Maps, guide: Tensor, values: Tensor) -> Tensor:
 
 
 @register_upsampler("upsample_anything")
-class UpsampleAnything(Upsampler):
+class UpsampleAnything(WholeMapUpsampler):
     """Upsample Anything (2025): fits anisotropic kernels to each image, then filters the features.
 
     The weights depend on the image alone, and on the features' grid. The fit starts from fixed
@@ -319,9 +320,10 @@ class UpsampleAnything(Upsampler):
             raise ValueError(f"steps must not be negative, got {steps}")
         self.steps, self.progress = steps, progress
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Fit the kernels to each image, then enlarge its values with them."""
         grid = (values.shape[2], values.shape[3])
         height, width = (
             cells * max(1, asked // cells) for cells, asked in zip(grid, output_size, strict=True)
@@ -337,4 +339,4 @@ class UpsampleAnything(Upsampler):
                 maps, _ = optimise(one, grid, self.steps, self.progress)
                 outputs.append(apply_filter(maps, one, mixed))
             out = torch.cat(outputs)
-            return out if size == output_size else resize_bilinear(out, output_size)
+            return resize_to(out, output_size)
