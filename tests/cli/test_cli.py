@@ -209,7 +209,7 @@ def test_all_methods_on_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["{photos}", "--dtype", "int8"], "--dtype must be one of"),
         (["{photos}", "--fit", "crop"], "--fit must be pad or resize"),
         (["{photos}", "--basis", "nowhere.json"], "--basis must be"),
-        (["{photos}", "--save", "npz", "--size", "10000000"], "free; choose a smaller"),
+        (["{photos}", "--save", "npz", "--size", "500000"], "free; choose a smaller"),
     ],
 )
 def test_user_errors_are_messages(
