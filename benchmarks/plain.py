@@ -334,6 +334,8 @@ class PlainModule(nn.Module):
         self.info, self.config = upsampler.info.with_abilities(tiles=False), upsampler.config
         self.feature_scale = upsampler.feature_scale
         self._check = upsampler._check
+        self.guidance_image = upsampler.guidance_image
+        self.guidance_statistics = upsampler.guidance_statistics
         self.function = PLAIN[upsampler.info.name](upsampler)
 
     def forward(self, image: Tensor, features: Tensor, output_size: Sequence[int]) -> Tensor:

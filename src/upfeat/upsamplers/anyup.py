@@ -339,7 +339,7 @@ class AnyUp(Upsampler):
             )
         query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
         out = self.attend(
-            self.attention.queries(query),  # (B, N, d)
+            self.attention.queries(self.attention.conv2d(query)),  # (B, N, d)
             self.keys(key, features),  # (B, n, d)
             values,
             output_size,

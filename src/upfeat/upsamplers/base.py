@@ -36,7 +36,7 @@ from upfeat.errors import (
 from upfeat.layers.module_weights import first_weight, named_weights
 from upfeat.layers.raw_images import warn_of_raw_image
 from upfeat.ops import stream
-from upfeat.ops._dispatch import is_transformed
+from upfeat.ops._dispatch import is_transformed, wants_reference
 from upfeat.ops.channel_norm import channel_norm
 from upfeat.ops.images import normalize
 from upfeat.ops.memory import check_fits
@@ -328,11 +328,10 @@ class Upsampler(nn.Module):
         """Return whether the encoder and the decoder must run as plain networks: the one rule.
 
         They must where gradients are recorded through them, while ``torch.compile`` or
-        ``torch.export`` traces, and where training normalises over the batch. Everything else is
-        computed by strips of rows in bounded memory.
+        ``torch.export`` traces or operations are counted, and where training normalises over the
+        batch. Everything else is computed by strips of rows in bounded memory.
         """
-        traced = torch.compiler.is_compiling() or is_transformed()
-        if traced or (self.training and self.batch_statistics):
+        if wants_reference() or (self.training and self.batch_statistics):
             return True, True
         if not torch.is_grad_enabled():
             return False, False
