@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +353,19 @@ def test_results_survive_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text())["label"] == "a"
     tables = build_tables([*gather_results([tmp_path]), result("b", {"miou": 2.0}, size=[1, 2])])
     assert len(tables) == 1
+
+
+def test_a_score_of_nothing_is_read_back(tmp_path: Path) -> None:
+    """No boundary, no valid pixel: NaN, null in JSON; it has no rank and breaks no folder."""
+    nothing = Score.of([math.nan, math.nan])
+    settings = {"data": "msrc", "preset": "jafar"}
+    scores = {"miou": nothing, "accuracy": Score.of([1.0, 2.0])}
+    result = Result(task="seg-probe", label="none", settings=settings, scores=scores)
+    result.save(tmp_path / "result.json")
+    loaded = Result.load(tmp_path / "result.json")
+    assert math.isnan(loaded.scores["miou"].mean)
+    assert all(map(math.isnan, loaded.scores["miou"].per_seed))
+    assert loaded.scores["accuracy"] == scores["accuracy"]
+    (table,) = build_tables(gather_results([tmp_path]))
+    assert [row.rank for row in table.rows] == [None]
+    assert "none" in results_page([table])

@@ -181,7 +181,7 @@ class _Measure:
             name: Score(
                 per_seed=(mean := statistics.fmean(values),),
                 mean=mean,
-                deviation=statistics.stdev(values) if len(values) > 1 else None,
+                deviation=Score.of(values).deviation,
             )
             for name, values in measured.items()
         }

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -11,10 +12,10 @@ import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from upfeat._files import write_bytes
 
@@ -37,13 +38,22 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _undefined(value: object) -> object:
+    return math.nan if value is None else value
+
+
+# JSON has no NaN: a score of nothing, such as one along boundaries where there are none, is null.
+_Number = Annotated[float, BeforeValidator(_undefined)]
+
+
 class Score(_Strict):
-    """One number, once for each seed.
+    """One number, once for each seed; NaN where there was nothing to score.
 
     Attributes:
         per_seed: in the order of the settings' seeds.
         mean: over the seeds.
-        deviation: sample standard deviation over the seeds; None for a single one.
+        deviation: sample standard deviation over the seeds; None for a single one, and where a
+            score is not finite.
 
     Example:
         >>> from upfeat.evaluation.results import Score
@@ -52,14 +62,15 @@ class Score(_Strict):
         (2.0, 1.0)
     """
 
-    per_seed: tuple[float, ...]
-    mean: float
+    per_seed: tuple[_Number, ...]
+    mean: _Number
     deviation: float | None
 
     @classmethod
     def of(cls, per_seed: Sequence[float]) -> Self:
         """Return the score with mean and deviation."""
-        spread = statistics.stdev(per_seed) if len(per_seed) > 1 else None
+        known = len(per_seed) > 1 and all(map(math.isfinite, per_seed))
+        spread = statistics.stdev(per_seed) if known else None
         return cls(per_seed=tuple(per_seed), mean=statistics.fmean(per_seed), deviation=spread)
 
 
