@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from upfeat.evaluation.benchmark import Case
 from upfeat.ops import window_bounds
 from upfeat.upsamplers import Upsampler
+from upfeat.upsamplers.lift import LiFT
 
 Plain = Callable[..., Tensor]
 
@@ -251,16 +252,11 @@ def _windows(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def plain_lift(up: Upsampler) -> Plain:
+    """The method's own modules, as they are."""
+
     def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-        for iteration in range(up.iterations):
-            if iteration:
-                image = F.interpolate(image, scale_factor=2, mode="bilinear")
-            doubled = (2 * features.shape[2], 2 * features.shape[3])
-            fine = F.adaptive_max_pool2d(up.image_convs_1(image), doubled)
-            x = up.up1.up(torch.cat((features, up.image_convs_2(fine)), dim=1))
-            features = up.outc(up.up1.conv_1.double_conv(torch.cat((x, fine), dim=1)))
-        done = features.shape[-2:] == size
-        return features if done else F.interpolate(features, size, mode="bilinear")
+        assert isinstance(up, LiFT)  # by the table below
+        return up.upsample(image, features, size, features)
 
     return run
 

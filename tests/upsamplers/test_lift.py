@@ -1,4 +1,4 @@
-"""LiFT: goldens of both original codes, its two paths, official files, training."""
+"""LiFT: goldens of both original codes, with and without a graph, official files, training."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -27,7 +27,7 @@ class TestContractIterated(UpsamplerContract):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("grad", [False, True], ids=["folded", "plain"])
+@pytest.mark.parametrize("grad", [False, True], ids=["no graph", "graph"])
 @pytest.mark.parametrize(
     ("case", "output", "iterations"),
     [

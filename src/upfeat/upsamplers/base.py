@@ -761,6 +761,10 @@ class WholeMapUpsampler(Upsampler):
     Stacks of x2 stages and networks without row structure write one plain, differentiable function,
     :meth:`upsample`, and have neither tiles nor single positions.
 
+    Attributes:
+        channels_last: whether image and features are brought to that memory format where no graph
+            is recorded, which suits networks of convolutions on a CPU.
+
     Example:
         >>> import torch, upfeat
         >>> from upfeat.upsamplers import WholeMapUpsampler
@@ -772,6 +776,8 @@ class WholeMapUpsampler(Upsampler):
         >>> Doubled()(torch.rand(1, 3, 4, 4), torch.ones(1, 8, 2, 2)).unique().tolist()
         [2.0]
     """
+
+    channels_last: ClassVar[bool] = False
 
     def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
@@ -793,13 +799,19 @@ class WholeMapUpsampler(Upsampler):
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
         """Call :meth:`upsample`; without a graph within the streaming executor where it streams."""
-        if not self.streams or any(self._graphs(image, features, values)):
+        if any(self._graphs(image, features, values)):
             return self.upsample(image, features, output_size, values)
+        shared = values is features
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+            features = features.contiguous(memory_format=torch.channels_last)
+        if not self.streams:
+            return self.upsample(image, features, output_size, features if shared else values)
         maps = []
         for one in range(len(image)):
             item = slice(one, one + 1)
             own = features[item]
-            mixed = own if values is features else values[item]
+            mixed = own if shared else values[item]
             with torch.no_grad(), stream.bounded(MAP_BYTES):
                 maps.append(self.upsample(image[item], own, output_size, mixed))
         return torch.cat(maps)

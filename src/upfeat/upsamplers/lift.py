@@ -12,17 +12,21 @@ Legend: B batch, C feature channels, h w grid of the features, H W guidance imag
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
-from upfeat.ops._dispatch import records_graph
-from upfeat.ops.banded_convolution import fold_batch_norm
-from upfeat.ops.resize import resize_bilinear
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
+from upfeat.layers.stages import resize_to
+from upfeat.upsamplers.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    UpsamplerInfo,
+    WholeMapUpsampler,
+)
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -33,7 +37,7 @@ NORM_EPS = 1e-5
 def _image_block(inputs: int) -> list[nn.Module]:
     """Half the size: convolution, batch norm, ReLU."""
     convolution = nn.Conv2d(inputs, IMAGE_WIDTH, 3, stride=2, padding=1)
-    return [convolution, nn.BatchNorm2d(IMAGE_WIDTH, NORM_EPS), nn.ReLU()]
+    return [convolution, nn.BatchNorm2d(IMAGE_WIDTH, NORM_EPS), nn.ReLU(inplace=True)]
 
 
 class _DoubleConvolution(nn.Module):
@@ -44,7 +48,7 @@ class _DoubleConvolution(nn.Module):
         blocks: list[nn.Module] = []
         for channels in (inputs, width):
             convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            blocks += [convolution, nn.BatchNorm2d(width, NORM_EPS), nn.ReLU()]
+            blocks += [convolution, nn.BatchNorm2d(width, NORM_EPS), nn.ReLU(inplace=True)]
         self.double_conv = nn.Sequential(*blocks)
 
 
@@ -56,21 +60,6 @@ class _Up(nn.Module):
         inputs = channels + IMAGE_WIDTH
         self.up = nn.ConvTranspose2d(inputs, inputs // 2, 2, stride=2)
         self.conv_1 = _DoubleConvolution(inputs // 2 + IMAGE_WIDTH, channels // 2)
-
-
-def _apply(blocks: nn.Sequential, x: Tensor) -> Tensor:
-    """Run convolution, batch norm, ReLU, ... ; without a graph the norms are folded in."""
-    if blocks.training or records_graph():
-        return blocks(x)
-    modules = list(blocks)
-    for convolution, norm in zip(modules[::3], modules[1::3], strict=True):
-        assert isinstance(convolution, nn.Conv2d)  # as _image_block and _DoubleConvolution build
-        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias
-        affine = (cast(Tensor, norm.weight), cast(Tensor, norm.bias))
-        weight, bias = fold_batch_norm(convolution.weight, bias, mean, variance, affine, NORM_EPS)
-        x = F.conv2d(x, weight, bias, convolution.stride, convolution.padding).relu_()
-    return x
 
 
 def _record(backbone: str, patch: int, width: int) -> Checkpoint:
@@ -104,7 +93,7 @@ CHECKPOINTS = (
 
 
 @register_upsampler("lift", checkpoints=CHECKPOINTS)
-class LiFT(Upsampler):
+class LiFT(WholeMapUpsampler):
     """LiFT (arXiv 2403.14625): features of twice the size, again and again if asked.
 
     The image's map goes to twice the grid by adaptive max pooling: the identity for patch 8, the
@@ -139,6 +128,8 @@ class LiFT(Upsampler):
         abilities=Abilities(mixes_values=False, any_size=False),
         factor=2,
     )
+    batch_statistics = True
+    channels_last = True
 
     def __init__(self, feature_dim: int, iterations: int = 1) -> None:
         super().__init__()
@@ -152,28 +143,23 @@ class LiFT(Upsampler):
         self.image_convs_1 = nn.Sequential(*_image_block(3), *_image_block(IMAGE_WIDTH))
         self.image_convs_2 = nn.Sequential(*_image_block(IMAGE_WIDTH))
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
-        if not records_graph():
-            # Channels side by side in memory suit both the convolutions and the final resize.
-            image = image.contiguous(memory_format=torch.channels_last)
-            features = features.contiguous(memory_format=torch.channels_last)
+        """Double the features ``iterations`` times, with an image of twice the size each time."""
         for iteration in range(self.iterations):
             if iteration:
                 image = F.interpolate(image, scale_factor=2, mode="bilinear")
             features = self._double(image, features)
-        if features.shape[-2:] == output_size:
-            return features
-        return resize_bilinear(features, output_size)
+        return resize_to(features, output_size)
 
     def _double(self, image: Tensor, features: Tensor) -> Tensor:
         """(B, 3, H, W), (B, C, h, w) -> (B, C, 2h, 2w)."""
         size = (2 * features.shape[2], 2 * features.shape[3])
-        fine = F.adaptive_max_pool2d(_apply(self.image_convs_1, image), size)  # g1 (B, 32, 2h, 2w)
-        coarse = _apply(self.image_convs_2, fine)  # g2 (B, 32, h, w)
+        fine = F.adaptive_max_pool2d(self.image_convs_1(image), size)  # g1 (B, 32, 2h, 2w)
+        coarse = self.image_convs_2(fine)  # g2 (B, 32, h, w)
         x = self.up1.up(torch.cat((features, coarse), dim=1))  # (B, (C + 32) // 2, 2h, 2w)
-        x = _apply(self.up1.conv_1.double_conv, torch.cat((x, fine), dim=1))  # (B, C//2, 2h, 2w)
+        x = self.up1.conv_1.double_conv(torch.cat((x, fine), dim=1))  # (B, C // 2, 2h, 2w)
         return self.outc(x)
 
     @classmethod
