@@ -8,7 +8,7 @@ import torch
 
 import upfeat
 from tests.goldens import golden_state, load_golden
-from tests.tolerances import GOLDEN_ATOL, max_abs_difference
+from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.errors import CheckpointError, UnsupportedError
 from upfeat.ops.coordinates import pixel_centres
@@ -220,10 +220,12 @@ def test_min_max_over_the_batch_couples_images() -> None:
 
 @torch.no_grad()
 def test_other_output_size_resizes_the_image_first() -> None:
-    image, features = torch.randn(1, 3, 20, 24), torch.randn(1, 12, 3, 4)
-    model = small()
+    image, features = torch.randn(1, 3, 20, 24).double(), torch.randn(1, 12, 3, 4).double()
+    model = small().double()
     resized = torch.nn.functional.interpolate(image, (31, 18), mode="bilinear")
-    assert torch.equal(model(image, features, (31, 18)), model(resized, features))
+    torch.testing.assert_close(
+        model(image, features, (31, 18)), model(resized, features), **tolerance(torch.float64)
+    )
 
 
 @torch.no_grad()
@@ -372,3 +374,17 @@ def test_feature_scale_multiplies_the_output(training):
 def test_feature_scale_is_positive():
     with pytest.raises(ValueError, match="feature_scale must be positive, got 0"):
         small(feature_scale=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [-2.1, 0.7, 3.0])
+def test_a_flat_colour_stays_flat_in_a_resize(level: float) -> None:
+    """Scaled to its own range, the rounding of a resize would be noise of full strength."""
+    model = small().double()
+    image, features = torch.randn(1, 3, 14, 21), torch.randn(1, 12, 2, 3)
+    image[:, 1:] = level
+    colors = small().scale_colors(image, (23, 31))
+    assert (colors[:, 1:] == -0.5).all()
+    output = small()(image, features, (23, 31))
+    exact = model(image.double(), features.double(), (23, 31))
+    assert (output - exact).abs().mean() < 1e-3

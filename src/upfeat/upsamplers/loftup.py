@@ -374,9 +374,11 @@ class LoftUp(Upsampler):
 
     def scale_colors(self, image: Tensor, output_size: Size) -> Tensor:
         """Resize the image to the output and scale each colour to [-0.5, 0.5]: (B, 3, H', W')."""
-        if image.shape[-2:] != output_size:
-            image = F.interpolate(image, output_size, mode="bilinear")
         axes = (2, 3) if self.min_max == "image" else (0, 2, 3)
+        if image.shape[-2:] != output_size:
+            # Less its lowest value, a flat colour stays flat: the division below and frequencies up
+            # to e^10 would make noise of its rounding.
+            image = F.interpolate(image - image.amin(axes, True), output_size, mode="bilinear")
         low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
         return (image - low) / (high - low).clamp(min=1e-4) - 0.5
 
