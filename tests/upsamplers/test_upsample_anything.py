@@ -34,11 +34,7 @@ def test_golden_filter(golden_dir: Path, case: str) -> None:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("band_bytes", [1, 1 << 30])
-def test_golden_gradient(
-    golden_dir: Path, monkeypatch: pytest.MonkeyPatch, band_bytes: int
-) -> None:
-    monkeypatch.setattr(ua, "BAND_BYTES", band_bytes)
+def test_golden_gradient(golden_dir: Path) -> None:
     tensors, _ = load_golden(golden_dir / "upsample_anything" / "gradient_scale8.safetensors")
     maps = {key: value.requires_grad_() for key, value in golden_state(tensors).items()}
     loss = ua.reconstruction_loss(maps, tensors["input.guide"], (5, 6))

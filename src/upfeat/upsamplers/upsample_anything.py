@@ -14,12 +14,12 @@ cell and the taps around it all weights are one matrix product::
     log w(p, q) = phi(p) . psi(q),   phi = (x^2, xy, y^2, x, y, 1, r, g, b, |colour|^2)
 
 Legend: B batch, K value channels, h w grid, s pixels per cell and axis, T taps, P = sy sx pixels of
-a cell, F = 10 terms of phi, R cell rows of a band.
+a cell, F = 10 terms of phi. Weights exist for one row of cells at a time.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,7 +37,6 @@ LEARNING_RATE = 0.1
 DECAY = 1e-8 ** (1 / 5100)
 START = {"sx_raw": math.log(16), "sy_raw": math.log(16), "th_raw": 0.0, "sr_raw": math.log(0.12)}
 SIGMA_FLOOR, VARIANCE_EPS = 1e-6, 1e-8
-BAND_BYTES = 64 * 2**20  # of the weights of a band
 
 Maps = dict[str, Tensor]
 
@@ -150,20 +149,11 @@ def _by_pixel(x: Tensor, scale: tuple[int, int]) -> Tensor:
 
 
 def mix(phi: Tensor, psi: Tensor, reach: Tensor | None, square: Tensor, values: Tensor) -> Tensor:
-    """Mix the taps' values: (R, w, P, F), (R, w, T, F), (R, w, T, K) -> (R, w, P, K)."""
-    logits = phi @ psi.transpose(-1, -2)  # (R, w, P, T)
+    """Mix the taps' values: (w, P, F), (w, T, F), (w, T, K) -> (w, P, K)."""
+    logits = phi @ psi.transpose(-1, -2)  # (w, P, T)
     if reach is not None:
         logits = logits.masked_fill(square > reach, float("-inf"))
     return logits.softmax(-1) @ values
-
-
-def bands(geometry: Geometry, itemsize: int) -> Iterator[slice]:
-    """Cell rows whose weights fit into the budget."""
-    height, width, taps = geometry.cells.shape
-    row = width * geometry.scale[0] * geometry.scale[1] * taps * itemsize
-    step = max(1, BAND_BYTES // row)
-    for start in range(0, height, step):
-        yield slice(start, min(start + step, height))
 
 
 def terms(maps: Maps, guide: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -183,7 +173,7 @@ def starting_maps(grid: tuple[int, int], like: Tensor) -> Maps:
 def reconstruction_loss(maps: Maps, guide: Tensor, grid: tuple[int, int]) -> Tensor:
     """Mean absolute error of the image rebuilt from its low resolution; fills ``.grad``.
 
-    Bands are differentiated one by one, so that memory does not grow with the image.
+    Rows of cells are differentiated one by one, so that memory does not grow with the image.
 
     Args:
         maps: leaves that require gradients.
@@ -194,22 +184,18 @@ def reconstruction_loss(maps: Maps, guide: Tensor, grid: tuple[int, int]) -> Ten
     geometry = Geometry.build(grid, scale, guide)
     small = F.interpolate(guide, grid, mode="bicubic")[0]  # (3, h, w)
     psi, phi = terms(maps, guide, geometry)
-    cut, reach = psi.detach().requires_grad_(), reach_of_pixels(maps, geometry)
+    cut = [terms_of_row.requires_grad_() for terms_of_row in psi.detach()]  # (w, T, F) each
+    reach = reach_of_pixels(maps, geometry)
     values = small.flatten(1).T[geometry.cells]  # (h, w, T, 3)
     target = _by_cell(guide[0], scale)
     total = guide.new_zeros(())
-    for rows in bands(geometry, guide.element_size()):
-        out = mix(
-            phi[rows],
-            cut[rows],
-            None if reach is None else reach[rows],
-            geometry.square,
-            values[rows],
-        )
-        loss = (out - target[rows]).abs().sum() / target.numel()
+    for row in range(grid[0]):
+        near = None if reach is None else reach[row]
+        out = mix(phi[row], cut[row], near, geometry.square, values[row])  # (w, P, 3)
+        loss = (out - target[row]).abs().sum() / target.numel()
         loss.backward()
         total += loss.detach()
-    psi.backward(cut.grad)
+    psi.backward(torch.stack([cast(Tensor, terms_of_row.grad) for terms_of_row in cut]))
     return total
 
 
@@ -265,12 +251,12 @@ def apply_filter(maps: Maps, guide: Tensor, values: Tensor) -> Tensor:
     psi, phi = terms(maps, guide, geometry)
     reach = reach_of_pixels(maps, geometry)
     cells = values[0].flatten(1).T  # (h * w, K)
-    parts = []
-    for rows in bands(geometry, guide.element_size()):
-        near = None if reach is None else reach[rows]
-        out = mix(phi[rows], psi[rows], near, geometry.square, cells[geometry.cells[rows]])
-        parts.append(_by_pixel(out, scale))
-    return torch.cat(parts, dim=1)[None]
+    rows = []
+    for row in range(grid[0]):
+        near = None if reach is None else reach[row]
+        out = mix(phi[row], psi[row], near, geometry.square, cells[geometry.cells[row]])
+        rows.append(_by_pixel(out[None], scale))  # (K, sy, W)
+    return torch.cat(rows, dim=1)[None]
 
 
 @register_upsampler("upsample_anything")
