@@ -12,13 +12,12 @@ unification, h w low-resolution grid, H W guidance image, H' W' output, N = H'W'
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import check_odd
@@ -28,24 +27,16 @@ from upfeat.layers import (
     PointwiseEncoder,
     PointwiseResidualBlock,
 )
-from upfeat.layers.bands import (
-    BandFunction,
-    needs_graph,
-    only_values_need_graph,
-    query_row_bytes,
-    tile_in_bands,
-    upsample_in_bands,
-)
 from upfeat.layers.cross_attention import convert_cross_decode
-from upfeat.layers.guidance import MAP_BYTES, OFFICIAL_PARTS
-from upfeat.ops import cross_scale_neighborhood_attention, windowed_attention
-from upfeat.ops._dispatch import wants_reference, without_autocast
+from upfeat.layers.guidance import OFFICIAL_PARTS
+from upfeat.ops import cross_scale_neighborhood_attention, stream, windowed_attention
+from upfeat.ops._dispatch import without_autocast
+from upfeat.ops.runtime import join_strips
 from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Abilities,
-    Tile,
     Upsampler,
     UpsamplerInfo,
 )
@@ -55,8 +46,7 @@ from upfeat.upsamplers.weights import Checkpoint
 Unification = Literal["released", "filterwise"]
 Attention = Literal["window", "natten"]
 
-# Responses of all channels to all filters, (rows, w, C, O), that exist at a time.
-UNIFICATION_BYTES = 48 * 2**20
+Span = tuple[int, int]
 
 
 class FeatureUnification(nn.Module):
@@ -90,29 +80,23 @@ class FeatureUnification(nn.Module):
         self.basis = nn.Parameter(basis[:, None])  # (O, 1, k, k)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, C, h, w) of any width to (B, O, h, w), in bands of rows."""
+        """Map features (B, C, h, w) of any width to (B, O, h, w)."""
         _, channels, height, width = features.shape
         filters, _, kernel, _ = self.basis.shape
         padded = F.pad(features, [kernel // 2] * 4)
         inside, all_taps = (features.new_ones(1, 1, *n) for n in ((height, width), [kernel] * 2))
         taps = F.conv2d(inside, all_taps, padding=kernel // 2)  # (1, 1, h, w)
-        row_bytes = width * channels * filters * features.element_size()
-        rows = height if wants_reference() else max(1, UNIFICATION_BYTES // row_bytes)
-        recompute = torch.is_grad_enabled() and rows < height
-        items = []
-        for item in padded.split(1):  # (1, C, h + k - 1, w + k - 1)
-            bands = []
-            for start in range(0, height, rows):
-                stop = min(start + rows, height)
-                band = item[:, :, start : stop + kernel - 1], taps[:, :, start:stop]
-                if recompute:
-                    bands.append(checkpoint(self._band, *band, use_reentrant=False))
-                else:
-                    bands.append(self._band(*band))
-            items.append(torch.cat(bands, dim=2))
-        return torch.cat(items)
 
-    def _band(self, padded: Tensor, taps: Tensor) -> Tensor:
+        def unify(item: Tensor, rows: slice) -> Tensor:
+            strip = item[:, :, rows.start : rows.stop + kernel - 1]
+            return self._unify(strip, taps[:, :, rows])
+
+        # The responses of all channels to all filters, (rows, w, C, O), exist for a strip alone.
+        row_bytes = width * channels * filters * features.element_size()
+        items = padded.split(1)  # (1, C, h + k - 1, w + k - 1) each
+        return torch.cat([join_strips(unify, item, height, row_bytes) for item in items])
+
+    def _unify(self, padded: Tensor, taps: Tensor) -> Tensor:
         """Unify rows of one item: padded (1, C, rows + k - 1, w + k - 1) -> (1, O, rows, w)."""
         channels = padded.shape[1]
         filters, _, kernel, _ = self.basis.shape
@@ -211,6 +195,14 @@ CHECKPOINTS = (
 LAYERS = {"block.0.": "norm1.", "block.2.": "conv1.", "block.3.": "norm2.", "block.5.": "conv2."}
 
 
+class Encoded(NamedTuple):
+    """Convolved queries (B, d, H', W'), projected keys (B, n, d) and the grid (h, w)."""
+
+    query: stream.Map
+    key: Tensor
+    grid: tuple[int, int]
+
+
 @register_upsampler("anyup", checkpoints=CHECKPOINTS)
 class AnyUp(Upsampler):
     """AnyUp (arXiv 2510.12764): local cross-attention on raw features of any backbone.
@@ -252,6 +244,7 @@ class AnyUp(Upsampler):
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
+    streams = True
     official_keys = ("anyup",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -284,110 +277,52 @@ class AnyUp(Upsampler):
         self.aggregation = PointwiseEncoder(2 * qk_dim, qk_dim, kernel_size=3)
         self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
 
-    def keys(self, encoded: Tensor, features: Tensor) -> Tensor:
-        """Join the pooled image keys (B, d, h, w) and the features (B, C, h, w): (B, n, d)."""
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+        """Queries from the image; keys from the image and the unified features (section 3)."""
+        grid = (features.shape[2], features.shape[3])
+        query, key = self.guidance(image, output_size, grid)  # (B, d, H', W'), (B, d, h, w)
         # All shares of the unification are close to 1 / O: half precision loses what tells them
         # apart before the first group norm enlarges it.
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
         with without_autocast(features):
             semantics = self.key_features_encoder(unit_vectors(wide))  # (B, d, h, w)
-        semantics = semantics.to(encoded.dtype)
-        return self.attention.keys(self.aggregation(torch.cat((encoded, semantics), dim=1)))
+        joined = torch.cat((key[:, :, :], semantics.to(key.dtype)), dim=1)  # (B, 2 d, h, w)
+        keys = self.attention.keys(self.aggregation(joined))
+        return Encoded(self.attention.conv2d(query), keys, grid)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        values: Tensor,
-        output_size: tuple[int, int],
-        rows: tuple[int, int],
-        max_bytes: int | None = None,
-        out: Tensor | None = None,
+    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+        """Mix the values of a window, with the weights averaged over the heads (section 3.3)."""
+        size = (state.query.shape[2], state.query.shape[3])
+        query = self.attention.queries(state.query[:, :, rows])  # (B, R W', d)
+        attend = self._windowed if self.kind == "window" else self._neighborhood
+        return attend(query, state, values, size, (rows.start, rows.stop))
+
+    def _windowed(
+        self, query: Tensor, state: Encoded, values: Tensor, size: tuple[int, int], rows: Span
     ) -> Tensor:
-        """Mix values (B, K, h, w) for the queries (B, R * W', d) of ``rows``: (B, R * W', K)."""
-        grid = (values.shape[2], values.shape[3])
-        heads = self.attention.num_heads
-        if self.kind == "window":
-            return windowed_attention(
-                query, key, values.flatten(2).transpose(1, 2), heads,
-                output_size=output_size, grid_size=grid, window_ratio=self.window_ratio, rows=rows,
-                max_bytes=max_bytes, out=out,
-            )  # fmt: skip
-        mixed = cross_scale_neighborhood_attention(
-            query.unflatten(1, (-1, output_size[1])).permute(0, 3, 1, 2),  # (B, d, R, W')
-            key.unflatten(1, grid).permute(0, 3, 1, 2),  # (B, d, h, w)
+        mixed = windowed_attention(
+            query, state.key, values.flatten(2).mT, self.attention.num_heads,
+            output_size=size, grid_size=state.grid, window_ratio=self.window_ratio, rows=rows,
+        )  # fmt: skip
+        return mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
+
+    def _neighborhood(
+        self, query: Tensor, state: Encoded, values: Tensor, size: tuple[int, int], rows: Span
+    ) -> Tensor:
+        return cross_scale_neighborhood_attention(
+            query.mT.unflatten(2, (-1, size[1])),  # (B, R W', d) -> (B, d, R, W')
+            state.key.mT.unflatten(2, state.grid),  # (B, n, d) -> (B, d, h, w)
             values,
-            heads,
-            kernel_size=self._kernel(grid),
-            output_size=output_size,
+            self.attention.num_heads,
+            kernel_size=self._kernel(state.grid),
+            output_size=size,
             head_values="shared",
             rows=rows,
-            max_bytes=max_bytes,
         )
-        mixed = mixed.flatten(2).transpose(1, 2)  # (B, K, R, W') -> (B, R * W', K)
-        return mixed if out is None else out.copy_(mixed)
 
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        if not needs_graph(self, image, features, values):
-            return upsample_in_bands(
-                self._bands(image, features, output_size, values),
-                values,
-                output_size,
-                query_row_bytes(self.attention, values, output_size),
-            )
-        query, key = self.guidance(image, output_size, (features.shape[2], features.shape[3]))
-        out = self.attend(
-            self.attention.queries(self.attention.conv2d(query)),  # (B, N, d)
-            self.keys(key, features),  # (B, n, d)
-            values,
-            output_size,
-            (0, output_size[0]),
-        )
-        return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, K) -> (B, K, H', W')
-
-    def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
-    ) -> Iterator[Tile]:
-        batch = len(image)
-        prepare = self._bands(image, features, output_size, values, MAP_BYTES // batch, max_bytes)
-        row_bytes = query_row_bytes(self.attention, values, output_size)
-        graph = only_values_need_graph(self, image, features, values)
-        yield from tile_in_bands(prepare, values, output_size, row_bytes, max_bytes, graph)
-
-    def _bands(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        map_bytes: int = MAP_BYTES,
-        max_bytes: int | None = None,
-    ) -> Callable[[int], BandFunction]:
-        """Return, for a batch item, the function that writes some of its output rows."""
-        grid = (features.shape[2], features.shape[3])
-
-        def prepare(item: int) -> BandFunction:
-            one = slice(item, item + 1)
-            encoded, queries = self.guidance.encode_bounded(
-                image[one], output_size, grid, max_bytes=map_bytes
-            )
-            key = self.keys(encoded, features[one])
-
-            def band(rows: tuple[int, int], out: Tensor | None) -> Tensor:
-                with torch.no_grad():
-                    query = self.attention.query_rows(queries, rows)  # (1, R * W', d)
-                return self.attend(query, key, values[one], output_size, rows, max_bytes, out)
-
-            return band
-
-        return prepare
+    def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Count a row of values, and of queries on their way."""
+        return output_size[1] * (values.shape[1] + 6 * self.attention.conv2d.in_channels)
 
     def _kernel(self, grid: tuple[int, int]) -> tuple[int, int]:
         return natten_kernel(self.window_ratio, grid[0]), natten_kernel(self.window_ratio, grid[1])

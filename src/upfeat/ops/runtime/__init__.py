@@ -6,7 +6,16 @@ from upfeat.ops.runtime.strips import (
     TILE_BYTES,
     Output,
     assemble,
+    join_strips,
     row_strips,
 )
 
-__all__ = ["MAP_BYTES", "STRIP_BYTES", "TILE_BYTES", "Output", "assemble", "row_strips"]
+__all__ = [
+    "MAP_BYTES",
+    "STRIP_BYTES",
+    "TILE_BYTES",
+    "Output",
+    "assemble",
+    "join_strips",
+    "row_strips",
+]

@@ -6,7 +6,9 @@ Legend: B batch, K channels, H' W' output, R rows of a strip.
 import threading
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from upfeat.ops._workers import run_blocks, worker_count
 from upfeat.ops.memory import new_large
@@ -32,6 +34,29 @@ def row_strips(height: int, row_bytes: int, max_bytes: int) -> Iterator[slice]:
     step = -(-height // -(-height // step))
     for start in range(0, height, step):
         yield slice(start, min(start + step, height))
+
+
+def join_strips(
+    function: Callable[[Tensor, slice], Tensor], x: Tensor, height: int, row_bytes: int
+) -> Tensor:
+    """Compute a map by strips of rows and join them, (B, C, height, W).
+
+    Under a graph what a strip is made of is computed again for the gradients; a trace has one
+    strip.
+
+    Args:
+        function: ``function(x, rows)`` gives the rows of a slice; differentiable.
+        x: what the map is made of.
+        height: rows of the map.
+        row_bytes: what one row takes with its temporaries.
+    """
+    budget = height * row_bytes if torch.compiler.is_compiling() else STRIP_BYTES
+    strips = list(row_strips(height, row_bytes, budget))
+    if len(strips) > 1 and torch.is_grad_enabled():
+        parts = [checkpoint(function, x, rows, use_reentrant=False) for rows in strips]
+    else:
+        parts = [function(x, rows) for rows in strips]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def assemble(

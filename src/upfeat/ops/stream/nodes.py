@@ -33,6 +33,8 @@ class Node:
     Attributes:
         map: (H, W, C) where the whole map is kept, else None.
         children: recorded nodes that read it, as long as something refers to them.
+        readers: how many these are; one that reads it twice counts twice.
+        recycle: takes the memory of ``map`` back; None where it is not the executor's.
         handle: the :class:`RowMap` that callers may still read, or a dead reference.
     """
 
@@ -46,9 +48,23 @@ class Node:
         self.parents, self.size, self.channels, self.dtype = tuple(parents), size, channels, dtype
         self.map: Tensor | None = None
         self.children: weakref.WeakSet[Node] = weakref.WeakSet()
+        self.readers = 0
         self.handle: Callable[[], Any] = lambda: None
+        self.recycle: Callable[[Tensor], None] | None = None
         for parent in parents:
             parent.children.add(self)
+            parent.readers += 1
+
+    def __del__(self) -> None:
+        for parent in self.parents:
+            parent.readers -= 1
+        self.release()
+
+    def release(self) -> None:
+        """Give the memory of the kept map back."""
+        if self.map is not None and self.recycle is not None:
+            self.recycle(self.map)
+            self.map = None
 
     @property
     def row_bytes(self) -> int:

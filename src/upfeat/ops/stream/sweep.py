@@ -78,6 +78,7 @@ class Graph:
     def __init__(self, like: Tensor, max_bytes: int) -> None:
         self.like, self.max_bytes = like.new_empty(0), max_bytes
         self.kept: weakref.WeakSet[Node] = weakref.WeakSet()
+        self._spare: list[Tensor] = []  # memory of maps that are needed no more
         self._own = threading.local()
         self._sweeping = threading.RLock()
 
@@ -161,7 +162,7 @@ class Graph:
         for one, own in zip(inputs, ours, strict=True):
             if own and one.data_ptr() != strip.data_ptr():
                 buffers.give(one)
-        if len(node.children) > 1:
+        if node.readers > 1:
             known[node, rows] = strip
         return strip
 
@@ -204,20 +205,27 @@ class Graph:
         """Make all sweeps after which rows of ``node`` can be read."""
         with self._sweeping:
             self._prepare(node)
+            self._spare.clear()
 
     def _prepare(self, node: Node) -> None:
         for ancestor in _unkept(node):
             norms = [c for c in ancestor.children if isinstance(c, GroupNorm) and not c.folded]
-            forks = len(ancestor.children) + (ancestor.handle() is not None) > 1
-            if ancestor.map is None and (norms or (forks and self._room(ancestor))):
+            if ancestor.map is None and (norms or self._pays(ancestor)):
                 self._sweep(ancestor, norms)
+
+    def _pays(self, node: Node) -> bool:
+        """Whether a map should be kept that could be computed again: it is read more than once."""
+        if node.readers + (node.handle() is not None) > 1:
+            return self._room(node)
+        overlap = any(not child.row_by_row for child in node.children)
+        return overlap and self._donor(node) is not None
 
     def _sweep(self, node: Node, norms: list[GroupNorm]) -> None:
         """Compute a map once: keep it if there is room, and gather what the norms need."""
         donor = self._donor(node)
         kept = donor.map if donor is not None else None
         if kept is None and self._room(node):
-            kept = new_large(self.like, *node.size, node.channels, dtype=node.dtype)
+            kept = self._new_map(node)
         settings = {(norm.groups, norm.eps) for norm in norms}
 
         def run(rows: Rows, moments: list[GroupMoments]) -> None:
@@ -245,13 +253,22 @@ class Graph:
                 if (one.groups, one.eps) == (norm.groups, norm.eps)
             )
             norm.fold(total.statistics())
-        if kept is not None:
-            node.map = kept
-            self.kept.add(node)
         if donor is not None:
             donor.map = None
             self.kept.discard(donor)
+        if kept is not None:
+            node.map, node.recycle = kept, self._spare.append
+            self.kept.add(node)
         self._release()
+
+    def _new_map(self, node: Node) -> Tensor:
+        """Memory for a map: that of an earlier one if it fits, as fresh memory is slow to fill."""
+        shape = torch.Size((*node.size, node.channels))
+        for place, spare in enumerate(self._spare):
+            if spare.shape == shape and spare.dtype == node.dtype:
+                return self._spare.pop(place)
+        self._spare.clear()
+        return new_large(self.like, *shape, dtype=node.dtype)
 
     def _room(self, node: Node) -> bool:
         used = sum(other.size[0] * other.row_bytes for other in self.kept)
@@ -260,7 +277,7 @@ class Graph:
     def _release(self) -> None:
         for node in [*self.kept]:
             if not _needed(node, skip=None):
-                node.map = None
+                node.release()
                 self.kept.discard(node)
 
     def _donor(self, node: Node) -> Node | None:
@@ -287,7 +304,7 @@ def _moments(settings: set[tuple[int, float]]) -> list[GroupMoments]:
 
 def _single(node: Node) -> bool:
     """Whether a strip of this node is a buffer that its one reader may overwrite."""
-    return node.map is None and len(node.children) < 2
+    return node.map is None and node.readers < 2
 
 
 def _unkept(node: Node) -> list[Node]:
