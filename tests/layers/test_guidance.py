@@ -14,9 +14,9 @@ from upfeat.layers import (
     PointwiseResidualBlock,
     RMSNorm,
 )
-from upfeat.layers.bands import needs_graph, row_bands
+from upfeat.layers.bands import needs_graph
 from upfeat.layers.cross_attention import convert_cross_decode
-from upfeat.layers.guidance import shared_guidance
+from upfeat.ops import stream
 
 DIM = 16
 SIZE = (21, 17)
@@ -26,55 +26,22 @@ SIZE = (21, 17)
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("output_size", [SIZE, (8, 9), (40, 25)])
 @torch.no_grad()
-def test_bounded_encoder_equals_the_modules(
+def test_encoder_by_row_strips_equals_the_whole(
     maps: int, kernel_size: int, output_size: tuple[int, int]
 ) -> None:
     encoder = GuidanceEncoder(DIM, kernel_size).double()
-    attention = CrossAttentionQueriesAndKeys(DIM, 4).double()
+    conv = CrossAttentionQueriesAndKeys(DIM, 4).double().conv2d
     image = torch.randn(1, 3, *SIZE, dtype=torch.float64)
     query, key = encoder(image, output_size, (4, 3))
-    max_bytes = maps * SIZE[0] * SIZE[1] * DIM * 8
-    bounded_key, rows = encoder.encode_bounded(image, output_size, (4, 3), max_bytes=max_bytes)
+    with stream.bounded(maps * SIZE[0] * SIZE[1] * DIM * 8):
+        rows, cells = encoder(image, output_size, (4, 3))
+        mixed = conv(F.group_norm(rows, 8))
     exact = tolerance(torch.float64)
-    torch.testing.assert_close(bounded_key, key, **exact)
-    for norm in (None, rows.statistics(8, 1e-5)):
-        expected = attention.queries(query if norm is None else F.group_norm(query, 8))
-        spans = list(row_bands(output_size[0], 1, 3))
-        parts = [attention.query_rows(rows, span, norm) for span in spans]
-        torch.testing.assert_close(torch.cat(parts, dim=1), expected, **exact)
-
-
-def test_shared_guidance_spares_the_encoders_for_that_tensor_only() -> None:
-    encoder = GuidanceEncoder(DIM)
-    calls: list[int] = []
-    encoder.image_encoder.register_forward_hook(lambda *_: calls.append(1))
-    image = torch.rand(1, 3, *SIZE)
-    with torch.no_grad():
-        expected = encoder(image, (8, 9), (4, 3))
-    with shared_guidance():
-        assert not encoder.knows(image)
-        encoder(image, SIZE, (2, 2))
-        assert not encoder.knows(image)  # gradients are asked for
-        with torch.no_grad():
-            assert encoder.knows(image)
-            assert not encoder.knows(image.clone())
-            assert not GuidanceEncoder(DIM).knows(image)
-            actual = encoder(image, (8, 9), (4, 3))
-            assert len(calls) == 2
-            image.add_(1)
-            assert not encoder.knows(image)
-    with torch.no_grad():
-        assert not encoder.knows(image)
-    for one, other in zip(actual, expected, strict=True):
-        assert not one.requires_grad
-        torch.testing.assert_close(one, other)
-
-
-def test_shared_guidance_keeps_nothing_without_a_graph() -> None:
-    encoder, image = GuidanceEncoder(DIM), torch.rand(1, 3, *SIZE)
-    with shared_guidance(), torch.no_grad():
-        encoder(image, SIZE, (2, 2))
-        assert not encoder.knows(image)
+    torch.testing.assert_close(cells[:, :, :], key, **exact)
+    parts = [rows[:, :, start : start + 3] for start in range(0, output_size[0], 3)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), query, **exact)
+    parts = [mixed[:, :, start : start + 3] for start in range(0, output_size[0], 3)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), conv(F.group_norm(query, 8)), **exact)
 
 
 def test_position_code_starts_as_published() -> None:
@@ -133,7 +100,7 @@ def test_conversion_of_a_multihead_attention(value_dim: int) -> None:
     memory = ours.norm_k(key.flatten(2).transpose(1, 2))
     values = torch.randn(1, 6, value_dim)
     _, expected = theirs(tokens, memory, values, average_attn_weights=False)
-    q = ours.queries(query).unflatten(2, (4, -1)).transpose(1, 2)
+    q = ours.queries(ours.conv2d(query)).unflatten(2, (4, -1)).transpose(1, 2)
     k = ours.keys(key).unflatten(2, (4, -1)).transpose(1, 2)
     actual = (q @ k.transpose(2, 3) / 2).softmax(-1)
     torch.testing.assert_close(actual, expected, **tolerance(torch.float32))

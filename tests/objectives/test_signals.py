@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.objectives.setups import DIM, tiny_backbone, tiny_batch, tiny_upsampler
-from tests.tolerances import tolerance
 from upfeat.objectives import (
     CropsConfig,
     DoubledInputConfig,
@@ -18,7 +16,6 @@ from upfeat.objectives import (
     MultiResolutionConfig,
     SelfDistillationConfig,
     ema_update,
-    multi_resolution,
     naf_config,
     released_stage1_config,
     released_stage2_config,
@@ -34,33 +31,6 @@ from upfeat.objectives.losses import cosine_mse, mse
 from upfeat.objectives.multi_view import Jitter, draw_jitter, jitter_map
 from upfeat.objectives.self_distillation import _region
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
-
-
-def test_the_regulariser_shares_the_clean_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JAFAR encodes it once for the loss and for the target, which changes no number."""
-    results, counts = [], []
-    for context in (multi_resolution.shared_guidance, contextlib.nullcontext):
-        monkeypatch.setattr(multi_resolution, "shared_guidance", context)
-        upsampler, backbone = tiny_upsampler("jafar"), tiny_backbone()
-        bands: list[int] = []
-        upsampler.guidance.image_encoder.register_forward_hook(lambda *_, b=bands: b.append(1))
-        bounded = upsampler.guidance.encode_bounded
-
-        def encode(*args: Any, b: list[int] = bands, f: Any = bounded, **options: Any) -> Any:
-            b.append(1)
-            return f(*args, **options)
-
-        monkeypatch.setattr(upsampler.guidance, "encode_bounded", encode)
-        objective = MultiResolutionConfig(noise=1.0, blur=1.0).build()
-        objective.prepare(upsampler, backbone)
-        generator = torch.Generator().manual_seed(0)
-        terms = objective.step(tiny_batch(batch=1), backbone, upsampler, generator)
-        terms["loss"].backward()
-        results.append([terms["loss"], *(p.grad for p in upsampler.parameters())])
-        counts.append(len(bands))
-    assert counts == [2, 3]
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, **tolerance(torch.float32))
 
 
 class Recorder(Upsampler):

@@ -4,9 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from tests.tolerances import tolerance
 from upfeat.ops import group_moments, position_code
@@ -16,7 +13,6 @@ from upfeat.ops.pointwise_residual import (
     pointwise_residual,
     pointwise_residual_reference,
 )
-from upfeat.ops.pointwise_stack import PointwiseStack, PooledRows, pool_stack
 
 
 @pytest.fixture(autouse=True)
@@ -109,72 +105,6 @@ def test_moments_survive_a_large_mean_and_many_bands() -> None:
     torch.testing.assert_close(rstd[::4].double(), exact[1], atol=0, rtol=1e-5)
     with pytest.raises(ValueError, match="no band"):
         GroupMoments(2, 1e-5).statistics()
-
-
-def stack_and_definition(
-    size: tuple[int, int], count: int, blocks: int = 2, finish: bool = True
-) -> tuple[PointwiseStack, torch.Tensor]:
-    """Return a stack that holds ``count`` maps, and what it should give.
-
-    It doubles its output, unless it is not to finish.
-    """
-    x = torch.randn(1, 8, *size, dtype=torch.float64)
-    weights = [block(8, 8) for _ in range(blocks)]
-    expected = x
-    for one in weights:
-        expected = pointwise_residual_reference(expected, one, 4, 1e-5)
-
-    def open_band(rows: tuple[int, int], out: torch.Tensor) -> None:
-        out.copy_(x[0, :, slice(*rows)].flatten(1).T)
-
-    def close_band(band: torch.Tensor, rows: tuple[int, int]) -> None:
-        band.mul_(2)
-
-    maps = [torch.full((size[0] * size[1], 8), torch.nan, dtype=x.dtype) for _ in range(count)]
-    if not finish:
-        stack = PointwiseStack(open_band, weights, 4, 1e-5, size, maps, finish=False)
-        return stack, expected
-    return PointwiseStack(open_band, weights, 4, 1e-5, size, maps, close_band), 2 * expected
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
-@given(
-    height=st.integers(1, 9),
-    width=st.integers(2, 30),
-    cells=st.tuples(st.integers(1, 12), st.integers(1, 33)),
-)
-def test_stack_with_any_number_of_maps(
-    count: int, height: int, width: int, cells: tuple[int, int]
-) -> None:
-    stack, expected = stack_and_definition((height, width), count)
-    exact = tolerance(torch.float64)
-    flat = expected[0].flatten(1).T  # (P, d)
-    torch.testing.assert_close(stack.rows(0, height), flat, **exact)
-    middle = height // 2
-    torch.testing.assert_close(stack.rows(middle, height), flat[middle * width :], **exact)
-    torch.testing.assert_close(
-        torch.cat([stack.band(rows).clone() for rows in stack.row_bands()]), flat, **exact
-    )
-    pooled = F.adaptive_avg_pool2d(expected, cells)
-    torch.testing.assert_close(pool_stack(stack, cells), pooled, **exact)
-    rows = PooledRows(stack, cells)
-    start = cells[0] // 3
-    tail = pooled[0, :, start:].permute(1, 2, 0)  # (rows, W', d)
-    torch.testing.assert_close(rows.rows(start, cells[0]), tail, **exact)
-    if pooled[0, 0].numel() > 1:
-        scale, shift = rows.statistics(2, 1e-5).affine(None, None)
-        normed = (pooled[0].permute(1, 2, 0) * scale + shift).permute(2, 0, 1)[None]
-        torch.testing.assert_close(normed, F.group_norm(pooled, 2, eps=1e-5), **exact)
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_pooling_before_the_last_convolution(count: int) -> None:
-    stack, expected = stack_and_definition((9, 12), count, finish=False)
-    pooled = F.adaptive_avg_pool2d(expected, (4, 6))
-    torch.testing.assert_close(pool_stack(stack, (4, 6)), pooled, **tolerance(torch.float64))
-    done, _ = stack_and_definition((9, 12), count)
-    with pytest.raises(RuntimeError, match="finish=False"):
-        done.split_band((0, 1))
 
 
 def test_position_code_and_its_gradients() -> None:

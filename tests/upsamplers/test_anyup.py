@@ -13,6 +13,7 @@ from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import HALF, UpsamplerContract, relative_error
 from upfeat.checkpoints import file_sha256
 from upfeat.errors import CheckpointError
+from upfeat.ops.runtime import strips
 from upfeat.upsamplers import anyup
 from upfeat.upsamplers.registry import get_checkpoint
 
@@ -61,7 +62,7 @@ def test_golden_unification(golden_dir: Path, case: str, monkeypatch: pytest.Mon
     unify = official(tensors, meta).key_features_encoder[0]
     features = torch.nn.functional.normalize(tensors["input.features"], dim=1)
     assert max_abs_difference(unify(features), tensors["lfu"]) < 1e-6
-    monkeypatch.setattr(anyup, "UNIFICATION_BYTES", 1)
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
     assert max_abs_difference(unify(features), tensors["lfu"]) < 1e-6
 
 
@@ -70,7 +71,7 @@ def test_unification_in_bands_has_the_same_gradients(monkeypatch: pytest.MonkeyP
     features = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
     leaves = (features, unify.basis)
     whole = torch.autograd.grad(unify(features).square().sum(), leaves)
-    monkeypatch.setattr(anyup, "UNIFICATION_BYTES", 1)
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
     bands = torch.autograd.grad(unify(features).square().sum(), leaves)
     torch.testing.assert_close(bands, whole)
 

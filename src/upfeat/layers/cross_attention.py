@@ -5,15 +5,11 @@ Legend: B batch, d channels, H' W' output grid, h w low-resolution grid, N = H'W
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from upfeat.errors import CheckpointError, shape_text
 from upfeat.layers.norm import RMSNorm
-from upfeat.ops.group_moments import Statistics
 from upfeat.ops.pixel_linear import pixel_linear
-from upfeat.ops.pointwise_stack import PooledRows, Rows
 
 
 class CrossAttentionQueriesAndKeys(nn.Module):
@@ -51,31 +47,6 @@ class CrossAttentionQueriesAndKeys(nn.Module):
         """Map rows (B, d, R, W') of ``conv2d``'s output to projected queries (B, R * W', d)."""
         tokens = mixed.flatten(2).transpose(1, 2)  # (B, d, R, W') -> (B, R * W', d)
         return pixel_linear(self.norm_q(tokens), self.q_proj.weight, self.q_proj.bias)
-
-    def query_rows(self, source: PooledRows, rows: Rows, norm: Statistics | None = None) -> Tensor:
-        """Return `queries` of output rows ``rows`` alone, (1, R * W', d), for inference.
-
-        Args:
-            source: the rows of the query map (H', W', d).
-            rows: (start, stop).
-            norm: statistics of a group norm without affine part that comes first.
-        """
-        height, width = source.output_size
-        first, last = max(rows[0] - 1, 0), min(rows[1] + 1, height)
-        here = source.rows(first, last)  # (rows, W', d): those asked for and their neighbours
-        # Rows beyond the output are zero, as the convolution's padding is after the norm.
-        padded = here.new_zeros(rows[1] - rows[0] + 2, width, here.shape[2])
-        inner = padded[first - rows[0] + 1 : last - rows[0] + 1]
-        if norm is None:
-            inner.copy_(here)
-        else:
-            scale, shift = norm.affine(None, None)
-            torch.addcmul(shift.to(here.dtype), here, scale.to(here.dtype), out=inner)
-        weight = self.conv2d.weight.to(here.dtype, memory_format=torch.channels_last)
-        image = padded.permute(2, 0, 1)[None]  # (1, d, R + 2, W'), channels_last
-        mixed = F.conv2d(image, weight, padding=(0, 1))  # (1, d, R, W')
-        tokens = self.norm_q(mixed.permute(0, 2, 3, 1).flatten(1, 2))  # (1, R * W', d)
-        return F.linear(tokens, self.q_proj.weight.to(here.dtype), self.q_proj.bias.to(here.dtype))
 
     def keys(self, key: Tensor) -> Tensor:
         """Map (B, d, h, w) to projected keys (B, n, d)."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from upfeat.layers.guidance import shared_guidance
 from upfeat.objectives._networks import Call, backbone_features, guidance_image, guidance_norm
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_uniform
@@ -124,15 +123,14 @@ class MultiResolution(Objective):
         grid = (high.shape[2], high.shape[3])
         size = self._guidance((image.shape[2], image.shape[3]), grid)
         guidance = guidance_image(upsampler, backbone, resize_bilinear(image, size))
-        with shared_guidance():  # the regulariser's target has the same guidance
-            pred = upsampler(guidance, self.source(low), grid)
-            main = get_distance(self.config.distance)(pred, self.target(high))
-            terms = {"main": (1.0, main)}
-            if self.config.regulariser_weight:
-                agreement = self._regulariser(
-                    guidance, self.source(high), upsampler, backbone, generator
-                )
-                terms["regulariser"] = (self.config.regulariser_weight, agreement)
+        pred = upsampler(guidance, self.source(low), grid)
+        main = get_distance(self.config.distance)(pred, self.target(high))
+        terms = {"main": (1.0, main)}
+        if self.config.regulariser_weight:
+            agreement = self._regulariser(
+                guidance, self.source(high), upsampler, backbone, generator
+            )
+            terms["regulariser"] = (self.config.regulariser_weight, agreement)
         return weighted_sum(terms)
 
     def _regulariser(
