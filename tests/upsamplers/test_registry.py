@@ -1,5 +1,6 @@
 """Names: listing, creating, close matches, refusals."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ def test_wildcards_and_order() -> None:
     assert {"nearest", "bilinear", "bicubic", "jafar", "loftup"} <= set(names)
     assert upfeat.list_upsamplers("b*ic*") == ["bicubic"]
     assert upfeat.list_upsamplers("no-such*") == []
+
+
+def test_every_file_that_registers_a_method_is_found() -> None:
+    folder = Path(registry.__file__).parent
+    pattern = re.compile(r'^@register_upsampler\(\s*"(\w+)"', re.MULTILINE)
+    written = [name for file in folder.glob("*.py") for name in pattern.findall(file.read_text())]
+    assert upfeat.list_upsamplers() == sorted(written)
 
 
 def test_pretrained_lists_tags_only() -> None:
