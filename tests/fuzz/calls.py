@@ -20,6 +20,7 @@ from torch import Tensor
 import upfeat
 from tests.fuzz.methods import (
     CANNOT_REDUCE,
+    DECIDED_BY_ROUNDING,
     FLOAT32_ERROR,
     SMALLEST_GRID,
     WIDTHS,
@@ -249,7 +250,8 @@ def _values(draw: st.DrawFn, method: str, width: Sequence[int]) -> int | None:
 def has_oracle(method: str, oracle: str) -> bool:
     """Whether the method can do what the oracle judges."""
     able = abilities(method)
-    return {"tiles": able.tiles, "query": able.query}.get(oracle, True)
+    exact = method not in DECIDED_BY_ROUNDING
+    return {"tiles": able.tiles, "query": able.query, "float64": exact}.get(oracle, True)
 
 
 # -- what must hold --------------------------------------------------------------------------------

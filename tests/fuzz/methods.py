@@ -65,12 +65,14 @@ CANNOT_REDUCE = ("anyup/natten", "naf", "naf/even")
 
 FLOAT32_ERROR = {
     "featup_implicit": 0.2,
-    "upsample_anything": 0.2,
     # Frequencies up to e^10 see the rounding of the image.
     "loftup": 0.05,
     "loftup/learnable": 0.05,
 }
 """Mean difference of float32 to float64 in the scale of the output, where it is above 2e-3."""
+
+DECIDED_BY_ROUNDING = ("upsample_anything",)
+"""Kernels start round, where rounding alone turns them: types of numbers give other kernels."""
 
 
 def methods() -> list[str]:
