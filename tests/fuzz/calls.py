@@ -23,6 +23,7 @@ from tests.fuzz.methods import (
     DECIDED_BY_ROUNDING,
     FLOAT32_ERROR,
     SMALLEST_GRID,
+    STRIDED,
     WIDTHS,
     abilities,
     instance,
@@ -354,6 +355,9 @@ def _gradients(case: Case) -> None:
     _close(case, output.detach(), without, "with a graph differs from without")
     if case.dtype == "float16":
         return  # its largest number is 65504: training in it takes a scaler of the loss
+    narrow = registered(case.method) in STRIDED and case.image[1] <= 16
+    if case.dtype == "bfloat16" and narrow:
+        return  # see STRIDED
     if not all(g is None or g.isfinite().all() for g in grads):
         raise Finding(case, "gradient is not finite")
 
