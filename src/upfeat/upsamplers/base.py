@@ -298,12 +298,24 @@ class Upsampler(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement encode")
 
+    def encode_values(self, state: Any, values: Tensor) -> Tensor:
+        """Compute what all output rows need of the values; by default the values themselves.
+
+        Args:
+            state: of :meth:`encode`.
+            values: (B, K, h, w), what is mixed; the features where the caller gave none.
+
+        Returns:
+            (B, ...), for :meth:`decode`.
+        """
+        return values
+
     def decode(self, state: Any, values: Tensor, rows: slice) -> Tensor:
         """Compute a strip of output rows.
 
         Args:
             state: of :meth:`encode`.
-            values: (B, K, h, w), what is mixed; the features where the caller gave none.
+            values: of :meth:`encode_values`, so (B, K, h, w) by default.
             rows: of the output, ``slice(start, stop)``.
 
         Returns:
@@ -318,7 +330,9 @@ class Upsampler(nn.Module):
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
         """Return how many numbers one output row of one image takes with its temporaries.
 
-        The default counts the row and one copy. It decides how high a strip is, nothing else.
+        The default counts the row and one copy. It decides how high a strip is, nothing else. 0
+        says that nothing is kept beside the output itself: a plain call then takes all rows at
+        once, and strips of :meth:`tiles` are measured by the output.
         """
         return 2 * values.shape[1] * output_size[1]
 
@@ -346,17 +360,23 @@ class Upsampler(nn.Module):
         encoder, decoder = self._graphs(image, features, values)
         every = slice(0, output_size[0])
         if encoder:
-            return self.decode(self.encode(image, features, output_size), values, every)
+            return self._decode_graph(self.encode(image, features, output_size), values, every)
         if decoder:
             states = self._encode_items(image, features, output_size, MAP_BYTES)
-            return torch.cat([self.decode(state, values[i], every) for i, state in states])
+            return torch.cat([self._decode_graph(state, values[i], every) for i, state in states])
         out = Output(values, len(image), output_size[0])
-        row_bytes = self._row_bytes(features, values, output_size)
+        row_bytes = values.element_size() * self.row_floats(features, values, output_size)
+        row_bytes *= 1 if self.streams else len(image)
         with torch.no_grad():
             for item, state in self._encode_items(image, features, output_size, MAP_BYTES):
-                decode = functools.partial(self.decode, state, values[item])
+                mixed = self.encode_values(state, values[item])
+                decode = functools.partial(self.decode, state, mixed)
                 assemble(decode, output_size[0], row_bytes, out, item)
         return out.result()
+
+    def _decode_graph(self, state: Any, values: Tensor, rows: slice) -> Tensor:
+        """Decode rows whose graph, if any, is theirs alone and leads to the values."""
+        return self.decode(state, self.encode_values(state, values), rows)
 
     def _encode_items(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], max_bytes: int
@@ -369,10 +389,6 @@ class Upsampler(nn.Module):
                 state = self.encode(image[item], features[item], output_size)
                 stream.prepare(state)
             yield item, state
-
-    def _row_bytes(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
-        items = 1 if self.streams else len(features)
-        return items * values.element_size() * self.row_floats(features, values, output_size)
 
     def tiles(
         self,
@@ -544,14 +560,22 @@ class Upsampler(nn.Module):
     ) -> Iterator[Tile]:
         """Compute the output by strips; only called where ``abilities.tiles``."""
         encoder, decoder = self._graphs(image, features, values)
+        graph = decoder and not encoder
         share = max_bytes // (2 * len(image))
         states = list(self._encode_items(image, features, output_size, share))
+        if graph:  # one for each strip
+            decode, parts = self._decode_graph, [(state, values[item]) for item, state in states]
+        else:
+            with torch.no_grad():
+                parts = [(one, self.encode_values(one, values[item])) for item, one in states]
+            decode = self.decode
+        floats = self.row_floats(features, values, output_size)
         row_bytes = len(image) * values.element_size()
-        row_bytes *= self.row_floats(features, values, output_size)
+        row_bytes *= floats or values.shape[1] * output_size[1]
         for rows in row_strips(output_size[0], row_bytes, max_bytes // 2):
-            with torch.set_grad_enabled(decoder and not encoder):
-                parts = [self.decode(state, values[item], rows) for item, state in states]
-                tile = parts[0] if len(parts) == 1 else torch.cat(parts)  # (B, K, R, W')
+            with torch.set_grad_enabled(graph):
+                strips = [decode(*part, rows) for part in parts]
+                tile = strips[0] if len(strips) == 1 else torch.cat(strips)  # (B, K, R, W')
             yield rows, slice(0, output_size[1]), tile
 
     def _check(

@@ -15,30 +15,27 @@ and a range term in one softmax. New are three things:
     score(p, j) = q(p) . k(j) + trust(j) - |p - j|^2 / (2 sigma^2)
 
 Legend: B batch, C feature channels, K value channels, d query/key channels, h w low-resolution
-grid, H W guidance image, H' W' output, R rows of a band, N positions, D = d + 3.
+grid, H W guidance image, H' W' output, R rows of a strip, N positions, n = hw, D = d + 3.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.layers.bands import needs_graph
 from upfeat.ops import windowed_attention
 from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.ops.coordinates import sample_at
-from upfeat.ops.memory import new_large
 from upfeat.ops.resize import resize_antialiased
 from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Abilities,
-    Tile,
     Upsampler,
     UpsamplerInfo,
 )
@@ -50,8 +47,6 @@ STEP = 16
 """Pixels of the pyramid's coarsest cell."""
 MOST_PIXELS = 32
 """Guidance pixels for each cell of the features; a finer image is reduced to it first."""
-BAND_BYTES = 32 * 2**20
-"""Queries and outputs of one band in inference."""
 
 
 class ResidualUnit(nn.Module):
@@ -131,6 +126,13 @@ def neighbour_likeness(features: Tensor) -> Tensor:
     return torch.stack(products, dim=1)
 
 
+class Encoded(NamedTuple):
+    """Codes of the output's pixels (B, 2 WIDTHS[0], H', W'); keys (B, n, D), float32 at least."""
+
+    pixels: Tensor
+    keys: Tensor
+
+
 @register_upsampler("kin", checkpoints=bundled_checkpoints("kin"))
 class KIN(Upsampler):
     """KIN: learned joint bilateral upsampling for the features of any backbone.
@@ -175,75 +177,8 @@ class KIN(Upsampler):
         self.log_nearness = nn.Parameter(torch.zeros(()))  # 1 / sigma
         self.log_guidance = nn.Parameter(torch.tensor(math.log(4.0)))
 
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        if needs_graph(self, image, features, values):
-            pixels, keys = self._prepare(image, features)
-            pixels = resize_map(pixels, output_size)
-            return self._rows(pixels, keys, values, (0, output_size[0]))
-        out = new_large(values, *values.shape[:2], *output_size)
-        for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
-            out[:, :, rows] = tile
-        return out
-
-    def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
-    ) -> Iterator[Tile]:
-        pixels, keys = self._prepare(image, features)
-        pixels = resize_map(pixels, output_size)
-        # A row of queries, of the output, and copies of both.
-        channels = 2 * (values.shape[1] + keys.shape[2]) + 4 * self.dim
-        step = max(1, max_bytes // (4 * len(image) * output_size[1] * channels))
-        for start in range(0, output_size[0], step):
-            rows = (start, min(start + step, output_size[0]))
-            tile = self._rows(pixels, keys, values, rows)
-            yield slice(*rows), slice(0, output_size[1]), tile
-
-    def _query(
-        self,
-        image: Tensor,
-        features: Tensor,
-        coords: Tensor,
-        values: Tensor,
-        output_size: tuple[int, int],
-    ) -> Tensor:
-        if not coords.shape[1]:
-            return values.new_empty(len(values), 0, values.shape[1])
-        grid = (features.shape[2], features.shape[3])
-        pixels, keys = self._prepare(image, features)
-        pixels = resize_map(pixels, output_size)
-        wide = keys.dtype
-        own = self.queries(sample_at(pixels, coords).transpose(1, 2)[..., None])  # (B, d, N, 1)
-        cells = torch.tensor(grid, device=coords.device, dtype=wide)
-        places = coords.to(wide) * cells / 2  # (B, N, 2), in cells from the grid's middle
-        query = self._join(own, places.transpose(1, 2)[..., None])  # (B, N, D)
-        scores = query @ keys.transpose(1, 2)  # (B, N, h * w)
-        weights = scores.masked_fill(~self._visible(places, grid), -math.inf).softmax(-1)
-        mixed = weights @ values.flatten(2).transpose(1, 2).to(wide)  # (B, N, K)
-        return mixed.to(values.dtype)
-
-    def _visible(self, places: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return which cells lie within the window of places (B, N, 2): (B, N, h * w)."""
-        axes = []
-        for axis, count in enumerate(grid):
-            centre = (places[..., axis] + (count - 1) / 2)[..., None]  # (B, N, 1)
-            cell = torch.arange(count, device=places.device, dtype=places.dtype)
-            nearest = centre.round().clamp(0, count - 1)
-            axes.append(((cell - centre).abs() <= self.radius) | (cell == nearest))
-        return (axes[0][..., :, None] & axes[1][..., None, :]).flatten(2)
-
-    def _prepare(self, image: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode both inputs; the first result has the image's size, or a smaller one.
-
-        Returns:
-            The pixels' codes (B, 2 * WIDTHS[0], …) and the keys (B, h*w, D), float32 at least.
-        """
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+        """Run the pyramid: codes of the pixels, and a key for each cell."""
         grid = (features.shape[2], features.shape[3])
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
         unit = unit_vectors(wide - wide.mean((2, 3), keepdim=True))
@@ -261,42 +196,62 @@ class KIN(Upsampler):
         sharpness = (2 * self.log_nearness.to(wide.dtype)).exp()
         trust = key[:, -1:].to(wide.dtype) - sharpness * place.square().sum(1, keepdim=True) / 2
         parts = [(key[:, :-1] + pooled).to(wide.dtype), place.expand(len(image), -1, -1, -1)]
-        keys = torch.cat([*parts, trust], dim=1).flatten(2).transpose(1, 2)
-        return pixels, keys
+        keys = torch.cat([*parts, trust], dim=1).flatten(2).mT
+        return Encoded(resize_map(pixels, output_size), keys)
 
-    @classmethod
-    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read d; ``radius`` cannot be read: default."""
-        return {"dim": state["queries.2.weight"].shape[0]}
-
-    def _join(self, own: Tensor, place: Tensor) -> Tensor:
-        """Join learned (B, d, R, W) and place parts (B, 2, R, W): queries (B, R*W, D)."""
-        wide = place.dtype
-        guidance = self.log_guidance.to(wide).exp() / math.sqrt(self.dim)
-        sharpness = (2 * self.log_nearness.to(wide)).exp()
-        parts = [
-            own.to(wide) * guidance,
-            place * sharpness,
-            torch.ones_like(place[:, :1]),
-        ]
-        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
-
-    def _rows(self, pixels: Tensor, keys: Tensor, values: Tensor, rows: tuple[int, int]) -> Tensor:
-        """Compute output rows: -> (B, K, R, W'); pixels are at the output's size."""
-        size, grid = (pixels.shape[2], pixels.shape[3]), (values.shape[2], values.shape[3])
-        place = cell_places(grid, size, rows, keys).expand(len(pixels), -1, -1, -1)
-        own = self.queries(pixels[:, :, rows[0] : rows[1]])
+    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+        """Mix the values of the cells around each pixel."""
+        pixels, grid = state.pixels, (values.shape[2], values.shape[3])
+        size, span = (pixels.shape[2], pixels.shape[3]), (rows.start, rows.stop)
+        place = cell_places(grid, size, span, state.keys).expand(len(pixels), -1, -1, -1)
+        own = self.queries(pixels[:, :, rows])  # (B, d, R, W')
         mixed = windowed_attention(
             self._join(own, place),
-            keys,
-            values.flatten(2).transpose(1, 2),  # (B, K, h, w) -> (B, h*w, K)
+            state.keys,
+            values.flatten(2).mT,  # (B, K, h, w) -> (B, n, K)
             num_heads=1,
             output_size=size,
             grid_size=grid,
             row_bounds=cell_bounds(size[0], grid[0], self.radius),
             col_bounds=cell_bounds(size[1], grid[1], self.radius),
-            rows=rows,
+            rows=span,
             scale=1.0,
         )
-        # (B, R*W', K) -> (B, K, R, W')
-        return mixed.transpose(1, 2).unflatten(2, (rows[1] - rows[0], size[1]))
+        return mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
+
+    def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
+        """Read the codes between their pixels, and mix by the same scores."""
+        grid, wide = (values.shape[2], values.shape[3]), state.keys.dtype
+        own = self.queries(sample_at(state.pixels, coords).mT[..., None])  # (B, d, N, 1)
+        cells = torch.tensor(grid, device=coords.device, dtype=wide)
+        places = coords.to(wide) * cells / 2  # (B, N, 2), in cells from the grid's middle
+        scores = self._join(own, places.mT[..., None]) @ state.keys.mT  # (B, N, n)
+        weights = scores.masked_fill(~self._visible(places, grid), -math.inf).softmax(-1)
+        return (weights @ values.flatten(2).mT.to(wide)).to(values.dtype)  # (B, N, K)
+
+    def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Count a row of queries, of the output, and copies of both."""
+        return 2 * output_size[1] * (values.shape[1] + 3 * self.dim)
+
+    def _join(self, own: Tensor, place: Tensor) -> Tensor:
+        """Join learned (B, d, R, W) and place parts (B, 2, R, W): queries (B, R W, D)."""
+        wide = place.dtype
+        guidance = self.log_guidance.to(wide).exp() / math.sqrt(self.dim)
+        sharpness = (2 * self.log_nearness.to(wide)).exp()
+        parts = [own.to(wide) * guidance, place * sharpness, torch.ones_like(place[:, :1])]
+        return torch.cat(parts, dim=1).flatten(2).mT
+
+    def _visible(self, places: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return which cells lie within the window of places (B, N, 2): (B, N, n)."""
+        axes = []
+        for axis, count in enumerate(grid):
+            centre = (places[..., axis] + (count - 1) / 2)[..., None]  # (B, N, 1)
+            cell = torch.arange(count, device=places.device, dtype=places.dtype)
+            nearest = centre.round().clamp(0, count - 1)
+            axes.append(((cell - centre).abs() <= self.radius) | (cell == nearest))
+        return (axes[0][..., :, None] & axes[1][..., None, :]).flatten(2)
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read d; ``radius`` cannot be read: default."""
+        return {"dim": state["queries.2.weight"].shape[0]}
