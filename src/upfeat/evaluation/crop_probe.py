@@ -407,7 +407,7 @@ class CropProbe(ABC, Generic[MeterT]):
             values = ahead.detach().requires_grad_()
             total = values.new_zeros(())
             tiles = upsampler.tiles(
-                guidance, batch.features, self.size, values, max_bytes=ROWS_BYTES
+                guidance, batch.features, self.size, values, piece_bytes=ROWS_BYTES
             )
             for rows, cols, tile in tiles:
                 outputs = tile.unflatten(1, (-1, self.outputs))  # (B, s, K, R, w')

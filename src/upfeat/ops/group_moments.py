@@ -22,6 +22,9 @@ CPU_BAND_BYTES = 2**19
 DEVICE_BAND_BYTES = 128 * 2**20
 
 
+BLOCK = 64  # bands whose moments lie in one tensor
+
+
 def band_pixels(x: Tensor) -> int:
     """Return how many pixels of d = ``x.shape[-1]`` channels a band on this device should have."""
     budget = CPU_BAND_BYTES if x.device.type == "cpu" else DEVICE_BAND_BYTES
@@ -82,13 +85,26 @@ class GroupMoments:
     def __init__(self, groups: int, eps: float) -> None:
         self.groups = groups
         self.eps = eps
-        self._bands: list[tuple[int, Tensor, Tensor]] = []  # pixels, mean and variance (d,)
+        self._pixels: list[int] = []  # of each band
+        # Mean and variance of each band, (BLOCK, 2, d) at a time: a small tensor that outlives each
+        # band would lie between the large ones, and the heap would grow with every band.
+        self._blocks: list[Tensor] = []
+        self._free = 0  # places in the last of them
         self._running: tuple[Tensor, Tensor] | None = None
 
     def add(self, band: Tensor) -> None:
         """Add a band (p, d)."""
-        if len(band):
-            self._bands.append((len(band), *self._mean_variance(band)))
+        if not len(band):
+            return
+        if not self._free:
+            shape = (BLOCK, 2, band.shape[1])
+            self._blocks.append(band.new_empty(shape, dtype=compute_dtype(band)))
+            self._free = BLOCK
+        place = self._blocks[-1][-self._free]  # (2, d)
+        for row, values in zip(place, self._mean_variance(band), strict=True):
+            row.copy_(values)
+        self._pixels.append(len(band))
+        self._free -= 1
 
     def _mean_variance(self, band: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of each channel of (p, d), in float32 at least."""
@@ -105,21 +121,28 @@ class GroupMoments:
     def join(self, others: Iterable["GroupMoments"]) -> None:
         """Add what others gathered."""
         for other in others:
-            self._bands += other._bands
+            if other._pixels:
+                self._blocks = [x._moments() for x in (self, other) if x._pixels]
+                self._pixels, self._free = self._pixels + other._pixels, 0
+
+    def _moments(self) -> Tensor:
+        """Mean and variance of each band, (bands, 2, d)."""
+        return torch.cat(self._blocks)[: len(self._pixels)]
 
     def statistics(self) -> Statistics:
         """Return the statistics of everything added so far."""
-        if not self._bands:
+        counts = self._pixels
+        if not counts:
             raise ValueError("no band was added; add at least one")
-        counts, means, variances = zip(*self._bands, strict=True)
-        mean = torch.stack(means).double().unflatten(1, (self.groups, -1))  # (bands, groups, d/g)
-        variance = torch.stack(variances).double().unflatten(1, (self.groups, -1))
+        moments = self._moments()
+        # (bands, 2, d) -> twice (bands, groups, d/g)
+        mean, variance = moments.double().unflatten(2, (self.groups, -1)).unbind(1)
         share = mean.new_tensor(counts)[:, None, None] / (sum(counts) * mean.shape[2])
         group_mean = (mean * share).sum((0, 2), keepdim=True)  # (1, groups, 1)
         spread = variance + (mean - group_mean).square()
         rstd = ((spread * share).sum((0, 2), keepdim=True) + self.eps).rsqrt()
         vectors = [t[0].expand(-1, mean.shape[2]).flatten() for t in (group_mean, rstd)]
-        return Statistics(*(t.to(means[0].dtype) for t in vectors))
+        return Statistics(*(t.to(moments.dtype) for t in vectors))
 
 
 def gather_moments(

@@ -40,7 +40,7 @@ from upfeat.ops._dispatch import is_transformed, wants_reference
 from upfeat.ops.channel_norm import channel_norm
 from upfeat.ops.images import normalize
 from upfeat.ops.memory import check_fits
-from upfeat.ops.runtime import MAP_BYTES, TILE_BYTES, Output, assemble, row_strips
+from upfeat.ops.runtime import CALL_BYTES, MAP_BYTES, TILE_BYTES, Output, assemble, row_strips
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -397,7 +397,8 @@ class Upsampler(nn.Module):
         output_size: Sequence[int] | None = None,
         values: Tensor | None = None,
         *,
-        max_bytes: int = TILE_BYTES,
+        max_bytes: int = CALL_BYTES,
+        piece_bytes: int = TILE_BYTES,
     ) -> Iterator[Tile]:
         """Yield the output in pieces, so that memory does not grow with its size.
 
@@ -406,8 +407,15 @@ class Upsampler(nn.Module):
             features: (B, C, h, w).
             output_size: (H', W'); default (H, W).
             values: (B, K, h, w); default ``features``.
-            max_bytes: what one piece with its temporaries may take, beyond what the method needs
-                once per image. A piece is never smaller than one output row.
+            max_bytes: what the call may take. Methods whose encoder streams hold full-resolution
+                maps within it and compute anew what does not fit, which takes several times as
+                long. It does not hold the inputs, in the weights' dtype too; strips of about
+                25 MB for each thread in methods that stream; the image's colours at the output's
+                size in ``loftup`` and ``featup_implicit``; the guidance of the whole image in
+                ``kin`` (about 150 numbers a pixel) and ``featup_jbu`` (about 160, and C at 8h x
+                8w); what fits a network in ``featup_implicit``; and one output row with its
+                temporaries, below which no piece goes.
+            piece_bytes: what one piece with its temporaries may take of it.
 
         Yields:
             ``(rows, cols, tile)``: slices of the output grid and the tile (B, C or K, rows, cols);
@@ -438,6 +446,7 @@ class Upsampler(nn.Module):
                 "differentiation; call it directly there"
             )
         max_bytes = check_bytes(max_bytes)
+        piece_bytes = check_bytes(piece_bytes, "piece_bytes")
         size = check_call(image, features, output_size, values)
         mixed = features if values is None else values
         what, advice = "a row of the output (B, K, 1, W')", "ask for a smaller output_size"
@@ -446,7 +455,12 @@ class Upsampler(nn.Module):
         self._warn_of_raw_image(image)
         dtype = features.dtype
         image, features, mixed = self._cast(image, features, values)
-        for rows, cols, tile in self._tiles(image, features, size, mixed, max_bytes):
+        if self.streams:
+            piece = min(piece_bytes, max_bytes // 2)
+            pieces = self._strips(image, features, size, mixed, max_bytes - piece, piece)
+        else:
+            pieces = self._tiles(image, features, size, mixed, min(max_bytes, piece_bytes))
+        for rows, cols, tile in pieces:
             yield rows, cols, tile.to(dtype)
 
     def query(
@@ -558,11 +572,25 @@ class Upsampler(nn.Module):
         values: Tensor,
         max_bytes: int,
     ) -> Iterator[Tile]:
-        """Compute the output by strips; only called where ``abilities.tiles``."""
+        """Compute the output by strips; only called where ``abilities.tiles`` and nothing streams.
+
+        What the encoder keeps is no part of ``max_bytes``.
+        """
+        yield from self._strips(image, features, output_size, values, MAP_BYTES, max_bytes)
+
+    def _strips(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        values: Tensor,
+        map_bytes: int,
+        piece_bytes: int,
+    ) -> Iterator[Tile]:
+        """Encode all images within one budget, decode strips of rows within another."""
         encoder, decoder = self._graphs(image, features, values)
         graph = decoder and not encoder
-        share = max_bytes // (2 * len(image))
-        states = list(self._encode_items(image, features, output_size, share))
+        states = list(self._encode_items(image, features, output_size, map_bytes // len(image)))
         if graph:  # one for each strip
             decode, parts = self._decode_graph, [(state, values[item]) for item, state in states]
         else:
@@ -572,7 +600,7 @@ class Upsampler(nn.Module):
         floats = self.row_floats(features, values, output_size)
         row_bytes = len(image) * values.element_size()
         row_bytes *= floats or values.shape[1] * output_size[1]
-        for rows in row_strips(output_size[0], row_bytes, max_bytes // 2):
+        for rows in row_strips(output_size[0], row_bytes, piece_bytes):
             with torch.set_grad_enabled(graph):
                 strips = [decode(*part, rows) for part in parts]
                 tile = strips[0] if len(strips) == 1 else torch.cat(strips)  # (B, K, R, W')

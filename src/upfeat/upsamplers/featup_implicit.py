@@ -410,7 +410,9 @@ class FeatUpImplicit(Upsampler):
         colors = self.colors(image)
         if image.shape[2:] != output_size:
             colors = F.interpolate(colors, output_size, mode="bilinear")
-        channels = 3 * self.network.norm_in.normalized_shape[0] + len(image) * features.shape[1]
+        # Of one image the network's inputs on their way, its hidden maps, and features with copies.
+        channels = 8 * self.network.norm_in.normalized_shape[0] + 4 * len(self.components)
+        channels += (2 + 2 * len(image)) * features.shape[1]
         step = max(1, max_bytes // (channels * width * colors.element_size()))
         for start in range(0, height, step):
             rows = slice(start, min(start + step, height))

@@ -1,6 +1,7 @@
 """Memory and threads of the CPU: byte budgets, and loops over strips of output rows."""
 
 from upfeat.ops.runtime.strips import (
+    CALL_BYTES,
     MAP_BYTES,
     STRIP_BYTES,
     TILE_BYTES,
@@ -11,6 +12,7 @@ from upfeat.ops.runtime.strips import (
 )
 
 __all__ = [
+    "CALL_BYTES",
     "MAP_BYTES",
     "STRIP_BYTES",
     "TILE_BYTES",

@@ -13,12 +13,14 @@ from torch.utils.checkpoint import checkpoint
 from upfeat.ops._workers import run_blocks, worker_count
 from upfeat.ops.memory import new_large
 
-# What `Upsampler.tiles` may take by default, beside its inputs.
+# What one piece of `Upsampler.tiles` may take by default.
 TILE_BYTES = 256 * 2**20
 # All strips of a plain call that are under way, one in each thread.
 STRIP_BYTES = 16 * 2**20
 # Whole maps of an image at full resolution that a plain call keeps; beyond it they are recomputed.
 MAP_BYTES = 2304 * 2**20
+# What a call of `Upsampler.tiles` may take by default, beside its inputs.
+CALL_BYTES = MAP_BYTES + TILE_BYTES
 
 
 def row_strips(height: int, row_bytes: int, max_bytes: int) -> Iterator[slice]:
