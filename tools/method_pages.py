@@ -1,11 +1,12 @@
-"""Write docs/methods, a page for every method and an index, and what `upfeat list` shows.
+"""Write docs/methods, the table of methods in README.md, and what `upfeat list` shows.
 
     python tools/method_pages.py            # write
     python tools/method_pages.py --check    # exit 1 if a file is out of date
 
 The list is kept in upfeat/cli/methods.json, so that the command need not import torch.
 
-Facts come from the registry, from upfeat.cli.method_facts and from benchmarks/results/*.json.
+Facts come from the registry, where each method's file enters them, and from
+benchmarks/results/*.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 
 from upfeat._files import write_bytes
-from upfeat.cli.method_facts import FACTS, needs_of
+from upfeat.cli.listing import baseline_notes, needs_of
 from upfeat.evaluation.benchmark import Record, Report
 from upfeat.upsamplers.registry import (
     get_checkpoint,
@@ -34,7 +35,11 @@ ABILITIES = {
     "optimises for each image": "per_image",
     "commutes with a linear head": "linear",
 }
-NOTE = "<!-- Written by tools/method_pages.py; edit that, or upfeat/cli/method_facts.py. -->\n\n"
+README = "../../README.md"  # as docs/methods sees it
+TABLE_START = "<!-- Written by tools/method_pages.py. -->\n\n"
+TABLE_END = "\n<!-- End of what tools/method_pages.py writes. -->"
+PAPERS = {"JAFAR": "2506.11136", "LoftUp": "2504.14032"}
+NOTE = "<!-- Written by tools/method_pages.py; edit that, or the method's file. -->\n\n"
 
 
 def pages(root: Path = ROOT) -> dict[str, str]:
@@ -72,6 +77,38 @@ def listing() -> str:
     return json.dumps(methods, indent=1, ensure_ascii=False) + "\n"
 
 
+def readme(text: str) -> str:
+    """README.md with its table of methods written anew, between the two comments around it."""
+    before, rest = text.split(TABLE_START)
+    return before + TABLE_START + readme_table() + TABLE_END + rest.split(TABLE_END)[1]
+
+
+def readme_table() -> str:
+    """One row for each set of methods that share paper, weights and abilities."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for name in list_upsamplers():
+        info = get_class(name).info
+        paper = info.paper or "-"
+        if info.arxiv:
+            paper = f"[{info.arxiv}](https://arxiv.org/abs/{info.arxiv}) {info.year}"
+        head = "yes" if info.abilities.linear else "-"
+        rows.setdefault((paper, weights_of(name), head), []).append(f"`{name}`")
+    head = ["name", "paper", "weights", "one 1x1 head may go first (`values=`)"]
+    return table(head, [[", ".join(names), *cells] for cells, names in rows.items()])
+
+
+def weights_of(name: str) -> str:
+    """Where a method's weights come from, in a few words."""
+    records = [get_checkpoint(tag) for tag in list_upsamplers(f"{name}.*", pretrained=True)]
+    inside = sum(record is not None and record.bundled for record in records)
+    if not records:
+        need = needs_of(name)[0].partition(";")[0].partition(":")[0]
+        return "none needed" if need == "nothing" else need
+    kind = "for all backbones" if get_class(name).info.abilities.universal else "per backbone"
+    where = f"; {inside} in the package" if inside else ""
+    return f"{len(records)}, {kind}{where}"
+
+
 def index(names: list[str]) -> str:
     rows = []
     for name in names:
@@ -85,7 +122,7 @@ def index(names: list[str]) -> str:
 
 
 def page(name: str, reports: list[tuple[str, Report]]) -> str:
-    info, facts = get_class(name).info, FACTS[name]
+    info = get_class(name).info
     width = "feature_dim=384" if needs_feature_dim(name) else ""
     call = f'"{name}", {width}' if width else f'"{name}"'
     arxiv = f"[arXiv {info.arxiv}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else "-"
@@ -94,7 +131,7 @@ def page(name: str, reports: list[tuple[str, Report]]) -> str:
         ["year", str(info.year or "-")],
         ["arXiv", arxiv],
         ["original code", info.code or "none"],
-        ["claim", facts.claim],
+        ["claim", info.claim],
         ["measured here", "see `docs/results.md`"],
     ]
     fields = ABILITIES | {
@@ -108,7 +145,7 @@ def page(name: str, reports: list[tuple[str, Report]]) -> str:
     flags = [["task-agnostic", "yes" if info.task_agnostic else "no"]]
     for label, field in fields.items():
         flags.append([label, "yes" if getattr(info.abilities, field) else "no"])
-    baseline = [["JAFAR (2506.11136)", facts.jafar], ["LoftUp (2504.14032)", facts.loftup]]
+    baseline = [[f"{paper} ({PAPERS[paper]})", how] for paper, how in baseline_notes(name).items()]
     needs = "".join(f"* {need}\n" for need in needs_of(name))
     return (
         f"{NOTE}# {name}\n\n{info.summary}\n\n"
@@ -198,6 +235,9 @@ def differences(root: Path = ROOT) -> list[str]:
     kept = root / LISTING
     if not kept.is_file() or kept.read_text(encoding="utf-8") != listing():
         stale.append(LISTING.name)
+    if (folder / README).is_file():
+        text = (folder / README).read_text(encoding="utf-8")
+        stale += [README] * (text != readme(text))
     return sorted(stale + list(present - set(wanted)))
 
 
@@ -210,17 +250,20 @@ def main() -> int:
         return 1 if stale else 0
     folder, wanted = ROOT / "docs" / "methods", pages()
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [name for name in stale if not is_ours(folder / name)]
+    kept = [name for name in stale if name != README and not is_ours(folder / name)]
     for name in (name for name in stale if name not in kept):
         if name == LISTING.name:
             write_bytes(ROOT / LISTING, listing().encode())
+        elif name == README:
+            text = (folder / README).read_text(encoding="utf-8")
+            write_bytes((folder / README).resolve(), readme(text).encode())
         elif name in wanted:
             write_bytes(folder / name, wanted[name].encode())
         else:
             (folder / name).unlink()
     sys.stdout.write("".join(f"kept, for it was written by hand: {name}\n" for name in kept))
     written = len(stale) - len(kept)
-    sys.stdout.write(f"{written} of {len(wanted) + 1} files written\n")
+    sys.stdout.write(f"{written} of {len(wanted) + 2} files written\n")
     return 1 if kept else 0
 
 

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from upfeat.cli.app import app
-from upfeat.cli.method_facts import FACTS, needs_of
+from upfeat.cli.listing import baseline_notes, needs_of
 from upfeat.upsamplers import list_upsamplers
+from upfeat.upsamplers.registry import get_class
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,10 @@ def test_the_kept_pages_are_up_to_date(tool: ModuleType) -> None:
 
 
 def test_every_method_has_its_facts() -> None:
-    assert set(FACTS) == set(list_upsamplers())
     for name in list_upsamplers():
         assert needs_of(name)
+        assert get_class(name).info.claim, name
+        assert set(get_class(name).info.as_baseline) <= set(baseline_notes(name)), name
 
 
 def test_a_page_holds_what_was_measured_and_the_licences(tool: ModuleType) -> None:
@@ -61,6 +63,16 @@ def test_left_over_and_changed_pages_are_found(tool: ModuleType, tmp_path: Path)
     assert tool.differences(tmp_path) == ["gone.md", "methods.json", "naf.md"]
 
 
+def test_the_readme_keeps_what_stands_around_its_table(tool: ModuleType, tmp_path: Path) -> None:
+    text = f"before\n{tool.TABLE_START}old{tool.TABLE_END}\nafter\n"
+    written = tool.readme(text)
+    assert written.startswith("before\n")
+    assert written.endswith("\nafter\n")
+    assert "old" not in written
+    assert all(f"`{name}`" in written for name in list_upsamplers())
+    assert tool.readme(written) == written
+
+
 def test_pages_by_hand_are_kept(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,9 +94,9 @@ def test_pages_by_hand_are_kept(
 def test_info_shows_the_same_facts(name: str) -> None:
     shown = json.loads(CliRunner().invoke(app, ["info", name, "--json"]).stdout)
     arch = name.partition(".")[0]
-    assert shown["claim"] == FACTS[arch].claim
+    assert shown["claim"] == get_class(arch).info.claim
     assert shown["needs"] == needs_of(arch)
-    assert shown["as a baseline in JAFAR"] == FACTS[arch].jafar
-    assert shown["as a baseline in LoftUp"] == FACTS[arch].loftup
+    assert shown["as a baseline in JAFAR"] == baseline_notes(arch)["JAFAR"]
+    assert shown["as a baseline in LoftUp"] == baseline_notes(arch)["LoftUp"]
     assert shown["licence of the backbone"] == ("Apache-2.0" if arch == "lift" else "none")
     assert shown["licence of the weights"] == ("not stated" if arch == "lift" else "none")

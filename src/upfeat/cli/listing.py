@@ -133,7 +133,6 @@ def info_command(
 
 def _facts(name: str) -> dict[str, object]:
     """Return everything that is known about a name, ready to print."""
-    from upfeat.cli.method_facts import FACTS, needs_of
     from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
 
     if name in _BACKBONE_SIDE:
@@ -143,7 +142,7 @@ def _facts(name: str) -> dict[str, object]:
     facts: dict[str, object] = {
         "name": name,
         "summary": info.summary,
-        "claim": FACTS[info.name].claim if info.name in FACTS else "none",
+        "claim": info.claim or "none",
         "needs": needs_of(info.name),
         "paper": info.paper or "none",
         "arXiv": info.arxiv or "none",
@@ -158,10 +157,8 @@ def _facts(name: str) -> dict[str, object]:
         "single positions (query)": info.abilities.query,
         "guidance mean": _numbers(info.image_mean),
         "guidance std": _numbers(info.image_std),
+        **{f"as a baseline in {paper}": how for paper, how in baseline_notes(name).items()},
     }
-    if info.name in FACTS:
-        facts["as a baseline in JAFAR"] = FACTS[info.name].jafar
-        facts["as a baseline in LoftUp"] = FACTS[info.name].loftup
     if record is None:
         facts["licence of the weights"] = _licences(name, "weights_license")
         facts["licence of the backbone"] = _licences(name, "backbone_license")
@@ -179,6 +176,66 @@ def _facts(name: str) -> dict[str, object]:
         "guidance std": _numbers(record.image_std),
         "note": record.note or "none",
     }
+
+
+def baseline_notes(name: str) -> dict[str, str]:
+    """Return how the papers whose tables compare most methods ran this one, by the paper's name.
+
+    Example:
+        >>> from upfeat.cli.listing import baseline_notes
+        >>> baseline_notes("nearest")
+        {'JAFAR': 'to the target size', 'LoftUp': 'not compared'}
+    """
+    from upfeat.upsamplers.registry import get_class
+
+    notes = get_class(name).info.as_baseline
+    return {paper: notes.get(paper, "not compared") for paper in ("JAFAR", "LoftUp")}
+
+
+def needs_of(name: str) -> list[str]:
+    """Return what a user must have or do before a method works.
+
+    Example:
+        >>> from upfeat.cli.listing import needs_of
+        >>> needs_of("bilinear")
+        ['nothing: no weights, no training']
+        >>> needs_of("carafe")[0]
+        'training together with the task (upfeat train); no weights are published'
+    """
+    from upfeat.upsamplers.registry import get_checkpoint, get_class
+
+    info = get_class(name).info
+    tags = upfeat.list_upsamplers(f"{name}.*", pretrained=True)
+    records = [record for tag in tags if (record := get_checkpoint(tag)) is not None]
+    needs = []
+    if info.abilities.per_image:
+        needs.append("an optimisation for each image, at test time")
+    elif records and all(record.feature_dim is None for record in records):
+        where = "in the package" if any(r.bundled for r in records) else "published"
+        needs.append(f"one set of weights for all backbones ({where})")
+    elif records:
+        inside = sum(record.bundled for record in records)
+        where = f", {inside} of them in the package" if inside else ""
+        needs.append(f"weights trained for the backbone ({len(records)} published{where})")
+    elif not info.task_agnostic:
+        needs.append("training together with the task (upfeat train); no weights are published")
+    elif _learns(name):
+        backbones = "once" if info.abilities.universal else "for each backbone"
+        needs.append(f"training {backbones} (upfeat train); no weights are published")
+    else:
+        needs.append("nothing: no weights, no training")
+    if not info.abilities.any_size:
+        steps = f"x{info.factor}" if info.factor else "a whole factor"
+        needs.append(f"a resize where the output is not the grid times {steps} (done for you)")
+    return needs
+
+
+def _learns(name: str) -> bool:
+    """Whether a method has weights at all."""
+    from upfeat.upsamplers.registry import get_class, needs_feature_dim
+
+    width = {"feature_dim": 32} if needs_feature_dim(name) else {}
+    return next(get_class(name)(**width).parameters(), None) is not None
 
 
 def _licences(name: str, field: str) -> str:

@@ -234,6 +234,11 @@ class AnyUp(Upsampler):
     info = UpsamplerInfo(
         name="anyup",
         summary="Local cross-attention of image queries to raw features of any backbone.",
+        claim="One model, trained once, upsamples the features of any backbone to any size.",
+        as_baseline={
+            "JAFAR": "not compared (published later)",
+            "LoftUp": "not compared (published later)",
+        },
         paper="AnyUp: Universal Feature Upsampling",
         year=2026,
         arxiv="2510.12764",

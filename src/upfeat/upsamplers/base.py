@@ -122,6 +122,9 @@ class UpsamplerInfo:
     Attributes:
         name: registry name.
         summary: one line.
+        claim: what its authors say for it, in our words.
+        as_baseline: how a paper ran the method as a baseline, by the paper's name ("JAFAR",
+            "LoftUp"), read from the paper and its code; a paper without an entry did not run it.
         paper, year, arxiv: where it was published; arxiv is the number or None.
         code: address of the original code, or None.
         code_license, weights_license: as their authors state them.
@@ -147,6 +150,8 @@ class UpsamplerInfo:
 
     name: str
     summary: str
+    claim: str = ""
+    as_baseline: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paper: str | None = None
     year: int | None = None
     arxiv: str | None = None

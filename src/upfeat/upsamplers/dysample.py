@@ -131,6 +131,13 @@ class DySample(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="dysample",
         summary="Bilinear sampling at positions read from features; four x2 stages, then bilinear.",
+        claim="Upsampling as learned point sampling: no dynamic convolution, few parameters, fast.",
+        as_baseline={
+            "JAFAR": (
+                "four x2 modules, trained jointly with the linear probe, per dataset and task; "
+                "default settings"
+            ),
+        },
         paper="Learning to Upsample by Learning to Sample",
         year=2023,
         arxiv="2308.15085",

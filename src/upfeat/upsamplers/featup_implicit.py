@@ -153,6 +153,10 @@ class FeatUpImplicit(Upsampler):
     info = UpsamplerInfo(
         name="featup_implicit",
         summary="A network of place and colour, fitted to jittered views of each image.",
+        claim="A network fitted to jittered views of one image gives features at any resolution.",
+        as_baseline={
+            "LoftUp": "without PCA (303 to 384 channels, +0.4 M parameters; read from the count)",
+        },
         paper="FeatUp: A Model-Agnostic Framework for Features at Any Resolution",
         year=2024,
         arxiv="2403.10516",

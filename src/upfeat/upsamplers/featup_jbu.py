@@ -209,6 +209,20 @@ class FeatUpJBU(Upsampler):
     info = UpsamplerInfo(
         name="featup_jbu",
         summary="Four learned joint bilateral x2 stages (x16), then a bilinear resize.",
+        claim=(
+            "A feed-forward stack that restores lost resolution and can replace the features of a "
+            "network in any task."
+        ),
+        as_baseline={
+            "JAFAR": (
+                "four x2 stages (x16), then bilinear; retrained on ImageNet for 50,000 steps of "
+                "batch 4; the official DINOv2 file in a table of its own"
+            ),
+            "LoftUp": (
+                "official variant; also retrained under LoftUp's objective, one epoch of 1 M "
+                "images of SA-1B"
+            ),
+        },
         paper="FeatUp: A Model-Agnostic Framework for Features at Any Resolution",
         year=2024,
         arxiv="2403.10516",

@@ -44,6 +44,10 @@ class GuidedFilter(Upsampler):
     info = UpsamplerInfo(
         name="guided_filter",
         summary="Local linear models of the image's colours (He et al.); no training.",
+        claim="An edge-preserving filter in linear time, whatever its radius.",
+        as_baseline={
+            "JAFAR": "not compared; part of ReSFU",
+        },
         paper="Guided Image Filtering (He et al., ECCV 2010)",
         year=2010,
         arxiv="1505.00996",

@@ -48,6 +48,10 @@ class IFA(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="ifa",
         summary="A network of the nearest feature and the pixel's place (x2), then bilinear.",
+        claim=(
+            "Aligns features of several levels by an implicit function of position; FeatUp's paper "
+            "uses it as a x2 baseline."
+        ),
         paper="Learning Implicit Feature Alignment Function for Semantic Segmentation",
         year=2022,
         arxiv="2206.08655",

@@ -21,9 +21,16 @@ from upfeat.upsamplers.registry import register_upsampler
 LOBES = 3
 
 
-def _info(name: str, summary: str) -> UpsamplerInfo:
+def _info(
+    name: str,
+    summary: str,
+    claim: str = "Textbook interpolation; no claim.",
+    **as_baseline: str,
+) -> UpsamplerInfo:
     abilities = Abilities(linear=True, universal=True, tiles=True)
-    return UpsamplerInfo(name=name, summary=summary, abilities=abilities)
+    return UpsamplerInfo(
+        name=name, summary=summary, claim=claim, as_baseline=as_baseline, abilities=abilities
+    )
 
 
 class Interpolation(Upsampler):
@@ -92,7 +99,9 @@ class Nearest(Interpolation):
         [1.0, 1.0, 2.0, 2.0]
     """
 
-    info = _info("nearest", "Nearest-neighbour interpolation of the features.")
+    info = _info(
+        "nearest", "Nearest-neighbour interpolation of the features.", JAFAR="to the target size"
+    )
     mode = "nearest"
 
 
@@ -107,7 +116,13 @@ class Bilinear(Interpolation):
         [1.0, 1.25, 1.75, 2.0]
     """
 
-    info = _info("bilinear", "Bilinear interpolation of the features.")
+    info = _info(
+        "bilinear",
+        "Bilinear interpolation of the features.",
+        claim="Textbook interpolation; the baseline that every method has to beat.",
+        JAFAR="to the target size; also the last step of every method with a fixed factor",
+        LoftUp="to the target size",
+    )
     mode = "bilinear"
 
     def _resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -125,7 +140,11 @@ class Bicubic(Interpolation):
         torch.Size([1, 5, 8, 8])
     """
 
-    info = _info("bicubic", "Bicubic interpolation of the features.")
+    info = _info(
+        "bicubic",
+        "Bicubic interpolation of the features.",
+        LoftUp="no row of the tables; the start of its mask-refined pseudo ground truth",
+    )
     mode = "bicubic"
 
 

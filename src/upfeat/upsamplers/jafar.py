@@ -33,9 +33,8 @@ from upfeat.upsamplers.base import (
     Upsampler,
     UpsamplerInfo,
 )
-from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import Checkpoint
+from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
 
 Triple = tuple[float, float, float]
 
@@ -160,6 +159,24 @@ CHECKPOINTS = (
     ),
 )
 
+BUNDLED = tuple(
+    bundled_checkpoint(
+        "jafar", tag, sha256, backbone, 192, HALF, HALF, paper="2506.11136", config={"qk_dim": 64}
+    )
+    for tag, backbone, sha256 in (
+        (
+            "vit_tiny_patch16_augreg",
+            "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+            "f05bf9090e2e8045427fba2fd05c7d398701c1b3181e551a42dc43cd86d2c8d7",
+        ),
+        (
+            "vit_compact_patch16",
+            "upfeat/vit_compact_patch16",
+            "0405f30d945237dec682c1e4b0055e55d2709112320c6fde0c20eedbd332a8d3",
+        ),
+    )
+)
+
 
 class Encoded(NamedTuple):
     """Convolved queries (B, d, H', W') and projected keys (B, n, d)."""
@@ -168,7 +185,7 @@ class Encoded(NamedTuple):
     key: Tensor
 
 
-@register_upsampler("jafar", checkpoints=CHECKPOINTS + bundled_checkpoints("jafar"))
+@register_upsampler("jafar", checkpoints=CHECKPOINTS + BUNDLED)
 class Jafar(Upsampler):
     """JAFAR (arXiv 2506.11136): global cross-attention with head-averaged weights on raw features.
 
@@ -193,6 +210,14 @@ class Jafar(Upsampler):
     info = UpsamplerInfo(
         name="jafar",
         summary="Cross-attention of image queries to all low-resolution features, kept raw.",
+        claim=(
+            "Attention from image queries to semantically modulated keys gives sharp features at "
+            "any size, though trained at low resolution only."
+        ),
+        as_baseline={
+            "JAFAR": "the paper's own method",
+            "LoftUp": "not compared (published later)",
+        },
         paper="JAFAR: Jack up Any Feature at Any Resolution",
         year=2025,
         arxiv="2506.11136",

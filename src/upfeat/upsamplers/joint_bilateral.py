@@ -52,6 +52,10 @@ class JointBilateral(Upsampler):
     info = UpsamplerInfo(
         name="joint_bilateral",
         summary="Gaussian weights over distance and image colour (Kopf et al.); no training.",
+        claim=(
+            "A cheap solution at low resolution, upsampled under a high-resolution image, keeps "
+            "edges."
+        ),
         paper="Joint Bilateral Upsampling (Kopf et al., SIGGRAPH 2007)",
         year=2007,
         code_license="none (textbook)",

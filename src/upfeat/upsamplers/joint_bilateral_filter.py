@@ -71,6 +71,7 @@ class JointBilateralFilter(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="joint_bilateral_filter",
         summary="Joint bilateral blur of the features enlarged x4 (NAF's baseline); no training.",
+        claim="NAF's baseline without training; no claim of its own.",
         paper=PAPER,
         year=2025,
         arxiv="2511.18452",
@@ -152,6 +153,7 @@ class LearnedJointBilateral(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="joint_bilateral_learned",
         summary="One joint bilateral filter with a learned range kernel (NAF's JBU baseline).",
+        claim="NAF's learned baseline; no claim of its own.",
         paper=PAPER,
         year=2025,
         arxiv="2511.18452",

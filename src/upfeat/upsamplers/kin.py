@@ -39,8 +39,8 @@ from upfeat.upsamplers.base import (
     Upsampler,
     UpsamplerInfo,
 )
-from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.weights import bundled_checkpoint
 
 WIDTHS = (16, 32, 64, 96, 128)
 STEP = 16
@@ -133,7 +133,18 @@ class Encoded(NamedTuple):
     keys: Tensor
 
 
-@register_upsampler("kin", checkpoints=bundled_checkpoints("kin"))
+CHECKPOINT = bundled_checkpoint(
+    "kin",
+    "upfeat",
+    "1d8db3efaf5cdb61292c7d73cd1cbc985b5ff62f5a35d09f2447158731aba37d",
+    "any; trained on three small networks",
+    None,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
+
+
+@register_upsampler("kin", checkpoints=(CHECKPOINT,))
 class KIN(Upsampler):
     """KIN: learned joint bilateral upsampling for the features of any backbone.
 
@@ -151,6 +162,7 @@ class KIN(Upsampler):
     info = UpsamplerInfo(
         name="kin",
         summary="Learned joint bilateral upsampling for any backbone's features. Ours.",
+        claim="Ours, without a paper: `docs/results.md` holds what was measured.",
         code_license="Apache-2.0",
         weights_license="Apache-2.0",
         abilities=Abilities(linear=True, universal=True, tiles=True, query=True),

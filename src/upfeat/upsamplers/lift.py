@@ -119,6 +119,17 @@ class LiFT(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="lift",
         summary="Small convolutional network that doubles the grid; trained per backbone.",
+        claim=(
+            "A light network, trained without labels, doubles the resolution of ViT features and "
+            "helps dense tasks at little cost."
+        ),
+        as_baseline={
+            "JAFAR": (
+                "its own adaptation, pre-trained on ImageNet, x2, then bilinear; two in a row were "
+                "no better; the official file in a table of its own"
+            ),
+            "LoftUp": "patch 14 by adaptive max pooling, one epoch of 1 M images of SA-1B",
+        },
         paper="LiFT: A Surprisingly Simple Lightweight Feature Transform for Dense ViT Descriptors",
         year=2024,
         arxiv="2403.14625",

@@ -184,6 +184,13 @@ class Liif(Upsampler):
     info = UpsamplerInfo(
         name="liif",
         summary="A network answers for any position from the features of the cells around it.",
+        claim="A continuous image representation: one network decodes at any resolution.",
+        as_baseline={
+            "LoftUp": (
+                "four hidden layers of 384 (+1.9 M parameters; read from the count), trained under "
+                "LoftUp's objective"
+            ),
+        },
         paper="Learning Continuous Image Representation with Local Implicit Image Function",
         year=2021,
         arxiv="2012.09161",

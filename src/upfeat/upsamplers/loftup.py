@@ -40,10 +40,9 @@ from upfeat.upsamplers.base import (
     Upsampler,
     UpsamplerInfo,
 )
-from upfeat.upsamplers.bundled_weights import bundled_checkpoints
 from upfeat.upsamplers.loftup_start import start_as_interpolation
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import Checkpoint
+from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
 
 Size = tuple[int, int]
 BAND_BYTES = 128 * 2**20  # of a band of rows, outside tiles()
@@ -114,6 +113,60 @@ CHECKPOINTS = tuple(
         ("siglip_vitb16", "siglip", SIGLIP.format("SigLIP"), 768),
         ("siglip2_vitb16", "siglip2", SIGLIP.format("SigLIP 2"), 768),
         ("clip_vitb16", "clip", CLIP, 512, "MIT"),
+    )
+)
+
+_TINY = (
+    "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    {"token_colors": True, "feature_scale": 3.8},
+)
+_COMPACT: tuple[str, dict[str, Any]] = ("upfeat/vit_compact_patch16", {})
+_STAGE1 = {
+    "note": "LoftUp's first stage only; the tag without _stage1 went on with self-distillation."
+}
+_REGIONS = {
+    "training_data": "1041 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with "
+    "their regions"
+}
+
+BUNDLED = tuple(
+    bundled_checkpoint(
+        "loftup",
+        tag,
+        sha256,
+        backbone,
+        192,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        paper="2504.14032",
+        config=config,
+        **facts,
+    )
+    for tag, (backbone, config), facts, sha256 in (
+        (
+            "vit_tiny_patch16_augreg_stage1",
+            _TINY,
+            _STAGE1 | _REGIONS,
+            "1fd0cdc424bcecff12c9c14520bc640e2455319a468f27ba10a66a66df103fdc",
+        ),
+        (
+            "vit_tiny_patch16_augreg",
+            _TINY,
+            {},
+            "ad0ee7174ba55550191a4e65bc83de3e409650d3a47382fbf3bac083f87b1985",
+        ),
+        (
+            "vit_compact_patch16_stage1",
+            _COMPACT,
+            _STAGE1,
+            "589ac52cabbb34a9ef151c2e377c223e596f0d8a54853f843bbfdefeb7849bdd",
+        ),
+        (
+            "vit_compact_patch16",
+            _COMPACT,
+            {},
+            "0a4b1ba6d4930198542fb30c359b809842369f6ec0215ac0e5ab99aff06896b4",
+        ),
     )
 )
 
@@ -190,7 +243,7 @@ class _Bands:
             out[begin : begin + CHUNK_TOKENS] = model.finish(some)
 
 
-@register_upsampler("loftup", checkpoints=CHECKPOINTS + bundled_checkpoints("loftup"))
+@register_upsampler("loftup", checkpoints=CHECKPOINTS + BUNDLED)
 class LoftUp(Upsampler):
     """LoftUp (arXiv 2504.14032): regresses a feature for every pixel.
 
@@ -230,6 +283,14 @@ class LoftUp(Upsampler):
     info = UpsamplerInfo(
         name="loftup",
         summary="Cross-attention transformer from pixel coordinates and colours to features.",
+        claim=(
+            "A coordinate-based cross-attention network, trained on mask-refined pseudo ground "
+            "truth, gives better dense features than earlier upsamplers."
+        ),
+        as_baseline={
+            "JAFAR": "compared inside LoftUp's code base",
+            "LoftUp": "the paper's own method",
+        },
         paper="LoftUp: Learning a Coordinate-Based Feature Upsampler for Vision Foundation Models",
         year=2025,
         arxiv="2504.14032",

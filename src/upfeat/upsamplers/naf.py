@@ -253,6 +253,13 @@ class NAF(Upsampler):
     info = UpsamplerInfo(
         name="naf",
         summary="Neighbourhood attention from a filtered image to any backbone's features.",
+        claim=(
+            "Upsamples any backbone's features without retraining, faster than earlier attention."
+        ),
+        as_baseline={
+            "JAFAR": "not compared (published later)",
+            "LoftUp": "not compared (published later)",
+        },
         paper="NAF: Zero-Shot Feature Upsampling via Neighborhood Attention Filtering",
         year=2025,
         arxiv="2511.18452",

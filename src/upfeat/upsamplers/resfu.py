@@ -244,6 +244,15 @@ class Resfu(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="resfu",
         summary="Attention to nine neighbours, straight to the next whole ratio; then bilinear.",
+        claim=(
+            "Similarity-based upsampling, straight to a high ratio, with finer detail than stacks."
+        ),
+        as_baseline={
+            "JAFAR": (
+                "default settings, straight to the target size, trained jointly with the linear "
+                "probe, per dataset and task"
+            ),
+        },
         paper="A Refreshed Similarity-based Upsampler for Direct High-Ratio Feature Upsampling",
         year=2024,
         arxiv="2407.02283",

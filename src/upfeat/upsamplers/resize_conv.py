@@ -45,6 +45,13 @@ class ResizeConv(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="resize_conv",
         summary="Bilinear x2 plus a convolution of features and image, four times; then bilinear.",
+        claim="FeatUp's convolutional baseline; no claim of its own.",
+        as_baseline={
+            "LoftUp": (
+                "kernel 3 (+5.4 M parameters; read from the count), trained under LoftUp's "
+                "objective"
+            ),
+        },
         paper="FeatUp: A Model-Agnostic Framework for Features at Any Resolution (its baseline)",
         year=2024,
         arxiv="2403.10516",

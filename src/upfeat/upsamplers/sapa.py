@@ -134,6 +134,16 @@ class Sapa(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="sapa",
         summary="Image pixels attend to a window of features; four x2 stages, then bilinear.",
+        claim=(
+            "Every fine point is assigned to the coarse cells it resembles, so that regions stay "
+            "smooth and edges sharp."
+        ),
+        as_baseline={
+            "JAFAR": (
+                "four x2 modules, trained jointly with the linear probe, per dataset and task; "
+                "default settings"
+            ),
+        },
         paper="SAPA: Similarity-Aware Point Affiliation for Feature Upsampling",
         year=2022,
         arxiv="2209.12866",

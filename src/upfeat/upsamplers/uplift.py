@@ -282,6 +282,14 @@ class UPLiFT(Upsampler):
     info = UpsamplerInfo(
         name="uplift",
         summary="Doubles the grid repeatedly, mixing features with local attenders.",
+        claim=(
+            "Repeated doubling with local attenders is as good as cross-attention and scales "
+            "better."
+        ),
+        as_baseline={
+            "JAFAR": "not compared (published later)",
+            "LoftUp": "not compared (published later)",
+        },
         paper="UPLiFT: Efficient Pixel-Dense Feature Upsampling with Local Attenders",
         year=2026,
         code="https://github.com/mwalmer-umd/UPLiFT",

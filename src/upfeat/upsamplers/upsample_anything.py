@@ -288,6 +288,14 @@ class UpsampleAnything(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="upsample_anything",
         summary="Anisotropic kernels fitted to each image at test time; no training.",
+        claim=(
+            "Kernels fitted to a single image at test time are hard to beat by trained upsamplers, "
+            "for features and other maps."
+        ),
+        as_baseline={
+            "JAFAR": "not compared (published later)",
+            "LoftUp": "not compared (published later)",
+        },
         paper="Upsample Anything: A Simple and Hard to Beat Baseline for Feature Upsampling",
         year=2025,
         code="https://github.com/seominseok0429/Upsample-Anything-A-Simple-and-Hard-to-Beat-"

@@ -193,6 +193,71 @@ class Checkpoint:
         return [f"{arch}.{self.tag}", f"{arch}_{self.tag}", self.file.local_name]
 
 
+BUNDLED_IMAGES = (
+    "1941 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with their regions, and "
+    "900 ImageNet images with superpixels"
+)
+"""What the weights in the package were trained on, unless their record says otherwise."""
+
+
+def bundled_checkpoint(
+    name: str,
+    tag: str,
+    sha256: str,
+    backbone: str,
+    feature_dim: int | None,
+    image_mean: Triple,
+    image_std: Triple,
+    *,
+    training_data: str = BUNDLED_IMAGES,
+    paper: str = "",
+    config: Mapping[str, Any] | None = None,
+    note: str = "",
+) -> Checkpoint:
+    """Return the record of weights that come with the package, ``upfeat/upsamplers/bundled``.
+
+    They are trained by ``upfeat.training.recipes.bundled`` and put there, with a model card and the
+    loss curve, by ``tools/bundle_upsampler.py``, which prints the hash.
+
+    Args:
+        name: of the method.
+        tag: part of the name after the dot.
+        sha256: of the file.
+        backbone: a spec, or words for a universal method.
+        feature_dim: channels; None for a universal method.
+        image_mean: of the guidance.
+        image_std: of the guidance.
+        training_data: what they were trained on.
+        paper: arXiv number.
+        config: constructor arguments that the tensors cannot tell.
+        note: what a user should know.
+
+    Example:
+        >>> from upfeat.upsamplers.registry import get_checkpoint
+        >>> get_checkpoint("kin.upfeat").file.filename
+        'kin.upfeat.safetensors'
+    """
+    universal = feature_dim is None
+    return Checkpoint(
+        tag=tag,
+        file=HubFile(filename=f"{name}.{tag}.safetensors", sha256=sha256),
+        backbone=backbone,
+        feature_dim=feature_dim,
+        image_mean=image_mean,
+        image_std=image_std,
+        training_data=training_data,
+        code_license="Apache-2.0",
+        weights_license="Apache-2.0 (some training images are for research only, see the card)",
+        backbone_license="none needed: the weights serve any backbone"
+        if universal
+        else "Apache-2.0",
+        paper=paper,
+        config=config or {},
+        note=note,
+        bundled=True,
+    )
+
+
 def load_checkpoint(
     cls: type[UpsamplerType],
     record: Checkpoint,
