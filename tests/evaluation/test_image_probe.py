@@ -27,10 +27,10 @@ from upfeat.evaluation.probe_parts import (
     JointMethod,
     epoch_batches,
     learning_rate_factor,
-    silent,
 )
+from upfeat.evaluation.protocols.seg_probe import run_seg_probe, seg_probe_preset
+from upfeat.evaluation.registry import silent
 from upfeat.evaluation.results import Result
-from upfeat.evaluation.seg_probe import run_seg_probe, seg_probe_preset
 
 COLORS = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230]], np.uint8)
 PATCH = 8

@@ -13,8 +13,9 @@ from upfeat.evaluation.commands import table_command
 from upfeat.evaluation.markdown import results_page
 from upfeat.evaluation.published import differences, published_for, published_tables
 from upfeat.evaluation.ranks import rank_methods
+from upfeat.evaluation.registry import get_protocol, list_protocols
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.scores import column_groups, headline, score_digits, score_kind
+from upfeat.evaluation.scores import column_groups, score_digits
 from upfeat.evaluation.tables import Table, build_tables, gather_results
 
 
@@ -179,26 +180,30 @@ def test_a_score_without_direction_is_shown_and_not_marked() -> None:
 
 
 def test_known_scores() -> None:
-    assert score_kind("band_miou_labelled").heading == "border mIoU labelled"
-    assert score_kind("complexity_l1").higher_is_better is False
-    assert score_kind("si_d1").higher_is_better is True
-    assert score_kind("ms_forward_448") == score_kind("ms_forward_448")
-    assert score_kind("ms_forward_448").unit == "ms"
-    assert score_kind("own_miou_labelled").heading == "own probe mIoU labelled"
-    assert score_kind("si_d1").unit == "percent"
-    assert headline("efficiency", ["ms_forward_56", "cosine"]) == "cosine"
-    assert headline("seg-probe", ["miou", "miou_labelled"]) == "miou_labelled"
+    seg, depth, efficiency = map(get_protocol, ("seg-probe", "depth-probe", "efficiency"))
+    assert seg.kind("band_miou_labelled").heading == "border mIoU labelled"
+    assert get_protocol("cam").kind("complexity_l1").higher_is_better is False
+    assert depth.kind("si_d1").higher_is_better is True
+    assert depth.kind("si_d1").unit == "percent"
+    assert efficiency.kind("ms_forward_448").unit == "ms"
+    assert efficiency.kind("ms_forward_448").heading == "forward time at 448"
+    assert get_protocol("faithfulness").kind("own_miou").heading == "own probe mIoU"
+    assert seg.kind("colour").higher_is_better is None
+    assert seg.ranked_by(["miou", "miou_labelled"]) == "miou_labelled"
+    assert seg.ranked_by(["colour"]) is None
     assert [score_digits([v]) for v in (50.0, 0.5, 0.05, 0.005, 0.0)] == [2, 3, 4, 5, 2]
 
 
 def test_many_columns_become_tables_by_stem() -> None:
     names = ["parameters", *(f"{k}_{n}" for k in ("ms_forward", "gflop") for n in range(5))]
-    assert [(heading, len(group)) for heading, group in column_groups(names)] == [
+    kinds = {name: get_protocol("efficiency").kind(name) for name in names}
+    assert [(heading, len(group)) for heading, group in column_groups(kinds)] == [
         ("", 1),
         ("forward time, ms", 5),
         ("operations, GFLOP", 5),
     ]
-    assert column_groups(names[:3]) == [("", tuple(names[:3]))]
+    few = {name: kinds[name] for name in names[:3]}
+    assert column_groups(few) == [("", tuple(few))]
 
 
 # -- ranks ---------------------------------------------------------------------------------------
@@ -262,7 +267,9 @@ def test_published_numbers_are_kept_as_printed() -> None:
         for row in table.rows:
             assert len(row.values) == len(table.columns), (table.id, row.method)
         for column in table.columns:
-            assert score_kind(column.score).higher_is_better is not None, column.score
+            if column.task in list_protocols():
+                kind = get_protocol(column.task).kind(column.score)
+                assert kind.higher_is_better is not None, column
 
 
 def test_published_blocks_say_what_differs() -> None:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 import upfeat
-from tests.evaluation import test_cam, test_depth_probe, test_image_probe, test_seg_probe, test_vos
+from tests.evaluation import test_image_probe
+from tests.evaluation.protocols import test_cam, test_depth_probe, test_seg_probe, test_vos
 from upfeat.data import davis, msrc
 from upfeat.evaluation.dense import DenseFeatures, Method
-from upfeat.evaluation.efficiency import efficiency_preset, run_efficiency
-from upfeat.evaluation.faithfulness import FaithfulnessConfig, run_faithfulness
 from upfeat.evaluation.image_probe import run_image_probe
-from upfeat.evaluation.seg_probe import run_seg_probe
-from upfeat.evaluation.vos import run_vos
+from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_efficiency
+from upfeat.evaluation.protocols.faithfulness import FaithfulnessConfig, run_faithfulness
+from upfeat.evaluation.protocols.seg_probe import run_seg_probe
+from upfeat.evaluation.protocols.vos import run_vos
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import get_class
 

@@ -12,13 +12,7 @@ from upfeat.cli.bench import bench_command
 from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
 from upfeat.cli.eval_attention import attention_command
-from upfeat.cli.eval_cam import cam_command
-from upfeat.cli.eval_depth_probe import depth_probe_command
-from upfeat.cli.eval_efficiency import efficiency_command
-from upfeat.cli.eval_faithfulness import faithfulness_command
 from upfeat.cli.eval_pseudo_gt import pseudo_gt_command
-from upfeat.cli.eval_seg_probe import seg_probe_command
-from upfeat.cli.eval_vos import vos_command
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.report import report_command
 from upfeat.cli.train import train_command
@@ -37,14 +31,8 @@ app.command("info")(info_command)
 app.command("upsample")(upsample_command)
 app.command("bench")(bench_command)
 app.command("train")(train_command)
-eval_app.command("seg-probe")(seg_probe_command)
-eval_app.command("depth-probe")(depth_probe_command)
 eval_app.command("attention")(attention_command)
 eval_app.command("pseudo-gt")(pseudo_gt_command)
-eval_app.command("vos")(vos_command)
-eval_app.command("cam")(cam_command)
-eval_app.command("efficiency")(efficiency_command)
-eval_app.command("faithfulness")(faithfulness_command)
 app.add_typer(eval_app, name="eval")
 app.command("report")(report_command)
 

@@ -1,8 +1,16 @@
-"""``upfeat eval``: what upsampled features are worth in a task; what its commands share."""
+"""``upfeat eval NAME``: one command a protocol, made from what the registry says of it.
 
+What the help needs is kept in ``protocols.json`` (written by ``tools/protocol_list.py``), for the
+protocols themselves import torch.
+"""
+
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -19,19 +27,17 @@ if TYPE_CHECKING:
     from upfeat.backbones import Backbone
     from upfeat.evaluation.dense import LowRes, Method
     from upfeat.evaluation.probe_parts import JointMethod
-    from upfeat.evaluation.probe_parts import Progress as OnProgress
-    from upfeat.evaluation.results import Result, Score
+    from upfeat.evaluation.registry import Progress as OnProgress
+    from upfeat.evaluation.registry import Protocol
+    from upfeat.evaluation.results import Result
 
 SettingsT = TypeVar("SettingsT", bound="BaseModel")
 RowT = TypeVar("RowT", bound="Method | LowRes | JointMethod")
 
 eval_app = typer.Typer(help="Measure upsamplers in a task.", no_args_is_help=True)
 
-# Options that every protocol has.
-UpsamplerOption = Annotated[
-    str, typer.Option(help="Several with commas: NAME, NAME.TAG, a saved folder, or LABEL=one.")
-]
-RootOption = Annotated[Path, typer.Option(help="Folder of the data set.")]
+_UPSAMPLERS = "Several with commas: NAME, NAME.TAG, a saved folder, or LABEL=one."
+UpsamplerOption = Annotated[str, typer.Option(help=_UPSAMPLERS)]
 BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
@@ -40,19 +46,18 @@ SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting of the protocol: steps=100; repeat for several."),
 ]
-SeedsOption = Annotated[str, typer.Option(help="Seeds of the heads, with commas.")]
-LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Quick look: so many images of each split.")
-]
 BackboneWeightsOption = Annotated[
     Path | None, typer.Option(help="Weights of the backbone: a file.")
 ]
-CacheOption = Annotated[
-    Path | None,
-    typer.Option(callback=checked_folder, help="Folder of features. Default: upfeat's cache."),
-]
 DeviceOption = Annotated[str, typer.Option(callback=checked_device, help="cpu, cuda, …")]
 DEFAULT_OUT = Path("results")
+_ENTRIES = {
+    "trained": "",
+    "low_res": " The entry low-res is the backbone's own grid.",
+    "joint": " A method without published weights is trained with the heads.",
+    "untrained": " Random weights do.",
+}
+_MOST_SHOWN = 9  # columns of a printed table
 
 
 @eval_app.callback()
@@ -91,32 +96,13 @@ def _load_each(upsamplers: str, load: Callable[[str], RowT]) -> list[RowT]:
     return rows
 
 
-def load_rows(upsamplers: str, feature_dim: int, device: str) -> list["Method | LowRes"]:
-    """Load every entry of ``--upsampler``, for a protocol that knows ``low-res``, too.
-
-    Args:
-        upsamplers: entries with commas between them: ``low-res``, ``LABEL=low-res`` for the task
-            on the backbone's own grid, or see :func:`load_method`.
-        feature_dim: channels of the features.
-        device: where the methods run.
-
-    Raises:
-        ValueError: as :func:`load_networks`.
-
-    Example:
-        >>> from upfeat.cli.eval import load_rows
-        >>> [row.label for row in load_rows("low-res,linear=bilinear", 192, "cpu")]
-        ['low-res', 'linear']
-    """
+def _load_row(spec: str, feature_dim: int, device: str) -> "Method | LowRes":
     from upfeat.evaluation.dense import LowRes
 
-    def load(spec: str) -> "Method | LowRes":
-        label, _, name = spec.strip().rpartition("=")
-        if name == LowRes.NAME:
-            return LowRes(label or name)
-        return load_method(spec, feature_dim, device)
-
-    return _load_each(upsamplers, load)
+    label, _, name = spec.strip().rpartition("=")
+    if name == LowRes.NAME:
+        return LowRes(label or name)
+    return load_method(spec, feature_dim, device)
 
 
 def load_method(
@@ -162,28 +148,7 @@ def load_method(
     return Method(label or Path(name).name, upsampler.eval().to(device))
 
 
-def load_trainable(upsamplers: str, feature_dim: int, device: str) -> list["Method | JointMethod"]:
-    """Load every entry of ``--upsampler``, for a protocol that can train methods with the task.
-
-    Args:
-        upsamplers: entries with commas between them, see :func:`load_method`; a method for which
-            no weights are published, such as ``carafe``, is trained together with the heads.
-        feature_dim: channels of the backbone.
-        device: where the methods run.
-
-    Raises:
-        ValueError: as :func:`load_networks`.
-
-    Example:
-        >>> from upfeat.cli.eval import load_trainable
-        >>> carafe, bilinear = load_trainable("carafe,bilinear", 192, "cpu")
-        >>> carafe.identity["weights"]
-        'trained with the heads, one copy a seed'
-    """
-    return _load_each(upsamplers, lambda spec: _load_trainable(spec, feature_dim, device))
-
-
-def _load_trainable(spec: str, feature_dim: int, device: str) -> "Method | JointMethod":
+def _load_joint(spec: str, feature_dim: int, device: str) -> "Method | JointMethod":
     import upfeat
     from upfeat.evaluation.probe_parts import JointMethod
 
@@ -196,6 +161,15 @@ def _load_trainable(spec: str, feature_dim: int, device: str) -> "Method | Joint
     if trained and not method.upsampler.info.abilities.per_image:
         return JointMethod(method.label, method.upsampler)
     return method
+
+
+# What ``--upsampler`` may name, by ``Protocol.entries``.
+_LOADERS: dict[str, Callable[..., Any]] = {
+    "trained": load_method,
+    "low_res": _load_row,
+    "joint": _load_joint,
+    "untrained": partial(load_method, trained=False),
+}
 
 
 def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, Any]) -> "SettingsT":
@@ -211,7 +185,7 @@ def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, A
     Example:
         >>> from functools import partial
         >>> from upfeat.cli.eval import checked_settings
-        >>> from upfeat.evaluation.seg_probe import seg_probe_preset
+        >>> from upfeat.evaluation.protocols.seg_probe import seg_probe_preset
         >>> preset = partial(seg_probe_preset, "pixel-sample", "msrc")
         >>> checked_settings(preset, {"steps": 7}).steps
         7
@@ -305,44 +279,227 @@ def show_progress() -> Iterator["OnProgress"]:
         yield show
 
 
-def score_table(
-    results: Sequence["Result"],
-    columns: Mapping[str, str],
-    title: str,
-    caption: str = "",
-    digits: int = 2,
-) -> Table:
-    """Return the table that a command prints: a row a method, mean and deviation over the seeds.
+def print_scores(protocol: "Protocol", results: Sequence["Result"], title: str, note: str) -> None:
+    """Print a row a method, mean and deviation over the seeds; several tables if one is too wide.
 
     Args:
-        results: of one protocol.
-        columns: name of a score to its heading, in order; scores that no result has are left out.
+        protocol: whose columns are printed, as far as a result has them.
+        results: of it.
         title: above the table.
-        caption: below it.
-        digits: behind the point.
+        note: below it.
     """
-    shown = {
-        name: heading
-        for name, heading in columns.items()
-        if any(name in result.scores for result in results)
-    }
-    table = Table("upsampler", *shown.values(), title=title, caption=caption)
-    for result in results:
-        scores = (result.scores.get(name) for name in shown)
-        cells = ("" if score is None else score_cell(score, digits) for score in scores)
-        table.add_row(result.label, *cells)
-    return table
+    from upfeat.evaluation.scores import column_groups, score_digits, score_text
+
+    written = dict.fromkeys(name for result in results for name in result.scores)
+    shown = [name for name in protocol.columns or written if name in written]
+    groups = column_groups({name: protocol.kind(name) for name in shown}, _MOST_SHOWN)
+    for heading, names in groups:
+        heads = [protocol.kind(name).column(results[0].unit.partition(";")[0]) for name in names]
+        parts = ", ".join(filter(None, (title, heading)))
+        table = Table("upsampler", *heads, title=parts, caption=note)
+        for result in results:
+            cells = []
+            for name in names:
+                means = [r.scores[name].mean for r in results if name in r.scores]
+                score = result.scores.get(name)
+                cells.append("" if score is None else score_text(score, digits=score_digits(means)))
+            table.add_row(result.label, *cells)
+        Console(width=160).print(table)
 
 
-def score_cell(score: "Score", digits: int = 2) -> str:
-    """Return mean and deviation.
+# -- one command a protocol ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """An option of a generated command: what typer reads, and its default."""
+
+    type: Any
+    default: Any = inspect.Parameter.empty
+
+
+def protocol_command(name: str, facts: Mapping[str, Any]) -> Callable[..., None]:
+    """Return the function behind ``upfeat eval NAME``.
+
+    Args:
+        name: of the protocol.
+        facts: of :meth:`upfeat.evaluation.registry.Protocol.command_facts`.
 
     Example:
-        >>> from upfeat.cli.eval import score_cell
-        >>> from upfeat.evaluation.results import Score
-        >>> score_cell(Score.of([70.0, 72.0])), score_cell(Score.of([70.0]))
-        ('71.00 ± 1.41', '70.00')
+        >>> import inspect
+        >>> from upfeat.cli.eval import kept_protocols, protocol_command
+        >>> command = protocol_command("vos", kept_protocols()["vos"])
+        >>> "split" in inspect.signature(command).parameters
+        True
     """
-    if score.deviation is None:
-        return f"{score.mean:.{digits}f}"
-    return f"{score.mean:.{digits}f} ± {score.deviation:.{digits}f}"
+    parameters = _parameters(facts)
+
+    def command(**given: Any) -> None:
+        run_protocol(name, **given)
+
+    command.__doc__ = f"{facts['summary'].rstrip('.')}; finished methods are skipped."
+    command.__annotations__ = {key: each.type for key, each in parameters.items()}
+    signature = inspect.Signature(
+        [
+            inspect.Parameter(
+                key, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
+            )
+            for key, each in parameters.items()
+        ]
+    )
+    vars(command)["__signature__"] = signature
+    return command
+
+
+def kept_protocols() -> dict[str, dict[str, Any]]:
+    """Return what tools/protocol_list.py keeps of the registry: importing that imports torch."""
+    content: dict[str, dict[str, Any]]
+    content = json.loads(files("upfeat.cli").joinpath("protocols.json").read_bytes())
+    return content
+
+
+def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
+    """Return the options of a protocol's command, in the order of its help."""
+    entries = f"{_UPSAMPLERS}{_ENTRIES[facts['entries']]}"
+    found = {"upsampler": _Parameter(Annotated[str, typer.Option(help=entries)])}
+    if facts["data"]:
+        sets = f"Data set: {', '.join(facts['data'])}."
+        found["data"] = _Parameter(Annotated[str, typer.Option(help=sets)])
+        found["root"] = _Parameter(Annotated[Path, typer.Option(help="Folder of the data set.")])
+    if facts["backbone"]:
+        found["backbone"] = _Parameter(BackboneOption)
+    else:
+        width = "Backbone: timm/NAME or upfeat/NAME; where a preset has none, its width counts."
+        found["backbone"] = _Parameter(Annotated[str | None, typer.Option(help=width)], None)
+    found["out"] = _Parameter(OutOption, DEFAULT_OUT)
+    if presets := facts["presets"]:
+        known = Annotated[str, typer.Option(help=f"The protocol's settings: {', '.join(presets)}.")]
+        found["preset"] = _Parameter(known, presets[0])
+    found["settings"] = _Parameter(SettingsOption, None)
+    if facts["seeds"]:
+        seeds = Annotated[str | None, typer.Option(help="Seeds of the heads, with commas: 0,1,2.")]
+        found["seeds"] = _Parameter(seeds, None)
+    if facts["items"]:
+        limit = Annotated[
+            int | None, typer.Option(min=1, help=f"Quick look: so many {facts['items']}.")
+        ]
+        found["limit"] = _Parameter(limit, None)
+    for option in facts["options"]:
+        kind: Any = {"text": str, "path": Path, "flag": bool}[option["kind"]]
+        flag = f"--{option['name'].replace('_', '-')}"
+        kind = kind if option["default"] is not None else kind | None
+        found[option["name"]] = _Parameter(
+            Annotated[kind, typer.Option(flag, help=option["help"])], option["default"]
+        )
+    found["backbone_weights"] = _Parameter(BackboneWeightsOption, None)
+    if facts["data"]:
+        cache = Annotated[
+            Path | None,
+            typer.Option(
+                callback=checked_folder, help="Folder of features. Default: upfeat's cache."
+            ),
+        ]
+        found["cache"] = _Parameter(cache, None)
+    found["device"] = _Parameter(DeviceOption, "cpu")
+    return found
+
+
+def run_protocol(
+    name: str,
+    *,
+    upsampler: str,
+    out: Path,
+    device: str,
+    data: str | None = None,
+    root: Path = Path(),
+    backbone: str | None = None,
+    preset: str = "",
+    settings: Sequence[str] | None = None,
+    seeds: str | None = None,
+    limit: int | None = None,
+    backbone_weights: Path | None = None,
+    cache: Path | None = None,
+    **options: Any,
+) -> None:
+    """Run a protocol and print its scores.
+
+    Args:
+        name: of the protocol.
+        upsampler: entries with commas between them.
+        out: folder of the results.
+        device: where everything runs.
+        data: name of the set.
+        root: folder of it.
+        backbone: name of it.
+        preset: of the settings.
+        settings: changes of them, ``name=value``.
+        seeds: with commas between them; None for the preset's.
+        limit: at most so many images or videos.
+        backbone_weights: file of its weights; None for the usual lookup.
+        cache: folder of features; None for upfeat's.
+        **options: of the protocol itself.
+
+    Raises:
+        ValueError: something named is unknown or does not fit.
+        typer.Exit: with 1, a method without any result.
+    """
+    from upfeat.checkpoints import cache_dir
+    from upfeat.evaluation.registry import Request, get_protocol
+
+    protocol = get_protocol(name)
+    changes: dict[str, Any] = {} if seeds is None else {"seeds": parse_seeds(seeds)}
+    changes |= ({} if limit is None else {"limit": limit}) | parse_settings(settings)
+    config = checked_settings(partial(protocol.settings, preset, data), changes)
+    request = Request(data, root, cache or cache_dir() / "eval", device, options)
+    network = None
+    if backbone is not None:
+        network = _build(protocol, backbone, backbone_weights).to(device)
+    width = _width(protocol, config, network)
+    load = partial(_LOADERS[protocol.entries], feature_dim=width, device=device)
+    methods = _load_each(upsampler, load)
+    inputs = protocol.inputs(request)
+    with show_progress() as show:
+        results = protocol.run(
+            config=config, backbone=network, methods=methods, out=out, on_progress=show, **inputs
+        )
+    titles = (preset or name, data, None if network is None else network.name)
+    title = ", ".join(filter(None, titles))
+    notes = [protocol.caption]
+    if "seeds" in results[0].settings:
+        notes.append(f"mean ± deviation over {len(results[0].settings['seeds'])} seeds")
+    if "limit" in changes:
+        notes.append(f"a quick look: {changes['limit']} {protocol.items}")
+    print_scores(protocol, results, title, "; ".join(filter(None, notes)))
+    typer.echo(f"settings and numbers of each method in {out}")
+    _print_failures(results)
+
+
+def _build(protocol: "Protocol", name: str, weights: Path | None) -> "Backbone":
+    import upfeat
+
+    if protocol.backbone is not None:
+        return protocol.backbone(name, weights)
+    return upfeat.create_backbone(name, weights=weights)
+
+
+def _width(protocol: "Protocol", config: "BaseModel", network: "Backbone | None") -> int:
+    """Return the channels of the features."""
+    if network is not None:
+        return network.dim
+    if protocol.width is None:
+        raise ValueError(f"{protocol.name} needs a backbone; name one with --backbone")
+    return protocol.width(config)
+
+
+def _print_failures(results: Sequence["Result"]) -> None:
+    """Name what could not be measured; a method of which nothing could ends the command with 1."""
+    for result in results:
+        for part, problem in result.details.get("failures", {}).items():
+            typer.echo(f"{result.label}, {part}: {problem}", err=True)
+    if empty := [result.label for result in results if not result.scores]:
+        typer.echo(f"nothing could be measured of {', '.join(empty)}", err=True)
+        raise typer.Exit(1)
+
+
+for _name, _facts in kept_protocols().items():
+    eval_app.command(_name)(protocol_command(_name, _facts))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from upfeat.evaluation.commands import table_command
 from upfeat.evaluation.panels import Panel
 from upfeat.evaluation.ranks import Ranking, rank_methods
-from upfeat.evaluation.scores import column_groups, score_digits, score_kind
+from upfeat.evaluation.scores import column_groups, score_digits
 from upfeat.evaluation.tables import Row, Table
 from upfeat.viz.report import (
     Cell,
@@ -66,7 +66,7 @@ def report_content(title: str, tables: Sequence[Table], scenes: Sequence[Scene])
     ranking = rank_methods(tables)
     sections = tuple(
         Section(heading, tuple(view for table in members for view in _table_views(table)))
-        for heading, members in groupby(tables, key=lambda table: table.task_title)
+        for heading, members in groupby(tables, key=lambda table: table.protocol.title)
     )
     return Report(
         title=title,
@@ -102,11 +102,11 @@ def _table_views(table: Table) -> list[TableView]:
     """Return one view, or several where a table has too many columns for a page."""
     views = []
     parts = (table.data, table.preset, table.variant)
-    title = " · ".join(part for part in parts if part) or table.task_title
-    for heading, names in column_groups(table.scores):
+    title = " · ".join(part for part in parts if part) or table.protocol.title
+    for heading, names in column_groups(table.kinds):
         view = _table_view(table, names)
         views.append(replace(view, title=f"{title} · {heading}" if heading else title))
-    kind = score_kind(table.headline) if table.headline is not None else None
+    kind = table.protocol.kind(table.headline) if table.headline is not None else None
     unit = table.unit(table.headline or "")
     # what lies behind a row stands once, below the last view
     for i, view in enumerate(views[:-1]):
@@ -131,7 +131,7 @@ def _table_view(table: Table, names: Sequence[str]) -> TableView:
         for name in names
     }
     timed = any(row.seconds is not None for row in table.rows)
-    kinds = {name: score_kind(name) for name in names}
+    kinds = {name: table.protocol.kind(name) for name in names}
     columns = [Column(kind.heading, table.unit(name), kind.arrow) for name, kind in kinds.items()]
     quick = "A quick look at some images only: no number here is to be quoted."
     return TableView(

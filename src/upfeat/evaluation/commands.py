@@ -1,12 +1,11 @@
 """The command that makes a table again, from the settings in its results."""
 
-import importlib
-import inspect
 import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from upfeat.evaluation.registry import titled_protocol
 from upfeat.evaluation.tables import Row, Table
 
 __all__ = ["table_command"]
@@ -17,8 +16,7 @@ _GIVEN = ("data", "preset", "seeds", "limit")  # settings with an option of thei
 def table_command(table: Table) -> str:
     r"""Return the ``upfeat eval`` call that gives a table's results.
 
-    ``--set`` names every setting that is not the preset's, where the protocol's module has a
-    function ``TASK_preset`` of preset, data or both. What the results do not hold stands in
+    ``--set`` names every setting that is not the preset's. What the results do not hold stands in
     capitals: the folder of a method that was given as one, or of a teacher.
 
     Args:
@@ -40,8 +38,7 @@ def table_command(table: Table) -> str:
         first += ["--backbone", table.backbone]
     if table.data:
         first += ["--data", table.data, "--root", f"data/{table.data}"]
-    names, changed = _preset(table)
-    if table.preset and "preset" in names:
+    if table.preset and titled_protocol(table.task).presets:
         first += ["--preset", table.preset]
     if table.settings.get("teacher"):
         first += ["--teacher", "FOLDER"]
@@ -51,7 +48,7 @@ def table_command(table: Table) -> str:
         second += ["--seeds", ",".join(map(str, seeds))]
     if table.quick_look:
         second += ["--limit", str(table.settings["limit"])]
-    for name, value in changed.items():
+    for name, value in _changed(table).items():
         text = value if isinstance(value, str) else json.dumps(value)
         second += ["--set", f"{name}={text}"]
     second += ["--out", "results"]
@@ -67,22 +64,14 @@ def _entry(row: Row) -> str:
     return f"{row.label}=FOLDER"
 
 
-def _preset(table: Table) -> tuple[frozenset[str], dict[str, Any]]:
-    """Return what a protocol is chosen by, and the settings that are not those of the choice."""
-    module = table.task.replace("-", "_")
+def _changed(table: Table) -> dict[str, Any]:
+    """Return the settings that are not those of preset and data."""
     try:
-        preset = getattr(importlib.import_module(f"upfeat.evaluation.{module}"), f"{module}_preset")
-    except (ImportError, AttributeError):
-        return frozenset({"preset"}), {}  # no such protocol in this version
-    chosen = {"preset": table.preset, "data": table.data}
-    names = chosen.keys() & inspect.signature(preset).parameters.keys()
-    try:
-        usual = preset(**{name: chosen[name] for name in names}).model_dump(mode="json")
+        settings = titled_protocol(table.task).settings(table.preset, table.data)
     except ValueError:
-        return frozenset(names), {}  # no such preset in this version
-    changed = {
+        return {}  # no such protocol, preset or set in this version
+    return {
         name: table.settings[name]
-        for name, value in usual.items()
+        for name, value in settings.model_dump(mode="json").items()
         if name not in _GIVEN and name in table.settings and table.settings[name] != value
     }
-    return frozenset(names), changed

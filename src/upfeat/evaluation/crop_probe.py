@@ -39,10 +39,10 @@ from upfeat.evaluation.probe_parts import (
     CropProbeConfig,
     Heads,
     JointMethod,
-    Progress,
     epoch_batches,
     learning_rate_factor,
 )
+from upfeat.evaluation.registry import Progress
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.ops.images import normalize
 from upfeat.upsamplers import Upsampler

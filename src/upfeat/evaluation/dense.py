@@ -4,9 +4,10 @@ Legend: ``C`` feature channels, ``K`` value channels, ``P`` positions, ``h w`` f
 image as the networks see it, ``H' W'`` output. Sizes are ``(height, width)``.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,21 +20,65 @@ from upfeat.data.feature_cache import weights_fingerprint
 from upfeat.data.sizes import Size, resize
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.ops.images import normalize
-from upfeat.upsamplers import Upsampler
+from upfeat.upsamplers import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
 
-__all__ = ["DenseFeatures", "Encoded", "LowRes", "Method"]
+__all__ = ["CallableUpsampler", "DenseFeatures", "Encoded", "LowRes", "Method"]
 
 # An output above this is computed in tiles where the method has them.
 WHOLE_BYTES = 512 * 2**20
 
 
-@dataclass(frozen=True)
+class CallableUpsampler(WholeMapUpsampler):
+    """Any function as an upsampler, so that the protocols can measure it.
+
+    Its guidance is the backbone's own input. Nothing is assumed of it: no tiles, no single
+    positions, no head in front of it.
+
+    Args:
+        function: of image (B, 3, H, W), features (B, C, h, w) and output size (H', W'); returns
+            (B, C, H', W'). In results its name stands for it, with the weights of an
+            ``nn.Module``.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.dense import CallableUpsampler
+        >>> def bicubic(image, features, output_size):
+        ...     return torch.nn.functional.interpolate(features, output_size, mode="bicubic")
+        >>> up = CallableUpsampler(bicubic)
+        >>> up(torch.rand(1, 3, 8, 8), torch.rand(1, 5, 2, 2)).shape, up.info.name
+        (torch.Size([1, 5, 8, 8]), 'bicubic')
+    """
+
+    info = UpsamplerInfo(
+        name="callable",
+        summary="A function of the user's.",
+        abilities=Abilities(mixes_values=False, universal=True, compile=False, export=False),
+    )
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.config = {}  # a function's text would differ from run to run
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        self.info = dataclasses.replace(self.info, name=name)
+
+    def upsample(
+        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor
+    ) -> Tensor:
+        """Call the function; ``values`` are the features."""
+        return self.function(image, features, output_size)
+
+
+@dataclass(frozen=True, init=False)
 class Method:
-    """An upsampler under a label of the user's choice.
+    """An upsampler, or any function of the same arguments, under a label of the user's choice.
+
+    Args:
+        label: in tables and file names.
+        upsampler: what is measured, in evaluation mode; a function that is no
+            :class:`~upfeat.upsamplers.Upsampler` becomes a :class:`CallableUpsampler`.
 
     Attributes:
-        label: in tables and file names.
-        upsampler: what is measured, in evaluation mode.
         identity: name, configuration and fingerprint of the weights.
 
     Example:
@@ -45,19 +90,21 @@ class Method:
 
     label: str
     upsampler: Upsampler
-    identity: dict[str, Any] = field(init=False)
+    identity: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        info = self.upsampler.info
-        self.upsampler.eval()
+    def __init__(self, label: str, upsampler: Upsampler | Callable[..., Tensor]) -> None:
+        if not isinstance(upsampler, Upsampler):
+            upsampler = CallableUpsampler(upsampler)
+        upsampler.eval()
         identity = {
-            "name": info.name,
-            "config": json.loads(json.dumps(self.upsampler.config, default=str)),
-            "weights": weights_fingerprint(self.upsampler.state_dict()),
+            "name": upsampler.info.name,
+            "config": json.loads(json.dumps(upsampler.config, default=str)),
+            "weights": weights_fingerprint(upsampler.state_dict()),
         }
-        if info.views:
+        if upsampler.info.views:
             identity["views"] = "of the image, through the backbone"
-        object.__setattr__(self, "identity", identity)
+        for name, value in (("label", label), ("upsampler", upsampler), ("identity", identity)):
+            object.__setattr__(self, name, value)
 
     def on(self, encode: Callable[[Tensor], Tensor]) -> Upsampler:
         """Return the upsampler for features of this encoder, which gives it views if it asks."""

@@ -1,9 +1,10 @@
 """The quick depth probe: heads trained on a fixed sample of pixels, scored on all of them.
 
 The image is resized for the backbone only; the upsampler is guided by that resized image and gives
-features at the depth map's own size. As in the segmentation probe (:mod:`upfeat.evaluation.
-seg_probe`), each training image is upsampled once and only the sampled pixels are kept. Pixels have
-no neighbours here, so the loss is JAFAR's ``sig`` without the gradient term.
+features at the depth map's own size. As in the segmentation probe
+(:mod:`upfeat.evaluation.protocols.seg_probe`), each training image is upsampled once and only the
+sampled pixels are kept. Pixels have no neighbours here, so the loss is JAFAR's ``sig`` without the
+gradient term.
 
 Legend: ``C`` feature channels, ``K`` bins, ``S`` seeds, ``M`` images, ``N`` pixels of the pool,
 ``H W`` depth map.
@@ -40,9 +41,9 @@ from upfeat.evaluation.probe_parts import (
     ClassTokens,
     Heads,
     JointMethod,
-    Progress,
     head_first_is_cheaper,
 )
+from upfeat.evaluation.registry import Progress
 from upfeat.evaluation.results import Result, Score, describe_environment
 from upfeat.ops.images import normalize
 
@@ -227,7 +228,7 @@ def run_depth_pixels(
     keep_pixels: bool,
     on_progress: Progress,
 ) -> list[Result]:
-    """Run the quick probe; called through :func:`upfeat.evaluation.depth_probe.run_depth_probe`."""
+    """Run the quick probe; called through ``run_depth_probe``."""
     probe = _PixelProbe(config, train, val, backbone, cache, on_progress, panels=out)
     return run_pixel_methods(
         probe,

@@ -35,10 +35,9 @@ from upfeat.evaluation.metrics import SegmentationMeter
 from upfeat.evaluation.probe_parts import (
     CropProbeConfig,
     JointMethod,
-    Progress,
     mean_class_ious,
-    silent,
 )
+from upfeat.evaluation.registry import Progress, silent
 from upfeat.evaluation.results import Result, Score
 
 __all__ = ["IMAGE_PRESETS", "ImageProbeConfig", "image_probe_preset", "run_image_probe"]

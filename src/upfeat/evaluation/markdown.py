@@ -7,7 +7,7 @@ from itertools import groupby
 from upfeat.evaluation.commands import table_command
 from upfeat.evaluation.published import PublishedBlock, setting_text
 from upfeat.evaluation.ranks import Ranking, rank_methods
-from upfeat.evaluation.scores import column_groups, score_digits, score_kind, score_text
+from upfeat.evaluation.scores import column_groups, score_digits, score_text
 from upfeat.evaluation.tables import Row, Table
 
 __all__ = ["markdown_table", "results_page", "split_remarks"]
@@ -45,7 +45,7 @@ def results_page(
     ranking = rank_methods(tables)
     if len(ranking.tables) > 1:
         parts.append(f"## Mean rank\n\n{_ranking_table(ranking)}")
-    for title, members in groupby(tables, key=lambda table: table.task_title):
+    for title, members in groupby(tables, key=lambda table: table.protocol.title):
         parts.append(f"## {title}\n")
         parts += [_section(table) for table in members]
         if title in sections:
@@ -92,7 +92,7 @@ def _section(table: Table) -> str:
     if facts := _facts(table):
         parts.append(f"{facts}\n")
     parts += [f"{table.units}\n"] if table.units else []
-    for heading, names in column_groups(table.scores):
+    for heading, names in column_groups(table.kinds):
         parts += [f"{heading}:\n"] if heading else []
         parts.append(_score_table(table, names))
         parts += [
@@ -116,7 +116,7 @@ def _facts(table: Table) -> str:
 
 def _score_table(table: Table, names: Sequence[str]) -> str:
     timed = any(row.seconds is not None for row in table.rows)
-    head = ["upsampler", *(_heading(table, name) for name in names)]
+    head = ["upsampler", *(table.heading(name) for name in names)]
     digits = {
         name: score_digits(
             [row.result.scores[name].mean for row in table.rows if name in row.result.scores]
@@ -132,11 +132,6 @@ def _score_table(table: Table, names: Sequence[str]) -> str:
     return markdown_table([*head, "time, s"] if timed else head, rows)
 
 
-def _heading(table: Table, name: str) -> str:
-    kind, unit = score_kind(name), table.unit(name)
-    return f"{kind.heading}{f', {unit}' if unit else ''} {kind.arrow}".strip()
-
-
 def _cell(row: Row, name: str, digits: int) -> str:
     score = row.result.scores.get(name)
     if score is None or score.mean != score.mean:  # not a number: nothing was counted
@@ -148,7 +143,7 @@ def _cell(row: Row, name: str, digits: int) -> str:
 
 def _published(block: PublishedBlock, table: Table, names: Sequence[str]) -> str:
     """Return a paper's numbers, and in what they differ from ours."""
-    head = [block.source, *(score_kind(name).heading for name in names)]
+    head = [block.source, *(table.protocol.kind(name).heading for name in names)]
     rows = [
         [label, *("-" if name not in found else f"{found[name]:g}" for name in names)]
         for label, found in block.rows

@@ -5,7 +5,7 @@ grid.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,15 +27,12 @@ __all__ = [
     "CropProbeConfig",
     "Heads",
     "JointMethod",
-    "Progress",
     "epoch_batches",
     "head_first_is_cheaper",
     "learning_rate_factor",
     "mean_class_ious",
-    "silent",
 ]
 
-Progress = Callable[[str, str, int, int], None]
 Schedule = Literal["constant", "per_iteration_bug", "per_epoch", "per_step", "probe3d"]
 WARM_UP_EPOCHS = 1.5  # of Probe3D's schedule
 WARM_UP_START = END_FACTOR = 0.01
@@ -283,7 +280,3 @@ def mean_class_ious(
         name: None if iou != iou else round(100 * iou, 2)
         for name, iou in zip(names, ious.tolist(), strict=True)
     }
-
-
-def silent(label: str, stage: str, done: int, total: int) -> None:
-    """Show nothing."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from upfeat.evaluation.scores import is_cost, score_kind
 from upfeat.evaluation.tables import Table
 
 __all__ = ["RankRow", "Ranking", "rank_methods"]
@@ -42,7 +41,7 @@ class Ranking:
     def remark(self) -> str:
         """Which score ranks, and what a missing place means."""
         used = dict.fromkeys(
-            f"{table.task} by {score_kind(table.headline).heading}"
+            f"{table.task} by {table.protocol.kind(table.headline).heading}"
             for table in self.tables
             if table.headline is not None
         )
@@ -83,7 +82,7 @@ def rank_methods(tables: Iterable[Table]) -> Ranking:
         for table in tables
         if not table.quick_look
         and table.headline is not None
-        and not is_cost(table.headline)
+        and not table.protocol.kind(table.headline).cost
         and sum(row.rank is not None for row in table.rows) > 1
     )
     ranks: dict[str, list[float | None]] = {}

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from upfeat.evaluation.published import PublishedBlock, differences, published_for, setting_text
+from upfeat.evaluation.registry import Protocol, titled_protocol
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.scores import headline, score_kind
+from upfeat.evaluation.scores import ScoreKind, unit_text
 
 __all__ = [
     "OWN_SETTINGS",
@@ -22,25 +23,12 @@ __all__ = [
     "Table",
     "build_tables",
     "gather_results",
-    "unit_text",
 ]
 
 PathLike = str | os.PathLike[str]
 
 OWN_SETTINGS = frozenset({"upsampler", "seeds", "output_size", "head_before_upsampling"})
 """Settings that may differ between the rows of a table."""
-
-_TITLES = {
-    "seg-probe": "Segmentation, linear probe",
-    "depth-probe": "Depth, probe",
-    "normals-probe": "Surface normals, probe",
-    "vos": "Video object segmentation",
-    "cam": "Class activation maps",
-    "efficiency": "Time and memory",
-    "faithfulness": "Faithfulness to the features",
-    "open-vocabulary": "Open-vocabulary segmentation",
-    "interactive": "Interactive segmentation",
-}
 
 
 @dataclass(frozen=True)
@@ -101,9 +89,14 @@ class Table:
     published: tuple[PublishedBlock, ...]
 
     @property
-    def task_title(self) -> str:
-        """The protocol in words."""
-        return _TITLES.get(self.task, self.task)
+    def protocol(self) -> Protocol:
+        """Headings, directions and units of the scores."""
+        return titled_protocol(self.task)
+
+    @property
+    def kinds(self) -> dict[str, ScoreKind]:
+        """How each of ``scores`` is read."""
+        return {name: self.protocol.kind(name) for name in self.scores}
 
     @property
     def title(self) -> str:
@@ -118,11 +111,15 @@ class Table:
 
     def unit(self, score: str) -> str:
         """Return the unit of a column: ``%``, another one or nothing."""
-        unit = score_kind(score).unit
+        unit = self.protocol.kind(score).unit
         if unit is None:
             units = {row.result.unit for row in self.rows if score in row.result.scores}
             unit = "/".join(sorted(text.partition(";")[0] for text in units))
         return unit_text(unit)
+
+    def heading(self, score: str) -> str:
+        """Return the heading of a column, with its unit and an arrow towards the better."""
+        return replace(self.protocol.kind(score), unit=self.unit(score)).column("")
 
     @property
     def units(self) -> str:
@@ -136,7 +133,7 @@ class Table:
         for score, unit in block.units.items():
             theirs, here = unit_text(unit) or "fraction", self.unit(score) or "fraction"
             if theirs != here:
-                heading = score_kind(score).heading
+                heading = self.protocol.kind(score).heading
                 apart.append(f"{heading} in units of {theirs} (here: {here})")
         note = f" {block.note}" if block.note else ""
         return f"What differs: {'; '.join(apart) or 'no setting that is known'}.{note}"
@@ -171,17 +168,6 @@ def gather_results(paths: Iterable[PathLike]) -> list[Result]:
             if known is None or _date(result) > _date(known):
                 newest[key] = result
     return list(newest.values())
-
-
-def unit_text(unit: str) -> str:
-    """Return a unit as it stands in a heading.
-
-    Example:
-        >>> from upfeat.evaluation.tables import unit_text
-        >>> unit_text("percent"), unit_text("fraction"), unit_text("m")
-        ('%', '', 'm')
-    """
-    return {"percent": "%", "fraction": ""}.get(unit, unit)
 
 
 def _result_files(path: Path) -> list[Path]:
@@ -270,15 +256,17 @@ def _table(
 ) -> Table:
     names = tuple(dict.fromkeys(name for result in results for name in result.scores))
     shown = tuple(name for name in names if not _repeats(name, results))
-    best_by = headline(heading[0], shown)
+    protocol = titled_protocol(heading[0])
+    best_by = protocol.ranked_by(shown)
     rows = [
         Row(result.label, result, note)
         for result, note in zip(results, _notes(results), strict=True)
     ]
-    places = {name: _places(name, results) for name in shown}
+    places = {name: _places(name, protocol.kind(name), results) for name in shown}
     ranks: list[float | None] = [None] * len(rows)
     if best_by is not None:
-        ranks = _ranks([_mean(result, best_by) for result in results], best_by)
+        means = [_mean(result, best_by) for result in results]
+        ranks = _ranks(means, protocol.kind(best_by))
     rows = [
         replace(row, places={name: place[i] for name, place in places.items() if i in place})
         for i, row in enumerate(rows)
@@ -325,9 +313,9 @@ def _mean(result: Result, name: str) -> float | None:
     return None if score is None or score.mean != score.mean else score.mean
 
 
-def _places(name: str, results: Sequence[Result]) -> dict[int, int]:
+def _places(name: str, kind: ScoreKind, results: Sequence[Result]) -> dict[int, int]:
     """Return the index of the best results (1) and, of three or more, of the second best (2)."""
-    higher = score_kind(name).higher_is_better
+    higher = kind.higher_is_better
     means = {
         i: mean for i, result in enumerate(results) if (mean := _mean(result, name)) is not None
     }
@@ -341,9 +329,9 @@ def _places(name: str, results: Sequence[Result]) -> dict[int, int]:
     return {i: counted.index(mean) + 1 for i, mean in means.items() if mean in counted}
 
 
-def _ranks(means: Sequence[float | None], name: str) -> list[float | None]:
+def _ranks(means: Sequence[float | None], kind: ScoreKind) -> list[float | None]:
     """Return ranks from 1; equal values share the mean of theirs."""
-    sign = -1 if score_kind(name).higher_is_better else 1
+    sign = -1 if kind.higher_is_better else 1
     known = sorted(sign * mean for mean in means if mean is not None)
     return [
         None if mean is None else known.index(sign * mean) + (known.count(sign * mean) + 1) / 2

@@ -23,14 +23,15 @@ from upfeat.evaluation.crop_probe import _Trainee
 from upfeat.evaluation.dense import Method
 from upfeat.evaluation.depth_losses import bin_depth
 from upfeat.evaluation.depth_pixels import DepthPixelConfig, _PixelProbe
-from upfeat.evaluation.depth_probe import (
+from upfeat.evaluation.depth_teacher import DepthTeacher
+from upfeat.evaluation.probe_parts import Heads, JointMethod
+from upfeat.evaluation.protocols.depth_probe import (
     DepthProbeConfig,
     _DepthProbe,
     depth_probe_preset,
     run_depth_probe,
 )
-from upfeat.evaluation.depth_teacher import DepthTeacher
-from upfeat.evaluation.probe_parts import Heads, JointMethod, silent
+from upfeat.evaluation.registry import silent
 from upfeat.evaluation.results import Result
 
 PATCH = 8
@@ -322,7 +323,7 @@ def command(root: Path, *arguments: object, code: int = 0) -> str:
 def test_command(root: Path) -> None:
     quick = ("--set", "steps=3", "--set", "bins=8", "--set", "input_size=[32, 48]")
     text = command(root, "--upsampler", "nearest,bilinear", "--seeds", "3,4", *quick)
-    assert "depth in m units" in text
+    assert "RMSE, m ↓" in text
     assert "quick look" in text
     tiny = ("--set", f"crop_size={SIDE}", "--set", "epochs=1", "--set", "bins=8")
     command(root, "--upsampler", "nearest", "--preset", "nyu", *tiny)

@@ -32,12 +32,13 @@ from upfeat.backbones import Backbone
 from upfeat.data import ClassifiedFile, ClassifiedImages, coco_objects, imagenet
 from upfeat.data.sizes import Size, resize, resolve_size
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.cam_classifier import CamClassifier, Explanation
+from upfeat.evaluation.cam_classifier import CamClassifier, Explanation, create_classifier
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
 from upfeat.evaluation.metrics import CamMeter, gradcam_map, normalize_map
 from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
-from upfeat.evaluation.probe_parts import Progress, silent
+from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.scores import higher, lower
 from upfeat.ops.images import normalize
 
 __all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
@@ -65,7 +66,7 @@ class CamConfig(BaseModel):
         limit: at most so many images (a quick look, no result to quote).
 
     Example:
-        >>> from upfeat.evaluation.cam import cam_preset
+        >>> from upfeat.evaluation.protocols.cam import cam_preset
         >>> cam_preset("jafar", "imagenet").images
         2000
     """
@@ -108,7 +109,7 @@ def cam_preset(preset: str, data: str, **changes: Any) -> CamConfig:
         ValueError: an impossible value.
 
     Example:
-        >>> from upfeat.evaluation.cam import cam_preset
+        >>> from upfeat.evaluation.protocols.cam import cam_preset
         >>> cam_preset("jafar", "coco_objects", mask="soft").choose
         'all'
     """
@@ -153,7 +154,7 @@ def run_cam(
             method does not fit it.
 
     Example:
-        >>> from upfeat.evaluation.cam import DATA_SETS
+        >>> from upfeat.evaluation.protocols.cam import DATA_SETS
         >>> sorted(DATA_SETS)
         ['coco_objects', 'imagenet']
     """
@@ -413,3 +414,42 @@ def _save(pending: Sequence[_Rows]) -> None:
     for rows in pending:
         if rows.scores:
             rows.save()
+
+
+def _inputs(request: Request) -> dict[str, Any]:
+    return {"data": DATA_SETS[str(request.data)](request.root), "cache": request.cache}
+
+
+register_protocol(
+    Protocol(
+        name=TASK,
+        title="Class activation maps",
+        summary="Upsample Grad-CAM in feature space, and score how faithful the maps are.",
+        scores={
+            "average_drop": lower("average drop"),
+            "average_increase": higher("average increase"),
+            "average_gain": higher("average gain"),
+            "coherency": higher("coherency"),
+            "complexity": lower("complexity"),
+            "adcc": higher("ADCC"),
+            "complexity_l1": lower("complexity (L1)"),
+            "adcc_l1": higher("ADCC (L1)"),
+            "adcc_per_image": higher("ADCC (per image)"),
+            "adcc_l1_per_image": higher("ADCC (L1) (per image)"),
+        },
+        headline=("adcc",),
+        columns=(
+            *("average_drop", "average_increase", "average_gain", "coherency", "complexity"),
+            *("adcc", "complexity_l1", "adcc_l1"),
+        ),
+        caption="mean over the images",
+        configure=cam_preset,
+        presets=tuple(PRESETS),
+        data=tuple(DATA_SETS),
+        inputs=_inputs,
+        backbone=create_classifier,
+        run=run_cam,
+        entries="low_res",
+        items="images",
+    )
+)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import upfeat
 from upfeat.cli.app import app
 from upfeat.evaluation.dense import Method
-from upfeat.evaluation.efficiency import (
+from upfeat.evaluation.protocols.efficiency import (
     PRESETS,
     efficiency_preset,
     run_efficiency,
@@ -159,7 +159,7 @@ def test_what_cannot_be_measured_is_named(tmp_path: Path) -> None:
     config = efficiency_preset("naf", **SMALL, memory=False)
     up = upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=8)  # the features have 8
     result = run_efficiency(config, [Method("wide", up)], out=tmp_path)[0]
-    assert sorted(result.scores) == ["parameters"]
+    assert result.scores == {}
     assert "feature_dim=16" in result.details["failures"]["forward_16"]
     assert not list(tmp_path.iterdir())  # the next run tries again
 
@@ -178,7 +178,10 @@ def test_command(tmp_path: Path) -> None:
     changes = [part for setting in settings for part in ("--set", setting)]
     outcome = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*line, str(tmp_path), *changes])
     assert outcome.exit_code == 0, outcome.output
-    assert outcome.stdout.count(" ms") == 4  # two methods, forward and backward
+    for heading in ("forward time at 32, ms ↓", "forward and backward time at 32, ms ↓"):
+        assert heading in " ".join(outcome.stdout.replace("┃", " ").split())
+    (first, second) = (Result.load(path) for path in tmp_path.glob("*.json"))
+    assert set(first.scores) == set(second.scores) >= {"ms_forward_32", "ms_backward_32"}
     wrong = [*line, str(tmp_path), *changes, "--set", "dtype=float64x"]
     assert CliRunner().invoke(app, wrong).exit_code == 2
     nothing = [*line, str(tmp_path), *changes, "--set", "cells=[[32, 0, 32]]"]

@@ -16,10 +16,10 @@ import upfeat
 from upfeat.cli.app import app
 from upfeat.data import VideoData, davis, image_files
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation import vos
 from upfeat.evaluation.dense import LowRes, Method
+from upfeat.evaluation.protocols import vos
+from upfeat.evaluation.protocols.vos import VosConfig, _nearest, run_vos, vos_preset
 from upfeat.evaluation.results import Result
-from upfeat.evaluation.vos import VosConfig, _nearest, run_vos, vos_preset
 
 SIZE = (36, 48)
 COLORS = np.array([[40, 40, 40], [230, 30, 30], [30, 30, 230]], np.uint8)
@@ -248,7 +248,7 @@ def _run(data: VideoData, root: Path, backbone: upfeat.Backbone) -> list[Result]
 
 
 def command(root: Path, *arguments: object, code: int = 0) -> Outcome:
-    fixed = ("eval", "vos", "--backbone", "upfeat/vit_compact_patch16")
+    fixed = ("eval", "vos", "--data", "davis2017", "--backbone", "upfeat/vit_compact_patch16")
     folders = ("--out", root.parent / "results", "--cache", root.parent / "cache")
     line = [str(part) for part in (*fixed, "--root", root, *folders, *arguments)]
     environment = {"COLUMNS": "300", "UPFEAT_OFFLINE": "1"}

@@ -18,16 +18,24 @@ scale and shift to each image; ``d1`` to ``d3`` are in percent.
 Legend: ``B`` batch, ``K`` bins, ``s`` seeds, ``H W`` crop, ``h' w'`` upsampled map.
 """
 
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from upfeat.backbones import Backbone
-from upfeat.data import DepthData, SegmentationData, read_image, resize_and_crop
+from upfeat.data import (
+    DepthData,
+    SegmentationData,
+    load_segmentation,
+    nyuv2_depth,
+    read_image,
+    resize_and_crop,
+)
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.crop_probe import CropProbe
 from upfeat.evaluation.dense import Method
@@ -45,11 +53,18 @@ from upfeat.evaluation.probe_parts import (
     ClassTokens,
     CropProbeConfig,
     JointMethod,
-    Progress,
     head_first_is_cheaper,
+)
+from upfeat.evaluation.registry import (
+    Option,
+    Progress,
+    Protocol,
+    Request,
+    register_protocol,
     silent,
 )
 from upfeat.evaluation.results import Result, Score
+from upfeat.evaluation.scores import higher, lower, prefixed
 from upfeat.layers.raw_images import expect_raw_images
 from upfeat.upsamplers import Upsampler
 
@@ -73,7 +88,7 @@ class DepthProbeConfig(CropProbeConfig):
         normalise: give networks images with their own mean and deviation, else in [0, 1].
 
     Example:
-        >>> from upfeat.evaluation.depth_probe import depth_probe_preset
+        >>> from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
         >>> config = depth_probe_preset("jafar", "coco_stuff_27")
         >>> config.bins, config.epochs, config.batch
         (256, 5, 4)
@@ -118,7 +133,7 @@ def depth_probe_preset(
         ValueError: an impossible value.
 
     Example:
-        >>> from upfeat.evaluation.depth_probe import depth_probe_preset
+        >>> from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
         >>> depth_probe_preset("nyu", "nyuv2", epochs=2).loss
         'probe3d'
     """
@@ -166,7 +181,7 @@ def run_depth_probe(
             fit the features.
 
     Example:
-        >>> from upfeat.evaluation.depth_probe import CROP_PRESETS
+        >>> from upfeat.evaluation.protocols.depth_probe import CROP_PRESETS
         >>> sorted(CROP_PRESETS)
         ['jafar', 'nyu']
     """
@@ -199,7 +214,7 @@ def run_depth_probe(
     return probe.run(methods, Path(out))
 
 
-class _HasImage(Protocol):
+class _HasImage(typing.Protocol):
     @property
     def image(self) -> Path: ...
 
@@ -328,3 +343,65 @@ class _DepthProbe(CropProbe[DepthMeter]):
     def summarise(self, meters: Sequence[DepthMeter]) -> tuple[dict[str, Score], dict[str, Any]]:
         """Return the scores, and how many images they are the mean of."""
         return summarise_depth(meters)
+
+
+def _inputs(request: Request) -> dict[str, Any]:
+    folder = request.options["teacher"]
+    splits = {
+        split: _split(str(request.data), request.root, split, folder) for split in ("train", "val")
+    }
+    teacher = None if folder is None else DepthTeacher(folder, request.cache, request.device)
+    return splits | {
+        "cache": request.cache,
+        "teacher": teacher,
+        "keep_pixels": request.options["keep_pixels"],
+    }
+
+
+def _split(
+    data: str, root: Path, split: Literal["train", "val"], teacher: Path | None
+) -> DepthData | SegmentationData:
+    """List a split of a set with depth, or with a teacher of any labelled set."""
+    if teacher is not None:
+        return load_segmentation(data, root, split)
+    if data not in DEPTH_SETS:
+        raise UnknownNameError("data set with depth (without --teacher)", data, DEPTH_SETS)
+    return DEPTH_SETS[data](root, split)
+
+
+DEPTH_SETS = {"nyuv2": nyuv2_depth}
+_UNALIGNED = {
+    "d1": higher("δ1", "percent"),
+    "d2": higher("δ2", "percent"),
+    "d3": higher("δ3", "percent"),
+    "abs_rel": lower("abs rel", ""),
+    "sq_rel": lower("sq rel"),
+    "rmse": lower("RMSE"),
+    "rmse_log": lower("RMSE log", ""),
+    "log10": lower("log10", ""),
+    "silog": lower("SILog", ""),
+}
+
+register_protocol(
+    Protocol(
+        name="depth-probe",
+        title="Depth, probe",
+        summary="Train linear depth heads on upsampled features.",
+        scores=_UNALIGNED | prefixed(_UNALIGNED, "si_", "scale-invariant "),
+        headline=("rmse", "d1"),
+        columns=("d1", "d2", "abs_rel", "rmse", "log10", "silog", "si_d1", "si_rmse"),
+        caption="mean over the images",
+        configure=depth_probe_preset,
+        presets=("pixel-sample", *CROP_PRESETS),
+        data=(*DEPTH_SETS, "with a teacher any set of seg-probe"),
+        inputs=_inputs,
+        run=run_depth_probe,
+        entries="joint",
+        seeds=True,
+        items="images of each split",
+        options=(
+            Option("teacher", "Folder with Depth Anything V2, for pseudo depth.", "path"),
+            Option("keep_pixels", "Keep the sampled pixels of finished methods.", "flag", False),
+        ),
+    )
+)

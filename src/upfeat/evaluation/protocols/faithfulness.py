@@ -25,11 +25,19 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
-from upfeat.data import SegmentationData
+from upfeat.data import SegmentationData, load_segmentation
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
-from upfeat.evaluation.probe_parts import Progress, silent
+from upfeat.evaluation.protocols.seg_probe import (
+    PRESETS,
+    SCORES,
+    PixelProbe,
+    SegProbeConfig,
+    run_seg_probe,
+    seg_probe_preset,
+)
+from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.seg_probe import PixelProbe, SegProbeConfig, run_seg_probe, seg_probe_preset
+from upfeat.evaluation.scores import higher, lower, prefixed
 from upfeat.ops.unit_vectors import cosine
 from upfeat.upsamplers import create_upsampler
 
@@ -48,7 +56,7 @@ class FaithfulnessConfig(BaseModel):
         transfer: train and move the probes; without it no labels are needed.
 
     Example:
-        >>> from upfeat.evaluation.faithfulness import faithfulness_preset
+        >>> from upfeat.evaluation.protocols.faithfulness import faithfulness_preset
         >>> faithfulness_preset("msrc").probe.input_size
         (208, 320)
     """
@@ -72,7 +80,7 @@ def faithfulness_preset(data: str, **changes: Any) -> FaithfulnessConfig:
         ValueError: an impossible value.
 
     Example:
-        >>> from upfeat.evaluation.faithfulness import faithfulness_preset
+        >>> from upfeat.evaluation.protocols.faithfulness import faithfulness_preset
         >>> faithfulness_preset("camvid", factor=3, steps=10).probe.steps
         10
     """
@@ -112,7 +120,7 @@ def run_faithfulness(
         low-resolution features; ``own_miou_labelled``: the probe of the method's own features.
 
     Example:
-        >>> from upfeat.evaluation.faithfulness import TASK
+        >>> from upfeat.evaluation.protocols.faithfulness import TASK
         >>> TASK
         'faithfulness'
     """
@@ -228,3 +236,40 @@ class _Measure:
 
 def _cosine(pooled: Tensor, encoded: Encoded) -> float:
     return float(cosine(pooled, encoded.features).mean())
+
+
+def _inputs(request: Request) -> dict[str, Any]:
+    splits = {
+        split: load_segmentation(str(request.data), request.root, split)
+        for split in ("train", "val")
+    }
+    return splits | {"cache": request.cache}
+
+
+register_protocol(
+    Protocol(
+        name=TASK,
+        title="Faithfulness to the features",
+        summary="Compare upsampled features with the backbone's own (--set transfer=false: no "
+        "training).",
+        scores={
+            "pooled_cosine": higher("pooled-back cosine", "percent"),
+            "pooled_mse": lower("pooled-back MSE", ""),
+            "agreement_cosine": higher("larger-input cosine", "percent"),
+            **prefixed(SCORES, "transfer_", "low-res probe "),
+            **prefixed(SCORES, "own_", "own probe "),
+        },
+        headline=("agreement_cosine",),
+        columns=(
+            *("pooled_cosine", "pooled_mse", "agreement_cosine"),
+            *("transfer_miou_labelled", "own_miou_labelled"),
+        ),
+        caption="deviation over images, of mIoU over seeds",
+        configure=faithfulness_preset,
+        data=tuple(PRESETS["pixel-sample"]),
+        inputs=_inputs,
+        run=run_faithfulness,
+        seeds=True,
+        items="images of each split",
+    )
+)

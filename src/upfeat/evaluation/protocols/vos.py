@@ -37,8 +37,16 @@ from upfeat.evaluation.metrics import (
     object_numbers,
     propagate_labels,
 )
-from upfeat.evaluation.probe_parts import Progress, silent
+from upfeat.evaluation.registry import (
+    Option,
+    Progress,
+    Protocol,
+    Request,
+    register_protocol,
+    silent,
+)
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.scores import higher, lower
 
 __all__ = ["DATA_SETS", "PRESETS", "VosConfig", "run_vos", "vos_preset"]
 
@@ -63,7 +71,7 @@ class VosConfig(BaseModel):
         limit: at most so many videos (a quick look, no result to quote).
 
     Example:
-        >>> from upfeat.evaluation.vos import vos_preset
+        >>> from upfeat.evaluation.protocols.vos import vos_preset
         >>> vos_preset("loftup", "davis2017").context_frames
         7
     """
@@ -105,7 +113,7 @@ def vos_preset(preset: str, data: str, **changes: Any) -> VosConfig:
         ValueError: an impossible value.
 
     Example:
-        >>> from upfeat.evaluation.vos import vos_preset
+        >>> from upfeat.evaluation.protocols.vos import vos_preset
         >>> vos_preset("naf", "davis2017", factor=4).guidance_resize
         'bicubic'
     """
@@ -146,7 +154,7 @@ def run_vos(
         ValueError: the data is broken, or a method does not fit the features.
 
     Example:
-        >>> from upfeat.evaluation.vos import DATA_SETS
+        >>> from upfeat.evaluation.protocols.vos import DATA_SETS
         >>> sorted(DATA_SETS)
         ['davis2016', 'davis2017']
     """
@@ -352,7 +360,7 @@ def palette_png(label: Tensor) -> bytes:
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.vos import palette_png
+        >>> from upfeat.evaluation.protocols.vos import palette_png
         >>> palette_png(torch.zeros(2, 2, dtype=torch.uint8))[1:4]
         b'PNG'
     """
@@ -380,3 +388,36 @@ def _nearest(label: Tensor, size: tuple[int, ...]) -> Tensor:
         for old, new in zip(label.shape, size, strict=True)
     )
     return label[rows[:, None], cols]
+
+
+def _inputs(request: Request) -> dict[str, Any]:
+    videos = DATA_SETS[str(request.data)](request.root, request.options["split"])
+    return {"data": videos, "cache": request.cache}
+
+
+register_protocol(
+    Protocol(
+        name=TASK,
+        title="Video object segmentation",
+        summary="Hand the masks of a video's first frame on; palette PNGs and DAVIS scores.",
+        scores={
+            "jf": higher("J&F"),
+            "j": higher("J"),
+            "j_recall": higher("J recall"),
+            "j_decay": lower("J decay"),
+            "f": higher("F"),
+            "f_recall": higher("F recall"),
+            "f_decay": lower("F decay"),
+        },
+        headline=("jf",),
+        caption="mean over all objects",
+        configure=vos_preset,
+        presets=tuple(PRESETS),
+        data=tuple(DATA_SETS),
+        inputs=_inputs,
+        run=run_vos,
+        entries="low_res",
+        items="videos",
+        options=(Option("split", "Its list of videos: train, val.", default="val"),),
+    )
+)

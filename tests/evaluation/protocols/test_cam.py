@@ -18,10 +18,12 @@ from upfeat.backbones import create_backbone
 from upfeat.cli.app import app
 from upfeat.data import ClassifiedFile, ClassifiedImages
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation.cam import CamConfig, _Scoring, cam_preset, run_cam
+from upfeat.evaluation import registry
 from upfeat.evaluation.cam_classifier import CamClassifier, create_classifier
 from upfeat.evaluation.dense import LowRes, Method
 from upfeat.evaluation.metrics import gradcam_map
+from upfeat.evaluation.protocols.cam import CamConfig, _Scoring, cam_preset, run_cam
+from upfeat.evaluation.registry import get_protocol
 from upfeat.evaluation.results import Result
 from upfeat.upsamplers.interpolation import Bilinear
 
@@ -281,7 +283,7 @@ def test_errors(data: ClassifiedImages, backbone: upfeat.Backbone, tmp_path: Pat
 
 def command(root: Path, *arguments: object, code: int = 0) -> Outcome:
     folders = ("--out", root / "results", "--cache", root / "cache")
-    fixed = ("eval", "cam", "--root", root / "imagenet", *folders)
+    fixed = ("eval", "cam", "--data", "imagenet", "--root", root / "imagenet", *folders)
     environment = {"COLUMNS": "300", "UPFEAT_OFFLINE": "1"}
     line = [str(part) for part in (*fixed, *arguments)]
     outcome = CliRunner(env=environment).invoke(app, line)
@@ -299,8 +301,9 @@ def test_command(tmp_path: Path, data: ClassifiedImages, monkeypatch: pytest.Mon
     def build(spec: str, weights: object) -> upfeat.Backbone:
         return create_backbone(spec, weights="random", num_classes=1000, **TINY)
 
-    monkeypatch.setattr("upfeat.evaluation.cam_classifier.create_classifier", build)
-    options = ("--set", "input_size=[32, 32]", "--set", "choose=all", "--mask", "soft")
+    protocol = dataclasses.replace(get_protocol("cam"), backbone=build)
+    monkeypatch.setitem(registry._PROTOCOLS, "cam", protocol)
+    options = ("--set", "input_size=[32, 32]", "--set", "choose=all", "--set", "mask=soft")
     text = command(
         tmp_path, "--backbone", "timm/vit_tiny_patch16_224", "--upsampler", "low-res,bilinear",
         *options, "--limit", 1,
@@ -317,7 +320,7 @@ def test_command(tmp_path: Path, data: ClassifiedImages, monkeypatch: pytest.Mon
     ("arguments", "problem"),
     [
         (("--backbone", "upfeat/vit_compact_patch16"), "timm/NAME"),
-        (("--backbone", "timm/vit_tiny", "--mask", "hard"), "mask"),
+        (("--backbone", "timm/vit_tiny", "--set", "mask=hard"), "mask"),
         (("--backbone", "timm/vit_tiny_patch16"), "did you mean"),
         (("--backbone", "timm/vit_tiny", "--data", "coco"), "unknown data set"),
     ],

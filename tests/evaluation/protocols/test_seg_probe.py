@@ -22,14 +22,14 @@ from upfeat.evaluation import dense
 from upfeat.evaluation.dense import DenseFeatures, Method
 from upfeat.evaluation.panels import load_panel, panel_files
 from upfeat.evaluation.pixel_pool import sample_pixels
-from upfeat.evaluation.results import Result
-from upfeat.evaluation.seg_probe import (
+from upfeat.evaluation.protocols.seg_probe import (
     PixelProbe,
     SegProbeConfig,
     run_seg_probe,
     seg_probe_preset,
     train_head,
 )
+from upfeat.evaluation.results import Result
 
 COLORS = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230]], np.uint8)
 PATCH = 8

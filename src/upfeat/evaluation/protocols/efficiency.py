@@ -33,7 +33,7 @@ from upfeat.evaluation.benchmark.measure import (
     warm_libraries,
 )
 from upfeat.evaluation.dense import Method
-from upfeat.evaluation.probe_parts import Progress
+from upfeat.evaluation.registry import Progress, Protocol, register_protocol
 from upfeat.evaluation.results import (
     Result,
     Score,
@@ -41,6 +41,7 @@ from upfeat.evaluation.results import (
     processor,
     stored_result,
 )
+from upfeat.evaluation.scores import cost
 from upfeat.ops._dispatch import counting_operations
 
 __all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
@@ -72,7 +73,7 @@ class EfficiencyConfig(BaseModel):
         with_backbone: measure backbone and upsampler together.
 
     Example:
-        >>> from upfeat.evaluation.efficiency import efficiency_preset
+        >>> from upfeat.evaluation.protocols.efficiency import efficiency_preset
         >>> efficiency_preset("naf").cells[0]
         (448, 28, 56)
     """
@@ -119,7 +120,7 @@ def efficiency_preset(preset: str, **changes: Any) -> EfficiencyConfig:
         ValueError: an impossible value.
 
     Example:
-        >>> from upfeat.evaluation.efficiency import efficiency_preset
+        >>> from upfeat.evaluation.protocols.efficiency import efficiency_preset
         >>> efficiency_preset("loftup", repeats=3).with_backbone
         True
     """
@@ -270,7 +271,8 @@ def run_efficiency(
         The results, in the order of the methods: ``parameters`` in millions and, for each column
         SIDE, ``ms_forward_SIDE``, ``mb_forward_SIDE``, ``ms_backward_SIDE``, ``mb_backward_SIDE``
         and ``gflop_SIDE``. What could not be measured (out of memory, no gradients) is missing, and
-        ``details["failures"]`` says why. A result without any measured column is not stored.
+        ``details["failures"]`` says why. A result without any measured column has no
+        scores and is not stored.
 
     Raises:
         ValueError: the preset measures a backbone and there is none.
@@ -278,7 +280,7 @@ def run_efficiency(
     Example:
         >>> import tempfile, upfeat
         >>> from upfeat.evaluation.dense import Method
-        >>> from upfeat.evaluation.efficiency import efficiency_preset, run_efficiency
+        >>> from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_efficiency
         >>> config = efficiency_preset("naf", cells=((32, 4, 16),), repeats=2, memory=False)
         >>> methods = [Method("bilinear", upfeat.create_upsampler("bilinear"))]
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -304,7 +306,7 @@ def run_efficiency(
             results.append(known)
             continue
         result = _measure(method, network, config, settings, on_progress)
-        if any(name.startswith("ms_") for name in result.scores):
+        if result.scores:
             result.save(path)
         results.append(result)
     return results
@@ -337,11 +339,12 @@ def _measure(
                 failures[f"{cell.which}_{cell.name}"] = f"{type(error).__name__}: {error}"
     finally:
         torch.set_num_threads(before)
+    measured = any(name.startswith("ms_") for name in scores)
     return Result(
         task=TASK,
         label=method.label,
         settings=settings,
-        scores=scores,
+        scores=scores if measured else {},
         unit="ms, MB, GFLOP (2 a multiply-add), millions of parameters, as the names say",
         details={"failures": failures},
         environment=describe_environment(),
@@ -388,3 +391,25 @@ def _peak_here(cell: _Cell) -> int:
     warm_libraries(torch.float32)
     with free_memory_only():
         return measure_memory(call)
+
+
+register_protocol(
+    Protocol(
+        name=TASK,
+        title="Time and memory",
+        summary="Measure time, peak memory and operations as the papers' tables do.",
+        scores={
+            "parameters": cost("parameters", "million"),
+            "ms_forward": cost("forward time", "ms"),
+            "mb_forward": cost("forward memory", "MB"),
+            "ms_backward": cost("forward and backward time", "ms"),
+            "mb_backward": cost("forward and backward memory", "MB"),
+            "gflop": cost("operations", "GFLOP"),
+        },
+        configure=efficiency_preset,
+        presets=tuple(PRESETS),
+        run=run_efficiency,
+        width=lambda config: int(config.channels),
+        entries="untrained",
+    )
+)

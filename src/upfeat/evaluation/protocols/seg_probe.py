@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, Pos
 from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
-from upfeat.data import SegmentationData
+from upfeat.data import SegmentationData, load_segmentation, segmentation_sets
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
@@ -40,13 +40,22 @@ from upfeat.evaluation.metrics import SegmentationMeter, boundary_band
 from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
 from upfeat.evaluation.pixel_runs import Stages, run_pixel_methods
-from upfeat.evaluation.probe_parts import JointMethod, Progress, mean_class_ious, silent
+from upfeat.evaluation.probe_parts import JointMethod, mean_class_ious
+from upfeat.evaluation.registry import (
+    Option,
+    Progress,
+    Protocol,
+    Request,
+    register_protocol,
+    silent,
+)
 from upfeat.evaluation.results import Result, Score, describe_environment
+from upfeat.evaluation.scores import higher, prefixed
 
 __all__ = [
     "PRESETS",
+    "SCORES",
     "PixelProbe",
-    "Progress",
     "SegProbeConfig",
     "run_seg_probe",
     "seg_probe_preset",
@@ -72,7 +81,7 @@ class SegProbeConfig(BaseModel):
         seeds: each gives a head of its own (initialisation and draws).
 
     Example:
-        >>> from upfeat.evaluation.seg_probe import seg_probe_preset
+        >>> from upfeat.evaluation.protocols.seg_probe import seg_probe_preset
         >>> seg_probe_preset("pixel-sample", "msrc").input_size
         (208, 320)
     """
@@ -119,7 +128,7 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig |
         ValueError: an impossible value.
 
     Example:
-        >>> from upfeat.evaluation.seg_probe import seg_probe_preset
+        >>> from upfeat.evaluation.protocols.seg_probe import seg_probe_preset
         >>> seg_probe_preset("pixel-sample", "camvid", steps=100).steps
         100
         >>> seg_probe_preset("naf", "voc").schedule
@@ -169,7 +178,7 @@ def run_seg_probe(
         ValueError: the data is broken, or a method does not fit the features.
 
     Example:
-        >>> from upfeat.evaluation.seg_probe import PRESETS
+        >>> from upfeat.evaluation.protocols.seg_probe import PRESETS
         >>> sorted(PRESETS["pixel-sample"])
         ['camvid', 'msrc', 'nyuv2', 'nyuv2_13']
     """
@@ -357,7 +366,7 @@ def train_head(
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.seg_probe import seg_probe_preset, train_head
+        >>> from upfeat.evaluation.protocols.seg_probe import seg_probe_preset, train_head
         >>> config = seg_probe_preset("pixel-sample", "msrc", steps=200, learning_rate=0.1)
         >>> head = train_head(torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1]), 2, config, 0)
         >>> head(torch.tensor([[-1.0], [1.0]])).argmax(1).tolist()
@@ -382,3 +391,40 @@ def train_head(
         optimizer.step()
         schedule.step()
     return head.requires_grad_(False)
+
+
+def _inputs(request: Request) -> dict[str, Any]:
+    splits = {
+        split: load_segmentation(str(request.data), request.root, split)
+        for split in ("train", "val")
+    }
+    return splits | {"cache": request.cache, "keep_pixels": request.options["keep_pixels"]}
+
+
+SCORES = {
+    "miou": higher("mIoU"),
+    "miou_labelled": higher("mIoU labelled"),
+    "accuracy": higher("accuracy"),
+}
+SCORES |= prefixed(SCORES, "band_", "border ")
+
+register_protocol(
+    Protocol(
+        name=TASK,
+        title="Segmentation, linear probe",
+        summary="Train linear segmentation heads on upsampled features.",
+        scores=SCORES,
+        headline=("miou_labelled", "miou"),
+        configure=seg_probe_preset,
+        presets=(*PRESETS, *IMAGE_PRESETS),
+        data=tuple(segmentation_sets()),
+        inputs=_inputs,
+        run=run_seg_probe,
+        entries="joint",
+        seeds=True,
+        items="images of each split",
+        options=(
+            Option("keep_pixels", "Keep the sampled pixels of finished methods.", "flag", False),
+        ),
+    )
+)

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 import upfeat
-from tests.evaluation.test_seg_probe import backbone, method, root, tiny
+from tests.evaluation.protocols.test_seg_probe import backbone, method, root, tiny
 from upfeat.cli.app import app
 from upfeat.data import msrc
-from upfeat.evaluation.faithfulness import (
+from upfeat.evaluation.protocols.faithfulness import (
     FaithfulnessConfig,
     faithfulness_preset,
     run_faithfulness,

@@ -1,0 +1,282 @@
+"""The registry of protocols: what the command line, the tables and the report know of each.
+
+A file in :mod:`upfeat.evaluation.protocols` ends in ``register_protocol(Protocol(...))``; nothing
+else has to be told of it.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from upfeat.errors import UnknownNameError
+from upfeat.evaluation.scores import ScoreKind
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from upfeat.backbones import Backbone
+    from upfeat.evaluation.results import Result
+
+__all__ = [
+    "Option",
+    "Progress",
+    "Protocol",
+    "Request",
+    "get_protocol",
+    "list_protocols",
+    "register_protocol",
+    "silent",
+    "titled_protocol",
+]
+
+Progress = Callable[[str, str, int, int], None]
+"""What a protocol calls with label, stage, done and total."""
+
+_PROTOCOLS: dict[str, "Protocol"] = {}
+
+
+def silent(label: str, stage: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of ``upfeat eval NAME`` that only this protocol has.
+
+    Attributes:
+        name: of the keyword in :attr:`Request.options`; ``--keep-pixels`` for ``keep_pixels``.
+        help: one sentence.
+        kind: a text, the path of something that exists, or a flag without a value.
+        default: where it is not given.
+
+    Example:
+        >>> from upfeat.evaluation.registry import Option
+        >>> Option("split", "Its list of videos: train, val.", default="val").kind
+        'text'
+    """
+
+    name: str
+    help: str
+    kind: Literal["text", "path", "flag"] = "text"
+    default: str | bool | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call of ``upfeat eval NAME`` says beside settings, backbone and methods.
+
+    Attributes:
+        data: name of the set; None for a protocol without data.
+        root: folder of it.
+        cache: folder of features and unfinished work.
+        device: where everything runs.
+        options: the protocol's own.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from upfeat.evaluation.registry import Request
+        >>> Request("msrc", Path("data/msrc"), Path("cache")).device
+        'cpu'
+    """
+
+    data: str | None
+    root: Path
+    cache: Path
+    device: str = "cpu"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _no_inputs(request: Request) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A protocol: its facts, its settings and how it is run.
+
+    Attributes:
+        name: of the command, and :attr:`upfeat.evaluation.results.Result.task`.
+        title: heading of its tables.
+        summary: one sentence for the help.
+        scores: name in a result to how it is read, in the order of the columns. A score at several
+            sizes (``ms_forward_448``) is declared without its number.
+        headline: the scores that rank a table; the first that a result has counts.
+        configure: returns the settings from ``preset=`` (where there are presets), ``data=`` (where
+            there are sets) and changes of fields.
+        presets: names; the first is the usual one.
+        data: names of sets, for the help; empty for a protocol without data.
+        run: called with ``config``, ``backbone``, ``methods``, ``out``, ``on_progress`` and what
+            ``inputs`` returns, by keyword; returns a result for each method, in their order, and
+            has written each to ``out`` as soon as it was known.
+        inputs: opens the data of a request: further arguments of ``run``.
+        backbone: builds the network from its name and file of weights; None for any backbone.
+        width: channels of the features by the settings where no backbone is named; None for a
+            protocol that needs a backbone.
+        entries: what ``--upsampler`` may name beside ``trained`` methods: ``low_res``, the row of
+            the backbone's own grid; ``joint``, methods that are trained with the heads;
+            ``untrained``, methods with random weights.
+        seeds: whether ``--seeds`` sets the seeds.
+        items: what ``--limit`` counts; empty where there is no such setting.
+        columns: the scores that the command prints; all of them if empty.
+        caption: what is to be known below the printed table.
+        options: of its own.
+
+    Example:
+        >>> from upfeat.evaluation.registry import get_protocol
+        >>> vos = get_protocol("vos")
+        >>> vos.title, vos.kind("j_decay").arrow, vos.settings("naf", "davis2017").context_frames
+        ('Video object segmentation', '↓', 7)
+    """
+
+    name: str
+    title: str
+    summary: str
+    scores: Mapping[str, ScoreKind]
+    configure: Callable[..., "BaseModel"]
+    run: Callable[..., "list[Result]"]
+    headline: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    inputs: Callable[[Request], dict[str, Any]] = _no_inputs
+    backbone: "Callable[[str, Path | None], Backbone] | None" = None
+    width: Callable[[Any], int] | None = None
+    entries: Literal["trained", "low_res", "joint", "untrained"] = "trained"
+    seeds: bool = False
+    items: str = ""
+    columns: tuple[str, ...] = ()
+    caption: str = ""
+    options: tuple[Option, ...] = ()
+
+    def settings(self, preset: str, data: str | None, **changes: Any) -> "BaseModel":
+        """Return the settings of a preset for a set, as far as this protocol has these.
+
+        Args:
+            preset: one of ``presets``; not looked at without presets.
+            data: name of a set; not looked at without data.
+            **changes: fields of the settings.
+
+        Raises:
+            ValueError: no such preset, set or field, or an impossible value.
+        """
+        chosen: dict[str, Any] = {"preset": preset} if self.presets else {}
+        if self.data:
+            chosen["data"] = data
+        return self.configure(**chosen, **changes)
+
+    def kind(self, score: str) -> ScoreKind:
+        """Return how a score is read; one that is not declared is shown under its name, unranked.
+
+        Args:
+            score: its name; with a size behind it, it is one of a group of columns.
+        """
+        if score in self.scores:
+            return self.scores[score]
+        stem, _, size = score.rpartition("_")
+        if stem in self.scores and size.isdecimal():
+            kind = self.scores[stem]
+            group = f"{kind.heading}, {kind.unit}"
+            return replace(kind, heading=f"{kind.heading} at {size}", group=group)
+        return ScoreKind(score.replace("_", " "))
+
+    def ranked_by(self, scores: Sequence[str]) -> str | None:
+        """Return which of some scores ranks: the headline, else one with a direction, costs last.
+
+        Args:
+            scores: names of those that are there.
+        """
+        declared = [name for name in self.headline if name in scores]
+        directed = [name for name in scores if self.kind(name).higher_is_better is not None]
+        directed.sort(key=lambda name: self.kind(name).cost)
+        return next(iter(declared + directed), None)
+
+    def command_facts(self) -> dict[str, Any]:
+        """Return what ``upfeat eval NAME --help`` shows, as JSON has it."""
+        return {
+            "summary": self.summary,
+            "presets": list(self.presets),
+            "data": list(self.data),
+            "backbone": self.width is None,
+            "entries": self.entries,
+            "seeds": self.seeds,
+            "items": self.items,
+            "options": [asdict(option) for option in self.options],
+        }
+
+
+def register_protocol(protocol: Protocol) -> None:
+    """Make a protocol known to the command line, the tables and the report.
+
+    Args:
+        protocol: of a name that is not taken.
+
+    Raises:
+        ValueError: the name is taken, or a headline or printed column is no declared score.
+    """
+    if protocol.name in _PROTOCOLS:
+        raise ValueError(f"there is a protocol {protocol.name} already; choose another name")
+    unknown = {*protocol.headline, *protocol.columns} - set(protocol.scores)
+    if unknown:
+        raise ValueError(f"protocol {protocol.name} declares no score {', '.join(sorted(unknown))}")
+    _PROTOCOLS[protocol.name] = protocol
+
+
+@cache
+def _import_all() -> None:
+    """Import every file of the folder, each of which registers its protocol."""
+    folder = importlib.import_module("upfeat.evaluation.protocols")
+    for module in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
+        importlib.import_module(module.name)
+
+
+def list_protocols() -> list[str]:
+    """Return the names of all protocols, sorted.
+
+    Example:
+        >>> from upfeat.evaluation.registry import list_protocols
+        >>> list_protocols()
+        ['cam', 'depth-probe', 'efficiency', 'faithfulness', 'seg-probe', 'vos']
+    """
+    _import_all()
+    return sorted(_PROTOCOLS)
+
+
+def get_protocol(name: str) -> Protocol:
+    """Return a protocol.
+
+    Args:
+        name: of the command.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    known = list_protocols()
+    if name not in known:
+        raise UnknownNameError("protocol", name, known)
+    return _PROTOCOLS[name]
+
+
+def titled_protocol(name: str) -> Protocol:
+    """Return the protocol of a result; for one that this version lacks, one without any scores.
+
+    Args:
+        name: the task of a result, perhaps of another version.
+
+    Example:
+        >>> from upfeat.evaluation.registry import titled_protocol
+        >>> lacking = titled_protocol("tracking")
+        >>> lacking.title, lacking.kind("lost_points").heading
+        ('tracking', 'lost points')
+    """
+    if name in list_protocols():
+        return _PROTOCOLS[name]
+
+    def missing(**arguments: Any) -> Any:
+        raise UnknownNameError("protocol", name, list_protocols())
+
+    return Protocol(
+        name=name, title=name, summary="", scores={}, configure=missing, run=missing, presets=("",)
+    )
