@@ -74,6 +74,8 @@ def test_unification_in_bands_has_the_same_gradients(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(strips, "STRIP_BYTES", 1)
     bands = torch.autograd.grad(unify(features).square().sum(), leaves)
     torch.testing.assert_close(bands, whole)
+    within = torch.func.grad(lambda x: unify(x).square().sum())(features.detach())
+    torch.testing.assert_close(within, whole[0])
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from upfeat.ops._dispatch import wants_reference
 from upfeat.ops._workers import run_blocks, worker_count
 from upfeat.ops.memory import new_large
 
@@ -43,8 +44,8 @@ def join_strips(
 ) -> Tensor:
     """Compute a map by strips of rows and join them, (B, C, height, W).
 
-    Under a graph what a strip is made of is computed again for the gradients; a trace has one
-    strip.
+    Under a graph what a strip is made of is computed again for the gradients; a trace and a
+    transform of ``torch.func`` have one strip.
 
     Args:
         function: ``function(x, rows)`` gives the rows of a slice; differentiable.
@@ -52,7 +53,7 @@ def join_strips(
         height: rows of the map.
         row_bytes: what one row takes with its temporaries.
     """
-    budget = height * row_bytes if torch.compiler.is_compiling() else STRIP_BYTES
+    budget = height * row_bytes if wants_reference() else STRIP_BYTES
     strips = list(row_strips(height, row_bytes, budget))
     if len(strips) > 1 and torch.is_grad_enabled():
         parts = [checkpoint(function, x, rows, use_reentrant=False) for rows in strips]
