@@ -211,6 +211,8 @@ class Upsampler(nn.Module):
             that regress channel-normalised features alone.
         official_globals: foreign classes that the method's official pickles may name.
         official_keys: keys under which official files nest the state dict.
+        official_parts: keys under which official files hold several state dicts side by side, whose
+            tensors keep them as prefixes.
 
     Example:
         >>> import torch, upfeat
@@ -227,6 +229,7 @@ class Upsampler(nn.Module):
     batch_statistics: ClassVar[bool] = False
     official_globals: ClassVar[tuple[Any, ...]] = ()
     official_keys: ClassVar[tuple[str, ...]] = ()
+    official_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Record constructor arguments of every subclass."""

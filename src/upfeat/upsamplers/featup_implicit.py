@@ -181,6 +181,8 @@ class FeatUpImplicit(Upsampler):
     singular_values: Tensor
     mean: Tensor
 
+    official_parts = ("model", "unprojector")
+
     def __init__(
         self,
         feature_dim: int,

@@ -354,6 +354,8 @@ def _build(
 
 def _tensors(content: Mapping[str, Any], cls: type["Upsampler"], origin: str) -> dict[str, Tensor]:
     """Take the tensors of one network out of a training checkpoint."""
+    if cls.official_parts and all(isinstance(content.get(k), Mapping) for k in cls.official_parts):
+        content = {f"{k}.{name}": t for k in cls.official_parts for name, t in content[k].items()}
     content = unwrap_state(content, (*cls.official_keys, cls.info.name, "upsampler"))
     state = _named_tensors(content)
     if not state:  # several state dicts side by side
