@@ -58,8 +58,9 @@ def test_traced_as_the_plain_operator() -> None:
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(7, 1), (1, 5), (20, 1), (3, 4), (18, 30)])
-def test_antialiased_in_every_layout(mode, size, dtype) -> None:
-    x = torch.randn(2, 3, 16, 12, dtype=torch.float64)
+@pytest.mark.parametrize("channels", [3, FEW + 6])
+def test_antialiased_in_every_layout(mode, size, channels, dtype) -> None:
+    x = torch.randn(2, channels, 16, 12, dtype=torch.float64)
     expected = F.interpolate(x, size, mode=mode, antialias=True)
     for layout in layouts(x.to(dtype)).values():
         out = resize_antialiased(layout, size, mode)

@@ -36,8 +36,7 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
         >>> resize_bilinear(torch.tensor([[[[1.0, 2.0]]]]), (1, 4))[0, 0, 0].tolist()
         [1.0, 1.25, 1.75, 2.0]
     """
-    graph = wants_reference() or (torch.is_grad_enabled() and x.requires_grad)
-    if graph or x.device.type != "cpu" or x.shape[1] <= FEW:
+    if _in_one_piece(x):
         return resize_bilinear_reference(x, size)
     x = x.contiguous(memory_format=torch.channels_last)
     # (B, H', W', C) -> (B, C, H', W'), channels last in memory
@@ -53,7 +52,8 @@ def resize_antialiased(
 
     The one call of torch's antialiased resize in the package: torch mixes up the channels of a
     channels_last map that becomes one pixel wide, and has no half precision on the CPU. So the map
-    is made contiguous, and computed in float32 at least.
+    is made contiguous, and computed in float32 at least. Without gradients on the CPU that is done
+    with a few channels at a time, so that a second map of the input's size is never held.
 
     Args:
         x: (B, C, h, w), floating point, in any memory format.
@@ -69,5 +69,20 @@ def resize_antialiased(
         >>> resize_antialiased(torch.tensor([[[[0.0, 0.0, 3.0, 3.0]]]]), (1, 1)).item()
         1.5
     """
+    if _in_one_piece(x):
+        return _antialiased(x, size, mode)
+    out = new_large(x, *x.shape[:2], *size)
+    for own, part in zip(out.split(FEW, dim=1), x.split(FEW, dim=1), strict=True):
+        own.copy_(_antialiased(part, size, mode))
+    return out
+
+
+def _antialiased(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
     return F.interpolate(wide, size, mode=mode, antialias=True).to(x.dtype)
+
+
+def _in_one_piece(x: Tensor) -> bool:
+    """Whether torch's operator should resize the map as it is: under a graph, or few channels."""
+    graph = wants_reference() or (torch.is_grad_enabled() and x.requires_grad)
+    return graph or x.device.type != "cpu" or x.shape[1] <= FEW

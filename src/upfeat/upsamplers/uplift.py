@@ -15,7 +15,7 @@ G guide channels, n taps, h w current grid, H W guidance image.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,14 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
 from upfeat.ops import local_attender
-from upfeat.ops._dispatch import records_graph
-from upfeat.ops.banded_convolution import fold_batch_norm
 from upfeat.ops.resize import resize_antialiased
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    UpsamplerInfo,
+    WholeMapUpsampler,
+)
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -60,12 +64,8 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def add_residual(residual: Tensor, x: Tensor) -> Tensor:
-    """Add the channels that both have to ``x``, in its place where no graph is recorded."""
-    if not records_graph() and x.dtype == residual.dtype:
-        shared = min(residual.shape[1], x.shape[1])
-        x[:, :shared] += residual[:, :shared]
-        return x
+def add_residual(x: Tensor, residual: Tensor) -> Tensor:
+    """Add the channels that both have: (B, C, H, W), (B, C', H, W) -> (B, C, H, W)."""
     missing = x.shape[1] - residual.shape[1]
     if missing > 0:
         return x + F.pad(residual, (0, 0, 0, 0, 0, missing))
@@ -82,34 +82,12 @@ class Block(nn.Module):
             layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
             batch = norm == "batch"
             layers.append(nn.BatchNorm2d(width) if batch else ChannelNorm(width, LAYER_NORM_EPS))
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))
         self.conv = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
 
-    def forward(self, x: Tensor, stride: int = 1) -> Tensor:
-        """(B, in, H, W) -> (B, width, H, W), or only every ``stride``-th of its pixels."""
-        own = x[:, :, ::stride, ::stride]
-        plain = self.training or records_graph()
-        if plain and stride == 1:
-            return add_residual(own, self.conv(x))
-        *layers, last = self.conv
-        inner = x
-        for index in range(0, len(layers), 3):
-            # Only the last 3x3 convolution may skip pixels: nothing looks around after it.
-            step = stride if index == len(layers) - 3 else 1
-            inner = _normed(inner, layers[index], layers[index + 1], step)
-        return add_residual(own, last(inner))
-
-
-def _normed(x: Tensor, convolution: nn.Module, norm: nn.Module, stride: int) -> Tensor:
-    """Convolution, norm and ReLU; a batch norm of eval mode is folded into the convolution."""
-    weight = cast(Tensor, convolution.weight)
-    if isinstance(norm, nn.BatchNorm2d) and not norm.training and not records_graph():
-        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        affine = (norm.weight, norm.bias)
-        zero = torch.zeros_like(mean)
-        weight, bias = fold_batch_norm(weight, zero, mean, variance, affine, norm.eps)
-        return F.conv2d(x, weight, bias, stride, padding=1).relu_()
-    return norm(F.conv2d(x, weight, None, stride, padding=1)).relu()
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, width, H, W)."""
+        return add_residual(self.conv(x), x)
 
 
 class BlockStack(nn.Module):
@@ -130,23 +108,6 @@ class BlockStack(nn.Module):
             x = block(x)
         return x
 
-    def sampled(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """The output resized to ``size`` by nearest, computing little more than is taken.
-
-        Pixel i of the small map is pixel floor(i * H / h): for whole ratios every H/h-th.
-        """
-        for block in list(self.blocks)[:-1]:
-            x = block(x)
-        stride = x.shape[2] // size[0]
-        whole = x.shape[2] == stride * size[0] and x.shape[3] == stride * size[1]
-        if whole and not self._sees_all():
-            return self.blocks[-1](x, stride)
-        return F.interpolate(self.blocks[-1](x), size, mode="nearest")
-
-    def _sees_all(self) -> bool:
-        """Whether a norm takes its statistics from all pixels."""
-        return self.training and any(isinstance(m, nn.BatchNorm2d) for m in self.modules())
-
 
 class Encoder(nn.Module):
     """Maps of the image, one a stage."""
@@ -161,17 +122,12 @@ class Encoder(nn.Module):
             self.widths.append(stack.width)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The last but one map (B, E', H, W), and what the last stage gets."""
-        x = image
-        for index, pooled in enumerate(self.pooled[:-1]):
+        """Return the last two maps, (B, E', H, W) and (B, E, H, W); pooling halves H and W."""
+        fine = x = image
+        for index, pooled in enumerate(self.pooled):
+            fine = x
             x = self.get_submodule(f"block_{index}")(F.max_pool2d(x, 2) if pooled else x)
-        return x, F.max_pool2d(x, 2) if self.pooled[-1] else x
-
-    def last_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
-        """The last map, (B, E, h, w), resized by nearest."""
-        stack = self.get_submodule(f"block_{len(self.pooled) - 1}")
-        assert isinstance(stack, BlockStack)
-        return stack.sampled(inputs, size)
+        return fine, x
 
 
 class Up(nn.Module):
@@ -202,7 +158,7 @@ class LocalAttender(nn.Module):
 
     def forward(self, guide: Tensor, values: Tensor) -> Tensor:
         """(B, G, H, W), (B, K, h, w) -> (B, K, H, W)."""
-        return local_attender(add_residual(guide, self.conv1(guide)), values, self.offsets)
+        return local_attender(add_residual(self.conv1(guide), guide), values, self.offsets)
 
 
 def _record(
@@ -249,7 +205,7 @@ CHECKPOINTS = (
 
 
 @register_upsampler("uplift", checkpoints=CHECKPOINTS)
-class UPLiFT(Upsampler):
+class UPLiFT(WholeMapUpsampler):
     """UPLiFT (2026): repeated doubling with local attenders.
 
     Args:
@@ -298,6 +254,8 @@ class UPLiFT(Upsampler):
         abilities=Abilities(linear=True, any_size=False),
         factor=2,
     )
+    batch_statistics = True
+    channels_last = True
 
     def __init__(
         self,
@@ -337,23 +295,22 @@ class UPLiFT(Upsampler):
             self.ref_outc = nn.Conv2d(self.refiner.width, feature_dim, 1)
             self.info = self.info.with_abilities(linear=False, mixes_values=False)
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
+        """Encode the image, then double the features as often as it takes."""
         if self.patch_size == 14:
             size = (image.shape[2] * 16 // 14, image.shape[3] * 16 // 14)
             image = resize_antialiased(image, size)
-        if not records_graph():
-            image = image.contiguous(memory_format=torch.channels_last)
-        fine, before_coarse = self.encoder(image)
+        fine, coarse = self.encoder(image)
         shared = values is features
         noise = _Noise(*self.noise, self.training)
         count = self._count(features, output_size)
         for iteration in range(count):
-            guide = self._guide(features, fine, before_coarse, noise)
+            guide = self._guide(features, fine, coarse, noise)
             values = self.attender(guide, values)
             if self.refiner is not None:
-                values = self._refine(values, before_coarse, noise)
+                values = self._refine(values, coarse, noise)
             if shared:
                 features = values
             elif iteration + 1 < count:
@@ -371,19 +328,18 @@ class UPLiFT(Upsampler):
             count += 1
         return count
 
-    def _guide(self, x: Tensor, fine: Tensor, before_coarse: Tensor, noise: "_Noise") -> Tensor:
+    def _guide(self, x: Tensor, fine: Tensor, coarse: Tensor, noise: "_Noise") -> Tensor:
         """The decoder: features (B, C, h, w) and the encoder's maps -> guide (B, G, 2h, 2w)."""
-        size = (x.shape[2], x.shape[3])
-        coarse = self.encoder.last_map(before_coarse, size)
+        coarse = F.interpolate(coarse, x.shape[2:], mode="nearest")
         x = self.decoder["block_0"](torch.cat(noise.beside(x, coarse), dim=1))
         x = self.decoder["up_1"](x)
-        fine = F.interpolate(fine, (2 * size[0], 2 * size[1]), mode="nearest")
+        fine = F.interpolate(fine, x.shape[2:], mode="nearest")
         return self.decoder["block_1"](torch.cat(noise.beside(x, fine), dim=1))
 
-    def _refine(self, x: Tensor, before_coarse: Tensor, noise: "_Noise") -> Tensor:
+    def _refine(self, x: Tensor, coarse: Tensor, noise: "_Noise") -> Tensor:
         """The refiner: (B, C, h, w) -> (B, C, h, w)."""
         assert self.refiner is not None  # asked by the caller
-        coarse = self.encoder.last_map(before_coarse, (x.shape[2], x.shape[3]))
+        coarse = F.interpolate(coarse, x.shape[2:], mode="nearest")
         return self.ref_outc(self.refiner(torch.cat(noise.beside(x, coarse), dim=1)))
 
     @classmethod
