@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from upfeat.ops._dispatch import Scratch, compute_dtype
+from upfeat.ops._workers import run_blocks, worker_count
 from upfeat.ops.memory import new_large
 
 # A gathered key or value element costs about as much as this many multiply-adds (measured).
@@ -60,41 +62,45 @@ class _Run:
     rows: slice
     cols: slice
     cell_rows: slice
-    cell_cols: list[slice]
+    firsts: list[int]  # first cell column of each window
+    width: int  # Ux
     bias: Tensor | None  # (T, 1, Q, U)
 
     @property
     def tile(self) -> tuple[int, int]:
         return (
             self.rows.stop - self.rows.start,
-            (self.cols.stop - self.cols.start) // len(self.cell_cols),
+            (self.cols.stop - self.cols.start) // len(self.firsts),
         )
 
     @property
     def window(self) -> tuple[int, int]:
-        width = self.cell_cols[0].stop - self.cell_cols[0].start
-        return self.cell_rows.stop - self.cell_rows.start, width
+        return self.cell_rows.stop - self.cell_rows.start, self.width
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """T, Q and U."""
-        return len(self.cell_cols), self.tile[0] * self.tile[1], self.window[0] * self.window[1]
+        return len(self.firsts), self.tile[0] * self.tile[1], self.window[0] * self.window[1]
 
     def gather(self, grid: Tensor, buffer: Tensor) -> Tensor:
         """(G, h, w, x) to the windows of all tiles, (T, G, U, x)."""
-        windows = buffer.unflatten(2, self.window)  # (T, G, Uy, Ux, x)
-        for window, cells in zip(windows, self.cell_cols, strict=True):
-            window.copy_(grid[:, self.cell_rows, cells])
+        groups, height, width, _ = grid.shape
+        cells = torch.arange(self.cell_rows.start, self.cell_rows.stop)[:, None] * width
+        cells = (cells + torch.arange(self.width)).flatten()  # (U,), of a window at column 0
+        groups_first = torch.arange(groups)[:, None] * height * width
+        index = torch.tensor(self.firsts)[:, None, None] + groups_first + cells  # (T, G, U)
+        index = index.flatten().to(grid.device)
+        torch.index_select(grid.flatten(0, 2), 0, index, out=buffer.view(len(index), -1))
         return buffer
 
     def scatter_add(self, windows: Tensor, grid: Tensor) -> None:
         """Adds (T, G, U, x) to the cells of (G, h, w, x) they were gathered from."""
-        for window, cells in zip(windows.unflatten(2, self.window), self.cell_cols, strict=True):
-            grid[:, self.cell_rows, cells] += window
+        for window, first in zip(windows.unflatten(2, self.window), self.firsts, strict=True):
+            grid[:, self.cell_rows, first : first + self.width] += window
 
     def tokens(self, fine: Tensor, groups: int) -> Tensor:
         """A view of the tiles of (R, C, x): (T, groups, tile rows, tile columns, x / groups)."""
-        part = fine[self.rows, self.cols].unflatten(1, (len(self.cell_cols), self.tile[1]))
+        part = fine[self.rows, self.cols].unflatten(1, (len(self.firsts), self.tile[1]))
         part = part.unflatten(-1, (groups, fine.shape[-1] // groups))  # (tile r, T, tile c, G, x)
         return part.permute(1, 3, 0, 2, 4)
 
@@ -123,20 +129,26 @@ def tiled_forward(
     """Local attention of (B, R, C, d) to (B, h, w, d), values (B, h, w, K): (B, R, C, K)."""
     if out is None:
         out = new_large(value, *query.shape[:3], value.shape[-1])
-    groups = 1 if shared_values else num_heads
-    scratch = Scratch(query, compute_dtype(query, key, value))
-    runs = list(_runs(windows, query, key, value, num_heads, 1, max_bytes, scratch))
-    for b in range(len(query)):
-        k, v = _prepare(key[b], value[b], num_heads, groups, scale, scratch)
-        for run in _biased(runs, windows, scratch):
-            tiles, queries, _ = run.sizes
-            _, _, weights = _weights(run, query[b], k, scratch)  # (T, heads, Q, U)
-            if shared_values:
-                weights = _sum_heads(weights)  # (T, 1, Q, U)
-            v_window = _take(scratch, "value", run, v)  # (T, G, U, K/G)
-            mixed = scratch.take("mixed", tiles, groups, queries, v.shape[-1])
-            _bmm(weights, v_window, mixed)
-            run.merge(mixed, out[b])
+    groups, dtype = 1 if shared_values else num_heads, compute_dtype(query, key, value)
+    share = max(1, max_bytes // worker_count(query.device))
+    runs = list(_runs(windows, query, key, value, num_heads, 1, share, dtype))
+    coarse = [
+        _prepare(k, v, num_heads, groups, scale, dtype) for k, v in zip(key, value, strict=True)
+    ]
+
+    def attend(block: tuple[int, _Run], scratch: Scratch) -> None:
+        item, run = block
+        (k, v), run = coarse[item], _biased(run, windows, scratch)
+        tiles, queries, _ = run.sizes
+        _, _, weights = _weights(run, query[item], k, scratch)  # (T, heads, Q, U)
+        if shared_values:
+            weights = _sum_heads(weights)  # (T, 1, Q, U)
+        v_window = _take(scratch, "value", run, v)  # (T, G, U, K/G)
+        mixed = scratch.take("mixed", tiles, groups, queries, v.shape[-1])
+        run.merge(_bmm(weights, v_window, mixed), out[item])
+
+    blocks = [(item, run) for item in range(len(query)) for run in runs]
+    run_blocks(blocks, attend, lambda: Scratch(query, dtype), query.device)
     return out
 
 
@@ -155,13 +167,13 @@ def tiled_backward(
     """Gradients of `tiled_forward`; the weights are computed again, tile by tile."""
     groups = 1 if shared_values else num_heads
     scratch = Scratch(query, compute_dtype(query, key, value))
-    runs = list(_runs(windows, query, key, value, num_heads, 3, max_bytes, scratch))
+    runs = list(_runs(windows, query, key, value, num_heads, 3, max_bytes, scratch.dtype))
     grad_query = query.new_empty(query.shape)
     grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
     for b in range(len(query)):
-        k, v = _prepare(key[b], value[b], num_heads, groups, scale, scratch)
+        k, v = _prepare(key[b], value[b], num_heads, groups, scale, scratch.dtype)
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-        for run in _biased(runs, windows, scratch):
+        for run in (_biased(run, windows, scratch) for run in runs):
             tiles, queries, cells = run.sizes
             q, k_window, weights = _weights(run, query[b], k, scratch)
             v_window = _take(scratch, "value", run, v)  # (T, G, U, K/G)
@@ -186,13 +198,13 @@ def tiled_backward(
 
 
 def _prepare(
-    key: Tensor, value: Tensor, num_heads: int, groups: int, scale: float, scratch: Scratch
+    key: Tensor, value: Tensor, num_heads: int, groups: int, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(h, w, d) and (h, w, K) to (heads, h, w, d/heads), scaled, and (G, h, w, K/G)."""
-    k = key.to(scratch.dtype).unflatten(-1, (num_heads, -1)) * scale
-    v = value.to(scratch.dtype).unflatten(-1, (groups, value.shape[-1] // groups))
+    k = key.to(dtype).unflatten(-1, (num_heads, -1)) * scale
+    v = value.to(dtype).unflatten(-1, (groups, value.shape[-1] // groups))
     if groups == 1:
-        v = v / num_heads  # the mean over heads, taken once on the small side
+        v = v if num_heads == 1 else v / num_heads  # the mean over heads, on the small side
     return k.permute(2, 0, 1, 3).contiguous(), v.permute(2, 0, 1, 3).contiguous()
 
 
@@ -233,24 +245,22 @@ def _sum_heads(weights: Tensor) -> Tensor:
     return weights[:, :1]
 
 
-def _biased(runs: list[_Run], windows: LocalWindows, scratch: Scratch) -> Iterator[_Run]:
-    """The runs with their bias, or without where a run's windows need none."""
-    for run in runs:
-        row_bias = windows.row_bias[run.rows, run.cell_rows]  # (tile rows, Uy)
-        steps = torch.arange(run.cols.start, run.cols.stop).view(len(run.cell_cols), -1)
-        cells = torch.stack([torch.arange(c.start, c.stop) for c in run.cell_cols])  # (T, Ux)
-        col_bias = windows.col_bias[steps[:, :, None], cells[:, None]]  # (T, tile cols, Ux)
-        if not (row_bias.any() or col_bias.any()):
-            yield run
-            continue
-        tiles, queries, union = run.sizes
-        bias = scratch.take("bias", tiles, *run.tile, *run.window)  # (T, tile r, tile c, Uy, Ux)
-        torch.add(
-            row_bias[None, :, None, :, None].to(bias),
-            col_bias[:, None, :, None, :].to(bias),
-            out=bias,
-        )
-        yield replace(run, bias=bias.view(tiles, 1, queries, union))
+def _biased(run: _Run, windows: LocalWindows, scratch: Scratch) -> _Run:
+    """The run with its bias, or without where its windows need none."""
+    row_bias = windows.row_bias[run.rows, run.cell_rows]  # (tile rows, Uy)
+    steps = torch.arange(run.cols.start, run.cols.stop).view(len(run.firsts), -1)
+    cells = torch.tensor(run.firsts)[:, None] + torch.arange(run.width)  # (T, Ux)
+    col_bias = windows.col_bias[steps[:, :, None], cells[:, None]]  # (T, tile cols, Ux)
+    if not (row_bias.any() or col_bias.any()):
+        return run
+    tiles, queries, union = run.sizes
+    bias = scratch.take("bias", tiles, *run.tile, *run.window)  # (T, tile r, tile c, Uy, Ux)
+    torch.add(
+        row_bias[None, :, None, :, None].to(bias),
+        col_bias[:, None, :, None, :].to(bias),
+        out=bias,
+    )
+    return replace(run, bias=bias.view(tiles, 1, queries, union))
 
 
 def _runs(
@@ -261,7 +271,7 @@ def _runs(
     num_heads: int,
     score_copies: int,
     max_bytes: int,
-    scratch: Scratch,
+    dtype: torch.dtype,
 ) -> Iterator[_Run]:
     """Cuts the fine grid into tiles and joins tiles side by side while they fit the budget."""
     if 0 in query.shape:
@@ -270,11 +280,14 @@ def _runs(
 
     def tile_bytes(queries: int, union: int) -> int:
         scores = (score_copies * num_heads + 1) * queries * union
-        return scratch.dtype.itemsize * (scores + (queries + union) * channels)
+        return dtype.itemsize * (scores + (queries + union) * channels)
 
-    size = _tile_size(windows, max_bytes, tile_bytes)
-    row_tiles = _axis_tiles(windows.row_bias, size[0], windows.origin[0])
-    col_tiles = _axis_tiles(windows.col_bias, size[1], windows.origin[1])
+    axes = (
+        _Axis.of(windows.row_bias, windows.origin[0]),
+        _Axis.of(windows.col_bias, windows.origin[1]),
+    )
+    size = _tile_size(axes, windows.cell_size, max_bytes, tile_bytes)
+    row_tiles, col_tiles = (axis.tiles(side) for axis, side in zip(axes, size, strict=True))
     for row in row_tiles:
         for _, same in groupby(col_tiles, key=lambda tile: tile.stop - tile.start):
             group = list(same)
@@ -288,28 +301,44 @@ def _runs(
                     rows=slice(row.start, row.stop),
                     cols=slice(part[0].start, part[-1].stop),
                     cell_rows=slice(row.first, row.last),
-                    cell_cols=[slice(f, f + width) for f in firsts[i : i + count]],
+                    firsts=firsts[i : i + count],
+                    width=width,
                     bias=None,
                 )
 
 
-def _axis_tiles(bias: Tensor, size: int, origin: int) -> list[_Tile]:
-    """Tiles of an axis; cuts lie at multiples of ``size`` of the whole axis."""
-    length, cells = bias.shape
-    visible = (bias > float("-inf")).to(torch.uint8)
-    first = visible.argmax(1)  # (L,)
-    last = cells - visible.flip(1).argmax(1)  # (L,)
-    tile_of = (torch.arange(length) + origin) // size
-    tile_of = tile_of - tile_of[0]
-    starts = torch.searchsorted(tile_of, torch.arange(int(tile_of[-1]) + 2)).tolist()
-    empty = torch.zeros(len(starts) - 1, dtype=torch.long)
-    firsts = empty.scatter_reduce(0, tile_of, first, "amin", include_self=False).tolist()
-    lasts = empty.scatter_reduce(0, tile_of, last, "amax", include_self=False).tolist()
-    return [_Tile(*tile) for tile in zip(starts[:-1], starts[1:], firsts, lasts, strict=True)]
+@dataclass(frozen=True)
+class _Axis:
+    """Which cells the fine positions of an axis see: the first (L,), and the one after the last."""
+
+    first: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    last: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    origin: int
+
+    @classmethod
+    def of(cls, bias: Tensor, origin: int) -> "_Axis":
+        """Of a bias (L, cells)."""
+        visible = (bias > float("-inf")).numpy()
+        first = visible.argmax(1)
+        return cls(first, bias.shape[1] - visible[:, ::-1].argmax(1), origin)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def tiles(self, size: int) -> list[_Tile]:
+        """Cut the axis at multiples of ``size`` of the whole axis."""
+        starts = [0, *range(size - self.origin % size, len(self), size)]
+        firsts = np.minimum.reduceat(self.first, starts).tolist()
+        lasts = np.maximum.reduceat(self.last, starts).tolist()
+        stops = [*starts[1:], len(self)]
+        return [_Tile(*tile) for tile in zip(starts, stops, firsts, lasts, strict=True)]
 
 
 def _tile_size(
-    windows: LocalWindows, max_bytes: int, tile_bytes: Callable[[int, int], int]
+    axes: tuple[_Axis, _Axis],
+    cell_size: tuple[float, float],
+    max_bytes: int,
+    tile_bytes: Callable[[int, int], int],
 ) -> tuple[int, int]:
     """The tile with the least work per query among those that fit the budget.
 
@@ -318,10 +347,9 @@ def _tile_size(
     choices: list[tuple[bool, float, tuple[int, int]]] = []
     for cells in _TILE_SIZES_IN_CELLS:
         size, union = [], 1
-        for axis, bias in enumerate((windows.row_bias, windows.col_bias)):
-            size.append(min(len(bias), max(1, math.ceil(cells * windows.cell_size[axis]))))
-            tiles = _axis_tiles(bias, size[axis], windows.origin[axis])
-            union *= max(tile.last - tile.first for tile in tiles)
+        for axis, pixels in zip(axes, cell_size, strict=True):
+            size.append(min(len(axis), max(1, math.ceil(cells * pixels))))
+            union *= max(tile.last - tile.first for tile in axis.tiles(size[-1]))
         queries = size[0] * size[1]
         needed = tile_bytes(queries, union)
         misfit = needed > max_bytes
