@@ -206,6 +206,8 @@ class Upsampler(nn.Module):
             do.
         streams: whether the encoder works at full resolution; it then encodes one image at a time
             where no graph is recorded, by row strips (``upfeat.ops.stream``).
+        bounded_decode: whether decoding all rows at once keeps little beside the output; a plain
+            call then does so, in one strip.
         batch_statistics: whether training mode normalises over the batch (batch norm).
         feature_scale: deviation over the channels of what the method regresses; it counts for those
             that regress channel-normalised features alone.
@@ -226,6 +228,7 @@ class Upsampler(nn.Module):
     trained_for: "TrainedFor | None" = None
     feature_scale: float = 1.0
     streams: ClassVar[bool] = False
+    bounded_decode: ClassVar[bool] = False
     batch_statistics: ClassVar[bool] = False
     official_globals: ClassVar[tuple[Any, ...]] = ()
     official_keys: ClassVar[tuple[str, ...]] = ()
@@ -314,7 +317,7 @@ class Upsampler(nn.Module):
             values: (B, K, h, w), what is mixed; the features where the caller gave none.
 
         Returns:
-            (B, ...), for :meth:`decode`.
+            (B, ...), for :meth:`decode` and :meth:`decode_at`.
         """
         return values
 
@@ -338,9 +341,7 @@ class Upsampler(nn.Module):
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
         """Return how many numbers one output row of one image takes with its temporaries.
 
-        The default counts the row and one copy. It decides how high a strip is, nothing else. 0
-        says that nothing is kept beside the output itself: a plain call then takes all rows at
-        once, and strips of :meth:`tiles` are measured by the output.
+        The default counts the row and one copy. It decides how high a strip is, nothing else.
         """
         return 2 * values.shape[1] * output_size[1]
 
@@ -373,7 +374,8 @@ class Upsampler(nn.Module):
             states = self._encode_items(image, features, output_size, MAP_BYTES)
             return torch.cat([self._decode_graph(state, values[i], every) for i, state in states])
         out = Output(values, len(image), output_size[0])
-        row_bytes = values.element_size() * self.row_floats(features, values, output_size)
+        row_bytes = 0 if self.bounded_decode else values.element_size()
+        row_bytes *= self.row_floats(features, values, output_size)
         row_bytes *= 1 if self.streams else len(image)
         with torch.no_grad():
             for item, state in self._encode_items(image, features, output_size, MAP_BYTES):
@@ -566,11 +568,16 @@ class Upsampler(nn.Module):
         """Compute (B, N, K) at the positions; only called where ``abilities.query``."""
         encoder, decoder = self._graphs(image, features, values)
         if encoder:
-            return self.decode_at(self.encode(image, features, output_size), values, coords)
+            state = self.encode(image, features, output_size)
+            return self.decode_at(state, self.encode_values(state, values), coords)
         with torch.set_grad_enabled(decoder):
             states = self._encode_items(image, features, output_size, MAP_BYTES)
-            parts = [self.decode_at(state, values[item], coords[item]) for item, state in states]
-            return torch.cat(parts)
+            return torch.cat(
+                [
+                    self.decode_at(state, self.encode_values(state, values[item]), coords[item])
+                    for item, state in states
+                ]
+            )
 
     def _tiles(
         self,
@@ -605,9 +612,8 @@ class Upsampler(nn.Module):
             with torch.no_grad():
                 parts = [(one, self.encode_values(one, values[item])) for item, one in states]
             decode = self.decode
-        floats = self.row_floats(features, values, output_size)
         row_bytes = len(image) * values.element_size()
-        row_bytes *= floats or values.shape[1] * output_size[1]
+        row_bytes *= self.row_floats(features, values, output_size)
         for rows in row_strips(output_size[0], row_bytes, piece_bytes):
             with torch.set_grad_enabled(graph):
                 strips = [decode(*part, rows) for part in parts]

@@ -14,10 +14,11 @@ bias:
 
 so the windowed attention operator computes it, forward and backward, in bounded memory.
 
-Legend: ``B`` batch, ``K`` value channels, ``h w`` low-resolution grid, ``H' W'`` output grid.
+Legend: B batch, K value channels, h w low-resolution grid, n = hw, H' W' output grid, R rows of a
+strip.
 """
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +27,15 @@ from torch.nn import functional as F
 from upfeat.ops import windowed_attention
 from upfeat.ops.cells import cell_bounds, cell_places
 from upfeat.ops.resize import resize_antialiased
-from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
+
+
+class Encoded(NamedTuple):
+    """Colours of the output's pixels (B, 3, H', W') and keys (B, n, 6), over their deviations."""
+
+    color: Tensor
+    key: Tensor
 
 
 @register_upsampler("joint_bilateral")
@@ -63,6 +71,7 @@ class JointBilateral(Upsampler):
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1.0, 1.0, 1.0),
     )
+    bounded_decode = True  # by the operator
 
     def __init__(
         self, sigma_color: float = 0.15, sigma_space: float = 0.8, radius: float = 2.0
@@ -76,80 +85,45 @@ class JointBilateral(Upsampler):
         self.sigma_space = sigma_space
         self.radius = radius
 
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        key = self._keys(image, features)
-        return self._rows(image, key, output_size, values, (0, output_size[0]))
-
-    def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
-    ) -> Iterator[Tile]:
-        height, width = output_size
-        key = self._keys(image, features)
-        # A row of the output, its transposed copy, and a row of queries.
-        row_bytes = 4 * values.shape[0] * width * (2 * values.shape[1] + 2 * key.shape[2])
-        step = max(1, max_bytes // (2 * row_bytes))
-        for start in range(0, height, step):
-            rows = (start, min(start + step, height))
-            tile = self._rows(image, key, output_size, values, rows)
-            yield slice(*rows), slice(0, width), tile
-
-    def _rows(
-        self,
-        image: Tensor,
-        key: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        rows: tuple[int, int],
-    ) -> Tensor:
-        """Compute output rows ``rows``: -> (B, K, rows, W')."""
-        grid = (values.shape[2], values.shape[3])
-        query = self._queries(image, grid, output_size, rows)
-        mixed = windowed_attention(
-            query,
-            key,
-            values.flatten(2).transpose(1, 2),  # (B, K, h, w) -> (B, h*w, K)
-            num_heads=1,
-            output_size=output_size,
-            grid_size=grid,
-            row_bounds=cell_bounds(output_size[0], grid[0], self.radius),
-            col_bounds=cell_bounds(output_size[1], grid[1], self.radius),
-            rows=rows,
-            scale=1.0,
-        )
-        # (B, rows*W', K) -> (B, K, rows, W')
-        return mixed.transpose(1, 2).unflatten(2, (rows[1] - rows[0], output_size[1]))
-
-    def _keys(self, image: Tensor, features: Tensor) -> Tensor:
-        """Return a key per cell (B, h*w, 6): colour, position, and the terms of the cell alone."""
-        grid = (features.shape[2], features.shape[3])
-        color = F.adaptive_avg_pool2d(_wide(image), grid)
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+        """Colours of the pixels; of each cell its colour, position, and the terms of it alone."""
+        grid, image = (features.shape[2], features.shape[3]), _wide(image)
+        color = F.adaptive_avg_pool2d(image, grid)
         place = cell_places(grid, grid, (0, grid[0]), color) / self.sigma_space
         color = color / self.sigma_color
         square = color.square().sum(1, keepdim=True) + place.square().sum(1, keepdim=True)
         key = torch.cat([color, place.expand(len(color), -1, -1, -1), -square / 2], dim=1)
-        return key.flatten(2).transpose(1, 2)  # (B, 6, h, w) -> (B, h*w, 6)
+        pixels = resize_antialiased(image, output_size) / self.sigma_color
+        return Encoded(pixels, key.flatten(2).mT)
 
-    def _queries(
-        self,
-        image: Tensor,
-        grid: tuple[int, int],
-        output_size: tuple[int, int],
-        rows: tuple[int, int],
-    ) -> Tensor:
-        """Return a query per pixel (B, rows*W', 6): colour, position, one."""
-        color = resize_antialiased(_wide(image), output_size)
-        color = color[:, :, rows[0] : rows[1]] / self.sigma_color
-        place = cell_places(grid, output_size, rows, color) / self.sigma_space
+    def encode_values(self, state: Encoded, values: Tensor) -> Tensor:
+        """Lay the values of a cell side by side: (B, h, w, K)."""
+        return values.permute(0, 2, 3, 1).contiguous()
+
+    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+        """Mix the cells around each pixel, whose query is its colour, position, and one."""
+        color, grid = state.color[:, :, rows], (values.shape[1], values.shape[2])
+        size, span = (state.color.shape[2], state.color.shape[3]), (rows.start, rows.stop)
+        place = cell_places(grid, size, span, color) / self.sigma_space
         place = place.expand(len(color), -1, -1, -1)
         query = torch.cat([color, place, torch.ones_like(color[:, :1])], dim=1)
-        return query.flatten(2).transpose(1, 2)  # (B, 6, rows, W') -> (B, rows*W', 6)
+        mixed = windowed_attention(
+            query.flatten(2).mT,  # (B, 6, R, W') -> (B, R W', 6)
+            state.key,
+            values.flatten(1, 2),  # (B, h, w, K) -> (B, n, K)
+            num_heads=1,
+            output_size=size,
+            grid_size=grid,
+            row_bounds=cell_bounds(size[0], grid[0], self.radius),
+            col_bounds=cell_bounds(size[1], grid[1], self.radius),
+            rows=span,
+            scale=1.0,
+        )
+        return mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
+
+    def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Count a row of the output, its transposed copy, and a row of queries."""
+        return 2 * output_size[1] * (values.shape[1] + 6)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -211,16 +211,20 @@ class KIN(Upsampler):
         keys = torch.cat([*parts, trust], dim=1).flatten(2).mT
         return Encoded(resize_map(pixels, output_size), keys)
 
+    def encode_values(self, state: Encoded, values: Tensor) -> Tensor:
+        """Lay the values of a cell side by side: (B, h, w, K)."""
+        return values.permute(0, 2, 3, 1).contiguous()
+
     def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
         """Mix the values of the cells around each pixel."""
-        pixels, grid = state.pixels, (values.shape[2], values.shape[3])
+        pixels, grid = state.pixels, (values.shape[1], values.shape[2])
         size, span = (pixels.shape[2], pixels.shape[3]), (rows.start, rows.stop)
         place = cell_places(grid, size, span, state.keys).expand(len(pixels), -1, -1, -1)
         own = self.queries(pixels[:, :, rows])  # (B, d, R, W')
         mixed = windowed_attention(
             self._join(own, place),
             state.keys,
-            values.flatten(2).mT,  # (B, K, h, w) -> (B, n, K)
+            values.flatten(1, 2),  # (B, h, w, K) -> (B, n, K)
             num_heads=1,
             output_size=size,
             grid_size=grid,
@@ -233,13 +237,13 @@ class KIN(Upsampler):
 
     def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
         """Read the codes between their pixels, and mix by the same scores."""
-        grid, wide = (values.shape[2], values.shape[3]), state.keys.dtype
+        grid, wide = (values.shape[1], values.shape[2]), state.keys.dtype
         own = self.queries(sample_at(state.pixels, coords).mT[..., None])  # (B, d, N, 1)
         cells = torch.tensor(grid, device=coords.device, dtype=wide)
         places = coords.to(wide) * cells / 2  # (B, N, 2), in cells from the grid's middle
         scores = self._join(own, places.mT[..., None]) @ state.keys.mT  # (B, N, n)
         weights = scores.masked_fill(~self._visible(places, grid), -math.inf).softmax(-1)
-        return (weights @ values.flatten(2).mT.to(wide)).to(values.dtype)  # (B, N, K)
+        return (weights @ values.flatten(1, 2).to(wide)).to(values.dtype)  # (B, N, K)
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
         """Count a row of queries, of the output, and copies of both."""
