@@ -421,10 +421,11 @@ class Upsampler(nn.Module):
                 maps within it and compute anew what does not fit, which takes several times as
                 long. It does not hold the inputs, in the weights' dtype too; strips of about
                 25 MB for each thread in methods that stream; the image's colours at the output's
-                size in ``loftup`` and ``featup_implicit``; the guidance of the whole image in
-                ``kin`` (about 150 numbers a pixel) and ``featup_jbu`` (about 160, and C at 8h x
-                8w); what fits a network in ``featup_implicit``; and one output row with its
-                temporaries, below which no piece goes.
+                size in ``loftup``, ``featup_implicit``, ``joint_bilateral`` and
+                ``guided_filter``; the guidance of the whole image in ``kin`` (about 150 numbers a
+                pixel) and ``featup_jbu`` (about 160, and C at 8h x 8w); what fits a network in
+                ``featup_implicit``; and one output row with its temporaries, below which no piece
+                goes.
             piece_bytes: what one piece with its temporaries may take of it.
 
         Yields:
