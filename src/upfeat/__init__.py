@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         fold_head,
         from_official,
         list_upsamplers,
+        load_upsampler,
     )
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOMES = {
     "large_image": "upfeat.backbones",
     "list_backbones": "upfeat.backbones",
     "list_upsamplers": "upfeat.upsamplers",
+    "load_upsampler": "upfeat.upsamplers",
     "strided": "upfeat.backbones",
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "large_image",
     "list_backbones",
     "list_upsamplers",
+    "load_upsampler",
     "strided",
 ]
 

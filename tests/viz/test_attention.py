@@ -226,7 +226,7 @@ def test_command(tmp_path: Path) -> None:
         (["--at", "0.5,1.5", "--upsampler", "bilinear"], "two shares from 0 to 1"),
         (["--at", "1", "--upsampler", "bilinear"], "got '1'"),
         (["--at", "1,1", "--upsampler", "bilinear,lift"], "lift must be trained first"),
-        (["--at", "1,1", "--upsampler", "featup_implicit"], "must be trained first"),
+        (["--at", "1,1", "--upsampler", "featup_implicit"], "has no single set of weights"),
     ],
 )
 def test_command_refuses(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -36,7 +36,9 @@ RowT = TypeVar("RowT", bound="Method | LowRes | JointMethod")
 
 eval_app = typer.Typer(help="Measure upsamplers in a task.", no_args_is_help=True)
 
-_UPSAMPLERS = "Several with commas: NAME, NAME.TAG, a saved folder, or LABEL=one."
+_UPSAMPLERS = (
+    "Several with commas: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder, a hub id, LABEL=one."
+)
 UpsamplerOption = Annotated[str, typer.Option(help=_UPSAMPLERS)]
 BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
 OutOption = Annotated[
@@ -87,7 +89,9 @@ def load_networks(
 
 def _load_each(upsamplers: str, load: Callable[[str], RowT]) -> list[RowT]:
     """Load all entries of ``--upsampler``; no label may occur twice."""
-    rows = [load(spec) for spec in upsamplers.split(",")]
+    from upfeat.upsamplers.loading import split_specs
+
+    rows = [load(spec) for spec in split_specs(upsamplers)]
     labels = [row.label for row in rows]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(
@@ -98,10 +102,11 @@ def _load_each(upsamplers: str, load: Callable[[str], RowT]) -> list[RowT]:
 
 def _load_row(spec: str, feature_dim: int, device: str) -> "Method | LowRes":
     from upfeat.evaluation.dense import LowRes
+    from upfeat.upsamplers.loading import split_label
 
-    label, _, name = spec.strip().rpartition("=")
+    label, name = split_label(spec)
     if name == LowRes.NAME:
-        return LowRes(label or name)
+        return LowRes(label)
     return load_method(spec, feature_dim, device)
 
 
@@ -111,8 +116,7 @@ def load_method(
     """Load what one entry of ``--upsampler`` names.
 
     Args:
-        spec: ``NAME`` of a method without weights, ``NAME.TAG``, a folder of ``save_pretrained``,
-            or one of these behind ``LABEL=``.
+        spec: what ``upfeat.load_upsampler`` reads, with ``LABEL=`` before it or without.
         feature_dim: channels of the backbone.
         device: where it runs.
         trained: refuse a method that has weights and none are named; else it gets random ones.
@@ -127,34 +131,20 @@ def load_method(
     """
     import upfeat
     from upfeat.evaluation.dense import Method
-    from upfeat.upsamplers.registry import needs_feature_dim
+    from upfeat.upsamplers.loading import split_label
 
-    label, _, name = spec.strip().rpartition("=")
-    if Path(name).is_dir():
-        upsampler = upfeat.Upsampler.from_pretrained(name)
-    elif "/" in name:
-        raise FileNotFoundError(f"no folder at {name}; give a folder that save_pretrained wrote")
-    elif "." in name:
-        upsampler = upfeat.create_upsampler(name)
-    else:
-        width = {"feature_dim": feature_dim} if needs_feature_dim(name) else {}
-        upsampler = upfeat.create_upsampler(name, pretrained=False, weights=None, **width)
-        if trained and next(upsampler.parameters(), None) is not None:
-            published = ", ".join(upfeat.list_upsamplers(f"{name}.*", pretrained=True)) or "none"
-            raise ValueError(
-                f"{name} must be trained first: give a folder that save_pretrained wrote, or "
-                f"published weights ({published})"
-            )
-    return Method(label or Path(name).name, upsampler.eval().to(device))
+    label, name = split_label(spec)
+    upsampler = upfeat.load_upsampler(name, feature_dim, allow_random=not trained)
+    return Method(label, upsampler.eval().to(device))
 
 
 def _load_joint(spec: str, feature_dim: int, device: str) -> "Method | JointMethod":
     import upfeat
     from upfeat.evaluation.probe_parts import JointMethod
+    from upfeat.upsamplers.loading import split_label
 
-    name = spec.strip().rpartition("=")[2]
-    bare = not Path(name).is_dir() and not set("/.") & set(name)
-    if not bare or upfeat.list_upsamplers(f"{name}.*", pretrained=True):
+    name = split_label(spec)[1].partition("(")[0].strip()
+    if name not in upfeat.list_upsamplers() or upfeat.list_upsamplers(f"{name}.*", pretrained=True):
         return load_method(spec, feature_dim, device)
     method = load_method(spec, feature_dim, device, trained=False)
     trained = next(method.upsampler.parameters(), None) is not None

@@ -182,30 +182,21 @@ class Request:
     def build(self) -> "Pipeline":
         """Load backbone and upsampler and join them."""
         import upfeat
-        from upfeat.upsamplers.registry import needs_feature_dim
 
         if self.fit not in ("pad", "resize"):
             raise ValueError(f"--fit must be pad or resize, got {self.fit!r}")
         backbone = upfeat.create_backbone(
             self.backbone, weights=self.backbone_weights, layer=self.layer
         )
-        name = self.upsampler
-        if self.weights is not None and self.weights.is_dir():
-            upsampler = upfeat.Upsampler.from_pretrained(self.weights)
-        elif self.weights is not None or "." in name:
-            upsampler = upfeat.create_upsampler(name, pretrained=True, weights=self.weights)
-        elif upfeat.list_upsamplers(f"{name}.*", pretrained=True):
-            tags = ", ".join(upfeat.list_upsamplers(f"{name}.*", pretrained=True))
-            raise ValueError(
-                f"{name} has trained weights, so name which: --upsampler with one of {tags}, or "
-                "--weights FILE"
-            )
-        else:
-            width: dict[str, Any] = {"feature_dim": backbone.dim} if needs_feature_dim(name) else {}
-            upsampler = upfeat.create_upsampler(name, **width)
+        saved = self.weights is not None and self.weights.is_dir()
+        upsampler = upfeat.load_upsampler(
+            str(self.weights) if saved else self.upsampler,
+            backbone,
+            weights=None if saved else self.weights,
+        )
         return upfeat.Pipeline(
             backbone,
-            upsampler.eval(),
+            upsampler,
             input_size=self.input_size,
             output_size=self.output_size,
             fit="pad" if self.fit == "pad" else "resize",

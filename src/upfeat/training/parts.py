@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from upfeat.backbones import Backbone, create_backbone
-from upfeat.errors import CheckpointError
 from upfeat.layers.raw_images import expect_raw_images
 from upfeat.objectives import MultiViewConfig, Objective, create_objective
 from upfeat.training.cached_backbone import CachedBackbone
@@ -23,7 +21,7 @@ from upfeat.training.config import (
 )
 from upfeat.training.contracts import BatchSource
 from upfeat.training.source import open_source
-from upfeat.upsamplers import Upsampler, create_upsampler, from_official, needs_feature_dim
+from upfeat.upsamplers import Upsampler, load_upsampler, needs_feature_dim
 
 __all__ = ["Parts", "build_objective", "build_parts", "build_upsampler"]
 
@@ -137,7 +135,6 @@ def build_upsampler(config: UpsamplerConfig, backbones: Sequence[Backbone]) -> U
         CheckpointError: ``start_from`` holds another method or another width.
     """
     name = config.name.partition(".")[0]
-    arguments: dict[str, Any] = dict(config.config)
     if needs_feature_dim(name):
         widths = sorted({backbone.dim for backbone in backbones})
         if len(widths) > 1:
@@ -145,18 +142,8 @@ def build_upsampler(config: UpsamplerConfig, backbones: Sequence[Backbone]) -> U
                 f"{name} is built for one feature width, and the backbones have {widths}; train it "
                 "for one of them, or train a universal upsampler such as anyup"
             )
-        arguments.setdefault("feature_dim", widths[0])
     start = None if config.start_from is None else Path(config.start_from).expanduser()
     with naming_setting("upsampler.config", config.config):
-        if start is None:
-            return create_upsampler(config.name, **arguments)
-        if not start.is_dir():
-            return from_official(name, start, **config.config)
-    model = Upsampler.from_pretrained(start)
-    differing = {k: v for k, v in arguments.items() if model.config.get(k) != v}
-    if model.info.name != name or differing:
-        raise CheckpointError(
-            f"{start} holds {model.info.name} with {model.config}, but the run asks for {name} "
-            f"with {arguments}; change upsampler.name and upsampler.config, or start_from"
-        )
-    return model
+        if start is not None:
+            return load_upsampler(name, backbones[0], weights=start, **config.config)
+        return load_upsampler(config.name, backbones[0], allow_random=True, **config.config)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from upfeat.checkpoints import find_weights
 from upfeat.errors import UpfeatError, WeightsNotFoundError
+from upfeat.upsamplers.loading import load_upsampler
 from upfeat.upsamplers.registry import (
     create_upsampler,
     get_checkpoint,
     get_class,
     list_upsamplers,
-    needs_feature_dim,
 )
 from upfeat.viz.panel import Cell, draw_grid
 from upfeat.viz.pca import PCABasis
@@ -170,18 +170,17 @@ def _prepare(name: str, backbone: "Backbone") -> Contender | LeftOut:
             return LeftOut(name, "no published weights for this backbone")
         for tag, record in fitting:
             if record.bundled:
-                return Contender(tag, create_upsampler(tag))
+                return Contender(tag, load_upsampler(tag, backbone))
             if (file := _local_file(name, tag, record)) is not None:
-                return Contender(tag, create_upsampler(tag, weights=file))
+                return Contender(tag, load_upsampler(tag, backbone, weights=file))
         return LeftOut(name, "weights not found here; put them into $UPFEAT_WEIGHTS")
     short = info.short_fit
-    width: dict[str, Any] = {"feature_dim": backbone.dim} if needs_feature_dim(name) else {}
-    upsampler = create_upsampler(name, **width, **short)
+    upsampler = load_upsampler(name, backbone, allow_random=True, **short)
     if not info.abilities.per_image and next(upsampler.parameters(), None) is not None:
         if info.task_agnostic:
             return LeftOut(name, "no weights are published; train it (upfeat train)")
         return LeftOut(name, "trained together with a task; no weights are published")
-    full = create_upsampler(name, **width).config if short else {}
+    full = load_upsampler(name, backbone, allow_random=True).config if short else {}
     note = ", ".join(f"{value} of {full[key]} {key}" for key, value in short.items())
     return Contender(name, upsampler, note)
 

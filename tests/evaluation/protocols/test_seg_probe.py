@@ -325,7 +325,7 @@ def test_command(root: Path) -> None:
     ("arguments", "problem"),
     [
         (("--upsampler", "jafar"), "must be trained first"),
-        (("--upsampler", "runs/none"), "no folder at runs/none"),
+        (("--upsampler", "runs/no/model"), "no folder at runs/no/model"),
         (("--upsampler", "biliner"), "did you mean 'bilinear'"),
         (("--upsampler", "nearest", "--preset", "pixels"), "unknown preset"),
         (("--upsampler", "nearest", "--root", "nowhere"), "Expected:"),

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from upfeat.ops.own_draws import DrawsFrom
 from upfeat.upsamplers.base import Upsampler
-from upfeat.upsamplers.registry import create_upsampler, get_class, needs_feature_dim
+from upfeat.upsamplers.loading import load_upsampler
+from upfeat.upsamplers.registry import get_class
 
 __all__ = ["CASES", "Case", "scaling_cases"]
 
@@ -52,11 +52,10 @@ class Case:
 
     def build(self, method: str, dtype: torch.dtype, device: torch.device) -> Upsampler:
         """Return the method with random weights, in eval mode, its fit shortened if it is long."""
-        config: dict[str, Any] = dict(get_class(method).info.short_fit)
-        if needs_feature_dim(method):
-            config["feature_dim"] = self.channels
+        short = get_class(method).info.short_fit
         with DrawsFrom(torch.Generator().manual_seed(0)):
-            return create_upsampler(method, **config).eval().to(device, dtype)
+            upsampler = load_upsampler(method, self.channels, allow_random=True, **short)
+        return upsampler.eval().to(device, dtype)
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return a random image (1, 3, H, W), float32 at least, and features (1, C, h, w)."""

@@ -1,0 +1,212 @@
+"""The only way from what a user writes to an upsampler of the right width.
+
+Commands, recipes, pictures and benchmarks all call :func:`load_upsampler`: one syntax, one rule of
+what needs weights, one set of messages.
+"""
+
+import ast
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upfeat.errors import CheckpointError, UnknownNameError
+from upfeat.upsamplers.base import Upsampler
+from upfeat.upsamplers.registry import (
+    create_upsampler,
+    from_official,
+    get_class,
+    list_upsamplers,
+    needs_feature_dim,
+)
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+
+__all__ = ["load_upsampler", "split_label", "split_specs"]
+
+_CALL = re.compile(r"(?P<name>[\w.-]+)\s*\((?P<options>.*)\)", re.DOTALL)
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def load_upsampler(
+    spec: str | os.PathLike[str],
+    backbone: "Backbone | int",
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    allow_random: bool = False,
+    **options: Any,
+) -> Upsampler:
+    """Load the upsampler that a name, a folder or a repository stands for, for a backbone.
+
+    Args:
+        spec: one of
+
+            * ``"bilinear"``, a method that needs no weights or optimises for each image;
+            * ``"jafar.dinov2_vits14"``, published weights;
+            * ``"guided_filter(radius=4)"``, either of them with arguments of the method's class,
+              whose values are literals;
+            * a folder that ``save_pretrained`` wrote (``"./jafar"`` where a method has that name);
+            * a Hugging Face repository that holds one, ``"me/name"``.
+        backbone: whose features it upsamples, or their number of channels.
+        weights: a file in the official or in upfeat's layout, or a folder of ``save_pretrained``,
+            for the method that ``spec`` names.
+        allow_random: a method that must be trained and is named without weights gets random ones,
+            for training or to measure its cost; by default it is refused.
+        **options: further arguments of the method's class; they win over those of ``spec``.
+
+    Returns:
+        The upsampler in eval mode.
+
+    Raises:
+        UnknownNameError: no such method, tag or argument; the message lists close matches.
+        FileNotFoundError: no such folder, and it cannot be a repository.
+        WeightsNotFoundError: no place has the weights.
+        CheckpointError: the weights do not fit, or belong to another method or width.
+        ValueError: the method must be trained first, or the spec cannot be read.
+        TypeError: ``options`` that the method's class does not take.
+
+    Example:
+        >>> import upfeat
+        >>> backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
+        >>> upfeat.load_upsampler("jafar.vit_compact_patch16", backbone).training
+        False
+        >>> up = upfeat.load_upsampler("resize_conv(kernel_size=3)", backbone, allow_random=True)
+        >>> up.config["feature_dim"], up.config["kernel_size"]
+        (192, 3)
+    """
+    text = os.fspath(spec).strip()
+    width = backbone if isinstance(backbone, int) else backbone.dim
+    if _is_saved(text):
+        if weights is not None or options:
+            raise ValueError(f"{text} holds weights and arguments already; give no others with it")
+        upsampler = Upsampler.from_pretrained(text)
+    else:
+        name, written = _parse(text)
+        try:
+            upsampler = _load_named(name, width, weights, allow_random, written | options)
+        except TypeError as error:
+            if not written:
+                raise
+            raise ValueError(f"{text} does not fit: {error}") from error
+    own = upsampler.config.get("feature_dim")
+    if own is not None and own != width:
+        raise CheckpointError(
+            f"{text} is an upsampler of {own} channels and the backbone has {width}; choose "
+            "weights that were trained for this backbone"
+        )
+    return upsampler.eval()
+
+
+def split_specs(text: str) -> list[str]:
+    """Split several specs at the commas between them, not at those between arguments.
+
+    Example:
+        >>> from upfeat.upsamplers.loading import split_specs
+        >>> split_specs("bilinear, best=resize_conv(kernel_size=3, depth=2)")
+        ['bilinear', 'best=resize_conv(kernel_size=3, depth=2)']
+    """
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def split_label(text: str) -> tuple[str, str]:
+    """Split ``LABEL=SPEC``; without a label it is the spec, or the last part of a path.
+
+    Example:
+        >>> from upfeat.upsamplers.loading import split_label
+        >>> split_label("small=runs/a/model"), split_label("resize_conv(kernel_size=3)")
+        (('small', 'runs/a/model'), ('resize_conv(kernel_size=3)', 'resize_conv(kernel_size=3)'))
+    """
+    text = text.strip()
+    label, sign, spec = text.partition("=")
+    if not sign or "(" in label or Path(text).expanduser().is_dir():
+        label, spec = "", text
+    return label.strip() or (spec if "(" in spec else Path(spec).name), spec.strip()
+
+
+def _is_saved(text: str) -> bool:
+    """Whether a spec means a folder or a repository, and not a name."""
+    if text in list_upsamplers():
+        return False
+    if Path(text).expanduser().is_dir():
+        return True
+    if "(" in text or not set(text) & {"/", os.sep}:
+        return False
+    if not _REPOSITORY.fullmatch(text):
+        raise FileNotFoundError(f"no folder at {text}; give a folder that save_pretrained wrote")
+    return True
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Read ``name`` or ``name(option=value, ...)``."""
+    match = _CALL.fullmatch(text)
+    if match is None:
+        return text, {}
+    try:
+        call = ast.parse(f"f({match['options']})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("only option=value is read")
+        options = {
+            str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg
+        }
+        if len(options) < len(call.keywords):
+            raise ValueError("only option=value is read")
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"an upsampler with arguments is written name(option=value, other=value) with numbers, "
+            f"quoted text, True, False, None or lists for values; got {text!r}"
+        ) from error
+    known = list(inspect.signature(get_class(match["name"]).__init__).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"argument of {match['name']}", option, known)
+    return match["name"], options
+
+
+def _load_named(
+    name: str,
+    width: int,
+    weights: str | os.PathLike[str] | None,
+    allow_random: bool,
+    options: Mapping[str, Any],
+) -> Upsampler:
+    """Build the method behind a registry name with its weights, the caller's, or random ones."""
+    if weights is not None and Path(weights).expanduser().is_dir():
+        return _load_folder(name, weights, options)
+    if weights is not None and "." not in name:
+        return from_official(name, weights, **options)
+    if weights is not None or "." in name:
+        return create_upsampler(name, weights=weights, **options)
+    given = {"feature_dim": width, **options} if needs_feature_dim(name) else dict(options)
+    upsampler = create_upsampler(name, **given)
+    learns = next(upsampler.parameters(), None) is not None
+    if learns and not allow_random and not upsampler.info.abilities.per_image:
+        published = ", ".join(list_upsamplers(f"{name}.*", pretrained=True)) or "none"
+        raise ValueError(
+            f"{name} must be trained first: give a folder that save_pretrained wrote, or "
+            f"published weights ({published})"
+        )
+    return upsampler
+
+
+def _load_folder(
+    name: str, folder: str | os.PathLike[str], options: Mapping[str, Any]
+) -> Upsampler:
+    """Load a folder, which must hold the method and the arguments that were asked for."""
+    model = Upsampler.from_pretrained(folder)
+    differing = [key for key, value in options.items() if model.config.get(key) != value]
+    if model.info.name != name.partition(".")[0] or differing:
+        raise CheckpointError(
+            f"{folder} holds {model.info.name} with {model.config}, and {name} with "
+            f"{dict(options)} was asked for; change one of them"
+        )
+    return model

@@ -1,0 +1,115 @@
+"""From what a user writes to an upsampler: names, tags, arguments, folders, repositories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import upfeat
+from upfeat.errors import CheckpointError, UnknownNameError, WeightsNotFoundError
+from upfeat.upsamplers.loading import split_label, split_specs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=8).save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def test_what_needs_no_weights_and_what_brings_them(folder: Path) -> None:
+    assert upfeat.load_upsampler("bilinear", 8).info.name == "bilinear"
+    assert upfeat.load_upsampler("upsample_anything", 8).info.abilities.per_image
+    backbone = upfeat.CallableBackbone(lambda x: x, dim=192, patch_size=1)
+    assert upfeat.load_upsampler("jafar.vit_compact_patch16", backbone).config["qk_dim"] == 64
+    loaded = upfeat.load_upsampler(folder, 8)
+    assert loaded.config["qk_dim"] == 8
+    assert not loaded.training
+
+
+def test_a_method_without_weights_is_refused_unless_random_ones_are_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"must be trained first.*jafar\.vit_compact_patch16"):
+        upfeat.load_upsampler("jafar", 8)
+    with pytest.raises(ValueError, match="must be trained first"):
+        upfeat.load_upsampler("carafe", 8)
+    assert upfeat.load_upsampler("jafar", 8, allow_random=True, qk_dim=8).config["feature_dim"] == 8
+    bundled = upfeat.load_upsampler("kin.upfeat", 8).state_dict()
+    named = upfeat.load_upsampler("kin.upfeat", 8, allow_random=True).state_dict()
+    assert all(torch.equal(named[key], value) for key, value in bundled.items())
+
+
+def test_arguments_are_literals_of_the_methods_class() -> None:
+    up = upfeat.load_upsampler(" guided_filter( radius=3, guide='gray' ) ", 8)
+    assert (up.config["radius"], up.config["guide"]) == (3, "gray")
+    assert upfeat.load_upsampler("guided_filter(radius=3)", 8, radius=2).config["radius"] == 2
+    with pytest.raises(UnknownNameError, match="did you mean 'radius'"):
+        upfeat.load_upsampler("guided_filter(radus=3)", 8)
+    with pytest.raises(ValueError, match="does not fit"):
+        upfeat.load_upsampler("jafar(qk_dim='big')", 8, allow_random=True)
+    with pytest.raises(TypeError, match="radus"):
+        upfeat.load_upsampler("guided_filter", 8, radus=3)
+    for wrong in ("(3)", "(radius=open('a'))", "(**{})", "(radius=)", "(radius=1)(2)"):
+        with pytest.raises(ValueError, match=r"written name\(option=value"):
+            upfeat.load_upsampler(f"guided_filter{wrong}", 8)
+
+
+def test_weights_of_another_width_method_or_configuration_are_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="8 channels and the backbone has 9"):
+        upfeat.load_upsampler(folder, 9)
+    with pytest.raises(CheckpointError, match="192 channels and the backbone has 9"):
+        upfeat.load_upsampler("jafar.vit_compact_patch16", 9)
+    with pytest.raises(CheckpointError, match="holds jafar"):
+        upfeat.load_upsampler("loftup", 8, weights=folder)
+    with pytest.raises(CheckpointError, match="holds jafar"):
+        upfeat.load_upsampler("jafar", 8, weights=folder, qk_dim=16)
+    assert upfeat.load_upsampler("jafar", 8, weights=folder, qk_dim=8).config["qk_dim"] == 8
+
+
+def test_nothing_is_given_twice(folder: Path) -> None:
+    with pytest.raises(ValueError, match="holds weights and arguments already"):
+        upfeat.load_upsampler(folder, 8, qk_dim=8)
+    with pytest.raises(ValueError, match="holds weights and arguments already"):
+        upfeat.load_upsampler(folder, 8, weights=folder)
+
+
+def test_a_file_of_weights(folder: Path, tmp_path: Path) -> None:
+    state = upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=8).state_dict()
+    torch.save(state, tmp_path / "jafar.pth")
+    up = upfeat.load_upsampler("jafar(num_heads=2)", 8, weights=tmp_path / "jafar.pth")
+    assert up.config["num_heads"] == 2
+    assert all(torch.equal(value, state[key]) for key, value in up.state_dict().items())
+
+
+def test_folders_and_repositories(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPFEAT_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="no folder at runs/none/model"):
+        upfeat.load_upsampler("runs/none/model", 8)
+    with pytest.raises(WeightsNotFoundError, match="neither a folder nor a reachable"):
+        upfeat.load_upsampler("nobody/nothing-of-the-kind", 8)
+    monkeypatch.chdir(tmp_path)
+    folder.rename("bilinear")
+    assert upfeat.load_upsampler("bilinear", 8).info.name == "bilinear"
+    assert upfeat.load_upsampler("./bilinear", 8).info.name == "jafar"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a,b", ["a", "b"]),
+        ("a(x=1, y=[2, 3]), l=b", ["a(x=1, y=[2, 3])", "l=b"]),
+        ("", [""]),
+    ],
+)
+def test_specs_are_split_between_arguments_never(text: str, parts: list[Any]) -> None:
+    assert split_specs(text) == parts
+
+
+def test_a_label_stands_before_the_spec(tmp_path: Path) -> None:
+    assert split_label("linear=bilinear") == ("linear", "bilinear")
+    assert split_label("g=guided_filter(radius=3)") == ("g", "guided_filter(radius=3)")
+    (tmp_path / "lr=0.1").mkdir()
+    assert split_label(str(tmp_path / "lr=0.1")) == ("lr=0.1", str(tmp_path / "lr=0.1"))
