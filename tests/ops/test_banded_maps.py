@@ -125,7 +125,7 @@ def test_pooling(length: int, cells: int, step: int) -> None:
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("size", [1, 3])
 def test_normed_convolutions(keep: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upfeat.ops.group_moments.CPU_BAND_BYTES", 2_000)
+    monkeypatch.setattr("upfeat.ops.group_moments.CACHE_BYTES", 2_000)
     image = torch.randn(3, 19, 14)
     convs = [torch.nn.Conv2d(c, 16, size) for c in (3, 16, 16)]
     norms = [torch.nn.GroupNorm(4, 16) for _ in range(2)]

@@ -18,7 +18,7 @@ from upfeat.ops.pointwise_residual import (
 @pytest.fixture(autouse=True)
 def _narrow_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make even tiny maps take several bands."""
-    monkeypatch.setattr(group_moments, "CPU_BAND_BYTES", 1500)
+    monkeypatch.setattr(group_moments, "CACHE_BYTES", 1500)
     monkeypatch.setattr(position_code, "BAND_PIXELS", 12)
 
 

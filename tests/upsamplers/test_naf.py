@@ -182,7 +182,7 @@ def test_bands_equal_plain_for_every_budget(
 ) -> None:
     monkeypatch.setattr(naf, "KEPT_BYTES", kept)
     monkeypatch.setattr(naf, "BAND_BYTES", 20_000)
-    monkeypatch.setattr("upfeat.ops.group_moments.CPU_BAND_BYTES", 6_000)
+    monkeypatch.setattr("upfeat.ops.group_moments.CACHE_BYTES", 6_000)
     image, features = torch.randn(2, 3, 24, 20), torch.randn(2, 8, 5, 6)
     model = small()
     for module in model.modules():

@@ -22,9 +22,7 @@ from torch.nn import functional as F
 from upfeat.errors import check_bytes, shape_text
 from upfeat.ops import _dispatch
 from upfeat.ops._window_tiles import TILE, WindowTiles
-
-DEFAULT_MAX_BYTES = 8 * 2**20
-"""Buffers of all workers; a few MB stay in the caches between the steps."""
+from upfeat.ops.runtime.budgets import OPERATOR_BYTES
 
 
 def adaptive_convolution_reference(source: Tensor, kernel: Tensor, ratio: int = 1) -> Tensor:
@@ -196,7 +194,7 @@ def _once(grads: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | N
 
 
 def _budget(max_bytes: int | None) -> int:
-    return DEFAULT_MAX_BYTES if max_bytes is None else check_bytes(max_bytes)
+    return OPERATOR_BYTES if max_bytes is None else check_bytes(max_bytes)
 
 
 def _tiles(kernel: Tensor, ratio: int, max_bytes: int) -> WindowTiles:

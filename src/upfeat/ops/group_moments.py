@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from upfeat.ops._dispatch import compute_dtype, is_transformed
 from upfeat.ops._workers import Block, run_blocks
+from upfeat.ops.runtime.budgets import CACHE_BYTES, DEVICE_BYTES
 
 # What a band of a map takes. On a CPU it should stay in the cache of the core that made it; an
 # accelerator needs large kernels.
-CPU_BAND_BYTES = 2**19
-DEVICE_BAND_BYTES = 128 * 2**20
 
 
 BLOCK = 64  # bands whose moments lie in one tensor
@@ -27,7 +26,7 @@ BLOCK = 64  # bands whose moments lie in one tensor
 
 def band_pixels(x: Tensor) -> int:
     """Return how many pixels of d = ``x.shape[-1]`` channels a band on this device should have."""
-    budget = CPU_BAND_BYTES if x.device.type == "cpu" else DEVICE_BAND_BYTES
+    budget = CACHE_BYTES if x.device.type == "cpu" else DEVICE_BYTES
     return max(1, budget // (x.shape[-1] * x.element_size()))
 
 

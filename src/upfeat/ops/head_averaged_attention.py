@@ -16,13 +16,10 @@ from torch import Tensor
 from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts, worker_count
 from upfeat.ops.memory import new_large
-
-DEFAULT_MAX_BYTES = 8 * 2**20
-"""All buffers of the blocks of queries under way, one for each worker."""
+from upfeat.ops.runtime.budgets import CACHE_BYTES, OPERATOR_BYTES
 
 # A block of queries should stay in its core's cache between the steps; but below some queries the
 # matrix products slow down more than the other steps gain.
-_CACHE_BYTES = 5 * 2**19
 _LEAST_QUERIES = 48
 _JOINED = 4  # blocks that share one product with the values
 
@@ -92,7 +89,7 @@ def head_averaged_attention(
         value: (B, n, K); K is free.
         num_heads: heads are consecutive groups of ``d / num_heads`` channels.
         scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
-        max_bytes: bound on the temporaries, default `DEFAULT_MAX_BYTES`. The result does not
+        max_bytes: bound on the temporaries, default `OPERATOR_BYTES`. The result does not
             depend on it beyond rounding.
         keep_bytes: where gradients are asked for the values alone and the averaged weights
             (B, N, n) fit in so many bytes, a CPU keeps them for the backward pass, which then does
@@ -184,7 +181,7 @@ def _cached_budget(floats: int, query: Tensor, dtype: torch.dtype, max_bytes: in
     if query.device.type != "cpu":
         return max_bytes
     least = _LEAST_QUERIES * floats * dtype.itemsize
-    return min(max_bytes, max(_CACHE_BYTES, least) * worker_count(query.device))
+    return min(max_bytes, max(5 * CACHE_BYTES, least) * worker_count(query.device))
 
 
 def _may_keep_weights(query: Tensor, key: Tensor, value: Tensor, keep_bytes: int) -> bool:
@@ -373,6 +370,4 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int) -> 
         )
 
 
-_BOUNDED = _dispatch.BoundedOperator(
-    "head_averaged_attention", _forward, _backward, DEFAULT_MAX_BYTES
-)
+_BOUNDED = _dispatch.BoundedOperator("head_averaged_attention", _forward, _backward, OPERATOR_BYTES)

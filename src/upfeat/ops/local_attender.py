@@ -20,9 +20,7 @@ from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts
 from upfeat.ops.memory import new_large
 from upfeat.ops.padding import Padding, border_index
-
-DEFAULT_MAX_BYTES = 8 * 2**20
-"""The buffers of one run of tiles; a few MB stay in the caches between the steps."""
+from upfeat.ops.runtime.budgets import OPERATOR_BYTES
 
 Offset = tuple[int, int]
 
@@ -109,7 +107,7 @@ def local_attender(
     if _dispatch.wants_reference():
         return local_attender_reference(logits, value, offsets, padding=padding)
     taps = _check(logits, value, offsets, padding)
-    max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else check_bytes(max_bytes)
+    max_bytes = OPERATOR_BYTES if max_bytes is None else check_bytes(max_bytes)
     return _LocalAttender.apply(logits, value, taps, max_bytes)
 
 

@@ -26,9 +26,7 @@ from upfeat.errors import check_bytes
 from upfeat.ops import _dispatch
 from upfeat.ops._workers import run_blocks, sum_parts, worker_count
 from upfeat.ops.memory import new_large
-
-DEFAULT_MAX_BYTES = 16 * 2**20
-"""Buffers of all bands at work; a band's stay in a core's cache. On other devices 32 times that."""
+from upfeat.ops.runtime.budgets import OPERATOR_BYTES
 
 TILE_PIXELS = 32
 """Rows that the product of a tile should have: fewer waste the cache, more multiply zeros."""
@@ -141,7 +139,7 @@ def _weights_for(query: Tensor, cells: Tensor, kernel_size: int) -> Tensor:
 
 def _budget(like: Tensor, max_bytes: int | None) -> int:
     if max_bytes is None:
-        return DEFAULT_MAX_BYTES * (1 if like.device.type == "cpu" else 32)
+        return 2 * OPERATOR_BYTES * (1 if like.device.type == "cpu" else 32)
     return check_bytes(max_bytes)
 
 

@@ -16,9 +16,7 @@ from torch import Tensor
 from upfeat.ops import _dispatch
 from upfeat.ops._tiled_attention import LocalWindows, tiled_backward, tiled_forward
 from upfeat.ops.head_averaged_attention import head_averaged_attention
-
-DEFAULT_MAX_BYTES = 8 * 2**20
-"""All buffers of one run of tiles; a few MB stay in the caches between the steps."""
+from upfeat.ops.runtime.budgets import OPERATOR_BYTES
 
 Span = tuple[int, int]
 
@@ -368,4 +366,4 @@ def _slice_bounds(bounds: Tensor, length: int, cells: int, span: Span | None, na
     return bounds
 
 
-_BOUNDED = _dispatch.BoundedOperator("windowed_attention", _forward, _backward, DEFAULT_MAX_BYTES)
+_BOUNDED = _dispatch.BoundedOperator("windowed_attention", _forward, _backward, OPERATOR_BYTES)

@@ -40,7 +40,7 @@ from upfeat.ops._dispatch import is_transformed, wants_reference
 from upfeat.ops.channel_norm import channel_norm
 from upfeat.ops.images import normalize
 from upfeat.ops.memory import check_fits
-from upfeat.ops.runtime import CALL_BYTES, MAP_BYTES, TILE_BYTES, Output, assemble, row_strips
+from upfeat.ops.runtime import MAP_BYTES, TILE_BYTES, Output, assemble, row_strips
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -407,7 +407,7 @@ class Upsampler(nn.Module):
         output_size: Sequence[int] | None = None,
         values: Tensor | None = None,
         *,
-        max_bytes: int = CALL_BYTES,
+        max_bytes: int = MAP_BYTES + TILE_BYTES,
         piece_bytes: int = TILE_BYTES,
     ) -> Iterator[Tile]:
         """Yield the output in pieces, so that memory does not grow with its size.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from upfeat.errors import UnsupportedError
-from upfeat.ops.runtime import CALL_BYTES
+from upfeat.ops.runtime import MAP_BYTES, TILE_BYTES
 from upfeat.upsamplers.base import Tile, Upsampler
 
 __all__ = ["FoldedHead", "fold_head"]
@@ -48,7 +48,7 @@ class FoldedHead(nn.Module):
         features: Tensor,
         output_size: Sequence[int] | None = None,
         *,
-        max_bytes: int = CALL_BYTES,
+        max_bytes: int = MAP_BYTES + TILE_BYTES,
     ) -> Iterator[Tile]:
         """Yield the logits in pieces; see :meth:`Upsampler.tiles`."""
         values = self.head(features)

@@ -1,4 +1,4 @@
-"""Loops over strips of output rows, and the byte budgets of a call.
+"""Loops over strips of output rows.
 
 Legend: B batch, K channels, H' W' output, R rows of a strip.
 """
@@ -13,15 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from upfeat.ops._dispatch import wants_reference
 from upfeat.ops._workers import run_blocks, worker_count
 from upfeat.ops.memory import new_large
-
-# What one piece of `Upsampler.tiles` may take by default.
-TILE_BYTES = 256 * 2**20
-# All strips of a plain call that are under way, one in each thread.
-STRIP_BYTES = 16 * 2**20
-# Whole maps of an image at full resolution that a plain call keeps; beyond it they are recomputed.
-MAP_BYTES = 2304 * 2**20
-# What a call of `Upsampler.tiles` may take by default, beside its inputs.
-CALL_BYTES = MAP_BYTES + TILE_BYTES
+from upfeat.ops.runtime.budgets import STRIP_BYTES
 
 
 def row_strips(height: int, row_bytes: int, max_bytes: int) -> Iterator[slice]:

@@ -17,8 +17,9 @@ from torch import Tensor
 from upfeat.ops._dispatch import compute_dtype, without_autocast
 from upfeat.ops._workers import run_blocks, sum_parts
 from upfeat.ops.banded_pooling import pool_columns
-from upfeat.ops.group_moments import CPU_BAND_BYTES, DEVICE_BAND_BYTES, GroupMoments
+from upfeat.ops.group_moments import GroupMoments
 from upfeat.ops.memory import new_large
+from upfeat.ops.runtime.budgets import CACHE_BYTES, DEVICE_BYTES
 from upfeat.ops.stream.convolution import Kernel
 from upfeat.ops.stream.nodes import (
     ADD,
@@ -122,7 +123,7 @@ class Graph:
 
     def strip_rows(self, node: Node) -> int:
         """Rows of a strip of ``node`` whose widest ancestor stays in the cache."""
-        budget = CPU_BAND_BYTES if self.like.device.type == "cpu" else DEVICE_BAND_BYTES
+        budget = CACHE_BYTES if self.like.device.type == "cpu" else DEVICE_BYTES
         rows, halo = 1, HALO_ROWS * sum(one.reach for one in (node, *_unkept(node)))
         while rows < node.size[0] and (rows < halo or _strip_bytes(node, 2 * rows) <= budget):
             rows *= 2

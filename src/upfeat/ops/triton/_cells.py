@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from upfeat.ops.runtime.budgets import DEVICE_BYTES
 from upfeat.ops.triton import _common
 from upfeat.ops.triton._common import (
     HIDDEN,
@@ -39,7 +40,6 @@ from upfeat.ops.triton._common import (
     store_tile,
 )
 
-CHUNK_BYTES = 128 * 2**20
 TILE_SIDE = 8
 
 
@@ -383,7 +383,7 @@ def backward(
     grad_key = query.new_zeros(batch, *key.shape[2:], dim, dtype=torch.float32)
     grad_value = query.new_zeros(batch, *value.shape[2:], value.shape[1], dtype=torch.float32)
     per_tile = batch * groups * TILE_SIDE**2 * plan.max_cells
-    chunk = min(plan.tiles, max(1, CHUNK_BYTES // (4 * per_tile)))
+    chunk = min(plan.tiles, max(1, DEVICE_BYTES // (4 * per_tile)))
     grad_mean = query.new_empty(chunk * per_tile, dtype=torch.float32)
     width, group_heads = dim // num_heads, num_heads // groups
     size = _common.block(channels, 32 if value.dtype == torch.float32 else 64)

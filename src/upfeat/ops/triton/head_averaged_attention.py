@@ -10,7 +10,7 @@ Backward, per chunk of queries, with P_h recomputed from the log-sum-exp and G =
     dQ_h = scale * dS_h K_h              dK_h = scale * dS_h^T Q_h
 
 G does not depend on the head: it is computed once per chunk and read by all of them. The chunk
-bounds A and G (`CHUNK_BYTES`).
+bounds A and G (`DEVICE_BYTES`).
 """
 
 # Kernels are a language of their own: untyped, and tuples grow by concatenation.
@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from upfeat.ops.runtime.budgets import DEVICE_BYTES
 from upfeat.ops.triton import _common
 from upfeat.ops.triton._common import (
     HIDDEN,
@@ -35,7 +36,6 @@ from upfeat.ops.triton._common import (
     store_tile,
 )
 
-CHUNK_BYTES = 128 * 2**20
 # The backward of the keys sums over this many parts of a chunk side by side, to fill the device.
 KEY_PARTS = 16
 
@@ -354,7 +354,7 @@ def backward(
     )  # one per part
     grad_value = torch.zeros(value.shape, device=value.device, dtype=torch.float32)
     size = 4 + value.element_size()
-    chunk = max(64, CHUNK_BYTES // (size * max(1, batch * num_keys)) // 64 * 64)
+    chunk = max(64, DEVICE_BYTES // (size * max(1, batch * num_keys)) // 64 * 64)
     for start in range(0, num_queries if batch else 0, chunk):
         rows = slice(start, min(start + chunk, num_queries))
         _backward_chunk(
