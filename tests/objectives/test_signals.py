@@ -29,7 +29,7 @@ from upfeat.objectives.images import (
 )
 from upfeat.objectives.losses import cosine_mse, mse
 from upfeat.objectives.multi_view import Jitter, draw_jitter, jitter_map
-from upfeat.objectives.self_distillation import _region
+from upfeat.objectives.self_distillation import output_span
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 
 
@@ -196,8 +196,8 @@ def test_distillation_of_a_uniform_image_is_at_its_floor(distance: str) -> None:
 
 def test_regions_match_the_released_arithmetic() -> None:
     # image 896, student 224: corner 176 -> int(176 * 224 / 896), side int(224 * 224 / 896)
-    assert _region(176, 224, 896, 224) == slice(44, 100)
-    assert _region(896 - 518, 518, 896, 518) == slice(218, 517)
+    assert output_span(176, 224, 896, 224) == slice(44, 100)
+    assert output_span(896 - 518, 518, 896, 518) == slice(218, 517)
 
 
 def test_distillation_looks_at_crops_of_the_large_image() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import MOST_PIXELS, check_size
+from upfeat.ops.images import Size
 from upfeat.ops.memory import check_fits
 from upfeat.ops.resize import resize_antialiased
 
@@ -26,7 +27,6 @@ __all__ = [
 ]
 
 SizeRequest: TypeAlias = int | float | Sequence[int] | None
-Size: TypeAlias = tuple[int, int]
 
 
 class Frame(NamedTuple):

@@ -48,7 +48,7 @@ from upfeat.ops.images import normalize
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["Batch", "CropProbe"]
+__all__ = ["CropProbe", "ProbeBatch"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ ROWS_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
-class Batch:
+class ProbeBatch:
     """Images (B, 3, H, W) in [0, 1], features (B, C, h, w), tokens (B, C') or None, targets."""
 
     image: Tensor
@@ -341,7 +341,7 @@ class CropProbe(ABC, Generic[MeterT]):
         for trainee in active:
             trainee.train(False)
 
-    def load(self, split: str, indices: Sequence[int], flipped: bool = False) -> Batch:
+    def load(self, split: str, indices: Sequence[int], flipped: bool = False) -> ProbeBatch:
         """Return images with features and targets, all flipped left-right if asked for."""
         images: list[Tensor] = []
         features: list[Tensor] = []
@@ -360,9 +360,11 @@ class CropProbe(ABC, Generic[MeterT]):
             images.append(image)
             targets.append(target)
         token = torch.cat(tokens) if tokens else None
-        return Batch(torch.cat(images), torch.cat(features), token, torch.cat(targets))
+        return ProbeBatch(torch.cat(images), torch.cat(features), token, torch.cat(targets))
 
-    def step(self, trainee: _Trainee, batch: Batch, learning_rate: float, iteration: int) -> None:
+    def step(
+        self, trainee: _Trainee, batch: ProbeBatch, learning_rate: float, iteration: int
+    ) -> None:
         """Take one step of the heads of all seeds."""
         trainee.optimizer.zero_grad()
         upsampler = trainee.upsamplers[0]
@@ -382,7 +384,7 @@ class CropProbe(ABC, Generic[MeterT]):
             group["lr"] = learning_rate
         trainee.optimizer.step()
 
-    def _gradients(self, trainee: _Trainee, batch: Batch, iteration: int) -> list[Tensor]:
+    def _gradients(self, trainee: _Trainee, batch: ProbeBatch, iteration: int) -> list[Tensor]:
         """Add up the gradients of whole outputs; return the losses, none where no pixel counts."""
         losses = []
         for _, outputs in self.forward(trainee, batch):
@@ -392,7 +394,7 @@ class CropProbe(ABC, Generic[MeterT]):
                 losses.append(loss.detach())
         return losses
 
-    def _gradients_by_rows(self, trainee: _Trainee, batch: Batch) -> list[Tensor]:
+    def _gradients_by_rows(self, trainee: _Trainee, batch: ProbeBatch) -> list[Tensor]:
         """The same for heads in front of a frozen upsampler, with a few output rows at a time.
 
         A row's loss is known as soon as its outputs are, so that its gradient goes back before the
@@ -418,7 +420,7 @@ class CropProbe(ABC, Generic[MeterT]):
             losses.append(total)
         return losses
 
-    def forward(self, trainee: _Trainee, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+    def forward(self, trainee: _Trainee, batch: ProbeBatch) -> Iterator[tuple[slice, Tensor]]:
         """Yield which seeds, and what their heads say: (B, s, K, h', w')."""
         groups = self.seed_groups()
         if trainee.joint:

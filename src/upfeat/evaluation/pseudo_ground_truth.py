@@ -52,7 +52,7 @@ from upfeat.objectives._networks import backbone_features, guidance_image, norma
 from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import cosine_loss, downsampling_loss, widen
 from upfeat.objectives.masks import MaskOrder, refine_with_masks
-from upfeat.objectives.self_distillation import _region
+from upfeat.objectives.self_distillation import output_span
 from upfeat.upsamplers import Upsampler, create_upsampler
 
 __all__ = [
@@ -361,7 +361,7 @@ class _Scene:
                 batch, self.backbone, self.teacher, corner, self.size, self.out_size
             )
             axes = zip(corner, self.size, self.large_size, self.out_size, strict=True)
-            rows, cols = (_region(*axis) for axis in axes)
+            rows, cols = (output_span(*axis) for axis in axes)
             region = (rows.stop - rows.start, cols.stop - cols.start)
             total[:, :, rows, cols] += resize_bilinear(target, region)
             count[:, :, rows, cols] += 1

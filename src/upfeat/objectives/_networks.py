@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from upfeat.errors import UnsupportedError
 from upfeat.objectives.draws import draw_integer
 from upfeat.objectives.images import normalize_image
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
     from upfeat.upsamplers.base import Upsampler
 
 Backbones = Union["Backbone", Sequence["Backbone"]]
-Size = tuple[int, int]
 
 
 class Call(NamedTuple):

@@ -17,13 +17,12 @@ from upfeat.objectives.draws import draw_integer
 from upfeat.objectives.images import normalize_image, resize_bilinear, scale_size
 from upfeat.objectives.losses import Distance, downsampling_loss, get_distance
 from upfeat.objectives.registry import register_objective
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
 
 __all__ = ["Crops", "CropsConfig"]
-
-Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

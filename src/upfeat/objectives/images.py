@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from upfeat.objectives.draws import draw_chance, draw_integer, draw_like
 from upfeat.ops.gaussian_blur import gaussian_blur
+from upfeat.ops.images import Size
 from upfeat.ops.images import normalize as normalize_image
 from upfeat.ops.resize import resize_antialiased
 
@@ -27,7 +28,6 @@ __all__ = [
     "scale_size",
 ]
 
-Size = tuple[int, int]
 Clamp = Literal["valid", "released"]
 
 

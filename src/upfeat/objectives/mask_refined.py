@@ -25,14 +25,13 @@ from upfeat.objectives.losses import (
 from upfeat.objectives.masks import MaskOrder, mask_similarity, refine_with_masks
 from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
 from upfeat.objectives.registry import register_objective
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
     from upfeat.upsamplers.base import Upsampler
 
 __all__ = ["MaskRefined", "MaskRefinedConfig", "released_stage1_config"]
-
-Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

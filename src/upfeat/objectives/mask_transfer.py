@@ -34,6 +34,7 @@ from upfeat.objectives.images import (
 from upfeat.objectives.losses import widen
 from upfeat.objectives.registry import register_objective
 from upfeat.ops.coordinates import pixel_centres, sample_at
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskTransfer", "MaskTransferConfig", "region_map"]
 
-Size = tuple[int, int]
 
 # Added to the share that a pixel finds, so that one hopeless pixel does not rule the gradient.
 SHARE_FLOOR = 1e-2

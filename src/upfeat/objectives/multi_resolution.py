@@ -16,13 +16,12 @@ from upfeat.objectives.draws import draw_uniform
 from upfeat.objectives.images import Clamp, disturb_image, resize_bilinear, scale_size
 from upfeat.objectives.losses import Distance, cosine_mse, get_distance
 from upfeat.objectives.registry import register_objective
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
 
 __all__ = ["MultiResolution", "MultiResolutionConfig", "naf_config"]
-
-Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from upfeat.objectives._networks import Call, backbone_features, guidance_image
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
 from upfeat.objectives.registry import register_objective
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MultiViewReconstruction", "MultiViewReconstructionConfig"]
 
-Size = tuple[int, int]
 
 FEATUP = MultiViewConfig(
     views=5,

@@ -23,14 +23,13 @@ from upfeat.objectives.losses import (
     widen,
 )
 from upfeat.objectives.registry import register_objective
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
     from upfeat.upsamplers.base import Upsampler
 
 __all__ = ["DepthTarget", "DepthTargetConfig", "DoubledInput", "DoubledInputConfig"]
-
-Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

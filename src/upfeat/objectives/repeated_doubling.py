@@ -15,13 +15,12 @@ from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weig
 from upfeat.objectives.images import resize_bilinear
 from upfeat.objectives.losses import Distance, get_distance
 from upfeat.objectives.registry import register_objective
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
 
 __all__ = ["RepeatedDoubling", "RepeatedDoublingConfig"]
-
-Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

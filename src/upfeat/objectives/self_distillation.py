@@ -20,6 +20,7 @@ from upfeat.objectives.losses import get_distance, total_variation
 from upfeat.objectives.masks import MaskOrder, refine_with_masks
 from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
 from upfeat.objectives.registry import register_objective
+from upfeat.ops.images import Size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -29,10 +30,10 @@ __all__ = [
     "SelfDistillation",
     "SelfDistillationConfig",
     "ema_update",
+    "output_span",
     "released_stage2_config",
 ]
 
-Size = tuple[int, int]
 MapDistance = Literal["affinity_l2", "affinity_l1", "mse", "l1", "cosine_mse"]
 
 
@@ -219,7 +220,7 @@ class SelfDistillation(Objective):
             corner = self._corner(full, size, generator)
             target = self.teacher_map(batch, backbone, upsampler, corner, size, out_size)
             rows, columns = (
-                _region(*axis) for axis in zip(corner, size, full, out_size, strict=True)
+                output_span(*axis) for axis in zip(corner, size, full, out_size, strict=True)
             )
             seen = student[:, :, rows, columns]
             target = resize_bilinear(target, (seen.shape[2], seen.shape[3]))
@@ -292,7 +293,7 @@ class SelfDistillation(Objective):
                 )
             output = scale_size(size, self.config.output_scale)
             calls.append(Call(size, backbone.grid_size(size), output))
-            regions = [_region(0, *axis) for axis in zip(size, image_size, output, strict=True)]
+            regions = [output_span(0, *axis) for axis in zip(size, image_size, output, strict=True)]
             border = self.config.border if self.config.distance.startswith("affinity") else 0
             if any(int((1 - border) * r.stop) - int(border * r.stop) < 2 for r in regions):
                 raise ValueError(
@@ -302,7 +303,19 @@ class SelfDistillation(Objective):
         return Plan(sizes, calls)
 
 
-def _region(corner: int, side: int, full: int, out: int) -> slice:
-    """Where a crop of an axis of ``full`` pixels lies in an output of ``out`` pixels."""
+def output_span(corner: int, side: int, full: int, out: int) -> slice:
+    """Return where a crop of an axis of ``full`` pixels lies in an output of ``out`` pixels.
+
+    Args:
+        corner: first pixel of the crop.
+        side: its pixels.
+        full: pixels of the axis.
+        out: pixels of the output along it.
+
+    Example:
+        >>> from upfeat.objectives.self_distillation import output_span
+        >>> output_span(176, 224, 896, 224)
+        slice(44, 100, None)
+    """
     start, length = corner * out // full, max(1, side * out // full)
     return slice(start, min(start + length, out))

@@ -1,12 +1,15 @@
 """Arithmetic on images: normalisation, and telling an image that lacks it."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["known_normalized", "normalize", "raw_scale"]
+__all__ = ["Size", "known_normalized", "normalize", "raw_scale"]
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width, in pixels or cells."""
 
 _MARK = "_upfeat_normalized"
 LOOKED_AT = 64  # rows and columns of an image whose values are looked at

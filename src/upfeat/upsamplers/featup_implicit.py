@@ -30,6 +30,7 @@ from upfeat.layers.fourier import FourierFeatures
 from upfeat.ops.coordinates import inclusive_places, sample_at
 from upfeat.ops.fourier_features import inclusive_grid
 from upfeat.ops.gaussian_blur import gaussian_blur
+from upfeat.ops.images import Size
 from upfeat.ops.memory import new_large
 from upfeat.ops.own_draws import DrawsFrom
 from upfeat.ops.penalties import magnitude, total_variation, uncertain_error
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 MAGNITUDE_WEIGHT, SMOOTH_WEIGHT, BLUR_WEIGHT = 0.001, 0.05, 0.1
 PCA_VIEWS, PCA_ITERATIONS = 50, 4
 WIDE_KERNEL, WIDE_PATCH = 29, 14  # published kernels: 29 for patches of 14 and 16, 8 for 8
-Size = tuple[int, int]
 THUMBNAIL = 8  # side of the picture by which a fitted network knows its image
 SAME_IMAGE = 0.05  # largest difference of thumbnails of one image, in normalised colours
 DROPOUT = 0.2

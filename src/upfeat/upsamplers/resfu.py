@@ -28,11 +28,10 @@ from torch.nn import functional as F
 from upfeat.errors import CheckpointError
 from upfeat.layers.stages import resize_to
 from upfeat.ops.guided_filter import guided_filter
+from upfeat.ops.images import Size
 from upfeat.ops.reassembly import window_reassembly
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
-
-Size = tuple[int, int]
 
 HIDDEN = 128  # channels of a score block
 FAR = -1e7  # added to the logit of a tap beyond the map

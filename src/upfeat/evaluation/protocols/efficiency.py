@@ -43,6 +43,7 @@ from upfeat.evaluation.results import (
 )
 from upfeat.evaluation.scores import cost
 from upfeat.ops._dispatch import counting_operations
+from upfeat.ops.images import Size
 
 __all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
 
@@ -52,7 +53,6 @@ _IN_PLACE = {
     torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
     torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
 }
-Size = tuple[int, int]
 Pass = Literal["forward", "backward"]
 
 
