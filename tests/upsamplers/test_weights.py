@@ -123,7 +123,7 @@ def test_a_foreign_or_broken_config(small: upfeat.Upsampler, tmp_path: Path) -> 
 
 def test_a_class_refuses_another_method(small: upfeat.Upsampler, tmp_path: Path) -> None:
     upfeat.create_upsampler("bilinear").save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="holds a Bilinear, not a Jafar"):
+    with pytest.raises(CheckpointError, match="holds a Bilinear, not a JAFAR"):
         type(small).from_pretrained(tmp_path)
 
 
@@ -246,7 +246,7 @@ def test_prefixes_of_wrapped_modules(
 
 
 def test_a_module_in_the_place_of_its_state_dict(small: upfeat.Upsampler) -> None:
-    with pytest.raises(CheckpointError, match=r"got Jafar; of a module, give module\.state_dict"):
+    with pytest.raises(CheckpointError, match=r"got JAFAR; of a module, give module\.state_dict"):
         upfeat.from_official("jafar", small)  # type: ignore[arg-type]
 
 

@@ -38,10 +38,6 @@ from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
 
 Triple = tuple[float, float, float]
 
-HALF: Triple = (0.5, 0.5, 0.5)
-CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
-
 
 class SpatialFeatureTransform(nn.Module):
     """gamma(S) * x + beta(S) with 1x1 convolutions; gamma is not offset by one."""
@@ -59,109 +55,60 @@ class SpatialFeatureTransform(nn.Module):
 # -- published weights ------------------------------------------------------------------------
 
 
-def _record(
-    tag: str,
-    model: str,
-    feature_dim: int,
-    mean: Triple,
-    std: Triple,
-    backbone_license: str,
-    *,
-    backbone: str | None = None,
-    note: str = "",
-) -> Checkpoint:
-    file = f"{model}.pth"
-    address = f"https://github.com/PaulCouairon/JAFAR/releases/download/Weights/{file}"
-    return Checkpoint(
+NOTE = "The guidance image is normalised as the backbone's input."
+SWAPPED = (
+    "The original README swaps the links of ViT-B/16 and DINO ViT-B/16; this record goes by the "
+    f"file name. {NOTE}"
+)
+CLASSIFIER = "The backbone is a CLIP finetuned as a classifier: 768 channels and no text space."
+IMAGENET, HALF, CLIP = (
+    (IMAGENET_MEAN, IMAGENET_STD),
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+)
+# Tag, file name, what timm's name has beyond it, channels, mean and std, note.
+PUBLISHED: tuple[tuple[str, str, str, int, tuple[Triple, Triple], str], ...] = (
+    ("dinov2_vits14", "vit_small_patch14_dinov2.lvd142m", "", 384, IMAGENET, NOTE),
+    ("dinov2_vitb14", "vit_base_patch14_dinov2.lvd142m", "", 768, IMAGENET, NOTE),
+    ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2", ".lvd142m", 384, IMAGENET, NOTE),
+    ("dino_vitb16", "vit_base_patch16_224.dino", "", 768, IMAGENET, SWAPPED),
+    ("augreg_vitb16", "vit_base_patch16_224", ".augreg2_in21k_ft_in1k", 768, HALF, SWAPPED),
+    (
+        "clip_vitb16_384",
+        "vit_base_patch16_clip_384",
+        ".laion2b_ft_in12k_in1k",
+        768,
+        CLIP,
+        CLASSIFIER,
+    ),
+    ("siglip2_vitb16_512", "vit_base_patch16_siglip_512.v2_webli", "", 768, HALF, NOTE),
+)
+
+CHECKPOINTS = tuple(
+    Checkpoint(
         tag=tag,
-        file=HubFile(filename=file, url=address),
-        backbone=f"timm/{backbone or model}",
+        file=HubFile(
+            filename=f"{model}.pth",
+            url=f"https://github.com/PaulCouairon/JAFAR/releases/download/Weights/{model}.pth",
+        ),
+        backbone=f"timm/{model}{rest}",
         feature_dim=feature_dim,
         image_mean=mean,
         image_std=std,
         training_data="ImageNet-1k train, 448 x 448; 100,000 steps of 4 images",
         code_license="Apache-2.0",
         weights_license="not stated (the code is Apache-2.0)",
-        backbone_license=backbone_license,
+        backbone_license="Apache-2.0",
         paper="2506.11136",
         config={"num_heads": 4},
-        note=note or "The guidance image is normalised as the backbone's input.",
+        note=note,
     )
-
-
-SWAPPED = (
-    "The original README swaps the links of ViT-B/16 and DINO ViT-B/16; this record goes by the "
-    "file name. The guidance image is normalised as the backbone's input."
-)
-
-CHECKPOINTS = (
-    _record(
-        "dinov2_vits14",
-        "vit_small_patch14_dinov2.lvd142m",
-        384,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        "Apache-2.0",
-    ),
-    _record(
-        "dinov2_vitb14",
-        "vit_base_patch14_dinov2.lvd142m",
-        768,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        "Apache-2.0",
-    ),
-    _record(
-        "dinov2_vits14_reg",
-        "vit_small_patch14_reg4_dinov2",
-        384,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        "Apache-2.0",
-        backbone="vit_small_patch14_reg4_dinov2.lvd142m",
-    ),
-    _record(
-        "dino_vitb16",
-        "vit_base_patch16_224.dino",
-        768,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        "Apache-2.0",
-        note=SWAPPED,
-    ),
-    _record(
-        "augreg_vitb16",
-        "vit_base_patch16_224",
-        768,
-        HALF,
-        HALF,
-        "Apache-2.0",
-        backbone="vit_base_patch16_224.augreg2_in21k_ft_in1k",
-        note=SWAPPED,
-    ),
-    _record(
-        "clip_vitb16_384",
-        "vit_base_patch16_clip_384",
-        768,
-        CLIP_MEAN,
-        CLIP_STD,
-        "Apache-2.0",
-        backbone="vit_base_patch16_clip_384.laion2b_ft_in12k_in1k",
-        note="The backbone is a CLIP finetuned as a classifier: 768 channels and no text space.",
-    ),
-    _record(
-        "siglip2_vitb16_512",
-        "vit_base_patch16_siglip_512.v2_webli",
-        768,
-        HALF,
-        HALF,
-        "Apache-2.0",
-    ),
+    for tag, model, rest, feature_dim, (mean, std), note in PUBLISHED
 )
 
 BUNDLED = tuple(
     bundled_checkpoint(
-        "jafar", tag, sha256, backbone, 192, HALF, HALF, paper="2506.11136", config={"qk_dim": 64}
+        "jafar", tag, sha256, backbone, 192, *HALF, paper="2506.11136", config={"qk_dim": 64}
     )
     for tag, backbone, sha256 in (
         (
@@ -186,7 +133,7 @@ class Encoded(NamedTuple):
 
 
 @register_upsampler("jafar", checkpoints=CHECKPOINTS + BUNDLED)
-class Jafar(Upsampler):
+class JAFAR(Upsampler):
     """JAFAR (arXiv 2506.11136): global cross-attention with head-averaged weights on raw features.
 
     Official state dicts load strictly, in both layouts of the attention's projections. The
