@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from upfeat.evaluation.depth_losses import (
+from upfeat.evaluation.metrics import boundary_radius, propagate_labels
+from upfeat.evaluation.probes.depth_losses import (
     BIN_FLOOR,
     EPSILON,
     GRADIENT_STRIDES,
     GRADIENT_WEIGHT,
 )
-from upfeat.evaluation.image_probe import image_probe_preset
-from upfeat.evaluation.metrics import boundary_radius, propagate_labels
+from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
 from upfeat.evaluation.protocols.cam import cam_preset
 from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
 from upfeat.evaluation.protocols.efficiency import efficiency_preset

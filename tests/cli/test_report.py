@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from upfeat.cli.app import app
-from upfeat.evaluation.panels import Panel, save_panel
 from upfeat.evaluation.results import Result, Score
+from upfeat.evaluation.tables.panels import Panel, save_panel
 
 
 def save_results(folder: Path) -> None:

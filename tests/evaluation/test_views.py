@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import upfeat
-from tests.evaluation import test_image_probe
+from tests.evaluation.probes import test_segmentation_crops
 from tests.evaluation.protocols import test_cam, test_depth_probe, test_seg_probe, test_vos
 from upfeat.data import davis, msrc
 from upfeat.evaluation.dense import DenseFeatures, Method
-from upfeat.evaluation.image_probe import run_image_probe
+from upfeat.evaluation.probes.segmentation_crops import run_image_probe
 from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_efficiency
 from upfeat.evaluation.protocols.faithfulness import FaithfulnessConfig, run_faithfulness
 from upfeat.evaluation.protocols.seg_probe import run_seg_probe
@@ -84,9 +84,9 @@ def test_whole_maps_and_single_pixels(viewer: Viewer, tmp_path: Path) -> None:
 def test_crop_probes(
     viewer: Viewer, tmp_path: Path, changes: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    root = test_image_probe.root.__wrapped__(tmp_path)  # type: ignore[attr-defined]
-    backbone = test_image_probe.backbone.__wrapped__()  # type: ignore[attr-defined]
-    config = test_image_probe.tiny(epochs=1, target_size=16, **changes)
+    root = test_segmentation_crops.root.__wrapped__(tmp_path)  # type: ignore[attr-defined]
+    backbone = test_segmentation_crops.backbone.__wrapped__()  # type: ignore[attr-defined]
+    config = test_segmentation_crops.tiny(epochs=1, target_size=16, **changes)
     data = msrc(root, "train"), msrc(root, "val")
     run_image_probe(config, *data, backbone, [Method("v", viewer)], **folders(tmp_path))
     assert len(viewer.seen) >= 4  # batches of training and the images of validation

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from upfeat.backbones import Backbone
     from upfeat.evaluation.dense import LowRes, Method
-    from upfeat.evaluation.probe_parts import JointMethod
+    from upfeat.evaluation.probes.parts import JointMethod
     from upfeat.evaluation.registry import Progress as OnProgress
     from upfeat.evaluation.registry import Protocol
     from upfeat.evaluation.results import Result
@@ -140,7 +140,7 @@ def load_method(
 
 def _load_joint(spec: str, feature_dim: int, device: str) -> "Method | JointMethod":
     import upfeat
-    from upfeat.evaluation.probe_parts import JointMethod
+    from upfeat.evaluation.probes.parts import JointMethod
     from upfeat.upsamplers.loading import split_label
 
     name = split_label(spec)[1].partition("(")[0].strip()
@@ -278,7 +278,7 @@ def print_scores(protocol: "Protocol", results: Sequence["Result"], title: str, 
         title: above the table.
         note: below it.
     """
-    from upfeat.evaluation.scores import column_groups, score_digits, score_text
+    from upfeat.evaluation.tables.scores import column_groups, score_digits, score_text
 
     written = dict.fromkeys(name for result in results for name in result.scores)
     shown = [name for name in protocol.columns or written if name in written]

@@ -62,9 +62,9 @@ def report_command(
     """Write one HTML page of results and pictures, to open from disk or print."""
     from upfeat._files import OwnFiles
     from upfeat.cli.report_content import panel_scenes, report_content
-    from upfeat.evaluation.markdown import results_page
-    from upfeat.evaluation.panels import load_panel, panel_files
-    from upfeat.evaluation.tables import build_tables, gather_results
+    from upfeat.evaluation.tables.build import build_tables, gather_results
+    from upfeat.evaluation.tables.markdown import results_page
+    from upfeat.evaluation.tables.panels import load_panel, panel_files
     from upfeat.viz.report import report_page
 
     paths = results or []

@@ -5,11 +5,11 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from upfeat.evaluation.commands import table_command
-from upfeat.evaluation.panels import Panel
-from upfeat.evaluation.ranks import Ranking, rank_methods
-from upfeat.evaluation.scores import column_groups, score_digits
-from upfeat.evaluation.tables import Row, Table
+from upfeat.evaluation.tables.build import Row, Table
+from upfeat.evaluation.tables.commands import table_command
+from upfeat.evaluation.tables.panels import Panel
+from upfeat.evaluation.tables.ranks import Ranking, rank_methods
+from upfeat.evaluation.tables.scores import column_groups, score_digits
 from upfeat.viz.report import (
     Cell,
     Column,
@@ -218,7 +218,7 @@ def panel_scenes(panels: Sequence[Panel]) -> list[Scene]:
     """Return a scene for each image of each task and set, its pictures sharing colours by kind.
 
     Args:
-        panels: of :func:`upfeat.evaluation.panels.load_panel`.
+        panels: of :func:`upfeat.evaluation.tables.panels.load_panel`.
     """
 
     def image(panel: Panel) -> tuple[str, ...]:

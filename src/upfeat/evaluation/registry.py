@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.scores import ScoreKind
+from upfeat.evaluation.tables.scores import ScoreKind
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

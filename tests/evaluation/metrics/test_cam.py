@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.conftest import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from upfeat.evaluation.metrics import (
-    CamMeter,
+    CamMetric,
     adcc,
     average_drop,
     average_gain,
@@ -67,11 +67,11 @@ def test_golden_scores(golden_dir: Path) -> None:
     }
     differences = {name: max_abs_difference(value, golden[name]) for name, value in ours.items()}
     assert max(differences.values()) <= GOLDEN_ATOL, differences
-    meter = CamMeter()
+    metric = CamMetric()
     for row in range(6):
         one = slice(row, row + 1)
-        meter.update(full[one], masked[one], maps[one], masked_maps[one])
-    scores = meter.compute()
+        metric.add(full[one], masked[one], maps[one], masked_maps[one])
+    scores = metric.compute()
     assert scores["adcc_l1"] == pytest.approx(float(golden["adcc_of_means"]), abs=1e-5)
     assert scores["adcc_l0"] == pytest.approx(float(golden["adcc_of_means_l0"]), abs=1e-5)
     per_image = float(golden["adcc_per_image"].mean())
@@ -106,7 +106,7 @@ def test_what_is_undefined() -> None:
     assert float(adcc(torch.zeros(()), torch.tensor(0.5), torch.tensor(0.5))) == 0
     assert float(adcc(torch.tensor(0.5), torch.ones(()), torch.zeros(()))) == 0
     assert torch.equal(normalize_map(torch.zeros(1, 2, 2)), torch.zeros(1, 2, 2))
-    assert all(math.isnan(score) for score in CamMeter().compute().values())
+    assert all(math.isnan(score) for score in CamMetric().compute().values())
 
 
 def test_errors() -> None:
@@ -125,20 +125,20 @@ def images(seed: int) -> tuple[torch.Tensor, ...]:
 
 def _score(rank: int, store: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    meter = CamMeter()
+    metric = CamMetric()
     for seed in range(rank, 3, 2):
-        meter.update(*images(seed))
-    meter.reduce()
-    torch.save(meter.compute(), Path(folder, f"{rank}.pt"))
+        metric.add(*images(seed))
+    metric.sync()
+    torch.save(metric.compute(), Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path: Path) -> None:
     mp.spawn(_score, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    alone = CamMeter()
+    alone = CamMetric()
     for seed in range(3):
-        alone.update(*images(seed))
+        alone.add(*images(seed))
     for rank in range(2):
         shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert shared == pytest.approx(alone.compute(), abs=1e-12)

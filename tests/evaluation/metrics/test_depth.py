@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
-from upfeat.evaluation.metrics import DepthMeter, depth_scores, fit_scale_and_shift
+from upfeat.evaluation.metrics import DepthMetric, depth_scores, fit_scale_and_shift
 
 GOLDEN_NAMES = {"log10": "log_10"}
 
@@ -48,21 +48,21 @@ def test_meter_is_the_mean_over_images() -> None:
     target, prediction = torch.rand(3, 1, 5, 6) * 9 + 0.5, torch.rand(3, 1, 5, 6) * 9 + 0.5
     target[0, :, :2] = 0  # missing
     target[1, :, 3:] = 12  # too far
-    meter = DepthMeter(aligned=True)
-    meter.update(prediction[:2], target[:2])
-    meter.update(prediction[2:], target[2:])
-    meter.update(prediction[:1], torch.zeros(1, 1, 5, 6))  # nothing to score
-    assert int(meter.images) == 3
+    metric = DepthMetric(aligned=True)
+    metric.add(prediction[:2], target[:2])
+    metric.add(prediction[2:], target[2:])
+    metric.add(prediction[:1], torch.zeros(1, 1, 5, 6))  # nothing to score
+    assert int(metric.images) == 3
     valid = (target > 1e-3) & (target < 10)
     each = [depth_scores(*image) for image in zip(prediction, target, valid, strict=True)]
-    scores = meter.compute()
+    scores = metric.compute()
     for name in each[0]:
         assert scores[name] == pytest.approx(sum(one[name] for one in each) / 3)
     assert scores["si_rmse"] < scores["rmse"]
 
 
 def test_no_image_is_no_score() -> None:
-    assert all(math.isnan(score) for score in DepthMeter().compute().values())
+    assert all(math.isnan(score) for score in DepthMetric().compute().values())
     assert math.isnan(depth_scores(torch.ones(2), torch.zeros(2))["d1"])
 
 
@@ -91,16 +91,16 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="resize the prediction"):
         depth_scores(torch.ones(2, 2), torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"\(B, H, W\)"):
-        DepthMeter().update(torch.ones(2, 2), torch.ones(2, 2))
+        DepthMetric().add(torch.ones(2, 2), torch.ones(2, 2))
 
 
 def _score(rank: int, store: str, depths: torch.Tensor, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    meter = DepthMeter(aligned=True)
+    metric = DepthMetric(aligned=True)
     for depth in depths[rank::2]:
-        meter.update(depth.flip(1), depth)
-    meter.reduce()
-    torch.save(meter.compute(), Path(folder, f"{rank}.pt"))
+        metric.add(depth.flip(1), depth)
+    metric.sync()
+    torch.save(metric.compute(), Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -108,9 +108,9 @@ def _score(rank: int, store: str, depths: torch.Tensor, folder: str) -> None:
 def test_two_processes_score_as_one(tmp_path: Path) -> None:
     depths = torch.rand(5, 1, 4, 6) + 0.5
     mp.spawn(_score, (str(tmp_path / "store"), depths, str(tmp_path)), nprocs=2)
-    alone = DepthMeter(aligned=True)
+    alone = DepthMetric(aligned=True)
     for depth in depths:
-        alone.update(depth.flip(1), depth)
+        alone.add(depth.flip(1), depth)
     expected = alone.compute()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import load_golden
 from upfeat.evaluation.metrics import (
-    SegmentationMeter,
+    SegmentationMetric,
     boundary_band,
     confusion_matrix,
     iou_per_class,
@@ -38,10 +38,10 @@ def test_golden(golden_dir: Path) -> None:
 @pytest.mark.golden
 def test_golden_image_by_image(golden_dir: Path) -> None:
     golden, _ = load_golden(golden_dir / "metrics" / "seg_metrics.safetensors")
-    meter = SegmentationMeter(9)
+    metric = SegmentationMetric(9)
     for prediction, target in zip(golden["pred"], golden["gt"], strict=True):
-        meter.update(prediction, target)
-    assert meter.compute()["miou"] == pytest.approx(golden["miou"].item(), abs=1e-6)
+        metric.add(prediction, target)
+    assert metric.compute()["miou"] == pytest.approx(golden["miou"].item(), abs=1e-6)
 
 
 def test_a_class_that_is_only_predicted() -> None:
@@ -51,9 +51,9 @@ def test_a_class_that_is_only_predicted() -> None:
 
 
 def test_nothing_counted_is_no_score() -> None:
-    meter = SegmentationMeter(2, boundary_radius=1)
-    meter.update(torch.zeros(2, 2), torch.full((2, 2), 255))
-    assert all(math.isnan(score) for score in meter.compute().values())
+    metric = SegmentationMetric(2, boundary_radius=1)
+    metric.add(torch.zeros(2, 2), torch.full((2, 2), 255))
+    assert all(math.isnan(score) for score in metric.compute().values())
 
 
 def near(label: torch.Tensor, radius: int) -> torch.Tensor:
@@ -87,12 +87,12 @@ def test_band_scores_count_the_band_only() -> None:
     target[:, 10:] = 1
     prediction = target.clone()
     prediction[:, 0] = 1  # far from the boundary
-    meter = SegmentationMeter(2, boundary_radius=2)
-    meter.update(prediction, target)
-    scores = meter.compute()
+    metric = SegmentationMetric(2, boundary_radius=2)
+    metric.add(prediction, target)
+    scores = metric.compute()
     assert scores["accuracy"] == 0.95
     assert scores["band_accuracy"] == 1.0
-    assert int(meter.band_matrix.sum()) == 6
+    assert int(metric.band_matrix.sum()) == 6
 
 
 def test_errors_say_what_to_do() -> None:
@@ -108,11 +108,11 @@ def test_errors_say_what_to_do() -> None:
 
 def _count(rank: int, store: str, targets: torch.Tensor, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    meter = SegmentationMeter(3, boundary_radius=1)
+    metric = SegmentationMetric(3, boundary_radius=1)
     for target in targets[rank::2]:
-        meter.update(target.flip(0), target)
-    meter.reduce()
-    torch.save(meter.compute(), Path(folder, f"{rank}.pt"))
+        metric.add(target.flip(0), target)
+    metric.sync()
+    torch.save(metric.compute(), Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -120,8 +120,8 @@ def _count(rank: int, store: str, targets: torch.Tensor, folder: str) -> None:
 def test_two_processes_score_as_one(tmp_path: Path) -> None:
     targets = torch.randint(0, 3, (5, 4, 6))
     mp.spawn(_count, (str(tmp_path / "store"), targets, str(tmp_path)), nprocs=2)
-    alone = SegmentationMeter(3, boundary_radius=1)
+    alone = SegmentationMetric(3, boundary_radius=1)
     for target in targets:
-        alone.update(target.flip(0), target)
+        alone.add(target.flip(0), target)
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == alone.compute()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.conftest import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from upfeat.evaluation.metrics import (
-    VideoMeter,
+    VideoMetric,
     boundary_map,
     boundary_radius,
     boundary_similarity,
@@ -245,17 +245,17 @@ def test_means_are_over_objects_without_the_end_frames() -> None:
     other_said, other_truth = sequence(1, 3)
     other_said[other_said == 2] = 0  # an object that is never predicted
     other_truth[1, 2, 2] = 255  # void is background
-    meter = VideoMeter()
-    meter.update("one", said, truth)
-    meter.update("three", other_said, other_truth)
+    metric = VideoMetric()
+    metric.add("one", said, truth)
+    metric.add("three", other_said, other_truth)
     expected = [region_similarity(said[1:-1] == 1, truth[1:-1] == 1).mean()]
     expected += [
         region_similarity(other_said[1:-1] == k, other_truth[1:-1] == k).mean() for k in (1, 2, 3)
     ]
-    scores = meter.compute()
+    scores = metric.compute()
     assert scores["j"] == pytest.approx(float(torch.stack(expected).mean()))
     assert scores["jf"] == pytest.approx((scores["j"] + scores["f"]) / 2)
-    assert meter.objects["three", 2][0].mean == 0
+    assert metric.objects["three", 2][0].mean == 0
     assert list(scores) == ["jf", "j", "j_recall", "j_decay", "f", "f_recall", "f_decay"]
 
 
@@ -263,50 +263,50 @@ def test_numbers_without_an_object_count_nothing() -> None:
     """Objects 1, 2 and 3 called 4, 100 and 254: the same scores, of the same three objects."""
     said, truth = sequence(1, 3)
     names = torch.tensor([0, 4, 100, 254], dtype=said.dtype)
-    plain, gaps = VideoMeter(), VideoMeter()
-    plain.update("video", said, truth)
-    gaps.update("video", names[said.long()], names[truth.long()])
+    plain, gaps = VideoMetric(), VideoMetric()
+    plain.add("video", said, truth)
+    gaps.add("video", names[said.long()], names[truth.long()])
     assert [number for _, number in gaps.objects] == [4, 100, 254]
     assert gaps.compute() == plain.compute()
-    nothing = VideoMeter()
-    nothing.update("video", torch.zeros_like(said), names[truth.long()])
+    nothing = VideoMetric()
+    nothing.add("video", torch.zeros_like(said), names[truth.long()])
     assert nothing.compute()["j"] < 0.05  # only frames in which an object is hidden are right
     with pytest.raises(ValueError, match="prediction holds 5"):
-        VideoMeter().update("video", names[said.long()].where(said != 1, 5), names[truth.long()])
+        VideoMetric().add("video", names[said.long()].where(said != 1, 5), names[truth.long()])
 
 
 def test_meter_errors() -> None:
-    meter = VideoMeter()
-    assert math.isnan(meter.compute()["jf"])
+    metric = VideoMetric()
+    assert math.isnan(metric.compute()["jf"])
     said, truth = sequence(0, 2)
     with pytest.raises(ValueError, match="at least 3 frames"):
-        meter.update("short", said[:2], truth[:2])
+        metric.add("short", said[:2], truth[:2])
     with pytest.raises(ValueError, match="prediction holds 7"):
-        meter.update("more", said.where(said != 1, 7), truth)
+        metric.add("more", said.where(said != 1, 7), truth)
     with pytest.raises(ValueError, match="at least one"):
-        meter.update("none", torch.zeros_like(said), torch.zeros_like(truth))
-    meter.update("a", said, truth)
+        metric.add("none", torch.zeros_like(said), torch.zeros_like(truth))
+    metric.add("a", said, truth)
     with pytest.raises(ValueError, match="added before"):
-        meter.update("a", said, truth)
+        metric.add("a", said, truth)
     with pytest.raises(ValueError, match="one shape"):
         region_similarity(said, truth[0])
 
 
 def _score(rank: int, store: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    meter = VideoMeter()
+    metric = VideoMetric()
     for seed in range(rank, 3, 2):
-        meter.update(f"sequence {seed}", *sequence(seed, seed + 1))
-    meter.reduce()
-    torch.save(meter.compute(), Path(folder, f"{rank}.pt"))
+        metric.add(f"sequence {seed}", *sequence(seed, seed + 1))
+    metric.sync()
+    torch.save(metric.compute(), Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path: Path) -> None:
     mp.spawn(_score, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    alone = VideoMeter()
+    alone = VideoMetric()
     for seed in range(3):
-        alone.update(f"sequence {seed}", *sequence(seed, seed + 1))
+        alone.add(f"sequence {seed}", *sequence(seed, seed + 1))
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == alone.compute()

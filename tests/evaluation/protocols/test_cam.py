@@ -19,9 +19,9 @@ from upfeat.cli.app import app
 from upfeat.data import ClassifiedFile, ClassifiedImages
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation import registry
-from upfeat.evaluation.cam_classifier import CamClassifier, create_classifier
 from upfeat.evaluation.dense import LowRes, Method
 from upfeat.evaluation.metrics import gradcam_map
+from upfeat.evaluation.probes.cam_classifier import CamClassifier, create_classifier
 from upfeat.evaluation.protocols.cam import CamConfig, _Scoring, cam_preset, run_cam
 from upfeat.evaluation.registry import get_protocol
 from upfeat.evaluation.results import Result

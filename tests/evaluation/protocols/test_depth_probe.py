@@ -13,18 +13,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import upfeat
-from tests.evaluation.test_depth_teacher import write_teacher
+from tests.evaluation.probes.test_depth_teacher import write_teacher
 from tests.tolerances import tolerance
 from upfeat.cli.app import app
 from upfeat.data import nyuv2, nyuv2_depth
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation import depth_pixels
-from upfeat.evaluation.crop_probe import _Trainee
 from upfeat.evaluation.dense import Method
-from upfeat.evaluation.depth_losses import bin_depth
-from upfeat.evaluation.depth_pixels import DepthPixelConfig, _PixelProbe
-from upfeat.evaluation.depth_teacher import DepthTeacher
-from upfeat.evaluation.probe_parts import Heads, JointMethod
+from upfeat.evaluation.probes import depth_pixels
+from upfeat.evaluation.probes.crops import _Trainee
+from upfeat.evaluation.probes.depth_losses import bin_depth
+from upfeat.evaluation.probes.depth_pixels import DepthPixelConfig, _PixelProbe
+from upfeat.evaluation.probes.depth_teacher import DepthTeacher
+from upfeat.evaluation.probes.parts import Heads, JointMethod
 from upfeat.evaluation.protocols.depth_probe import (
     DepthProbeConfig,
     _DepthProbe,

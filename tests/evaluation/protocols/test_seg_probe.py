@@ -20,8 +20,7 @@ from upfeat.data import msrc
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation import dense
 from upfeat.evaluation.dense import DenseFeatures, Method
-from upfeat.evaluation.panels import load_panel, panel_files
-from upfeat.evaluation.pixel_pool import sample_pixels
+from upfeat.evaluation.probes.pixels import sample_pixels
 from upfeat.evaluation.protocols.seg_probe import (
     PixelProbe,
     SegProbeConfig,
@@ -30,6 +29,7 @@ from upfeat.evaluation.protocols.seg_probe import (
     train_head,
 )
 from upfeat.evaluation.results import Result
+from upfeat.evaluation.tables.panels import load_panel, panel_files
 
 COLORS = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230]], np.uint8)
 PATCH = 8

@@ -1,7 +1,8 @@
 """Scores of predictions: pure functions, and classes that gather them over a data set."""
 
+from upfeat.evaluation.metrics.base import Metric
 from upfeat.evaluation.metrics.cam import (
-    CamMeter,
+    CamMetric,
     adcc,
     average_drop,
     average_gain,
@@ -13,10 +14,10 @@ from upfeat.evaluation.metrics.cam import (
     gradcam_weights,
     normalize_map,
 )
-from upfeat.evaluation.metrics.depth import DepthMeter, depth_scores, fit_scale_and_shift
+from upfeat.evaluation.metrics.depth import DepthMetric, depth_scores, fit_scale_and_shift
 from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
 from upfeat.evaluation.metrics.segmentation import (
-    SegmentationMeter,
+    SegmentationMetric,
     boundary_band,
     confusion_matrix,
     iou_per_class,
@@ -25,7 +26,7 @@ from upfeat.evaluation.metrics.segmentation import (
 )
 from upfeat.evaluation.metrics.video import (
     FrameStatistics,
-    VideoMeter,
+    VideoMetric,
     boundary_map,
     boundary_radius,
     boundary_similarity,
@@ -35,11 +36,12 @@ from upfeat.evaluation.metrics.video import (
 )
 
 __all__ = [
-    "CamMeter",
-    "DepthMeter",
+    "CamMetric",
+    "DepthMetric",
     "FrameStatistics",
-    "SegmentationMeter",
-    "VideoMeter",
+    "Metric",
+    "SegmentationMetric",
+    "VideoMetric",
     "adcc",
     "average_drop",
     "average_gain",

@@ -12,13 +12,13 @@ probability of a class for the image, ``o`` for the image that the map masks. Sc
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from upfeat.errors import shape_text
+from upfeat.evaluation.metrics.base import Metric
 
 __all__ = [
-    "CamMeter",
+    "CamMetric",
     "adcc",
     "average_drop",
     "average_gain",
@@ -255,7 +255,7 @@ def adcc(coherent: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
 # -- scores of a data set ------------------------------------------------------------------------
 
 
-class CamMeter:
+class CamMetric(Metric):
     """Scores of a data set of maps: sums over its images.
 
     Attributes:
@@ -264,11 +264,11 @@ class CamMeter:
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.metrics import CamMeter
-        >>> meter = CamMeter()
+        >>> from upfeat.evaluation.metrics import CamMetric
+        >>> metric = CamMetric()
         >>> maps = torch.tensor([[[0.0, 1.0]]])
-        >>> meter.update(torch.tensor([0.5]), torch.tensor([0.25]), maps, maps)
-        >>> scores = meter.compute()
+        >>> metric.add(torch.tensor([0.5]), torch.tensor([0.25]), maps, maps)
+        >>> scores = metric.compute()
         >>> scores["average_drop"], scores["complexity_l0"], round(scores["adcc_l0"], 3)
         (0.5, 0.5, 0.6)
     """
@@ -288,7 +288,7 @@ class CamMeter:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64)
         self.count = torch.zeros((), dtype=torch.int64)
 
-    def update(self, full: Tensor, masked: Tensor, maps: Tensor, masked_maps: Tensor) -> None:
+    def add(self, full: Tensor, masked: Tensor, maps: Tensor, masked_maps: Tensor) -> None:
         """Add some images.
 
         Args:
@@ -297,11 +297,11 @@ class CamMeter:
             maps: (B, H, W) in [0, 1].
             masked_maps: (B, H, W), the maps of the masked images for the same classes.
         """
-        self.add(self.score(full, masked, maps, masked_maps))
+        self.add_scores(self.score(full, masked, maps, masked_maps))
 
     @classmethod
     def score(cls, full: Tensor, masked: Tensor, maps: Tensor, masked_maps: Tensor) -> Tensor:
-        """Return the scores of each image, (B, ``len(NAMES)``) float64; arguments as ``update``."""
+        """Return the scores of each image, (B, ``len(NAMES)``) float64; arguments as ``add``."""
         full, masked = full.double(), masked.double()
         drop, alike = average_drop(full, masked), coherency(maps, masked_maps)
         dense, heavy = complexity_l0(maps), complexity_l1(maps)
@@ -317,16 +317,14 @@ class CamMeter:
         )
         return torch.stack(columns, dim=1)
 
-    def add(self, scores: Tensor) -> None:
+    def add_scores(self, scores: Tensor) -> None:
         """Add images whose scores are known, (B, ``len(NAMES)``) as :meth:`score` returns them."""
         self.sums += scores.to(self.sums).sum(0)
         self.count += len(scores)
 
-    def reduce(self) -> None:
-        """Add up the sums of all processes of ``torch.distributed``; each then has the total."""
-        if dist.is_available() and dist.is_initialized():
-            for total in (self.sums, self.count):
-                dist.all_reduce(total)
+    def totals(self) -> tuple[Tensor, ...]:
+        """Return the sums and the number of images."""
+        return self.sums, self.count
 
     def compute(self) -> dict[str, float]:
         """Return the means over the images, NaN without any.

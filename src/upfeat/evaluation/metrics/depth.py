@@ -8,12 +8,12 @@ Depths are in metres, or in the units of the teacher that made them.
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from upfeat.errors import shape_text
+from upfeat.evaluation.metrics.base import Metric
 
-__all__ = ["ALIGNED_SCORES", "DEPTH_SCORES", "DepthMeter", "depth_scores", "fit_scale_and_shift"]
+__all__ = ["ALIGNED_SCORES", "DEPTH_SCORES", "DepthMetric", "depth_scores", "fit_scale_and_shift"]
 
 DEPTH_SCORES = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
 # After a fit of scale and shift a depth may be negative, and its logarithm means nothing.
@@ -110,7 +110,7 @@ def fit_scale_and_shift(prediction: Tensor, target: Tensor, valid: Tensor) -> tu
     return scale, shift
 
 
-class DepthMeter:
+class DepthMetric(Metric):
     """Scores of a data set: the mean over images of each image's scores.
 
     Args:
@@ -123,11 +123,11 @@ class DepthMeter:
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.metrics import DepthMeter
-        >>> meter = DepthMeter(aligned=True)
+        >>> from upfeat.evaluation.metrics import DepthMetric
+        >>> metric = DepthMetric(aligned=True)
         >>> target = torch.tensor([[[1.0, 2.0, 4.0]]])
-        >>> meter.update(2 * target, target)
-        >>> scores = meter.compute()
+        >>> metric.add(2 * target, target)
+        >>> scores = metric.compute()
         >>> scores["d1"], scores["si_d1"]
         (0.0, 1.0)
     """
@@ -142,7 +142,7 @@ class DepthMeter:
         self.sums = torch.zeros(len(self.names), dtype=torch.float64)
         self.images = torch.zeros((), dtype=torch.int64)
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
+    def add(self, prediction: Tensor, target: Tensor) -> None:
         """Add some images; one without a pixel that counts is left out.
 
         Args:
@@ -166,11 +166,9 @@ class DepthMeter:
             self.sums += torch.tensor([scores[name] for name in self.names], dtype=torch.float64)
             self.images += 1
 
-    def reduce(self) -> None:
-        """Add up the images of all processes of ``torch.distributed``; each then has the total."""
-        if dist.is_available() and dist.is_initialized():
-            for total in (self.sums, self.images):
-                dist.all_reduce(total)
+    def totals(self) -> tuple[Tensor, ...]:
+        """Return the sums and the number of images."""
+        return self.sums, self.images
 
     def compute(self) -> dict[str, float]:
         """Return the scores of :func:`depth_scores`, mean over images; NaN without an image."""

@@ -6,14 +6,14 @@ Legend: ``K`` classes, ``H W`` label size. Scores are fractions in [0, 1], not p
 import math
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import shape_text
+from upfeat.evaluation.metrics.base import Metric
 
 __all__ = [
-    "SegmentationMeter",
+    "SegmentationMetric",
     "boundary_band",
     "confusion_matrix",
     "iou_per_class",
@@ -162,7 +162,7 @@ def boundary_band(label: Tensor, radius: int) -> Tensor:
     return (count > 0.5).reshape(label.shape)
 
 
-class SegmentationMeter:
+class SegmentationMetric(Metric):
     """Scores of a whole data set: one confusion matrix, and one of the band along boundaries.
 
     Args:
@@ -176,10 +176,10 @@ class SegmentationMeter:
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.metrics import SegmentationMeter
-        >>> meter = SegmentationMeter(2, boundary_radius=1)
-        >>> meter.update(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 0, 1, 1]]))
-        >>> scores = meter.compute()
+        >>> from upfeat.evaluation.metrics import SegmentationMetric
+        >>> metric = SegmentationMetric(2, boundary_radius=1)
+        >>> metric.add(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 0, 1, 1]]))
+        >>> scores = metric.compute()
         >>> round(scores["miou"], 3), scores["accuracy"], scores["band_accuracy"]
         (0.583, 0.75, 0.75)
     """
@@ -196,7 +196,7 @@ class SegmentationMeter:
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.band_matrix = torch.zeros_like(self.matrix)
 
-    def update(self, prediction: Tensor, target: Tensor, band: Tensor | None = None) -> None:
+    def add(self, prediction: Tensor, target: Tensor, band: Tensor | None = None) -> None:
         """Add one image or batch.
 
         Args:
@@ -212,11 +212,9 @@ class SegmentationMeter:
         near = confusion_matrix(prediction[band], target[band], self.num_classes, self.ignore_index)
         self.band_matrix += near.to(self.band_matrix.device)
 
-    def reduce(self) -> None:
-        """Add up the counts of all processes of ``torch.distributed``; each then has the total."""
-        if dist.is_available() and dist.is_initialized():
-            for matrix in (self.matrix, self.band_matrix):
-                dist.all_reduce(matrix)
+    def totals(self) -> tuple[Tensor, ...]:
+        """Return both matrices."""
+        return self.matrix, self.band_matrix
 
     def compute(self) -> dict[str, float]:
         """Return the scores; those with ``band_`` are of the band, where there is one.

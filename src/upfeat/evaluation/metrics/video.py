@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import check_size, shape_text
+from upfeat.evaluation.metrics.base import Metric
 
 __all__ = [
     "FrameStatistics",
-    "VideoMeter",
+    "VideoMetric",
     "boundary_map",
     "boundary_radius",
     "boundary_similarity",
@@ -218,7 +219,7 @@ def frame_statistics(scores: Tensor) -> FrameStatistics:
     )
 
 
-class VideoMeter:
+class VideoMetric(Metric):
     """DAVIS scores of a whole data set: means over all objects of all sequences.
 
     Args:
@@ -229,12 +230,12 @@ class VideoMeter:
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.metrics import VideoMeter
+        >>> from upfeat.evaluation.metrics import VideoMetric
         >>> truth = torch.zeros(4, 8, 8, dtype=torch.uint8)
         >>> truth[:, 2:6, 2:6] = 1
-        >>> meter = VideoMeter()
-        >>> meter.update("still", truth, truth)
-        >>> meter.compute()["jf"]
+        >>> metric = VideoMetric()
+        >>> metric.add("still", truth, truth)
+        >>> metric.compute()["jf"]
         1.0
     """
 
@@ -242,7 +243,7 @@ class VideoMeter:
         self.void = void
         self.objects: dict[tuple[str, int], tuple[FrameStatistics, FrameStatistics]] = {}
 
-    def update(self, sequence: str, prediction: Tensor, target: Tensor) -> None:
+    def add(self, sequence: str, prediction: Tensor, target: Tensor) -> None:
         """Add a whole sequence; its first and its last frame are not scored.
 
         Args:
@@ -282,7 +283,11 @@ class VideoMeter:
             statistics = (frame_statistics(regions), frame_statistics(boundaries))
             self.objects[sequence, number] = statistics
 
-    def reduce(self) -> None:
+    def reset(self) -> None:
+        """Forget all objects."""
+        self.objects = {}
+
+    def sync(self) -> None:
         """Exchange the objects of all processes of ``torch.distributed``; each then has all."""
         if dist.is_available() and dist.is_initialized():
             gathered: list[dict[tuple[str, int], tuple[FrameStatistics, FrameStatistics]]]

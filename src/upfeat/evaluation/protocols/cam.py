@@ -32,13 +32,13 @@ from upfeat.backbones import Backbone
 from upfeat.data import ClassifiedFile, ClassifiedImages, coco_objects, imagenet
 from upfeat.data.sizes import Size, resize, resolve_size
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.cam_classifier import CamClassifier, Explanation, create_classifier
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
-from upfeat.evaluation.metrics import CamMeter, gradcam_map, normalize_map
-from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
+from upfeat.evaluation.metrics import CamMetric, gradcam_map, normalize_map
+from upfeat.evaluation.probes.cam_classifier import CamClassifier, Explanation, create_classifier
 from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.scores import higher, lower
+from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
+from upfeat.evaluation.tables.scores import higher, lower
 from upfeat.ops.images import normalize
 
 __all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
@@ -136,7 +136,7 @@ def run_cam(
         config: the protocol.
         data: the whole split.
         backbone: one of timm with its classifier, on the device where everything runs; see
-            :func:`upfeat.evaluation.cam_classifier.create_classifier`.
+            :func:`upfeat.evaluation.probes.cam_classifier.create_classifier`.
         methods: upsamplers, on the same device, and :class:`~upfeat.evaluation.dense.LowRes`.
         out: folder of the results, one JSON a method; pictures of three images go to
             ``out/panels`` for ``upfeat report``.
@@ -350,7 +350,7 @@ class _Scoring:
     ) -> tuple[list[float], Tensor]:
         """Return the scores of one image (1, 3, H, W), and its map (1, H, W) from 0 to 1.
 
-        The scores are in the order of ``CamMeter.NAMES``.
+        The scores are in the order of ``CamMetric.NAMES``.
         """
         raw = self.map(method, image, explanation)
         ready = normalize_map(raw)
@@ -361,7 +361,7 @@ class _Scoring:
         masked_image = image * mask + mean * (1 - mask)
         again = self.classifier.explain(self.normalized(image) * mask, explanation.target)
         masked_map = normalize_map(self.map(method, masked_image, again))
-        scores = CamMeter.score(explanation.probability, again.probability, ready, masked_map)
+        scores = CamMetric.score(explanation.probability, again.probability, ready, masked_map)
         return scores[0].tolist(), ready
 
     def draw(self, label: str, name: str, image: Tensor, values: Tensor) -> None:
@@ -389,10 +389,10 @@ class _Scoring:
 
     def result(self, rows: _Rows, seconds: float) -> Result:
         """Return the result of a method whose images are all scored."""
-        meter = CamMeter()
+        metric = CamMetric()
         names = [file.name for file in self.chosen.files]
-        meter.add(torch.tensor([rows.scores[name] for name in names], dtype=torch.float64))
-        scores = {name.replace("_l0", ""): score for name, score in meter.compute().items()}
+        metric.add_scores(torch.tensor([rows.scores[name] for name in names], dtype=torch.float64))
+        scores = {name.replace("_l0", ""): score for name, score in metric.compute().items()}
         method = rows.method
         return Result(
             task=TASK,

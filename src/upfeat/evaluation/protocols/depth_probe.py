@@ -1,14 +1,14 @@
 """Linear probe for depth on upsampled features: 256 bins, pseudo or metric depth.
 
 * ``jafar`` (arXiv 2506.11136): crops of 448, relative inverse depth of Depth Anything V2 Small as
-  the target (:mod:`upfeat.evaluation.depth_teacher`), sig and gradient loss, 5 epochs of batches of
-  4, a cosine that advances once an iteration. The original gives images to all networks in [0, 1],
-  without mean and deviation: ``normalise=False``; and its gradient loss takes differences between
-  images of a batch: ``gradient="released"``. Defaults here are what was meant.
+  the target (:mod:`upfeat.evaluation.probes.depth_teacher`), sig and gradient loss, 5 epochs of
+  batches of 4, a cosine that advances once an iteration. The original gives images to all networks
+  in [0, 1], without mean and deviation: ``normalise=False``; and its gradient loss takes
+  differences between images of a batch: ``gradient="released"``. Defaults are what was meant.
 * ``nyu``: metric depth of NYU Depth v2 up to 10 m with the same head; loss, schedule, epochs and
   batch of Probe3D (arXiv 2404.08636). The choice of the 1x1 head is ours.
 * ``pixel-sample``: a quick probe of metric depth, trained on a fixed sample of pixels and scored on
-  all, see :mod:`upfeat.evaluation.depth_pixels`.
+  all, see :mod:`upfeat.evaluation.probes.depth_pixels`.
 
 The head sees the upsampled features and, at every pixel, the L2-normalised class token. It goes in
 front of the upsampler where that gives the same numbers and is cheaper; 256 bins of several seeds
@@ -37,19 +37,19 @@ from upfeat.data import (
     resize_and_crop,
 )
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.crop_probe import CropProbe
 from upfeat.evaluation.dense import Method
-from upfeat.evaluation.depth_losses import bin_depth, gradient_loss, probe3d_loss, sig_loss
-from upfeat.evaluation.depth_losses import valid_depth as where_valid
-from upfeat.evaluation.depth_pixels import (
+from upfeat.evaluation.metrics import DepthMetric
+from upfeat.evaluation.probes.crops import CropProbe
+from upfeat.evaluation.probes.depth_losses import bin_depth, gradient_loss, probe3d_loss, sig_loss
+from upfeat.evaluation.probes.depth_losses import valid_depth as where_valid
+from upfeat.evaluation.probes.depth_pixels import (
     DepthPixelConfig,
     depth_pixel_preset,
     run_depth_pixels,
     summarise_depth,
 )
-from upfeat.evaluation.depth_teacher import DepthTeacher
-from upfeat.evaluation.metrics import DepthMeter
-from upfeat.evaluation.probe_parts import (
+from upfeat.evaluation.probes.depth_teacher import DepthTeacher
+from upfeat.evaluation.probes.parts import (
     ClassTokens,
     CropProbeConfig,
     JointMethod,
@@ -64,7 +64,7 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.scores import higher, lower, prefixed
+from upfeat.evaluation.tables.scores import higher, lower, prefixed
 from upfeat.layers.raw_images import expect_raw_images
 from upfeat.upsamplers import Upsampler
 
@@ -126,7 +126,7 @@ def depth_probe_preset(
         preset: ``jafar``, ``nyu`` or ``pixel-sample``.
         data: name of the set.
         **changes: fields of :class:`DepthProbeConfig`, or of
-            :class:`upfeat.evaluation.depth_pixels.DepthPixelConfig`.
+            :class:`upfeat.evaluation.probes.depth_pixels.DepthPixelConfig`.
 
     Raises:
         UnknownNameError: no such preset.
@@ -219,7 +219,7 @@ class _HasImage(typing.Protocol):
     def image(self) -> Path: ...
 
 
-class _DepthProbe(CropProbe[DepthMeter]):
+class _DepthProbe(CropProbe[DepthMetric]):
     """Depth in bins."""
 
     task = "depth-probe"
@@ -331,18 +331,18 @@ class _DepthProbe(CropProbe[DepthMeter]):
             total = total + gradient_loss(depth, true, valid, released=released)
         return total
 
-    def meter(self) -> DepthMeter:
-        """Return an empty meter."""
-        return DepthMeter(1e-3, self.depth_config.max_depth, aligned=True)
+    def metric(self) -> DepthMetric:
+        """Return an empty metric."""
+        return DepthMetric(1e-3, self.depth_config.max_depth, aligned=True)
 
-    def score(self, meters: Sequence[DepthMeter], outputs: Tensor, target: Tensor) -> None:
+    def score(self, metrics: Sequence[DepthMetric], outputs: Tensor, target: Tensor) -> None:
         """Add the depths that the heads say of an image."""
-        for meter, depth in zip(meters, self.depth(outputs, target)[0], strict=True):
-            meter.update(depth[None], target)
+        for metric, depth in zip(metrics, self.depth(outputs, target)[0], strict=True):
+            metric.add(depth[None], target)
 
-    def summarise(self, meters: Sequence[DepthMeter]) -> tuple[dict[str, Score], dict[str, Any]]:
+    def summarise(self, metrics: Sequence[DepthMetric]) -> tuple[dict[str, Score], dict[str, Any]]:
         """Return the scores, and how many images they are the mean of."""
-        return summarise_depth(meters)
+        return summarise_depth(metrics)
 
 
 def _inputs(request: Request) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from upfeat.evaluation.results import (
     processor,
     stored_result,
 )
-from upfeat.evaluation.scores import cost
+from upfeat.evaluation.tables.scores import cost
 from upfeat.ops._dispatch import counting_operations
 from upfeat.ops.images import Size
 

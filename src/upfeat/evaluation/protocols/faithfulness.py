@@ -37,7 +37,7 @@ from upfeat.evaluation.protocols.seg_probe import (
 )
 from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.scores import higher, lower, prefixed
+from upfeat.evaluation.tables.scores import higher, lower, prefixed
 from upfeat.ops.unit_vectors import cosine
 from upfeat.upsamplers import create_upsampler
 
@@ -226,8 +226,8 @@ class _Measure:
         if self.heads is None:
             nearest = Method("nearest", create_upsampler("nearest"))  # each pixel its cell
             self.heads = self.probe.train_heads(nearest, *self.probe.sample(nearest))
-        meters = self.probe.validate(method, self.heads)
-        scores = [meter.compute() for meter in meters]
+        metrics = self.probe.validate(method, self.heads)
+        scores = [metric.compute() for metric in metrics]
         return {
             f"transfer_{name}": Score.of([round(100 * score[name], 4) for score in scores])
             for name in scores[0]

@@ -5,7 +5,8 @@ that resized image and gives features at the label's own size. A 1x1 convolution
 pixels drawn from a fixed sample of labelled pixels of every training image (AdamW, cosine to zero,
 one step of the schedule a batch) and scored on all pixels of the validation split, at the label's
 size, with and without a restriction to the band along label boundaries. The presets of the papers,
-trained on whole crops, are in :mod:`upfeat.evaluation.image_probe`; they go by the same functions.
+trained on whole crops, are in :mod:`upfeat.evaluation.probes.segmentation_crops`; they go by the
+same functions.
 
 What makes it cheap: low-resolution features are computed once for all methods and kept on disk; a
 method upsamples each training image once, and only the sampled pixels are kept; in validation the
@@ -30,17 +31,15 @@ from upfeat.data import SegmentationData, load_segmentation, segmentation_sets
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
-from upfeat.evaluation.image_probe import (
+from upfeat.evaluation.metrics import SegmentationMetric, boundary_band
+from upfeat.evaluation.probes.parts import JointMethod, mean_class_ious
+from upfeat.evaluation.probes.pixels import PixelPool, Stages, run_pixel_methods, sample_pixels
+from upfeat.evaluation.probes.segmentation_crops import (
     IMAGE_PRESETS,
     ImageProbeConfig,
     image_probe_preset,
     run_image_probe,
 )
-from upfeat.evaluation.metrics import SegmentationMeter, boundary_band
-from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
-from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
-from upfeat.evaluation.pixel_runs import Stages, run_pixel_methods
-from upfeat.evaluation.probe_parts import JointMethod, mean_class_ious
 from upfeat.evaluation.registry import (
     Option,
     Progress,
@@ -50,7 +49,8 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment
-from upfeat.evaluation.scores import higher, prefixed
+from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
+from upfeat.evaluation.tables.scores import higher, prefixed
 
 __all__ = [
     "PRESETS",
@@ -121,7 +121,7 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig |
         data: a name of :func:`upfeat.data.segmentation_sets`; for ``pixel-sample`` one of
             ``PRESETS``.
         **changes: fields of :class:`SegProbeConfig`, or of
-            :class:`upfeat.evaluation.image_probe.ImageProbeConfig`.
+            :class:`upfeat.evaluation.probes.segmentation_crops.ImageProbeConfig`.
 
     Raises:
         UnknownNameError: no such preset or set.
@@ -241,9 +241,9 @@ class PixelProbe:
         stages.end("sampling")
         heads = self.train_heads(method, pixels, labels)
         stages.end("training")
-        meters = self.validate(method, heads)
+        metrics = self.validate(method, heads)
         stages.end("validation")
-        scores = [meter.compute() for meter in meters]
+        scores = [metric.compute() for metric in metrics]
         return Result(
             task=TASK,
             label=method.label,
@@ -253,7 +253,7 @@ class PixelProbe:
                 for name in scores[0]
             },
             details={
-                "iou_per_class": mean_class_ious(self.val.classes, meters),
+                "iou_per_class": mean_class_ious(self.val.classes, metrics),
                 "pool_pixels": len(labels),
                 "head_before_upsampling": method.upsampler.info.abilities.linear,
             },
@@ -293,14 +293,14 @@ class PixelProbe:
 
     # -- scores ----------------------------------------------------------------------------------
 
-    def validate(self, method: Method, heads: Sequence[nn.Linear]) -> list[SegmentationMeter]:
+    def validate(self, method: Method, heads: Sequence[nn.Linear]) -> list[SegmentationMetric]:
         """Score the heads of all seeds in one pass over the validation split."""
         device, radius = self.dense.device, self.config.boundary_radius
         # S x (K, C) -> (S*K, C, 1, 1)
         weight = torch.cat([head.weight for head in heads])[:, :, None, None].to(device)
         bias = torch.cat([head.bias for head in heads]).to(device)
         count, ignored = len(self.val.classes), self.val.ignore_index
-        meters = [SegmentationMeter(count, ignored, radius) for _ in heads]
+        metrics = [SegmentationMetric(count, ignored, radius) for _ in heads]
         shown = frozenset() if self.panels is None else shown_images(len(self.val))
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
@@ -310,11 +310,11 @@ class PixelProbe:
                 method, encoded, (label.shape[0], label.shape[1]), weight, bias
             )
             band = boundary_band(label, radius)
-            for meter, classes in zip(meters, predicted, strict=True):
-                meter.update(classes, label, band)
+            for metric, classes in zip(metrics, predicted, strict=True):
+                metric.add(classes, label, band)
             if number in shown:
                 self.draw(method, file.name, encoded.image[0], label, predicted[0])
-        return meters
+        return metrics
 
     def draw(
         self, method: Method, name: str, image: Tensor, label: Tensor, predicted: Tensor

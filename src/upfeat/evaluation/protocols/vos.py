@@ -32,7 +32,7 @@ from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
 from upfeat.evaluation.metrics import (
-    VideoMeter,
+    VideoMetric,
     masks_to_labels,
     object_numbers,
     propagate_labels,
@@ -46,7 +46,7 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.scores import higher, lower
+from upfeat.evaluation.tables.scores import higher, lower
 
 __all__ = ["DATA_SETS", "PRESETS", "VosConfig", "run_vos", "vos_preset"]
 
@@ -223,17 +223,17 @@ class _Propagation:
             if not _complete(folder / sequence.name, sequence):
                 _write_sequence(folder / sequence.name, sequence, self.propagate(method, sequence))
         times.append(time.perf_counter())
-        meter = VideoMeter()
+        metric = VideoMetric()
         for number, sequence in enumerate(self.data):
             self.on_progress(method.label, "scoring", number, len(self.data))
-            meter.update(sequence.name, *self.masks(folder / sequence.name, sequence))
+            metric.add(sequence.name, *self.masks(folder / sequence.name, sequence))
         times.append(time.perf_counter())
         return Result(
             task=TASK,
             label=method.label,
             settings=settings,
             scores={
-                name: Score.of([round(100 * score, 4)]) for name, score in meter.compute().items()
+                name: Score.of([round(100 * score, 4)]) for name, score in metric.compute().items()
             },
             details={
                 "objects": {
@@ -241,7 +241,7 @@ class _Propagation:
                         "j": round(100 * region.mean, 2),
                         "f": round(100 * boundary.mean, 2),
                     }
-                    for (name, number), (region, boundary) in sorted(meter.objects.items())
+                    for (name, number), (region, boundary) in sorted(metric.objects.items())
                 },
                 "masks": folder.name,
             },

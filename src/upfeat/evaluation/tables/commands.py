@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from upfeat.evaluation.registry import titled_protocol
-from upfeat.evaluation.tables import Row, Table
+from upfeat.evaluation.tables.build import Row, Table
 
 __all__ = ["table_command"]
 
@@ -23,9 +23,9 @@ def table_command(table: Table) -> str:
         table: of :func:`upfeat.evaluation.tables.build_tables`.
 
     Example:
-        >>> from upfeat.evaluation.commands import table_command
+        >>> from upfeat.evaluation.tables.commands import table_command
         >>> from upfeat.evaluation.results import Result
-        >>> from upfeat.evaluation.tables import build_tables
+        >>> from upfeat.evaluation.tables.build import build_tables
         >>> settings = {"data": "msrc", "preset": "pixel-sample", "steps": 100, "seeds": [0]}
         >>> settings["upsampler"] = {"name": "bilinear"}
         >>> result = Result(task="seg-probe", label="bilinear", settings=settings, scores={})

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.tolerances import tolerance
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.errors import CheckpointError, WeightsNotFoundError
-from upfeat.evaluation.depth_teacher import DepthTeacher
+from upfeat.evaluation.probes.depth_teacher import DepthTeacher
 
 PROCESSOR = {
     "size": {"height": 28, "width": 28},

@@ -44,7 +44,7 @@ def bin_depth(logits: Tensor, min_depth: float = 1e-3, max_depth: float = 10.0) 
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.depth_losses import bin_depth
+        >>> from upfeat.evaluation.probes.depth_losses import bin_depth
         >>> bin_depth(torch.tensor([[-1.0, 0.9, 0.0]]), 0, 10).round(decimals=4)
         tensor([5.])
     """
@@ -89,7 +89,7 @@ def sig_loss(prediction: Tensor, target: Tensor, valid: Tensor, *, warm: bool = 
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.depth_losses import sig_loss
+        >>> from upfeat.evaluation.probes.depth_losses import sig_loss
         >>> depth = torch.tensor([1.0, 2.0])
         >>> sig_loss(depth, depth, depth > 0).item()
         0.0
@@ -122,7 +122,7 @@ def gradient_loss(
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.depth_losses import gradient_loss
+        >>> from upfeat.evaluation.probes.depth_losses import gradient_loss
         >>> depth = torch.rand(2, 1, 16, 16) + 0.5
         >>> gradient_loss(2 * depth, depth, depth > 0).item() < 1e-2
         True
@@ -163,7 +163,7 @@ def probe3d_loss(
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.depth_losses import probe3d_loss
+        >>> from upfeat.evaluation.probes.depth_losses import probe3d_loss
         >>> depth = torch.rand(2, 1, 16, 16) + 0.5
         >>> probe3d_loss(depth, depth, depth > 0).item()
         0.0
@@ -190,7 +190,7 @@ def midas_ssi_loss(
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.depth_losses import midas_ssi_loss
+        >>> from upfeat.evaluation.probes.depth_losses import midas_ssi_loss
         >>> depth = torch.rand(2, 16, 16)
         >>> midas_ssi_loss(3 * depth - 1, depth, torch.ones(2, 16, 16)).item() < 1e-5
         True

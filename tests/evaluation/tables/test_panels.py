@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from upfeat.evaluation.panels import Kind, Panel, load_panel, panel_files, save_panel
+from upfeat.evaluation.tables.panels import Kind, Panel, load_panel, panel_files, save_panel
 
 
 def panel(kind: Kind, values: torch.Tensor, **more: Any) -> Panel:

@@ -32,19 +32,18 @@ from upfeat.data import DepthData
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
-from upfeat.evaluation.depth_losses import bin_depth, sig_loss, valid_depth
-from upfeat.evaluation.metrics import DepthMeter
-from upfeat.evaluation.panels import Panel, image_panel, save_panel, shown_images
-from upfeat.evaluation.pixel_pool import PixelPool, sample_pixels
-from upfeat.evaluation.pixel_runs import Stages, run_pixel_methods
-from upfeat.evaluation.probe_parts import (
+from upfeat.evaluation.metrics import DepthMetric
+from upfeat.evaluation.probes.depth_losses import bin_depth, sig_loss, valid_depth
+from upfeat.evaluation.probes.parts import (
     ClassTokens,
     Heads,
     JointMethod,
     head_first_is_cheaper,
 )
+from upfeat.evaluation.probes.pixels import PixelPool, Stages, run_pixel_methods, sample_pixels
 from upfeat.evaluation.registry import Progress
 from upfeat.evaluation.results import Result, Score, describe_environment
+from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.ops.images import normalize
 
 __all__ = [
@@ -78,7 +77,7 @@ class DepthPixelConfig(BaseModel):
         seeds: each gives a head of its own (initialisation and draws).
 
     Example:
-        >>> from upfeat.evaluation.depth_pixels import depth_pixel_preset
+        >>> from upfeat.evaluation.probes.depth_pixels import depth_pixel_preset
         >>> depth_pixel_preset("nyuv2").input_size
         (432, 560)
     """
@@ -119,7 +118,7 @@ def depth_pixel_preset(data: str, **changes: Any) -> DepthPixelConfig:
         ValueError: an impossible value.
 
     Example:
-        >>> from upfeat.evaluation.depth_pixels import depth_pixel_preset
+        >>> from upfeat.evaluation.probes.depth_pixels import depth_pixel_preset
         >>> depth_pixel_preset("nyuv2", steps=10).steps
         10
     """
@@ -160,7 +159,7 @@ def train_depth_head(pool: DepthPool, config: DepthPixelConfig, seed: int) -> He
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.depth_pixels import *
+        >>> from upfeat.evaluation.probes.depth_pixels import *
         >>> pool = DepthPool([torch.rand(9, 4).half()], [torch.rand(9) + 1], [])
         >>> config = depth_pixel_preset("nyuv2", steps=2, bins=8)
         >>> train_depth_head(pool, config, seed=0).weight.shape
@@ -192,20 +191,20 @@ def train_depth_head(pool: DepthPool, config: DepthPixelConfig, seed: int) -> He
 
 
 def summarise_depth(
-    meters: Sequence[DepthMeter],
+    metrics: Sequence[DepthMetric],
 ) -> tuple[dict[str, Score], dict[str, Any]]:
-    """Return the scores of all seeds' meters, shares of pixels in percent, and details.
+    """Return the scores of all seeds' metrics, shares of pixels in percent, and details.
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.depth_pixels import summarise_depth
-        >>> from upfeat.evaluation.metrics import DepthMeter
-        >>> meter = DepthMeter()
-        >>> meter.update(torch.ones(1, 2, 2), torch.ones(1, 2, 2))
-        >>> summarise_depth([meter])[0]["d1"].mean
+        >>> from upfeat.evaluation.probes.depth_pixels import summarise_depth
+        >>> from upfeat.evaluation.metrics import DepthMetric
+        >>> metric = DepthMetric()
+        >>> metric.add(torch.ones(1, 2, 2), torch.ones(1, 2, 2))
+        >>> summarise_depth([metric])[0]["d1"].mean
         100.0
     """
-    each = [meter.compute() for meter in meters]
+    each = [metric.compute() for metric in metrics]
     factors = {
         name: 100 if name.removeprefix("si_") in ("d1", "d2", "d3") else 1 for name in each[0]
     }
@@ -213,7 +212,7 @@ def summarise_depth(
         name: Score.of([round(factor * score[name], 4) for score in each])
         for name, factor in factors.items()
     }
-    return scores, {"images": int(meters[0].images)}
+    return scores, {"images": int(metrics[0].images)}
 
 
 def run_depth_pixels(
@@ -290,9 +289,9 @@ class _PixelProbe:
             self.on_progress(method.label, "training heads", number, len(seeds))
             heads.append(train_depth_head(pool, self.config, seed).to(self.dense.device))
         stages.end("training")
-        meters = self.validate(method, heads)
+        metrics = self.validate(method, heads)
         stages.end("validation")
-        scores, details = summarise_depth(meters)
+        scores, details = summarise_depth(metrics)
         details["pool_pixels"] = len(pool.depths)
         return Result(
             task=TASK,
@@ -334,9 +333,9 @@ class _PixelProbe:
             )
         return DepthPool(pixels, depths, tokens)
 
-    def validate(self, method: Method, heads: Sequence[Heads]) -> list[DepthMeter]:
+    def validate(self, method: Method, heads: Sequence[Heads]) -> list[DepthMetric]:
         """Score the heads of all seeds in one pass over the validation split."""
-        meters = [DepthMeter(1e-3, self.config.max_depth, aligned=True) for _ in heads]
+        metrics = [DepthMetric(1e-3, self.config.max_depth, aligned=True) for _ in heads]
         shown = frozenset() if self.panels is None else shown_images(len(self.val))
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
@@ -344,11 +343,11 @@ class _PixelProbe:
             encoded = self.dense.encode(image)
             size = (target.shape[0], target.shape[1])
             depths = self.predict(method, encoded, size, heads)
-            for meter, depth in zip(meters, depths, strict=True):
-                meter.update(depth[None], target[None])
+            for metric, depth in zip(metrics, depths, strict=True):
+                metric.add(depth[None], target[None])
             if number in shown:
                 self.draw(method.label, file.name, encoded.image[0], target, depths[0])
-        return meters
+        return metrics
 
     def draw(self, label: str, name: str, image: Tensor, target: Tensor, depth: Tensor) -> None:
         """Leave the image (3, h, w), its depth and the first seed's (H, W) as pictures."""

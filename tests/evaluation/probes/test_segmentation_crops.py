@@ -17,16 +17,20 @@ from tests.tolerances import tolerance
 from upfeat.cli.app import app
 from upfeat.data import SegmentationData, msrc
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation import crop_probe
-from upfeat.evaluation.crop_probe import CropProbe, _Trainee
 from upfeat.evaluation.dense import Method
-from upfeat.evaluation.image_probe import ImageProbeConfig, _ImageProbe, run_image_probe
-from upfeat.evaluation.metrics import SegmentationMeter
-from upfeat.evaluation.probe_parts import (
+from upfeat.evaluation.metrics import SegmentationMetric
+from upfeat.evaluation.probes import crops
+from upfeat.evaluation.probes.crops import CropProbe, _Trainee
+from upfeat.evaluation.probes.parts import (
     Heads,
     JointMethod,
     epoch_batches,
     learning_rate_factor,
+)
+from upfeat.evaluation.probes.segmentation_crops import (
+    ImageProbeConfig,
+    _ImageProbe,
+    run_image_probe,
 )
 from upfeat.evaluation.protocols.seg_probe import run_seg_probe, seg_probe_preset
 from upfeat.evaluation.registry import silent
@@ -175,7 +179,7 @@ def test_gradients_by_rows_are_those_of_the_whole(
         if budget is None:
             losses = found._gradients(trainee, batch, 0)
         else:
-            monkeypatch.setattr(crop_probe, "ROWS_BYTES", budget)
+            monkeypatch.setattr(crops, "ROWS_BYTES", budget)
             losses = found._gradients_by_rows(trainee, batch)
         results.append([*losses, *(p.grad for p in list(trainee.heads.parameters())[:2])])
     for by_rows in results[1:]:
@@ -445,10 +449,10 @@ def test_labels_are_shrunk_and_classes_enlarged(root: Path, backbone: upfeat.Bac
     loss = found.loss(outputs, target, 0)
     assert loss is not None
     assert loss.item() < 1e-6
-    meter = SegmentationMeter(23)
+    metric = SegmentationMetric(23)
     blocky = target[:1, ::PATCH, ::PATCH].repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
-    found.score([meter], outputs[:1, :1], blocky)
-    assert meter.compute()["accuracy"] == 1
+    found.score([metric], outputs[:1, :1], blocky)
+    assert metric.compute()["accuracy"] == 1
     other = engine(root, backbone, tiny("loftup", target_size=4, fit="logits_nearest"))
     enlarged = other.loss(outputs, blocky.expand(2, -1, -1), 0)
     assert enlarged is not None

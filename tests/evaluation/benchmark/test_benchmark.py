@@ -52,7 +52,7 @@ def environment() -> Environment:
 
 @pytest.fixture(scope="module")
 def rival() -> Rival:
-    return load_rival(Path(__file__).parents[2] / "benchmarks" / "plain.py")
+    return load_rival(Path(__file__).parents[3] / "benchmarks" / "plain.py")
 
 
 CONFIGS = {

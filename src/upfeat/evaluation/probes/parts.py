@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from upfeat.data import FeatureCache
 from upfeat.evaluation.dense import DenseFeatures, Method
-from upfeat.evaluation.metrics import SegmentationMeter, iou_per_class
+from upfeat.evaluation.metrics import SegmentationMetric, iou_per_class
 from upfeat.ops.own_draws import DrawsFrom
 from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers import Upsampler
@@ -97,7 +97,7 @@ def learning_rate_factor(
     of a cosine to 0.01. ``constant``: 1 (LoftUp).
 
     Example:
-        >>> from upfeat.evaluation.probe_parts import learning_rate_factor
+        >>> from upfeat.evaluation.probes.parts import learning_rate_factor
         >>> [round(learning_rate_factor("per_iteration_bug", i, 2, 100), 3) for i in range(5)]
         [1.0, 0.5, 0.0, 0.5, 1.0]
         >>> [learning_rate_factor("per_epoch", i, 2, 100) for i in (0, 99, 100)]
@@ -126,7 +126,7 @@ def epoch_batches(
     """Return the batches of an epoch: indices of images, and whether the batch is flipped.
 
     Example:
-        >>> from upfeat.evaluation.probe_parts import epoch_batches
+        >>> from upfeat.evaluation.probes.parts import epoch_batches
         >>> [len(indices) for indices, _ in epoch_batches(5, 2, 0.5, seed=0, epoch=3)]
         [2, 2, 1]
     """
@@ -149,7 +149,7 @@ class JointMethod:
 
     Example:
         >>> import upfeat
-        >>> from upfeat.evaluation.probe_parts import JointMethod
+        >>> from upfeat.evaluation.probes.parts import JointMethod
         >>> method = JointMethod("carafe", upfeat.create_upsampler("carafe", feature_dim=8))
         >>> method.identity["weights"]
         'trained with the heads, one copy a seed'
@@ -183,7 +183,7 @@ class Heads(nn.Module):
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probe_parts import Heads
+        >>> from upfeat.evaluation.probes.parts import Heads
         >>> Heads(8, 3, (0, 1))(torch.rand(1, 8, 4, 4), None, slice(1, 2)).shape
         torch.Size([1, 3, 4, 4])
     """
@@ -257,7 +257,7 @@ def head_first_is_cheaper(
 
     Example:
         >>> import upfeat
-        >>> from upfeat.evaluation.probe_parts import head_first_is_cheaper
+        >>> from upfeat.evaluation.probes.parts import head_first_is_cheaper
         >>> jafar = upfeat.create_upsampler("jafar", feature_dim=192)
         >>> head_first_is_cheaper(jafar, 192, 256, 3, 784)
         False
@@ -272,10 +272,10 @@ def head_first_is_cheaper(
 
 
 def mean_class_ious(
-    names: Sequence[str], meters: Sequence[SegmentationMeter]
+    names: Sequence[str], metrics: Sequence[SegmentationMetric]
 ) -> dict[str, float | None]:
     """Return the IoU of each class in percent, mean over the seeds; None where it never occurs."""
-    ious = torch.stack([iou_per_class(meter.matrix) for meter in meters]).nanmean(0)
+    ious = torch.stack([iou_per_class(metric.matrix) for metric in metrics]).nanmean(0)
     return {
         name: None if iou != iou else round(100 * iou, 2)
         for name, iou in zip(names, ious.tolist(), strict=True)

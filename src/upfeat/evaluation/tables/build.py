@@ -12,10 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from upfeat.evaluation.published import PublishedBlock, differences, published_for, setting_text
+from upfeat.evaluation.papers.published import (
+    PublishedBlock,
+    differences,
+    published_for,
+    setting_text,
+)
 from upfeat.evaluation.registry import Protocol, titled_protocol
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.scores import ScoreKind, unit_text
+from upfeat.evaluation.tables.scores import ScoreKind, unit_text
 
 __all__ = [
     "OWN_SETTINGS",
@@ -151,7 +156,7 @@ def gather_results(paths: Iterable[PathLike]) -> list[Result]:
 
     Example:
         >>> import tempfile
-        >>> from upfeat.evaluation.tables import gather_results
+        >>> from upfeat.evaluation.tables.build import gather_results
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     try:
         ...         gather_results([folder])
@@ -193,7 +198,7 @@ def build_tables(results: Iterable[Result]) -> list[Table]:
 
     Example:
         >>> from upfeat.evaluation.results import Result, Score
-        >>> from upfeat.evaluation.tables import build_tables
+        >>> from upfeat.evaluation.tables.build import build_tables
         >>> def probe(label: str, miou: float) -> Result:
         ...     settings = {"data": "msrc", "upsampler": {"name": label}}
         ...     scores = {"miou": Score.of([miou])}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from upfeat.evaluation.tables import Table
+from upfeat.evaluation.tables.build import Table
 
 __all__ = ["RankRow", "Ranking", "rank_methods"]
 
@@ -73,7 +73,7 @@ def rank_methods(tables: Iterable[Table]) -> Ranking:
         tables: of :func:`upfeat.evaluation.tables.build_tables`.
 
     Example:
-        >>> from upfeat.evaluation.ranks import rank_methods
+        >>> from upfeat.evaluation.tables.ranks import rank_methods
         >>> rank_methods([]).rows
         ()
     """

@@ -57,7 +57,7 @@ class DepthTeacher:
         MissingPackageError: transformers is not installed.
 
     Example:
-        >>> from upfeat.evaluation.depth_teacher import DepthTeacher
+        >>> from upfeat.evaluation.probes.depth_teacher import DepthTeacher
         >>> try:
         ...     DepthTeacher("no-such-folder", "cache")
         ... except FileNotFoundError as error:

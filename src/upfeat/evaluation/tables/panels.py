@@ -77,7 +77,7 @@ class Panel:
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.panels import Panel
+        >>> from upfeat.evaluation.tables.panels import Panel
         >>> Panel("cam", "imagenet", "n01", "bilinear", "cam", torch.rand(4, 6)).values.shape
         torch.Size([4, 6])
     """
@@ -139,7 +139,7 @@ def image_panel(colors: Tensor, **about: Any) -> Panel:
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.panels import image_panel
+        >>> from upfeat.evaluation.tables.panels import image_panel
         >>> image_panel(torch.ones(3, 2, 2), task="vos", data="davis2016", image="a").values.max()
         tensor(255, dtype=torch.uint8)
     """
@@ -164,7 +164,7 @@ def save_panel(folder: str | os.PathLike[str], panel: Panel) -> Path:
 
     Example:
         >>> import tempfile, torch
-        >>> from upfeat.evaluation.panels import Panel, load_panel, save_panel
+        >>> from upfeat.evaluation.tables.panels import Panel, load_panel, save_panel
         >>> panel = Panel("cam", "imagenet", "n01", "jafar", "cam", torch.rand(4, 6), unit="share")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     again = load_panel(save_panel(folder, panel))
@@ -192,7 +192,7 @@ def shown_images(count: int) -> frozenset[int]:
     """Return which images of a split a protocol leaves pictures of: three, evenly spread.
 
     Example:
-        >>> from upfeat.evaluation.panels import shown_images
+        >>> from upfeat.evaluation.tables.panels import shown_images
         >>> sorted(shown_images(9)), sorted(shown_images(2))
         ([1, 4, 7], [0, 1])
     """
@@ -241,7 +241,7 @@ def panel_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the panels of a folder of results, or of a folder ``panels`` itself, sorted.
 
     Example:
-        >>> from upfeat.evaluation.panels import panel_files
+        >>> from upfeat.evaluation.tables.panels import panel_files
         >>> panel_files("nowhere")
         []
     """

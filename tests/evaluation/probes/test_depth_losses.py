@@ -9,7 +9,8 @@ import torch
 
 from tests.conftest import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
-from upfeat.evaluation.depth_losses import (
+from upfeat.evaluation.metrics import fit_scale_and_shift
+from upfeat.evaluation.probes.depth_losses import (
     bin_depth,
     gradient_loss,
     midas_ssi_loss,
@@ -17,8 +18,7 @@ from upfeat.evaluation.depth_losses import (
     sig_loss,
     valid_depth,
 )
-from upfeat.evaluation.metrics import fit_scale_and_shift
-from upfeat.evaluation.probe_parts import learning_rate_factor
+from upfeat.evaluation.probes.parts import learning_rate_factor
 
 
 @pytest.mark.golden

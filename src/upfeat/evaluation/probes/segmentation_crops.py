@@ -11,9 +11,9 @@
   validation the classes are enlarged to the label's size (nearest). For its low-resolution row set
   ``target_size`` to the side of the feature grid and use ``nearest``.
 
-Cost, checkpoints, heads in front of upsamplers: see :mod:`upfeat.evaluation.crop_probe`. Scores are
-those of the last epoch. Legend: ``B`` batch, ``K`` classes, ``s`` seeds, ``H W`` label, ``h' w'``
-upsampled map.
+Cost, checkpoints, heads in front of upsamplers: see :mod:`upfeat.evaluation.probes.crops`. Scores
+are those of the last epoch. Legend: ``B`` batch, ``K`` classes, ``s`` seeds, ``H W`` label,
+``h' w'`` upsampled map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,10 @@ from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
 from upfeat.data.crops import resize_and_crop
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.crop_probe import CropProbe
 from upfeat.evaluation.dense import Method
-from upfeat.evaluation.metrics import SegmentationMeter
-from upfeat.evaluation.probe_parts import (
+from upfeat.evaluation.metrics import SegmentationMetric
+from upfeat.evaluation.probes.crops import CropProbe
+from upfeat.evaluation.probes.parts import (
     CropProbeConfig,
     JointMethod,
     mean_class_ious,
@@ -54,7 +54,7 @@ class ImageProbeConfig(CropProbeConfig):
         boundary_radius: also score the band along label boundaries, so many pixels wide.
 
     Example:
-        >>> from upfeat.evaluation.image_probe import image_probe_preset
+        >>> from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
         >>> config = image_probe_preset("jafar", "voc")
         >>> config.schedule, config.batch, config.epochs
         ('per_iteration_bug', 2, 20)
@@ -97,7 +97,7 @@ def image_probe_preset(preset: str, data: str, **changes: Any) -> ImageProbeConf
         ValueError: an impossible value.
 
     Example:
-        >>> from upfeat.evaluation.image_probe import image_probe_preset
+        >>> from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
         >>> image_probe_preset("loftup", "coco_stuff27").optimizer
         'nadam'
         >>> image_probe_preset("jafar", "coco_stuff27").epochs
@@ -142,7 +142,7 @@ def run_image_probe(
         ValueError: the data is broken, or a method does not fit the features.
 
     Example:
-        >>> from upfeat.evaluation.image_probe import IMAGE_PRESETS
+        >>> from upfeat.evaluation.probes.segmentation_crops import IMAGE_PRESETS
         >>> sorted(IMAGE_PRESETS)
         ['anyup', 'jafar', 'loftup', 'naf']
     """
@@ -151,7 +151,7 @@ def run_image_probe(
     return probe.run(methods, Path(out))
 
 
-class _ImageProbe(CropProbe[SegmentationMeter]):
+class _ImageProbe(CropProbe[SegmentationMetric]):
     """Semantic segmentation."""
 
     task = "seg-probe"
@@ -221,11 +221,11 @@ class _ImageProbe(CropProbe[SegmentationMeter]):
         loss = F.cross_entropy(logits, repeated, ignore_index=self.ignored, reduction="sum")
         return loss / counted
 
-    def meter(self) -> SegmentationMeter:
+    def metric(self) -> SegmentationMetric:
         """Return an empty confusion matrix."""
-        return SegmentationMeter(self.outputs, self.ignored, self.boundary_radius)
+        return SegmentationMetric(self.outputs, self.ignored, self.boundary_radius)
 
-    def score(self, meters: Sequence[SegmentationMeter], outputs: Tensor, target: Tensor) -> None:
+    def score(self, metrics: Sequence[SegmentationMetric], outputs: Tensor, target: Tensor) -> None:
         """Add the classes that the heads say of an image."""
         logits, size = outputs[0], target.shape[1:]  # (s, K, h', w')
         if self.fit == "logits_bilinear":
@@ -235,15 +235,15 @@ class _ImageProbe(CropProbe[SegmentationMeter]):
         else:
             small = logits.argmax(1, keepdim=True).to(torch.float64)
             said = F.interpolate(small, size, mode="nearest")[:, 0].long()
-        for meter, classes in zip(meters, said, strict=True):
-            meter.update(classes, target[0])
+        for metric, classes in zip(metrics, said, strict=True):
+            metric.add(classes, target[0])
 
     def summarise(
-        self, meters: Sequence[SegmentationMeter]
+        self, metrics: Sequence[SegmentationMetric]
     ) -> tuple[dict[str, Score], dict[str, Any]]:
         """Return scores in percent, and the IoU of each class."""
-        each = [meter.compute() for meter in meters]
+        each = [metric.compute() for metric in metrics]
         scores = {
             name: Score.of([round(100 * score[name], 4) for score in each]) for name in each[0]
         }
-        return scores, {"iou_per_class": mean_class_ious(self.splits["val"].classes, meters)}
+        return scores, {"iou_per_class": mean_class_ious(self.splits["val"].classes, metrics)}

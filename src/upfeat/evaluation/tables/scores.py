@@ -30,7 +30,7 @@ class ScoreKind:
         group: heading of a table of its own for the columns that share it.
 
     Example:
-        >>> from upfeat.evaluation.scores import ScoreKind
+        >>> from upfeat.evaluation.tables.scores import ScoreKind
         >>> ScoreKind("RMSE", higher_is_better=False, unit="m").arrow
         '↓'
     """
@@ -55,7 +55,7 @@ class ScoreKind:
             unit: of the result, for a score without one of its own.
 
         Example:
-            >>> from upfeat.evaluation.scores import higher
+            >>> from upfeat.evaluation.tables.scores import higher
             >>> higher("mIoU").column("percent")
             'mIoU, % ↑'
         """
@@ -87,7 +87,7 @@ def prefixed(scores: Mapping[str, ScoreKind], name: str, heading: str) -> dict[s
         heading: before the headings.
 
     Example:
-        >>> from upfeat.evaluation.scores import higher, prefixed
+        >>> from upfeat.evaluation.tables.scores import higher, prefixed
         >>> prefixed({"miou": higher("mIoU")}, "band_", "border ")["band_miou"].heading
         'border mIoU'
     """
@@ -101,7 +101,7 @@ def unit_text(unit: str) -> str:
     """Return a unit as it stands in a heading.
 
     Example:
-        >>> from upfeat.evaluation.scores import unit_text
+        >>> from upfeat.evaluation.tables.scores import unit_text
         >>> unit_text("percent"), unit_text("fraction"), unit_text("m")
         ('%', '', 'm')
     """
@@ -122,7 +122,7 @@ def column_groups(
 
     Example:
         >>> from upfeat.evaluation.registry import get_protocol
-        >>> from upfeat.evaluation.scores import column_groups
+        >>> from upfeat.evaluation.tables.scores import column_groups
         >>> names = ["parameters", "ms_forward_56", "ms_forward_112"]
         >>> column_groups({name: get_protocol("efficiency").kind(name) for name in names}, most=2)
         [('', ('parameters',)), ('forward time, ms', ('ms_forward_56', 'ms_forward_112'))]
@@ -144,7 +144,7 @@ def score_text(score: Score, *, digits: int | None = None) -> str:
 
     Example:
         >>> from upfeat.evaluation.results import Score
-        >>> from upfeat.evaluation.scores import score_text
+        >>> from upfeat.evaluation.tables.scores import score_text
         >>> score_text(Score.of([70.0, 72.0])), score_text(Score.of([0.01234]))
         ('71.00 ± 1.41', '0.0123')
     """
@@ -159,7 +159,7 @@ def score_digits(values: Sequence[float]) -> int:
     """Return how many digits behind the point a column of values needs.
 
     Example:
-        >>> from upfeat.evaluation.scores import score_digits
+        >>> from upfeat.evaluation.tables.scores import score_digits
         >>> score_digits([71.0, 80.1]), score_digits([0.7, 0.66]), score_digits([12345.0])
         (2, 3, 0)
     """

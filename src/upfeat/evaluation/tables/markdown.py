@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from upfeat.evaluation.commands import table_command
-from upfeat.evaluation.published import PublishedBlock, setting_text
-from upfeat.evaluation.ranks import Ranking, rank_methods
-from upfeat.evaluation.scores import column_groups, score_digits, score_text
-from upfeat.evaluation.tables import Row, Table
+from upfeat.evaluation.papers.published import PublishedBlock, setting_text
+from upfeat.evaluation.tables.build import Row, Table
+from upfeat.evaluation.tables.commands import table_command
+from upfeat.evaluation.tables.ranks import Ranking, rank_methods
+from upfeat.evaluation.tables.scores import column_groups, score_digits, score_text
 
 __all__ = ["markdown_table", "results_page", "split_remarks"]
 
@@ -32,7 +32,7 @@ def results_page(
             is that of a task follows its tables, the others come last.
 
     Example:
-        >>> from upfeat.evaluation.markdown import results_page
+        >>> from upfeat.evaluation.tables.markdown import results_page
         >>> print(results_page([]).splitlines()[0])
         # Results
     """
@@ -58,7 +58,7 @@ def split_remarks(text: str) -> dict[str, str]:
     r"""Return the sections of a Markdown text by their ``##`` heading; the first may have none.
 
     Example:
-        >>> from upfeat.evaluation.markdown import split_remarks
+        >>> from upfeat.evaluation.tables.markdown import split_remarks
         >>> split_remarks("## Depth\n\nLower.\n\n## Video\n\nHigher.\n")
         {'Depth': 'Lower.\n', 'Video': 'Higher.\n'}
     """
@@ -72,7 +72,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; a bar in a cell is escaped.
 
     Example:
-        >>> from upfeat.evaluation.markdown import markdown_table
+        >>> from upfeat.evaluation.tables.markdown import markdown_table
         >>> print(markdown_table(["a", "b"], [["1", "2"]]), end="")
         | a | b |
         | --- | --- |

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from upfeat.evaluation.commands import table_command
-from upfeat.evaluation.markdown import results_page
-from upfeat.evaluation.published import differences, published_for, published_tables
-from upfeat.evaluation.ranks import rank_methods
+from upfeat.evaluation.papers.published import differences, published_for, published_tables
 from upfeat.evaluation.registry import get_protocol, list_protocols
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.scores import column_groups, score_digits
-from upfeat.evaluation.tables import Table, build_tables, gather_results
+from upfeat.evaluation.tables.build import Table, build_tables, gather_results
+from upfeat.evaluation.tables.commands import table_command
+from upfeat.evaluation.tables.markdown import results_page
+from upfeat.evaluation.tables.ranks import rank_methods
+from upfeat.evaluation.tables.scores import column_groups, score_digits
 
 
 def result(

@@ -107,12 +107,12 @@ def published_tables() -> tuple[PublishedTable, ...]:
     """Return every table that is kept.
 
     Example:
-        >>> from upfeat.evaluation.published import published_tables
+        >>> from upfeat.evaluation.papers.published import published_tables
         >>> first = published_tables()[0]
         >>> first.paper, first.source, first.rows[1].method, first.rows[1].values[0]
         ('JAFAR', 'table 1', 'Bilinear', 59.03)
     """
-    content = files("upfeat.evaluation").joinpath("published.json").read_bytes()
+    content = files("upfeat.evaluation.papers").joinpath("published.json").read_bytes()
     return tuple(TypeAdapter(list[PublishedTable]).validate_json(content))
 
 
@@ -128,7 +128,7 @@ def published_for(task: str, data: str, scores: Collection[str]) -> list[Publish
         scores: names of ours.
 
     Example:
-        >>> from upfeat.evaluation.published import published_for
+        >>> from upfeat.evaluation.papers.published import published_for
         >>> (block,) = published_for("cam", "imagenet_sample", ["adcc", "coherency"])
         >>> block.source, block.rows[-1]
         ('JAFAR, table 2', ('JAFAR', {'coherency': 91.4, 'adcc': 73.3}))
@@ -188,7 +188,7 @@ def differences(published: Mapping[str, Any], ours: Mapping[str, Any]) -> list[s
         ours: of a :class:`upfeat.evaluation.results.Result`.
 
     Example:
-        >>> from upfeat.evaluation.published import differences
+        >>> from upfeat.evaluation.papers.published import differences
         >>> differences({"batch": 4, "input_size": [448, 448]}, {"input_size": [224, 224]})
         ['batch 4 (here: not stated)', 'input size 448×448 (here: 224×224)']
     """
@@ -222,7 +222,7 @@ def setting_text(value: Any, name: str = "") -> str:
         name: of the setting; that of a size ends with ``size``.
 
     Example:
-        >>> from upfeat.evaluation.published import setting_text
+        >>> from upfeat.evaluation.papers.published import setting_text
         >>> setting_text([448, 448], "input_size"), setting_text([0, 1], "seeds")
         ('448×448', '0, 1')
         >>> setting_text(None)

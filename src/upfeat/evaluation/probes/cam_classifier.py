@@ -57,7 +57,7 @@ class CamClassifier:
     Example:
         >>> import torch
         >>> from upfeat.backbones import create_backbone
-        >>> from upfeat.evaluation.cam_classifier import CamClassifier
+        >>> from upfeat.evaluation.probes.cam_classifier import CamClassifier
         >>> options = {"depth": 2, "num_classes": 5}
         >>> vit = create_backbone("timm/vit_tiny_patch16_224", weights="random", **options)
         >>> classifier = CamClassifier(vit)
@@ -74,7 +74,7 @@ class CamClassifier:
         if not isinstance(model, nn.Module) or not getattr(model, "num_classes", 0):
             raise UnsupportedError(
                 f"{backbone.name} has no classifier; take a network of timm that has one, and "
-                "build it with upfeat.evaluation.cam_classifier.create_classifier"
+                "build it with upfeat.evaluation.probes.cam_classifier.create_classifier"
             )
         self.backbone, self.model = backbone, model
         self.num_classes = int(getattr(model, "num_classes", 0))
@@ -195,7 +195,7 @@ def create_classifier(spec: str, weights: str | os.PathLike[str] | None = None) 
         WeightsNotFoundError: no weights in any of the places of the lookup.
 
     Example:
-        >>> from upfeat.evaluation.cam_classifier import CamClassifier, create_classifier
+        >>> from upfeat.evaluation.probes.cam_classifier import CamClassifier, create_classifier
         >>> resnet = CamClassifier(create_classifier("timm/resnet10t", "random"))
         >>> resnet.num_classes, resnet.layer, resnet.side
         (1000, 'layer4', 'output')

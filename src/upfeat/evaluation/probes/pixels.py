@@ -1,4 +1,4 @@
-"""Upsampled features at a fixed sample of pixels of every image, kept on disk.
+"""What the quick probes share: features at a fixed sample of pixels, kept on disk, and the runs.
 
 Legend: ``C`` feature channels, ``P`` pixels of an image, ``H W`` label.
 """
@@ -6,8 +6,11 @@ Legend: ``C`` feature channels, ``P`` pixels of an image, ``H W`` label.
 import io
 import logging
 import shutil
+import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +18,12 @@ from torch import Tensor
 
 from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.sizes import Size
+from upfeat.errors import UnsupportedError
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
-from upfeat.evaluation.results import result_file_name
+from upfeat.evaluation.probes.parts import JointMethod
+from upfeat.evaluation.results import Result, result_file_name, stored_result
 
-__all__ = ["PixelPool", "sample_pixels"]
+__all__ = ["PixelPool", "PixelRun", "Stages", "run_pixel_methods", "sample_pixels"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ def sample_pixels(known: Tensor, count: int, name: str) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.pixel_pool import sample_pixels
+        >>> from upfeat.evaluation.probes.pixels import sample_pixels
         >>> sample_pixels(torch.tensor([[True, False], [True, True]]), 8, "image").tolist()
         [0, 2, 3]
     """
@@ -55,7 +60,7 @@ class PixelPool:
     Example:
         >>> import tempfile, torch, upfeat
         >>> from upfeat.evaluation.dense import DenseFeatures, Method
-        >>> from upfeat.evaluation.pixel_pool import PixelPool
+        >>> from upfeat.evaluation.probes.pixels import PixelPool
         >>> pooling = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
         >>> nearest = Method("nearest", upfeat.create_upsampler("nearest"))
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -123,3 +128,81 @@ def _read(path: Path) -> Tensor | None:
     except (OSError, ValueError, EOFError) as error:
         logger.warning("%s is not readable (%s); computing it again", path, error)
         return None
+
+
+class PixelRun(Protocol):
+    """A probe of one backbone on one set."""
+
+    pool: PixelPool
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+        ...
+
+    def run(self, method: Method, settings: dict[str, Any]) -> Result:
+        """Sample, train, score."""
+        ...
+
+
+def run_pixel_methods(
+    probe: PixelRun,
+    methods: Sequence[Method | JointMethod],
+    *,
+    task: str,
+    data: str,
+    joint_presets: str,
+    out: Path | str,
+    keep_pixels: bool,
+) -> list[Result]:
+    """Return each method's result: the stored one of the same settings, or a new one, stored.
+
+    Args:
+        probe: runs a method.
+        methods: in order.
+        task: of the result files.
+        data: of the result files.
+        joint_presets: what to use for a method that is trained with the heads, for the error.
+        out: folder of the results.
+        keep_pixels: keep a method's sampled pixels after its result is written.
+
+    Raises:
+        UnsupportedError: a method is trained with the heads.
+    """
+    results = []
+    for method in methods:
+        if isinstance(method, JointMethod):
+            raise UnsupportedError(
+                f"{method.label} is trained with the heads, which pixel-sample cannot do; take "
+                f"the preset {joint_presets}"
+            )
+        settings = probe.settings(method)
+        path, known = stored_result(out, task, data, method.label, settings)
+        if known is None:
+            known = probe.run(method, settings)
+            known.save(path)
+            if not keep_pixels:
+                probe.pool.remove(method)
+        results.append(known)
+    return results
+
+
+class Stages:
+    """Seconds of the stages of a run.
+
+    Example:
+        >>> from upfeat.evaluation.probes.pixels import Stages
+        >>> stages = Stages()
+        >>> stages.end("sampling")
+        >>> list(stages.seconds)
+        ['sampling']
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """Note that a stage is over; the next begins."""
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._start, 1)
+        self._start = now

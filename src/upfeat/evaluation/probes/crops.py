@@ -35,7 +35,7 @@ from upfeat.backbones import Backbone
 from upfeat.checkpoints import read_checkpoint
 from upfeat.errors import CheckpointError
 from upfeat.evaluation.dense import DenseFeatures, Method
-from upfeat.evaluation.probe_parts import (
+from upfeat.evaluation.probes.parts import (
     CropProbeConfig,
     Heads,
     JointMethod,
@@ -52,7 +52,7 @@ __all__ = ["CropProbe", "ProbeBatch"]
 
 logger = logging.getLogger(__name__)
 
-MeterT = TypeVar("MeterT")
+MetricT = TypeVar("MetricT")
 
 # What a piece of rows with its weights takes where heads are trained in front of an upsampler.
 ROWS_BYTES = 128 * 2**20
@@ -140,7 +140,7 @@ class _Trainee:
         logger.info("%s goes on after epoch %d", self.method.label, self.epoch)
 
 
-class CropProbe(ABC, Generic[MeterT]):
+class CropProbe(ABC, Generic[MetricT]):
     """The training and scoring of several methods; a task says what is read, lost and scored.
 
     Args:
@@ -191,8 +191,8 @@ class CropProbe(ABC, Generic[MeterT]):
         """
 
     @abstractmethod
-    def meter(self) -> MeterT:
-        """Return an empty meter."""
+    def metric(self) -> MetricT:
+        """Return an empty metric."""
 
     def pixel_target(self, target: Tensor) -> tuple[Tensor, int]:
         """Return the targets of the output's pixels (B, h', w'), and how many of them count."""
@@ -203,12 +203,12 @@ class CropProbe(ABC, Generic[MeterT]):
         raise NotImplementedError
 
     @abstractmethod
-    def score(self, meters: Sequence[MeterT], outputs: Tensor, target: Tensor) -> None:
-        """Add an image, outputs (1, s, K, h', w'), to the meters of s seeds."""
+    def score(self, metrics: Sequence[MetricT], outputs: Tensor, target: Tensor) -> None:
+        """Add an image, outputs (1, s, K, h', w'), to the metrics of s seeds."""
 
     @abstractmethod
-    def summarise(self, meters: Sequence[MeterT]) -> tuple[dict[str, Score], dict[str, Any]]:
-        """Return scores and details of all seeds' meters."""
+    def summarise(self, metrics: Sequence[MetricT]) -> tuple[dict[str, Score], dict[str, Any]]:
+        """Return scores and details of all seeds' metrics."""
 
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go in front of this upsampler."""
@@ -275,18 +275,18 @@ class CropProbe(ABC, Generic[MeterT]):
             trainees.append(trainee)
             paths[method.label] = (path, checkpoint, settings)
         self._train(trainees, {label: paths[label][1] for label in paths})
-        for trainee, meters in zip(trainees, self.validate(trainees), strict=True):
+        for trainee, metrics in zip(trainees, self.validate(trainees), strict=True):
             path, checkpoint, settings = paths[trainee.method.label]
-            result = self._result(trainee, meters, settings)
+            result = self._result(trainee, metrics, settings)
             result.save(path)
             checkpoint.unlink(missing_ok=True)
             results[trainee.method.label] = result
         return [results[method.label] for method in methods]
 
     def _result(
-        self, trainee: _Trainee, meters: Sequence[MeterT], settings: dict[str, Any]
+        self, trainee: _Trainee, metrics: Sequence[MetricT], settings: dict[str, Any]
     ) -> Result:
-        scores, details = self.summarise(meters)
+        scores, details = self.summarise(metrics)
         details["head_before_upsampling"] = {
             stage: self.head_first(trainee.upsamplers[0], stage == "training")
             for stage in ("training", "validation")
@@ -315,8 +315,8 @@ class CropProbe(ABC, Generic[MeterT]):
             for trainee in active:
                 trainee.epoch += 1
             if every and (epoch + 1) % every == 0 and epoch + 1 < config.epochs:
-                for trainee, meters in zip(active, self.validate(active), strict=True):
-                    scores, _ = self.summarise(meters)
+                for trainee, metrics in zip(active, self.validate(active), strict=True):
+                    scores, _ = self.summarise(metrics)
                     trainee.history[str(epoch + 1)] = {n: s.mean for n, s in scores.items()}
             for trainee in active:
                 trainee.save(checkpoints[trainee.method.label])
@@ -444,16 +444,16 @@ class CropProbe(ABC, Generic[MeterT]):
             yield seeds, found.unflatten(1, (seeds.stop - seeds.start, self.outputs))
 
     @torch.no_grad()
-    def validate(self, trainees: Sequence[_Trainee]) -> list[list[MeterT]]:
-        """Score all methods in one pass over the validation images: a meter a seed."""
-        meters = [[self.meter() for _ in self.config.seeds] for _ in trainees]
+    def validate(self, trainees: Sequence[_Trainee]) -> list[list[MetricT]]:
+        """Score all methods in one pass over the validation images: a metric a seed."""
+        metrics = [[self.metric() for _ in self.config.seeds] for _ in trainees]
         count = self.counts["val"] if trainees else 0
         for index in range(count):
             self.on_progress(f"{len(trainees)} methods", "scoring", index, count)
             batch = self.load("val", [index])
-            for trainee, own in zip(trainees, meters, strict=True):
+            for trainee, own in zip(trainees, metrics, strict=True):
                 start = time.perf_counter()
                 for seeds, outputs in self.forward(trainee, batch):
                     self.score(own[seeds], outputs, batch.target)
                 trainee.seconds["validation"] += time.perf_counter() - start
-        return meters
+        return metrics

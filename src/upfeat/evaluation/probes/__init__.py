@@ -1,0 +1,1 @@
+"""What the protocols train on upsampled features, or read from networks: heads, crops, pixels."""

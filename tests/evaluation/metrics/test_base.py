@@ -1,0 +1,44 @@
+"""Every metric adds, computes and forgets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from upfeat.evaluation.metrics import (
+    CamMetric,
+    DepthMetric,
+    Metric,
+    SegmentationMetric,
+    VideoMetric,
+)
+
+LABEL = torch.tensor([[[0, 0, 1, 1]]])
+DEPTH = torch.tensor([[[1.0, 2.0, 4.0]]])
+MASK = torch.nn.functional.pad(torch.ones(4, 4, 4, dtype=torch.uint8), (2, 2, 2, 2))
+MAPS = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
+ADDED = [
+    (SegmentationMetric(2, boundary_radius=1), (LABEL.flip(2), LABEL)),
+    (DepthMetric(aligned=True), (DEPTH.sqrt(), DEPTH)),
+    (CamMetric(), (torch.tensor([0.5]), torch.tensor([0.25]), MAPS, MAPS)),
+    (VideoMetric(), ("one", MASK, MASK)),
+]
+
+
+def test_no_metric_is_forgotten() -> None:
+    assert {type(metric) for metric, _ in ADDED} == set(Metric.__subclasses__())
+
+
+@pytest.mark.parametrize(("metric", "arguments"), ADDED, ids=lambda x: type(x).__name__)
+def test_add_compute_reset(metric: Metric, arguments: tuple[object, ...]) -> None:
+    assert all(map(math.isnan, metric.compute().values()))
+    metric.add(*arguments)
+    first = metric.compute()
+    assert not any(map(math.isnan, first.values()))
+    metric.reset()
+    assert all(map(math.isnan, metric.compute().values()))
+    metric.add(*arguments)
+    metric.sync()  # a single process
+    assert metric.compute() == first
