@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.tolerances import tolerance
+from upfeat.ops import stream
 from upfeat.ops._dispatch import Scratch
 from upfeat.ops.banded_convolution import (
     ConvolvedRows,
@@ -15,11 +16,10 @@ from upfeat.ops.banded_convolution import (
     fold_batch_norm,
     prepare_kernel,
 )
-from upfeat.ops.banded_pooling import PooledRows, pooling_span, pooling_weights
+from upfeat.ops.banded_pooling import pool_columns, pooling_span, pooling_weights
 from upfeat.ops.cross_attention import cross_attention_reference, prepare_layer
 from upfeat.ops.fourier_features import fourier_features, inclusive_grid
-from upfeat.ops.normed_convolutions import GroupNormWeights, NormedConvolutions
-from upfeat.ops.rotary_code import grid_turn, rotate_pairs
+from upfeat.ops.rotary_code import grid_turn, rotary_code, rotate_pairs
 
 
 def read_all(read, height: int, step: int) -> Tensor:
@@ -107,46 +107,17 @@ def test_batch_norm_is_folded() -> None:
     torch.testing.assert_close(F.conv2d(x, *folded), norm(conv(x)), **tolerance(torch.float32))
 
 
-@given(length=st.integers(1, 14), cells=st.integers(1, 17), step=st.integers(1, 18))
-def test_pooling(length: int, cells: int, step: int) -> None:
-    x = torch.randn(1, 3, length, 5)
-    rows = x[0].permute(1, 2, 0)
-    pooled = PooledRows(lambda start, stop: rows[start:stop], (length, 5), (cells, 3))
-    actual = read_all(pooled.read, cells, step)
-    torch.testing.assert_close(
-        actual, F.adaptive_avg_pool2d(x, (cells, 3)), **tolerance(torch.float32)
-    )
+@given(length=st.integers(1, 14), width=st.integers(1, 9), cells=st.integers(1, 17))
+def test_pooling(length: int, width: int, cells: int) -> None:
+    rows = torch.randn(length, width, 3)
     weights = pooling_weights(length, cells)
+    columns = pool_columns(rows, 3)
+    actual = torch.einsum("ah,hwc->caw", weights, columns.double()).float()
+    expected = F.adaptive_avg_pool2d(rows.permute(2, 0, 1), (cells, 3))
+    torch.testing.assert_close(actual, expected, **tolerance(torch.float32))
     for cell in range(cells):
         first, stop = pooling_span(cell, cell + 1, length, cells)
         assert weights[cell].nonzero().flatten().tolist() == list(range(first, stop))
-
-
-@pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("size", [1, 3])
-def test_normed_convolutions(keep: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upfeat.ops.group_moments.CACHE_BYTES", 2_000)
-    image = torch.randn(3, 19, 14)
-    convs = [torch.nn.Conv2d(c, 16, size) for c in (3, 16, 16)]
-    norms = [torch.nn.GroupNorm(4, 16) for _ in range(2)]
-    for norm in norms:
-        torch.nn.init.normal_(norm.weight, 1, 0.5)
-        torch.nn.init.normal_(norm.bias)
-    wide = (lambda x: padded(x, "reflect")) if size == 3 else (lambda x: x)
-    expected = convs[0](wide(image[None]))
-    for norm, conv in zip(norms, convs[1:], strict=True):
-        expected = conv(wide(F.silu(norm(expected))))
-    with torch.no_grad():
-        stack = NormedConvolutions(
-            image,
-            [prepare_kernel(conv.weight, conv.bias) for conv in convs],
-            [GroupNormWeights(4, norm.eps, norm.weight, norm.bias) for norm in norms],
-            Scratch(image, image.dtype),
-            keep,
-        )
-        for step in (19, 4):
-            actual = read_all(stack.reader(), 19, step)
-            torch.testing.assert_close(actual, expected.detach(), **tolerance(torch.float32))
 
 
 @pytest.mark.parametrize("width", [16, 20, 101])
@@ -221,3 +192,13 @@ def test_rotary_code_keeps_inner_products_of_shifted_pairs() -> None:
     rows = grid_turn((6, 4), torch.tensor([0.7]), rows=slice(2, 5))
     for part, whole in zip(rows, grid_turn((6, 4), torch.tensor([0.7])), strict=True):
         assert torch.equal(part, whole[2:5])
+
+
+@pytest.mark.parametrize("size", [(7, 5), (3, 1)])
+def test_rotary_code_by_rows(size: tuple[int, int]) -> None:
+    x, periods = torch.randn(1, 24, *size), torch.tensor([0.7, 3.0])
+    expected = rotary_code(x, periods, num_heads=3, factor=1.3)
+    with torch.no_grad(), stream.bounded(0):
+        rows = rotary_code(stream.lazy(x), periods, num_heads=3, factor=1.3)
+        actual = torch.cat([rows[:, :, :1], rows[:, :, 1:]], dim=2)
+    torch.testing.assert_close(actual, expected, **tolerance(torch.float32))

@@ -7,7 +7,7 @@ pooling) record what they would do, and rows are computed when they are read. An
 gets the whole map. The result is that of the whole network to rounding.
 """
 
-from upfeat.ops.stream.maps import Map, RowMap, bounded, lazy, prepare
+from upfeat.ops.stream.maps import Map, RowMap, bounded, lazy, prepare, whole
 from upfeat.ops.stream.recording import recorded_as, row_local
 
-__all__ = ["Map", "RowMap", "bounded", "lazy", "prepare", "recorded_as", "row_local"]
+__all__ = ["Map", "RowMap", "bounded", "lazy", "prepare", "recorded_as", "row_local", "whole"]

@@ -110,6 +110,17 @@ def prepare(state: Any) -> None:
             part.graph.prepare(part.node)
 
 
+def whole(x: "Map") -> Tensor:
+    """Return a map as a tensor (1, C, H, W): what is small and read by every row.
+
+    Example:
+        >>> import torch
+        >>> whole(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 8, 8])
+    """
+    return x.whole() if isinstance(x, RowMap) else x
+
+
 Map: TypeAlias = Tensor | RowMap
 """What an encoder handles: a tensor under a graph, a map of rows without."""
 
