@@ -20,16 +20,11 @@ from upfeat.objectives import (
     released_stage1_config,
     released_stage2_config,
 )
-from upfeat.objectives.images import (
-    cut_part,
-    disturb_image,
-    gaussian_blur,
-    normalize_image,
-    scale_size,
-)
+from upfeat.objectives.images import cut_part, disturb_image, scale_size
 from upfeat.objectives.losses import cosine_mse, mse
 from upfeat.objectives.multi_view import Jitter, draw_jitter, jitter_map
 from upfeat.objectives.self_distillation import output_span
+from upfeat.ops.images import gaussian_blur, normalize
 from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
 
 
@@ -59,7 +54,7 @@ def recorded(config: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
 
 
 def features(image: Tensor) -> Tensor:
-    return tiny_backbone()(normalize_image(image, (0.5,) * 3, (0.25,) * 3))
+    return tiny_backbone()(normalize(image, (0.5,) * 3, (0.25,) * 3))
 
 
 def test_multi_resolution_by_hand() -> None:
@@ -97,7 +92,7 @@ def test_disturbed_image_stays_valid_or_does_what_was_released() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     image = torch.rand(2, 3, 16, 16)
     image[:, :, :8] = (image[:, :, :8] > 0.5).float()
-    normal = normalize_image(image, mean, std)
+    normal = normalize(image, mean, std)
     draws = {"blur": 0.0, "noise": 1.0}
     noisy, clean = disturb_image(normal, torch.Generator(), mean, std, **draws)
     back = noisy * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
@@ -260,7 +255,7 @@ def test_crops_are_cut_where_they_were_taken() -> None:
 
     def exact(guidance: Tensor, low: Tensor, size: tuple[int, int]) -> Tensor:
         del guidance, low
-        full = backbone(normalize_image(image, (0.5,) * 3, (0.25,) * 3))
+        full = backbone(normalize(image, (0.5,) * 3, (0.25,) * 3))
         return upsampler.gain * full[:, :, : size[0], : size[1]]
 
     objective = CropsConfig(augmented_weight=0.0, downsample_weight=0.0).build()

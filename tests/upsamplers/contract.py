@@ -29,7 +29,7 @@ from tests.tolerances import tolerance
 from tests.upsamplers.module_copies import data_parallel_replica, plain_weights
 from upfeat.errors import UnsupportedError
 from upfeat.ops.coordinates import pixel_centres
-from upfeat.ops.resize import resize_bilinear
+from upfeat.ops.images import resize_bilinear
 from upfeat.upsamplers.registry import get_class, needs_feature_dim
 
 HALF = {torch.bfloat16: 0.015, torch.float16: 0.003}

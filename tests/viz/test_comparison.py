@@ -11,7 +11,7 @@ import upfeat
 from upfeat.checkpoints import write_safetensors
 from upfeat.viz import PCABasis, compare_upsamplers, usable_upsamplers
 from upfeat.viz import comparison as module
-from upfeat.viz.comparison import Contender, Skipped
+from upfeat.viz.comparison import Contender, SkippedMethod
 
 
 @pytest.fixture
@@ -118,7 +118,9 @@ def test_what_fails_is_named_on_the_panel(backbone) -> None:
     narrow = Contender("broken", upfeat.create_upsampler("ifa", feature_dim=7))
     (near,), _ = usable_upsamplers(backbone, "nearest")
     image = torch.rand(3, 32, 32)
-    result = compare_upsamplers(backbone, image, [narrow, near], [Skipped("jafar", "no file")])
+    result = compare_upsamplers(
+        backbone, image, [narrow, near], [SkippedMethod("jafar", "no file")]
+    )
     assert [entry.name for entry in result.entries] == ["nearest"]
     assert [left.name for left in result.left_out] == ["jafar", "broken"]
     assert "feature_dim=7" in result.left_out[1].reason

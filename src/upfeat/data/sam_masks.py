@@ -30,8 +30,7 @@ from upfeat.data.records import Record
 from upfeat.data.rle import Counts, mask_runs
 from upfeat.data.sizes import Size, resolve_size
 from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
-from upfeat.ops.images import normalize
-from upfeat.ops.resize import resize_antialiased
+from upfeat.ops.images import normalize, resize_antialiased
 
 __all__ = ["SamMaskSource", "box_suppression", "point_grid"]
 

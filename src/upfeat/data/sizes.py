@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import MOST_PIXELS, check_size
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, resize_antialiased
 from upfeat.ops.memory import check_fits
-from upfeat.ops.resize import resize_antialiased
 
 __all__ = [
     "Frame",

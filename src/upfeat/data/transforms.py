@@ -15,7 +15,7 @@ from torch import Tensor
 
 from upfeat.data.sizes import Size, resolve_size
 from upfeat.errors import shape_text
-from upfeat.ops.resize import resize_antialiased
+from upfeat.ops.images import resize_antialiased
 
 __all__ = ["CropTransform", "Geometry", "Transform"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.errors import shape_text
-from upfeat.ops.gaussian_blur import gaussian_blur
+from upfeat.ops.images import gaussian_blur
 from upfeat.ops.penalties import uncertain_error
 
 SCALE_OFFSET, SCALE_FLOOR = 0.1, 1e-4  # of the predicted scale in FeatUp's uncertain loss

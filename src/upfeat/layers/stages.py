@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from upfeat.ops.resize import resize_bilinear
+from upfeat.ops.images import resize_bilinear
 
 DEFAULT_STAGES = 4
 """Stages of factor two in the papers' comparisons: 16 together."""

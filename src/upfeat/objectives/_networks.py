@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from upfeat.errors import UnsupportedError
 from upfeat.objectives.draws import draw_integer
-from upfeat.objectives.images import normalize_image
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, normalize
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -84,7 +83,7 @@ def draw_backbone(backbones: Sequence["Backbone"], generator: torch.Generator) -
 def backbone_features(backbone: "Backbone", image: Tensor) -> Tensor:
     """Return the features (B, C, h, w) of an image in [0, 1], without gradients."""
     with torch.no_grad():
-        return backbone(normalize_image(image, backbone.image_mean, backbone.image_std))
+        return backbone(normalize(image, backbone.image_mean, backbone.image_std))
 
 
 def guidance_norm(upsampler: nn.Module, backbone: "Backbone") -> tuple[Any, Any]:

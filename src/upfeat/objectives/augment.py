@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from upfeat.objectives.draws import draw_chance, draw_like, draw_uniform
-from upfeat.objectives.images import gaussian_blur
+from upfeat.ops.images import gaussian_blur
 
 __all__ = [
     "adjust_contrast",

@@ -14,10 +14,10 @@ from upfeat.objectives._networks import Call, guidance_norm
 from upfeat.objectives.augment import augment_image
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_integer
-from upfeat.objectives.images import normalize_image, resize_bilinear, scale_size
+from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import Distance, downsampling_loss, get_distance
 from upfeat.objectives.registry import register_objective
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, normalize
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -98,7 +98,7 @@ class Crops(Objective):
         size, grid = self._size(full, backbone), backbone.grid_size(full)
         norm = guidance_norm(upsampler, backbone)
         small = resize_bilinear(image, size, antialias=True)
-        guidance = normalize_image(small, *norm)
+        guidance = normalize(small, *norm)
         low = self._features(backbone, small, upsampler)
         pred = upsampler(guidance, self.source(low), grid)
         corners = [
@@ -114,7 +114,7 @@ class Crops(Objective):
             other = resize_bilinear(torch.stack(changed), size, antialias=True)
             with torch.no_grad():
                 clean = upsampler(guidance, self.source(low), size)
-            augmented = upsampler(normalize_image(other, *norm), self.source(low), size)
+            augmented = upsampler(normalize(other, *norm), self.source(low), size)
             terms["augmented"] = (config.augmented_weight, distance(augmented, clean))
         if config.downsample_weight:
             agreement = downsampling_loss(pred, self.target(low), distance)
@@ -127,7 +127,7 @@ class Crops(Objective):
         mean, std = (
             (backbone.image_mean, backbone.image_std) if own else guidance_norm(upsampler, backbone)
         )
-        return backbone(normalize_image(image, mean, std))
+        return backbone(normalize(image, mean, std))
 
     def _size(self, full: Size, backbone: "Backbone") -> Size:
         return scale_size(full, self.config.scale, backbone.size_multiple)

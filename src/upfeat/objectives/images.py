@@ -11,10 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.objectives.draws import draw_chance, draw_integer, draw_like
-from upfeat.ops.gaussian_blur import gaussian_blur
-from upfeat.ops.images import Size
-from upfeat.ops.images import normalize as normalize_image
-from upfeat.ops.resize import resize_antialiased
+from upfeat.ops.images import Size, gaussian_blur, normalize, resize_antialiased
 
 __all__ = [
     "Clamp",
@@ -22,8 +19,6 @@ __all__ = [
     "cut_part",
     "disturb_image",
     "draw_part",
-    "gaussian_blur",
-    "normalize_image",
     "resize_bilinear",
     "scale_size",
 ]
@@ -108,8 +103,8 @@ def disturb_image(
         return disturbed.clamp(0, 1), clean
     if not (blurred or noised):
         return image, image
-    low = normalize_image(torch.zeros_like(image[:1, :, :1, :1]), mean, std)
-    high = normalize_image(torch.ones_like(low), mean, std)
+    low = normalize(torch.zeros_like(image[:1, :, :1, :1]), mean, std)
+    high = normalize(torch.ones_like(low), mean, std)
     return torch.minimum(torch.maximum(disturbed, low), high), image
 
 

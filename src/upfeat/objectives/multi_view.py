@@ -18,7 +18,7 @@ from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet, SimpleDow
 from upfeat.objectives._networks import backbone_features
 from upfeat.objectives.crf import crf_loss, draw_pixels
 from upfeat.objectives.draws import draw_uniform
-from upfeat.objectives.images import normalize_image, resize_bilinear
+from upfeat.objectives.images import resize_bilinear
 from upfeat.objectives.losses import (
     energy,
     entropy,
@@ -27,6 +27,7 @@ from upfeat.objectives.losses import (
     total_variation,
     widen,
 )
+from upfeat.ops.images import normalize
 from upfeat.ops.view_crops import draw_crop, take_crop
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class MultiView(nn.Module):
                 terms["total_variation"] = (config.tv_weight, total_variation(energy(moved)))
             if view == 0 and config.crf_weight:
                 pixels = draw_pixels(generator, (moved.shape[2], moved.shape[3]), config.crf_pixels)
-                still = normalize_image(image, backbone.image_mean, backbone.image_std)
+                still = normalize(image, backbone.image_mean, backbone.image_std)
                 still = resize_bilinear(still, (moved.shape[2], moved.shape[3]))
                 terms["crf"] = (config.crf_weight, crf_loss(moved, still, pixels))
         terms["reconstruction"] = (config.weight, torch.stack(losses).mean())

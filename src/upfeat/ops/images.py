@@ -1,18 +1,133 @@
-"""Arithmetic on images: normalisation, and telling an image that lacks it."""
+"""Arithmetic on images and maps: resize, blur, normalise, and tell an image that is not normalised.
+
+Bilinear resizing comes plain and antialiased where a map shrinks; the blur mirrors its borders.
+"""
 
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["Size", "known_normalized", "normalize", "raw_scale"]
+from upfeat.ops._dispatch import wants_reference, without_autocast
+from upfeat.ops.memory import new_large
+from upfeat.ops.padding import reflect_pad
+
+__all__ = [
+    "Size",
+    "gaussian_blur",
+    "known_normalized",
+    "normalize",
+    "raw_scale",
+    "resize_antialiased",
+    "resize_bilinear",
+]
 
 Size: TypeAlias = tuple[int, int]
 """Height and width, in pixels or cells."""
 
 _MARK = "_upfeat_normalized"
 LOOKED_AT = 64  # rows and columns of an image whose values are looked at
+BLUR_KERNEL = 5
+FEW = 24  # channels up to which one channel after the other is quicker
+
+
+def resize_bilinear_reference(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Plain PyTorch, see :func:`resize_bilinear`."""
+    return F.interpolate(x, size, mode="bilinear")
+
+
+def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map bilinearly, without aligned corners or antialiasing.
+
+    Without gradients on the CPU the channels lie side by side in memory, so that places are looked
+    up once for all of them, and the result on large pages (:mod:`upfeat.ops.memory`).
+
+    Args:
+        x: (B, C, h, w).
+        size: (H', W').
+
+    Returns:
+        (B, C, H', W'), in any memory format.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.images import resize_bilinear
+        >>> resize_bilinear(torch.tensor([[[[1.0, 2.0]]]]), (1, 4))[0, 0, 0].tolist()
+        [1.0, 1.25, 1.75, 2.0]
+    """
+    if _in_one_piece(x):
+        return resize_bilinear_reference(x, size)
+    x = x.contiguous(memory_format=torch.channels_last)
+    # (B, H', W', C) -> (B, C, H', W'), channels last in memory
+    out = new_large(x, len(x), *size, x.shape[1]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return torch.ops.aten.upsample_bilinear2d(x, list(size), False, None, None, out=out)
+
+
+def resize_antialiased(
+    x: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Tensor:
+    """Resize a map whose kernel grows as the map shrinks, without aligned corners.
+
+    The one call of torch's antialiased resize in the package: torch mixes up the channels of a
+    channels_last map that becomes one pixel wide, and has no half precision on the CPU. So the map
+    is made contiguous, and computed in float32 at least. Without gradients on the CPU that is done
+    with a few channels at a time, so that a second map of the input's size is never held.
+
+    Args:
+        x: (B, C, h, w), floating point, in any memory format.
+        size: (H', W').
+        mode: the kernel. Bicubic (a = -0.5) overshoots the range of ``x``.
+
+    Returns:
+        (B, C, H', W') of the type of ``x``, contiguous.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.images import resize_antialiased
+        >>> resize_antialiased(torch.tensor([[[[0.0, 0.0, 3.0, 3.0]]]]), (1, 1)).item()
+        1.5
+    """
+    if _in_one_piece(x):
+        return _antialiased(x, size, mode)
+    out = new_large(x, *x.shape[:2], *size)
+    for own, part in zip(out.split(FEW, dim=1), x.split(FEW, dim=1), strict=True):
+        own.copy_(_antialiased(part, size, mode))
+    return out
+
+
+def _antialiased(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    return F.interpolate(wide, size, mode=mode, antialias=True).to(x.dtype)
+
+
+def _in_one_piece(x: Tensor) -> bool:
+    """Whether torch's operator should resize the map as it is: under a graph, or few channels."""
+    graph = wants_reference() or (torch.is_grad_enabled() and x.requires_grad)
+    return graph or x.device.type != "cpu" or x.shape[1] <= FEW
+
+
+def gaussian_blur(image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL) -> Tensor:
+    """Blur every channel of (B, C, H, W) with a Gaussian cut to an odd kernel, borders mirrored.
+
+    Example:
+        >>> import torch
+        >>> gaussian_blur(torch.ones(1, 3, 8, 8), 1.0).allclose(torch.ones(1, 3, 8, 8))
+        True
+    """
+    reach = kernel_size // 2
+    offsets = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
+    taps = torch.exp(-offsets.square() / (2 * sigma**2))
+    taps = taps / taps.sum()
+    batch, channels, height, width = image.shape
+    padded = reflect_pad(image, reach)
+    planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
+    with without_autocast(image):
+        planes = F.conv2d(planes, taps.view(1, 1, -1, 1))
+        planes = F.conv2d(planes, taps.view(1, 1, 1, -1))
+    return planes.reshape(batch, channels, height, width)
 
 
 def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -29,8 +29,7 @@ from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet
 from upfeat.layers.fourier import FourierFeatures
 from upfeat.ops.coordinates import inclusive_places, sample_at
 from upfeat.ops.fourier_features import inclusive_grid
-from upfeat.ops.gaussian_blur import gaussian_blur
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, gaussian_blur
 from upfeat.ops.memory import new_large
 from upfeat.ops.own_draws import DrawsFrom
 from upfeat.ops.penalties import magnitude, total_variation, uncertain_error

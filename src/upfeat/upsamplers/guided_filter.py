@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops.guided_filter import guided_model
-from upfeat.ops.resize import resize_antialiased
+from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 

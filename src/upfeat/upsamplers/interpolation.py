@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops._dispatch import without_autocast
-from upfeat.ops.resize import resize_bilinear
+from upfeat.ops.images import resize_bilinear
 from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from upfeat.ops import windowed_attention
 from upfeat.ops.cells import cell_bounds, cell_places
-from upfeat.ops.resize import resize_antialiased
+from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 

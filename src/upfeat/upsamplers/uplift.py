@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
 from upfeat.ops import local_attender
-from upfeat.ops.resize import resize_antialiased
+from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

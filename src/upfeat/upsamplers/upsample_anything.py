@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.layers.stages import resize_to
-from upfeat.ops.resize import resize_antialiased
+from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 

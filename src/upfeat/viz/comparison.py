@@ -40,7 +40,7 @@ __all__ = [
     "Comparison",
     "Contender",
     "Entry",
-    "Skipped",
+    "SkippedMethod",
     "compare_upsamplers",
     "usable_upsamplers",
 ]
@@ -70,7 +70,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedMethod:
     """A method that is not shown, and why."""
 
     name: str
@@ -114,7 +114,7 @@ class Comparison:
 
     panel: "Image.Image"
     entries: tuple[Entry, ...]
-    left_out: tuple[Skipped, ...]
+    left_out: tuple[SkippedMethod, ...]
     basis: PCABasis
     input_size: "Size"
     output_size: "Size"
@@ -125,7 +125,7 @@ class Comparison:
 
 def usable_upsamplers(
     backbone: "Backbone", pattern: str = "*"
-) -> tuple[list[Contender], list[Skipped]]:
+) -> tuple[list[Contender], list[SkippedMethod]]:
     """Build every method that can upsample this backbone's features without random weights.
 
     Of a method with several fitting sets of weights the first that lies here is taken; the package
@@ -146,12 +146,12 @@ def usable_upsamplers(
         (['bicubic', 'bilinear'], ['carafe'])
     """
     shown: list[Contender] = []
-    left_out: list[Skipped] = []
+    left_out: list[SkippedMethod] = []
     for name in list_upsamplers(pattern):
         try:
             result = _prepare(name, backbone)
         except (UpfeatError, ValueError) as error:
-            result = Skipped(name, _first_line(error))
+            result = SkippedMethod(name, _first_line(error))
         if isinstance(result, Contender):
             shown.append(result)
         else:
@@ -159,7 +159,7 @@ def usable_upsamplers(
     return shown, left_out
 
 
-def _prepare(name: str, backbone: "Backbone") -> Contender | Skipped:
+def _prepare(name: str, backbone: "Backbone") -> Contender | SkippedMethod:
     """Build one method, or say why not."""
     info = get_class(name).info
     tags = list_upsamplers(f"{name}.*", pretrained=True)
@@ -167,19 +167,19 @@ def _prepare(name: str, backbone: "Backbone") -> Contender | Skipped:
     if records:
         fitting = [(tag, record) for tag, record in records if _fits(record, backbone)]
         if not fitting:
-            return Skipped(name, "no published weights for this backbone")
+            return SkippedMethod(name, "no published weights for this backbone")
         for tag, record in fitting:
             if record.bundled:
                 return Contender(tag, load_upsampler(tag, backbone))
             if (file := _local_file(name, tag, record)) is not None:
                 return Contender(tag, load_upsampler(tag, backbone, weights=file))
-        return Skipped(name, "weights not found here; put them into $UPFEAT_WEIGHTS")
+        return SkippedMethod(name, "weights not found here; put them into $UPFEAT_WEIGHTS")
     short = info.short_fit
     upsampler = load_upsampler(name, backbone, allow_random=True, **short)
     if not info.abilities.per_image and next(upsampler.parameters(), None) is not None:
         if info.task_agnostic:
-            return Skipped(name, "no weights are published; train it (upfeat train)")
-        return Skipped(name, "trained together with a task; no weights are published")
+            return SkippedMethod(name, "no weights are published; train it (upfeat train)")
+        return SkippedMethod(name, "trained together with a task; no weights are published")
     full = load_upsampler(name, backbone, allow_random=True).config if short else {}
     note = ", ".join(f"{value} of {full[key]} {key}" for key, value in short.items())
     return Contender(name, upsampler, note)
@@ -203,7 +203,7 @@ def compare_upsamplers(
     backbone: "Backbone",
     image: "ImageSource",
     contenders: Sequence[Contender],
-    left_out: Sequence[Skipped] = (),
+    left_out: Sequence[SkippedMethod] = (),
     *,
     basis: PCABasis | None = None,
     input_size: "SizeRequest" = None,
@@ -270,7 +270,7 @@ def compare_upsamplers(
             _check_cost(contender, encoded, size)
             entries.append(_run(pipeline(contender.upsampler), contender, encoded, size, basis))
         except (UpfeatError, ValueError, RuntimeError, MemoryError) as error:
-            missing.append(Skipped(contender.name, _first_line(error)))
+            missing.append(SkippedMethod(contender.name, _first_line(error)))
     low = basis.colors(basis.project(encoded.low)).cpu()
     place = f"{first.device}, {str(first.dtype).removeprefix('torch.')}"
     if first.device.type == "cpu":
@@ -354,7 +354,7 @@ def _caption(entry: Entry) -> str:
     return f"{entry.name}{'*' if entry.note else ''}  {text}"
 
 
-def _notes(entries: Sequence[Entry], left_out: Sequence[Skipped]) -> list[str]:
+def _notes(entries: Sequence[Entry], left_out: Sequence[SkippedMethod]) -> list[str]:
     """Lines below the pictures: what was cheaper, what was shortened, what is missing and why."""
     notes = []
     if three := [entry.name for entry in entries if entry.three_channels]:

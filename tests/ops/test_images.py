@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import upfeat
 from tests.layouts import layouts
 from tests.tolerances import tolerance
-from upfeat.ops.resize import FEW, resize_antialiased, resize_bilinear, resize_bilinear_reference
+from upfeat.ops.images import FEW, resize_antialiased, resize_bilinear, resize_bilinear_reference
 
 
 @given(
@@ -93,7 +93,7 @@ def test_no_antialiased_resize_but_ours() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and calls_torchs_antialias(node)
     }
-    assert found == {"ops/resize.py"}
+    assert found == {"ops/images.py"}
 
 
 def calls_torchs_antialias(call: ast.Call) -> bool:
