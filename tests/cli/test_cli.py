@@ -201,7 +201,7 @@ def test_all_methods_on_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["{photos}", "--upsampler", "bilinea"], "did you mean 'bilinear'"),
         (["{photos}", "--backbone", "upfeat/nothing"], "upfeat/nothing"),
         (["{photos}", "--backbone", "timm/vit_tiny_patch16_224"], "$UPFEAT_WEIGHTS"),
-        (["{photos}", "--upsampler", "jafar"], "--weights FILE"),
+        (["{photos}", "--upsampler", "jafar"], "jafar must be trained first"),
         (["{photos}", "--upsampler", "jafar.dinov2_vits14"], "looked in four places"),
         (["{photos}", "--save", "tiff"], "unknown format of --save 'tiff'"),
         (["{photos}", "--save", ","], "--save names no format"),

@@ -192,8 +192,8 @@ def _load_named(
     if learns and not allow_random and not upsampler.info.abilities.per_image:
         published = ", ".join(list_upsamplers(f"{name}.*", pretrained=True)) or "none"
         raise ValueError(
-            f"{name} must be trained first: give a folder that save_pretrained wrote, or "
-            f"published weights ({published})"
+            f"{name} must be trained first: give published weights ({published}), a folder that "
+            "save_pretrained wrote, or a file where weights= or --weights is taken"
         )
     return upsampler
 
