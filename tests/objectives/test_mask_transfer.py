@@ -157,6 +157,9 @@ def test_all_channels_and_a_regressing_method() -> None:
     class Bicubic(torch.nn.Module):
         info = create_upsampler("bicubic").info
 
+        def guidance_image(self, image: torch.Tensor, backbone: object) -> torch.Tensor:
+            return image
+
         def forward(
             self,
             image: torch.Tensor,

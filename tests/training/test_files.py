@@ -86,18 +86,18 @@ def test_parts_of_other_programs_stay(tmp_path: Path) -> None:
 
 def test_the_guard_notices_divergence() -> None:
     guard = LossGuard(StopConfig(divergence_factor=10))
-    assert all(guard.complaint(1.0, 1.0) is None for _ in range(60))
-    complaints = [guard.complaint(100.0, 1.0) for _ in range(60)]
-    assert complaints[0] is None
-    assert "10 times its lowest value" in str(complaints[-1])
+    assert all(guard.failure_reason(1.0, 1.0) is None for _ in range(60))
+    reasons = [guard.failure_reason(100.0, 1.0) for _ in range(60)]
+    assert reasons[0] is None
+    assert "10 times its lowest value" in str(reasons[-1])
 
 
 def test_the_guard_allows_a_few_infinite_gradients() -> None:
     guard = LossGuard(StopConfig(skipped_steps=3))
     infinite = float("inf")
-    assert guard.complaint(1.0, infinite) is guard.complaint(1.0, infinite) is None
-    assert guard.complaint(1.0, 1.0) is None
-    messages = [guard.complaint(1.0, infinite) for _ in range(3)]
+    assert guard.failure_reason(1.0, infinite) is guard.failure_reason(1.0, infinite) is None
+    assert guard.failure_reason(1.0, 1.0) is None
+    messages = [guard.failure_reason(1.0, infinite) for _ in range(3)]
     assert messages[:2] == [None, None]
     assert "3 steps in a row" in str(messages[2])
 
@@ -105,7 +105,7 @@ def test_the_guard_allows_a_few_infinite_gradients() -> None:
 def test_the_guard_continues_from_its_state() -> None:
     ours, theirs = LossGuard(StopConfig()), LossGuard(StopConfig())
     for loss in (1.0, 2.0, 0.5):
-        ours.complaint(loss, 1.0)
+        ours.failure_reason(loss, 1.0)
     theirs.load_state_dict(ours.state_dict())
     assert theirs.state_dict() == ours.state_dict()
 

@@ -50,7 +50,7 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.objectives import SelfDistillation, SelfDistillationConfig
 from upfeat.objectives._networks import backbone_features, guidance_image, normalises_features
 from upfeat.objectives.images import resize_bilinear, scale_size
-from upfeat.objectives.losses import cosine_loss, downsampling_loss, widen
+from upfeat.objectives.losses import cosine_loss, downsampling_loss, to_float32
 from upfeat.objectives.masks import MaskOrder, refine_with_masks
 from upfeat.objectives.self_distillation import output_span
 from upfeat.upsamplers import Upsampler, create_upsampler
@@ -342,7 +342,7 @@ class _Scene:
         return self.objective.target(backbone_features(self.backbone, image))
 
     def mask_refined(self) -> Tensor:
-        bicubic = F.interpolate(widen(self.low), self.out_size, mode="bicubic")
+        bicubic = F.interpolate(to_float32(self.low), self.out_size, mode="bicubic")
         masks = self.masks_at(self.size)[None]
         return refine_with_masks(bicubic, masks, self.config.alpha, self.config.order)
 

@@ -29,7 +29,7 @@ class Call(NamedTuple):
     output: Size
 
 
-def bare(upsampler: nn.Module) -> Any:
+def unwrap(upsampler: nn.Module) -> Any:
     """Return the upsampler inside wrappers of parallel training, which call it ``module``."""
     while not hasattr(upsampler, "info") and isinstance(
         getattr(upsampler, "module", None), nn.Module
@@ -88,12 +88,12 @@ def backbone_features(backbone: "Backbone", image: Tensor) -> Tensor:
 
 def guidance_norm(upsampler: nn.Module, backbone: "Backbone") -> tuple[Any, Any]:
     """Return mean and deviation of the guidance: the method's own, else the backbone's."""
-    return bare(upsampler).guidance_statistics(backbone)
+    return unwrap(upsampler).guidance_statistics(backbone)
 
 
 def guidance_image(upsampler: nn.Module, backbone: "Backbone", image: Tensor) -> Tensor:
     """Normalise an image in [0, 1] as the upsampler wants its guidance."""
-    return bare(upsampler).guidance_image(image, backbone)
+    return unwrap(upsampler).guidance_image(image, backbone)
 
 
 def frozen_copy(module: nn.Module) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.errors import shape_text
-from upfeat.objectives.losses import check_pair, widen
+from upfeat.objectives.losses import check_pair, to_float32
 from upfeat.ops._dispatch import wants_reference
 
 __all__ = [
@@ -47,7 +47,7 @@ def unit_vectors(features: Tensor, border: float) -> Tensor:
     height, width = features.shape[2:]
     rows = slice(int(border * height), int((1 - border) * height))
     columns = slice(int(border * width), int((1 - border) * width))
-    inner = widen(features)[:, :, rows, columns]
+    inner = to_float32(features)[:, :, rows, columns]
     if inner.numel() == 0:
         raise ValueError(
             f"nothing is left of a map {shape_text(features)} inside a border of {border}; use "

@@ -35,13 +35,13 @@ from upfeat.objectives._networks import (
     Call,
     Size,
     as_backbones,
-    bare,
     draw_backbone,
     normalises_features,
     try_call,
+    unwrap,
 )
 from upfeat.objectives.images import resize_bilinear, scale_size
-from upfeat.objectives.losses import widen
+from upfeat.objectives.losses import to_float32
 from upfeat.objectives.masks import check_masks, resize_masks
 from upfeat.ops.channel_norm import channel_norm
 
@@ -168,7 +168,7 @@ class Objective(nn.Module):
             UnsupportedError: this objective cannot train that upsampler.
             ValueError: widths or sizes do not fit.
         """
-        model, backbones = bare(upsampler), as_backbones(backbone)
+        model, backbones = unwrap(upsampler), as_backbones(backbone)
         self._check_model(model, backbones)
         if image_size is None:
             return
@@ -199,7 +199,7 @@ class Objective(nn.Module):
             ValueError: see :meth:`check`.
         """
         self.check(upsampler, backbone, image_size)
-        model, backbones = bare(upsampler), as_backbones(backbone)
+        model, backbones = unwrap(upsampler), as_backbones(backbone)
         if self.config.feature_space == "auto":
             mixes = model.info.abilities.mixes_values
             self.feature_space = "raw" if mixes else "channel_norm"
@@ -365,5 +365,5 @@ def _fitted(batch: Batch, multiple: int) -> Batch:
 
 def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
     """Return ``"loss"`` = sum of weight x term, and each term, detached and unweighted."""
-    loss = torch.stack([weight * widen(term) for weight, term in terms.values()]).sum()
+    loss = torch.stack([weight * to_float32(term) for weight, term in terms.values()]).sum()
     return {"loss": loss, **{name: term.detach() for name, (_, term) in terms.items()}}

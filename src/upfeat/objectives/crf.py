@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import check_map, shape_text
-from upfeat.objectives.losses import widen
+from upfeat.objectives.losses import to_float32
 
 __all__ = ["crf_loss", "draw_pixels"]
 
@@ -59,14 +59,14 @@ def crf_loss(features: Tensor, guidance: Tensor, pixels: Tensor) -> Tensor:
         )
     pixels = pixels.to(features.device)
     sides = torch.tensor(features.shape[2:], device=features.device)
-    place = (pixels / sides[:, None])[None].to(widen(features))  # (1, 2, n)
+    place = (pixels / sides[:, None])[None].to(to_float32(features))  # (1, 2, n)
     rows, columns = pixels
     place_square = _pairs(place)
-    color_square = _pairs(widen(guidance)[:, :, rows, columns])
+    color_square = _pairs(to_float32(guidance)[:, :, rows, columns])
     affinity = APPEARANCE * torch.exp(
         -place_square / (2 * PLACE_VARIANCE) - color_square / (2 * COLOR_VARIANCE)
     ) + SMOOTHNESS * torch.exp(-place_square / (2 * NEAR_VARIANCE))
-    return (_pairs(widen(features)[:, :, rows, columns]) * affinity).mean()
+    return (_pairs(to_float32(features)[:, :, rows, columns]) * affinity).mean()
 
 
 def _pairs(x: Tensor) -> Tensor:

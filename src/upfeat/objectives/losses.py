@@ -4,18 +4,22 @@ Every loss takes maps (B, C, h, w), computes in float32 at least, whatever the m
 returns a scalar. Legend: ``B`` batch, ``C`` channels, ``h w`` grid.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from upfeat.errors import UnknownNameError, check_map, shape_text
+from upfeat.objectives._channel_sums import (
+    Products,
+    channel_products,
+    products_and_distance,
+    squared_distance,
+    to_float32,
+)
 from upfeat.objectives.draws import draw_like
-from upfeat.ops._dispatch import wants_reference
-from upfeat.ops.memory import new_large
 from upfeat.ops.penalties import total_variation
 from upfeat.ops.unit_vectors import unit_vectors
 
@@ -37,19 +41,10 @@ __all__ = [
 ]
 
 Distance = Literal["cosine_mse", "cosine", "min_max_mse", "mse", "l1"]
-# The loss of each pixel; its gradient is a * pred + b * target: loss, a and b, (B, 1, h, w) each.
-Slopes = tuple[Tensor, Tensor, Tensor]
-PixelLoss = Callable[[Tensor, Tensor], Slopes]
 
 COSINE_EPS = 1e-12  # added to squared norms, as in torch's cosine embedding loss
 MIN_MAX_EPS = 1e-6
 ENTROPY_FLOOR = 1e-7
-BAND_BYTES = 2**20  # of one map, in the losses that are means over pixels
-
-
-def widen(x: Tensor) -> Tensor:
-    """Return half precision as float32, everything else as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_pair(pred: Tensor, target: Tensor) -> None:
@@ -80,15 +75,13 @@ def cosine_loss(pred: Tensor, target: Tensor) -> Tensor:
         True
     """
     check_pair(pred, target)
-    return _mean_over_pixels(_cosine, pred, target)
+    return _cosine(channel_products(pred, target)).mean()
 
 
-def _cosine(pred: Tensor, target: Tensor) -> Slopes:
-    dot = (pred * target).sum(1, keepdim=True)  # (B, 1, h, w), as all of these
-    own = pred.square().sum(1, keepdim=True) + COSINE_EPS
-    other = target.square().sum(1, keepdim=True) + COSINE_EPS
-    inverse = (own * other).rsqrt()
-    return 1 - dot * inverse, dot * inverse / own, -inverse
+def _cosine(products: Products) -> Tensor:
+    """Return 1 - cos of each pixel, (B, 1, h, w)."""
+    norms = (products.pred + COSINE_EPS) * (products.target + COSINE_EPS)
+    return 1 - products.both * norms.rsqrt()
 
 
 def min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -108,13 +101,14 @@ def min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
         0.01
     """
     check_pair(pred, target)
-    return _mean_over_pixels(_min_max, pred, target)
+    return _min_max(squared_distance(pred, target), target).mean()
 
 
-def _min_max(pred: Tensor, target: Tensor) -> Slopes:
-    scale = target.amax(1, keepdim=True) - target.amin(1, keepdim=True) + MIN_MAX_EPS
-    weight = 1 / (scale.square() * pred.shape[1])  # (B, 1, h, w)
-    return (pred - target).square().sum(1, keepdim=True) * weight, 2 * weight, -2 * weight
+def _min_max(distance: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over the channels of a squared distance in units of the target's range."""
+    largest, least = target.amax(1, keepdim=True), target.amin(1, keepdim=True)  # (B, 1, h, w)
+    scale = to_float32(largest) - to_float32(least) + MIN_MAX_EPS
+    return distance / (scale.square() * target.shape[1])
 
 
 def cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -131,13 +125,8 @@ def cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
         True
     """
     check_pair(pred, target)
-    return _mean_over_pixels(_both, pred, target)
-
-
-def _both(pred: Tensor, target: Tensor) -> Slopes:
-    pairs = zip(_cosine(pred, target), _min_max(pred, target), strict=True)
-    loss, of_pred, of_target = (one + two for one, two in pairs)
-    return loss, of_pred, of_target
+    products, distance = products_and_distance(pred, target)
+    return (_cosine(products) + _min_max(distance, target)).mean()
 
 
 def mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -153,7 +142,7 @@ def mse(pred: Tensor, target: Tensor) -> Tensor:
         9.0
     """
     check_pair(pred, target)
-    return F.mse_loss(widen(pred), widen(target))
+    return F.mse_loss(to_float32(pred), to_float32(target))
 
 
 def l1(pred: Tensor, target: Tensor) -> Tensor:
@@ -169,64 +158,7 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
         3.0
     """
     check_pair(pred, target)
-    return F.l1_loss(widen(pred), widen(target))
-
-
-def _mean_over_pixels(loss: PixelLoss, pred: Tensor, target: Tensor) -> Tensor:
-    """Average a loss over all pixels: on a CPU of large maps band after band, else at once.
-
-    There the temporaries of a whole map cost more time, as fresh memory, than the arithmetic.
-    """
-    small = pred.device.type != "cpu" or pred.numel() * 4 <= BAND_BYTES
-    if target.requires_grad or small or wants_reference():
-        return loss(widen(pred), widen(target))[0].mean()
-    averaged: Tensor = _ByBands.apply(pred, target, loss)
-    return averaged
-
-
-class _ByBands(torch.autograd.Function):
-    """A mean over pixels in bands of rows; the gradient is a sum of both maps, weighed by pixel."""
-
-    @staticmethod
-    def forward(ctx: Any, pred: Tensor, target: Tensor, loss: PixelLoss) -> Tensor:
-        wide = torch.promote_types(pred.dtype, torch.float32)
-        shape = (3, len(pred), 1, *pred.shape[2:])
-        slopes = torch.empty(shape, dtype=wide, device=pred.device)  # loss, a and b of each pixel
-        for place in _bands(pred):
-            for map_, band in zip(
-                slopes, loss(widen(pred[place]), widen(target[place])), strict=True
-            ):
-                map_[place] = band
-        ctx.save_for_backward(pred, target, slopes[1:])
-        return slopes[0].mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        pred, target, slopes = ctx.saved_tensors
-        of_pred, of_target = slopes * (grad_output / slopes[0].numel())
-        grad = _new_like(pred)
-        for place in _bands(pred):
-            band = widen(pred[place]) * of_pred[place]
-            grad[place] = band.addcmul_(widen(target[place]), of_target[place])
-        return grad, None, None
-
-
-def _new_like(x: Tensor) -> Tensor:
-    """An uninitialised map (B, C, h, w) whose channels lie as those of ``x``."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        batch, channels, height, width = x.shape
-        return new_large(x, batch, height, width, channels).permute(0, 3, 1, 2)
-    return new_large(x, *x.shape)
-
-
-def _bands(x: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield bands of rows of single maps (B, C, h, w)."""
-    batch, channels, height, width = x.shape
-    step = max(1, BAND_BYTES // (4 * channels * width))
-    for item in range(batch):
-        for start in range(0, height, step):
-            yield slice(item, item + 1), slice(None), slice(start, start + step)
+    return F.l1_loss(to_float32(pred), to_float32(target))
 
 
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -281,7 +213,7 @@ def downsampling_loss(
             "averaged down to the target's grid"
         )
     size = (target.shape[2], target.shape[3])
-    return distance(F.adaptive_avg_pool2d(widen(pred), size), target)
+    return distance(F.adaptive_avg_pool2d(to_float32(pred), size), target)
 
 
 def energy(x: Tensor) -> Tensor:
@@ -292,7 +224,7 @@ def energy(x: Tensor) -> Tensor:
         >>> energy(torch.full((1, 2, 1, 1), 3.0)).item()
         18.0
     """
-    return widen(x).square().sum(1, keepdim=True)
+    return to_float32(x).square().sum(1, keepdim=True)
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -305,7 +237,7 @@ def entropy(weights: Tensor) -> Tensor:
         >>> round(entropy(torch.full((1, 1, 2, 2), 0.25)).item(), 4)
         1.3863
     """
-    weights = widen(weights)
+    weights = to_float32(weights)
     return -(weights * weights.clamp(min=ENTROPY_FLOOR).log()).sum((-3, -2, -1)).mean()
 
 
@@ -322,7 +254,7 @@ def random_projection(like: Tensor, channels: int, generator: torch.Generator) -
         >>> random_projection(torch.empty(2, 8, 1, 1), 3, torch.Generator()).norm(dim=1).shape
         torch.Size([2, 3])
     """
-    drawn = draw_like(generator, widen(like), (like.shape[0], like.shape[1], channels))
+    drawn = draw_like(generator, to_float32(like), (like.shape[0], like.shape[1], channels))
     return unit_vectors(drawn)
 
 
@@ -356,12 +288,14 @@ def scale_shift_invariant_l1(pred: Tensor, target: Tensor) -> Tensor:
     """
     check_pair(pred, target)
     losses = []
-    for estimate, depth in zip(widen(pred).flatten(1), widen(target).flatten(1), strict=True):
+    for estimate, depth in zip(
+        to_float32(pred).flatten(1), to_float32(target).flatten(1), strict=True
+    ):
         valid = torch.isfinite(depth) & (depth > 0)
         if valid.sum() < 2:
             continue
         losses.append((_standardized(estimate[valid]) - _standardized(depth[valid])).abs().mean())
-    return torch.stack(losses).mean() if losses else widen(pred).sum() * 0
+    return torch.stack(losses).mean() if losses else to_float32(pred).sum() * 0
 
 
 def _standardized(values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from upfeat.objectives.losses import (
     get_distance,
     project,
     random_projection,
-    widen,
+    to_float32,
 )
 from upfeat.objectives.masks import MaskOrder, mask_similarity, refine_with_masks
 from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
@@ -136,10 +136,10 @@ class MaskRefined(Objective):
         features = backbone_features(backbone, image)
         size = scale_size((image.shape[2], image.shape[3]), config.output_scale)
         output = upsampler(guidance_image(upsampler, backbone, image), self.source(features), size)
-        bicubic = F.interpolate(widen(self.target(features)), size, mode="bicubic")
+        bicubic = F.interpolate(to_float32(self.target(features)), size, mode="bicubic")
         target = refine_with_masks(bicubic, masks, config.alpha, config.order)
         terms = {}
-        seen = widen(output)
+        seen = to_float32(output)
         if config.projection is not None:
             projection = random_projection(output, config.projection, generator)
             seen, target = project(seen, projection), project(target, projection)

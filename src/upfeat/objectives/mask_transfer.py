@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import UnsupportedError
 from upfeat.layers.attention_record import attention_modules, record_attention
-from upfeat.objectives._networks import Call, backbone_features, bare, guidance_image
+from upfeat.objectives._networks import Call, backbone_features, guidance_image, unwrap
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_integer, draw_like
 from upfeat.objectives.images import (
@@ -31,7 +31,7 @@ from upfeat.objectives.images import (
     resize_bilinear,
     scale_size,
 )
-from upfeat.objectives.losses import widen
+from upfeat.objectives.losses import to_float32
 from upfeat.objectives.registry import register_objective
 from upfeat.ops.coordinates import pixel_centres, sample_at
 from upfeat.ops.images import Size
@@ -175,14 +175,14 @@ class MaskTransfer(Objective):
         guidance = guidance_image(upsampler, backbone, image)
         region = regions.flatten(1).gather(1, places)  # (B, N), -1 outside
         terms = {}
-        if bare(upsampler).info.abilities.linear:
+        if unwrap(upsampler).info.abilities.linear:
             values = torch.cat([channels, shares], dim=1)
             found = _at(upsampler, guidance, self.source(features), coords, values)
             output, share = found.split([channels.shape[1], shares.shape[1]], dim=2)  # (B, N, …)
-            terms["transfer"] = (config.transfer_weight, surprise(share, region))
+            terms["transfer"] = (config.transfer_weight, cross_entropy(share, region))
         else:
             if config.transfer_weight:
-                with record_attention(bare(upsampler)) as weights:
+                with record_attention(unwrap(upsampler)) as weights:
                     found = _at(upsampler, guidance, self.source(features), coords)  # (B, N, C)
                 missed = self._attended(weights, shares, coords, region)
                 terms["transfer"] = (config.transfer_weight, missed)
@@ -208,7 +208,7 @@ class MaskTransfer(Objective):
             matrix = draw_like(generator, features, (self.config.projection, width)) / width**0.5
         if not self.config.whitening:
             return matrix
-        cells = widen(features.transpose(0, 1).flatten(1))  # (C, B * h * w)
+        cells = to_float32(features.transpose(0, 1).flatten(1))  # (C, B * h * w)
         variance, directions = torch.linalg.eigh(cells @ cells.T / cells.shape[1])
         variance = variance.clamp(min=SMALLEST_VARIANCE * float(variance.mean()) + 1e-12)
         whitened = directions * variance ** (-self.config.whitening / 2) @ directions.T  # (C, C)
@@ -262,7 +262,7 @@ class MaskTransfer(Objective):
             near = nearness(coords, (shares.shape[2], shares.shape[3]), self.config.locality)
             weights = [one * near.to(one.dtype) for one in weights]
         cells = shares.flatten(2).mT  # (B, M, h, w) -> (B, n, M)
-        terms = [surprise(one @ cells, region) for one in weights]
+        terms = [cross_entropy(one @ cells, region) for one in weights]
         return torch.stack(terms).mean()
 
     def _matched(self, apart: Tensor, shares: Tensor, coords: Tensor, region: Tensor) -> Tensor:
@@ -275,7 +275,7 @@ class MaskTransfer(Objective):
             near = nearness(coords, (shares.shape[2], shares.shape[3]), self.config.locality)
             logits = logits + near.clamp(min=1e-30).log().to(logits.dtype)
         weights = logits.softmax(-1)  # (B, N, n)
-        return surprise(weights @ shares.flatten(2).mT, region)  # shares: (B, n, M)
+        return cross_entropy(weights @ shares.flatten(2).mT, region)  # shares: (B, n, M)
 
     def _input(self, full: Size, scale: float, backbone: "Backbone") -> Size:
         return scale_size(full, scale, backbone.size_multiple)
@@ -298,7 +298,7 @@ def _at(
     values: Tensor | None = None,
 ) -> Tensor:
     """Return the upsampled values at positions (B, N, 2): (B, N, C or K)."""
-    model = bare(upsampler)
+    model = unwrap(upsampler)
     wrapped = model is not upsampler  # wrappers of parallel training have forward() alone
     if model.info.abilities.query and not wrapped:
         queried: Tensor = model.query(image, features, coords, values)
@@ -328,7 +328,7 @@ def region_shares(regions: Tensor, grid: Size, dtype: torch.dtype) -> Tensor:
     return F.adaptive_avg_pool2d(hot.to(dtype), grid)
 
 
-def surprise(share: Tensor, region: Tensor) -> Tensor:
+def cross_entropy(share: Tensor, region: Tensor) -> Tensor:
     """Return the cross entropy of found shares (B, N, M) with the pixels' regions (B, N)."""
     known = region >= 0
     own = share.gather(2, region.clamp(min=0)[..., None])[..., 0]  # (B, N)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.errors import check_map, shape_text
-from upfeat.objectives.losses import widen
+from upfeat.objectives.losses import to_float32
 
 __all__ = ["MaskOrder", "mask_similarity", "refine_with_masks", "resize_masks"]
 
@@ -82,7 +82,7 @@ def refine_with_masks(
     refine = _refine_in_order if order == "sequential" else _refine_at_once
     size = (features.shape[2], features.shape[3])
     inside = resize_masks(masks, size).flatten(2)  # (B, M, N)
-    tokens = widen(features).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
+    tokens = to_float32(features).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
     refined = [refine(*pair, alpha) for pair in zip(tokens, inside, strict=True)]
     return torch.stack(refined).transpose(1, 2).unflatten(2, size)
 
@@ -126,7 +126,7 @@ def mask_similarity(features: Tensor, masks: Tensor) -> Tensor:
     check_map(features, "features", "(B, C, H, W)")
     check_masks(masks, features.shape[0])
     inside = resize_masks(masks, (features.shape[2], features.shape[3])).flatten(2)
-    tokens = widen(features).flatten(2).transpose(1, 2)  # (B, N, C)
+    tokens = to_float32(features).flatten(2).transpose(1, 2)  # (B, N, C)
     losses = []
     for image, image_masks in zip(tokens, inside, strict=True):
         for mask in image_masks:

@@ -24,8 +24,8 @@ from upfeat.objectives.losses import (
     entropy,
     project,
     random_projection,
+    to_float32,
     total_variation,
-    widen,
 )
 from upfeat.ops.images import normalize
 from upfeat.ops.view_crops import draw_crop, take_crop
@@ -190,7 +190,7 @@ class MultiView(nn.Module):
             features = to_target(backbone_features(backbone, move(image)))
             moved = move(self._movable(output, size))
             reduced = self.downsampler(resize_bilinear(moved, fine), generator)
-            seen, target = reduced, widen(features)
+            seen, target = reduced, to_float32(features)
             if config.projection is not None:
                 projection = random_projection(output, config.projection, generator)
                 seen, target = project(seen, projection), project(target, projection)
@@ -221,12 +221,12 @@ class MultiView(nn.Module):
 
     def _movable(self, output: Tensor, size: tuple[int, int]) -> Tensor:
         """Crops count the image's pixels, so that a map must have its size."""
-        wide = widen(output)
+        wide = to_float32(output)
         return resize_bilinear(wide, size) if self.config.jitter == "crop" else wide
 
     def _compare(self, seen: Tensor, target: Tensor, features: Tensor) -> Tensor:
         error = (seen - target).square()
-        return error.mean() if self.scale is None else self.scale.error(error, widen(features))
+        return error.mean() if self.scale is None else self.scale.error(error, to_float32(features))
 
 
 def check_multi_view(

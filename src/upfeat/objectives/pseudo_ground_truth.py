@@ -20,7 +20,7 @@ from upfeat.objectives.losses import (
     downsampling_loss,
     get_distance,
     scale_shift_invariant_l1,
-    widen,
+    to_float32,
 )
 from upfeat.objectives.registry import register_objective
 from upfeat.ops.images import Size
@@ -189,7 +189,7 @@ class DepthTarget(Objective):
         estimate = self.head(output.to(self.head.weight.dtype))
         # The estimate goes to the depth's size, since resizing would mix invalid depths.
         estimate = resize_bilinear(estimate, (depth.shape[2], depth.shape[3]))
-        depth_term = scale_shift_invariant_l1(estimate, depth.to(widen(estimate)))
+        depth_term = scale_shift_invariant_l1(estimate, depth.to(to_float32(estimate)))
         terms = {"depth": (self.config.depth_weight, depth_term)}
         if self.config.feature_weight:
             agreement = downsampling_loss(output, self.target(features))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from upfeat.objectives._networks import Call, backbone_features, bare, frozen_copy, guidance_image
+from upfeat.objectives._networks import Call, backbone_features, frozen_copy, guidance_image, unwrap
 from upfeat.objectives.affinity import BORDER, affinity_loss
 from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
 from upfeat.objectives.draws import draw_integer
@@ -189,7 +189,7 @@ class SelfDistillation(Objective):
     def after_step(self, step: int, upsampler: nn.Module) -> None:
         """Let the teacher follow at every ``config.every``-th step."""
         if self.teacher is not None and step % self.config.every == 0:
-            ema_update(self.teacher, bare(upsampler), self.config.decay)
+            ema_update(self.teacher, unwrap(upsampler), self.config.decay)
 
     def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
         super()._check_model(model, backbones)

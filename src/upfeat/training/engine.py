@@ -210,10 +210,10 @@ class Trainer:
         )
         numbers, stop = self._agree(terms, bool(stopping))
         gradient_norm = float("nan") if norm is None else float(norm)
-        complaint = self.guard.complaint(numbers["loss"], gradient_norm)
-        if complaint is not None:
+        failure_reason = self.guard.failure_reason(numbers["loss"], gradient_norm)
+        if failure_reason is not None:
             files = [path for part in gather(self.fabric, paths) for path in part]
-            raise TrainingFailedError(complaint, step, files, self.snapshots.latest())
+            raise TrainingFailedError(failure_reason, step, files, self.snapshots.latest())
         self._apply(gradient_norm)
         parts.objective.after_step(step, parts.upsampler)
         if self.average is not None:

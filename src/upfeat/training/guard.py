@@ -53,7 +53,7 @@ class LossGuard:
 
     Example:
         >>> from upfeat.training import LossGuard, StopConfig
-        >>> LossGuard(StopConfig()).complaint(float("nan"), 1.0)
+        >>> LossGuard(StopConfig()).failure_reason(float("nan"), 1.0)
         'the loss is nan'
     """
 
@@ -64,7 +64,7 @@ class LossGuard:
         self.steps = 0
         self.skipped = 0
 
-    def complaint(self, loss: float, gradient_norm: float) -> str | None:
+    def failure_reason(self, loss: float, gradient_norm: float) -> str | None:
         """Take a step into account; return what is wrong with the run, or None."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
