@@ -27,11 +27,6 @@ def anyup_paper() -> TrainConfig:
       normalisation for the backbone too. Its several backbones in one run are a list here:
       ``backbones`` takes any number.
     * Chosen: seed 0.
-
-    Example:
-        >>> from upfeat.training.recipes import anyup_paper
-        >>> anyup_paper().data.min_side
-        448
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch14_dinov2.lvd142m"),),
@@ -65,11 +60,6 @@ def anyup_small() -> TrainConfig:
     * Chosen: everything else. The backbone's own normalisation, two crops of each image, images of
       224 pixels, keys and queries of 64 channels, random crops and mirroring because the data are
       few, 1,000 steps with a higher learning rate that falls.
-
-    Example:
-        >>> from upfeat.training.recipes import anyup_small
-        >>> anyup_small().steps
-        1000
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),

@@ -1,8 +1,13 @@
-"""Recipes of the models that come with the package: trained on two cores, on a thousand images.
+"""Recipes of the weights that come with the package: trained on two cores, on two thousand images.
 
-They read the folder ``data`` of the working directory, with the layout that each recipe's mask
-sources name: regions that people drew for ``bsds500``, ``msrc``, ``camvid`` and ``nyuv2`` (training
-splits only), and superpixels for images without, those of ``imagenet_sample``.
+Each model is trained in stages; a stage starts from the model of the one before, in
+``runs/RECIPE/model`` unless ``--set upsampler.start_from=FOLDER`` names another folder. What each
+stage gained stands in the ablation table of ``docs/results/remarks.md``. All settings were chosen
+here unless a recipe says otherwise.
+
+Images and masks are read from the folder ``data`` of the working directory: regions that people
+drew for ``bsds500``, ``msrc``, ``camvid`` and ``nyuv2`` (training splits only), and superpixels for
+the images of ``imagenet_sample``, which have no regions.
 """
 
 from typing import Any
@@ -36,11 +41,18 @@ __all__ = [
 ]
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
-# 3.8 is the deviation of its features over the channels, the mean over training images.
+# Several networks, layers and grids, so that the universal model fits none of them in particular.
+SEVERAL = (
+    VIT_TINY,
+    BackboneConfig(name=VIT_TINY.name, options={"layer": 8}),
+    BackboneConfig(name="timm/deit_tiny_patch16_224.fb_in1k"),
+    BackboneConfig(name="upfeat/vit_compact_patch16"),
+)
+# 3.8 is the standard deviation of ViT-Tiny's features over the channels, averaged over images.
 LOFTUP = {"token_colors": True, "feature_scale": 3.8}
 
-# The first source that knows an image is taken. Numbers of images coincide between sets, never
-# within what a pattern can find: each set has its own form of name or its own folder.
+# For each image the first source that has masks of it is taken. Two sets may use the same numbers
+# as image names; each set has a pattern or a folder of its own, so that they are not mixed up.
 REGIONS = (
     MaskConfig(
         kind="labels",
@@ -65,13 +77,14 @@ LABELLED = (
 )
 UNLABELLED = "data/imagenet_sample/images"
 
-
-# (H, W) of inputs, one drawn for each step: what was trained at one size is good at that size only.
+# (H, W) of inputs, one drawn for each step: weights trained at one size are poor at others.
 SIZES = [[160, 160], [224, 224], [208, 320], [320, 208], [240, 320], [320, 320], [352, 480]]
+LARGE_SIZES = [[352, 480], [352, 480], [240, 320], [208, 320], [320, 208], [224, 224], [320, 320]]
+SMALL_SIZES = [[208, 320], [320, 208], [224, 224], [240, 320], [192, 256], [352, 480]]
 
 
-def cut_images(crop: int, **settings: Any) -> DataConfig:
-    """Return random mirrored crops of all training images with masks."""
+def all_images(crop: int, **settings: Any) -> DataConfig:
+    """Return random mirrored crops of all training images, with regions or superpixels."""
     return DataConfig(
         paths=(*LABELLED, UNLABELLED),
         crop=crop,
@@ -82,35 +95,54 @@ def cut_images(crop: int, **settings: Any) -> DataConfig:
     )
 
 
-# Several networks, layers and grids, so that nothing of one of them can be learned by heart.
-SEVERAL = (
-    VIT_TINY,
-    BackboneConfig(name=VIT_TINY.name, options={"layer": 8}),
-    BackboneConfig(name="timm/deit_tiny_patch16_224.fb_in1k"),
-    BackboneConfig(name="upfeat/vit_compact_patch16"),
-)
+def labelled_images(crop: int | tuple[int, int], **settings: Any) -> DataConfig:
+    """Return random mirrored crops of the images with regions that people drew."""
+    return DataConfig(
+        paths=LABELLED, crop=crop, position="random", flip=0.5, masks=REGIONS, **settings
+    )
+
+
+def cosine(warmup_steps: int) -> ScheduleConfig:
+    """Return a learning rate that rises for some steps and falls to 0."""
+    return ScheduleConfig(name="cosine", warmup_steps=warmup_steps)
+
+
+CLIP = ClipConfig(max_norm=1.0)
+
+
+def _universal_regions(start_from: str, *, steps: int, ema: float, seed: int) -> TrainConfig:
+    """KIN for several backbones on people's regions alone."""
+    return TrainConfig(
+        backbones=SEVERAL,
+        upsampler=UpsamplerConfig(name="kin", start_from=start_from),
+        objective=ObjectiveConfig(name="mask_transfer", settings={"samples": 2048}),
+        data=labelled_images(192, resize=208, scale=(1.0, 1.6)),
+        optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=1e-4),
+        schedule=cosine(20),
+        clip=CLIP,
+        ema=EmaConfig(decay=ema),
+        checkpoint=CheckpointConfig(every=100),
+        steps=steps,
+        batch_size=4,
+        seed=seed,
+    )
 
 
 @register_recipe
 def bundled_universal() -> TrainConfig:
-    """KIN for any backbone, the package's default upsampler: its first stage.
+    """KIN for any backbone, the package's default upsampler: first stage.
 
-    * Chosen: everything. Three small networks, one of them at two layers; crops of 192 pixels of
-      images at 1 to 1.6 times that size.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_universal
-        >>> len(bundled_universal().backbones)
-        4
+    Three small networks, one of them at two layers; crops of 192 pixels of images at 1 to 1.6
+    times that size, with people's regions and superpixels.
     """
     return TrainConfig(
         backbones=SEVERAL,
         upsampler=UpsamplerConfig(name="kin"),
         objective=ObjectiveConfig(name="mask_transfer"),
-        data=cut_images(192, resize=208, scale=(1.0, 1.6)),
+        data=all_images(192, resize=208, scale=(1.0, 1.6)),
         optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-4),
-        schedule=ScheduleConfig(name="cosine", warmup_steps=50),
-        clip=ClipConfig(max_norm=1.0),
+        schedule=cosine(50),
+        clip=CLIP,
         ema=EmaConfig(decay=0.995),
         checkpoint=CheckpointConfig(every=100),
         steps=2500,
@@ -120,72 +152,27 @@ def bundled_universal() -> TrainConfig:
 
 @register_recipe
 def bundled_universal_stage2() -> TrainConfig:
-    """KIN once more on people's regions alone: superpixels cut objects, and so teach to.
+    """KIN for any backbone, second stage: two epochs of people's regions alone.
 
-    It starts from ``runs/bundled_universal/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``.
-
-    * Chosen: everything. As ``bundled_universal``, without the images that have superpixels only.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_universal_stage2
-        >>> len(bundled_universal_stage2().data.masks)
-        4
+    Superpixels cut objects into parts, and a model that is trained on them does so too.
     """
-    first = bundled_universal()
-    return first.model_copy(
-        update={
-            "upsampler": UpsamplerConfig(name="kin", start_from="runs/bundled_universal/model"),
-            "objective": ObjectiveConfig(name="mask_transfer", settings={"samples": 2048}),
-            "data": first.data.model_copy(update={"paths": LABELLED, "masks": REGIONS}),
-            "optimizer": OptimizerConfig(lr=1.5e-3, weight_decay=1e-4),
-            "schedule": ScheduleConfig(name="cosine", warmup_steps=20),
-            "ema": EmaConfig(decay=0.98),
-            "steps": 550,
-            "seed": 1,
-        }
-    )
-
-
-def _longer(recipe: TrainConfig, start_from: str, steps: int, seed: int) -> TrainConfig:
-    """The same training from other weights, for many steps, averaged over more of them."""
-    upsampler = recipe.upsampler.model_copy(update={"start_from": start_from})
-    changes = {"upsampler": upsampler, "ema": EmaConfig(decay=0.995), "steps": steps, "seed": seed}
-    return recipe.model_copy(update=changes)
+    start = "runs/bundled_universal/model"
+    return _universal_regions(start, steps=550, ema=0.98, seed=1)
 
 
 @register_recipe
 def bundled_universal_stage3() -> TrainConfig:
-    """KIN's second stage for longer: fourteen more epochs of people's regions, after two.
-
-    It starts from ``runs/bundled_universal_stage2/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``.
-
-    * Chosen: everything. As ``bundled_universal_stage2``, with more steps and a longer average.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_universal_stage3
-        >>> bundled_universal_stage3().steps
-        3600
-    """
+    """KIN for any backbone, third stage, which ships: fourteen more epochs of people's regions."""
     start = "runs/bundled_universal_stage2/model"
-    return _longer(bundled_universal_stage2(), start, steps=3600, seed=5)
+    return _universal_regions(start, steps=3600, ema=0.995, seed=5)
 
 
 @register_recipe
 def bundled_jafar() -> TrainConfig:
-    """JAFAR for ViT-Tiny, as it comes with the package: mask-refined features at half resolution.
+    """JAFAR for ViT-Tiny, first stage: mask-refined features at half resolution.
 
-    JAFAR's own signal (``jafar_small``) never shows the network an edge that is sharper than a
-    patch; LoftUp's first one does, and takes JAFAR as well as any other method.
-
-    * As LoftUp's first stage: the objective.
-    * Chosen: everything else. Keys and queries of 64 channels, crops of 160 pixels.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_jafar
-        >>> bundled_jafar().objective.name
-        'mask_refined'
+    The objective is LoftUp's first stage: JAFAR's own (``jafar_small``) compares maps of the
+    backbone's resolution only, which have no boundary sharper than a patch.
     """
     return TrainConfig(
         backbones=(VIT_TINY,),
@@ -193,10 +180,10 @@ def bundled_jafar() -> TrainConfig:
         objective=ObjectiveConfig(
             name="mask_refined", settings={"alpha": 0.9, "order": "free", "output_scale": 0.5}
         ),
-        data=cut_images(160, resize=176, scale=(1.0, 1.6)),
+        data=all_images(160, resize=176, scale=(1.0, 1.6)),
         optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-5),
-        schedule=ScheduleConfig(name="cosine", warmup_steps=30),
-        clip=ClipConfig(max_norm=1.0),
+        schedule=cosine(30),
+        clip=CLIP,
         ema=EmaConfig(decay=0.98),
         checkpoint=CheckpointConfig(every=50),
         steps=300,
@@ -206,187 +193,183 @@ def bundled_jafar() -> TrainConfig:
 
 @register_recipe
 def bundled_jafar_sizes() -> TrainConfig:
-    """JAFAR for ViT-Tiny, continued on inputs of many sizes and shapes.
+    """JAFAR for ViT-Tiny, second stage: inputs of many sizes, outputs of a quarter of them."""
+    return TrainConfig(
+        backbones=(VIT_TINY,),
+        upsampler=UpsamplerConfig(
+            name="jafar", config={"qk_dim": 64}, start_from="runs/bundled_jafar/model"
+        ),
+        objective=ObjectiveConfig(
+            name="mask_refined",
+            settings={"alpha": 0.9, "order": "free", "output_scale": 0.25, "input_sizes": SIZES},
+        ),
+        data=all_images(352, resize=352, scale=(1.0, 1.6)),
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-5),
+        schedule=cosine(10),
+        clip=CLIP,
+        ema=EmaConfig(decay=0.98),
+        checkpoint=CheckpointConfig(every=50),
+        steps=220,
+        batch_size=2,
+    )
 
-    It starts from ``runs/bundled_jafar/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``.
 
-    * As ``bundled_jafar``, with inputs from 160x160 to 352x480, outputs of a quarter of them, and
-      half the batch.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_jafar_sizes
-        >>> bundled_jafar_sizes().objective.settings["output_scale"]
-        0.25
-    """
-    first = bundled_jafar()
-    settings = first.objective.settings | {"output_scale": 0.25, "input_sizes": SIZES}
-    return first.model_copy(
-        update={
-            "upsampler": first.upsampler.model_copy(
-                update={"start_from": "runs/bundled_jafar/model"}
-            ),
-            "objective": ObjectiveConfig(name=first.objective.name, settings=settings),
-            "data": first.data.model_copy(update={"crop": 352, "resize": 352}),
-            "optimizer": first.optimizer.model_copy(update={"lr": 1e-3}),
-            "schedule": ScheduleConfig(name="cosine", warmup_steps=10),
-            "steps": 220,
-            "batch_size": 2,
-        }
+def _pixels(
+    upsampler: UpsamplerConfig,
+    settings: dict[str, Any],
+    *,
+    warmup_steps: int,
+    ema: float,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> TrainConfig:
+    """ViT-Tiny, targets at single pixels of whole images: nearby means, whitened by half."""
+    return TrainConfig(
+        backbones=(VIT_TINY,),
+        upsampler=upsampler,
+        objective=ObjectiveConfig(name="mask_transfer", settings={"whitening": 0.5} | settings),
+        # Crops that hold a whole road scene.
+        data=labelled_images((352, 480), scale=(1.0, 1.4)),
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-5),
+        schedule=cosine(warmup_steps),
+        clip=CLIP,
+        ema=EmaConfig(decay=ema),
+        checkpoint=CheckpointConfig(every=50),
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
     )
 
 
 @register_recipe
 def bundled_jafar_pixels() -> TrainConfig:
-    """JAFAR for ViT-Tiny, continued on single pixels of whole images, with people's regions.
+    """JAFAR for ViT-Tiny, third stage, which ships: single pixels of whole images.
 
-    It starts from ``runs/bundled_jafar_sizes/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``. The steps before it saw outputs of a quarter of the
-    input's size, so never a pixel, nothing as small as in a whole road scene, and targets that are
-    the same all over a region: their weights spread, and weak directions of the features were lost.
-
-    * Chosen: everything. The universal model's signal, at 2,048 pixels of each image.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_jafar_pixels
-        >>> bundled_jafar_pixels().objective.name
-        'mask_transfer'
+    The objective is the universal model's, at 2,048 pixels of each image. The stages before it
+    compare outputs of at most half the input's size with the mean of a whole region: attention
+    spreads over the region, and weak directions of the features are lost.
     """
-    first = bundled_jafar_sizes()
-    sizes = [[352, 480], [352, 480], [240, 320], [208, 320], [320, 208], [224, 224], [320, 320]]
-    settings = {"samples": 2048, "locality": 1.5, "whitening": 0.5, "input_sizes": sizes}
-    # Crops that hold a whole road scene.
-    whole = {"crop": (352, 480), "resize": None, "scale": (1.0, 1.4)}
-    return first.model_copy(
-        update={
-            "upsampler": first.upsampler.model_copy(
-                update={"start_from": "runs/bundled_jafar_sizes/model"}
-            ),
-            "objective": ObjectiveConfig(name="mask_transfer", settings=settings),
-            "data": first.data.model_copy(update=whole | {"paths": LABELLED, "masks": REGIONS}),
-            "steps": 400,
-            "seed": 3,
-        }
+    return _pixels(
+        UpsamplerConfig(
+            name="jafar", config={"qk_dim": 64}, start_from="runs/bundled_jafar_sizes/model"
+        ),
+        {"samples": 2048, "locality": 1.5, "input_sizes": LARGE_SIZES},
+        warmup_steps=10,
+        ema=0.98,
+        steps=400,
+        batch_size=2,
+        seed=3,
+    )
+
+
+def _loftup_stage1(
+    upsampler: UpsamplerConfig,
+    *,
+    samples: int,
+    input_sizes: list[list[int]],
+    ema: float,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> TrainConfig:
+    """LoftUp towards nearby means of all channels, with cross-entropies of the regions found."""
+    settings = {
+        "samples": samples,
+        "locality": 2.0,
+        "projection": None,
+        "transfer_weight": 0.3,
+        "match_weight": 0.3,
+        "input_sizes": input_sizes,
+    }
+    return _pixels(
+        upsampler,
+        settings,
+        warmup_steps=20,
+        ema=ema,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def _loftup(start_from: str) -> UpsamplerConfig:
+    return UpsamplerConfig(
+        name="loftup", config=LOFTUP, start_from=start_from, freeze_batch_norm=True
     )
 
 
 @register_recipe
 def bundled_loftup_stage1() -> TrainConfig:
-    """LoftUp's first stage for ViT-Tiny, from the start: 768 pixels of whole images.
+    """LoftUp's first stage for ViT-Tiny: 768 pixels of whole images.
 
-    * From the paper: the architecture, but for tokens that see their cells' colours, and targets
-      that masks refine.
-    * Chosen: everything else. Weights that interpolate as a joint bilateral filter before the first
-      step: from random ones the same images lead to a model that is worse than bilinear
-      interpolation on road scenes, and without the colours to softer borders. Targets at single
-      pixels, with region means that are taken near each pixel, and all directions of the features
-      compared, whitened by half; beside them the attention is told where regions lie, and the
-      output to resemble its own region's cells rather than to hedge.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_loftup_stage1
-        >>> bundled_loftup_stage1().upsampler.config["start"]
-        'interpolation'
+    * From the paper: the architecture, except for tokens that carry the colours of their cells
+      (without them boundaries are softer), and targets that masks refine.
+    * Chosen: everything else. The initial weights interpolate as a joint bilateral filter; from
+      random ones the same images give a model below bilinear interpolation on road scenes.
     """
-    pixels = bundled_jafar_pixels()
-    settings = {"samples": 768, "projection": None, "locality": 2.0}
-    weights = {"transfer_weight": 0.3, "match_weight": 0.3}
-    return pixels.model_copy(
-        update={
-            "upsampler": UpsamplerConfig(
-                name="loftup", config=LOFTUP | {"start": "interpolation"}, freeze_batch_norm=True
-            ),
-            "objective": ObjectiveConfig(
-                name=pixels.objective.name, settings=pixels.objective.settings | settings | weights
-            ),
-            "schedule": ScheduleConfig(name="cosine", warmup_steps=20),
-            "ema": EmaConfig(decay=0.99),
-            "steps": 1500,
-        }
+    return _loftup_stage1(
+        UpsamplerConfig(
+            name="loftup", config=LOFTUP | {"start": "interpolation"}, freeze_batch_norm=True
+        ),
+        samples=768,
+        input_sizes=LARGE_SIZES,
+        ema=0.99,
+        steps=1500,
+        batch_size=2,
+        seed=3,
     )
 
 
 @register_recipe
 def bundled_loftup_stage1_images() -> TrainConfig:
-    """LoftUp's first stage for ViT-Tiny, continued on twice the images and half the pixels of each.
+    """LoftUp's first stage for ViT-Tiny, continued: twice the images, half the pixels of each.
 
-    It starts from ``runs/bundled_loftup_stage1/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``. What comes with the package ran it twice; the second run,
-    from the first one's result, gained nothing (``bundled_loftup_stage1_longer`` followed).
-
-    * Chosen: everything. As ``bundled_loftup_stage1``, at smaller inputs but one.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_loftup_stage1_images
-        >>> bundled_loftup_stage1_images().batch_size
-        4
+    The weights that ship ran it twice; the second run, from the result of the first, gained
+    nothing.
     """
-    first = bundled_loftup_stage1()
-    sizes = [[208, 320], [320, 208], [224, 224], [240, 320], [192, 256], [352, 480]]
-    settings = {"samples": 320, "input_sizes": sizes}
-    return first.model_copy(
-        update={
-            "upsampler": first.upsampler.model_copy(
-                update={"config": LOFTUP, "start_from": "runs/bundled_loftup_stage1/model"}
-            ),
-            "objective": ObjectiveConfig(
-                name=first.objective.name, settings=first.objective.settings | settings
-            ),
-            "steps": 1300,
-            "batch_size": 4,
-            "seed": 8,
-        }
+    return _loftup_stage1(
+        _loftup("runs/bundled_loftup_stage1/model"),
+        samples=320,
+        input_sizes=SMALL_SIZES,
+        ema=0.99,
+        steps=1300,
+        batch_size=4,
+        seed=8,
     )
 
 
 @register_recipe
 def bundled_loftup_stage1_longer() -> TrainConfig:
-    """LoftUp's first stage for ViT-Tiny for longer: 3,200 more steps, twelve epochs.
-
-    It starts from ``runs/bundled_loftup_stage1_images/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``.
-
-    * Chosen: everything. As ``bundled_loftup_stage1_images``, with more steps and a longer average.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_loftup_stage1_longer
-        >>> bundled_loftup_stage1_longer().steps
-        3200
-    """
-    start = "runs/bundled_loftup_stage1_images/model"
-    return _longer(bundled_loftup_stage1_images(), start, steps=3200, seed=12)
+    """LoftUp's first stage for ViT-Tiny, which ships: 3,200 more steps, twelve epochs."""
+    return _loftup_stage1(
+        _loftup("runs/bundled_loftup_stage1_images/model"),
+        samples=320,
+        input_sizes=SMALL_SIZES,
+        ema=0.995,
+        steps=3200,
+        batch_size=4,
+        seed=12,
+    )
 
 
 @register_recipe
 def bundled_loftup_stage2() -> TrainConfig:
-    """LoftUp's second stage for ViT-Tiny, as it comes with the package: self-distillation.
-
-    It starts from ``runs/bundled_loftup_stage1_longer/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``.
+    """LoftUp's second stage for ViT-Tiny, which ships: self-distillation.
 
     * As LoftUp's second stage: objective, teacher, crops.
-    * Chosen: everything else. Images of 480, inputs of 160, 240 and 320 pixels; few steps, as 80 at
-      twice the learning rate softened the borders.
-
-    Example:
-        >>> from upfeat.training.recipes import bundled_loftup_stage2
-        >>> bundled_loftup_stage2().upsampler.start_from
-        'runs/bundled_loftup_stage1_longer/model'
+    * Chosen: everything else. Images of 480, inputs of 160, 240 and 320 pixels; 40 steps, as 80 at
+      twice the learning rate softened the boundaries.
     """
     settings = {"input_sizes": [160, 240, 320], "crops": 2, "order": "free", "output_scale": 0.5}
     return TrainConfig(
         backbones=(VIT_TINY,),
-        upsampler=UpsamplerConfig(
-            name="loftup",
-            config=LOFTUP,
-            start_from="runs/bundled_loftup_stage1_longer/model",
-            freeze_batch_norm=True,
-        ),
+        upsampler=_loftup("runs/bundled_loftup_stage1_longer/model"),
         objective=ObjectiveConfig(name="self_distillation", settings=settings),
-        data=cut_images(480, resize=480, scale=(1.0, 1.3)),
+        data=all_images(480, resize=480, scale=(1.0, 1.3)),
         optimizer=OptimizerConfig(lr=5e-5),
-        schedule=ScheduleConfig(name="cosine", warmup_steps=10),
-        clip=ClipConfig(max_norm=1.0),
+        schedule=cosine(10),
+        clip=CLIP,
         checkpoint=CheckpointConfig(every=20),
         steps=40,
         batch_size=2,

@@ -27,11 +27,6 @@ def featup_jbu_paper() -> TrainConfig:
       the first ten steps, features behind a channel norm whose affine part stays the identity.
       (Its gradients of the adaptive convolution are wrong on GPUs; these are right.)
     * Chosen: the backbone among those of the paper, constant learning rate, seed 0.
-
-    Example:
-        >>> from upfeat.training.recipes import featup_jbu_paper
-        >>> featup_jbu_paper().optimizer.name
-        'nadam'
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch16_224.dino"),),
@@ -56,11 +51,6 @@ def featup_jbu_small() -> TrainConfig:
     * As ``featup_jbu_paper``: objective, views' geometry, architecture, optimiser.
     * Chosen: everything else. Two views of images of 96 pixels, random crops and mirroring because
       the data are few, 200 steps with a learning rate that falls.
-
-    Example:
-        >>> from upfeat.training.recipes import featup_jbu_small
-        >>> featup_jbu_small().objective.settings["multi_view"]["views"]
-        2
     """
     views = {
         "views": 2,

@@ -24,11 +24,6 @@ def ifa_small() -> TrainConfig:
     * Chosen: LiFT's signal, since IFA doubles the grid as LiFT does: features of the halved image,
       doubled, against those of the image, by their cosine; random crops and mirroring because the
       data are few, 1,000 steps with a learning rate that falls.
-
-    Example:
-        >>> from upfeat.training.recipes import ifa_small
-        >>> ifa_small().objective.name
-        'doubled_input'
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),

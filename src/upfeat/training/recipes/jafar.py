@@ -27,11 +27,6 @@ def jafar_paper() -> TrainConfig:
       normalised pixels to [0, 1] (``objective.settings.clamp="valid"`` does it right); checkpoints
       every half of the run; seed 0.
     * Chosen: the backbone among those of the paper.
-
-    Example:
-        >>> from upfeat.training.recipes import jafar_paper
-        >>> jafar_paper().steps
-        100000
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch14_dinov2.lvd142m"),),
@@ -63,11 +58,6 @@ def jafar_small() -> TrainConfig:
     * As ``jafar_paper``: the objective, with the clamp done right.
     * Chosen: everything else. Images of 224 pixels, random crops and mirroring because the data
       are few, keys and queries of 64 channels, 1,000 steps with a higher learning rate that falls.
-
-    Example:
-        >>> from upfeat.training.recipes import jafar_small
-        >>> jafar_small().backbones[0].name
-        'upfeat/vit_compact_patch16'
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),

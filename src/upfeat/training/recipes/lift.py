@@ -32,11 +32,6 @@ def lift_paper() -> TrainConfig:
     * Different: the features are the last layer's output tokens instead of the keys of block 11;
       images are cut to squares instead of being squashed; the colour jitter (0.2 each) is left out.
     * Chosen: seed 0.
-
-    Example:
-        >>> from upfeat.training.recipes import lift_paper
-        >>> lift_paper().batch_size
-        256
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch16_224.dino"),),
@@ -58,11 +53,6 @@ def lift_small() -> TrainConfig:
     * As ``lift_paper``: objective, architecture, optimiser.
     * Chosen: everything else. Images of 256 pixels, random crops and mirroring because the data
       are few, 1,000 steps with a learning rate that falls.
-
-    Example:
-        >>> from upfeat.training.recipes import lift_small
-        >>> lift_small().optimizer.name
-        'adam'
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),

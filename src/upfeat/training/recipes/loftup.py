@@ -39,11 +39,6 @@ def loftup_stage1_paper() -> TrainConfig:
       (``objective.settings.multi_view``, ``projection``) are not in the paper and left out.
     * Chosen: constant learning rate, weight decay 0.01 (PyTorch's default), the backbone among
       those of the paper, seed 0. SA-1B's published images are reduced to 1500 pixels.
-
-    Example:
-        >>> from upfeat.training.recipes import loftup_stage1_paper
-        >>> loftup_stage1_paper().data.masks[0].kind
-        'sa1b'
     """
     return TrainConfig(
         backbones=(DINOV2_SMALL,),
@@ -80,11 +75,6 @@ def loftup_stage2_paper() -> TrainConfig:
       weight of 20 and further terms (``tv_weight``, ``multi_view``) are not in the paper and left
       out.
     * Chosen: constant learning rate, weight decay 0.01 (PyTorch's default), seed 0.
-
-    Example:
-        >>> from upfeat.training.recipes import loftup_stage2_paper
-        >>> loftup_stage2_paper().objective.settings["decay"]
-        0.99
     """
     return TrainConfig(
         backbones=(DINOV2_SMALL,),
@@ -124,11 +114,6 @@ def loftup_stage1_small() -> TrainConfig:
     * Chosen: everything else. Superpixels instead of SA-1B's masks, outputs of a quarter of the
       image's size, random crops and mirroring because the data are few, 1,000 steps with a
       learning rate that falls.
-
-    Example:
-        >>> from upfeat.training.recipes import loftup_stage1_small
-        >>> loftup_stage1_small().data.masks[0].kind
-        'superpixels'
     """
     return TrainConfig(
         backbones=(BUNDLED,),
@@ -156,11 +141,6 @@ def loftup_stage2_small() -> TrainConfig:
     * As ``loftup_stage2_paper``: objective, teacher, crops.
     * Chosen: everything else. Images of 448 and inputs of 224 pixels, outputs of a quarter of
       the input's size, 500 steps.
-
-    Example:
-        >>> from upfeat.training.recipes import loftup_stage2_small
-        >>> loftup_stage2_small().upsampler.start_from
-        'runs/loftup_stage1_small/model'
     """
     return TrainConfig(
         backbones=(BUNDLED,),

@@ -37,11 +37,6 @@ def naf_paper() -> TrainConfig:
     * Released code only: shorter side and centre crop, guidance of at most 224 pixels and four for
       each cell of the target, weight decay 1e-5, bfloat16, checkpoints every quarter of the run.
     * Chosen: seed 0.
-
-    Example:
-        >>> from upfeat.training.recipes import naf_paper
-        >>> naf_paper().data.crop
-        512
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_base_patch16_dinov3.lvd1689m"),),
@@ -65,11 +60,6 @@ def naf_small() -> TrainConfig:
       small image's grid has eight.
     * Chosen: everything else. Images of 256 pixels, random crops and mirroring because the data are
       few, 2,000 steps with a higher learning rate that falls.
-
-    Example:
-        >>> from upfeat.training.recipes import naf_small
-        >>> naf_small().objective.settings["distance"]
-        'mse'
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
@@ -90,11 +80,6 @@ def joint_bilateral_learned_small() -> TrainConfig:
 
     * As ``naf_small``: everything but the method, which NAF's paper sets beside its own. How it was
       trained there is not published.
-
-    Example:
-        >>> from upfeat.training.recipes import joint_bilateral_learned_small
-        >>> joint_bilateral_learned_small().upsampler.name
-        'joint_bilateral_learned'
     """
     upsampler = UpsamplerConfig(name="joint_bilateral_learned")
     return naf_small().model_copy(update={"upsampler": upsampler})

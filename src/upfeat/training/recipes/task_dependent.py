@@ -74,11 +74,6 @@ def carafe_small() -> TrainConfig:
     * Original: four stages of factor two, windows of 5.
     * Chosen: the objective and everything else (see the head of this file). The weights start flat
       and far from a sharp answer, hence the high learning rate.
-
-    Example:
-        >>> from upfeat.training.recipes import carafe_small
-        >>> carafe_small().objective.name
-        'mask_refined'
     """
     return _small("carafe", MASK_REFINED, lr=3e-3)
 
@@ -89,11 +84,6 @@ def sapa_small() -> TrainConfig:
 
     * Original: four stages of factor two, windows of 5, 64 channels of queries and keys.
     * Chosen: the objective and everything else (see the head of this file).
-
-    Example:
-        >>> from upfeat.training.recipes import sapa_small
-        >>> sapa_small().data.crop
-        96
     """
     return _small("sapa", MASK_REFINED, lr=3e-3)
 
@@ -105,11 +95,6 @@ def dysample_small() -> TrainConfig:
     * Original: four stages of factor two, style "lp", 4 groups.
     * Chosen: the objective and everything else (see the head of this file). It starts as bilinear
       interpolation, close to where it ends.
-
-    Example:
-        >>> from upfeat.training.recipes import dysample_small
-        >>> dysample_small().upsampler.name
-        'dysample'
     """
     return _small("dysample", MASK_REFINED, lr=1e-3)
 
@@ -120,11 +105,6 @@ def resize_conv_small() -> TrainConfig:
 
     * Original: four doublings, 1x1 convolutions.
     * Chosen: the objective and everything else (see the head of this file).
-
-    Example:
-        >>> from upfeat.training.recipes import resize_conv_small
-        >>> resize_conv_small().steps
-        1000
     """
     return _small("resize_conv", MASK_REFINED, lr=1e-3)
 
@@ -137,11 +117,6 @@ def resfu_small() -> TrainConfig:
       with this optimiser, which normalises gradients, and is left out.
     * Chosen: the objective and everything else (see the head of this file): the features of a
       quarter or half of the image, guided by the image, should be those of the image.
-
-    Example:
-        >>> from upfeat.training.recipes import resfu_small
-        >>> resfu_small().objective.settings["scale"]
-        [0.25, 0.5]
     """
     objective = ObjectiveConfig(
         name="multi_resolution",
@@ -165,11 +140,6 @@ def liif_small() -> TrainConfig:
     * Chosen: factors 1 to 4 between the features of a resized image and of the image, as two
       networks' grids allow them; no regulariser, because the guidance has no influence; a network
       of 192 channels; everything else (see the head of this file).
-
-    Example:
-        >>> from upfeat.training.recipes import liif_small
-        >>> liif_small().objective.settings["distance"]
-        'l1'
     """
     objective = ObjectiveConfig(
         name="multi_resolution",

@@ -23,11 +23,6 @@ def uplift_paper() -> TrainConfig:
       steps), three levels, squared error of every step, Adam with a constant 1e-3, no clipping.
     * Different: images are cut to squares instead of being squashed.
     * Chosen: seed 0.
-
-    Example:
-        >>> from upfeat.training.recipes import uplift_paper
-        >>> uplift_paper().objective.settings["levels"]
-        3
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch14_dinov2.lvd142m"),),
@@ -51,11 +46,6 @@ def uplift_small() -> TrainConfig:
     * As ``uplift_paper``: objective, architecture, optimiser.
     * Chosen: everything else. Two levels, images of 256 pixels, random crops and mirroring because
       the data are few, 1,000 steps with a learning rate that falls.
-
-    Example:
-        >>> from upfeat.training.recipes import uplift_small
-        >>> uplift_small().objective.name
-        'repeated_doubling'
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
