@@ -190,13 +190,7 @@ def _check_layer(name: str, layer: int, count: int) -> int:
 
 
 def list_timm_names(pretrained: bool = False) -> list[str]:
-    """Return the names of timm's networks, with tags if only those with weights are asked for.
-
-    Example:
-        >>> from upfeat.backbones.timm_backbone import list_timm_names
-        >>> "resnet18" in list_timm_names(), "resnet18.a1_in1k" in list_timm_names(pretrained=True)
-        (True, True)
-    """
+    """Return the names of timm's networks, with tags if only those with weights are asked for."""
     ensure_torchvision_operators()
     import timm
 

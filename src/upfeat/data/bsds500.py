@@ -63,11 +63,6 @@ class RegionData(FileSet[RegionFile, RegionImage]):
     Attributes:
         name: of the set and split, such as ``"bsds500/val"``.
         files: the images, in a fixed order.
-
-    Example:
-        >>> from upfeat.data.bsds500 import RegionData
-        >>> len(RegionData("empty", ()))
-        0
     """
 
     name: str

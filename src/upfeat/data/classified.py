@@ -38,11 +38,6 @@ class ClassifiedImages(FileSet[ClassifiedFile, ClassifiedImage]):
         name: of the set and split, such as ``"imagenet/val"``.
         classes: names of the classes 0, 1, …
         files: the images, in a fixed order.
-
-    Example:
-        >>> from upfeat.data.classified import ClassifiedImages
-        >>> len(ClassifiedImages("empty", ("cat", "dog"), ()))
-        0
     """
 
     name: str

@@ -53,14 +53,7 @@ def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def image_hash(image: Tensor) -> str:
-    """Return 32 hexadecimal digits of an image (3, H, W): pixels, size and dtype.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.data.feature_cache import image_hash
-        >>> len(image_hash(torch.zeros(3, 4, 4)))
-        32
-    """
+    """Return 32 hexadecimal digits of an image (3, H, W): pixels, size and dtype."""
     digest = hashlib.blake2b(digest_size=16)
     _feed(digest, "image", image)
     return digest.hexdigest()

@@ -72,12 +72,7 @@ def expected_tree(name: str, root: PathLike, tree: str, problem: str, address: s
 
 
 def check_split(name: str, split: str, known: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless the set has the split.
-
-    Example:
-        >>> from upfeat.data.layouts import check_split
-        >>> check_split("MSRC", "val", ("train", "val"))
-    """
+    """Raise ``ValueError`` unless the set has the split."""
     if split not in known:
         names = f"{', '.join(known[:-1])} and {known[-1]}"
         raise ValueError(f"{name} has the splits {names}, got {split!r}")
@@ -286,13 +281,7 @@ def spread(items: tuple[T, ...], every: int = 1, limit: int | None = None) -> tu
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Return 16 hexadecimal digits of the bytes of some files.
-
-    Example:
-        >>> from upfeat.data.layouts import hash_files
-        >>> len(hash_files([]))
-        16
-    """
+    """Return 16 hexadecimal digits of the bytes of some files."""
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
         check_file(path, "file of the data set")
@@ -322,12 +311,6 @@ class FileSet(ABC, Generic[FilesT, ItemT]):
     Attributes:
         name: of the set and split, such as ``"camvid/val"``.
         files: the items' files, in a fixed order.
-
-    Example:
-        >>> from upfeat.data import SegmentationData
-        >>> from upfeat.data.layouts import FileSet
-        >>> issubclass(SegmentationData, FileSet)
-        True
     """
 
     name: str

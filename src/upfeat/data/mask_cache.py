@@ -129,11 +129,6 @@ class MaskCacheSummary:
     Attributes:
         computed, found: numbers of images.
         failed: message by the image's name.
-
-    Example:
-        >>> from upfeat.data.mask_cache import MaskCacheSummary
-        >>> MaskCacheSummary().computed
-        0
     """
 
     computed: int = 0

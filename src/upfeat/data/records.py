@@ -88,12 +88,6 @@ class Record:
         name: relative path without suffix, for messages and file names.
         image: the image file.
         parts: further files by suffix or role, such as ``"json"`` (masks) and ``"label"``.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.data.records import FilePart, Record
-        >>> Record("cats/a", FilePart(Path("cats/a.jpg"))).name
-        'cats/a'
     """
 
     name: str
@@ -158,11 +152,6 @@ class FileRecords(Records):
         images: the image files.
         names: their names.
         parts: for each role one file an image, or "" where there is none.
-
-    Example:
-        >>> from upfeat.data.records import FileRecords
-        >>> FileRecords(["x/a.jpg"], ["a"])[0].image.path.name
-        'a.jpg'
     """
 
     def __init__(

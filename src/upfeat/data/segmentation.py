@@ -93,11 +93,6 @@ class SegmentationData(FileSet[LabelledFile, LabelledImage]):
         ignore_index: the label without meaning.
         files: the images and labels, in a fixed order.
         table: stored number to class or ``ignore_index``; None where the files store classes.
-
-    Example:
-        >>> from upfeat.data import SegmentationData
-        >>> len(SegmentationData("empty", ("road", "sky"), 255, ()))
-        0
     """
 
     name: str

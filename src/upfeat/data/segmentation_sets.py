@@ -25,11 +25,6 @@ def segmentation_sets() -> dict[str, SegmentationLoader]:
     """Return the labelled sets by name; a loader is called with the folder and the split.
 
     All of them have the splits ``"train"`` and ``"val"``.
-
-    Example:
-        >>> from upfeat.data import segmentation_sets
-        >>> list(segmentation_sets())[:3]
-        ['ade20k', 'ade20k_151', 'camvid']
     """
     return {
         "ade20k": ade20k,

@@ -44,26 +44,14 @@ SHOWN_NAMES = 5  # of images that could not be used, in a message
 
 
 class SampleKey(NamedTuple):
-    """Which sample: the image's number in the collection, and the epoch.
-
-    Example:
-        >>> from upfeat.data.training_images import SampleKey
-        >>> SampleKey(number=3, epoch=0).number
-        3
-    """
+    """Which sample: the image's number in the collection, and the epoch."""
 
     number: int
     epoch: int
 
 
 class Skipped(NamedTuple):
-    """An image that could not be used, and why.
-
-    Example:
-        >>> from upfeat.data.training_images import Skipped
-        >>> Skipped("cats/a", "broken").name
-        'cats/a'
-    """
+    """An image that could not be used, and why."""
 
     name: str
     reason: str

@@ -33,11 +33,6 @@ class VideoData:
         sequences: the videos, in a fixed order.
         one_object: every number in a mask but 0 belongs to the one object of the video, as in
             DAVIS 2016; else the numbers are objects and 255 is void, which counts as background.
-
-    Example:
-        >>> from upfeat.data.video import VideoData
-        >>> len(VideoData("empty", ()))
-        0
     """
 
     name: str

@@ -86,11 +86,6 @@ class ObjectiveConfig:
             deviation instead of 1. A method without a norm of its own that is trained in the
             ``"channel_norm"`` space keeps ``info.feature_norm``: its inputs are normalised
             wherever it is called from then on.
-
-    Example:
-        >>> from upfeat.objectives import MultiResolutionConfig
-        >>> MultiResolutionConfig(scale=(0.5, 0.5)).build().name
-        'multi_resolution'
     """
 
     objective: ClassVar[type["Objective"] | None] = None  # set by register_objective

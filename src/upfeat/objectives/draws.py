@@ -25,13 +25,7 @@ def draw_uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0
 
 
 def draw_integer(generator: torch.Generator, count: int) -> int:
-    """Return one of 0, …, count - 1.
-
-    Example:
-        >>> import torch
-        >>> draw_integer(torch.Generator(), 1)
-        0
-    """
+    """Return one of 0, …, count - 1."""
     drawn = torch.randint(count, (), generator=generator, device=generator.device)
     return int(drawn.item())
 

@@ -175,10 +175,6 @@ def get_distance(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
     Raises:
         UnknownNameError: there is none; the message lists the names.
-
-    Example:
-        >>> get_distance("mse").__name__
-        'mse'
     """
     if name not in _DISTANCES:
         raise UnknownNameError("distance", name, _DISTANCES)

@@ -83,12 +83,7 @@ class MaskRefinedConfig(ObjectiveConfig):
 
 
 def released_stage1_config() -> MaskRefinedConfig:
-    """Return what the released first stage does: projected loss, four views, total variation.
-
-    Example:
-        >>> released_stage1_config().multi_view.tv_weight
-        0.01
-    """
+    """Return what the released first stage does: projected loss, four views, total variation."""
     return MaskRefinedConfig(projection=64, multi_view=MultiViewConfig())
 
 

@@ -76,10 +76,6 @@ def naf_config() -> MultiResolutionConfig:
     """Return NAF's setting: factor 0.5, plain MSE, guidance of 4 pixels a cell, no regulariser.
 
     The random mode of its code is ``dataclasses.replace(naf_config(), scale=(0.25, 0.6))``.
-
-    Example:
-        >>> naf_config().distance
-        'mse'
     """
     return MultiResolutionConfig(
         scale=(0.5, 0.5), distance="mse", guidance_cells=4, regulariser_weight=0.0

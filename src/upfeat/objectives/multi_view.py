@@ -92,10 +92,6 @@ class MultiViewConfig:
         crf_weight: of the :func:`~upfeat.objectives.crf.crf_loss` of the first view's projected map
             with, as in FeatUp's code, the image that was not moved.
         crf_pixels: how many pixels that looks at.
-
-    Example:
-        >>> MultiViewConfig().views
-        4
     """
 
     views: int = 4

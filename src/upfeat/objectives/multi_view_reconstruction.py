@@ -40,10 +40,6 @@ class MultiViewReconstructionConfig(ObjectiveConfig):
         multi_view: the views, the reduction and the penalties. (Five crops of at most twofold zoom
             with 20 mirrored pixels, attention downsampler, 30 random projections, predicted scale,
             CRF with 0.001.)
-
-    Example:
-        >>> MultiViewReconstructionConfig().multi_view.views
-        5
     """
 
     multi_view: MultiViewConfig = FEATUP

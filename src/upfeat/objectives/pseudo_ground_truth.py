@@ -43,10 +43,6 @@ class DoubledInputConfig(ObjectiveConfig):
             ``"cosine"``; ``"l1"`` and ``"mse"`` are its others.)
         reduce: ``"stride"`` takes every second pixel, as LiFT's code does; ``"bilinear"``
             averages neighbours.
-
-    Example:
-        >>> DoubledInputConfig(levels=1).distance
-        'cosine'
     """
 
     levels: int = 2
@@ -125,10 +121,6 @@ class DepthTargetConfig(ObjectiveConfig):
         feature_weight: of the agreement with the backbone's features; without it nothing ties the
             output to them.
         output_scale: size of the output, as a share of the image's.
-
-    Example:
-        >>> DepthTargetConfig().feature_weight
-        1.0
     """
 
     depth_weight: float = 1.0

@@ -48,13 +48,7 @@ def register_objective(
 
 
 def list_objectives() -> list[str]:
-    """Return the names that :func:`create_objective` takes, sorted.
-
-    Example:
-        >>> import upfeat.objectives
-        >>> "self_distillation" in upfeat.objectives.list_objectives()
-        True
-    """
+    """Return the names that :func:`create_objective` takes, sorted."""
     return sorted(_CONFIGS)
 
 

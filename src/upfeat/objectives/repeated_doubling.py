@@ -32,10 +32,6 @@ class RepeatedDoublingConfig(ObjectiveConfig):
             ViT-S+/16 in the released code).
         distance: between an upsampled map and that of the larger image. (Code: ``"mse"``; ``"l1"``
             and ``"cosine"`` are its others.)
-
-    Example:
-        >>> RepeatedDoublingConfig(levels=2).distance
-        'mse'
     """
 
     levels: int = 3

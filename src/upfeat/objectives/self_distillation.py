@@ -104,10 +104,6 @@ def released_stage2_config(patch_size: int) -> SelfDistillationConfig:
 
     Args:
         patch_size: the backbone's; it decides about the largest input.
-
-    Example:
-        >>> released_stage2_config(14).input_sizes
-        (224, 336, 448, 518)
     """
     return SelfDistillationConfig(
         input_sizes=(224, 336, 448, 518 if patch_size == 14 else 512),

@@ -45,11 +45,6 @@ class BackboneConfig(Section):
         name: spec of ``upfeat.create_backbone``.
         weights: a file, ``"random"`` or None for the usual lookup.
         options: further arguments of ``create_backbone``, such as ``{"layer": 8}``.
-
-    Example:
-        >>> from upfeat.training import BackboneConfig
-        >>> BackboneConfig(name="upfeat/vit_compact_patch16").weights is None
-        True
     """
 
     name: str
@@ -67,11 +62,6 @@ class UpsamplerConfig(Section):
             LoftUp's second stage does; None for random ones (published ones behind a tag).
         freeze_batch_norm: batch norms normalise with their running averages, which stay as they
             are; for batches of a few images, whose own statistics say little.
-
-    Example:
-        >>> from upfeat.training import UpsamplerConfig
-        >>> UpsamplerConfig(name="jafar", config={"qk_dim": 64}).config["qk_dim"]
-        64
     """
 
     name: str
@@ -89,11 +79,6 @@ class MaskConfig(Section):
         options: arguments of the source in ``upfeat.data``, such as ``{"root": "labels"}``.
         cache: folder that keeps computed masks; None computes them each time, which ``sam`` is too
             slow for.
-
-    Example:
-        >>> from upfeat.training import MaskConfig
-        >>> MaskConfig(kind="superpixels", options={"method": "slic"}).cache is None
-        True
     """
 
     kind: str
@@ -117,11 +102,6 @@ class DepthConfig(Section):
         root: folder of the depth maps.
         pattern: name of an image's map below it.
         units: stored numbers per unit of depth.
-
-    Example:
-        >>> from upfeat.training import DepthConfig
-        >>> DepthConfig(root="depth").pattern
-        '{stem}.png'
     """
 
     root: str
@@ -147,11 +127,6 @@ class DataConfig(Section):
         feature_cache: folder that keeps the backbones' features of whole crops, as float16; only
             for centre crops that are the same each time. Its size is logged first.
         prefetch: micro-batches that are read ahead, by as many threads; it changes no number.
-
-    Example:
-        >>> from upfeat.training import DataConfig
-        >>> DataConfig(crop=448).position
-        'center'
     """
 
     paths: tuple[str, ...] = ()
@@ -189,11 +164,6 @@ class ObjectiveConfig(Section):
     Attributes:
         name: registry name of the objective, such as ``"multi_resolution"``.
         settings: its constructor arguments.
-
-    Example:
-        >>> from upfeat.training import ObjectiveConfig
-        >>> ObjectiveConfig(name="multi_resolution").settings
-        {}
     """
 
     name: str
@@ -209,11 +179,6 @@ class OptimizerConfig(Section):
         betas: of the Adam family; ``sgd`` takes the first one as its momentum.
         weight_decay: applied to every parameter; decoupled for ``adamw``.
         eps: of the Adam family.
-
-    Example:
-        >>> from upfeat.training import OptimizerConfig
-        >>> OptimizerConfig(lr=1e-3).name
-        'adamw'
     """
 
     name: Literal["adamw", "adam", "nadam", "sgd"] = "adamw"
@@ -230,11 +195,6 @@ class ScheduleConfig(Section):
         name: ``constant``, ``cosine`` or ``linear`` (the last two fall to ``final``).
         warmup_steps: linear rise from 1 / ``warmup_steps``.
         final: factor at the last step of a falling schedule.
-
-    Example:
-        >>> from upfeat.training import ScheduleConfig
-        >>> ScheduleConfig(name="cosine", warmup_steps=10).final
-        0.0
     """
 
     name: Literal["constant", "cosine", "linear"] = "constant"
@@ -270,11 +230,6 @@ class EmaConfig(Section):
     Attributes:
         decay: share of the old average at each update; None for no average.
         every: steps between updates.
-
-    Example:
-        >>> from upfeat.training import EmaConfig
-        >>> EmaConfig(decay=0.999).every
-        1
     """
 
     decay: float | None = Field(default=None, gt=0, lt=1)
@@ -288,11 +243,6 @@ class CheckpointConfig(Section):
         every: steps between checkpoints; the last step always writes one.
         keep_last: how many of them stay.
         keep_best: also keep the one after the interval with the lowest mean loss, ``best.pt``.
-
-    Example:
-        >>> from upfeat.training import CheckpointConfig
-        >>> CheckpointConfig().keep_last
-        2
     """
 
     every: int = Field(default=1000, ge=1)
@@ -306,11 +256,6 @@ class LogConfig(Section):
     Attributes:
         every: steps between rows of ``log.csv``; a row holds means since the row before.
         tensorboard: also write TensorBoard events (extra ``[tensorboard]``).
-
-    Example:
-        >>> from upfeat.training import LogConfig
-        >>> LogConfig().every
-        20
     """
 
     every: int = Field(default=20, ge=1)
@@ -325,11 +270,6 @@ class StopConfig(Section):
             None never stops. Losses that can be negative are not judged.
         skipped_steps: stop after so many steps in a row whose gradient was not finite. Such steps
             change nothing; half precision has them while its loss scale settles.
-
-    Example:
-        >>> from upfeat.training import StopConfig
-        >>> StopConfig().divergence_factor
-        100.0
     """
 
     divergence_factor: float | None = Field(default=100.0, gt=1)

@@ -48,11 +48,6 @@ class StepReport:
         numbers: ``loss``, the other terms of the objective, ``lr`` and ``gradient_norm``.
         images_per_second: over the last steps.
         seconds_left: at that rate.
-
-    Example:
-        >>> from upfeat.training import StepReport
-        >>> StepReport(1, {"loss": 0.5}, 10.0, 3.0).numbers["loss"]
-        0.5
     """
 
     step: int
@@ -71,12 +66,6 @@ class TrainResult:
         loss: mean of the last log interval.
         seconds: of training, over all sittings.
         curve: rows of ``log.csv``.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.training import TrainResult
-        >>> TrainResult(Path("run"), Path("run/model"), 0.1, 60.0, ()).loss
-        0.1
     """
 
     folder: Path

@@ -34,11 +34,6 @@ class CostEstimate:
         peak_bytes: on a GPU what the allocator held at most; on the CPU the peak of the
             process, Python and libraries included. Of each process, where there are several.
         device: where it was measured.
-
-    Example:
-        >>> from upfeat.training import CostEstimate
-        >>> CostEstimate(0.5, 50.0, 10**9, "cpu").seconds
-        50.0
     """
 
     step_seconds: float
@@ -60,11 +55,6 @@ def measure_cost(config: TrainConfig, parts: Parts | None = None) -> CostEstimat
 
     Raises:
         ValueError: what the run itself would refuse.
-
-    Example:
-        >>> from upfeat.training import measure_cost
-        >>> measure_cost.__name__
-        'measure_cost'
     """
     torch.manual_seed(derive_seed(config.seed))
     parts = build_parts(config) if parts is None else parts

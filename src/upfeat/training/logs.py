@@ -53,12 +53,6 @@ def read_log(path: Path) -> list[dict[str, float]]:
     """Read ``log.csv``: one dictionary of numbers a row; empty cells are left out.
 
     A last line that a killed process left half written is dropped.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.training import read_log
-        >>> read_log(Path("no-such-file.csv"))
-        []
     """
     if not path.is_file():
         return []
@@ -125,11 +119,6 @@ class TensorBoardLog:
 
     Raises:
         MissingPackageError: the extra ``[tensorboard]`` is not installed.
-
-    Example:
-        >>> from upfeat.training import TensorBoardLog
-        >>> TensorBoardLog.write.__name__
-        'write'
     """
 
     def __init__(self, folder: Path, start: int) -> None:

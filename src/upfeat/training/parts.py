@@ -36,11 +36,6 @@ class Parts:
         objective: the training signal.
         source: the images.
         freeze_batch_norm: batch norms keep their running averages and normalise with them.
-
-    Example:
-        >>> from upfeat.training import Parts
-        >>> list(Parts.__dataclass_fields__)[:4]
-        ['backbones', 'upsampler', 'objective', 'source']
     """
 
     backbones: Sequence[Backbone]

@@ -89,13 +89,7 @@ def pick_device(config: TrainConfig) -> torch.device:
 
 
 def is_main_process() -> bool:
-    """Return whether this process is the first of its run, also before the run is launched.
-
-    Example:
-        >>> from upfeat.training import is_main_process
-        >>> is_main_process()
-        True
-    """
+    """Return whether this process is the first of its run, also before the run is launched."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
