@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -266,6 +266,21 @@ def counts_operations() -> bool:
 def records_graph() -> bool:
     """Whether the call may become a part of a graph, so that nothing may be done in place."""
     return torch.is_grad_enabled() or wants_reference()
+
+
+def tracing() -> Literal["compile", "export"] | None:
+    """What traces the call: ``torch.compile``, ``torch.export``, or nothing."""
+    if not torch.compiler.is_compiling():
+        return None
+    return "export" if torch.compiler.is_exporting() else "compile"
+
+
+def output_dtype(features: Tensor) -> torch.dtype:
+    """The type of a module's result: autocast's where it is on (it leaves float64), else theirs."""
+    kind = features.device.type
+    if features.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return features.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 def is_transformed() -> bool:

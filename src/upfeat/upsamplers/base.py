@@ -36,7 +36,7 @@ from upfeat.errors import (
 from upfeat.layers.module_weights import first_weight, named_weights
 from upfeat.layers.raw_images import warn_of_raw_image
 from upfeat.ops import stream
-from upfeat.ops._dispatch import is_transformed, wants_reference
+from upfeat.ops._dispatch import is_transformed, output_dtype, tracing, wants_reference
 from upfeat.ops.channel_norm import channel_norm
 from upfeat.ops.images import normalize
 from upfeat.ops.memory import check_fits
@@ -266,7 +266,8 @@ class Upsampler(nn.Module):
                 default ``features``. Only where ``info.abilities.mixes_values`` (not LoftUp).
 
         Returns:
-            (B, C or K, H', W') in the dtype and on the device of ``features``.
+            (B, C or K, H', W') on the device of ``features`` and in their dtype, under autocast in
+            autocast's, as of torch's modules.
 
         Raises:
             ValueError: the inputs do not fit each other or the method.
@@ -284,13 +285,19 @@ class Upsampler(nn.Module):
         output_size: Sequence[int] | None,
         values: Tensor | None,
     ) -> Tensor:
+        tool = tracing()
+        if tool is not None and not getattr(self.info.abilities, tool):
+            raise UnsupportedError(
+                f"{self.info.name} cannot be traced by torch.{tool}: what it does depends on the "
+                "numbers in its inputs; call it directly"
+            )
         size = check_call(image, features, output_size, values)
         mixed = features if values is None else values
         advice = "ask for a smaller output_size, or for tiles() where the method has them"
         check_fits((*mixed.shape[:2], *size), features, "the output (B, K, H', W')", advice)
         self._check(image, features, size, values)
         self._warn_of_raw_image(image)
-        dtype = features.dtype
+        dtype = output_dtype(features)
         image, features, mixed = self._cast(image, features, values)
         return self._upsample(image, features, size, mixed).to(dtype)
 
@@ -464,7 +471,7 @@ class Upsampler(nn.Module):
         check_fits((*mixed.shape[:2], 1, size[1]), features, what, advice)
         self._check(image, features, size, values)
         self._warn_of_raw_image(image)
-        dtype = features.dtype
+        dtype = output_dtype(features)
         image, features, mixed = self._cast(image, features, values)
         if self.streams:
             piece = min(piece_bytes, max_bytes // 2)
@@ -535,7 +542,7 @@ class Upsampler(nn.Module):
         check_fits((len(image), 3, *size), image, what, advice)
         self._check(image, features, size, values)
         self._warn_of_raw_image(image)
-        dtype = features.dtype
+        dtype = output_dtype(features)
         if coords.shape[1] == 0:
             width = (features if values is None else values).shape[1]
             return features.new_empty(len(features), 0, width)
