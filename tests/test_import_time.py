@@ -44,10 +44,17 @@ def test_upsamplers_load_nothing_heavy_beyond_torch(code: str):
 
 
 TYPED = (
-    *("--help", "--version", "upsampel", "eval", "eval seg-prob"),
+    *("--help", "--version", "upsampel", "eval seg-prob"),
     *("list", "list jaf*", "list --json", "list --pretrained", "list zzz"),
     *("upsample --help", "train --help", "bench --help", "report --help", "list --help"),
-    *("eval vos --help", "eval pseudo-gt --help", "eval efficiency --help"),
+    *(
+        "eval vos --help",
+        "show targets --help",
+        "show compare --help",
+        "show",
+        "eval",
+        "eval efficiency --help",
+    ),
     *("upsample", "upsample a.png --sise 3", "upsample a.png --out pyproject.toml"),
 )
 

@@ -173,6 +173,19 @@ def test_one_basis_for_all(tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (other / name).read_bytes()
 
 
+def test_features_of_a_photo_in_one_basis(tmp_path: Path) -> None:
+    photos, out = write_images(tmp_path / "photos", 2), tmp_path / "out"
+    text = inside("show", "pca", str(photos), "--upsampler", "bilinear", "--out", str(out), *TINY)
+    assert names(out) == [f"image{i}_pca.{kind}" for i in range(2) for kind in ("json", "png")]
+    assert str(out / "image1_pca.png") in text
+    record = json.loads((out / "image0_pca.json").read_text())
+    assert record["settings"]["upsampler"] == "bilinear"
+    assert len(record["explained"]) == 3
+    (photos / "broken.png").write_bytes(b"no image")
+    line = ["show", "pca", str(photos), "--upsampler", "bilinear", "--out", str(out), *TINY]
+    assert CliRunner().invoke(app, line).exit_code == 1
+
+
 def test_all_methods_on_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from upfeat.viz import comparison
 
@@ -180,24 +193,22 @@ def test_all_methods_on_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr(comparison, "PER_IMAGE_PIXELS", 0)  # tested with the panel
     photo, out = write_images(tmp_path / "photos", 1) / "image0.png", tmp_path / "out"
-    text = inside("upsample", str(photo), "--upsampler", "all", "--out", str(out), *TINY)
-    assert names(out) == ["image0_all.json", "image0_all.png"]
-    record = json.loads((out / "image0_all.json").read_text())
+    text = inside("show", "compare", str(photo), "--out", str(out), *TINY)
+    assert names(out) == ["image0_compare.json", "image0_compare.png"]
+    record = json.loads((out / "image0_compare.json").read_text())
     shown = {method["name"].partition(".")[0] for method in record["methods"]}
     left = {method["name"].partition(".")[0]: method["reason"] for method in record["left_out"]}
     assert {"bilinear", "joint_bilateral"} <= shown
     assert shown | set(left) == set(json.loads(inside("list", "--json")))
     assert record["output_size"] == [48, 61]
     assert f"left out: sapa: {left['sapa']}" in text
-    assert Image.open(out / "image0_all.png").width > 1000
+    assert Image.open(out / "image0_compare.png").width > 1000
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["absent.jpg"], "absent.jpg"),
-        (["{photos}", "--upsampler", "all", "--save", "npz"], "--upsampler all draws pictures"),
-        (["{photos}", "--upsampler", "all", "--weights", "w.pth"], "--weights names one method's"),
         (["{photos}", "--upsampler", "bilinea"], "did you mean 'bilinear'"),
         (["{photos}", "--backbone", "upfeat/nothing"], "upfeat/nothing"),
         (["{photos}", "--backbone", "timm/vit_tiny_patch16_224"], "$UPFEAT_WEIGHTS"),
@@ -287,11 +298,12 @@ def test_panels_of_all_methods_beside_an_image_of_that_name(
     monkeypatch.setattr("upfeat.viz.usable_upsamplers", lambda backbone: one(backbone, "nearest"))
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
-    for name in ("a", "a_all"):
+    for name in ("a", "a_compare"):
         Image.new("RGB", (48, 48), "red").save(photos / f"{name}.png")
     (photos / "broken.png").write_bytes(b"no image")
-    every = ["upsample", str(photos), "--upsampler", "all", "--out", str(out), *TINY]
-    one_panel = ["a_all_all.json", "a_all_all.png", "a_all_all_all.json", "a_all_all_all.png"]
+    every = ["show", "compare", str(photos), "--out", str(out), *TINY]
+    stems = ("a_compare_compare", "a_compare_compare_compare")
+    one_panel = [f"{stem}.{kind}" for stem in stems for kind in ("json", "png")]
     for _ in range(2):
         result = CliRunner(env={"COLUMNS": "300"}).invoke(app, every)
         assert result.exit_code == 1
@@ -300,12 +312,12 @@ def test_panels_of_all_methods_beside_an_image_of_that_name(
         assert names(out) == sorted(one_panel)
     (photos / "broken.png").unlink()
     inside("upsample", str(photos), "--upsampler", "bilinear", "--out", str(out), *TINY)
-    assert names(out) == sorted([*one_panel, "a.png", "a_all.png"])
-    # Alone the image's panel would be called a_all.png, which is the other command's.
-    alone = ["upsample", str(photos / "a.png"), "--upsampler", "all", "--out", str(out), *TINY]
+    assert names(out) == sorted([*one_panel, "a.png", "a_compare.png"])
+    # Alone the image's panel would be called a_compare.png, which is the other command's.
+    alone = ["show", "compare", str(photos / "a.png"), "--out", str(out), *TINY]
     result = CliRunner(env={"COLUMNS": "300"}).invoke(app, alone)
     assert result.exit_code == 2
-    assert "a_all.png is there already, written by upfeat upsample" in result.stderr
+    assert "a_compare.png is there already, written by upfeat upsample" in result.stderr
 
 
 def test_images_beyond_the_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

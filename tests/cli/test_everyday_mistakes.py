@@ -85,7 +85,9 @@ def raising(
 
 def test_the_walk_finds_the_commands() -> None:
     assert {("upsample",), ("train",), ("bench",), ("report",), ("list",)} <= set(COMMANDS)
-    assert {("eval", "vos"), ("eval", "seg-probe"), ("eval", "pseudo-gt")} <= set(COMMANDS)
+    assert {("eval", "vos"), ("eval", "seg-probe"), ("show", "targets"), ("show", "pca")} <= set(
+        COMMANDS
+    )
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

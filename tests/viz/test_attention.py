@@ -186,7 +186,7 @@ def test_a_column_for_each_block() -> None:
 
 def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner(env={"COLUMNS": "200"}).invoke(
-        app, ["eval", "attention", *map(str, arguments)]
+        app, ["show", "attention", *map(str, arguments)]
     )
     return result.exit_code, result.output
 

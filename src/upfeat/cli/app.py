@@ -11,10 +11,9 @@ import upfeat
 from upfeat.cli.bench import bench_command
 from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
-from upfeat.cli.eval_attention import attention_command
-from upfeat.cli.eval_pseudo_gt import pseudo_gt_command
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.report import report_command
+from upfeat.cli.show import show_app
 from upfeat.cli.train import train_command
 from upfeat.cli.upsample import upsample_command
 
@@ -31,8 +30,7 @@ app.command("info")(info_command)
 app.command("upsample")(upsample_command)
 app.command("bench")(bench_command)
 app.command("train")(train_command)
-eval_app.command("attention")(attention_command)
-eval_app.command("pseudo-gt")(pseudo_gt_command)
+app.add_typer(show_app, name="show")
 app.add_typer(eval_app, name="eval")
 app.command("report")(report_command)
 

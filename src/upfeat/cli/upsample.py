@@ -55,62 +55,66 @@ def _pixel_limit(max_pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def upsample_command(
-    paths: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
-    ] = Path("out"),
-    backbone: Annotated[
-        str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")
-    ] = DEFAULT_BACKBONE,
-    upsampler: Annotated[
-        str,
-        typer.Option(
-            help="Upsampler; arch.tag loads published weights. 'all': one panel of every method "
-            "that has its weights here, with times (shorter side at most 448 unless --input-size)."
-        ),
-    ] = DEFAULT_UPSAMPLER,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights of the upsampler: a file or a saved folder.")
-    ] = None,
-    backbone_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the backbone: a file.")
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Output: shorter side (448), HxW (448x672), factor (0.5x); own size."),
-    ] = None,
-    input_size: Annotated[
-        str | None, typer.Option(help="Size at which the networks see the image, as --size.")
-    ] = None,
-    fit: Annotated[str, typer.Option(help="Sides that the patch does not divide: pad, resize.")] = (
-        "pad"
+PathsArgument = Annotated[list[str], typer.Argument(help="Images, folders or globs.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
+]
+BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
+UpsamplerOption = Annotated[str, typer.Option(help="Upsampler; arch.tag loads published weights.")]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="Weights of the upsampler: a file or a saved folder.")
+]
+BackboneWeightsOption = Annotated[
+    Path | None, typer.Option(help="Weights of the backbone: a file.")
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(help="Output: shorter side (448), HxW (448x672), factor (0.5x); own size."),
+]
+InputSizeOption = Annotated[
+    str | None, typer.Option(help="Size at which the networks see the image, as --size.")
+]
+FitOption = Annotated[str, typer.Option(help="Sides that the patch does not divide: pad, resize.")]
+LayerOption = Annotated[int, typer.Option(help="Layer of the backbone.")]
+BasisOption = Annotated[
+    str,
+    typer.Option(
+        help="PCA colours: 'image', 'first' (one for all, kept in OUT/.upfeat/basis.json) or a "
+        "basis file."
     ),
-    layer: Annotated[int, typer.Option(help="Layer of the backbone.")] = -1,
+]
+DtypeOption = Annotated[str, typer.Option(help="Computation: float32, bfloat16, float16.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(callback=checked_device, help="cpu, cuda, cuda:1, …")
+]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        callback=_limit_pixels,
+        help="Height x width above which a file is refused (178956970).",
+    ),
+]
+
+
+def upsample_command(
+    paths: PathsArgument,
+    out: OutOption = Path("out"),
+    backbone: BackboneOption = DEFAULT_BACKBONE,
+    upsampler: UpsamplerOption = DEFAULT_UPSAMPLER,
+    weights: WeightsOption = None,
+    backbone_weights: BackboneWeightsOption = None,
+    size: SizeOption = None,
+    input_size: InputSizeOption = None,
+    fit: FitOption = "pad",
+    layer: LayerOption = -1,
     save: Annotated[str, typer.Option(help="png, safetensors, npz; several with commas.")] = "png",
     store: Annotated[str, typer.Option(help="Numbers in files: float16, float32.")] = "float16",
-    basis: Annotated[
-        str,
-        typer.Option(
-            help="PCA colours: 'image', 'first' (one for all, kept in OUT/.upfeat/basis.json) or a "
-            "basis file."
-        ),
-    ] = "image",
-    dtype: Annotated[str, typer.Option(help="Computation: float32, bfloat16, float16.")] = (
-        "float32"
-    ),
-    device: Annotated[
-        str | None, typer.Option(callback=checked_device, help="cpu, cuda, cuda:1, …")
-    ] = None,
+    basis: BasisOption = "image",
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = None,
     jobs: Annotated[int, typer.Option(min=1, help="Images that are read ahead.")] = 2,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            callback=_limit_pixels,
-            help="Height x width above which a file is refused (178956970).",
-        ),
-    ] = None,
+    max_pixels: MaxPixelsOption = None,
 ) -> None:
     """Upsample the features of images; finished images are skipped on a second run.
 
@@ -134,13 +138,6 @@ def upsample_command(
         dtype=parse_dtype(dtype, "--dtype"),
         device=torch.device(device) if device else None,
     )
-    if upsampler == "all":
-        from upfeat.cli.compare import compare_command
-
-        if kinds != ["png"]:
-            raise ValueError(f"--upsampler all draws pictures (--save png), got --save {save}")
-        compare_command(request, image_files(paths), out, Colors(basis, out))
-        return
     found = [Job(path, name) for path, name in image_files(paths)]
     pipe = request.build()
     colors = Colors(basis, out)

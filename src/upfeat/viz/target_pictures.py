@@ -39,7 +39,7 @@ def shared_basis(
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.pseudo_ground_truth import shared_basis
+        >>> from upfeat.viz.target_pictures import shared_basis
         >>> maps = {"low": torch.rand(8, 2, 2), "high": torch.rand(8, 6, 6)}
         >>> shared_basis(maps, "low").components.shape
         torch.Size([3, 8])
@@ -63,7 +63,7 @@ def mask_picture(photo: Tensor, masks: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.pseudo_ground_truth import mask_picture
+        >>> from upfeat.viz.target_pictures import mask_picture
         >>> masks = torch.tensor([[[True, True, False, False]], [[False, False, True, True]]])
         >>> photo = torch.tensor([0.0, 0.5, 1.0, 1.0]).expand(3, 1, 4)
         >>> mask_picture(photo, masks)[0].tolist()
@@ -87,7 +87,7 @@ def depth_picture(depth: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.pseudo_ground_truth import depth_picture
+        >>> from upfeat.viz.target_pictures import depth_picture
         >>> depth_picture(torch.tensor([[1.0, 2.0, 0.0]])).shape
         torch.Size([3, 1, 3])
     """
@@ -126,7 +126,7 @@ def targets_panel(
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.pseudo_ground_truth import shared_basis, targets_panel
+        >>> from upfeat.viz.target_pictures import shared_basis, targets_panel
         >>> maps = {"low": torch.rand(8, 2, 3), "high": torch.rand(8, 16, 24)}
         >>> basis = shared_basis(maps, "low")
         >>> targets_panel(torch.rand(3, 16, 24), maps, basis, captions={}, side=96).width

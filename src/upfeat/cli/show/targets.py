@@ -1,4 +1,4 @@
-"""``upfeat eval pseudo-gt``: the training targets that LoftUp compares, side by side."""
+"""``upfeat show targets``: the training targets that LoftUp compares, side by side."""
 
 import json
 from pathlib import Path
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from upfeat.backbones import Backbone
     from upfeat.data.mask_sets import Masks
     from upfeat.evaluation.dense import Method
-    from upfeat.evaluation.pseudo_ground_truth import PseudoGroundTruthConfig, PseudoGroundTruths
+    from upfeat.viz.targets import PseudoGroundTruthConfig, PseudoGroundTruths
 
-__all__ = ["find_teacher", "pseudo_gt_command", "read_depth", "read_masks"]
+__all__ = ["find_teacher", "read_depth", "read_masks", "targets_command"]
 
-MAKER = "upfeat eval pseudo-gt"
+MAKER = "upfeat show targets"
 _TITLES = {
     "low": "features",
     "depth": "depth",
@@ -43,7 +43,7 @@ _TITLES = {
 }
 
 
-def pseudo_gt_command(
+def targets_command(
     photo: Annotated[Path, typer.Argument(help="The image; larger than 448 pixels is best.")],
     backbone: BackboneOption = DEFAULT_BACKBONE,
     out: OutOption = DEFAULT_OUT,
@@ -76,13 +76,13 @@ def pseudo_gt_command(
     """Draw what an upsampler can be trained on for one photo: LoftUp's pseudo ground truths."""
     import upfeat
     from upfeat.data import read_image
-    from upfeat.evaluation.pseudo_ground_truth import (
+    from upfeat.viz.targets import (
         TARGETS,
         PseudoGroundTruthConfig,
         make_pseudo_ground_truths,
     )
 
-    picture = out / f"{photo.stem}_pseudo_gt.png"
+    picture = out / f"{photo.stem}_targets.png"
     check_pictures([picture], MAKER)
     wanted = parse_size(input_size, "--input-size")
     config = PseudoGroundTruthConfig(**{"input_size": wanted} | parse_settings(settings))
@@ -198,7 +198,7 @@ def _panel(
 ) -> "Image.Image":
     """Draw everything; all maps in one basis."""
     from upfeat.viz.panel import Cell
-    from upfeat.viz.pseudo_ground_truth import (
+    from upfeat.viz.target_pictures import (
         depth_picture,
         mask_picture,
         shared_basis,
@@ -249,7 +249,7 @@ def _record(
     from upfeat.evaluation.results import describe_environment
 
     return {
-        "task": "pseudo-gt",
+        "task": "targets",
         "settings": config.model_dump(mode="json") | options,
         "backbone": {
             "name": backbone.name,

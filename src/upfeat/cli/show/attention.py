@@ -1,4 +1,4 @@
-"""``upfeat eval attention``: which coarse cells a pixel of the upsampled map is made of."""
+"""``upfeat show attention``: which coarse cells a pixel of the upsampled map is made of."""
 
 import json
 import math
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Mark", "attention_command", "parse_mark"]
 
-MAKER = "upfeat eval attention"
+MAKER = "upfeat show attention"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def parse_mark(text: str, size: tuple[int, int]) -> Mark:
         ValueError: not two numbers, or outside the photo.
 
     Example:
-        >>> from upfeat.cli.eval_attention import parse_mark
+        >>> from upfeat.cli.show.attention import parse_mark
         >>> parse_mark("0.5,0.25", (100, 200)).pixel((10, 20)), parse_mark("3,4", (8, 8)).place
         ((5, 5), (0.4375, 0.5625))
     """

@@ -14,20 +14,20 @@ from typer.testing import CliRunner
 
 import upfeat
 from upfeat.cli.app import app
-from upfeat.cli.eval_pseudo_gt import find_teacher, read_depth, read_masks
+from upfeat.cli.show.targets import find_teacher, read_depth, read_masks
 from upfeat.data.mask_sets import LabelMasks
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation.pseudo_ground_truth import (
+from upfeat.objectives import DoubledInputConfig, MaskRefinedConfig, SelfDistillationConfig
+from upfeat.objectives.masks import refine_with_masks
+from upfeat.viz import PCABasis
+from upfeat.viz.target_pictures import depth_picture, mask_picture, shared_basis
+from upfeat.viz.targets import (
     TARGETS,
     PseudoGroundTruth,
     PseudoGroundTruthConfig,
     PseudoGroundTruths,
     make_pseudo_ground_truths,
 )
-from upfeat.objectives import DoubledInputConfig, MaskRefinedConfig, SelfDistillationConfig
-from upfeat.objectives.masks import refine_with_masks
-from upfeat.viz import PCABasis
-from upfeat.viz.pseudo_ground_truth import depth_picture, mask_picture, shared_basis
 
 CELL, DIM = 8, 12
 LABELS = np.kron(np.arange(6).reshape(2, 3), np.ones((32, 32), int))  # (64, 96)
@@ -231,8 +231,8 @@ def write_photo(folder: Path) -> Path:
 
 def run(*arguments: object) -> tuple[int, str]:
     command = [
-        "eval",
-        "pseudo-gt",
+        "show",
+        "targets",
         *map(str, arguments),
         "--backbone",
         "upfeat/vit_compact_patch16",
@@ -252,15 +252,15 @@ def test_command(tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 0, text
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == [
-        "photo_pseudo_gt.json",
-        "photo_pseudo_gt.png",
+        "photo_targets.json",
+        "photo_targets.png",
     ]
-    record = json.loads((out / "photo_pseudo_gt.json").read_text())
+    record = json.loads((out / "photo_targets.json").read_text())
     assert [target["name"] for target in record["targets"]] == list(TARGETS)
     assert record["teacher"]["label"] == "loftup.vit_compact_patch16_stage1"
     assert record["settings"]["output_scale"] == 0.5
     assert record["masks"] == 6
-    assert Image.open(out / "photo_pseudo_gt.png").width > 4 * 64
+    assert Image.open(out / "photo_targets.png").width > 4 * 64
 
 
 @pytest.mark.parametrize(

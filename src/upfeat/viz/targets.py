@@ -88,7 +88,7 @@ class PseudoGroundTruthConfig(BaseModel):
         seed: of ``implicit``.
 
     Example:
-        >>> from upfeat.evaluation.pseudo_ground_truth import PseudoGroundTruthConfig
+        >>> from upfeat.viz.targets import PseudoGroundTruthConfig
         >>> PseudoGroundTruthConfig(input_size=112).alpha
         0.8
     """
@@ -180,7 +180,7 @@ def make_pseudo_ground_truths(
     Example:
         >>> import numpy as np, torch, upfeat
         >>> from upfeat.data.mask_sets import LabelMasks
-        >>> from upfeat.evaluation.pseudo_ground_truth import *
+        >>> from upfeat.viz.targets import *
         >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
         >>> masks = LabelMasks(np.arange(4).reshape(2, 2))
         >>> config = PseudoGroundTruthConfig(input_size=32)
