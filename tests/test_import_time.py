@@ -47,14 +47,8 @@ TYPED = (
     *("--help", "--version", "upsampel", "eval seg-prob"),
     *("list", "list jaf*", "list --json", "list --pretrained", "list zzz"),
     *("upsample --help", "train --help", "bench --help", "report --help", "list --help"),
-    *(
-        "eval vos --help",
-        "show targets --help",
-        "show compare --help",
-        "show",
-        "eval",
-        "eval efficiency --help",
-    ),
+    *("eval", "eval vos --help", "eval efficiency --help"),
+    *("show", "show targets --help", "show compare --help", "show pca --help"),
     *("upsample", "upsample a.png --sise 3", "upsample a.png --out pyproject.toml"),
 )
 
