@@ -11,7 +11,8 @@ from upfeat.cli.eval import DeviceOption
 from upfeat.cli.options import checked_file, checked_folder
 
 if TYPE_CHECKING:
-    from upfeat.viz.report import Scene
+    from upfeat.evaluation.report import Scene
+    from upfeat.viz import Comparison
 
 MAKER = "upfeat report"
 PAGE = "index.html"
@@ -61,11 +62,11 @@ def report_command(
 ) -> None:
     """Write one HTML page of results and pictures, to open from disk or print."""
     from upfeat._files import OwnFiles
-    from upfeat.cli.report_content import panel_scenes, report_content
+    from upfeat.evaluation.report import report_page
+    from upfeat.evaluation.report.results import panel_scenes, report_content
     from upfeat.evaluation.tables.build import build_tables, gather_results
     from upfeat.evaluation.tables.markdown import results_page
     from upfeat.evaluation.tables.panels import load_panel, panel_files
-    from upfeat.viz.report import report_page
 
     paths = results or []
     if not paths and not image:
@@ -114,7 +115,6 @@ def _feature_scenes(
 ) -> list["Scene"]:
     """Upsample the features of photos, all methods of a photo in one PCA basis."""
     from upfeat.cli.eval import load_method, load_networks
-    from upfeat.cli.report_content import comparison_scene
     from upfeat.cli.upsample import parse_size
     from upfeat.data import image_files
     from upfeat.viz.comparison import Contender, compare_upsamplers
@@ -131,3 +131,36 @@ def _feature_scenes(
         )
         for path, name in image_files(images)
     ]
+
+
+def comparison_scene(title: str, comparison: "Comparison") -> "Scene":
+    """Return a scene of feature pictures that share one PCA basis.
+
+    Args:
+        title: of the scene.
+        comparison: of :func:`upfeat.viz.compare_upsamplers`.
+    """
+    from upfeat.evaluation.report import Picture, PictureGroup, Scene
+    from upfeat.evaluation.report.pictures import covered_part, png_bytes
+
+    low = covered_part(comparison.low, comparison.low_extent, comparison.input_size)
+    cells = f"{comparison.low.shape[-2]}×{comparison.low.shape[-1]} cells"
+    drawn = [
+        ("image", comparison.photo, "", False),
+        ("low-res", low, cells, True),
+    ]
+    for entry in comparison.entries:
+        seconds = entry.seconds
+        time = f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+        drawn.append(
+            (entry.name, entry.picture, ", ".join(filter(None, (time, entry.note))), False)
+        )
+    pictures = []
+    for label, colors, note, blocks in drawn:
+        png, size = png_bytes(colors)
+        pictures.append(Picture(label, png, size, note, blocks))
+    remark = "; ".join(f"{left.name} left out: {left.reason}" for left in comparison.left_out)
+    # image, low-res, bilinear, then the methods: the slider starts between low-res and the first
+    right = 3 if len(pictures) > 3 else -1
+    group = PictureGroup("features, one PCA basis for all", tuple(pictures), left=1, right=right)
+    return Scene(title, comparison.output_size, (group,), remark)

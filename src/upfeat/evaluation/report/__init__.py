@@ -1,6 +1,6 @@
 """A report in one HTML file: tables, cost against quality, pictures side by side."""
 
-from upfeat.viz.report.content import (
+from upfeat.evaluation.report.content import (
     Cell,
     Column,
     Legend,
@@ -14,7 +14,7 @@ from upfeat.viz.report.content import (
     Section,
     TableView,
 )
-from upfeat.viz.report.page import report_page
+from upfeat.evaluation.report.page import report_page
 
 __all__ = [
     "Cell",

@@ -5,12 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from upfeat.evaluation.tables.build import Row, Table
-from upfeat.evaluation.tables.commands import table_command
-from upfeat.evaluation.tables.panels import Panel
-from upfeat.evaluation.tables.ranks import Ranking, rank_methods
-from upfeat.evaluation.tables.scores import column_groups, score_digits
-from upfeat.viz.report import (
+from upfeat.evaluation.report import (
     Cell,
     Column,
     Legend,
@@ -24,19 +19,22 @@ from upfeat.viz.report import (
     Section,
     TableView,
 )
-from upfeat.viz.report.pictures import (
+from upfeat.evaluation.report.pictures import (
     class_colors,
     class_palette,
-    covered_part,
     png_bytes,
     ramp_colors,
 )
+from upfeat.evaluation.tables.build import Row, Table
+from upfeat.evaluation.tables.commands import table_command
+from upfeat.evaluation.tables.panels import Panel
+from upfeat.evaluation.tables.ranks import Ranking, rank_methods
+from upfeat.evaluation.tables.scores import column_groups, score_digits
 
 if TYPE_CHECKING:
     from upfeat.evaluation.results import Result, Score
-    from upfeat.viz import Comparison
 
-__all__ = ["comparison_scene", "panel_scenes", "report_content"]
+__all__ = ["panel_scenes", "report_content"]
 
 _LEGEND = (
     "Mean ± sample deviation over the seeds. In each column the best number is bold and marked "
@@ -289,33 +287,3 @@ def _shared_scale(panels: Sequence[Panel]) -> tuple[float, float]:
     if not filled:
         return 0.0, 1.0
     return min(float(v.min()) for v in filled), max(float(v.max()) for v in filled)
-
-
-def comparison_scene(title: str, comparison: "Comparison") -> Scene:
-    """Return a scene of feature pictures that share one PCA basis.
-
-    Args:
-        title: of the scene.
-        comparison: of :func:`upfeat.viz.compare_upsamplers`.
-    """
-    low = covered_part(comparison.low, comparison.low_extent, comparison.input_size)
-    cells = f"{comparison.low.shape[-2]}×{comparison.low.shape[-1]} cells"
-    drawn = [
-        ("image", comparison.photo, "", False),
-        ("low-res", low, cells, True),
-    ]
-    for entry in comparison.entries:
-        seconds = entry.seconds
-        time = f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
-        drawn.append(
-            (entry.name, entry.picture, ", ".join(filter(None, (time, entry.note))), False)
-        )
-    pictures = []
-    for label, colors, note, blocks in drawn:
-        png, size = png_bytes(colors)
-        pictures.append(Picture(label, png, size, note, blocks))
-    remark = "; ".join(f"{left.name} left out: {left.reason}" for left in comparison.left_out)
-    # image, low-res, bilinear, then the methods: the slider starts between low-res and the first
-    right = 3 if len(pictures) > 3 else -1
-    group = PictureGroup(_KINDS["features"], tuple(pictures), left=1, right=right)
-    return Scene(title, comparison.output_size, (group,), remark)

@@ -8,8 +8,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from upfeat.viz.report.chart import cost_plot
-from upfeat.viz.report.content import (
+from upfeat.evaluation.report.chart import cost_plot
+from upfeat.evaluation.report.content import (
     Cell,
     Column,
     Legend,
@@ -22,7 +22,7 @@ from upfeat.viz.report.content import (
     Section,
     TableView,
 )
-from upfeat.viz.report.pictures import RAMP, data_uri
+from upfeat.evaluation.report.pictures import RAMP, data_uri
 
 __all__ = ["report_page"]
 
@@ -41,7 +41,7 @@ def report_page(report: Report) -> str:
         report: what it shows.
 
     Example:
-        >>> from upfeat.viz.report import Report, report_page
+        >>> from upfeat.evaluation.report import Report, report_page
         >>> page = report_page(Report("Probes"))
         >>> "<title>Probes</title>" in page, "https:" in page
         (True, False)
@@ -71,7 +71,7 @@ def report_page(report: Report) -> str:
 
 @cache
 def _asset(name: str) -> str:
-    return files("upfeat.viz.report").joinpath(name).read_text(encoding="utf-8")
+    return files("upfeat.evaluation.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _header(report: Report) -> str:

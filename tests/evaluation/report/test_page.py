@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.browser import Browser, missing_browser
-from upfeat.viz.report import (
+from upfeat.evaluation.report import (
     Cell,
     Column,
     Legend,
@@ -30,8 +30,8 @@ from upfeat.viz.report import (
     TableView,
     report_page,
 )
-from upfeat.viz.report.chart import cost_plot
-from upfeat.viz.report.pictures import (
+from upfeat.evaluation.report.chart import cost_plot
+from upfeat.evaluation.report.pictures import (
     RAMP,
     class_colors,
     class_palette,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from upfeat.viz.report.content import Point
+from upfeat.evaluation.report.content import Point
 
 __all__ = ["cost_plot"]
 
@@ -45,8 +45,8 @@ def cost_plot(
         ValueError: no points, or a cost that is not above zero.
 
     Example:
-        >>> from upfeat.viz.report.chart import cost_plot
-        >>> from upfeat.viz.report.content import Point
+        >>> from upfeat.evaluation.report.chart import cost_plot
+        >>> from upfeat.evaluation.report.content import Point
         >>> svg = cost_plot([Point("a", 1.0, 70.0), Point("b", 30.0, 80.0, 0.5)], "time, s", "mIoU")
         >>> svg.startswith("<svg"), svg.count("<circle")
         (True, 2)

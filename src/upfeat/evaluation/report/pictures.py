@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import shape_text
-from upfeat.viz.panel import to_pil
 
 __all__ = [
     "RAMP",
@@ -39,7 +38,7 @@ def class_palette(count: int) -> tuple[tuple[int, int, int], ...]:
         count: number of classes.
 
     Example:
-        >>> from upfeat.viz.report.pictures import class_palette
+        >>> from upfeat.evaluation.report.pictures import class_palette
         >>> len(set(class_palette(30)))
         30
     """
@@ -66,7 +65,7 @@ def class_colors(
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.report.pictures import class_colors
+        >>> from upfeat.evaluation.report.pictures import class_colors
         >>> class_colors(torch.tensor([[0, 255]]), ((1, 2, 3),), 255)[:, 0].tolist()
         [[1, 128], [2, 128], [3, 128]]
     """
@@ -95,7 +94,7 @@ def ramp_colors(values: Tensor, low: float, high: float) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.report.pictures import RAMP, ramp_colors
+        >>> from upfeat.evaluation.report.pictures import RAMP, ramp_colors
         >>> colors = ramp_colors(torch.tensor([[0.0, 5.0]]), 0.0, 5.0)
         >>> tuple(colors[:, 0, 1].tolist()) == RAMP[-1]
         True
@@ -126,7 +125,7 @@ def covered_part(colors: Tensor, extent: tuple[float, float], size: tuple[int, i
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.report.pictures import covered_part
+        >>> from upfeat.evaluation.report.pictures import covered_part
         >>> covered_part(torch.zeros(3, 2, 2, dtype=torch.uint8), (1.0, 1.5), (20, 24)).shape
         torch.Size([3, 20, 24])
     """
@@ -150,14 +149,19 @@ def png_bytes(colors: Tensor, largest: int = 640) -> tuple[bytes, tuple[int, int
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.report.pictures import png_bytes
+        >>> from upfeat.evaluation.report.pictures import png_bytes
         >>> content, size = png_bytes(torch.zeros(3, 8, 1280, dtype=torch.uint8))
         >>> content[1:4], size
         (b'PNG', (4, 640))
     """
     from PIL import Image
 
-    picture = to_pil(colors)
+    if colors.dim() != 3 or colors.shape[0] != 3 or colors.dtype != torch.uint8:
+        raise ValueError(
+            f"a picture must be (3, H, W) uint8, got {shape_text(colors)} {colors.dtype}"
+        )
+    # (3, H, W) -> (H, W, 3)
+    picture = Image.fromarray(colors.cpu().permute(1, 2, 0).contiguous().numpy())
     few = picture.getcolors(256) is not None
     scale = min(1.0, largest / max(picture.size))
     if scale < 1:
@@ -175,7 +179,7 @@ def data_uri(png: bytes) -> str:
     """Return a PNG as an address that needs no network.
 
     Example:
-        >>> from upfeat.viz.report.pictures import data_uri
+        >>> from upfeat.evaluation.report.pictures import data_uri
         >>> data_uri(b"abc")
         'data:image/png;base64,YWJj'
     """
