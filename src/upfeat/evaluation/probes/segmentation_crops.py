@@ -140,11 +140,6 @@ def run_image_probe(
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.
-
-    Example:
-        >>> from upfeat.evaluation.probes.segmentation_crops import IMAGE_PRESETS
-        >>> sorted(IMAGE_PRESETS)
-        ['anyup', 'jafar', 'loftup', 'naf']
     """
     train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
     probe = _ImageProbe(config, train, val, backbone, Path(cache), on_progress or silent)

@@ -152,11 +152,6 @@ def run_cam(
     Raises:
         ValueError: the data is broken, no image is classified right, there is no such layer, or a
             method does not fit it.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.cam import DATA_SETS
-        >>> sorted(DATA_SETS)
-        ['coco_objects', 'imagenet']
     """
     classifier = CamClassifier(backbone, config.layer, config.side)
     scoring = _Scoring(

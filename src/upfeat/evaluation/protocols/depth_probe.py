@@ -179,11 +179,6 @@ def run_depth_probe(
     Raises:
         ValueError: the data is broken, has no depth and there is no teacher, or a method does not
             fit the features.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.depth_probe import CROP_PRESETS
-        >>> sorted(CROP_PRESETS)
-        ['jafar', 'nyu']
     """
     train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
     shown = on_progress or silent

@@ -25,13 +25,14 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
-from upfeat.data import SegmentationData, load_segmentation
+from upfeat.data import SegmentationData
 from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
 from upfeat.evaluation.protocols.seg_probe import (
     PRESETS,
     SCORES,
     PixelProbe,
     SegProbeConfig,
+    labelled_splits,
     run_seg_probe,
     seg_probe_preset,
 )
@@ -118,11 +119,6 @@ def run_faithfulness(
         ``agreement_cosine`` (times 100), ``pooled_mse`` (in the features' own unit), their
         deviation being that over images; ``transfer_miou_labelled`` and so on: the probe of
         low-resolution features; ``own_miou_labelled``: the probe of the method's own features.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.faithfulness import TASK
-        >>> TASK
-        'faithfulness'
     """
     report = on_progress or silent
     probe = config.probe
@@ -239,11 +235,7 @@ def _cosine(pooled: Tensor, encoded: Encoded) -> float:
 
 
 def _inputs(request: Request) -> dict[str, Any]:
-    splits = {
-        split: load_segmentation(str(request.data), request.root, split)
-        for split in ("train", "val")
-    }
-    return splits | {"cache": request.cache}
+    return labelled_splits(request) | {"cache": request.cache}
 
 
 register_protocol(

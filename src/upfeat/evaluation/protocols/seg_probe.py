@@ -57,6 +57,7 @@ __all__ = [
     "SCORES",
     "PixelProbe",
     "SegProbeConfig",
+    "labelled_splits",
     "run_seg_probe",
     "seg_probe_preset",
 ]
@@ -176,11 +177,6 @@ def run_seg_probe(
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.seg_probe import PRESETS
-        >>> sorted(PRESETS["pixel-sample"])
-        ['camvid', 'msrc', 'nyuv2', 'nyuv2_13']
     """
     if isinstance(config, ImageProbeConfig):
         return run_image_probe(
@@ -393,12 +389,15 @@ def train_head(
     return head.requires_grad_(False)
 
 
+def labelled_splits(request: Request) -> dict[str, Any]:
+    """Return the training and the validation split of a request's data set, by name."""
+    data, root = str(request.data), request.root
+    return {split: load_segmentation(data, root, split) for split in ("train", "val")}
+
+
 def _inputs(request: Request) -> dict[str, Any]:
-    splits = {
-        split: load_segmentation(str(request.data), request.root, split)
-        for split in ("train", "val")
-    }
-    return splits | {"cache": request.cache, "keep_pixels": request.options["keep_pixels"]}
+    kept = {"cache": request.cache, "keep_pixels": request.options["keep_pixels"]}
+    return labelled_splits(request) | kept
 
 
 SCORES = {

@@ -152,11 +152,6 @@ def run_vos(
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.vos import DATA_SETS
-        >>> sorted(DATA_SETS)
-        ['davis2016', 'davis2017']
     """
     data = data.select(config.limit)
     propagation = _Propagation(config, data, backbone, Path(cache), on_progress or silent)
