@@ -346,9 +346,9 @@ class Objective(nn.Module):
 def _fitted(batch: Batch, multiple: int) -> Batch:
     """Resize image, masks and depth to the nearest multiples, if they are none."""
     image = batch["image"]
-    own = (image.shape[2], image.shape[3])
-    size = scale_size(own, 1.0, multiple)
-    if size == own:
+    size_given = (image.shape[2], image.shape[3])
+    size = scale_size(size_given, 1.0, multiple)
+    if size == size_given:
         return batch
     fitted = {**batch, "image": resize_bilinear(image, size)}
     if "masks" in batch:

@@ -1,4 +1,4 @@
-"""Learning from crops: what the backbone says of a crop is what the upsampled map should say there.
+"""Match the upsampled map inside a crop with the backbone's features of that crop.
 
 Paper: AnyUp (arXiv 2510.12764), section 3.3; numbers of the released code. One run may use several
 backbones.
@@ -123,9 +123,11 @@ class Crops(Objective):
 
     @torch.no_grad()
     def _features(self, backbone: "Backbone", image: Tensor, upsampler: nn.Module) -> Tensor:
-        own = self.config.normalization == "own"
+        by_backbone = self.config.normalization == "own"
         mean, std = (
-            (backbone.image_mean, backbone.image_std) if own else guidance_norm(upsampler, backbone)
+            (backbone.image_mean, backbone.image_std)
+            if by_backbone
+            else guidance_norm(upsampler, backbone)
         )
         return backbone(normalize(image, mean, std))
 

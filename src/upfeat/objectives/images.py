@@ -1,6 +1,6 @@
 """What objectives do to images and sizes: resize, normalise, blur, disturb.
 
-Images are (B, 3, H, W) in [0, 1] unless said otherwise; sizes are (height, width).
+Images are (B, 3, H, W) in [0, 1] unless stated otherwise; sizes are (height, width).
 """
 
 from collections.abc import Sequence

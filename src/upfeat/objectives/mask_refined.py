@@ -48,7 +48,7 @@ class MaskRefinedConfig(ObjectiveConfig):
             cheaper, chosen.)
         input_sizes: (H, W) of what backbone and upsampler see; one is drawn for each step, a part
             of its shape is cut from the images at a random place and resized. Empty: the images as
-            they are. A method that codes absolute positions learns one size by heart. (Chosen.)
+            they are. A method that codes absolute positions overfits to one size. (Chosen.)
         projection: compare random projections to so many channels, drawn for each image and step.
             (64 in the code; None in the paper.)
         similarity_weight: of :func:`~upfeat.objectives.masks.mask_similarity`. (Optional and off

@@ -1,12 +1,12 @@
-"""Learning which cells a pixel may take from: regions, averaged to the grid, must come back sharp.
+"""Upsampling of region labels and of region means: the objective of the universal model.
 
-Not from a paper: the signal of this package's universal model. It joins LoftUp's mask-refined
-features (arXiv 2504.14032, section 3.2) with a second one that no backbone can blur: each region's
-share of every low-resolution cell is upsampled in the features' place, and each pixel must find its
-own region again.
+Not from a paper. Two terms: a squared error to mask-refined features (LoftUp, arXiv 2504.14032,
+section 3.2), and a cross-entropy of upsampled region labels. For the latter each region's share of
+every low-resolution cell is upsampled in place of the features, and compared with the region that
+each pixel belongs to; its target is sharp whatever the backbone blurs.
 
-Where a method regresses features instead of mixing them (LoftUp), the second signal is taken from
-its attention: each layer's weights, averaged over the heads, must lie on cells of the region.
+Where a method regresses features instead of mixing them (LoftUp), the second term is taken from
+its attention: each layer's weights, averaged over the heads, should fall on cells of the region.
 
 Legend: B batch, C feature channels, P projected channels, M regions, h w low-resolution grid, H W
 image, N sampled pixels.
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 __all__ = ["MaskTransfer", "MaskTransferConfig", "region_map"]
 
 
-# Added to the share that a pixel finds, so that one hopeless pixel does not rule the gradient.
+# Added to a predicted share before its logarithm: it bounds the gradient of a single pixel.
 SHARE_FLOOR = 1e-2
-# Width in pixels of the band along borders of regions that ``edge_share`` draws from.
+# Width in pixels of the strip along boundaries of regions that ``edge_share`` draws from.
 EDGE_WIDTH = 9
-# Of a principal direction, relative to their mean: weaker ones are not amplified further.
+# Least variance of a principal direction, relative to their mean, that whitening divides by.
 SMALLEST_VARIANCE = 0.02
 
 
@@ -57,24 +57,24 @@ class MaskTransferConfig(ObjectiveConfig):
 
     Attributes:
         alpha: how far the features' target moves from bicubic interpolation to the region's mean.
-        locality: deviation, in cells, of the Gaussian around a pixel within which its region's
-            cells count for that mean. None: all of them alike, which takes from a large region what
-            varies inside it.
-        whitening: what is compared: 0 the features as they are, 1 all their principal directions
-            alike. A method that regresses features never learns weak directions otherwise, which a
-            probe can still read.
+        locality: standard deviation, in cells, of the Gaussian around a pixel that weighs its
+            region's cells in that mean. None: all cells of the region weigh the same, so that the
+            target has no variation inside a large region.
+        whitening: 0 compares the features as they are, 1 gives all their principal directions the
+            same variance. Without it a method that regresses features does not learn directions of
+            small variance, which a probe can still use.
         feature_weight: of the squared error to that target, relative to the features' variance.
-        transfer_weight: of the cross entropy between found and true region. Where it is taken from
-            an attention, only cells near the pixel count, see ``locality``.
-        match_weight: of the cross entropy between a pixel's region and those of the cells that its
-            output resembles, within ``locality``. An output that is regressed towards means hedges
-            where it is in doubt, and lies between two regions; this makes it take a side.
+        transfer_weight: of the cross-entropy between predicted and true region. Where it is taken
+            from an attention, only cells near the pixel count, see ``locality``.
+        match_weight: of the cross-entropy between a pixel's region and those of the cells whose
+            features are similar to its output, within ``locality``. The squared error alone leaves
+            an uncertain output between the means of two regions; this moves it to one of them.
         match_width: mean squared distance of features, relative to their variance, at which a cell
-            counts exp(-1) for that.
+            has weight exp(-1) in that comparison.
         projection: random channels P that the features are reduced to, drawn for each step; None
             keeps all. Exact in expectation, and many times cheaper.
         samples: pixels N of each image.
-        edge_share: share of them that is drawn near borders of regions.
+        edge_share: share of them that is drawn near boundaries of regions.
         input_scales: sizes of the backbone's image as shares of the guidance's; one is drawn for
             each step, so that a cell has more or fewer pixels.
         input_sizes: (H, W) of the guidance; one is drawn for each step, a part of its shape is cut
@@ -124,13 +124,13 @@ class MaskTransferConfig(ObjectiveConfig):
 
 @register_objective("mask_transfer", MaskTransferConfig)
 class MaskTransfer(Objective):
-    """Bring regions and region means through the upsampler (this package's universal signal).
+    """Upsample region labels and region means (the objective of this package's universal model).
 
-    The batch brings ``"masks"`` (B, M, H, W), of any source. The second signal needs an upsampler
-    that mixes values with weights which all channels share (``info.abilities.linear``), as
-    regions go through it in the features' place, or one with ``query()`` and attention over the
-    cells (``nn.MultiheadAttention``); others need ``transfer_weight=0``. Pixels are
-    sampled from the whole resolution, and cost what they are few where a method has ``query()``.
+    The batch holds ``"masks"`` (B, M, H, W), of any source. The cross-entropy needs an upsampler
+    that mixes values with weights which all channels share (``info.abilities.linear``), as region
+    labels are upsampled in place of the features, or one with ``query()`` and attention over the
+    cells (``nn.MultiheadAttention``); others need ``transfer_weight=0``. The loss is taken at
+    sampled pixels of the full resolution; a method with ``query()`` computes only those.
 
     Example:
         >>> import torch, upfeat
@@ -151,8 +151,8 @@ class MaskTransfer(Objective):
         attends = model.info.abilities.query and bool(attention_modules(model))
         if self.config.transfer_weight and not (model.info.abilities.linear or attends):
             raise UnsupportedError(
-                f"{self.name} sends regions through the upsampler in the features' place, or reads "
-                f"its attention; {model.info.name} does not commute with a head and has none to "
+                f"{self.name} upsamples region labels in place of the features, or reads attention "
+                f"weights; {model.info.name} is not linear in its features and has no attention to "
                 "read; set transfer_weight=0, or use mask_refined"
             )
 
@@ -167,35 +167,36 @@ class MaskTransfer(Objective):
         features = backbone_features(backbone, seen)
         regions = region_map(masks)  # (B, H, W)
         shares = region_shares(regions, (features.shape[2], features.shape[3]), features.dtype)
-        wanted = self.target(features)
-        centre = wanted.mean((2, 3), keepdim=True)
-        matrix = self._projection(wanted - centre, generator)  # (P, C)
-        channels = torch.einsum("pc,bchw->bphw", matrix, wanted - centre)  # (B, P, h, w)
+        targets = self.target(features)
+        centre = targets.mean((2, 3), keepdim=True)
+        matrix = self._projection(targets - centre, generator)  # (P, C)
+        channels = torch.einsum("pc,bchw->bphw", matrix, targets - centre)  # (B, P, h, w)
         coords, places = self._draw(regions, generator)
         guidance = guidance_image(upsampler, backbone, image)
         region = regions.flatten(1).gather(1, places)  # (B, N), -1 outside
         terms = {}
         if unwrap(upsampler).info.abilities.linear:
             values = torch.cat([channels, shares], dim=1)
-            found = _at(upsampler, guidance, self.source(features), coords, values)
-            output, share = found.split([channels.shape[1], shares.shape[1]], dim=2)  # (B, N, …)
+            upsampled = _at(upsampler, guidance, self.source(features), coords, values)
+            widths = [channels.shape[1], shares.shape[1]]
+            output, share = upsampled.split(widths, dim=2)  # (B, N, P), (B, N, M)
             terms["transfer"] = (config.transfer_weight, cross_entropy(share, region))
         else:
             if config.transfer_weight:
                 with record_attention(unwrap(upsampler)) as weights:
-                    found = _at(upsampler, guidance, self.source(features), coords)  # (B, N, C)
-                missed = self._attended(weights, shares, coords, region)
-                terms["transfer"] = (config.transfer_weight, missed)
+                    upsampled = _at(upsampler, guidance, self.source(features), coords)  # (B, N, C)
+                attended = self._attended(weights, shares, coords, region)
+                terms["transfer"] = (config.transfer_weight, attended)
             else:
-                found = _at(upsampler, guidance, self.source(features), coords)
-            output = (found - centre.flatten(2).mT) @ matrix.T  # (B, N, P)
+                upsampled = _at(upsampler, guidance, self.source(features), coords)
+            output = (upsampled - centre.flatten(2).mT) @ matrix.T  # (B, N, P)
         variance = channels.square().mean((1, 2, 3))[:, None, None].clamp(min=1e-12)
         target = self._refined(channels, shares, coords, region)
         error = ((output - target).square() / variance).mean()
         terms["features"] = (config.feature_weight, error)
         if config.match_weight:
-            apart = squared_distances(output, channels) / (channels.shape[1] * variance)
-            matched = self._matched(apart, shares, coords, region)
+            distances = squared_distances(output, channels) / (channels.shape[1] * variance)
+            matched = self._matched(distances, shares, coords, region)
             terms["match"] = (config.match_weight, matched)
         return weighted_sum(terms)
 
@@ -218,11 +219,11 @@ class MaskTransfer(Objective):
         """Draw pixels: their centres (B, N, 2) and flat indices (B, N)."""
         height, width = regions.shape[1:]
         edges = region_edges(regions).flatten(1).to("cpu", torch.float64) + 1e-4
-        near = round(self.config.samples * self.config.edge_share)
-        far = self.config.samples - near
+        near_edges = round(self.config.samples * self.config.edge_share)
+        anywhere = self.config.samples - near_edges
         drawn = [
             torch.multinomial(weight, count, replacement=True, generator=generator)
-            for weight, count in ((edges, near), (torch.ones_like(edges), far))
+            for weight, count in ((edges, near_edges), (torch.ones_like(edges), anywhere))
             if count
         ]
         places = torch.cat(drawn, dim=1).to(regions.device)  # (B, N)
@@ -231,9 +232,10 @@ class MaskTransfer(Objective):
         return torch.stack(coords, dim=-1), places
 
     def _refined(self, channels: Tensor, shares: Tensor, coords: Tensor, region: Tensor) -> Tensor:
-        """Bicubic features at pixels, moved towards the mean of their region: (B, N, P).
+        """Return bicubic features at pixels, moved towards the mean of their region: (B, N, P).
 
-        A cell counts for the mean with its squared share, so cells of one region rule.
+        A cell's weight in the mean is its squared share, so that cells with several regions count
+        little.
         """
         config = self.config
         points = coords.to(channels.dtype).flip(-1)[:, None]  # (B, 1, N, 2)
@@ -245,19 +247,19 @@ class MaskTransfer(Objective):
         number = region.clamp(min=0)[..., None]  # (B, N, 1)
         if config.locality is None:
             means = weight @ cells / weight.sum(2, keepdim=True).clamp(min=1e-6)  # (B, M, P)
-            own = means.gather(1, number.expand(-1, -1, means.shape[2]))
+            mean = means.gather(1, number.expand(-1, -1, means.shape[2]))
         else:
             grid = (channels.shape[2], channels.shape[3])
             near = nearness(coords, grid, config.locality).to(weight.dtype)  # (B, N, n)
             near = near * weight.gather(1, number.expand(-1, -1, weight.shape[2]))
-            own = near @ cells / near.sum(2, keepdim=True).clamp(min=1e-6)
+            mean = near @ cells / near.sum(2, keepdim=True).clamp(min=1e-6)
         pull = config.alpha * (region >= 0)[..., None]
-        return smooth + pull * (own - smooth)
+        return smooth + pull * (mean - smooth)
 
     def _attended(
         self, weights: Sequence[Tensor], shares: Tensor, coords: Tensor, region: Tensor
     ) -> Tensor:
-        """Return the cross entropy of what layers' weights (B, N, n) find of the pixel's region."""
+        """Return the cross-entropy of the shares that attention weights (B, N, n) give a pixel."""
         if self.config.locality is not None:
             near = nearness(coords, (shares.shape[2], shares.shape[3]), self.config.locality)
             weights = [one * near.to(one.dtype) for one in weights]
@@ -265,12 +267,16 @@ class MaskTransfer(Objective):
         terms = [cross_entropy(one @ cells, region) for one in weights]
         return torch.stack(terms).mean()
 
-    def _matched(self, apart: Tensor, shares: Tensor, coords: Tensor, region: Tensor) -> Tensor:
-        """Return the cross entropy of what is found of the pixel's region by likeness.
+    def _matched(self, distances: Tensor, shares: Tensor, coords: Tensor, region: Tensor) -> Tensor:
+        """Return the cross-entropy of the regions of the cells that resemble a pixel's output.
 
-        ``apart`` are mean squared distances of outputs to cells (B, N, n), in variances.
+        Args:
+            distances: mean squared distances of outputs to cells (B, N, n), in variances.
+            shares: of the regions in each cell, (B, M, h, w).
+            coords: of the pixels, (B, N, 2).
+            region: of the pixels, (B, N).
         """
-        logits = -apart / self.config.match_width
+        logits = -distances / self.config.match_width
         if self.config.locality is not None:
             near = nearness(coords, (shares.shape[2], shares.shape[3]), self.config.locality)
             logits = logits + near.clamp(min=1e-30).log().to(logits.dtype)
@@ -307,7 +313,7 @@ def _at(
 
 
 def squared_distances(output: Tensor, channels: Tensor) -> Tensor:
-    """Return those of vectors (B, N, P) to cells (B, P, h, w): (B, N, n)."""
+    """Return the squared distances of vectors (B, N, P) to cells (B, P, h, w): (B, N, n)."""
     cells = channels.flatten(2)  # (B, P, n)
     lengths = output.square().sum(2, keepdim=True) + cells.square().sum(1)[:, None]  # (B, N, n)
     return lengths - 2 * output @ cells
@@ -317,29 +323,29 @@ def nearness(coords: Tensor, grid: Size, deviation: float) -> Tensor:
     """Return a Gaussian of the distances, in cells, of positions (B, N, 2) to cells: (B, N, n)."""
     centres = pixel_centres(grid, coords.device, coords.dtype)  # (n, 2)
     cells = torch.tensor(grid, device=coords.device, dtype=coords.dtype) / 2
-    apart = (coords[:, :, None] - centres) * cells  # (B, N, n, 2)
-    return (-apart.square().sum(-1) / (2 * deviation**2)).exp()
+    offsets = (coords[:, :, None] - centres) * cells  # (B, N, n, 2)
+    return (-offsets.square().sum(-1) / (2 * deviation**2)).exp()
 
 
 def region_shares(regions: Tensor, grid: Size, dtype: torch.dtype) -> Tensor:
-    """Return what part of each cell a region takes, (B, H, W) -> (B, M, h, w)."""
+    """Return the share of each cell that a region covers, (B, H, W) -> (B, M, h, w)."""
     count = max(int(regions.max()), 0) + 1
     hot = F.one_hot(regions + 1, count + 1)[..., 1:].permute(0, 3, 1, 2)  # (B, M, H, W)
     return F.adaptive_avg_pool2d(hot.to(dtype), grid)
 
 
 def cross_entropy(share: Tensor, region: Tensor) -> Tensor:
-    """Return the cross entropy of found shares (B, N, M) with the pixels' regions (B, N)."""
+    """Return the mean cross-entropy of predicted shares (B, N, M) with regions (B, N), -1 none."""
     known = region >= 0
-    own = share.gather(2, region.clamp(min=0)[..., None])[..., 0]  # (B, N)
-    entropy = -(own + SHARE_FLOOR).log() * known
+    of_region = share.gather(2, region.clamp(min=0)[..., None])[..., 0]  # (B, N)
+    entropy = -(of_region + SHARE_FLOOR).log() * known
     return entropy.sum() / known.sum().clamp(min=1)
 
 
 def region_map(masks: Tensor) -> Tensor:
     """Return the number of each pixel's region, (B, M, H, W) -> (B, H, W), -1 where none is.
 
-    Where masks overlap the smallest one counts: a detail lies before what it is part of.
+    Where masks overlap the smallest one counts, as a part is smaller than its object.
 
     Example:
         >>> import torch
@@ -356,7 +362,7 @@ def region_map(masks: Tensor) -> Tensor:
 
 
 def region_edges(regions: Tensor) -> Tensor:
-    """Return the band along borders of regions: (B, H, W) -> booleans of that shape."""
+    """Return the strip along boundaries of regions: (B, H, W) -> booleans of that shape."""
     edge = torch.zeros_like(regions, dtype=torch.bool)
     down, right = regions[:, 1:] != regions[:, :-1], regions[:, :, 1:] != regions[:, :, :-1]
     edge[:, 1:] |= down

@@ -88,7 +88,7 @@ class MultiResolution(Objective):
 
     For each step (JAFAR's released script): the target is backbone(I); u ~ U(scale), the small
     image has u times the size, rounded to the patch; the guidance is a resized I. The regulariser
-    asks that a blurred, noised guidance gives the map that the clean one gives, from the target's
+    compares the map of a blurred, noised guidance with that of the clean one, from the target's
     features up to the guidance's size, with no gradient through the latter. Images are resized
     bilinearly without antialiasing.
 

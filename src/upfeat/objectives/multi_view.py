@@ -1,7 +1,7 @@
 """FeatUp's multi-view term: a map, moved and reduced, should be the moved image's features.
 
 FeatUp (arXiv 2403.10516, section 3) trains with it alone; LoftUp's released training, which grew
-out of FeatUp's, has it as an option. It keeps a map consistent with what the backbone says of the
+out of FeatUp's, has it as an option. It keeps a map consistent with the backbone's features of the
 image's jittered copies.
 """
 

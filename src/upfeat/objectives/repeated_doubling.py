@@ -51,7 +51,7 @@ class RepeatedDoubling(Objective):
     With I_n the image halved n times (antialiased, each from the whole image) and f the backbone,
     the loss is the sum over levels n = 1, 2, ... and steps k = 1 ... n of
     d(up(I_n, f(I_n)) at 2^k times the grid, f(I_{n-k})). The guidance of a level is its own small
-    image. Each step is asked for by its size, so any method can be trained; one that doubles as
+    image. Each step names its output size, so that any method can be trained; one that doubles as
     often as the size needs (``uplift`` without ``iterations``) repeats a level's first, small steps
     for each of its later ones. Images whose sides are no multiples of the patch times 2^levels are
     resized to the nearest ones.

@@ -1,4 +1,4 @@
-"""Learning from one's own close-ups: a slow copy of the upsampler sees crops of a larger image.
+"""Self-distillation: a moving average of the upsampler on crops of a larger image is the teacher.
 
 Paper: LoftUp (arXiv 2504.14032), section 3.2, second stage. It works for any upsampler; "JAFAR +
 distillation" of JAFAR's paper is this objective on JAFAR.
@@ -133,10 +133,10 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
         >>> average.weight.item()
         0.25
     """
-    for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
-        ours.lerp_(theirs.to(ours), 1 - decay)
-    for own, other in zip(average.buffers(), model.buffers(), strict=True):
-        own.copy_(other)
+    for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        averaged.lerp_(parameter.to(averaged), 1 - decay)
+    for buffer, current in zip(average.buffers(), model.buffers(), strict=True):
+        buffer.copy_(current)
 
 
 @register_objective("self_distillation", SelfDistillationConfig)

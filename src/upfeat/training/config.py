@@ -61,7 +61,7 @@ class UpsamplerConfig(Section):
         start_from: a file or a folder of ``save_pretrained`` with the weights to start from, as
             LoftUp's second stage does; None for random ones (published ones behind a tag).
         freeze_batch_norm: batch norms normalise with their running averages, which stay as they
-            are; for batches of a few images, whose own statistics say little.
+            are; for batches of a few images, whose own statistics are noisy.
     """
 
     name: str
@@ -403,7 +403,7 @@ def naming_setting(name: str, values: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _readable(error: ValidationError) -> str:
-    """Name each wrong field with its dotted path, what came and what was wanted."""
+    """Name each wrong field with its dotted path, what came and what is expected."""
     lines = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])

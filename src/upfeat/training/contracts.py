@@ -1,4 +1,4 @@
-"""What the engine asks of data and of those who watch it."""
+"""The interfaces of the engine: its source of batches, its callbacks, their reports."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class TrainResult:
         folder: of the run.
         model: folder of ``save_pretrained``.
         loss: mean of the last log interval.
-        seconds: of training, over all sittings.
+        seconds: of training, summed over the first start and all resumptions.
         curve: rows of ``log.csv``.
     """
 

@@ -47,7 +47,7 @@ def measure_cost(config: TrainConfig, parts: Parts | None = None) -> CostEstimat
     """Run two optimiser steps of one micro-batch on throw-away weights; the second one is timed.
 
     Nothing is written. One process runs them, so that several processes that share cores take
-    longer than this says.
+    longer than this estimate.
 
     Args:
         config: the settings.

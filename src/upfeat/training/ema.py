@@ -51,8 +51,8 @@ class WeightAverage:
             return
         for mean, value in zip(self.module.parameters(), module.parameters(), strict=True):
             mean.lerp_(value, 1 - self.decay)
-        for own, other in zip(self.module.buffers(), module.buffers(), strict=True):
-            own.copy_(other)
+        for buffer, current in zip(self.module.buffers(), module.buffers(), strict=True):
+            buffer.copy_(current)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the average."""

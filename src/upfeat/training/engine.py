@@ -12,6 +12,7 @@ so this state is all that a run needs to go on exactly.
 
 import copy
 import logging
+import math
 import signal
 import threading
 import time
@@ -61,7 +62,7 @@ STATE = (
 
 
 class Trainer:
-    """Trains an upsampler as a configuration says, into a folder.
+    """Trains an upsampler by a configuration, into a folder.
 
     The folder then holds ``config.json``, ``log.csv``, ``checkpoints/`` and ``model/``, the
     exported upsampler.
@@ -193,7 +194,7 @@ class Trainer:
     # -- one step --------------------------------------------------------------------------------
 
     def _run_step(self, stopping: Sequence[int]) -> bool:
-        """Do a step with all that follows it; return whether any process was asked to stop."""
+        """Do a step with all that follows it; return whether any process is to stop."""
         start = time.perf_counter()
         step, config, parts = self.step + 1, self.config, self.networks
         factor = learning_rate_factor(config.schedule, step, config.steps)
@@ -246,7 +247,7 @@ class Trainer:
         return range(self.fabric.global_rank, self.micros, self.fabric.world_size)
 
     def _agree(self, terms: list[dict[str, float]], stop: bool) -> tuple[dict[str, float], bool]:
-        """Return the means over all micro-batches, and whether anyone was asked to stop."""
+        """Return the means over all micro-batches, and whether any process is to stop."""
         shared = gather(self.fabric, (terms, stop))
         means = Means()
         # In the order of the micro-batches, so that the sum is the same for any number of ranks.
@@ -257,12 +258,11 @@ class Trainer:
 
     def _apply(self, gradient_norm: float) -> None:
         """Update the weights; a gradient that is not finite is dropped (fp16: by the scaler)."""
-        finite = gradient_norm - gradient_norm == 0
-        if finite or self.config.precision == "fp16":
+        if math.isfinite(gradient_norm) or self.config.precision == "fp16":
             self.optimizer.step()
 
     def _record(self, numbers: dict[str, float], seconds: float) -> None:
-        """Log, write checkpoints and tell the callbacks about a finished step."""
+        """Log a finished step, write checkpoints and call the callbacks."""
         config, step = self.config, self.step
         self.seconds += seconds
         numbers["lr"] = self.optimizer.param_groups[0]["lr"]
@@ -295,11 +295,11 @@ class Trainer:
 
     def _fetch(self, step: int, micro: int) -> Mapping[str, Any]:
         """Return a micro-batch and start reading those that this process needs next."""
-        own = list(self._own_micros())
-        place = own.index(micro)
+        micros = list(self._own_micros())
+        place = micros.index(micro)
         for offset in range(self.config.data.prefetch + 1):
-            later, index = divmod(place + offset, len(own))
-            key = (step + later, own[index])
+            later, index = divmod(place + offset, len(micros))
+            key = (step + later, micros[index])
             if key[0] <= self.config.steps and key not in self.reading:
                 self.reading[key] = self.pool.submit(self._read, *key)
         return self.reading.pop((step, micro)).result()
@@ -366,7 +366,7 @@ class Trainer:
         try:
             self._restore(state)
         except torch.OutOfMemoryError:
-            raise  # which says nothing about the file
+            raise  # not an error of the file
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
@@ -409,7 +409,7 @@ class Trainer:
             raise CheckpointError(f"its settings cannot be read ({error})") from error
         new = self.config.model_dump()
         for content in (old, new):
-            # Whether the images are the same ones is judged by what the source says of them.
+            # Whether the images are the same is decided by the source's description.
             for name in ("paths", "prefetch", "sides_file"):
                 del content["data"][name]
         changed = [name for name in new if name not in RESUMABLE and old[name] != new[name]]

@@ -1,4 +1,4 @@
-"""The trained upsampler as a folder that anyone can load, with a model card that says how."""
+"""The trained upsampler as a folder that anyone can load, with a model card that shows how."""
 
 import json
 import platform
@@ -114,7 +114,7 @@ def _origin(config: TrainConfig) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """Reduce absolute paths to their last part: a card tells nothing about a machine's disks."""
+    """Reduce absolute paths to their last part: a card shows nothing of a machine's disks."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Whose the files are that lie where a run writes."""
+"""Which files of a run's folder the run itself wrote, so that no other file is replaced."""
 
 import os
 from pathlib import Path
@@ -38,10 +38,10 @@ def check_run_folder(out: Path) -> None:
 
 def write_config(out: Path, config: TrainConfig) -> None:
     """Write ``config.json`` of a folder that :func:`check_run_folder` lets pass."""
-    own = OwnFiles(out)
+    files = OwnFiles(out)
     if _has_run(out):
-        own.adopt(CONFIG_FILE, MAKER)
-    own.write(CONFIG_FILE, config.to_json().encode(), MAKER)
+        files.adopt(CONFIG_FILE, MAKER)
+    files.write(CONFIG_FILE, config.to_json().encode(), MAKER)
 
 
 def _has_run(out: Path) -> bool:

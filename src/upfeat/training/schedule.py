@@ -91,10 +91,10 @@ def check_optimizer_state(
     probe.grad = torch.zeros(1)
     stepped = make_optimizer(config, [probe])
     stepped.step()
-    wanted = {name: torch.as_tensor(value).dim() for name, value in stepped.state[probe].items()}
+    expected = {name: torch.as_tensor(value).dim() for name, value in stepped.state[probe].items()}
     for number, stored in state["state"].items():
         shape = parameters[number].shape
-        for name, dimensions in wanted.items():
+        for name, dimensions in expected.items():
             got = torch.as_tensor(stored[name]).shape
             if got != (shape if dimensions else ()):
                 raise ValueError(

@@ -19,8 +19,8 @@ __all__ = ["ifa_small"]
 def ifa_small() -> TrainConfig:
     """IFA for the bundled encoder, on two cores, from images of half the size.
 
-    * Original: the architecture. The paper trains it inside a segmentation network; no paper says
-      how it learns alone.
+    * Original: the architecture. The paper trains it inside a segmentation network; no paper
+      describes how to train it alone.
     * Chosen: LiFT's signal, since IFA doubles the grid as LiFT does: features of the halved image,
       doubled, against those of the image, by their cosine; random crops and mirroring because the
       data are few, 1,000 steps with a learning rate that falls.

@@ -1,8 +1,8 @@
 """Recipes of the baselines that the papers train with a probe: CARAFE, SAPA, DySample and others.
 
 JAFAR (arXiv 2506.11136) trains CARAFE, SAPA, DySample and ReSFU jointly with a linear probe, anew
-for each data set and task. Each of them must be trainable alone, too, and no paper says how; so all
-signals here are chosen:
+for each data set and task. Each of them must be trainable alone, too, and no paper describes
+how; so all objectives here are chosen:
 
 * The stacks of four doublings (``carafe``, ``sapa``, ``dysample``, ``resize_conv``) learn from
   LoftUp's mask-refined features at the size of the image, as LoftUp (arXiv 2504.14032) has
@@ -11,8 +11,8 @@ signals here are chosen:
   2 to 4 times the grid, and most of what they compute would be thrown away.
 * ``resfu`` and ``liif`` go to any size at once and learn from two resolutions of an image.
 
-All compare with raw features, in whose space these methods answer. There are no recipes of the
-papers' size: they would be their probes' (see the evaluation's).
+All compare with raw features, as these methods give outputs in their space. There are no recipes of
+the papers' size: they would be their probes' (see the evaluation's).
 """
 
 from typing import Any
@@ -73,7 +73,7 @@ def carafe_small() -> TrainConfig:
 
     * Original: four stages of factor two, windows of 5.
     * Chosen: the objective and everything else (see the head of this file). The weights start flat
-      and far from a sharp answer, hence the high learning rate.
+      and far from a sharp output, hence the high learning rate.
     """
     return _small("carafe", MASK_REFINED, lr=3e-3)
 
