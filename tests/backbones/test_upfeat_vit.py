@@ -102,10 +102,10 @@ def test_agrees_with_its_teacher_on_unseen_images(backbone, data_dir, weights_di
     )
     files = sorted((data_dir / name).glob("*.jpg"))[::20]
     images = torch.cat([photo(file, (224, 288)) for file in files])
-    wanted = teacher(images)
-    mean = wanted.mean(dim=(0, 2, 3), keepdim=True)
+    expected = teacher(images)
+    mean = expected.mean(dim=(0, 2, 3), keepdim=True)
     trained, untrained = (
-        F.cosine_similarity(b(images) - mean, wanted - mean, dim=1).mean()
+        F.cosine_similarity(b(images) - mean, expected - mean, dim=1).mean()
         for b in (backbone, create_backbone(SPEC, weights="random"))
     )
     assert trained > least

@@ -94,7 +94,7 @@ def test_wrong_lists(tmp_path: Path) -> None:
     make_flat(tmp_path)
     listing = tmp_path / "val.txt"
     for content, problem in (
-        ("ILSVRC2012_val_00000001.JPEG\n", "line 1: wanted NAME and class"),
+        ("ILSVRC2012_val_00000001.JPEG\n", "line 1: expected NAME and class"),
         ("ILSVRC2012_val_00000001.JPEG 1000\n", "'1000' is no class"),
         ("ILSVRC2012_val_00000001.JPEG 3\n", "has no class for .*00000002"),
     ):

@@ -32,8 +32,8 @@ def test_shapes_and_centre(height: int, width: int, size: int) -> None:
     for taken, side in ((row_of[:, 0], height), (col_of[0].long(), width)):
         resized = size * side // short
         start = round((resized - size) / 2)
-        wanted = (torch.arange(start, start + size) + 0.5) * side / resized
-        assert ((taken + 0.5 - wanted).abs() <= 0.5 + 1e-3).all()
+        expected = (torch.arange(start, start + size) + 0.5) * side / resized
+        assert ((taken + 0.5 - expected).abs() <= 0.5 + 1e-3).all()
 
 
 def test_image_is_pillows(tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def test_unpack_nyuv2(tmp_path: Path, published: dict[str, Path]) -> None:
         raw = torch.from_numpy(file["labels"][1].astype(np.int64))[41:601, 45:471].T
     torch.testing.assert_close(depth, expected, atol=5.1e-4, rtol=0)
     torch.testing.assert_close(image, pixels)
-    wanted = torch.tensor([255, 0, 255, 38, 11, 0])
-    assert torch.equal(labelled[0].label, wanted[raw])
+    expected = torch.tensor([255, 0, 255, 38, 11, 0])
+    assert torch.equal(labelled[0].label, expected[raw])
 
 
 def test_unpacking_goes_on_where_it_stopped(tmp_path: Path, published: dict[str, Path]) -> None:

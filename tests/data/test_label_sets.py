@@ -271,7 +271,7 @@ def test_kitti360_split_is_the_shuffled_sorted_listing(tmp_path: Path) -> None:
     listing.write_text("\n".join(names[3:5]))
     assert [file.name for file in kitti360(tmp_path, listing=listing).files] == names[3:5]
     listing.write_text("0000000000\n")
-    with pytest.raises(ValueError, match="wanted DRIVE/FRAME"):
+    with pytest.raises(ValueError, match="expected DRIVE/FRAME"):
         kitti360(tmp_path, listing=listing)
 
 

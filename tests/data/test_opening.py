@@ -156,7 +156,7 @@ def test_depth_of_the_other_byte_order(tmp_path: Path) -> None:
     depth = DepthMapFolder(tmp_path, "{stem}.npy")(Record("a", FilePart(tmp_path / "a.png")))
     assert depth.tolist() == [[[1.5, 2]]]
     np.save(tmp_path / "a.npy", np.array([["x"]]))
-    with pytest.raises(ValueError, match=r"a\.npy holds <U1, wanted numbers"):
+    with pytest.raises(ValueError, match=r"a\.npy holds <U1, expected numbers"):
         read_npy(tmp_path / "a.npy")
 
 

@@ -109,7 +109,7 @@ def test_a_wrong_folder_shows_the_expected_tree(
 def test_malformed_list_and_unknown_split(tmp_path: Path) -> None:
     make_camvid(tmp_path)
     (tmp_path / "val.txt").write_text("val/val0.png\n")
-    with pytest.raises(ValueError, match="line 1: wanted 'IMAGE ANNOTATION'"):
+    with pytest.raises(ValueError, match="line 1: expected 'IMAGE ANNOTATION'"):
         camvid(tmp_path, "val")
     with pytest.raises(ValueError, match="splits train, val and test"):
         camvid(tmp_path, "valid")  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_malformed_list_and_unknown_split(tmp_path: Path) -> None:
     [
         (np.full((4, 6), 12, np.uint8), "holds class 12; camvid/val has classes 0 to 10 and 11"),
         (np.zeros((4, 5), np.uint8), "must have one size"),
-        (np.zeros((4, 6, 3), np.uint8), "is RGB, wanted one channel"),
+        (np.zeros((4, 6, 3), np.uint8), "is RGB, expected one channel"),
     ],
 )
 def test_a_wrong_label_is_named(tmp_path: Path, label: np.ndarray, problem: str) -> None:

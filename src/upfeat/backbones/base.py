@@ -223,11 +223,11 @@ class Backbone(nn.Module):
             )
 
     def _check_features(self, image: Tensor, features: Any) -> None:
-        wanted = (image.shape[0], self.dim, *self.grid_size(tuple(image.shape[-2:])))
-        if not isinstance(features, Tensor) or tuple(features.shape) != wanted:
+        expected = (image.shape[0], self.dim, *self.grid_size(tuple(image.shape[-2:])))
+        if not isinstance(features, Tensor) or tuple(features.shape) != expected:
             got = shape_text(features) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
-                f"{self.name} must return a tensor (B, C, h, w) of shape {wanted} for an image "
+                f"{self.name} must return a tensor (B, C, h, w) of shape {expected} for an image "
                 f"{shape_text(image)}, but returned {got}; correct dim={self.dim} or "
                 f"patch_size={self.patch_size}, drop prefix tokens and reshape tokens to a grid"
             )

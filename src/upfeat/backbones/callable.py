@@ -10,7 +10,7 @@ __all__ = ["CallableBackbone"]
 
 
 class CallableBackbone(Backbone):
-    """A function or module that returns (B, C, h, w), with what it cannot tell about itself.
+    """A function or module that returns (B, C, h, w), with the facts that it does not carry itself.
 
     A module is registered, moved by ``.to`` and frozen; a plain function keeps its own state, and
     its input is passed on in the dtype in which it comes.

@@ -103,7 +103,7 @@ class TimmBackbone(Backbone):
                 intermediates_only=True,
             )
         except AssertionError as error:
-            # Attention over blocks or windows has needs that timm's description does not tell.
+            # Attention over blocks or windows has requirements that timm's description lacks.
             raise ValueError(self._refusal(image, error)) from error
         return features[0]
 
@@ -135,11 +135,11 @@ class TimmBackbone(Backbone):
         return -(-image_size[0] // stride), -(-image_size[1] // stride)
 
     def _check_features(self, image: Tensor, features: Tensor) -> None:
-        wanted = (image.shape[0], self.dim, *self.grid_size(tuple(image.shape[-2:])))
-        if tuple(features.shape) != wanted:
+        expected = (image.shape[0], self.dim, *self.grid_size(tuple(image.shape[-2:])))
+        if tuple(features.shape) != expected:
             raise UnsupportedError(
                 f"layer {self.layer} of {self.name} returned {shape_text(features)} for an image "
-                f"{shape_text(image)}, where its description promises {wanted}: the map does not "
+                f"{shape_text(image)}, where its description promises {expected}: the map does not "
                 "cover the image evenly (convolutions without padding, windows that do not fit the "
                 "grid, several scales in one). Choose another size, layer or network, "
                 "or wrap it in upfeat.CallableBackbone"

@@ -49,19 +49,19 @@ def locate_timm_weights(
 
     default = get_pretrained_cfg(architecture)
     default_tag = (default.tag or "") if default is not None else ""
-    wanted = tag or default_tag
-    full_name = f"{architecture}.{wanted}" if wanted else architecture
+    chosen = tag or default_tag
+    full_name = f"{architecture}.{chosen}" if chosen else architecture
     if file is not None:
-        return wanted, find_weights(f"timm/{full_name}", [full_name], file=file)
+        return chosen, find_weights(f"timm/{full_name}", [full_name], file=file)
     names = [full_name]
-    if wanted == default_tag and full_name != architecture:
+    if chosen == default_tag and full_name != architecture:
         names.append(architecture)
     if not tag:
         others = [str(name).partition(".")[2] for name in get_arch_pretrained_cfgs(architecture)]
-        local = _only_local(architecture, names, [other for other in others if other != wanted])
+        local = _only_local(architecture, names, [other for other in others if other != chosen])
         if local is not None:
             return local
-    return wanted, find_weights(f"timm/{full_name}", names, hub=_hub_file(full_name))
+    return chosen, find_weights(f"timm/{full_name}", names, hub=_hub_file(full_name))
 
 
 def _only_local(

@@ -66,7 +66,9 @@ def camvid(root: PathLike, split: Literal["train", "val", "test"] = "train") -> 
             continue
         parts = line.split()
         if len(parts) != 2:
-            raise ValueError(f"{folder / names}, line {number}: wanted 'IMAGE ANNOTATION': {line}")
+            raise ValueError(
+                f"{folder / names}, line {number}: expected 'IMAGE ANNOTATION': {line}"
+            )
         # The original lists say /SegNet/CamVid/train/NAME.png.
         image, label = (folder.joinpath(*PurePosixPath(part).parts[-2:]) for part in parts)
         for path in (image, label):

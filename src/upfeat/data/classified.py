@@ -59,7 +59,7 @@ class ClassifiedImages(FileSet[ClassifiedFile, ClassifiedImage]):
         mask = lay_on_image(mask, file.mask, file.image, image.shape[1:])
         if mask.max() > 1:
             raise ValueError(
-                f"{file.mask} holds {int(mask.max())}; wanted 0 (background) and 1 (the object)"
+                f"{file.mask} holds {int(mask.max())}; expected 0 (background) and 1 (the object)"
             )
         return ClassifiedImage(image, file.label, mask.bool())
 

@@ -29,7 +29,7 @@ def resize_and_crop(image: ImageSource, label: Tensor, size: int) -> tuple[Tenso
 def resize_and_crop(
     image: ImageSource, label: Tensor | None, size: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Resize the shorter side of an image to ``size`` and cut the centre, with what lies on it.
+    """Resize the shorter side of an image to ``size`` and cut the centre, and its label alike.
 
     Args:
         image: a path, or whatever :func:`upfeat.data.read_image` takes, such as (3, H, W) in
@@ -57,10 +57,11 @@ def resize_and_crop(
     if size < 1:
         raise ValueError(f"size must be positive, got {size}")
     pixels = read_image(image)
-    own = (pixels.shape[1], pixels.shape[2])
-    if label is not None and label.shape != own:
+    given = (pixels.shape[1], pixels.shape[2])
+    if label is not None and label.shape != given:
         raise ValueError(
-            f"image is {own} (height, width) and label {shape_text(label)}; they must have one size"
+            f"image is {given} (height, width) and label {shape_text(label)}; "
+            "they must have one size"
         )
     # (3, H, W) -> (H, W, 3)
     stored = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -90,7 +90,7 @@ def _listed(folder: Path, year: int, split: str) -> list[str]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         parts = line.split()
         if len(parts) > 2:
-            raise ValueError(f"{path}, line {number}: wanted a video, or IMAGE MASK: {line}")
+            raise ValueError(f"{path}, line {number}: expected a video, or IMAGE MASK: {line}")
         if parts:
             place = PurePosixPath(parts[0])
             names[place.parent.name if len(parts) == 2 else place.name] = None

@@ -66,8 +66,8 @@ class DepthData(FileSet[DepthFile, DepthImage]):
         stored = lay_on_image(stored, file.depth, file.image, image.shape[1:])
         if stored.min() < 0 or stored.max() == 0:
             raise ValueError(
-                f"{file.depth} holds {int(stored.min())} to {int(stored.max())}; wanted distances "
-                "above 0, and 0 where there is none"
+                f"{file.depth} holds {int(stored.min())} to {int(stored.max())}; expected "
+                "distances above 0, and 0 where there is none"
             )
         return DepthImage(image, stored.float() / self.units_per_metre)
 

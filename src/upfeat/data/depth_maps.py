@@ -66,6 +66,6 @@ class DepthMapFolder:
         except (OSError, ValueError) as error:
             raise ValueError(f"no depth of {record.name}: {error}") from error
         if stored.dim() != 2:
-            raise ValueError(f"{path} is {tuple(stored.shape)}, wanted (H, W)")
+            raise ValueError(f"{path} is {tuple(stored.shape)}, expected (H, W)")
         depth = stored.float() / self.units
         return depth.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)[None]

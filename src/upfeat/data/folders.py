@@ -1,7 +1,7 @@
 """Listing image files: files, folders and globs become one ordered list with output names.
 
 Pictures of kinds that are not read here, and what is no file at all, are left out of folders and
-globs; a warning of the logger ``upfeat.data.folders`` says which and how many.
+globs; a warning of the logger ``upfeat.data.folders`` names which and how many.
 """
 
 import fnmatch
@@ -47,13 +47,13 @@ _OTHER_SUFFIXES = _suffixes(
 
 @dataclass
 class LeftOut:
-    """What a listing does not take, counted to be said at once.
+    """What a listing leaves out, counted for one warning.
 
     Attributes:
         pictures: files of kinds that are not read here.
         special: named pipes, sockets and devices that are named like images.
         closed: folders that may not be read, with the reason.
-        results: how many files and folders were written by upfeat; not said.
+        results: how many files and folders were written by upfeat; not in the warning.
 
     Example:
         >>> from pathlib import Path
@@ -65,7 +65,7 @@ class LeftOut:
         '2 .heic files'
     """
 
-    # Sets: by a glob a file may be found on several ways.
+    # Sets: a glob may reach a file in several ways.
     pictures: set[Path] = field(default_factory=set)
     special: set[Path] = field(default_factory=set)
     closed: dict[str, str] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def image_files(
       beside them, as by a shell's ``*``.
 
     What a folder or glob holds of other pictures (``.heic``, camera raw, …), of named pipes and
-    devices, and of folders that may not be read is left out, and said in a warning of the log.
+    devices, and of folders that may not be read is left out, with a warning in the log.
     A link that leads nowhere is listed: that its image cannot be read shows when it is read.
 
     The output name is the path below the folder, or below the fixed part of the glob, without
@@ -162,20 +162,20 @@ def image_files(
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    asked, own = [Path(path).expanduser() for path in paths], OwnFolders()
-    others = [path for path in asked if not own[path.parent].wrote(path.name)]
-    found: dict[str, tuple[Path, Path]] = {}
-    for given in others or asked:
-        for path, relative in _expand(given):
-            found.setdefault(os.path.realpath(path), (path, relative))
-    if asked and not found:
-        names = ", ".join(map(str, asked))
+    given, written = [Path(path).expanduser() for path in paths], OwnFolders()
+    others = [path for path in given if not written[path.parent].wrote(path.name)]
+    images: dict[str, tuple[Path, Path]] = {}
+    for argument in others or given:
+        for path, relative in _expand(argument):
+            images.setdefault(os.path.realpath(path), (path, relative))
+    if given and not images:
+        names = ", ".join(map(str, given))
         raise ValueError(f"there is no image in {names} but what upfeat wrote; {_known()}")
-    return _unique_names(list(found.values()))
+    return _unique_names(list(images.values()))
 
 
 def _expand(path: Path) -> list[tuple[Path, Path]]:
-    """Return (path, path relative to what was asked for) of every image that one argument names."""
+    """Return (path, path relative to the argument) of every image that one argument names."""
     if path.is_file():
         return [(path, Path(path.name))]
     left = LeftOut()
@@ -196,9 +196,9 @@ def _matches(pattern: Path, left: LeftOut) -> list[tuple[Path, Path]]:
     """Return the images that a glob names, itself or by a folder above them."""
     root = Path(*pattern.parts[: _magic_part(pattern)])
     images = []
-    own = OwnFolders()
+    written = OwnFolders()
     for match in match_glob(pattern):
-        if own.holds_result(match, root):
+        if written.holds_result(match, root):
             left.results += 1
             continue
         if match.is_dir():
@@ -232,11 +232,12 @@ def match_glob(pattern: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(pattern)
     first = _magic_part(path)
-    found = [Path(*path.parts[:first])]
+    matches = [Path(*path.parts[:first])]
     for part in path.parts[first:]:
-        # Each once: after two ** a folder is found on several ways.
-        found = list(dict.fromkeys(below for folder in found for below in _below(folder, part)))
-    return sorted(found)
+        # Each once: after two ** a folder is reached in several ways.
+        below = (path for folder in matches for path in _below(folder, part))
+        matches = list(dict.fromkeys(below))
+    return sorted(matches)
 
 
 def _below(folder: Path, part: str) -> Iterator[Path]:
@@ -269,8 +270,8 @@ def _is_folder_link(path: Path) -> bool:
 def _walk(folder: Path, root: Path, left: LeftOut) -> list[tuple[Path, Path]]:
     images = []
     for parent, folders, names in os.walk(folder, onerror=left.refuse):
-        own = OwnFiles(parent) if STATE in folders else None
-        if own is not None and own.all:
+        written = OwnFiles(parent) if STATE in folders else None
+        if written is not None and written.all:
             left.results += 1
             folders.clear()
             continue
@@ -278,7 +279,7 @@ def _walk(folder: Path, root: Path, left: LeftOut) -> list[tuple[Path, Path]]:
         for name in names:
             if name.startswith("."):
                 continue
-            if own is not None and own.wrote(name):
+            if written is not None and written.wrote(name):
                 left.results += 1
                 continue
             path = Path(parent, name)

@@ -165,7 +165,7 @@ def _flat_classes(
         if parts == [""] or parts[:2] == ["ImageId", "PredictionString"]:
             continue
         if len(parts) < 2:
-            raise ValueError(f"{listing}, line {number}: wanted NAME and class, got {line!r}")
+            raise ValueError(f"{listing}, line {number}: expected NAME and class, got {line!r}")
         classes[Path(parts[0]).name.partition(".")[0]] = _class(parts[1], listing)
     for image in images:
         if image.stem not in classes:

@@ -137,7 +137,7 @@ def _pixels(image: "Image.Image") -> npt.NDArray[Any]:
 
 
 def _named(name: str, pixels: npt.NDArray[Any]) -> Tensor:
-    """Convert decoded pixels; what is wrong with their values is said with the file's name."""
+    """Convert decoded pixels; errors of their values name the file."""
     try:
         return _from_array(_sixteen_bit(pixels) if pixels.dtype == np.int32 else pixels)
     except ValueError as error:
@@ -231,7 +231,7 @@ def _from_tensor(tensor: Tensor) -> Tensor:
 
 
 def _in_range(pixels: Tensor) -> Tensor:
-    """Return pixels clamped to [0, 1], or say what kind of image they look like."""
+    """Return pixels clamped to [0, 1], or raise with the kind of image they look like."""
     low, high = (float(value) for value in torch.aminmax(pixels))
     if low >= -SLACK and high <= 1 + SLACK:
         return pixels.clamp(0, 1) if low < 0 or high > 1 else pixels

@@ -83,7 +83,7 @@ def _labelled(labels: Path) -> list[str]:
 def _listed(path: Path) -> list[str]:
     names = path.read_text(encoding="utf-8").split()
     if malformed := [name for name in names if name.count("/") != 1]:
-        raise ValueError(f"{path}: wanted DRIVE/FRAME, got {malformed[0]}")
+        raise ValueError(f"{path}: expected DRIVE/FRAME, got {malformed[0]}")
     if not names:
         raise ValueError(f"{path} names no frame")
     return names

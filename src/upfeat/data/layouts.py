@@ -1,6 +1,6 @@
 """What the loaders of data sets share: finding and pairing files, saying what a folder lacks.
 
-A loader (one file a set) lists the files of a split; a :class:`FileSet` reads them when asked.
+A loader (one file a set) lists the files of a split; a :class:`FileSet` reads them on access.
 Every error names the file and shows the folder tree that was expected. Sizes are
 ``(height, width)``.
 """
@@ -82,7 +82,7 @@ def find_base(root: PathLike, below: Iterable[str], marker: str) -> Path:
     """Return the first of ``root`` and the folders ``below`` it that holds ``marker``.
 
     Archives unpack to folders of their own, and users name either. ``root`` itself comes back if
-    none fits; what it lacks is said by whoever reads on.
+    none fits; the loader that reads on reports what it lacks.
 
     Example:
         >>> import pathlib, tempfile
@@ -150,19 +150,19 @@ def pair_by_stem(
     for folder in (images, labels):
         if not folder.is_dir():
             return [], f"no folder {folder}"
-    found = {path.stem.removesuffix(image_suffix): path for path in list_images(images)}
+    by_stem = {path.stem.removesuffix(image_suffix): path for path in list_images(images)}
     named = {path.name: path for path in list_images(labels)}
-    if not found:
+    if not by_stem:
         return [], f"no image in {images}"
     pairs = []
-    for name, image in sorted(found.items()):
+    for name, image in sorted(by_stem.items()):
         label = named.get(f"{name}{suffix}.png")
         if label is None:
             return [], f"{image} has no label {labels / f'{name}{suffix}.png'}"
         pairs.append((name, image, label))
     ending = f"{suffix}.png"
     for label_name, path in named.items():
-        if label_name.endswith(ending) and label_name.removesuffix(ending) not in found:
+        if label_name.endswith(ending) and label_name.removesuffix(ending) not in by_stem:
             return [], f"{path} has no image in {images}"
     return pairs, ""
 
@@ -196,7 +196,7 @@ def read_numbers(path: PathLike, what: str, hint: str) -> Tensor:
             f"no {what} file at {path}; every image of the split needs one"
         ) from error
     if mode not in _NUMBER_MODES:
-        raise ValueError(f"the {what} {path} is {mode}, wanted one channel {hint}")
+        raise ValueError(f"the {what} {path} is {mode}, expected one channel {hint}")
     return torch.from_numpy(pixels.astype(np.int64))
 
 
@@ -225,7 +225,7 @@ def read_npy(path: PathLike) -> npt.NDArray[Any]:
     except Exception as error:
         raise ValueError(f"{path} is no readable NumPy file (.npy): {error}") from error
     if content.dtype.kind not in "biuf":
-        raise ValueError(f"{path} holds {content.dtype}, wanted numbers")
+        raise ValueError(f"{path} holds {content.dtype}, expected numbers")
     return np.asarray(content)
 
 
@@ -234,8 +234,8 @@ def lay_on_image(label: Tensor, path: PathLike, image: PathLike, size: Sequence[
 
     Cameras store a photo as the sensor saw it, with an EXIF orientation; some tools draw labels on
     that. A label whose height and width are the image's swapped is turned with the image. Where
-    the image is square, or upside down or mirrored only, the sizes do not tell: such labels are
-    taken as they are, for upright ones.
+    the image is square, or upside down or mirrored only, the sizes do not show it: such labels are
+    taken to be upright.
 
     Args:
         label: (H, W).

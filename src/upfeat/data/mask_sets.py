@@ -177,7 +177,7 @@ class RleMasks(Masks):
             scores = [a.get("predicted_iou") for a in annotations[:limit]]
         except (UnicodeDecodeError, json.JSONDecodeError, *_OTHER_LAYOUT) as error:
             raise ValueError(
-                f"not a mask file in SA-1B's layout: {type(error).__name__} {error}; wanted "
+                f"not a mask file in SA-1B's layout: {type(error).__name__} {error}; expected "
                 '{"image": {"height", "width"}, "annotations": [{"segmentation": {"size", '
                 '"counts"}}, ...]}'
             ) from error

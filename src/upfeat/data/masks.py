@@ -38,7 +38,7 @@ class MaskSource(Protocol):
     """What gives the masks of a record.
 
     Attributes:
-        name: says what the masks are, with all settings; equal names mean equal masks.
+        name: identifies the masks with all settings; equal names mean equal masks.
     """
 
     @property
@@ -167,7 +167,7 @@ class LabelMaskSource:
         if not glob.has_magic(self.pattern):
             return [FilePart(folder / last)] if (folder / last).is_file() else []
         fixed = self._filled(re.split(r"[*?[]", self.pattern)[0], record.name).rpartition("/")[2]
-        wanted = self._filled(self.pattern, glob.escape(record.name)).rpartition("/")[2]
+        filled = self._filled(self.pattern, glob.escape(record.name)).rpartition("/")[2]
         names = self._listing(folder)
         # Names that begin alike stand together in the sorted listing.
         start = stop = bisect_left(names, fixed)
@@ -176,7 +176,7 @@ class LabelMaskSource:
         return [
             FilePart(folder / name)
             for name in names[start:stop]
-            if fnmatch.fnmatchcase(name, wanted)
+            if fnmatch.fnmatchcase(name, filled)
         ]
 
     @staticmethod
@@ -260,9 +260,9 @@ class SuperpixelMaskSource:
             from skimage import segmentation
         except ImportError as error:
             raise MissingPackageError("scikit-image", "train", "superpixel masks") from error
-        own = (image.shape[1], image.shape[2])
-        if self.max_side is not None and max(own) > self.max_side:
-            size = resolve_size(self.max_side / max(own), own)
+        given = (image.shape[1], image.shape[2])
+        if self.max_side is not None and max(given) > self.max_side:
+            size = resolve_size(self.max_side / max(given), given)
             image = Geometry(size, 0, 0, size).image(image)
         # (3, H, W) -> (H, W, 3)
         pixels = image.permute(1, 2, 0).cpu().numpy().astype(np.float64)
@@ -304,7 +304,7 @@ class FirstOfMaskSource:
         return any(source.has(record) for source in self.sources)
 
     def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> Masks:
-        """Ask the first source that has masks; the last one is asked if none has."""
+        """Take the masks of the first source that has some, else those of the last source."""
         for source in self.sources[:-1]:
             if source.has(record):
                 return source(record, image, generator)

@@ -89,12 +89,12 @@ def unpack_nyuv2(
     folder = Path(out).expanduser()
     about = {"source": "nyu_depth_v2_labeled.mat", "val": "official test split", "cropped": crop}
     text = (json.dumps(about, indent=1) + "\n").encode()
-    own, told = OwnFiles(folder), _is(folder / "meta.json", text)
-    if not told:
-        own.check("meta.json", MAKER)
+    files, recorded = OwnFiles(folder), _is(folder / "meta.json", text)
+    if not recorded:
+        files.check("meta.json", MAKER)
     with stream:
         if missing := {"images", "depths", "labels"} - set(stream):
-            raise ValueError(f"{mat} has no {', '.join(sorted(missing))}; wanted {ADDRESS}")
+            raise ValueError(f"{mat} has no {', '.join(sorted(missing))}; expected {ADDRESS}")
         count, done = len(stream["images"]), 0
         for name, numbers in parts.items():
             if numbers.min() < 1 or numbers.max() > count:
@@ -104,8 +104,8 @@ def unpack_nyuv2(
                 done += 1
                 if on_image is not None:
                     on_image(done, sum(map(len, parts.values())))
-    if not told:
-        own.write("meta.json", text, MAKER)
+    if not recorded:
+        files.write("meta.json", text, MAKER)
 
 
 def _is(path: Path, content: bytes) -> bool:
@@ -128,7 +128,7 @@ def _load(path: PathLike) -> dict[str, Any]:
 def _numbers(path: PathLike, key: str) -> npt.NDArray[np.int64]:
     content = _load(path)
     if key not in content or not content[key].size:
-        raise ValueError(f"{path} has no {key}; wanted the file of {SPLIT_ADDRESS}")
+        raise ValueError(f"{path} has no {key}; expected the file of {SPLIT_ADDRESS}")
     return np.asarray(content[key].reshape(-1), np.int64)
 
 
@@ -136,10 +136,10 @@ def _class_of(path: PathLike) -> npt.NDArray[np.uint8]:
     """Return the class of each raw label: 0 to 38, 255 for unlabelled and "otherprop"."""
     content = _load(path)
     if "mapClass" not in content:
-        raise ValueError(f"{path} has no mapClass; wanted one of 40 classes for each raw label")
+        raise ValueError(f"{path} has no mapClass; expected one of 40 classes for each raw label")
     classes = content["mapClass"].reshape(-1).astype(np.int64)
     if classes.min() < 1 or classes.max() > 40:
-        raise ValueError(f"{path} maps to {classes.min()} to {classes.max()}; wanted 1 to 40")
+        raise ValueError(f"{path} maps to {classes.min()} to {classes.max()}; expected 1 to 40")
     known = len(load_table("nyuv2")["names"])
     classes = np.where(classes <= known, classes - 1, IGNORED)
     return np.concatenate([[IGNORED], classes]).astype(np.uint8)

@@ -132,7 +132,7 @@ def _identified(stream: IO[bytes], filename: str, max_pixels: int | None) -> "Im
             tried.add(name)
             factory, accepts = Image.OPEN[name]
             try:
-                # A string says why the format, which it is, cannot be read.
+                # A string is the reason why an image of this format cannot be read.
                 if accepts and (not (fits := accepts(prefix)) or isinstance(fits, str)):
                     continue
                 stream.seek(0)

@@ -350,11 +350,11 @@ def sa1b_folder(root: PathLike) -> FileRecords:
     root = Path(root).expanduser()
     stems: list[str] = []
     for parent, _, files in os.walk(root):
-        here = set(files)
+        names = set(files)
         stems.extend(
             os.path.join(parent, name[: -len(".jpg")])
             for name in files
-            if name.endswith(".jpg") and name[: -len(".jpg")] + ".json" in here
+            if name.endswith(".jpg") and name[: -len(".jpg")] + ".json" in names
         )
     if not stems:
         raise FileNotFoundError(

@@ -154,14 +154,14 @@ class SamMaskSource:
         self.weights = Path(weights).expanduser()
         if not (self.weights / "config.json").is_file() or not self._files():
             raise WeightsNotFoundError(
-                f"no SAM weights in {self.weights}: wanted config.json and model.safetensors, as "
+                f"no SAM weights in {self.weights}: expected config.json and model.safetensors, as "
                 "in https://huggingface.co/facebook/sam-vit-base or .../facebook/sam2.1-hiera-tiny"
             )
         config = read_config(self.weights / "config.json")
         self.kind = str(config.get("model_type"))
         if self.kind not in MODELS:
             raise CheckpointError(
-                f"{self.weights} holds a model of type {self.kind!r}, wanted one of "
+                f"{self.weights} holds a model of type {self.kind!r}, expected one of "
                 f"{', '.join(MODELS)}"
             )
         self.points_per_side = points_per_side

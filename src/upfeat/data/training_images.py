@@ -449,12 +449,12 @@ class TrainingLoader:
             ValueError: the state is of another seed, order or number of images, so that the
                 stream would be another one.
         """
-        own = self.state_dict()
+        current = self.state_dict()
         for name in ("seed", "length", "shuffle"):
-            if state[name] != own[name]:
+            if state[name] != current[name]:
                 raise ValueError(
                     f"the saved position is of a stream with {name} {state[name]}, this one has "
-                    f"{own[name]}: the order would differ; restore it or start anew"
+                    f"{current[name]}: the order would differ; restore it or start anew"
                 )
         self.position = int(state["position"])
         self.skipped = dict(state["skipped"])

@@ -1,4 +1,4 @@
-"""Cutting training images, and everything that lies on them, in the same way.
+"""Crops of training images and of the maps that belong to them, with one geometry.
 
 A transform draws a :class:`Geometry` for an image of a size; the geometry then cuts the image
 (bilinear or bicubic) and any map of labels or masks on it (nearest neighbour), whatever resolution
@@ -135,8 +135,8 @@ class CropTransform:
             raise ValueError(f"scale must be a range (low, high) above 0, got {self.scale}")
         if self.resize == "cover" and self.crop is None:
             raise ValueError("resize='cover' needs a crop to cover")
-        asked = None if self.resize == "cover" else self.resize
-        for name, value in (("resize", asked), ("crop", self.crop)):
+        side = None if self.resize == "cover" else self.resize
+        for name, value in (("resize", side), ("crop", self.crop)):
             if isinstance(value, float):
                 raise ValueError(f"{name} must be an int, a pair or None, got {value}")
             resolve_size(value, (1, 1), name)
