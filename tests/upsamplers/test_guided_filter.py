@@ -34,8 +34,8 @@ def test_at_the_grids_own_size_it_is_the_filter() -> None:
 def test_rows_of_the_enlargement_are_torchs(size: tuple[int, int]) -> None:
     x = torch.randn(1, 2, 4, 5, dtype=torch.float64)
     expected = F.interpolate(x, size, mode="bilinear")
-    torch.testing.assert_close(_enlarged(x, size, (0, size[0])), expected)
-    torch.testing.assert_close(_enlarged(x, size, (1, 3)), expected[:, :, 1:3])
+    torch.testing.assert_close(_enlarged(x, size, slice(0, size[0])), expected)
+    torch.testing.assert_close(_enlarged(x, size, slice(1, 3)), expected[:, :, 1:3])
 
 
 def test_recovers_what_is_linear_in_the_colours() -> None:

@@ -12,7 +12,7 @@ from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.errors import CheckpointError
-from upfeat.upsamplers import liif
+from upfeat.ops.runtime import strips
 from upfeat.upsamplers.liif import ImplicitFunction, Liif
 
 
@@ -77,14 +77,14 @@ def test_count_of_parameters() -> None:
     assert sum(p.numel() for p in upsampler.parameters()) == 1_920_384
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     upsampler = Liif(8, hidden_dim=12, num_hidden=2).double()
     image = torch.zeros(2, 3, 13, 17, dtype=torch.float64)
     features = torch.randn(2, 8, 3, 4, dtype=torch.float64, requires_grad=True)
     leaves = [features, *upsampler.parameters()]
     results = []
-    for chunk in (10_000, 50):
-        monkeypatch.setattr(liif, "CHUNK", chunk)
+    for max_bytes in (2**24, 2**15):
+        monkeypatch.setattr(strips, "STRIP_BYTES", max_bytes)
         out = upsampler(image, features)
         with torch.no_grad():
             torch.testing.assert_close(upsampler(image, features), out)

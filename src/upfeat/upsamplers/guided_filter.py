@@ -5,11 +5,10 @@ Guided Filter", arXiv 1505.00996: the model is fitted on the feature grid, its c
 enlarged, and the full image is put in. Origin: the papers' formulas; no weights. The form with a
 guide channel for each channel (as in ReSFU's module) is :func:`upfeat.ops.guided_filter`.
 
-Legend: B batch, K value channels, G guide channels, h w grid, H' W' output.
+Legend: B batch, K value channels, G guide channels, h w grid, H' W' output, R rows of a strip.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +16,15 @@ from torch.nn import functional as F
 
 from upfeat.ops.guided_filter import guided_model
 from upfeat.ops.images import resize_antialiased
-from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
+
+
+class Guide(NamedTuple):
+    """The guide's means in the cells (B, G, h, w), and at the output's size (B, G, H', W')."""
+
+    cells: Tensor
+    pixels: Tensor
 
 
 @register_upsampler("guided_filter")
@@ -67,51 +73,28 @@ class GuidedFilter(Upsampler):
             raise ValueError(f"guide must be 'color' or 'gray', got {guide!r}")
         self.radius, self.eps, self.guide = radius, eps, guide
 
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        return self._rows(self._fit(image, values), image, output_size, (0, output_size[0]))
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Guide:
+        """Bring the guide to the grid, where the model is fitted, and to the output's size."""
+        guide = self._guide(image)
+        cells = F.adaptive_avg_pool2d(guide, (features.shape[2], features.shape[3]))
+        return Guide(cells, resize_antialiased(guide, output_size))
 
-    def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
-    ) -> Iterator[Tile]:
-        height, width = output_size
-        model = self._fit(image, values)
-        # The tile, one enlarged slope and the rows that both are made of.
-        row_bytes = 6 * model[1].element_size() * values.shape[0] * values.shape[1] * width
-        step = max(1, max_bytes // row_bytes)
-        for start in range(0, height, step):
-            rows = (start, min(start + step, height))
-            yield slice(*rows), slice(0, width), self._rows(model, image, output_size, rows)
+    def encode_values(self, state: Guide, values: Tensor) -> Tensor:
+        """Fit the model: slopes for each guide channel, and offsets, (B, G + 1, K, h, w)."""
+        slopes, offsets = guided_model(state.cells, values, self.radius, self.eps)
+        return torch.cat((slopes, offsets[:, None]), dim=1)
 
-    def _fit(self, image: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes (B, G, K, h, w) and offsets (B, K, h, w) on the grid."""
-        grid = (values.shape[2], values.shape[3])
-        return guided_model(
-            F.adaptive_avg_pool2d(self._guide(image), grid), values, self.radius, self.eps
-        )
-
-    def _rows(
-        self,
-        model: tuple[Tensor, Tensor],
-        image: Tensor,
-        output_size: tuple[int, int],
-        rows: tuple[int, int],
-    ) -> Tensor:
-        """Output rows ``rows``: (B, K, rows, W')."""
-        slopes, offsets = model
-        guide = resize_antialiased(self._guide(image), output_size)
-        guide = guide[:, :, rows[0] : rows[1]]
-        out = _enlarged(offsets, output_size, rows)
+    def decode(self, state: Guide, values: Tensor, rows: slice) -> Tensor:
+        """Enlarge the model, and put the guide's pixels in."""
+        size, guide = (state.pixels.shape[2], state.pixels.shape[3]), state.pixels[:, :, rows]
+        out = _enlarged(values[:, -1], size, rows)
         for channel in range(guide.shape[1]):
-            large = _enlarged(slopes[:, channel], output_size, rows)
-            out = out + large * guide[:, channel, None]
+            out = out + _enlarged(values[:, channel], size, rows) * guide[:, channel, None]
         return out
+
+    def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Count a row of the output, of an enlarged slope, and of their product and sum."""
+        return 4 * values.shape[1] * output_size[1]
 
     def _guide(self, image: Tensor) -> Tensor:
         """The guide (B, G, H, W), float32 at least: variances do not survive half precision."""
@@ -119,13 +102,13 @@ class GuidedFilter(Upsampler):
         return image if self.guide == "color" else image.mean(1, keepdim=True)
 
 
-def _enlarged(x: Tensor, size: tuple[int, int], rows: tuple[int, int]) -> Tensor:
-    """Rows of the bilinear enlargement: (B, K, h, w) -> (B, K, rows, W')."""
+def _enlarged(x: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
+    """Rows of the bilinear enlargement: (B, K, h, w) -> (B, K, R, W')."""
     cells = x.shape[2]
-    place = torch.arange(*rows, device=x.device, dtype=x.dtype)
+    place = torch.arange(rows.start, rows.stop, device=x.device, dtype=x.dtype)
     place = ((place + 0.5) * (cells / size[0]) - 0.5).clamp(0, cells - 1)
     low = place.floor().long()
-    share = (place - low)[:, None]  # (rows, 1)
+    share = (place - low)[:, None]  # (R, 1)
     high = (low + 1).clamp(max=cells - 1)
-    band = x[:, :, low] * (1 - share) + x[:, :, high] * share  # (B, K, rows, w)
-    return F.interpolate(band, (len(low), size[1]), mode="bilinear")
+    strip = x[:, :, low] * (1 - share) + x[:, :, high] * share  # (B, K, R, w)
+    return F.interpolate(strip, (len(low), size[1]), mode="bilinear")

@@ -4,10 +4,11 @@
 ``torch.nn.functional.interpolate`` (``align_corners=False``, no antialiasing, bicubic a = -0.75;
 nearest is torch's ``"nearest"``, area is adaptive average pooling). ``lanczos`` is Pillow's filter
 of that name, as two products with matrices, so that gradients flow. Origin: textbook; no weights.
+
+Legend: B batch, K value channels, h w grid, H' W' output, R rows of a strip.
 """
 
-from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from upfeat.ops._dispatch import without_autocast
 from upfeat.ops.images import resize_bilinear
-from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 LOBES = 3
@@ -33,46 +34,43 @@ def _info(
     )
 
 
+class OutputSize(NamedTuple):
+    """(H', W'), all that the image says."""
+
+    height: int
+    width: int
+
+
 class Interpolation(Upsampler):
     """Resizes the features and ignores the image, apart from its size."""
 
     mode: ClassVar[str]
+    bounded_decode = True
 
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        return self._resize(values, output_size)
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> OutputSize:
+        """Look at no image."""
+        return OutputSize(*output_size)
 
-    def _resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+    def decode(self, state: OutputSize, values: Tensor, rows: slice) -> Tensor:
+        """Resize the map, or first what a strip's rows mix along the columns, then along rows."""
+        if (rows.start, rows.stop) == (0, state.height):
+            return self.resize(values, state)
+        index, weight = self._taps(values, state.height, rows)  # (R, taps)
+        strip = torch.zeros((), dtype=weight.dtype, device=values.device)
+        for tap in range(weight.shape[1]):
+            strip = strip + values[:, :, index[:, tap]] * weight[:, tap, None]  # (B, K, R, w)
+        return self.resize(strip.to(values.dtype), (len(index), state.width))
+
+    def resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, K, h, w) to (B, K, *size)."""
         return F.interpolate(values, size, mode=self.mode)
 
-    def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
-    ) -> Iterator[Tile]:
-        height, width = output_size
-        row_bytes = values.shape[0] * values.shape[1] * width * values.element_size()
-        # A band and the gathered rows it is made of.
-        _, taps = self._taps(values, height, 0, height)
-        step = max(1, max_bytes // ((taps.shape[1] + 2) * row_bytes))
-        for start in range(0, height, step):
-            stop = min(start + step, height)
-            yield slice(start, stop), slice(0, width), self._band(values, output_size, start, stop)
+    def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Count a row of the output, and the rows of the grid's width that it is made of."""
+        return values.shape[1] * (output_size[1] + 4 * values.shape[3])
 
-    def _band(self, values: Tensor, output_size: tuple[int, int], start: int, stop: int) -> Tensor:
-        """Interpolate output rows ``start:stop`` only: (B, K, h, w) -> (B, K, stop - start, W')."""
-        height, width = output_size
-        index, weight = self._taps(values, height, start, stop)
-        # (B, K, h, w) -> (B, K, rows, taps, w), weighted and summed over the taps
-        band = (values[:, :, index] * weight[..., None]).sum(dim=3)
-        return self._resize(band, (stop - start, width))
-
-    def _taps(self, values: Tensor, height: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return source rows and their weights, both (rows, taps), for rows ``start:stop``.
+    def _taps(self, values: Tensor, height: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return source rows and their weights, both (R, taps), float32 at least.
 
         They are read off by interpolating the identity: column i of the identity resized along
         its rows holds what source row i contributes, with torch's own rounding.
@@ -81,11 +79,10 @@ class Interpolation(Upsampler):
         wide = torch.promote_types(values.dtype, torch.float32)
         identity = torch.eye(source, dtype=wide, device=values.device)
         # (1, 1, h, h) -> (H', h): one row of weights for each output row
-        weights = self._resize(identity[None, None], (height, source))[0, 0]
-        rows = weights[start:stop]
+        weights = self.resize(identity[None, None], (height, source))[0, 0]
         taps = max(1, int((weights != 0).sum(1).max()))
-        index = rows.abs().topk(taps, dim=1).indices
-        return index, rows.gather(1, index).to(values.dtype)
+        index = weights[rows].abs().topk(taps, dim=1).indices
+        return index, weights[rows].gather(1, index)
 
 
 @register_upsampler("nearest")
@@ -125,7 +122,8 @@ class Bilinear(Interpolation):
     )
     mode = "bilinear"
 
-    def _resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resize with torch's own bilinear kernel, channels last where that is quicker."""
         return resize_bilinear(values, size)
 
 
@@ -181,7 +179,8 @@ class Lanczos(Interpolation):
     info = _info("lanczos", "Lanczos interpolation (three lobes) of the features.")
     mode = "lanczos"
 
-    def _resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        """Multiply with the weights of both axes."""
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
         rows, cols = (
             lanczos_weights(length, wanted, wide)

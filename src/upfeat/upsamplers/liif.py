@@ -19,24 +19,21 @@ Legend: B batch, C feature channels, h w low-resolution grid, N positions, D hid
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from upfeat.errors import CheckpointError
-from upfeat.layers.bands import needs_graph, row_bands
-from upfeat.ops._dispatch import wants_reference
 from upfeat.ops.coordinates import pixel_centres
-from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
+from upfeat.ops.runtime import join_strips
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 Size = tuple[int, int]
 
-CHUNK = 8192  # positions of all items that are answered at once
 NUDGE = 1e-6  # breaks ties between two nearest cells; also how far positions stay off the border
 AREA_EPS = 1e-9
 
@@ -153,6 +150,13 @@ def nearest_cell(coords: Tensor, grid: Size, move: Size) -> tuple[Tensor, Tensor
     return index, torch.stack(offsets, dim=-1)
 
 
+class Encoded(NamedTuple):
+    """The first layer's share of each cell (B, h, w, D), and (H', W')."""
+
+    shares: Tensor
+    size: Size
+
+
 @register_upsampler("liif")
 class Liif(Upsampler):
     """LIIF (arXiv 2012.09161) on a backbone's features; :meth:`query` answers at any position.
@@ -224,64 +228,39 @@ class Liif(Upsampler):
             cell_decode,
         )
 
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        coords = self._centres(features, output_size, (0, output_size[0]))
-        out = self._answer(self.function.prepare(features, output_size), coords)
-        return out.transpose(1, 2).unflatten(2, output_size)  # (B, N, C) -> (B, C, H', W')
+    def encode(self, image: Tensor, features: Tensor, output_size: Size) -> Encoded:
+        """Compute the first layer's share of each cell, once."""
+        return Encoded(self.function.prepare(features, output_size), output_size)
 
-    def _query(
-        self,
-        image: Tensor,
-        features: Tensor,
-        coords: Tensor,
-        values: Tensor,
-        output_size: tuple[int, int],
-    ) -> Tensor:
+    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+        """Answer at the centres of the pixels."""
+        shares, width = state.shares, state.size[1]
+        wide = torch.promote_types(shares.dtype, torch.float32)
+        centres = pixel_centres(state.size, shares.device, wide)  # (H' W', 2)
+        coords = centres[rows.start * width : rows.stop * width].expand(len(shares), -1, -1)
+        return self._answer(shares, coords).unflatten(2, (-1, width))
+
+    def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
+        """Answer at the positions."""
         coords = coords.to(torch.promote_types(coords.dtype, torch.float32))
-        return self._answer(self.function.prepare(features, output_size), coords)
+        return self._answer(state.shares, coords).mT
 
-    @torch.no_grad()
-    def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
-    ) -> Iterator[Tile]:
-        width = output_size[1]
-        shares = self.function.prepare(features, output_size)
-        row_bytes = 4 * len(features) * width * (2 * features.shape[1] + 8 * shares.shape[3])
-        for rows in row_bands(output_size[0], row_bytes, max_bytes):
-            out = self._answer(shares, self._centres(features, output_size, rows))
-            tile = out.transpose(1, 2).unflatten(2, (-1, width))  # (B, N, C) -> (B, C, R, W')
-            yield slice(*rows), slice(0, width), tile
+    def row_floats(self, features: Tensor, values: Tensor, output_size: Size) -> int:
+        """Count what the positions of a row take."""
+        return output_size[1] * self._position_floats()
 
-    def _centres(self, features: Tensor, size: Size, rows: tuple[int, int]) -> Tensor:
-        """Positions (B, R * W', 2) of the pixels of some rows of a grid."""
-        wide = torch.promote_types(features.dtype, torch.float32)
-        centres = pixel_centres(size, features.device, wide)
-        part = centres[rows[0] * size[1] : rows[1] * size[1]]
-        return part.expand(len(features), -1, -1)
+    def _position_floats(self) -> int:
+        """The answer and a copy, and the hidden layers of four cells."""
+        return 2 * self.config["feature_dim"] + 8 * self.config["hidden_dim"]
 
     def _answer(self, shares: Tensor, coords: Tensor) -> Tensor:
-        """Answer chunk by chunk: (B, N, C)."""
-        chunks = coords.split(max(1, CHUNK // len(coords)), dim=1)
-        if len(chunks) == 1:
-            return self.function(shares, coords)
-        if wants_reference():
-            return torch.cat([self.function(shares, c) for c in chunks], dim=1)
-        if needs_graph(self, shares):
-            parts = [checkpoint(self.function, shares, c, use_reentrant=False) for c in chunks]
-            return torch.cat(parts, dim=1)
-        size = (len(coords), coords.shape[1], self.config["feature_dim"])
-        out, start = shares.new_empty(size), 0
-        for chunk in chunks:
-            out[:, start : start + chunk.shape[1]] = self.function(shares, chunk)
-            start += chunk.shape[1]
-        return out
+        """Answer some positions after the other: (B, h, w, D) and (B, N, 2) to (B, C, N)."""
+
+        def answer(shares: Tensor, part: slice) -> Tensor:
+            return self.function(shares, coords[:, part]).mT[..., None]  # (B, C, n, 1)
+
+        position_bytes = len(shares) * shares.element_size() * self._position_floats()
+        return join_strips(answer, shares, coords.shape[1], position_bytes)[..., 0]
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
