@@ -125,9 +125,9 @@ def _load(
     model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[str], name: str
 ) -> None:
     state = _filtered(model, state, path)
-    own = model.state_dict()
-    heads = _classifiers(model, own)
-    state = {key: t for key, t in state.items() if key in own or not key.startswith(heads)}
+    tensors = model.state_dict()
+    heads = _classifiers(model, tensors)
+    state = {key: t for key, t in state.items() if key in tensors or not key.startswith(heads)}
     advice = (
         "Use the file of this architecture, or the name of the architecture that the file was made "
         "for"
@@ -172,16 +172,16 @@ def _filtered(
         ) from error
 
 
-def _classifiers(model: nn.Module, own: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _classifiers(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return what the names of the classifier's tensors start with."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return tuple(_head(name, own) for name in ((names,) if isinstance(names, str) else names))
+    return tuple(_head(name, tensors) for name in ((names,) if isinstance(names, str) else names))
 
 
-def _head(name: str, own: Mapping[str, Tensor]) -> str:
+def _head(name: str, tensors: Mapping[str, Tensor]) -> str:
     # Some families name only the last layer of a head that has more, such as a norm before it:
     # go up as long as nothing that the network keeps lies there.
     parent = name.rpartition(".")[0]
-    while parent and not any(key.startswith(f"{parent}.") for key in own):
+    while parent and not any(key.startswith(f"{parent}.") for key in tensors):
         name, parent = parent, parent.rpartition(".")[0]
     return f"{name}."

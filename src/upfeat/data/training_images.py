@@ -195,7 +195,7 @@ class TrainingImages(Dataset[Sample]):
         return sample
 
 
-def _turn(record: Record, what: str, own: tuple[int, int], size: tuple[int, int]) -> int:
+def _turn(record: Record, what: str, stored: tuple[int, int], size: tuple[int, int]) -> int:
     """Return the EXIF orientation by which maps must be turned to lie on their image; 0 for none.
 
     Maps of another shape than the image are refused, unless they lie on the photo as the camera
@@ -205,12 +205,12 @@ def _turn(record: Record, what: str, own: tuple[int, int], size: tuple[int, int]
     def fits(height: int, width: int) -> bool:
         return abs(height * size[1] - width * size[0]) <= max(size)
 
-    if fits(*own):
+    if fits(*stored):
         return 0
-    if fits(own[1], own[0]) and (number := record.orientation()) >= 5:
+    if fits(stored[1], stored[0]) and (number := record.orientation()) >= 5:
         return number
     raise ValueError(
-        f"the {what} of {record.name}: {own}, the image is {size} (height, width); they cannot "
+        f"the {what} of {record.name}: {stored}, the image is {size} (height, width); they cannot "
         "lie on each other"
     )
 
