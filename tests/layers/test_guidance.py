@@ -14,7 +14,6 @@ from upfeat.layers import (
     PointwiseResidualBlock,
     RMSNorm,
 )
-from upfeat.layers.bands import needs_graph
 from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.ops import stream
 
@@ -117,13 +116,3 @@ def test_conversion_refuses_what_is_missing_or_misshapen() -> None:
     assert "cross_decode.more" in convert_cross_decode(
         {**state, "cross_decode.more": state[key]}, 24
     )
-
-
-def test_needs_graph() -> None:
-    module, x = nn.Linear(2, 2), torch.ones(2)
-    assert needs_graph(module, x)
-    with torch.no_grad():
-        assert not needs_graph(module, x)
-    module.requires_grad_(False)
-    assert not needs_graph(module, x)
-    assert needs_graph(module, x.clone().requires_grad_())
