@@ -185,20 +185,15 @@ def _taps(length: int, kernel: int, dilation: int) -> Tensor:
 
 
 def plain_loftup(up: Upsampler) -> Plain:
+    """The convolutions as ours on the whole map, the attention with weights and all."""
+
     def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
         colors = up.scale_colors(image, size)
         tokens = up.tokens(features, colors)
-        axes = (torch.linspace(-1, 1, n, device=image.device) for n in size)
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(image), -1, -1, -1)
-        waves = up.fourier(torch.cat((grid.to(colors.dtype), colors), dim=1))
-        guidance = torch.cat((waves, colors), dim=1).to(features.dtype)
-        x = up.guidance_norm(guidance.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x = up.batch_norm1(up.conv1(x)).relu()
-        x = up.batch_norm2(up.conv2(x)).relu()
-        queries = x.flatten(2).transpose(1, 2)  # (B, N, D)
+        queries = up.queries(colors).flatten(2).transpose(1, 2)  # (B, N, D)
         for layer in up.layers:
-            norm = layer.norm_tokens(tokens)
-            mixed, _ = layer.attention(layer.norm_query(queries), norm, norm)  # weights and all
+            norm, normed = layer.norm_tokens(tokens), layer.norm_query(queries)
+            mixed, _ = nn.MultiheadAttention.forward(layer.attention, normed, norm, norm)
             queries = queries + mixed
             queries = queries + layer.reduce(F.gelu(layer.expand(layer.norm(queries))))
         out = up.output_norm(up.project(up.norm(queries)))

@@ -233,6 +233,19 @@ def warn_user(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ``ValueError`` for an option that is none of its choices.
+
+    Example:
+        >>> check_choice("min_max", "none", ("image", "batch"))
+        Traceback (most recent call last):
+        ...
+        ValueError: min_max must be 'image' or 'batch', got 'none'
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+
+
 def check_normalization(
     mean: object, std: object
 ) -> tuple[tuple[float, float, float] | None, tuple[float, float, float] | None]:

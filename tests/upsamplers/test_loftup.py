@@ -1,4 +1,4 @@
-"""LoftUp: goldens of the original code, official layouts, its options, and its two paths."""
+"""LoftUp: goldens of the original code, official layouts, its options, with and without a graph."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -95,7 +95,7 @@ def official_layout(model: LoftUp) -> dict[str, torch.Tensor]:
     return back
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["bands", "plain"])
+@pytest.mark.parametrize("grad", [False, True], ids=["rows", "plain"])
 @pytest.mark.parametrize("case", ["sine_small", "learnable_interp"])
 def test_golden(golden_dir: Path, case: str, grad: bool) -> None:
     tensors, meta = load_golden(golden_dir / "loftup" / f"{case}.safetensors")
@@ -121,7 +121,7 @@ def test_golden_intermediates(golden_dir: Path) -> None:
     state = golden_state(tensors)
     image, features = tensors["input.image"], tensors["input.features"]
     model = upfeat.from_official("loftup", state, min_max="batch")
-    fourier = model.guidance(model.scale_colors(image, image.shape[-2:]), slice(None))
+    fourier = model.fourier(model.scale_colors(image, image.shape[-2:]))
     assert max_abs_difference(fourier, tensors["fourier"]) == 0
     bare = {
         key.removeprefix("upsampler."): value
@@ -218,6 +218,21 @@ def test_min_max_over_the_batch_couples_images() -> None:
     assert max_abs_difference(alone["batch"], alone["image"]) < 1e-6
 
 
+@pytest.mark.parametrize("mode", ["image", "batch"])
+def test_batches_agree_with_and_without_a_graph(mode: str) -> None:
+    """Rows of the items are computed one by one, colours scaled over what ``min_max`` says."""
+    image, features = torch.randn(3, 3, 40, 24), torch.randn(3, 12, 3, 4)
+    image[1] *= 3
+    model = small(min_max=mode)
+    plain = model(image, features)
+    with torch.no_grad():
+        rows = model(image, features)
+        tiles = [tile for _, _, tile in model.tiles(image, features, max_bytes=40_000)]
+    assert len(tiles) > 3
+    assert max_abs_difference(rows, plain) < 1e-5
+    assert max_abs_difference(torch.cat(tiles, dim=2), plain) < 1e-5
+
+
 @torch.no_grad()
 def test_other_output_size_resizes_the_image_first() -> None:
     image, features = torch.randn(1, 3, 20, 24).double(), torch.randn(1, 12, 3, 4).double()
@@ -306,11 +321,11 @@ def test_single_positions_train_the_batch_norms() -> None:
     assert all(weight.grad is not None for weight in model.parameters())
 
 
-# -- the two paths -------------------------------------------------------------------------------
+# -- with and without a graph --------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_bands_with_trained_batch_norm() -> None:
+def test_rows_with_trained_batch_norm() -> None:
     """Running statistics far from 0 and 1 are folded into the convolutions correctly."""
     model = small()
     for norm in (model.batch_norm1, model.batch_norm2):
@@ -319,20 +334,20 @@ def test_bands_with_trained_batch_norm() -> None:
         torch.nn.init.uniform_(norm.weight, 0.5, 2)
         torch.nn.init.normal_(norm.bias)
     image, features = torch.randn(2, 3, 37, 29), torch.randn(2, 12, 3, 4)
-    bands = model(image, features)
+    rows = model(image, features)
     with torch.enable_grad():
         plain = model(image, features)
-    assert max_abs_difference(bands, plain) < 2e-5
+    assert max_abs_difference(rows, plain) < 2e-5
 
 
 @torch.no_grad()
-def test_bands_at_a_width_that_takes_winograd() -> None:
+def test_rows_at_a_width_that_takes_winograd() -> None:
     model = small(feature_dim=180, n_freqs=20, num_layers=1, num_heads=4)
     image, features = torch.randn(1, 3, 33, 27), torch.randn(1, 180, 3, 4)
-    bands = model(image, features)
+    rows = model(image, features)
     with torch.enable_grad():
         plain = model(image, features)
-    assert max_abs_difference(bands, plain) < 2e-5
+    assert max_abs_difference(rows, plain) < 2e-5
 
 
 @pytest.mark.parametrize(
@@ -362,7 +377,7 @@ def test_feature_scale_multiplies_the_output(training):
     scaled.load_state_dict(plain.state_dict())
     plain, scaled = plain.train(training), scaled.train(training)
     image, features = torch.rand(2, 3, 20, 28), torch.randn(2, 12, 3, 4)
-    with torch.set_grad_enabled(training):  # the plain way, or bands
+    with torch.set_grad_enabled(training):  # with a graph, or by rows
         wide, narrow = scaled(image, features), plain(image, features)
     torch.testing.assert_close(wide, 2.5 * narrow, rtol=0, atol=1e-5)
     coords = pixel_centres((20, 28))[None, ::50].expand(2, -1, -1)

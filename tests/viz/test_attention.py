@@ -65,9 +65,8 @@ def test_jafar_is_the_softmax_of_its_queries_and_keys(inputs) -> None:
     image, features = inputs
     up = build("jafar")
     with torch.no_grad():
-        query, key = up.guidance(image, SIZE, GRID)
-        queries = up.attention.queries(F.group_norm(query, 8))[0]  # (N, d)
-        keys = up.keys(key, features)[0]  # (n, d)
+        encoded = up.encode(image, features, SIZE)
+        queries, keys = up.attention.queries(encoded.query)[0], encoded.key[0]  # (N, d), (n, d)
         heads = up.attention.num_heads
         q, k = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (queries, keys))
         dense = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1).mean(0)  # (N, n)
@@ -81,9 +80,9 @@ def test_loftup_is_the_softmax_of_each_block(inputs) -> None:
     """Against projections and softmax by hand, in the pass over the whole map."""
     image, features = inputs
     up = build("loftup")
-    seen: list[tuple[nn.MultiheadAttention, torch.Tensor, torch.Tensor]] = []
+    seen: list[tuple[nn.MultiheadAttention, torch.Tensor]] = []
     hooks = [
-        layer.attention.register_forward_pre_hook(lambda m, args: seen.append((m, *args[:2])))
+        layer.attention.register_forward_pre_hook(lambda m, args: seen.append((m, args[0])))
         for layer in up.layers
     ]
     up(image, features)  # with gradients on, so as one plain pass
@@ -93,13 +92,15 @@ def test_loftup_is_the_softmax_of_each_block(inputs) -> None:
     row, col = 11, 30
     weights = attended_regions(up, image, features, (row, col))
     assert weights.shape == (2, *GRID)
-    for block, (module, queries, tokens) in enumerate(seen):
+    for block, (module, queries) in enumerate(seen):
         with torch.no_grad():
+            tokens = up.tokens(features, up.scale_colors(image, SIZE))
+            tokens = up.layers[block].norm_tokens(tokens)
             q, k, _ = zip(module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3), strict=True)
             one = F.linear(queries[0, row * SIZE[1] + col], *q).view(4, 1, -1)  # (heads, 1, d)
             keys = F.linear(tokens[0], *k).unflatten(1, (4, -1)).transpose(0, 1)  # (heads, n, d)
             dense = torch.softmax(one @ keys.mT / one.shape[-1] ** 0.5, dim=-1).mean(0)
-            library = module(queries, tokens, tokens, need_weights=True)[1]
+            library = nn.MultiheadAttention.forward(module, queries, tokens, tokens)[1]
         expected = dense.view(GRID)
         torch.testing.assert_close(weights[block], expected, rtol=1e-4, atol=1e-6)
         at_pixel = library[0, row * SIZE[1] + col].view(GRID)

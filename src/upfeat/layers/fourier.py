@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from upfeat.ops.fourier_features import fourier_features
+from upfeat.ops.fourier_features import describe, fourier_features, pixel_features
 
 
 class FourierFeatures(nn.Module):
@@ -26,3 +26,29 @@ class FourierFeatures(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., m, H, W) in float32 at least -> (..., 2 n m, H, W)."""
         return fourier_features(inputs, self.phases)
+
+
+class PixelFeatures(FourierFeatures):
+    """Fourier features of each pixel's place and colour, and its colour.
+
+    Args:
+        colors: whether colours are described beside the places.
+        frequencies: n.
+
+    Example:
+        >>> import torch
+        >>> PixelFeatures(True, 4)(torch.rand(2, 3, 6, 7)).shape
+        torch.Size([2, 43, 6, 7])
+    """
+
+    def __init__(self, colors: bool, frequencies: int) -> None:
+        super().__init__(5 if colors else 2, frequencies)
+        self.channels = 10 * frequencies + 3 if colors else 4 * frequencies
+
+    def forward(self, colors: Tensor) -> Tensor:
+        """(B, 3, H, W) in float32 at least -> (B, channels, H, W)."""
+        return pixel_features(colors, self.phases)
+
+    def at(self, places: Tensor, colors: Tensor) -> Tensor:
+        """Places (..., 2, H, W) and their colours (..., 3, H, W) -> (..., channels, H, W)."""
+        return describe(places, colors, self.phases)

@@ -1,9 +1,10 @@
-"""Root-mean-square normalisation."""
+"""Normalisation of each position over its channels."""
 
 import torch
 from torch import Tensor, nn
 
 from upfeat.ops._dispatch import without_autocast
+from upfeat.ops.channel_norm import channel_layer_norm
 from upfeat.ops.rms_norm import rms_norm
 
 
@@ -33,3 +34,17 @@ class RMSNorm(nn.RMSNorm):
         eps = torch.finfo(wide).eps if self.eps is None else self.eps
         with without_autocast(x):
             return rms_norm(x.to(wide), self.weight.to(wide), eps).to(x.dtype)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """``torch.nn.LayerNorm`` over the channels of maps (B, C, H, W).
+
+    Example:
+        >>> import torch
+        >>> ChannelNorm(8)(torch.randn(2, 8, 4, 5)).shape
+        torch.Size([2, 8, 4, 5])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each pixel of ``x`` (B, C, H, W)."""
+        return channel_layer_norm(x, self.weight, self.bias, self.eps)

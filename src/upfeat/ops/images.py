@@ -22,6 +22,7 @@ __all__ = [
     "raw_scale",
     "resize_antialiased",
     "resize_bilinear",
+    "stretch_colors",
 ]
 
 Size: TypeAlias = tuple[int, int]
@@ -195,3 +196,15 @@ def raw_scale(
     if darkest < -0.2 and 0 <= low < 0.1 and 0.5 < high <= 1:
         return "[0, 1]"
     return None
+
+
+def stretch_colors(image: Tensor, axes: tuple[int, ...] = (2, 3)) -> Tensor:
+    """Scale each colour of (B, 3, H, W) to [-0.5, 0.5] over some axes; a constant one is -0.5.
+
+    Example:
+        >>> import torch
+        >>> stretch_colors(torch.tensor([[[[2.0, 3.0, 4.0]]]])).flatten().tolist()
+        [-0.5, 0.0, 0.5]
+    """
+    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
+    return (image - low) / (high - low).clamp(min=1e-4) - 0.5

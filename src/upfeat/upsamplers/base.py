@@ -227,7 +227,7 @@ class Upsampler(nn.Module):
     config: dict[str, Any]
     trained_for: "TrainedFor | None" = None
     feature_scale: float = 1.0
-    streams: ClassVar[bool] = False
+    streams: bool = False
     bounded_decode: ClassVar[bool] = False
     batch_statistics: ClassVar[bool] = False
     official_globals: ClassVar[tuple[Any, ...]] = ()
@@ -388,7 +388,10 @@ class Upsampler(nn.Module):
             for item, state in self._encode_items(image, features, output_size, MAP_BYTES):
                 mixed = self.encode_values(state, values[item])
                 decode = functools.partial(self.decode, state, mixed)
-                assemble(decode, output_size[0], row_bytes, out, item)
+                height = output_size[0]
+                block = stream.block_rows(state, height)
+                ahead = functools.partial(stream.read_ahead, state, height=height)
+                assemble(decode, height, row_bytes, out, item, block=block, ahead=ahead)
         return out.result()
 
     def _decode_graph(self, state: Any, values: Tensor, rows: slice) -> Tensor:
@@ -457,6 +460,11 @@ class Upsampler(nn.Module):
             raise UnsupportedError(
                 f"{self.info.name} computes its output as a whole and has no tiles(); call it "
                 "directly, or ask upfeat.list_upsamplers() for another method"
+            )
+        if self.training and self.batch_statistics:
+            raise ValueError(
+                f"{self.info.name} in training mode normalises over the whole batch and has no "
+                "tiles(); call .eval() first"
             )
         if is_transformed():
             raise UnsupportedError(

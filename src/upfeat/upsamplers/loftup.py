@@ -12,50 +12,36 @@ channel-normalised features, and neither ``values`` nor a linear head in front m
 Legend: B batch, C feature channels, D = C + 20 (or C) token width, N = H'W' queries, n = hw tokens.
 """
 
-import copy
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
-from upfeat.errors import CheckpointError
+from upfeat.errors import CheckpointError, check_choice
+from upfeat.layers.attention import Attention, Memory
 from upfeat.layers.cell_colors import CellColors
-from upfeat.layers.fourier import FourierFeatures
-from upfeat.layers.module_weights import named_weights
-from upfeat.ops._dispatch import Scratch, records_graph
-from upfeat.ops.banded_convolution import ConvolvedRows, Kernel, fold_batch_norm, prepare_kernel
+from upfeat.layers.fourier import FourierFeatures, PixelFeatures
+from upfeat.layers.norm import ChannelNorm
+from upfeat.ops import stream
 from upfeat.ops.coordinates import sample_around
-from upfeat.ops.cross_attention import CrossAttentionLayer, prepare_layer
 from upfeat.ops.fourier_features import inclusive_grid
-from upfeat.ops.memory import new_large
-from upfeat.upsamplers.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Abilities,
-    Tile,
-    Upsampler,
-    UpsamplerInfo,
-)
+from upfeat.ops.images import Size, stretch_colors
+from upfeat.ops.linear import linear
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.loftup_start import start_as_interpolation
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
 
-Size = tuple[int, int]
-BAND_BYTES = 128 * 2**20  # of a band of rows, outside tiles()
-CHUNK_TOKENS = 2048  # queries that pass the transformer at once
 QUERY_CHUNK = 1024  # positions of query(), each with its neighbourhood
 POSITION_FREQUENCIES = 5  # of the low-resolution tokens: 2 x 2 x 5 = 20 channels
-
-
 NO_CHANNEL_NORM = (
-    "this LoftUp file holds the upsampler alone, without the channel norm of the features that it "
-    "was trained behind (the hub repositories have such a model.safetensors beside the complete "
-    "pytorch_model.bin); its output would be wrong for raw backbone features. Take "
-    "pytorch_model.bin, or pass channel_norm=False and normalise the features yourself"
+    "this LoftUp file holds the upsampler without the channel norm of the features, so its output "
+    "would be wrong for raw backbone features; take the complete pytorch_model.bin beside it, or "
+    "pass channel_norm=False and normalise the features yourself"
 )
 
 
@@ -66,23 +52,25 @@ class Layer(nn.Module):
         super().__init__()
         self.norm_query = nn.LayerNorm(width)
         self.norm_tokens = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.attention = Attention(width, num_heads, batch_first=True)
         self.norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, hidden)
         self.reduce = nn.Linear(hidden, width)
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """(B, N, D) and (B, n, D) -> (B, N, D)."""
-        tokens = self.norm_tokens(tokens)
-        normed = self.norm_query(queries)
-        queries = queries + self.attention(normed, tokens, tokens, need_weights=False)[0]
-        return queries + self.reduce(F.gelu(self.expand(self.norm(queries))))
+    def keys_values(self, tokens: Tensor) -> Memory:
+        """(B, n, D) -> what :meth:`forward` attends to."""
+        return self.attention.keys_values(self.norm_tokens(tokens))
+
+    def forward(self, queries: Tensor, memory: Memory) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        queries = queries + self.attention(self.norm_query(queries), memory)[0]
+        hidden = F.gelu(linear(self.norm(queries), self.expand.weight, self.expand.bias))
+        return queries + linear(hidden, self.reduce.weight, self.reduce.bias)
 
 
 def _record(
-    tag: str, name: str, backbone: str, width: int, backbone_license: str = "Apache-2.0"
+    tag: str, name: str, backbone: str, width: int, licence: str = "Apache-2.0"
 ) -> Checkpoint:
-    """One set of published weights, from its row of the table below."""
     return Checkpoint(
         tag=tag,
         file=HubFile(filename="pytorch_model.bin", repository=f"haiwen/loftup-{name}"),
@@ -93,7 +81,7 @@ def _record(
         training_data="SA-1B, 1 M images",
         code_license="MIT",
         weights_license="not stated (the code is MIT)",
-        backbone_license=backbone_license,
+        backbone_license=licence,
         paper="2504.14032",
         config={"num_heads": 4},
         note="Trained with ImageNet mean and std for backbone and guidance, whatever the backbone.",
@@ -103,18 +91,16 @@ def _record(
 SIGLIP = "{} ViT-B/16 of open_clip, normed patch tokens of its timm trunk"
 CLIP = "CLIP ViT-B/16 of OpenAI as in MaskCLIP: value path of the last block, projected"
 
-CHECKPOINTS = tuple(
-    _record(*row)
-    for row in (
-        ("dinov2_vits14", "dinov2s", "timm/vit_small_patch14_dinov2.lvd142m", 384),
-        ("dinov2_vits14_reg", "dinov2s_reg", "timm/vit_small_patch14_reg4_dinov2.lvd142m", 384),
-        ("dinov2_vitb14", "dinov2b", "timm/vit_base_patch14_dinov2.lvd142m", 768),
-        ("dinov2_vitb14_reg", "dinov2b_reg", "timm/vit_base_patch14_reg4_dinov2.lvd142m", 768),
-        ("siglip_vitb16", "siglip", SIGLIP.format("SigLIP"), 768),
-        ("siglip2_vitb16", "siglip2", SIGLIP.format("SigLIP 2"), 768),
-        ("clip_vitb16", "clip", CLIP, 512, "MIT"),
-    )
+_ROWS = (
+    ("dinov2_vits14", "dinov2s", "timm/vit_small_patch14_dinov2.lvd142m", 384),
+    ("dinov2_vits14_reg", "dinov2s_reg", "timm/vit_small_patch14_reg4_dinov2.lvd142m", 384),
+    ("dinov2_vitb14", "dinov2b", "timm/vit_base_patch14_dinov2.lvd142m", 768),
+    ("dinov2_vitb14_reg", "dinov2b_reg", "timm/vit_base_patch14_reg4_dinov2.lvd142m", 768),
+    ("siglip_vitb16", "siglip", SIGLIP.format("SigLIP"), 768),
+    ("siglip2_vitb16", "siglip2", SIGLIP.format("SigLIP 2"), 768),
+    ("clip_vitb16", "clip", CLIP, 512, "MIT"),
 )
+CHECKPOINTS = tuple(_record(*row) for row in _ROWS)
 
 _TINY = (
     "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
@@ -173,6 +159,7 @@ BUNDLED = tuple(
 # Official key (after the prefix "upsampler.") -> ours. The convolution of "project" is 1x1.
 _KEYS = (
     (r"channelnorm\.norm\.", "channel_norm."),
+    (r"model\.1\.norm\.", "channel_norm."),
     (r"lr_pe\.biases$", "position.phases"),
     (r"lr_pe$", "position"),
     (r"fourier_feat\.1\.biases$", "fourier.phases"),
@@ -195,52 +182,16 @@ _KEYS = (
 
 
 def _own_key(key: str) -> str:
-    for pattern, ours in _KEYS:
-        renamed, hits = re.subn(f"^{pattern}", ours, key)
-        if hits:
-            return renamed
-    return key
+    renamed = (re.subn(f"^{pattern}", ours, key) for pattern, ours in _KEYS)
+    return next((name for name, hits in renamed if hits), key)
 
 
-def _kernel(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Kernel:
-    """A convolution with the batch norm folded in."""
-    statistics = (conv.bias, norm.running_mean, norm.running_var, (norm.weight, norm.bias))
-    return prepare_kernel(*fold_batch_norm(conv.weight, *statistics, norm.eps))  # type: ignore[arg-type]
+class Encoded(NamedTuple):
+    """Scaled colours (B, 3, H', W'), the pixels' queries (B, D, H', W'), memory of the layers."""
 
-
-class _Bands:
-    """Gives the output of one image, band after band from top to bottom (inference only)."""
-
-    def __init__(
-        self,
-        model: "LoftUp",
-        kernels: tuple[Kernel, Kernel],
-        layers: list[CrossAttentionLayer],
-        colors: Tensor,
-        tokens: Tensor,
-        scratch: Scratch,
-    ) -> None:
-        self.model, self.layers, self.colors, self.dtype = model, layers, colors, tokens.dtype
-        self.memory = [layer.keys_values(tokens) for layer in layers]
-        size = (colors.shape[1], colors.shape[2])
-        self.first = ConvolvedRows(self._guidance, kernels[0], size, "zeros", scratch)
-        hidden = lambda start, stop: self.first.read(start, stop).relu_()  # noqa: E731
-        self.second = ConvolvedRows(hidden, kernels[1], size, "zeros", scratch)
-
-    def _guidance(self, start: int, stop: int) -> Tensor:
-        """Normalised Fourier features of some rows, (R, W', G)."""
-        guidance = self.model.guidance(self.colors, slice(start, stop)).permute(1, 2, 0)
-        return self.model.guidance_norm(guidance.to(self.dtype).contiguous())
-
-    def write(self, start: int, stop: int, out: Tensor) -> None:
-        """Compute rows ``start:stop`` into ``out``, (R * W', C)."""
-        queries = self.second.read(start, stop).relu_().flatten(0, 1)  # (R * W', D)
-        for begin in range(0, len(queries), CHUNK_TOKENS):
-            some = queries[begin : begin + CHUNK_TOKENS]
-            for layer, (keys, values) in zip(self.layers, self.memory, strict=True):
-                layer.apply_(some, keys, values)
-            model = self.model
-            out[begin : begin + CHUNK_TOKENS] = model.finish(some)
+    colors: Tensor
+    queries: stream.Map
+    memory: Sequence[Memory]
 
 
 @register_upsampler("loftup", checkpoints=CHECKPOINTS + BUNDLED)
@@ -252,26 +203,23 @@ class LoftUp(Upsampler):
 
     Args:
         feature_dim: C, channels of the backbone's features.
-        n_freqs: frequencies of the pixels' Fourier features.
+        n_freqs: of the pixels' Fourier features.
         num_heads: attention heads; must divide C + 20 ("sine") or C ("learnable").
         num_layers: layers of the transformer.
-        position: what tells the tokens their place: ``"sine"`` appends 20 Fourier channels,
-            ``"learnable"`` adds a table. The original calls it ``lr_pe_type``.
-        lr_size: side of that table. It is resized bicubically when the number of tokens differs
-            from ``lr_size ** 2``; as in the original the *counts* are compared, so a 2x8 grid
-            takes a 4x4 table as it lies in memory.
+        position: of the tokens (``lr_pe_type``): ``"sine"`` appends 20 Fourier channels,
+            ``"learnable"`` adds a table.
+        lr_size: side of that table, which is resized bicubically for other *counts* of tokens: a
+            2x8 grid takes a 4x4 table as it lies in memory, as in the original.
         color_feats: whether colours enter the Fourier features beside the positions.
         min_max: colours are scaled to [-0.5, 0.5] over each ``"image"``, or over the whole
             ``"batch"`` as the original does, where a result depends on its batch mates.
         channel_norm: LayerNorm over the channels of the features, part of the published models.
-        token_colors: whether the tokens get the colours of their cells too, ours. A pixel can then
-            look for cells of its own colour where the backbone's features hardly tell colours.
-        start: what untrained weights do: ``"random"`` as in the original, or ``"interpolation"``,
-            ours, from which little data leads much further (see ``loftup_start``); with
-            ``token_colors`` it interpolates as a joint bilateral filter.
-        feature_scale: factor on the output, 1 in the original. With the backbone's deviation over
-            channels, what reads its features reads the output too; a head that is trained with a
-            fixed learning rate learns from small features more slowly.
+        token_colors: whether the tokens get the colours of their cells too (ours): a pixel can then
+            look for cells of its own colour.
+        start: untrained weights are ``"random"`` as in the original, or do an ``"interpolation"``
+            (ours, see ``loftup_start``), from which little data leads much further.
+        feature_scale: factor on the output, 1 in the original; the backbone's deviation over
+            channels lets a head that reads its features read the output.
 
     Example:
         >>> import torch, upfeat
@@ -301,6 +249,7 @@ class LoftUp(Upsampler):
         image_std=IMAGENET_STD,
         abilities=Abilities(mixes_values=False, tiles=True, query=True),
     )
+    batch_statistics = True
     official_keys = ("state_dict",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -322,12 +271,9 @@ class LoftUp(Upsampler):
         super().__init__()
         if channel_norm is None:  # official_config found none and the caller did not decide
             raise CheckpointError(NO_CHANNEL_NORM)
-        if position not in ("sine", "learnable"):
-            raise ValueError(f"position must be 'sine' or 'learnable', got {position!r}")
-        if min_max not in ("image", "batch"):
-            raise ValueError(f"min_max must be 'image' or 'batch', got {min_max!r}")
-        if start not in ("random", "interpolation"):
-            raise ValueError(f"start must be 'random' or 'interpolation', got {start!r}")
+        check_choice("position", position, ("sine", "learnable"))
+        check_choice("min_max", min_max, ("image", "batch"))
+        check_choice("start", start, ("random", "interpolation"))
         if not feature_scale > 0:
             raise ValueError(f"feature_scale must be positive, got {feature_scale}")
         sine = position == "sine"
@@ -339,7 +285,7 @@ class LoftUp(Upsampler):
             )
         self.color_feats, self.min_max, self.lr_size = color_feats, min_max, lr_size
         self.num_heads, self.feature_scale = num_heads, feature_scale
-        guidance = 10 * n_freqs + 3 if color_feats else 4 * n_freqs
+        self.streams = min_max == "image"  # otherwise the items of a batch depend on each other
         self.channel_norm = nn.LayerNorm(feature_dim) if channel_norm else nn.Identity()
         self.position: FourierFeatures | nn.Parameter
         if sine:
@@ -347,9 +293,9 @@ class LoftUp(Upsampler):
         else:
             self.position = nn.Parameter(torch.randn(1, lr_size**2, feature_dim))
         self.token_colors = CellColors(width) if token_colors else None
-        self.fourier = FourierFeatures(5 if color_feats else 2, n_freqs)
-        self.guidance_norm = nn.LayerNorm(guidance)
-        self.conv1 = nn.Conv2d(guidance, width, 3, padding=1)
+        self.fourier = PixelFeatures(color_feats, n_freqs)
+        self.guidance_norm = ChannelNorm(self.fourier.channels)
+        self.conv1 = nn.Conv2d(self.fourier.channels, width, 3, padding=1)
         self.batch_norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.batch_norm2 = nn.BatchNorm2d(width)
@@ -368,135 +314,67 @@ class LoftUp(Upsampler):
         _, features, values = super()._cast(image, features, values)
         return kept.to(torch.promote_types(features.dtype, torch.float32)), features, values
 
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor
-    ) -> Tensor:
-        # Gradients, batch statistics and traced graphs go the plain way, inference goes in bands.
-        if not (self.training or records_graph()):
-            shape = (len(features), *output_size, features.shape[1])
-            out = new_large(features, *shape).permute(0, 3, 1, 2)  # channels last in memory
-            for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
-                out[:, :, rows] = tile
-            return out
+    def encode(self, image: Tensor, features: Tensor, output_size: Size) -> Encoded:
+        """Queries from places and colours (section 3.1); keys and values from the features."""
         colors = self.scale_colors(image, output_size)
         tokens = self.tokens(features, colors)  # (B, n, D)
-        guidance = self.guidance(colors, slice(None))
-        x = self.guidance_norm(guidance.flatten(2).mT.to(features.dtype)).mT  # (B, G, N)
-        x = x.unflatten(2, output_size)
-        x = self.batch_norm1(self.conv1(x)).relu()
-        x = self.batch_norm2(self.conv2(x)).relu()
-        return self._attend(x.flatten(2).mT, tokens).mT.unflatten(2, output_size)
+        memory = [layer.keys_values(tokens) for layer in self.layers]  # type: ignore[operator]
+        return Encoded(colors, stream.deferred(self.queries, colors), memory)
 
-    @torch.no_grad()
-    def _tiles(
-        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor, max_bytes: int
-    ) -> Iterator[Tile]:
-        if self.training:
-            raise ValueError(
-                "loftup in training mode normalises over the whole batch and has no tiles(); "
-                "call .eval() first"
-            )
-        (batch, channels), (height, width) = features.shape[:2], output_size
-        device, dtype = features.device.type, features.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            all_bands = self._bands(image, features, output_size, dtype)
-        # A tile and, for one image, the Fourier features and the maps around both convolutions.
-        maps = 4 * self.conv1.in_channels + 8 * self.conv1.out_channels
-        row_bytes = width * (batch * channels + maps) * features.element_size()
-        step = max(1, max_bytes // row_bytes)
-        step -= step % 2 if step > 1 else 0
-        for start in range(0, height, step):
-            stop = min(start + step, height)
-            tile = new_large(features, batch, stop - start, width, channels)
-            with torch.autocast(device, enabled=False):
-                for bands, part in zip(all_bands, tile, strict=True):
-                    bands.write(start, stop, part.view(-1, channels))
-            yield slice(start, stop), slice(0, width), tile.permute(0, 3, 1, 2)
+    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+        """Attend from the pixels of some rows to the tokens, layer by layer."""
+        queries = state.queries[:, :, rows].flatten(2).mT  # (B, D, R, W') -> (B, R W', D)
+        return self._attend(queries, state).mT.unflatten(2, (-1, state.colors.shape[3]))
 
-    def _bands(
-        self, image: Tensor, features: Tensor, output_size: Size, dtype: torch.dtype
-    ) -> list[_Bands]:
-        """One reader of output rows for each image of the batch; buffers are shared."""
-        colors = self.scale_colors(image, output_size)
-        tokens = self.tokens(features, colors).to(dtype)
-        model = self if dtype == features.dtype else copy.deepcopy(self).to(dtype)
-        first = _kernel(model.conv1, model.batch_norm1)
-        second = _kernel(model.conv2, model.batch_norm2)
-        layers = [
-            prepare_layer(dict(named_weights(layer)), self.num_heads) for layer in model.layers
-        ]
-        scratch = Scratch(tokens, dtype)
-        return [
-            _Bands(model, (first, second), layers, *pair, scratch)
-            for pair in zip(colors, tokens, strict=True)
-        ]
+    def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
+        """Convolve over the 5x5 positions around each one, a pixel of the image apart.
+
+        In training mode the batch norms normalise over the surroundings of all positions asked for.
+        """
+        parts = []
+        for some in coords.split(coords.shape[1] if self.training else QUERY_CHUNK, dim=1):
+            color, place, mask = sample_around(state.colors, some, 5)
+            x = self.fourier.at(place.to(color.dtype), color)  # (B N, G, 5, 5)
+            x = self.guidance_norm(x.to(self.conv1.weight.dtype))
+            for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
+                x = norm(F.conv2d(x * mask, conv.weight, conv.bias)).relu()
+                mask = mask[:, :, 1:-1, 1:-1]
+            queries = x.view(len(coords), -1, x.shape[1])  # (B N, D, 1, 1) -> (B, N, D)
+            parts.append(self._attend(queries, state))
+        return torch.cat(parts, dim=1)
+
+    def row_floats(self, features: Tensor, values: Tensor, output_size: Size) -> int:
+        """Count five rows of queries, and a row of features."""
+        return output_size[1] * (5 * self.conv2.out_channels + features.shape[1])
 
     def scale_colors(self, image: Tensor, output_size: Size) -> Tensor:
         """Resize the image to the output and scale each colour to [-0.5, 0.5]: (B, 3, H', W')."""
         axes = (2, 3) if self.min_max == "image" else (0, 2, 3)
         if image.shape[-2:] != output_size:
-            # Less its lowest value, a flat colour stays flat: the division below and frequencies up
-            # to e^10 would make noise of its rounding.
+            # Less its lowest value, a flat colour stays flat: the division and frequencies up to
+            # e^10 would make noise of its rounding.
             image = F.interpolate(image - image.amin(axes, True), output_size, mode="bilinear")
-        low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
-        return (image - low) / (high - low).clamp(min=1e-4) - 0.5
+        return stretch_colors(image, axes)
 
-    def guidance(self, colors: Tensor, rows: slice) -> Tensor:
-        """Fourier features of some rows: (..., 3, H', W') -> (..., 10 n_freqs + 3, R, W')."""
-        size = (colors.shape[-2], colors.shape[-1])
-        grid = inclusive_grid(size, colors.device, rows).to(colors.dtype)  # (2, R, W')
-        grid = grid.expand(*colors.shape[:-3], -1, -1, -1)
-        return self._describe(grid, colors[..., rows, :])
+    def queries(self, colors: Tensor) -> Tensor:
+        """Fourier features through two convolutions: (B, 3, H', W') -> (B, D, H', W')."""
+        x = self.guidance_norm(self.fourier(colors).to(self.conv1.weight.dtype))
+        x = self.batch_norm1(self.conv1(x)).relu()
+        return self.batch_norm2(self.conv2(x)).relu()
 
-    def _describe(self, places: Tensor, colors: Tensor) -> Tensor:
-        """Fourier features of positions (..., 2, R, W) and their colours (..., 3, R, W)."""
-        if not self.color_feats:
-            return self.fourier(places)
-        return torch.cat((self.fourier(torch.cat((places, colors), -3)), colors), -3)
-
-    def _query(
-        self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor, output_size: Size
-    ) -> Tensor:
-        """Convolve over the 5x5 positions around each one, a pixel of the image apart.
-
-        In training mode the batch norms normalise over the surroundings of all positions asked for.
-        """
-        colors = self.scale_colors(image, output_size)
-        tokens = self.tokens(features, colors)
-        parts = []
-        for some in coords.split(coords.shape[1] if self.training else QUERY_CHUNK, dim=1):
-            color, place, mask = sample_around(colors, some, 5)
-            x = self._describe(place.to(color.dtype), color)  # (B N, G, 5, 5)
-            x = self.guidance_norm(x.permute(0, 2, 3, 1).to(features.dtype)).permute(0, 3, 1, 2)
-            for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
-                x = norm(F.conv2d(x * mask, conv.weight, conv.bias)).relu()
-                mask = mask[:, :, 1:-1, 1:-1]
-            queries = x.view(len(tokens), -1, x.shape[1])  # (B N, D, 1, 1) -> (B, N, D)
-            parts.append(self._attend(queries, tokens))
-        return torch.cat(parts, dim=1)
-
-    def _attend(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """(B, N, D) and (B, n, D) -> (B, N, C)."""
-        for layer in self.layers:
-            queries = layer(queries, tokens)
-        return self.finish(queries)
-
-    def finish(self, stream: Tensor) -> Tensor:
-        """Bring the stream (..., D) to features (..., C)."""
+    def _attend(self, queries: Tensor, state: Encoded) -> Tensor:
+        """(B, N, D) -> features (B, N, C)."""
+        for layer, memory in zip(self.layers, state.memory, strict=True):
+            queries = layer(queries, memory)
+        queries = self.norm(queries)
+        if isinstance(self.project, nn.Linear):
+            queries = linear(queries, self.project.weight, self.project.bias)
         norm, scale = self.output_norm, self.feature_scale
         weight, bias = norm.weight * scale, norm.bias * scale
-        stream = self.project(self.norm(stream))
-        return F.layer_norm(stream, norm.normalized_shape, weight, bias, norm.eps)
+        return F.layer_norm(queries, norm.normalized_shape, weight, bias, norm.eps)
 
     def tokens(self, features: Tensor, colors: Tensor) -> Tensor:
-        """Keys' and values' input: normalised features with their position, (B, n, D).
-
-        Args:
-            features: (B, C, h, w).
-            colors: (B, 3, H', W') of :meth:`scale_colors`; read where ``token_colors`` is set.
-        """
+        """Normalised features (B, C, h, w) with their position, and colours: (B, n, D)."""
         size = (features.shape[2], features.shape[3])
         tokens = self.channel_norm(features.flatten(2).mT)  # (B, n, C)
         if isinstance(self.position, FourierFeatures):
@@ -540,11 +418,8 @@ class LoftUp(Upsampler):
     def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map the released wrapper, a Lightning training checkpoint or the bare upsampler."""
         if "model.1.norm.weight" in state:  # training checkpoint: other networks lie beside ours
-            state = {
-                key.replace("model.1.norm.", "channelnorm.norm."): value
-                for key, value in state.items()
-                if key.startswith(("upsampler.", "model.1.norm."))
-            }
+            ours = ("upsampler.", "model.1.norm.")
+            state = {key: value for key, value in state.items() if key.startswith(ours)}
         own = {_own_key(key.removeprefix("upsampler.")): value for key, value in state.items()}
         if "project.weight" in own:
             own["project.weight"] = own["project.weight"].flatten(1)  # (C, D, 1, 1) -> (C, D)

@@ -137,7 +137,9 @@ def fit_code(model: "LoftUp") -> tuple[Tensor, Tensor, Tensor]:
     drawn = torch.rand(5, 64, 64, generator=generator, device=generator.device) - 0.5
     drawn = drawn.to(model.conv1.weight)
     places, colors = 2 * drawn[:2], drawn[2:]
-    described = model.guidance_norm(model._describe(places, colors).flatten(1).T)  # (N, G)
+    described = (
+        model.guidance_norm(model.fourier.at(places, colors)[None])[0].flatten(1).T
+    )  # (N, G)
     inputs, steps = model.fourier.phases.shape[1:]
     low = [k for k in range(steps) if k == 0 or -2 + 12 * k / (steps - 1) <= math.log(HIGHEST)]
     colored = sees_colors(model)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
+from upfeat.layers.norm import ChannelNorm
 from upfeat.ops import local_attender
 from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import (
@@ -54,14 +55,6 @@ RELEASED_ENCODER: tuple[Stage, ...] = tuple(
     {"block": "single", "widths": [width], "pool": False} for width in (16, 32, 64, 128, 128)
 )
 RELEASED_DECODER: tuple[Stage, ...] = ({"block": "double", "widths": [64]},) * 2
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, h, w) at each pixel."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def add_residual(x: Tensor, residual: Tensor) -> Tensor:

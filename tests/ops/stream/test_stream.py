@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upfeat.layers.fourier import PixelFeatures
+from upfeat.layers.norm import ChannelNorm
 from upfeat.ops import stream
+from upfeat.ops.stream.nodes import Convolution
 
 WIDTH = 16
 MAP = 40 * 28 * WIDTH * 4  # bytes of one map of the image below
@@ -125,3 +128,77 @@ def test_a_map_read_by_threads_is_swept_once(network: Network) -> None:
             torch.testing.assert_close(out, network(image, (40, 28))[0], atol=2e-5, rtol=0)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_batch_norm_of_eval_mode_is_folded_into_the_convolution() -> None:
+    conv, norm, image = nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), torch.randn(1, 3, 9, 7)
+    norm(torch.randn(4, 5, 6, 6) * 3 + 1)
+    nn.init.normal_(norm.weight)
+    norm.eval()
+    with torch.no_grad(), stream.bounded(0):
+        rows = norm(conv(stream.lazy(image)))
+        assert isinstance(rows.node, Convolution)
+        torch.testing.assert_close(rows.whole(), norm(conv(image)), atol=1e-5, rtol=1e-5)
+
+
+class Described(nn.Module):
+    """Places and colours through a norm over channels and a stack of convolutions."""
+
+    def __init__(self, colors: bool = True) -> None:
+        super().__init__()
+        self.features = PixelFeatures(colors, 3)
+        self.norm = ChannelNorm(self.features.channels)
+        self.conv1 = nn.Conv2d(self.features.channels, WIDTH, 3, padding=1)
+        self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, colors: Tensor) -> Tensor:
+        x = self.norm(self.features(colors).to(self.conv1.weight.dtype))
+        return self.conv2(self.conv1(x).relu())
+
+
+@pytest.mark.parametrize("colors", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_deferred_maps_are_read_by_rows(batch: int, colors: bool) -> None:
+    network, image = Described(colors), torch.rand(batch, 3, 21, 9)
+    with torch.no_grad():
+        whole = network(image)
+        torch.testing.assert_close(stream.deferred(network, image)[:, :, 3:8], whole[:, :, 3:8])
+        with stream.bounded(0):
+            state = (stream.deferred(network, image), image)
+        stream.prepare(state)
+        assert stream.block_rows(state, 21) > 0
+        assert stream.block_rows(state, 20) == 0  # no map of this height
+        for rows in (slice(0, 21), slice(5, 6), slice(17, 21)):
+            torch.testing.assert_close(state[0][:, :, rows], whole[:, :, rows], atol=1e-5, rtol=0)
+
+
+def test_rows_read_ahead_are_computed_once() -> None:
+    network, image = Described(), torch.rand(1, 3, 40, 9)
+    with torch.no_grad(), stream.bounded(0):
+        whole, rows = network(image), stream.deferred(network, image)
+    computed: list[tuple[int, int]] = []
+    compute = rows.node.compute
+    rows.node.compute = lambda span, *args: (computed.append(span), compute(span, *args))[1]
+    with torch.no_grad():
+        with stream.read_ahead((rows,), slice(8, 20), 40):
+            for start in range(8, 20, 3):
+                part = rows[:, :, start : start + 3]
+                torch.testing.assert_close(part, whole[:, :, start : start + 3], atol=1e-5, rtol=0)
+        assert computed == [(8, 20)]
+        rows[:, :, 8:9]
+        assert computed[1:] == [(8, 9)]
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_runs_convolutions_in_its_type_and_places_in_float32(half: torch.dtype) -> None:
+    network, image = Described(), torch.rand(1, 3, 12, 9)
+    with torch.no_grad():
+        exact = network(image)
+        with torch.autocast("cpu", half):
+            whole = network(image)
+            with stream.bounded(0):
+                rows = stream.deferred(network, image)
+            strip = rows[:, :, 2:9]
+    assert strip.dtype == whole.dtype == half
+    limit = 8 * torch.finfo(half).eps
+    torch.testing.assert_close(strip.float(), exact[:, :, 2:9], atol=limit, rtol=0)

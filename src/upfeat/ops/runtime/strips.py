@@ -5,6 +5,7 @@ Legend: B batch, K channels, H' W' output, R rows of a strip.
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -54,8 +55,27 @@ def join_strips(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+def row_blocks(height: int, block: int, workers: int) -> Iterator[slice]:
+    """Cut ``height`` output rows into about equal blocks of at most ``block``, for all workers.
+
+    Example:
+        >>> [rows.stop - rows.start for rows in row_blocks(10, 4, workers=2)]
+        [3, 3, 3, 1]
+    """
+    count = -(-height // block)
+    count = min(height, -(-count // workers) * workers)
+    yield from row_strips(height, 1, -(-height // count))
+
+
 def assemble(
-    decode: Callable[[slice], Tensor], height: int, row_bytes: int, out: "Output", item: slice
+    decode: Callable[[slice], Tensor],
+    height: int,
+    row_bytes: int,
+    out: "Output",
+    item: slice,
+    *,
+    block: int = 0,
+    ahead: Callable[[slice], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> None:
     """Compute all strips of some items' output, on a CPU in parallel, and put them in place.
 
@@ -65,14 +85,28 @@ def assemble(
         row_bytes: what one output row takes with its temporaries.
         out: takes the strips.
         item: the items' place in the batch.
+        block: rows whose inputs should be computed at once, 0 where it makes no difference.
+        ahead: ``ahead(rows)`` computes those inputs; the strips of ``rows`` are decoded within it.
     """
     device = out.like.device
-    strips = list(row_strips(height, row_bytes, STRIP_BYTES // worker_count(device)))
+    workers = worker_count(device)
+    limit = STRIP_BYTES // workers
+    strips = list(row_strips(height, row_bytes, limit))
+    if block <= strips[0].stop:
 
-    def write(rows: slice, _: None) -> None:
-        out.put(item, rows, decode(rows))
+        def write(rows: slice, _: None) -> None:
+            out.put(item, rows, decode(rows))
 
-    run_blocks(strips, write, lambda: None, device)
+        run_blocks(strips, write, lambda: None, device)
+        return
+
+    def write_block(rows: slice, _: None) -> None:
+        with ahead(rows):
+            for part in row_strips(rows.stop - rows.start, row_bytes, limit):
+                strip = slice(rows.start + part.start, rows.start + part.stop)
+                out.put(item, strip, decode(strip))
+
+    run_blocks(list(row_blocks(height, block, workers)), write_block, lambda: None, device)
 
 
 class Output:

@@ -7,7 +7,29 @@ pooling) record what they would do, and rows are computed when they are read. An
 gets the whole map. The result is that of the whole network to rounding.
 """
 
-from upfeat.ops.stream.maps import Map, RowMap, bounded, lazy, prepare, whole
+from upfeat.ops.stream.maps import (
+    Map,
+    RowMap,
+    block_rows,
+    bounded,
+    deferred,
+    lazy,
+    prepare,
+    read_ahead,
+    whole,
+)
 from upfeat.ops.stream.recording import recorded_as, row_local
 
-__all__ = ["Map", "RowMap", "bounded", "lazy", "prepare", "recorded_as", "row_local", "whole"]
+__all__ = [
+    "Map",
+    "RowMap",
+    "block_rows",
+    "bounded",
+    "deferred",
+    "lazy",
+    "prepare",
+    "read_ahead",
+    "recorded_as",
+    "row_local",
+    "whole",
+]

@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -103,11 +103,89 @@ class RowMap:
     __rmul__ = __mul__
 
 
+class Items:
+    """One map for each item of a batch; read like the map (B, C, H, W)."""
+
+    def __init__(self, maps: Sequence[RowMap]) -> None:
+        self.maps = maps
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Return what the index, which takes all items, selects of every map."""
+        return torch.cat([one[index] for one in self.maps])
+
+
+class Deferred:
+    """``function(x)``, computed as a whole where it is read."""
+
+    def __init__(self, function: Callable[[Any], Any], x: Tensor) -> None:
+        self.function, self.x = function, x
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Return what the index selects; a graph reads all rows at once."""
+        result: Tensor = self.function(self.x)[index]
+        return result
+
+
+def deferred(function: Callable[[Any], Any], x: Tensor) -> Any:
+    """Return ``function(x)``, a map that is computed where it is read: rows of it, if it can be.
+
+    For a network that single positions have no use for. The type of ``x`` is kept in autocast.
+
+    Args:
+        function: a plain network of full resolution, which treats each item by itself.
+        x: (B, C, H, W).
+
+    Example:
+        >>> import torch
+        >>> conv, image = torch.nn.Conv2d(3, 8, 3, padding=1), torch.rand(2, 3, 64, 64)
+        >>> with torch.no_grad(), bounded(2**20):
+        ...     rows = deferred(conv, image)[:, :, 10:12]
+        >>> torch.allclose(rows, conv(image)[:, :, 10:12], atol=1e-6)
+        True
+    """
+    if torch.compiler.is_compiling() or _limit.get() is None:
+        return Deferred(function, x)
+    maps = [function(lazy(one, x.dtype)) for one in x.split(1)]
+    return maps[0] if len(maps) == 1 else Items(maps)
+
+
 def prepare(state: Any) -> None:
     """Sweep the image for all maps in a tuple, so that threads can read their rows."""
-    for part in state if isinstance(state, tuple) else (state,):
-        if isinstance(part, RowMap):
-            part.graph.prepare(part.node)
+    for one in _maps(state):
+        one.graph.prepare(one.node)
+
+
+def block_rows(state: Any, height: int) -> int:
+    """Return how many rows of the maps of this height should be computed at once, or 0.
+
+    A strip of a convolution is computed with rows above and below it, the lower it is the more.
+    """
+    maps = [one for one in _maps(state) if one.node.size[0] == height]
+    return max((one.graph.block_rows(one.node) for one in maps), default=0)
+
+
+@contextlib.contextmanager
+def read_ahead(state: Any, rows: slice, height: int) -> Iterator[None]:
+    """Compute rows of the maps of this height at once, for what the thread reads within them."""
+    maps = [one for one in _maps(state) if one.node.size[0] == height]
+    maps = [one for one in maps if one.graph.block_rows(one.node)]
+    try:
+        for one in maps:
+            one.graph.start_block(one.node, (rows.start, rows.stop))
+        yield
+    finally:
+        for one in maps:
+            one.graph.stop_block(one.node)
+
+
+def _maps(state: Any) -> list[RowMap]:
+    """All maps of rows in a tuple."""
+    if isinstance(state, RowMap):
+        return [state]
+    if isinstance(state, Items):
+        return list(state.maps)
+    parts = state if isinstance(state, (tuple, list)) else ()
+    return [one for part in parts for one in _maps(part)]
 
 
 def whole(x: "Map") -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from upfeat.ops.banded_pooling import pool_columns, pooling_span, pooling_weights
 from upfeat.ops.group_moments import Statistics
+from upfeat.ops.stream.buffers import Buffers
 from upfeat.ops.stream.convolution import Kernel, convolve_rows
 
 Rows = tuple[int, int]
@@ -94,13 +95,23 @@ class Source(Node):
 
 
 class Convolution(Node):
-    """A convolution without padding; its parent brings the border along."""
+    """A convolution without padding; its parent brings the border along.
 
-    def __init__(self, parent: Node, kernel: Kernel) -> None:
-        self.kernel, self.reach = kernel, kernel.size - 1
+    Args:
+        parent: with the border.
+        kernel: of ``prepare``.
+        buffers: gives those of the calling thread.
+    """
+
+    def __init__(self, parent: Node, kernel: Kernel, buffers: Callable[[], Buffers]) -> None:
+        self.kernel, self.reach, self.buffers = kernel, kernel.size - 1, buffers
         self.row_by_row = not self.reach
         size = (parent.size[0] - self.reach, parent.size[1] - self.reach)
         super().__init__((parent,), size, kernel.channels[1], parent.dtype)
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> "Convolution":
+        """Return the convolution with a scale and a shift for each channel behind it."""
+        return Convolution(self.parents[0], self.kernel.scaled(scale, shift), self.buffers)
 
     def span(self, rows: Rows) -> Rows:
         """Reach below the last row."""
@@ -109,7 +120,7 @@ class Convolution(Node):
     def compute(self, rows: Rows, strips: list[Tensor], out: Tensor) -> Tensor:
         """Convolve."""
         strip = strips[0].to(self.dtype)
-        return convolve_rows(strip, self.kernel, out)
+        return convolve_rows(strip, self.kernel, out, self.buffers())
 
 
 class Pad(Node):
@@ -180,6 +191,17 @@ class Affine(Node):
     def compute(self, rows: Rows, strips: list[Tensor], out: Tensor) -> Tensor:
         """Scale and shift."""
         return torch.addcmul(self.shift, strips[0], self.scale, out=out)
+
+
+class Cast(Node):
+    """The map in another type."""
+
+    def __init__(self, parent: Node, dtype: torch.dtype) -> None:
+        super().__init__((parent,), parent.size, parent.channels, dtype)
+
+    def compute(self, rows: Rows, strips: list[Tensor], out: Tensor) -> Tensor:
+        """Convert."""
+        return out.copy_(strips[0])
 
 
 class GroupNorm(Node):

@@ -102,9 +102,28 @@ def _conv2d(
     kernel, border = (weight.shape[2], weight.shape[3]), _pair(padding)
     if kernel[0] != kernel[1] or border[0] != border[1]:
         return None
-    node = nodes.Pad(x.node, border[0], "constant") if border[0] else x.node
+    node, graph = _cast(x.node, _autocast_dtype(x)), x.graph
+    node = nodes.Pad(node, border[0], "constant") if border[0] else node
     prepared = convolution.prepare(weight, bias, node.dtype)
-    return _like(x, nodes.Convolution(node, prepared))
+    return _like(x, nodes.Convolution(node, prepared, lambda: graph.buffers))
+
+
+def _autocast_dtype(x: Any) -> torch.dtype:
+    """The type that a convolution of ``x`` runs in."""
+    kind, dtype = x.device.type, x.node.dtype
+    enabled = torch.is_autocast_enabled(kind) and dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if enabled else dtype
+
+
+def _cast(node: Node, dtype: torch.dtype) -> Node:
+    return node if node.dtype == dtype else nodes.Cast(node, dtype)
+
+
+@_records(Tensor.to)
+def _to(x: Any, dtype: Any, *rest: Any, **options: Any) -> Any:
+    if not isinstance(dtype, torch.dtype) or rest or options:
+        return None
+    return _like(x, _cast(x.node, dtype))
 
 
 @_records(F.pad, torch.nn.functional.pad)
@@ -156,7 +175,10 @@ def _batch_norm(
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale
     shift = shift if bias is None else shift + bias
-    return _like(x, nodes.Affine(x.node, scale.detach(), shift.detach()))
+    scale, shift = scale.detach(), shift.detach()
+    if isinstance(x.node, nodes.Convolution):
+        return _like(x, x.node.scaled(scale, shift))
+    return _like(x, nodes.Affine(x.node, scale, shift))
 
 
 # -- single pixels -------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from upfeat.ops.banded_pooling import pool_columns
 from upfeat.ops.group_moments import GroupMoments
 from upfeat.ops.memory import new_large
 from upfeat.ops.runtime.budgets import CACHE_BYTES, DEVICE_BYTES
+from upfeat.ops.stream.buffers import Buffers
 from upfeat.ops.stream.convolution import Kernel
 from upfeat.ops.stream.nodes import (
     ADD,
@@ -31,41 +32,15 @@ from upfeat.ops.stream.nodes import (
     Rows,
 )
 
-HALO_ROWS = 8  # least rows of a strip for each row that it reads beyond itself
+HALO_ROWS = 4  # least rows of a strip for each row that it reads beyond itself
 
 
-class Buffers:
-    """Memory for strips, one set for each thread: a strip that was used gives way to the next."""
+class _ThreadState(threading.local):
+    """What each thread has of its own: buffers for strips, and blocks of rows read ahead."""
 
     def __init__(self) -> None:
-        self.free: list[Tensor] = []
-        self.taken: dict[int, Tensor] = {}
-
-    def take(self, like: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
-        """Return an uninitialised contiguous tensor."""
-        count = 1
-        for length in shape:
-            count *= length
-        size = count * dtype.itemsize
-        for place in reversed(range(len(self.free))):
-            if self.free[place].numel() >= size:
-                flat = self.free.pop(place)
-                break
-        else:
-            flat = torch.empty(size, dtype=torch.uint8, device=like.device)
-        self.taken[flat.data_ptr()] = flat
-        return flat[:size].view(dtype).view(shape)
-
-    def give(self, strip: Tensor) -> None:
-        """Take a strip back; one that is no buffer of ours is left alone."""
-        flat = self.taken.pop(strip.data_ptr(), None)
-        if flat is not None:
-            self.free.append(flat)
-
-    def reclaim(self) -> None:
-        """Take everything back."""
-        self.free += self.taken.values()
-        self.taken.clear()
+        self.buffers, self.blocks = Buffers(), Buffers()
+        self.ahead: dict[Node, tuple[Rows, Tensor]] = {}
 
 
 class Graph:
@@ -80,17 +55,36 @@ class Graph:
         self.like, self.max_bytes = like.new_empty(0), max_bytes
         self.kept: weakref.WeakSet[Node] = weakref.WeakSet()
         self._spare: list[Tensor] = []  # memory of maps that are needed no more
-        self._own = threading.local()
+        self._state = _ThreadState()
         self._sweeping = threading.RLock()
 
     @property
     def buffers(self) -> Buffers:
         """The buffers of the calling thread."""
-        if not hasattr(self._own, "buffers"):
-            self._own.buffers = Buffers()
-        return self._own.buffers
+        return self._state.buffers
 
     # -- reading ---------------------------------------------------------------------------------
+
+    def block_rows(self, node: Node) -> int:
+        """Rows of a map that should be computed at once, since a strip brings its border along.
+
+        0 where the map is kept or has no border.
+        """
+        self.prepare(node)
+        beyond = any(one.reach for one in (node, *_unkept(node)))
+        return self.strip_rows(node) if node.map is None and beyond else 0
+
+    def start_block(self, node: Node, rows: Rows) -> None:
+        """Compute rows of a map that the calling thread reads next, piece by piece."""
+        shape = (rows[1] - rows[0], node.size[1], node.channels)
+        out = self._state.blocks.take(self.like, node.dtype, *shape)
+        self._state.ahead[node] = rows, self.read(node, rows, out)
+
+    def stop_block(self, node: Node) -> None:
+        """Give the memory of the rows back."""
+        rows_and_block = self._state.ahead.pop(node, None)
+        if rows_and_block is not None:
+            self._state.blocks.give(rows_and_block[1])
 
     def read(self, node: Node, rows: Rows, out: Tensor | None = None) -> Tensor:
         """Return rows (R, W, C) of a map, written into ``out`` where that is given."""
@@ -99,6 +93,9 @@ class Graph:
             strip = node.map[rows[0] : rows[1]]
             return strip if out is None else out.copy_(strip)
         if out is None:
+            (first, last), block = self._state.ahead.get(node, ((0, 0), self.like))
+            if first <= rows[0] and rows[1] <= last:
+                return block[rows[0] - first : rows[1] - first]
             shape = (rows[1] - rows[0], node.size[1], node.channels)
             out = new_large(self.like, *shape, dtype=node.dtype)
         for start, stop in strips(rows, self.strip_rows(node)):
@@ -196,7 +193,7 @@ class Graph:
         out = sums[0].view(height, width, node.channels)
         if kernel is not None:
             hidden = sums[1].view(height, width, node.channels)
-            out = out + hidden @ kernel.weight.to(out.dtype)
+            out = out + hidden @ kernel.weight.T.to(out.dtype)
             out = out if kernel.bias is None else out + kernel.bias.to(out.dtype)
         return out.to(node.dtype)
 

@@ -1,0 +1,74 @@
+"""Linear layers on the rows of a matrix, by the faster of the framework's two libraries.
+
+``torch.nn.functional.linear`` calls MKL, which keeps its AVX-512 kernels for one maker's
+processors. oneDNN, which runs the convolutions, has them for all: a 1x1 convolution of the rows is
+the same product in half the time on the others.
+
+Legend: N rows, c channels in, d channels out.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from upfeat.ops._dispatch import wants_reference
+
+FEWEST_CHANNELS = 16  # for less, the framework's own product
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``torch.nn.functional.linear(x, weight, bias)``, differentiable as often as that.
+
+    Args:
+        x: (..., c).
+        weight: (d, c).
+        bias: (d,).
+
+    Returns:
+        (..., d).
+
+    Example:
+        >>> import torch
+        >>> x, weight = torch.randn(2, 5, 32), torch.randn(24, 32)
+        >>> torch.allclose(linear(x, weight), torch.nn.functional.linear(x, weight), atol=1e-5)
+        True
+    """
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    if wants_reference() or _records(operands) or not _by_convolution(operands):
+        return F.linear(x, weight, bias)
+    return rows_product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+
+
+def rows_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return (N, d) of rows (N, c) and a weight (d, c), outside of graphs and of autocast.
+
+    Example:
+        >>> import torch
+        >>> rows_product(torch.ones(3, 2), torch.ones(4, 2)).unique().tolist()
+        [2.0]
+    """
+    operands = (rows, weight) if bias is None else (rows, weight, bias)
+    if not _by_convolution(operands):
+        return F.linear(rows, weight, bias)
+    image = rows.contiguous()[None, None].permute(0, 3, 1, 2)  # (N, c) -> (1, c, 1, N)
+    kernel = weight[:, :, None, None]
+    out = torch.mkldnn_convolution(image, kernel, bias, (0, 0), (1, 1), (1, 1), 1)
+    return out.permute(0, 2, 3, 1).reshape(len(rows), len(weight))
+
+
+def _records(operands: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any(one.requires_grad for one in operands)
+
+
+def _by_convolution(operands: tuple[Tensor, ...]) -> bool:
+    x, weight = operands[:2]
+    plain = x.device.type == "cpu" and all(one.dtype == torch.float32 for one in operands)
+    if not plain or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.numel() > 0 and min(weight.shape) >= FEWEST_CHANNELS and _has_onednn()
+
+
+def _has_onednn() -> bool:
+    """Whether oneDNN is there, is not switched off, and has kernels of this width."""
+    known = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return known and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
