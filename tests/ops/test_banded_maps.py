@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.nn import functional as F
 
 from tests.tolerances import tolerance
@@ -25,8 +24,6 @@ def test_pooling(length: int, width: int, cells: int) -> None:
     for cell in range(cells):
         first, stop = pooling_span(cell, cell + 1, length, cells)
         assert weights[cell].nonzero().flatten().tolist() == list(range(first, stop))
-
-
 
 
 def test_fourier_features_written_out() -> None:
