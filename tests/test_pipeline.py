@@ -62,18 +62,16 @@ class Recorder(Upsampler):
 
 
 class Bands(Recorder):
-    """The same in bands of three rows and two column halves; does not commute with a head."""
+    """The same in strips of three rows; does not commute with a head."""
 
     info = UpsamplerInfo(name="bands", summary="", abilities=Abilities(tiles=True))
 
     def _tiles(self, image, features, output_size, values, max_bytes):  # type: ignore[no-untyped-def]
         whole = self._upsample(image, features, output_size, values)
-        height, width = output_size
-        for top in range(0, height, 3):
-            for cols in (slice(0, width // 2), slice(width // 2, width)):
-                rows = slice(top, min(top + 3, height))
-                self.calls.append({"rows": rows})
-                yield rows, cols, whole[:, :, rows, cols]
+        for top in range(0, output_size[0], 3):
+            rows = slice(top, min(top + 3, output_size[0]))
+            self.calls.append({"rows": rows})
+            yield rows, whole[:, :, rows]
 
 
 def changed(upsampler: Recorder, **info: Any) -> Recorder:

@@ -271,20 +271,21 @@ class Pipeline:
         size = resolve_size(request, encoded.frame.own)
         frame = encoded.frame
         # The output grid continued over the padding; fractional ends are resampled in Canvas.
-        rows, cols = (
+        height, width = (
             -(-out * pad // inner)
             for out, pad, inner in zip(size, frame.padded, frame.input, strict=True)
         )
-        window = (rows * frame.input[0] / frame.padded[0], cols * frame.input[1] / frame.padded[1])
-        canvas = Canvas(size, (rows, cols), window)
+        inner = frame.input
+        window = (height * inner[0] / frame.padded[0], width * inner[1] / frame.padded[1])
+        canvas = Canvas(size, (height, width), window)
         channels = encoded.features.shape[1] if head is None else 1
         shape, advice = (len(encoded.features), channels, *size), "ask for a smaller output_size"
         check_fits(shape, encoded.features, "the output (B, K, H', W')", advice)
         with self._inference():
-            for band, span, tile in self._pieces(encoded, canvas.padded, head):
-                if canvas.below(band):
+            for rows, tile in self._pieces(encoded, canvas.padded, head):
+                if canvas.below(rows):
                     break
-                canvas.put(band, span, tile)
+                canvas.put(rows, tile)
             high = canvas.result()
         high = high.detach()  # as in _encode
         return high[0] if encoded.single else high
@@ -335,7 +336,7 @@ class Pipeline:
 
     def _pieces(
         self, encoded: Encoded, size: Size, head: Head | None
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield the upsampled padded map, or the head of it, in pieces."""
         features, info = encoded.features, self.upsampler.info
         guidance = self.upsampler.guidance_image(encoded.prepared, self.backbone)
@@ -346,9 +347,9 @@ class Pipeline:
             pieces = self.upsampler.tiles(guidance, features, size, values)
         else:
             whole = self.upsampler(guidance, features, size, values)
-            pieces = iter([(slice(0, size[0]), slice(0, size[1]), whole)])
-        for rows, cols, tile in pieces:
-            yield rows, cols, tile if head is None else head(tile).to(tile.dtype)
+            pieces = iter([(slice(0, size[0]), whole)])
+        for rows, tile in pieces:
+            yield rows, tile if head is None else head(tile).to(tile.dtype)
 
     def _frame(self, own: Size) -> Frame:
         size = resolve_size(self.input_size, own, "input_size")

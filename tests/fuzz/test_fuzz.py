@@ -75,8 +75,8 @@ class Wrong(torch.nn.Module):
         return output
 
     def tiles(self, image, features, size=None, values=None, *, max_bytes=1):
-        for rows, cols, tile in self.inner.tiles(image, features, size, values, max_bytes=1):
-            yield rows, cols, tile + (rows.start > 0 and self.fault == "tiles")
+        for rows, tile in self.inner.tiles(image, features, size, values, max_bytes=1):
+            yield rows, tile + (rows.start > 0 and self.fault == "tiles")
 
     def query(self, image, features, coords, values=None, output_size=None):
         width = (features if values is None else values).shape[1]

@@ -377,7 +377,7 @@ class UpsamplerContract:
         replica = data_parallel_replica(self.build())
         expected = replica(image, features)
         if replica.info.abilities.tiles:
-            tiles = [tile for _, _, tile in replica.tiles(image, features, max_bytes=50_000)]
+            tiles = [tile for _, tile in replica.tiles(image, features, max_bytes=50_000)]
             torch.testing.assert_close(torch.cat(tiles, dim=2), expected, atol=5e-5, rtol=1e-4)
         if replica.info.abilities.query:
             centres = pixel_centres(self.image_size, dtype=torch.float64)[None]
@@ -468,7 +468,7 @@ class UpsamplerContract:
             torch.testing.assert_close(torch.func.grad(answer)(features), slopes()[0])
 
         def tiles() -> None:
-            torch.func.grad(lambda x: next(upsampler.tiles(image, x, size))[2].sum())(features)
+            torch.func.grad(lambda x: next(upsampler.tiles(image, x, size))[1].sum())(features)
 
         comparisons = {"grad": grad, "grad of weights": weights, "jvp": jvp, "vmap": vmap}
         if upsampler.info.abilities.query and upsampler.info.abilities.any_size:
@@ -600,9 +600,9 @@ class UpsamplerContract:
             expected = upsampler(image, features, size)
             for max_bytes in (1, 60_000, 1 << 30):
                 actual = torch.full_like(expected, torch.nan)
-                for rows, cols, tile in upsampler.tiles(image, features, size, max_bytes=max_bytes):
-                    assert torch.isnan(actual[:, :, rows, cols]).all(), "tiles overlap"
-                    actual[:, :, rows, cols] = tile
+                for rows, tile in upsampler.tiles(image, features, size, max_bytes=max_bytes):
+                    assert torch.isnan(actual[:, :, rows]).all(), "tiles overlap"
+                    actual[:, :, rows] = tile
                 torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
 
     @torch.no_grad()
@@ -613,7 +613,7 @@ class UpsamplerContract:
         image, features = self.inputs()
         values = torch.randn(1, self.value_channels, *self.grid)
         tiles = upsampler.tiles(image, features, values=values, max_bytes=50_000)
-        actual = torch.cat([tile for _, _, tile in tiles], dim=2)
+        actual = torch.cat([tile for _, tile in tiles], dim=2)
         expected = upsampler(image, features, values=values)
         torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
 
@@ -626,9 +626,9 @@ class UpsamplerContract:
         expected = upsampler(image, features, values=values)
         grad = torch.randn_like(expected)
         actual = torch.zeros_like(values)
-        for rows, cols, tile in upsampler.tiles(image, features, values=values, max_bytes=50_000):
+        for rows, tile in upsampler.tiles(image, features, values=values, max_bytes=50_000):
             # A tile's graph is its own, so that it can go before the next tile is computed.
-            actual += torch.autograd.grad(tile, values, grad[:, :, rows, cols])[0]
+            actual += torch.autograd.grad(tile, values, grad[:, :, rows])[0]
         wanted = torch.autograd.grad(expected, values, grad)[0]
         torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=1e-4)
 

@@ -42,7 +42,7 @@ def test_golden_stack(golden_dir: Path, grad: bool) -> None:
     size = (16 * source.shape[2], 16 * source.shape[3])
     with torch.set_grad_enabled(grad):
         output = model(image, source, size)
-        tiles = [tile for _, _, tile in model.tiles(image, source, size, max_bytes=1 << 20)]
+        tiles = [tile for _, tile in model.tiles(image, source, size, max_bytes=1 << 20)]
         x, found = source, {}
         for name, stage in zip(("x2", "x4"), model.stages(), strict=False):
             x = stage(x, F.adaptive_avg_pool2d(image, [2 * n for n in x.shape[2:]]))

@@ -149,7 +149,7 @@ def test_tiles_need_no_graph_and_hold_two_items() -> None:
     upsampler = upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=16)
     image, features = torch.randn(2, 3, 20, 26), torch.randn(2, 16, 4, 5)
     whole = upsampler(image, features, (9, 11))
-    parts = [tile for _, _, tile in upsampler.tiles(image, features, (9, 11), max_bytes=20_000)]
+    parts = [tile for _, tile in upsampler.tiles(image, features, (9, 11), max_bytes=20_000)]
     assert len(parts) > 1
     assert not any(part.requires_grad for part in parts)
     torch.testing.assert_close(torch.cat(parts, dim=2), whole.detach(), atol=5e-5, rtol=1e-4)

@@ -23,7 +23,7 @@ class Canvas:
         >>> import torch
         >>> from upfeat.data.canvas import Canvas
         >>> canvas = Canvas((2, 3), (4, 4), (2.0, 3.0))
-        >>> canvas.put(slice(0, 4), slice(0, 4), torch.ones(1, 5, 4, 4))
+        >>> canvas.put(slice(0, 4), torch.ones(1, 5, 4, 4))
         >>> canvas.result().shape
         torch.Size([1, 5, 2, 3])
     """
@@ -36,11 +36,11 @@ class Canvas:
         self.grid = size if self.exact else padded
         self.data: Tensor | None = None
 
-    def put(self, rows: slice, cols: slice, tile: Tensor) -> None:
-        """Store one piece, cut to the grid."""
+    def put(self, rows: slice, tile: Tensor) -> None:
+        """Store some rows, cut to the grid."""
         if self.data is None:
             self.data = tile.new_empty(*tile.shape[:2], *self.grid)
-        target = self.data[:, :, rows, cols]
+        target = self.data[:, :, rows]
         target.copy_(tile[:, :, : target.shape[2], : target.shape[3]])
 
     def below(self, rows: slice) -> bool:

@@ -199,7 +199,7 @@ class DenseFeatures:
 
     def pieces(
         self, method: Method, encoded: Encoded, size: Size, values: Tensor | None = None
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield the upsampled map, whole or, if it is large, in tiles of bounded memory.
 
         Args:
@@ -209,7 +209,7 @@ class DenseFeatures:
             values: (1, K, h, w), what to mix instead of the features.
 
         Yields:
-            Rows, columns, and the tile (1, C or K, rows, columns).
+            A slice of the rows, and the tile (1, C or K, R, W').
         """
         upsampler = method.on(self.views)
         guidance = self.guidance(method, encoded)
@@ -219,7 +219,7 @@ class DenseFeatures:
                 yield from upsampler.tiles(guidance, encoded.features, size, values)
             else:
                 whole = upsampler(guidance, encoded.features, size, values)
-                yield slice(0, size[0]), slice(0, size[1]), whole
+                yield slice(0, size[0]), whole
 
     def upsample(
         self, method: Method, encoded: Encoded, size: Size, values: Tensor | None = None
@@ -227,8 +227,8 @@ class DenseFeatures:
         """Return the whole upsampled map (1, C or K, H', W'); arguments as :meth:`pieces`."""
         channels = (encoded.features if values is None else values).shape[1]
         result = encoded.features.new_empty(1, channels, *size)
-        for rows, cols, tile in self.pieces(method, encoded, size, values):
-            result[:, :, rows, cols] = tile
+        for rows, tile in self.pieces(method, encoded, size, values):
+            result[:, :, rows] = tile
         return result
 
     def at(self, method: Method, encoded: Encoded, size: Size, positions: Tensor) -> Tensor:
@@ -268,11 +268,9 @@ class DenseFeatures:
         """Return (P, C) float16, read from the whole map."""
         row, col = positions // size[1], positions % size[1]
         found = torch.empty(len(positions), encoded.features.shape[1], dtype=torch.float16)
-        for rows, cols, tile in self.pieces(method, encoded, size):
+        for rows, tile in self.pieces(method, encoded, size):
             inside = (row >= rows.start) & (row < rows.stop)
-            inside &= (col >= cols.start) & (col < cols.stop)
-            # (C, P) -> (P, C)
-            here = tile[0, :, row[inside] - rows.start, col[inside] - cols.start].T
+            here = tile[0, :, row[inside] - rows.start, col[inside]].T  # (C, P) -> (P, C)
             found[inside] = here.to("cpu", torch.float16)
         return found
 

@@ -59,7 +59,7 @@ __all__ = [
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Tile = tuple[slice, slice, Tensor]
+Tile = tuple[slice, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -439,7 +439,7 @@ class Upsampler(nn.Module):
             piece_bytes: what one piece with its temporaries may take of it.
 
         Yields:
-            ``(rows, cols, tile)``: slices of the output grid and the tile (B, C or K, rows, cols);
+            ``(rows, tile)``: a slice of the output's rows and the tile (B, C or K, R, W');
             together they cover the output exactly once, from top to bottom. In methods
             that commute with a head they lead to ``values`` where these alone ask for gradients.
 
@@ -451,8 +451,8 @@ class Upsampler(nn.Module):
             >>> up = upfeat.create_upsampler("bilinear")
             >>> image, features = torch.rand(1, 3, 64, 64), torch.rand(1, 8, 4, 4)
             >>> out = torch.empty(1, 8, 64, 64)
-            >>> for rows, cols, tile in up.tiles(image, features, max_bytes=8192):
-            ...     out[:, :, rows, cols] = tile
+            >>> for rows, tile in up.tiles(image, features, max_bytes=8192):
+            ...     out[:, :, rows] = tile
             >>> torch.allclose(out, up(image, features), atol=1e-6)
             True
         """
@@ -486,8 +486,8 @@ class Upsampler(nn.Module):
             pieces = self._strips(image, features, size, mixed, max_bytes - piece, piece)
         else:
             pieces = self._tiles(image, features, size, mixed, min(max_bytes, piece_bytes))
-        for rows, cols, tile in pieces:
-            yield rows, cols, tile.to(dtype)
+        for rows, tile in pieces:
+            yield rows, tile.to(dtype)
 
     def query(
         self,
@@ -634,7 +634,7 @@ class Upsampler(nn.Module):
             with torch.set_grad_enabled(graph):
                 strips = [decode(*part, rows) for part in parts]
                 tile = strips[0] if len(strips) == 1 else torch.cat(strips)  # (B, K, R, W')
-            yield rows, slice(0, output_size[1]), tile
+            yield rows, tile
 
     def _check(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None

@@ -402,7 +402,7 @@ class FeatUpImplicit(Upsampler):
         self, image: Tensor, features: Tensor, output_size: Size, values: Tensor
     ) -> Tensor:
         out = new_large(features, *features.shape[:2], *output_size, dtype=self.mean.dtype)
-        for rows, _, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
+        for rows, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
             out[:, :, rows] = tile
         return out
 
@@ -426,7 +426,7 @@ class FeatUpImplicit(Upsampler):
                 model.unproject(model.network(places, color[None, :, rows]))
                 for model, color in zip(models, colors, strict=True)
             ]
-            yield rows, slice(0, width), torch.cat(parts)
+            yield rows, torch.cat(parts)
 
     @torch.no_grad()
     def _query(

@@ -323,7 +323,7 @@ class FeatUpJBU(Upsampler):
             rows = rows[:, :, span[0] - even[0] : span[1] - even[0]]
             rows = rows if shares is None else torch.einsum("rf,bcfx->bcrx", shares, rows)
             tile = _resized(rows, (stop - start, width)) + self._shift()
-            yield slice(start, stop), slice(0, width), tile
+            yield slice(start, stop), tile
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -146,9 +146,9 @@ def _read_tile(
 ) -> Tensor:
     """Read the pixel (n,) from the tile that holds it; those behind it are not computed."""
     row, col = position
-    for rows, cols, tile in upsampler.tiles(image, features, size, values):
-        if rows.start <= row < rows.stop and cols.start <= col < cols.stop:
-            return tile[0, :, row - rows.start, col - cols.start]
+    for rows, tile in upsampler.tiles(image, features, size, values):
+        if rows.start <= row < rows.stop:
+            return tile[0, :, row - rows.start, col]
     raise RuntimeError(f"no tile of {upsampler.info.name} covers {position} of {size}")
 
 

@@ -79,7 +79,7 @@ class Case:
 
         def tiled(image: Tensor, features: Tensor) -> None:
             values = head(features) if head is not None and first else None
-            for _, _, tile in upsampler.tiles(image, features, self.output_size, values):
+            for _, tile in upsampler.tiles(image, features, self.output_size, values):
                 del tile
 
         return tiled if self.tiles else self._workload(forward, upsampler)

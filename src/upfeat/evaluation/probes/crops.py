@@ -411,9 +411,9 @@ class CropProbe(ABC, Generic[MetricT]):
             tiles = upsampler.tiles(
                 guidance, batch.features, self.size, values, piece_bytes=ROWS_BYTES
             )
-            for rows, cols, tile in tiles:
+            for rows, tile in tiles:
                 outputs = tile.unflatten(1, (-1, self.outputs))  # (B, s, K, R, w')
-                loss = self.pixel_loss(outputs, target[:, rows, cols], counted)
+                loss = self.pixel_loss(outputs, target[:, rows], counted)
                 loss.backward()
                 total += loss.detach()
             ahead.backward(values.grad)

@@ -375,19 +375,19 @@ class _PixelProbe:
         allowed = upsampler.info.abilities.linear and config.head_before_upsampling == "auto"
         predicted = torch.empty(len(heads), *size)
 
-        def decode(number: int, rows: slice, cols: slice, logits: Tensor) -> None:
+        def decode(number: int, rows: slice, logits: Tensor) -> None:
             depth = bin_depth(logits, config.min_depth, config.max_depth)
-            predicted[number, rows, cols] = depth[0].cpu()
+            predicted[number, rows] = depth[0].cpu()
 
         if allowed and head_first_is_cheaper(
             upsampler, features.shape[1], config.bins, len(heads), cells
         ):
             for number, head in enumerate(heads):
                 values = head(features, token, one)
-                for rows, cols, tile in self.dense.pieces(method, encoded, size, values):
-                    decode(number, rows, cols, tile)
+                for rows, tile in self.dense.pieces(method, encoded, size, values):
+                    decode(number, rows, tile)
             return predicted
-        for rows, cols, tile in self.dense.pieces(method, encoded, size):
+        for rows, tile in self.dense.pieces(method, encoded, size):
             for number, head in enumerate(heads):
-                decode(number, rows, cols, head(tile, token, one))
+                decode(number, rows, head(tile, token, one))
         return predicted

@@ -378,8 +378,8 @@ class _Scoring:
             values = torch.einsum("bchw,bc->bhw", activations, weights)[:, None]
             return self.dense.upsample(method, encoded, self.size, values)[:, 0].relu()
         result = activations.new_empty(1, *self.size)
-        for rows, cols, tile in self.dense.pieces(method, encoded, self.size):
-            result[:, rows, cols] = gradcam_map(tile, weights)
+        for rows, tile in self.dense.pieces(method, encoded, self.size):
+            result[:, rows] = gradcam_map(tile, weights)
         return result
 
     def result(self, rows: _Rows, seconds: float) -> Result:

@@ -340,11 +340,11 @@ class PixelProbe:
         values = F.conv2d(encoded.features, weight, bias) if first else None
         seeds = len(bias) // len(self.val.classes)
         predicted = torch.empty(seeds, *size, dtype=torch.int64)
-        for rows, cols, tile in self.dense.pieces(method, encoded, size, values):
+        for rows, tile in self.dense.pieces(method, encoded, size, values):
             logits = tile if first else F.conv2d(tile, weight, bias)
-            # (1, S*K, rows, cols) -> (S, K, rows, cols) -> (S, rows, cols)
+            # (1, S*K, R, W') -> (S, K, R, W') -> (S, R, W')
             split = logits.reshape(seeds, -1, *logits.shape[-2:])
-            predicted[:, rows, cols] = split.argmax(1).cpu()
+            predicted[:, rows] = split.argmax(1).cpu()
         return predicted
 
 
