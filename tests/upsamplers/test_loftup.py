@@ -227,7 +227,7 @@ def test_batches_agree_with_and_without_a_graph(mode: str) -> None:
     plain = model(image, features)
     with torch.no_grad():
         rows = model(image, features)
-        tiles = [tile for _, _, tile in model.tiles(image, features, max_bytes=40_000)]
+        tiles = [tile for _, tile in model.tiles(image, features, max_bytes=40_000)]
     assert len(tiles) > 3
     assert max_abs_difference(rows, plain) < 1e-5
     assert max_abs_difference(torch.cat(tiles, dim=2), plain) < 1e-5
