@@ -261,7 +261,12 @@ class FeatUpImplicit(Upsampler):
             with DrawsFrom(draws):
                 own = type(self)(**self.config).to(image.device)
             own.__dict__["_backbone"] = self.__dict__["_backbone"]
-            own._optimise(image.detach().float().clone(), features.detach().float().clone(), draws)
+            # Contiguous copies: the fit must not depend on how the inputs lie in memory.
+            copies = (
+                x.detach().float().clone(memory_format=torch.contiguous_format)
+                for x in (image, features)
+            )
+            own._optimise(*copies, draws)
         return own.to(self.mean.dtype).eval()
 
     def _optimise(self, image: Tensor, features: Tensor, draws: torch.Generator) -> None:

@@ -60,11 +60,11 @@ class RowMap:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows ``start:stop``, (1, C, R, W), channels last in memory."""
-        return self.graph.read(self.node, (start, stop)).permute(2, 0, 1)[None]
+        return self.graph.read(self.node, (start, stop))[None].permute(0, 3, 1, 2)
 
     def whole(self) -> Tensor:
         """Return the whole map (1, C, H, W), channels last in memory."""
-        return self.graph.whole(self.node).permute(2, 0, 1)[None]
+        return self.graph.whole(self.node)[None].permute(0, 3, 1, 2)
 
     def __getitem__(self, index: Any) -> Tensor:
         """Return what the index selects of the map; only its rows are computed."""

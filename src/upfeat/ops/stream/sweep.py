@@ -201,6 +201,8 @@ class Graph:
 
     def prepare(self, node: Node) -> None:
         """Make all sweeps after which rows of ``node`` can be read."""
+        if node.map is not None:
+            return
         with self._sweeping:
             self._prepare(node)
             self._spare.clear()
