@@ -262,11 +262,11 @@ class FeatUpImplicit(Upsampler):
                 own = type(self)(**self.config).to(image.device)
             own.__dict__["_backbone"] = self.__dict__["_backbone"]
             # Contiguous copies: the fit must not depend on how the inputs lie in memory.
-            copies = (
+            picture, cells = (
                 x.detach().float().clone(memory_format=torch.contiguous_format)
                 for x in (image, features)
             )
-            own._optimise(*copies, draws)
+            own._optimise(picture, cells, draws)
         return own.to(self.mean.dtype).eval()
 
     def _optimise(self, image: Tensor, features: Tensor, draws: torch.Generator) -> None:
