@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from upfeat.backbones import create_backbone
 from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory, measure_time
-from upfeat.objectives import losses
+from upfeat.objectives import _channel_sums
 from upfeat.ops.memory import recycled_memory
 from upfeat.training import TrainConfig, build_objective, build_upsampler, create_recipe
 from upfeat.training.schedule import make_optimizer
@@ -48,7 +48,7 @@ def training_step(recipe: str, plain: bool) -> Callable[[], float]:
     objective.prepare(model, backbones, config.data.crop_size)
     optimizer = make_optimizer(config.optimizer, list(model.parameters()))
     batch = random_batch(config)
-    whole = mock.patch.object(losses, "BAND_BYTES", sys.maxsize)
+    whole = mock.patch.object(_channel_sums, "BAND_BYTES", sys.maxsize)
 
     def step() -> float:
         generator = torch.Generator().manual_seed(0)

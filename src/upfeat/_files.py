@@ -70,7 +70,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
             os.replace(part, path)
     except OSError as error:
         # The system names the part, or on a full disk nothing at all; users know the target.
-        if error.filename in (None, os.fspath(part)):
+        if error.errno is not None and error.filename in (None, os.fspath(part)):
             error.filename = os.fspath(path)
             del error.filename2  # of a rename
         raise

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from upfeat.cli.listing import _print_methods, _print_weights
+from upfeat.cli.listing import _print_methods, _print_weights, _read_methods, _weights_of
 from upfeat.cli.tables import Column, print_table
 from upfeat.upsamplers import list_upsamplers
 
@@ -51,8 +51,9 @@ def test_no_terminal_gets_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_lists_in_80_columns(show, monkeypatch: pytest.MonkeyPatch) -> None:
     console = terminal(80)
     monkeypatch.setattr("upfeat.cli.tables.Console", lambda: console)
+    methods = _read_methods()
     names = list_upsamplers(pretrained=show is _print_weights)
-    show(names)
+    show(_weights_of(methods) if show is _print_weights else methods)
     lines = printed(console)
     assert max(map(len, lines)) <= 80
     assert set(names) <= {word for line in lines for word in line.split()[:1]}

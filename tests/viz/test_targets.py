@@ -268,7 +268,7 @@ def test_command(tmp_path: Path) -> None:
     [
         (["--masks", "nowhere.png"], "there is none at nowhere.png"),
         (["--masks", "{photo}"], "must have one channel"),
-        (["--depth", "{photo}"], "wanted one channel"),
+        (["--depth", "{photo}"], "expected one channel"),
         (["--targets", "depht"], "did you mean 'depth'"),
         (["--fit-on", "lo", "--targets", "doubled"], "unknown map to fit the colours to 'lo'"),
         (["--set", "alpha=2"], "alpha"),
@@ -296,7 +296,7 @@ def test_masks_and_depth_of_files(tmp_path: Path) -> None:
     Image.fromarray((LABELS * 1000).astype(np.uint16)).save(tmp_path / "depth.png")
     assert read_depth(tmp_path / "depth.png").max() == 5000
     np.save(tmp_path / "bad.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"wanted \(H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(H, W\)"):
         read_depth(tmp_path / "bad.npy")
     with pytest.raises(FileNotFoundError, match="check --depth"):
         read_depth(tmp_path / "nowhere.png")
