@@ -29,16 +29,16 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from upfeat.ops.head_averaged_attention import head_averaged_attention_reference  # noqa: E402
-from upfeat.ops.neighborhood_attention import (  # noqa: E402
+from upfeat.ops.attention.head_averaged import head_averaged_attention_reference  # noqa: E402
+from upfeat.ops.attention.neighborhood import (  # noqa: E402
     cross_scale_neighborhood_attention_reference,
     neighbor_cells,
 )
-from upfeat.ops.triton import load  # noqa: E402
-from upfeat.ops.windowed_attention import (  # noqa: E402
+from upfeat.ops.attention.windowed import (  # noqa: E402
     window_bounds,
     windowed_attention_reference,
 )
+from upfeat.ops.triton import load  # noqa: E402
 
 logger = logging.getLogger("gpu_attention")
 # Largest error over the largest entry; weights are rounded to the type of the values.

@@ -6,7 +6,7 @@ Each step is the recipe's own: its objective, backbone, batch and sizes, on rand
 float32. The plain step puts the implementation of ``plain.py`` (``torch.nn.MultiheadAttention``,
 whole maps) in the upsampler's place, with the same weights, and computes losses on whole maps too.
 Both are timed in one process; memory is the growth of the peak in a process of its own. Results are
-recycled as ``upfeat train`` does it (``upfeat.ops.memory.recycled_memory``).
+recycled as ``upfeat train`` does it (``upfeat.ops.runtime.recycled_memory``).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from upfeat.backbones import create_backbone
 from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory, measure_time
 from upfeat.objectives import _channel_sums
-from upfeat.ops.memory import recycled_memory
+from upfeat.ops.runtime import recycled_memory
 from upfeat.training import TrainConfig, build_objective, build_upsampler, create_recipe
 from upfeat.training.schedule import make_optimizer
 

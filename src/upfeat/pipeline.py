@@ -39,7 +39,7 @@ from upfeat.data.sizes import (
 )
 from upfeat.errors import shape_text
 from upfeat.ops.images import known_normalized, normalize
-from upfeat.ops.memory import check_fits
+from upfeat.ops.runtime import check_fits
 from upfeat.upsamplers.base import Upsampler
 
 __all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]

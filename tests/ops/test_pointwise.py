@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from tests.tolerances import tolerance
-from upfeat.ops import group_moments, position_code
-from upfeat.ops.group_moments import GroupMoments
+from upfeat.ops import position_code
 from upfeat.ops.pointwise_residual import (
     BlockWeights,
     pointwise_residual,
     pointwise_residual_reference,
 )
+from upfeat.ops.stream import moments as group_moments
+from upfeat.ops.stream.moments import GroupMoments
 
 
 @pytest.fixture(autouse=True)

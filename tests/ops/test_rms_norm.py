@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops import group_moments
 from upfeat.ops.rms_norm import rms_norm, rms_norm_reference
+from upfeat.ops.stream import moments as group_moments
 
 
 def compare(x: Tensor, weight: Tensor, limit: dict[str, float]) -> None:

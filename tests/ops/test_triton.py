@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from upfeat.errors import MissingPackageError, UnknownNameError
-from upfeat.ops import _dispatch
+from upfeat.ops.attention.windowed import window_bounds
+from upfeat.ops.runtime import dispatch
 from upfeat.ops.triton import OPERATORS, load
-from upfeat.ops.windowed_attention import window_bounds
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs the extra 'triton' (Linux)"
@@ -120,7 +120,7 @@ def test_kernels_compile_for_a_gpu(operator: str, monkeypatch: pytest.MonkeyPatc
 @needs_triton
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_dispatcher_finds_the_kernels(operator: str) -> None:
-    module = _dispatch.triton_kernel(operator)
+    module = dispatch.triton_kernel(operator)
     assert module is load(operator)
     assert callable(module.forward)
     assert callable(module.backward)

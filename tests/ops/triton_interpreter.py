@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops.adaptive_convolution import adaptive_convolution_reference
-from upfeat.ops.head_averaged_attention import head_averaged_attention_reference
-from upfeat.ops.local_attender import Taps, local_attender_reference
-from upfeat.ops.neighborhood_attention import (
+from upfeat.ops.attention.head_averaged import head_averaged_attention_reference
+from upfeat.ops.attention.local import Taps, local_attender_reference
+from upfeat.ops.attention.neighborhood import (
     cross_scale_neighborhood_attention_reference,
     neighbor_cells,
 )
+from upfeat.ops.attention.windowed import window_bounds, windowed_attention_reference
+from upfeat.ops.filters.adaptive import adaptive_convolution_reference
 from upfeat.ops.triton import load
-from upfeat.ops.windowed_attention import window_bounds, windowed_attention_reference
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 # Largest difference of a gradient over its largest entry: the kernel rounds weights to the type of

@@ -65,7 +65,7 @@ def test_golden_of_the_stack_in_the_order_of_the_original(
     golden_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of the sums is all that lies between the stack and the usual tolerance."""
-    module = importlib.import_module("upfeat.ops.similarity_attention")
+    module = importlib.import_module("upfeat.ops.attention.similarity")
     monkeypatch.setattr(module, "window_products", products_in_order)
     tensors, _ = load_golden(golden_dir / "sapa" / "featup_stack_x16.safetensors")
     upsampler = upfeat.from_official("sapa", golden_state(tensors))

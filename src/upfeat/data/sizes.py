@@ -12,7 +12,7 @@ from torch import Tensor
 
 from upfeat.errors import MOST_PIXELS, check_size
 from upfeat.ops.images import Size, resize_antialiased
-from upfeat.ops.memory import check_fits
+from upfeat.ops.runtime import check_fits
 
 __all__ = [
     "Frame",

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from upfeat.ops._dispatch import without_autocast
 from upfeat.ops.channel_norm import channel_layer_norm
 from upfeat.ops.rms_norm import rms_norm
+from upfeat.ops.runtime import without_autocast
 
 
 class RMSNorm(nn.RMSNorm):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from upfeat.errors import warn_user
-from upfeat.ops._dispatch import is_transformed
 from upfeat.ops.images import raw_scale
+from upfeat.ops.runtime import is_transformed
 
 __all__ = ["expect_raw_images", "warn_of_raw_image"]
 

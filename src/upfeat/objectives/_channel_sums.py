@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from upfeat.ops._dispatch import wants_reference
-from upfeat.ops.memory import new_large
+from upfeat.ops.runtime import new_large, wants_reference
 
 BAND_BYTES = 2**20  # of one map
 

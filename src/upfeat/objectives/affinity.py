@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import shape_text
 from upfeat.objectives.losses import check_pair, to_float32
-from upfeat.ops._dispatch import wants_reference
+from upfeat.ops.runtime import wants_reference
 
 __all__ = [
     "AffinityDistance",

@@ -4,15 +4,15 @@ An operator file holds a plain readable reference, a version in bounded memory a
 that picks; Triton kernels live in ``upfeat.ops.triton`` and are loaded for CUDA tensors only.
 """
 
-from upfeat.ops.adaptive_convolution import adaptive_convolution, window_similarity
-from upfeat.ops.guided_filter import guided_filter
-from upfeat.ops.head_averaged_attention import (
+from upfeat.ops.attention.head_averaged import (
     head_averaged_attention,
     head_averaged_attention_weights,
 )
-from upfeat.ops.local_attender import local_attender
-from upfeat.ops.neighborhood_attention import cross_scale_neighborhood_attention
-from upfeat.ops.windowed_attention import window_bounds, windowed_attention
+from upfeat.ops.attention.local import local_attender
+from upfeat.ops.attention.neighborhood import cross_scale_neighborhood_attention
+from upfeat.ops.attention.windowed import window_bounds, windowed_attention
+from upfeat.ops.filters.adaptive import adaptive_convolution, window_similarity
+from upfeat.ops.filters.guided import guided_filter
 
 __all__ = [
     "adaptive_convolution",

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops._dispatch import wants_reference, without_autocast
-from upfeat.ops.memory import new_large
 from upfeat.ops.padding import reflect_pad
+from upfeat.ops.runtime import new_large, wants_reference, without_autocast
 
 __all__ = [
     "Size",
@@ -43,7 +42,7 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a map bilinearly, without aligned corners or antialiasing.
 
     Without gradients on the CPU the channels lie side by side in memory, so that places are looked
-    up once for all of them, and the result on large pages (:mod:`upfeat.ops.memory`).
+    up once for all of them, and the result on large pages (:mod:`upfeat.ops.runtime`).
 
     Args:
         x: (B, C, h, w).

@@ -15,8 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import has_torch_function
 
-from upfeat.ops._dispatch import compute_dtype, wants_reference, without_autocast
-from upfeat.ops.memory import LARGE, new_large
+from upfeat.ops.runtime import LARGE, compute_dtype, new_large, wants_reference, without_autocast
 
 
 def pixel_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

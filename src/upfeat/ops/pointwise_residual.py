@@ -21,21 +21,21 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from upfeat.ops import stream
-from upfeat.ops._dispatch import (
+from upfeat.ops.runtime import (
     ThreadScratch,
     compute_dtype,
+    new_large,
+    run_blocks,
     wants_reference,
     without_autocast,
 )
-from upfeat.ops._workers import run_blocks
-from upfeat.ops.group_moments import (
+from upfeat.ops.stream.moments import (
     Statistics,
     band_pixels,
     gather_moments,
     group_norm,
     group_statistics,
 )
-from upfeat.ops.memory import new_large
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
 from upfeat.ops import stream
-from upfeat.ops._dispatch import compute_dtype, wants_reference, without_autocast
+from upfeat.ops.runtime import compute_dtype, wants_reference, without_autocast
 
 # Pixels of a band in the backward pass: its few temporaries stay in the cache and are reused.
 BAND_PIXELS = 8192

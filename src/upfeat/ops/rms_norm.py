@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from upfeat.ops._dispatch import wants_reference
-from upfeat.ops._workers import run_blocks, sum_parts
-from upfeat.ops.group_moments import band_pixels
-from upfeat.ops.memory import new_large
+from upfeat.ops.runtime import new_large, run_blocks, sum_parts, wants_reference
+from upfeat.ops.stream.moments import band_pixels
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:

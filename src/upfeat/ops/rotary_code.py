@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from upfeat.ops import stream
-from upfeat.ops._dispatch import compute_dtype
+from upfeat.ops.runtime import compute_dtype
 
 Turn = tuple[Tensor, Tensor]
 

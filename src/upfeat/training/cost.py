@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from upfeat.ops.memory import recycled_memory
+from upfeat.ops.runtime import recycled_memory
 from upfeat.training.config import TrainConfig
 from upfeat.training.parts import Parts, build_parts
 from upfeat.training.processes import (

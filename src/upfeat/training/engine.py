@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from upfeat.errors import CheckpointError
-from upfeat.ops.memory import recycled_memory
+from upfeat.ops.runtime import recycled_memory
 from upfeat.training.config import TrainConfig
 from upfeat.training.contracts import Callback, StepReport, TrainResult, to_floats
 from upfeat.training.ema import WeightAverage

@@ -36,11 +36,20 @@ from upfeat.errors import (
 from upfeat.layers.module_weights import first_weight, named_weights
 from upfeat.layers.raw_images import warn_of_raw_image
 from upfeat.ops import stream
-from upfeat.ops._dispatch import is_transformed, output_dtype, tracing, wants_reference
 from upfeat.ops.channel_norm import channel_norm
 from upfeat.ops.images import normalize
-from upfeat.ops.memory import check_fits
-from upfeat.ops.runtime import MAP_BYTES, TILE_BYTES, Output, assemble, row_strips
+from upfeat.ops.runtime import (
+    MAP_BYTES,
+    TILE_BYTES,
+    Output,
+    assemble,
+    check_fits,
+    is_transformed,
+    output_dtype,
+    row_strips,
+    tracing,
+    wants_reference,
+)
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone

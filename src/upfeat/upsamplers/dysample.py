@@ -30,7 +30,7 @@ from upfeat.layers.stages import (
     resize_to,
     stage_keys,
 )
-from upfeat.ops.point_sampling import grouped_sampling
+from upfeat.ops.filters.sampling import grouped_sampling
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 

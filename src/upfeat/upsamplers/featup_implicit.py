@@ -30,9 +30,8 @@ from upfeat.layers.fourier import FourierFeatures
 from upfeat.ops.coordinates import inclusive_places, sample_at
 from upfeat.ops.fourier_features import inclusive_grid
 from upfeat.ops.images import Size, gaussian_blur
-from upfeat.ops.memory import new_large
-from upfeat.ops.own_draws import DrawsFrom
 from upfeat.ops.penalties import magnitude, total_variation, uncertain_error
+from upfeat.ops.runtime import DrawsFrom, new_large
 from upfeat.ops.view_crops import Crop, draw_crop, take_crop
 from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler

@@ -29,11 +29,10 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import shape_text
-from upfeat.ops._dispatch import records_graph
-from upfeat.ops.adaptive_convolution import adaptive_convolution, window_similarity
+from upfeat.ops.filters.adaptive import adaptive_convolution, window_similarity
 from upfeat.ops.images import resize_bilinear
-from upfeat.ops.memory import new_large
 from upfeat.ops.padding import border_index, reflect_pad
+from upfeat.ops.runtime import new_large, records_graph
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops._dispatch import without_autocast
 from upfeat.ops.images import resize_bilinear
+from upfeat.ops.runtime import without_autocast
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 

@@ -24,7 +24,7 @@ from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import OFFICIAL_PARTS
 from upfeat.ops import head_averaged_attention, stream
 from upfeat.ops.coordinates import sample_at
-from upfeat.ops.group_moments import group_norm
+from upfeat.ops.stream.moments import group_norm
 from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,

@@ -30,7 +30,7 @@ from upfeat.layers.stages import (
     resize_to,
     stage_keys,
 )
-from upfeat.ops.similarity_attention import similarity_attention
+from upfeat.ops.attention.similarity import similarity_attention
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 

@@ -112,7 +112,7 @@ def test_outside_of_bounded_and_for_batches_nothing_is_recorded() -> None:
 
 
 def test_a_map_read_by_threads_is_swept_once(network: Network) -> None:
-    from upfeat.ops._workers import run_blocks
+    from upfeat.ops.runtime import run_blocks
 
     image, threads = torch.randn(1, 3, 40, 28), torch.get_num_threads()
     torch.set_num_threads(2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from upfeat.ops.images import Size
-from upfeat.ops.own_draws import DrawsFrom
+from upfeat.ops.runtime import DrawsFrom
 from upfeat.upsamplers.base import Upsampler
 from upfeat.upsamplers.loading import load_upsampler
 from upfeat.upsamplers.registry import get_class

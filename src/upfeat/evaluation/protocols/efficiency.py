@@ -42,8 +42,8 @@ from upfeat.evaluation.results import (
     stored_result,
 )
 from upfeat.evaluation.tables.scores import cost
-from upfeat.ops._dispatch import counting_operations
 from upfeat.ops.images import Size
+from upfeat.ops.runtime import counting_operations
 
 __all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
 

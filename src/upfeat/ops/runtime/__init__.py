@@ -1,14 +1,58 @@
-"""Memory and threads of the CPU: byte budgets, and loops over strips of output rows."""
+"""How operators run: memory and byte budgets, threads and row strips, the choice of a path."""
 
-from upfeat.ops.runtime.budgets import MAP_BYTES, STRIP_BYTES, TILE_BYTES
+from upfeat.ops.runtime.budgets import (
+    CACHE_BYTES,
+    DEVICE_BYTES,
+    MAP_BYTES,
+    OPERATOR_BYTES,
+    STRIP_BYTES,
+    TILE_BYTES,
+)
+from upfeat.ops.runtime.dispatch import (
+    Scratch,
+    ThreadScratch,
+    compute_dtype,
+    counting_operations,
+    is_transformed,
+    output_dtype,
+    records_graph,
+    tracing,
+    wants_reference,
+    without_autocast,
+)
+from upfeat.ops.runtime.draws import DrawsFrom
+from upfeat.ops.runtime.memory import LARGE, check_fits, new_large, recycled_memory
 from upfeat.ops.runtime.strips import Output, assemble, join_strips, row_strips
+from upfeat.ops.runtime.threads import Block, run_blocks, sum_parts, worker_count
 
 __all__ = [
+    "CACHE_BYTES",
+    "DEVICE_BYTES",
+    "LARGE",
     "MAP_BYTES",
+    "OPERATOR_BYTES",
     "STRIP_BYTES",
     "TILE_BYTES",
+    "Block",
+    "DrawsFrom",
     "Output",
+    "Scratch",
+    "ThreadScratch",
     "assemble",
+    "check_fits",
+    "compute_dtype",
+    "counting_operations",
+    "is_transformed",
     "join_strips",
+    "new_large",
+    "output_dtype",
+    "records_graph",
+    "recycled_memory",
     "row_strips",
+    "run_blocks",
+    "sum_parts",
+    "tracing",
+    "wants_reference",
+    "without_autocast",
+    "worker_count",
 ]

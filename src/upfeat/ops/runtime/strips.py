@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from upfeat.ops._dispatch import wants_reference
-from upfeat.ops._workers import run_blocks, worker_count
-from upfeat.ops.memory import new_large
 from upfeat.ops.runtime.budgets import STRIP_BYTES
+from upfeat.ops.runtime.dispatch import wants_reference
+from upfeat.ops.runtime.memory import new_large
+from upfeat.ops.runtime.threads import run_blocks, worker_count
 
 
 def row_strips(height: int, row_bytes: int, max_bytes: int) -> Iterator[slice]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from upfeat.ops.memory import new_large
+from upfeat.ops.runtime import new_large
 
 
 class Buffers:

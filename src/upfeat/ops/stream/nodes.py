@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops.banded_pooling import pool_columns, pooling_span, pooling_weights
-from upfeat.ops.group_moments import Statistics
 from upfeat.ops.stream.buffers import Buffers
 from upfeat.ops.stream.convolution import Kernel, convolve_rows
+from upfeat.ops.stream.moments import Statistics
+from upfeat.ops.stream.pooling import pool_columns, pooling_span, pooling_weights
 
 Rows = tuple[int, int]
 ADD = torch.ops.aten.add.out

@@ -14,14 +14,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from upfeat.ops._dispatch import compute_dtype, without_autocast
-from upfeat.ops._workers import run_blocks, sum_parts
-from upfeat.ops.banded_pooling import pool_columns
-from upfeat.ops.group_moments import GroupMoments
-from upfeat.ops.memory import new_large
-from upfeat.ops.runtime.budgets import CACHE_BYTES, DEVICE_BYTES
+from upfeat.ops.runtime import (
+    CACHE_BYTES,
+    DEVICE_BYTES,
+    compute_dtype,
+    new_large,
+    run_blocks,
+    sum_parts,
+    without_autocast,
+)
 from upfeat.ops.stream.buffers import Buffers
 from upfeat.ops.stream.convolution import Kernel
+from upfeat.ops.stream.moments import GroupMoments
 from upfeat.ops.stream.nodes import (
     ADD,
     Convolution,
@@ -31,6 +35,7 @@ from upfeat.ops.stream.nodes import (
     Pool,
     Rows,
 )
+from upfeat.ops.stream.pooling import pool_columns
 
 HALO_ROWS = 4  # least rows of a strip for each row that it reads beyond itself
 

@@ -2,7 +2,7 @@
 
 The operators in ``upfeat.ops`` pick them by themselves; nothing here is imported before that, and
 nothing but `load` names Triton. A kernel module has ``forward`` and ``backward`` as
-``upfeat.ops._dispatch`` describes them.
+``upfeat.ops.runtime.dispatch`` describes them.
 """
 
 import importlib

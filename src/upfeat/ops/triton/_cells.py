@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from upfeat.ops.runtime.budgets import DEVICE_BYTES
+from upfeat.ops.runtime import DEVICE_BYTES
 from upfeat.ops.triton import _common
 from upfeat.ops.triton._common import (
     HIDDEN,

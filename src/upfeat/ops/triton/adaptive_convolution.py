@@ -3,7 +3,7 @@
 A program takes a block of pixels and a block of channels and walks over the taps. The gradient of
 the source is gathered, not scattered: a cell knows the pixels whose windows hold it, so no sum runs
 in arbitrary order. Every tap gets its gradient, unlike in FeatUp's CUDA extension. Legend as in
-``upfeat.ops.adaptive_convolution``; maps are channels last inside.
+``upfeat.ops.filters.adaptive``; maps are channels last inside.
 """
 
 # Kernels are a language of their own: untyped.

@@ -2,7 +2,7 @@
 
 A program takes a block of pixels and a block of channels and walks over the taps. The gradient of
 the values is gathered, not scattered: a padded cell knows the pixels that see it, so no sum runs in
-arbitrary order. Legend as in ``upfeat.ops.local_attender``; Hp Wp the padded coarse grid.
+arbitrary order. Legend as in ``upfeat.ops.attention.local``; Hp Wp the padded coarse grid.
 """
 
 # Kernels are a language of their own: untyped.
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from upfeat.ops.local_attender import Taps
+from upfeat.ops.attention.local import Taps
 from upfeat.ops.padding import border_index
 from upfeat.ops.triton import _common
 from upfeat.ops.triton._common import HIDDEN, LOG2_E

@@ -36,7 +36,7 @@ def new_large(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Te
 
     Example:
         >>> import torch
-        >>> from upfeat.ops.memory import new_large
+        >>> from upfeat.ops.runtime.memory import new_large
         >>> large = new_large(torch.empty(0, dtype=torch.bfloat16), 3, 1024, 1024)
         >>> large.shape, large.dtype, large.is_contiguous(), large.data_ptr() % 64
         (torch.Size([3, 1024, 1024]), torch.bfloat16, True, 0)
@@ -99,7 +99,7 @@ def recycled_memory() -> Iterator[None]:
 
     Example:
         >>> import torch
-        >>> from upfeat.ops.memory import LARGE, new_large, recycled_memory
+        >>> from upfeat.ops.runtime.memory import LARGE, new_large, recycled_memory
         >>> with recycled_memory():
         ...     first = new_large(torch.empty(0), LARGE)
         ...     place = first.data_ptr()

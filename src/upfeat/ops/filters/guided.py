@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops import _dispatch
+from upfeat.ops.runtime import dispatch
 
 
 def box_mean(x: Tensor, radius: int) -> Tensor:
@@ -77,7 +77,7 @@ def guided_filter(
             f"subsample must be at least 1, radius not negative and eps positive, got {subsample}, "
             f"{radius}, {eps}."
         )
-    dtype = _dispatch.compute_dtype(guide, source)
+    dtype = dispatch.compute_dtype(guide, source)
     full, p = guide.to(dtype), source.to(dtype)
     i = full
     if subsample > 1:
@@ -129,10 +129,10 @@ def guided_model(guide: Tensor, source: Tensor, radius: int, eps: float) -> tupl
         >>> torch.allclose(fitted, 2 * guide[:, :1] + 1, atol=1e-2)
         True
     """
-    dtype = _dispatch.compute_dtype(guide, source)
+    dtype = dispatch.compute_dtype(guide, source)
     i, p = guide.to(dtype), source.to(dtype)
     channels = i.shape[1]
-    with _dispatch.without_autocast(source):
+    with dispatch.without_autocast(source):
         # The guide from its mean over the map: smaller numbers cancel less.
         middle = i.mean((2, 3), keepdim=True)
         i = i - middle

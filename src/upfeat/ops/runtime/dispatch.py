@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from upfeat.errors import check_bytes
-from upfeat.ops.memory import new_large
+from upfeat.ops.runtime.memory import new_large
 
 _counting: ContextVar[bool] = ContextVar("counting", default=False)
 

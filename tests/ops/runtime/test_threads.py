@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from upfeat.ops._workers import run_blocks, sum_parts, worker_count
+from upfeat.ops.runtime import run_blocks, sum_parts, worker_count
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops.reassembly import (
+from upfeat.ops.filters.reassembly import (
     window_products,
     window_products_reference,
     window_reassembly,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from upfeat.ops import local_attender
-from upfeat.ops.local_attender import local_attender_reference
+from upfeat.ops.attention.local import local_attender_reference
 
 CROSS = [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
 FULL5 = [(row, col) for row in range(-2, 3) for col in range(-2, 3)]
@@ -156,7 +156,7 @@ def test_refuses_what_does_not_fit(shapes, offsets, options, match) -> None:
 def test_kernels_compile_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from tests.ops.test_triton import CompiledOnly
-    from upfeat.ops.local_attender import Taps
+    from upfeat.ops.attention.local import Taps
     from upfeat.ops.triton import load
 
     module = load("local_attender")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from upfeat.ops.own_draws import DrawsFrom
+from upfeat.ops.runtime import DrawsFrom
 
 
 def draws() -> list[torch.Tensor]:

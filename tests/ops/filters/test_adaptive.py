@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.tolerances import tolerance
-from upfeat.ops.adaptive_convolution import (
+from upfeat.ops.filters.adaptive import (
     adaptive_convolution,
     adaptive_convolution_reference,
     window_similarity,

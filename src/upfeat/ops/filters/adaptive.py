@@ -20,16 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.errors import check_bytes, shape_text
-from upfeat.ops import _dispatch
-from upfeat.ops._window_tiles import TILE, WindowTiles
-from upfeat.ops.runtime.budgets import OPERATOR_BYTES
+from upfeat.ops.filters._window_tiles import TILE, WindowTiles
+from upfeat.ops.runtime import OPERATOR_BYTES, dispatch
 
 
 def adaptive_convolution_reference(source: Tensor, kernel: Tensor, ratio: int = 1) -> Tensor:
     """The definition, with every window laid out. See `adaptive_convolution`."""
     height, width, k = _check(source, kernel, ratio)
-    dtype = _dispatch.compute_dtype(source, kernel)
-    with _dispatch.without_autocast(source):
+    dtype = dispatch.compute_dtype(source, kernel)
+    with dispatch.without_autocast(source):
         windows = F.unfold(source.to(dtype), k)  # (B, C k k, cells)
         cells = (source.shape[2] - k + 1, source.shape[3] - k + 1)
         windows = windows.unflatten(1, (-1, k * k)).unflatten(3, cells)  # (B, C, k k, h, w)
@@ -42,9 +41,9 @@ def adaptive_convolution_reference(source: Tensor, kernel: Tensor, ratio: int = 
 def window_similarity_reference(query: Tensor, source: Tensor, k: int) -> Tensor:
     """The definition, with every window laid out. See `window_similarity`."""
     _check_similarity(query, source, k)
-    dtype = _dispatch.compute_dtype(query, source)
+    dtype = dispatch.compute_dtype(query, source)
     height, width = query.shape[2:]
-    with _dispatch.without_autocast(query):
+    with dispatch.without_autocast(query):
         windows = F.unfold(source.to(dtype), k)  # (B, C k k, H W)
         windows = windows.unflatten(1, (-1, k, k)).unflatten(4, (height, width))
         return torch.einsum("bcyx,bcijyx->byxij", query.to(dtype), windows).to(query.dtype)
@@ -76,7 +75,7 @@ def adaptive_convolution(
         >>> adaptive_convolution(source, torch.rand(1, 20, 24, 3, 3), ratio=2).shape
         torch.Size([1, 8, 20, 24])
     """
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         return adaptive_convolution_reference(source, kernel, ratio)
     _check(source, kernel, ratio)
     return _AdaptiveConvolution.apply(source, kernel, ratio, _budget(max_bytes))
@@ -106,7 +105,7 @@ def window_similarity(
         >>> window_similarity(image, padded, 3).shape
         torch.Size([1, 8, 9, 3, 3])
     """
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         return window_similarity_reference(query, source, k)
     _check_similarity(query, source, k)
     return _WindowSimilarity.apply(query, source, k, _budget(max_bytes))
@@ -119,15 +118,15 @@ class _AdaptiveConvolution(torch.autograd.Function):
     def forward(ctx: Any, source: Tensor, kernel: Tensor, ratio: int, max_bytes: int) -> Tensor:
         ctx.save_for_backward(source, kernel)
         ctx.ratio, ctx.max_bytes = ratio, max_bytes
-        ctx.triton = _dispatch.triton_kernel("adaptive_convolution") if source.is_cuda else None
-        with _dispatch.without_autocast(source):
+        ctx.triton = dispatch.triton_kernel("adaptive_convolution") if source.is_cuda else None
+        with dispatch.without_autocast(source):
             if ctx.triton is not None:
                 try:
                     out: Tensor = ctx.triton.forward(source, kernel, ratio=ratio)[0]
                     return out
                 except NotImplementedError:
                     ctx.triton = None
-            dtype = _dispatch.compute_dtype(source, kernel)
+            dtype = dispatch.compute_dtype(source, kernel)
             tiles = _tiles(kernel, ratio, max_bytes)
             mixed = tiles.mix(_last(source, dtype), kernel.to(dtype))
             return mixed.permute(0, 3, 1, 2).to(source.dtype)
@@ -136,7 +135,7 @@ class _AdaptiveConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         source, kernel = ctx.saved_tensors
         grads: tuple[Tensor | None, Tensor | None]
-        with torch.no_grad(), _dispatch.without_autocast(source):
+        with torch.no_grad(), dispatch.without_autocast(source):
             if ctx.triton is not None:
                 grads = ctx.triton.backward(grad_output, source, kernel, (), ratio=ctx.ratio)
             else:
@@ -147,7 +146,7 @@ class _AdaptiveConvolution(torch.autograd.Function):
 def _gradients(
     ctx: Any, grad_output: Tensor, source: Tensor, kernel: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    dtype = _dispatch.compute_dtype(source, kernel)
+    dtype = dispatch.compute_dtype(source, kernel)
     tiles = _tiles(kernel, ctx.ratio, ctx.max_bytes)
     grad, last = _last(grad_output, dtype), _last(source, dtype)
     to_source = to_kernel = None
@@ -166,17 +165,17 @@ class _WindowSimilarity(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, source: Tensor, k: int, max_bytes: int) -> Tensor:
         ctx.save_for_backward(query, source)
         ctx.k, ctx.max_bytes = k, max_bytes
-        dtype = _dispatch.compute_dtype(query, source)
-        with _dispatch.without_autocast(query):
+        dtype = dispatch.compute_dtype(query, source)
+        with dispatch.without_autocast(query):
             tiles = WindowTiles((query.shape[2], query.shape[3]), k, 1, max_bytes)
             return tiles.compare(_last(query, dtype), _last(source, dtype)).to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, source = ctx.saved_tensors
-        dtype = _dispatch.compute_dtype(query, source)
+        dtype = dispatch.compute_dtype(query, source)
         to_query = to_source = None
-        with torch.no_grad(), _dispatch.without_autocast(query):
+        with torch.no_grad(), dispatch.without_autocast(query):
             tiles = _tiles(grad_output, 1, ctx.max_bytes)
             grad, last = grad_output.to(dtype), _last(source, dtype)
             if ctx.needs_input_grad[0]:
@@ -190,7 +189,7 @@ class _WindowSimilarity(torch.autograd.Function):
 def _once(grads: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | None, ...]:
     if not torch.is_grad_enabled():
         return grads
-    return tuple(g if g is None else _dispatch._Once.apply(g, *inputs) for g in grads)
+    return tuple(g if g is None else dispatch._Once.apply(g, *inputs) for g in grads)
 
 
 def _budget(max_bytes: int | None) -> int:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from upfeat.ops import (
-    _dispatch,
     cross_scale_neighborhood_attention,
     head_averaged_attention,
     windowed_attention,
 )
+from upfeat.ops.runtime import dispatch
 
 CALLS = {
     "head_averaged_attention": lambda: (
@@ -57,7 +57,7 @@ def test_kernel_gets_the_documented_options_and_its_residuals(monkeypatch, name)
         asked.append(wanted)
         return _fake_kernel(calls)
 
-    monkeypatch.setattr(_dispatch, "_kernel_for", kernel_for)
+    monkeypatch.setattr(dispatch, "_kernel_for", kernel_for)
     function, inputs, options = CALLS[name]()
     inputs = [t.requires_grad_() for t in inputs]
     out = function(*inputs, num_heads=2, **options)
@@ -66,7 +66,7 @@ def test_kernel_gets_the_documented_options_and_its_residuals(monkeypatch, name)
     assert torch.equal(out, torch.ones_like(out))
     assert all(torch.equal(t.grad, torch.ones_like(t)) for t in inputs)
     assert float(calls["residuals"][0]) == 7.0
-    section = _dispatch.__doc__.split(f"``{name}``:")[1].split("\n- ")[0].split("\n\n")[0]
+    section = dispatch.__doc__.split(f"``{name}``:")[1].split("\n- ")[0].split("\n\n")[0]
     documented = {word for word in section.split("``")[1::2] if word.isidentifier()}
     assert set(calls["forward"]) == set(calls["backward"]) == documented
 
@@ -74,10 +74,10 @@ def test_kernel_gets_the_documented_options_and_its_residuals(monkeypatch, name)
 @pytest.mark.parametrize("name", CALLS)
 def test_real_kernels_accept_these_options(monkeypatch, name):
     pytest.importorskip("triton")
-    kernel = _dispatch.triton_kernel(name)
+    kernel = dispatch.triton_kernel(name)
     assert kernel is not None
     calls = {}
-    monkeypatch.setattr(_dispatch, "_kernel_for", lambda *_: _fake_kernel(calls))
+    monkeypatch.setattr(dispatch, "_kernel_for", lambda *_: _fake_kernel(calls))
     function, inputs, options = CALLS[name]()
     function(*inputs, num_heads=2, **options)
     inspect.signature(kernel.forward).bind(*inputs, **calls["forward"])
@@ -92,11 +92,11 @@ def test_what_a_kernel_does_not_cover_runs_bounded(monkeypatch, name):
     function, inputs, options = CALLS[name]()
     inputs = [t.requires_grad_() for t in inputs]
     want = torch.autograd.grad(function(*inputs, num_heads=2, **options).sum(), inputs)
-    monkeypatch.setattr(_dispatch, "_kernel_for", lambda *_: SimpleNamespace(forward=forward))
+    monkeypatch.setattr(dispatch, "_kernel_for", lambda *_: SimpleNamespace(forward=forward))
     got = torch.autograd.grad(function(*inputs, num_heads=2, **options).sum(), inputs)
     torch.testing.assert_close(got, want)
 
 
 def test_no_kernel_for_cpu_tensors_or_unknown_names():
-    assert _dispatch._kernel_for(torch.zeros(1), "head_averaged_attention") is None
-    assert _dispatch.triton_kernel("no_such_operator") is None
+    assert dispatch._kernel_for(torch.zeros(1), "head_averaged_attention") is None
+    assert dispatch.triton_kernel("no_such_operator") is None

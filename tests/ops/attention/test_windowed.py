@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.goldens import load_golden
 from tests.tolerances import tolerance
 from upfeat.ops import head_averaged_attention, window_bounds, windowed_attention
-from upfeat.ops.windowed_attention import windowed_attention_reference
+from upfeat.ops.attention.windowed import windowed_attention_reference
 
 
 def _inputs(output_size, grid_size, *, width=8, channels=5, batch=2, device="cpu", dtype=None):
@@ -147,11 +147,12 @@ def test_given_bounds_replace_the_ratio():
 
 
 def test_buffers_fit_the_budget(monkeypatch):
-    from upfeat.ops import _dispatch, _tiled_attention
+    from upfeat.ops.attention import _tiled as _tiled_attention
+    from upfeat.ops.runtime import dispatch
 
     made = []
 
-    class Recording(_dispatch.Scratch):
+    class Recording(dispatch.Scratch):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upfeat.ops import _dispatch
-from upfeat.ops._tiled_attention import LocalWindows, tiled_backward, tiled_forward
-from upfeat.ops.head_averaged_attention import head_averaged_attention
-from upfeat.ops.runtime.budgets import OPERATOR_BYTES
+from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forward
+from upfeat.ops.attention.head_averaged import head_averaged_attention
+from upfeat.ops.runtime import OPERATOR_BYTES, dispatch
 
 Span = tuple[int, int]
 
@@ -68,15 +67,15 @@ def windowed_attention_reference(
         query, key, value, num_heads, output_size, grid_size, window_ratio,
         row_bounds, col_bounds, rows, cols,
     )  # fmt: skip
-    dtype = _dispatch.compute_dtype(query, key, value)
+    dtype = dispatch.compute_dtype(query, key, value)
     scale = (query.shape[-1] / num_heads) ** -0.5 if scale is None else scale
-    if _dispatch.counts_operations():
+    if dispatch.counts_operations():
         return _operations_of_windows(query, value, row_bounds, col_bounds)
     see_rows = _visible(row_bounds, grid_size[0])  # (R, h)
     see_cols = _visible(col_bounds, grid_size[1])  # (C, w)
     visible = see_rows[:, None, :, None] & see_cols[None, :, None, :]  # (R, C, h, w)
     visible = visible.flatten(2).flatten(0, 1).to(query.device)  # (R*C, h*w)
-    with _dispatch.without_autocast(query):
+    with dispatch.without_autocast(query):
         q = (
             query.to(dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2)
         )  # (B, heads, R*C, d/heads)
@@ -169,7 +168,7 @@ def windowed_attention(
         >>> torch.allclose(out[:, 16:32], band, atol=1e-6)
         True
     """
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         result = windowed_attention_reference(
             query,
             key,
@@ -322,8 +321,8 @@ def _resolve_bounds(
             "query (B, R*C, d), key (B, h*w, d) and value (B, h*w, K) must have three axes, got "
             f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}."
         )
-    _dispatch.check_heads(query, key, num_heads, -1)
-    _dispatch.check_same_place(query, key, value)
+    dispatch.check_heads(query, key, num_heads, -1)
+    dispatch.check_same_place(query, key, value)
     cells = grid_size[0] * grid_size[1]
     if key.shape[1] != cells or value.shape[1] != cells or cells == 0:
         raise ValueError(
@@ -358,7 +357,7 @@ def _slice_bounds(bounds: Tensor, length: int, cells: int, span: Span | None, na
     bounds = bounds[start:stop].cpu()
     fits = (bounds[:, 0] >= 0) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] <= cells)
     # A traced graph cannot branch on the bounds.
-    if not (_dispatch.wants_reference() or fits.all()):
+    if not (dispatch.wants_reference() or fits.all()):
         raise ValueError(
             f"each row of {name}_bounds must satisfy 0 <= first < stop <= {cells}; an empty window "
             "comes from a window_ratio too small for float32: raise it, or pass 0 for no window."
@@ -366,4 +365,4 @@ def _slice_bounds(bounds: Tensor, length: int, cells: int, span: Span | None, na
     return bounds
 
 
-_BOUNDED = _dispatch.BoundedOperator("windowed_attention", _forward, _backward, OPERATOR_BYTES)
+_BOUNDED = dispatch.BoundedOperator("windowed_attention", _forward, _backward, OPERATOR_BYTES)

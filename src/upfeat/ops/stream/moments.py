@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops._dispatch import compute_dtype, is_transformed
-from upfeat.ops._workers import Block, run_blocks
-from upfeat.ops.runtime.budgets import CACHE_BYTES, DEVICE_BYTES
+from upfeat.ops.runtime import (
+    CACHE_BYTES,
+    DEVICE_BYTES,
+    Block,
+    compute_dtype,
+    is_transformed,
+    run_blocks,
+)
 
 # What a band of a map takes. On a CPU it should stay in the cache of the core that made it; an
 # accelerator needs large kernels.

@@ -4,8 +4,8 @@ The two operators of SAPA (arXiv 2209.12866): inner products of a pixel's query 
 k x k window, and the weighted sum of the window's values. Beyond the border keys and values are
 zero: such taps have the logit 0, take their share of the softmax and give nothing.
 
-In bounded memory both are the operators of ``upfeat.ops.reassembly`` on a grid with a border of
-zeros; only the k * k weights of the pixels are kept.
+In bounded memory both are the operators of ``upfeat.ops.filters.reassembly`` on a grid with a
+border of zeros; only the k * k weights of the pixels are kept.
 
 Legend: B batch, d query/key channels, K value channels, h w cells, s_y s_x pixels a cell, k window.
 """
@@ -13,8 +13,8 @@ Legend: B batch, d query/key channels, K value channels, h w cells, s_y s_x pixe
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops import _dispatch
-from upfeat.ops.reassembly import window_products, window_reassembly
+from upfeat.ops.filters.reassembly import window_products, window_reassembly
+from upfeat.ops.runtime import dispatch
 
 
 def similarity_attention_reference(
@@ -22,8 +22,8 @@ def similarity_attention_reference(
 ) -> Tensor:
     """The definition: see `similarity_attention`."""
     scale = _check(query, key, value, kernel_size)
-    dtype = _dispatch.compute_dtype(query, key, value)
-    with _dispatch.without_autocast(query):
+    dtype = dispatch.compute_dtype(query, key, value)
+    with dispatch.without_autocast(query):
         windows = _windows(key.to(dtype), kernel_size, scale)  # (B, d, k * k, H', W')
         logits = (query.to(dtype)[:, :, None] * windows).sum(1, keepdim=True)  # similarity
         weights = logits.softmax(2)  # (B, 1, k * k, H', W')
@@ -56,7 +56,7 @@ def similarity_attention(
         >>> round(out[0, 0, 0, 0].item(), 3)  # four of nine taps are inside
         0.444
     """
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         return similarity_attention_reference(query, key, value, kernel_size)
     _check(query, key, value, kernel_size)
     border = (kernel_size // 2,) * 4
@@ -82,8 +82,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, kernel_size: int) -> tuple
         )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}.")
-    _dispatch.check_heads(query, key, 1, 1)
-    _dispatch.check_same_place(query, key, value)
+    dispatch.check_heads(query, key, 1, 1)
+    dispatch.check_same_place(query, key, value)
     if value.shape[2:] != key.shape[2:]:
         raise ValueError(
             f"key and value must share the grid, got {tuple(key.shape)} and {tuple(value.shape)}."

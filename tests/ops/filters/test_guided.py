@@ -10,7 +10,7 @@ import torch
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from upfeat.ops import guided_filter
-from upfeat.ops.guided_filter import box_mean, guided_model
+from upfeat.ops.filters.guided import box_mean, guided_model
 
 
 @pytest.mark.golden

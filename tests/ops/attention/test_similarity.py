@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops.similarity_attention import similarity_attention, similarity_attention_reference
+from upfeat.ops.attention.similarity import similarity_attention, similarity_attention_reference
 
 
 def inputs(

@@ -13,10 +13,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from upfeat.ops import _dispatch
-from upfeat.ops._workers import run_blocks, sum_parts, worker_count
-from upfeat.ops.memory import new_large
-from upfeat.ops.runtime.budgets import CACHE_BYTES, OPERATOR_BYTES
+from upfeat.ops.runtime import (
+    CACHE_BYTES,
+    OPERATOR_BYTES,
+    dispatch,
+    new_large,
+    run_blocks,
+    sum_parts,
+    worker_count,
+)
 
 # A block of queries should stay in its core's cache between the steps; but below some queries the
 # matrix products slow down more than the other steps gain.
@@ -49,8 +54,8 @@ def head_averaged_attention_weights(
     """
     _check(query, key, None, num_heads)
     scale = _default_scale(query, num_heads) if scale is None else scale
-    dtype = _dispatch.compute_dtype(query, key)
-    with _dispatch.without_autocast(query):
+    dtype = dispatch.compute_dtype(query, key)
+    with dispatch.without_autocast(query):
         q = query.to(dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, N, d/heads)
         k = key.to(dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, n, d/heads)
         weights = torch.softmax(q @ k.transpose(-1, -2) * scale, dim=-1)  # (B, heads, N, n)
@@ -62,8 +67,8 @@ def head_averaged_attention_reference(
 ) -> Tensor:
     """The definition, with all weights in memory. See `head_averaged_attention`."""
     _check(query, key, value, num_heads)
-    dtype = _dispatch.compute_dtype(query, key, value)
-    with _dispatch.without_autocast(query):
+    dtype = dispatch.compute_dtype(query, key, value)
+    with dispatch.without_autocast(query):
         weights = head_averaged_attention_weights(
             query.to(dtype), key.to(dtype), num_heads, scale=scale
         )  # (B, N, n)
@@ -109,14 +114,14 @@ def head_averaged_attention(
         torch.Size([1, 100, 7])
     """
     _check(query, key, value, num_heads)
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         result = head_averaged_attention_reference(query, key, value, num_heads, scale=scale)
         return result if out is None else out.copy_(result)
     scale = _default_scale(query, num_heads) if scale is None else scale
     if out is None and _may_keep_weights(query, key, value, keep_bytes):
         budget = _BOUNDED.budget(max_bytes)
         weights = _mean_weights(query, key, value, num_heads, scale, budget)
-        with _dispatch.without_autocast(query):
+        with dispatch.without_autocast(query):
             return (weights @ value.to(weights.dtype)).to(value.dtype)  # (B, N, K)
     return _BOUNDED(query, key, value, max_bytes, out=out, num_heads=num_heads, scale=scale)
 
@@ -155,7 +160,7 @@ def _mean_softmax(scores: Tensor, out: Tensor) -> Tensor:
 
 
 def _fill_weights(
-    weights: Tensor, queries: Tensor, k: Tensor, step: int, scratch: _dispatch.Scratch
+    weights: Tensor, queries: Tensor, k: Tensor, step: int, scratch: dispatch.Scratch
 ) -> None:
     """Write the averaged weights (L, n) of queries (L, heads, d/heads), ``step`` at a time."""
     num_heads, _, num_keys = k.shape
@@ -195,7 +200,7 @@ def _may_keep_weights(query: Tensor, key: Tensor, value: Tensor, keep_bytes: int
         return False
     if query.requires_grad or key.requires_grad:
         return False
-    size = _dispatch.compute_dtype(query, key, value).itemsize
+    size = dispatch.compute_dtype(query, key, value).itemsize
     return len(query) * query.shape[1] * key.shape[1] * size <= keep_bytes
 
 
@@ -204,20 +209,20 @@ def _mean_weights(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, max_bytes: int
 ) -> Tensor:
     """The averaged weights (B, N, n) in the computed type, with bounded temporaries."""
-    dtype = _dispatch.compute_dtype(query, key, value)
+    dtype = dispatch.compute_dtype(query, key, value)
     num_keys = key.shape[1]
     out = new_large(query, *query.shape[:2], num_keys, dtype=dtype)
     floats = (num_heads + 1) * num_keys + query.shape[2]
     budget = _cached_budget(floats, query, dtype, max_bytes)
     blocks = _blocks(query.shape[1], floats, query, dtype, budget)
-    with _dispatch.without_autocast(query):
+    with dispatch.without_autocast(query):
         for queries, keys, weights in zip(query, key, out, strict=True):
             k = _scaled_keys(keys, num_heads, scale, dtype)
             split = queries.unflatten(-1, (num_heads, -1))  # (N, heads, d/heads)
 
             def fill(
                 rows: slice,
-                scratch: _dispatch.Scratch,
+                scratch: dispatch.Scratch,
                 weights: Tensor = weights,
                 split: Tensor = split,
                 k: Tensor = k,
@@ -225,7 +230,7 @@ def _mean_weights(
                 length = rows.stop - rows.start
                 _fill_weights(weights[rows], split[rows], k, length, scratch)
 
-            run_blocks(blocks, fill, lambda: _dispatch.Scratch(query, dtype), query.device)
+            run_blocks(blocks, fill, lambda: dispatch.Scratch(query, dtype), query.device)
     return out
 
 
@@ -242,8 +247,8 @@ def _forward(
     """Blocks of queries: scores of all heads, softmax, mean over heads, ONE product with V."""
     batch, num_queries, width = query.shape
     num_keys, channels = value.shape[1:]
-    dtype = _dispatch.compute_dtype(query, key, value)
-    mix = _dispatch.matmul_dtype(value, dtype)
+    dtype = dispatch.compute_dtype(query, key, value)
+    mix = dispatch.matmul_dtype(value, dtype)
     floats = (num_heads + 1 + _JOINED) * num_keys + width + _JOINED * channels
     if out is None:
         out = new_large(value, batch, num_queries, channels)
@@ -261,7 +266,7 @@ def _forward(
 
         def attend(
             rows: slice,
-            scratch: _dispatch.Scratch,
+            scratch: dispatch.Scratch,
             queries: Tensor = queries,
             k: Tensor = k,
             v: Tensor = v,
@@ -276,7 +281,7 @@ def _forward(
                 mixed = scratch.take("mixed", length, channels, dtype=mix)
                 target[rows] = torch.mm(weights, v, out=mixed)
 
-        run_blocks(blocks, attend, lambda: _dispatch.Scratch(query, dtype), query.device)
+        run_blocks(blocks, attend, lambda: dispatch.Scratch(query, dtype), query.device)
     return out
 
 
@@ -295,7 +300,7 @@ def _backward(
     batch, num_queries, width = query.shape
     num_keys = key.shape[1]
     head_width = width // num_heads
-    dtype = _dispatch.compute_dtype(query, key, value)
+    dtype = dispatch.compute_dtype(query, key, value)
     floats = (2 * num_heads + 1) * num_keys + width + value.shape[-1]
     grad_query = query.new_empty(query.shape)
     grad_key = torch.empty_like(key)
@@ -347,7 +352,7 @@ class _Sums:
 
     def __init__(self, key: Tensor, value: Tensor, query: Tensor) -> None:
         self.key, self.value = torch.zeros_like(key), torch.zeros_like(value)
-        self.scratch = _dispatch.Scratch(query, key.dtype)
+        self.scratch = dispatch.Scratch(query, key.dtype)
 
 
 def _default_scale(query: Tensor, num_heads: int) -> float:
@@ -361,8 +366,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int) -> 
             "query (B, N, d), key (B, n, d) and value (B, n, K) must have three axes, got "
             f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}."
         )
-    _dispatch.check_heads(query, key, num_heads, -1)
-    _dispatch.check_same_place(query, key, value)
+    dispatch.check_heads(query, key, num_heads, -1)
+    dispatch.check_same_place(query, key, value)
     if key.shape[1] != value.shape[1] or key.shape[1] == 0:
         raise ValueError(
             f"key has {key.shape[1]} positions and value {value.shape[1]}; they must agree and "
@@ -370,4 +375,4 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int) -> 
         )
 
 
-_BOUNDED = _dispatch.BoundedOperator("head_averaged_attention", _forward, _backward, OPERATOR_BYTES)
+_BOUNDED = dispatch.BoundedOperator("head_averaged_attention", _forward, _backward, OPERATOR_BYTES)

@@ -10,13 +10,13 @@ Legend: B batch, C channels, g groups, h w the map, H' W' the positions.
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops import _dispatch
+from upfeat.ops.runtime import dispatch
 
 
 def grouped_sampling_reference(features: Tensor, positions: Tensor) -> Tensor:
     """The definition, four corners each: see `grouped_sampling`."""
     groups = _check(features, positions)
-    dtype = _dispatch.compute_dtype(features, positions)
+    dtype = dispatch.compute_dtype(features, positions)
     height, width = features.shape[2:]
     grouped = features.to(dtype).unflatten(1, (groups, -1)).flatten(3)  # (B, g, C / g, h * w)
     x, y = positions.to(dtype).unbind(2)  # (B, g, H', W')
@@ -56,9 +56,9 @@ def grouped_sampling(features: Tensor, positions: Tensor) -> Tensor:
         [0.5, 2.0]
     """
     groups = _check(features, positions)
-    dtype = _dispatch.compute_dtype(features, positions)
+    dtype = dispatch.compute_dtype(features, positions)
     size = positions.new_tensor((features.shape[3], features.shape[2]), dtype=dtype)
-    with _dispatch.without_autocast(features):
+    with dispatch.without_autocast(features):
         grid = positions.to(dtype).movedim(2, -1)  # (B, g, H', W', 2)
         grid = (2 * grid + 1) / size - 1  # -1 and 1 are the outer edges of the map
         grouped = features.to(dtype).unflatten(1, (groups, -1)).flatten(0, 1)  # (B * g, C / g, ...)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from upfeat.ops import memory
-from upfeat.ops.memory import (
+from upfeat.ops.runtime import memory
+from upfeat.ops.runtime.memory import (
     ALIGNMENT,
     LARGE,
     check_fits,

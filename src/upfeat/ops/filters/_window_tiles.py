@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops._dispatch import Scratch
-from upfeat.ops._workers import run_blocks, worker_count
-from upfeat.ops.memory import new_large
+from upfeat.ops.runtime import Scratch, new_large, run_blocks, worker_count
 
 TILE = 4
 PIXELS = TILE * TILE

@@ -23,10 +23,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from upfeat.errors import check_bytes
-from upfeat.ops import _dispatch
-from upfeat.ops._workers import run_blocks, sum_parts, worker_count
-from upfeat.ops.memory import new_large
-from upfeat.ops.runtime.budgets import OPERATOR_BYTES
+from upfeat.ops.runtime import (
+    OPERATOR_BYTES,
+    dispatch,
+    new_large,
+    run_blocks,
+    sum_parts,
+    worker_count,
+)
 
 TILE_PIXELS = 32
 """Rows that the product of a tile should have: fewer waste the cache, more multiply zeros."""
@@ -35,7 +39,7 @@ TILE_PIXELS = 32
 def window_reassembly_reference(features: Tensor, weights: Tensor, kernel_size: int) -> Tensor:
     """The definition: see `window_reassembly`."""
     cells, scale, groups = _check(features, weights, kernel_size)
-    dtype = _dispatch.compute_dtype(features, weights)
+    dtype = dispatch.compute_dtype(features, weights)
     wide = features.to(dtype)
     taps = weights.to(dtype).unflatten(2, (kernel_size, kernel_size))  # (B, g, k, k, H', W')
     out = wide.new_zeros(())
@@ -75,7 +79,7 @@ def window_reassembly(
         >>> window_reassembly(features, weights, kernel_size=1)[0, 0, 0].tolist()
         [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
     """
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         return window_reassembly_reference(features, weights, kernel_size)
     _check(features, weights, kernel_size)
     return _Reassembly.apply(features, weights, kernel_size, _budget(features, max_bytes))
@@ -84,7 +88,7 @@ def window_reassembly(
 def window_products_reference(query: Tensor, cells: Tensor, kernel_size: int) -> Tensor:
     """The definition: see `window_products`."""
     shape, scale, _ = _check(cells, _weights_for(query, cells, kernel_size), kernel_size)
-    dtype = _dispatch.compute_dtype(query, cells)
+    dtype = dispatch.compute_dtype(query, cells)
     wide, products = cells.to(dtype), []
     for i in range(kernel_size):
         for j in range(kernel_size):
@@ -120,7 +124,7 @@ def window_products(
         >>> window_products(2 * torch.ones(1, 1, 1, 2), cells, kernel_size=2)[0, :, 0, 1].tolist()
         [20.0, 200.0, 20.0, 200.0]
     """
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         return window_products_reference(query, cells, kernel_size)
     _check(cells, _weights_for(query, cells, kernel_size), kernel_size)
     return _Products.apply(query, cells, kernel_size, _budget(cells, max_bytes))
@@ -134,7 +138,7 @@ def _weights_for(query: Tensor, cells: Tensor, kernel_size: int) -> Tensor:
             f"wanted, got {tuple(query.shape)} and {tuple(cells.shape)}."
         )
     shape = (len(query), 1, kernel_size**2, *query.shape[2:])
-    return query.new_empty(1, dtype=_dispatch.compute_dtype(query, cells)).expand(shape)
+    return query.new_empty(1, dtype=dispatch.compute_dtype(query, cells)).expand(shape)
 
 
 def _budget(like: Tensor, max_bytes: int | None) -> int:
@@ -187,7 +191,7 @@ class _Plan:
         self.k = kernel_size
         self.batch, self.channels = features.shape[:2]
         self.width = self.channels // self.groups  # of a group
-        self.dtype = _dispatch.compute_dtype(features, weights)
+        self.dtype = dispatch.compute_dtype(features, weights)
         self.t = max(1, min(self.w, TILE_PIXELS // (self.sy * self.sx), 8))
         self.length = self.t + kernel_size - 1  # L
         # Rows of cells are stored n * T long, so that tiles of all rows are one batch.
@@ -381,7 +385,7 @@ class _Reassembly(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(features, weights)
         ctx.options = (kernel_size, max_bytes)
-        with _dispatch.without_autocast(features):
+        with dispatch.without_autocast(features):
             return _forward(features, weights, kernel_size, max_bytes)
 
     @staticmethod
@@ -389,7 +393,7 @@ class _Reassembly(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, weights = ctx.saved_tensors
         kernel_size, max_bytes = ctx.options
-        with _dispatch.without_autocast(features):
+        with dispatch.without_autocast(features):
             needs = ctx.needs_input_grad[:2]
             grads = _backward(grad, features, weights, kernel_size, max_bytes, needs)
         return *grads, None, None
@@ -403,7 +407,7 @@ class _Products(torch.autograd.Function):
         ctx.save_for_backward(query, cells)
         ctx.options = (kernel_size, max_bytes)
         weights = _weights_for(query, cells, kernel_size)
-        with _dispatch.without_autocast(query):
+        with dispatch.without_autocast(query):
             _, products = _backward(query, cells, weights, kernel_size, max_bytes, (False, True))
         assert products is not None
         return products[:, 0]
@@ -414,7 +418,7 @@ class _Products(torch.autograd.Function):
         query, cells = ctx.saved_tensors
         kernel_size, max_bytes = ctx.options
         own, other, weights = None, None, grad[:, None]
-        with _dispatch.without_autocast(query):
+        with dispatch.without_autocast(query):
             if ctx.needs_input_grad[0]:
                 own = _forward(cells, weights, kernel_size, max_bytes).to(query.dtype)
             if ctx.needs_input_grad[1]:

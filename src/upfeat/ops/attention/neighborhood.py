@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upfeat.ops import _dispatch
-from upfeat.ops._tiled_attention import LocalWindows, tiled_backward, tiled_forward
+from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forward
+from upfeat.ops.runtime import dispatch
 
 DEFAULT_MAX_BYTES = 8 * 2**20
 """All buffers of one run of tiles; a few MB stay in the caches between the steps."""
@@ -80,11 +80,11 @@ def cross_scale_neighborhood_attention_reference(
     row_cells, col_cells = _resolve_cells(
         query, key, value, num_heads, kernel_size, output_size, dilation, head_values, rows, cols
     )  # (R, Ky), (C', Kx)
-    dtype = _dispatch.compute_dtype(query, key, value)
+    dtype = dispatch.compute_dtype(query, key, value)
     scale = (query.shape[1] / num_heads) ** -0.5 if scale is None else scale
     rows_of = row_cells[:, None, :, None].to(query.device)  # (R, 1, Ky, 1)
     cols_of = col_cells[None, :, None, :].to(query.device)  # (1, C', 1, Kx)
-    with _dispatch.without_autocast(query):
+    with dispatch.without_autocast(query):
         q = query.to(dtype).unflatten(1, (num_heads, -1))  # (B, heads, d/heads, R, C')
         k = key.to(dtype)[:, :, rows_of, cols_of].flatten(-2)  # (B, d, R, C', Ky*Kx)
         v = value.to(dtype)[:, :, rows_of, cols_of].flatten(-2)  # (B, C, R, C', Ky*Kx)
@@ -152,7 +152,7 @@ def cross_scale_neighborhood_attention(
         >>> out.shape, torch.allclose(out, torch.ones(()))
         (torch.Size([1, 4, 12, 12]), True)
     """
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         return cross_scale_neighborhood_attention_reference(
             query,
             key,
@@ -282,8 +282,8 @@ def _resolve_cells(
             "query (B, d, R, C'), key (B, d, h, w) and value (B, C, h, w) must have four axes, got "
             f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}."
         )
-    _dispatch.check_heads(query, key, num_heads, 1)
-    _dispatch.check_same_place(query, key, value)
+    dispatch.check_heads(query, key, num_heads, 1)
+    dispatch.check_same_place(query, key, value)
     if key.shape[2:] != value.shape[2:]:
         raise ValueError(
             f"key grid {tuple(key.shape[2:])} and value grid {tuple(value.shape[2:])} differ."
@@ -324,6 +324,6 @@ def _resolve_cells(
     return tables[0], tables[1]
 
 
-_BOUNDED = _dispatch.BoundedOperator(
+_BOUNDED = dispatch.BoundedOperator(
     "neighborhood_attention", _forward, _backward, DEFAULT_MAX_BYTES
 )

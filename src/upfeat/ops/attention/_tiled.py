@@ -19,9 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.ops._dispatch import Scratch, compute_dtype
-from upfeat.ops._workers import run_blocks, worker_count
-from upfeat.ops.memory import new_large
+from upfeat.ops.runtime import Scratch, compute_dtype, new_large, run_blocks, worker_count
 
 # A gathered key or value element costs about as much as this many multiply-adds (measured).
 _GATHER_COST = 40

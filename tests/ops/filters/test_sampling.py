@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops.point_sampling import grouped_sampling, grouped_sampling_reference
+from upfeat.ops.filters.sampling import grouped_sampling, grouped_sampling_reference
 
 
 def inputs(

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.tolerances import tolerance
 from upfeat.ops import head_averaged_attention, head_averaged_attention_weights
-from upfeat.ops.head_averaged_attention import head_averaged_attention_reference
+from upfeat.ops.attention.head_averaged import head_averaged_attention_reference
 
 
 def _inputs(
@@ -149,16 +149,16 @@ def test_large_scores_neither_overflow_nor_vanish(size):
 
 
 def test_buffers_fit_the_budget(monkeypatch):
-    from upfeat.ops import _dispatch
+    from upfeat.ops.runtime import dispatch
 
     made = []
 
-    class Recording(_dispatch.Scratch):
+    class Recording(dispatch.Scratch):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(_dispatch, "Scratch", Recording)
+    monkeypatch.setattr(dispatch, "Scratch", Recording)
     inputs = _inputs(1, 500, 40, 8, 3, dtype=torch.float32)
     head_averaged_attention(*inputs, num_heads=2, max_bytes=20_000).sum().backward()
     workers = torch.get_num_threads()

@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import check_bytes
-from upfeat.ops import _dispatch
-from upfeat.ops._workers import run_blocks, sum_parts
-from upfeat.ops.memory import new_large
 from upfeat.ops.padding import Padding, border_index
-from upfeat.ops.runtime.budgets import OPERATOR_BYTES
+from upfeat.ops.runtime import OPERATOR_BYTES, dispatch, new_large, run_blocks, sum_parts
 
 Offset = tuple[int, int]
 
@@ -51,10 +48,10 @@ def local_attender_reference(
 ) -> Tensor:
     """The definition, one tap after the other. See `local_attender`."""
     taps = _check(logits, value, offsets, padding)
-    dtype = _dispatch.compute_dtype(logits, value)
+    dtype = dispatch.compute_dtype(logits, value)
     height, width = value.shape[2:]
     step = (logits.shape[2] // height, logits.shape[3] // width)
-    with _dispatch.without_autocast(value):
+    with dispatch.without_autocast(value):
         padded = value.to(dtype)
         for axis in (2, 3):  # (B, C, h, w) -> (B, C, h + 2r, w + 2r)
             index = border_index(value.shape[axis], taps.reach, padding)
@@ -104,7 +101,7 @@ def local_attender(
         >>> out.shape, torch.allclose(out, torch.ones(()))
         (torch.Size([1, 3, 8, 6]), True)
     """
-    if _dispatch.wants_reference():
+    if dispatch.wants_reference():
         return local_attender_reference(logits, value, offsets, padding=padding)
     taps = _check(logits, value, offsets, padding)
     max_bytes = OPERATOR_BYTES if max_bytes is None else check_bytes(max_bytes)
@@ -117,9 +114,9 @@ class _LocalAttender(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor, taps: Taps, max_bytes: int) -> Tensor:
         ctx.taps, ctx.max_bytes = taps, max_bytes
-        ctx.kernel = _dispatch.triton_kernel("local_attender") if value.is_cuda else None
+        ctx.kernel = dispatch.triton_kernel("local_attender") if value.is_cuda else None
         residuals: tuple[Tensor, ...] = ()
-        with _dispatch.without_autocast(value):
+        with dispatch.without_autocast(value):
             if ctx.kernel is not None:
                 try:
                     out, residuals = ctx.kernel.forward(logits, value, taps=taps)
@@ -134,7 +131,7 @@ class _LocalAttender(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         logits, value, *residuals = ctx.saved_tensors
         grads: tuple[Tensor | None, ...]
-        with torch.no_grad(), _dispatch.without_autocast(value):
+        with torch.no_grad(), dispatch.without_autocast(value):
             if ctx.kernel is not None:
                 grads = ctx.kernel.backward(
                     grad_output, logits, value, tuple(residuals), taps=ctx.taps
@@ -142,7 +139,7 @@ class _LocalAttender(torch.autograd.Function):
             else:
                 grads = _backward(grad_output, logits, value, ctx.taps, ctx.max_bytes)
         if torch.is_grad_enabled():  # create_graph=True: a second derivative may be asked for
-            grads = tuple(_dispatch._Once.apply(g, grad_output, logits, value) for g in grads)
+            grads = tuple(dispatch._Once.apply(g, grad_output, logits, value) for g in grads)
         return *grads, None, None
 
 
@@ -170,7 +167,7 @@ class _Plan:
 
     def __init__(self, logits: Tensor, value: Tensor, taps: Taps, max_bytes: int) -> None:
         self.taps = taps
-        self.dtype = _dispatch.compute_dtype(logits, value)
+        self.dtype = dispatch.compute_dtype(logits, value)
         self.batch, self.channels, self.height, self.width = value.shape
         self.step = (logits.shape[2] // self.height, logits.shape[3] // self.width)
         self.index = [
@@ -314,7 +311,7 @@ def _check(logits: Tensor, value: Tensor, offsets: Sequence[Offset], padding: Pa
             "logits (B, n, H, W) and value (B, C, h, w) must have four axes, got "
             f"{tuple(logits.shape)} and {tuple(value.shape)}."
         )
-    _dispatch.check_same_place(logits, logits, value)
+    dispatch.check_same_place(logits, logits, value)
     if padding not in get_args(Padding):
         raise ValueError(f"padding must be 'replicate' or 'reflect', got {padding!r}.")
     if len(offsets) == 0 or len(offsets) != logits.shape[1]:

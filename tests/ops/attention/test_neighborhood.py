@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, tolerance
 from upfeat.ops import cross_scale_neighborhood_attention
-from upfeat.ops.neighborhood_attention import (
+from upfeat.ops.attention.neighborhood import (
     cross_scale_neighborhood_attention_reference,
     neighbor_cells,
 )
