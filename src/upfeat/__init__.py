@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         list_backbones,
         strided,
     )
+    from upfeat.loading import load_upsampler
     from upfeat.pipeline import Pipeline, PipelineOutput
     from upfeat.upsamplers import (
         Abilities,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
         fold_head,
         from_official,
         list_upsamplers,
-        load_upsampler,
     )
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _HOMES = {
     "large_image": "upfeat.backbones",
     "list_backbones": "upfeat.backbones",
     "list_upsamplers": "upfeat.upsamplers",
-    "load_upsampler": "upfeat.upsamplers",
+    "load_upsampler": "upfeat.loading",
     "strided": "upfeat.backbones",
 }
 

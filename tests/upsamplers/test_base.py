@@ -27,10 +27,10 @@ def test_the_plain_network_runs_exactly_where_a_graph_is_recorded() -> None:
 
 def test_training_with_batch_norm_runs_the_plain_network_without_a_graph_too() -> None:
     upsampler = upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=16)
-    type(upsampler).batch_statistics = True
+    type(upsampler).whole_in_training = True
     try:
         with torch.no_grad():
             assert paths(upsampler.train()) == (True, True)
             assert paths(upsampler.eval()) == (False, False)
     finally:
-        del type(upsampler).batch_statistics
+        del type(upsampler).whole_in_training

@@ -10,7 +10,13 @@ import upfeat
 from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
-from upfeat.upsamplers.featup_jbu import RADIUS, Stage, bilinear_rows, resizing_taps
+from upfeat.upsamplers.featup_jbu import (
+    RADIUS,
+    Stage,
+    bilinear_rows,
+    resizing_taps,
+    source_rows,
+)
 
 STACK_ATOL = 2e-5  # of the reference page, for the stack
 
@@ -88,13 +94,12 @@ def test_resizing_taps_lose_nothing(cells: int) -> None:
 @pytest.mark.parametrize(("height", "source"), [(7, 16), (40, 16), (16, 16), (1, 16)])
 def test_bilinear_rows_are_torchs(height: int, source: int) -> None:
     x = torch.randn(1, 2, source, 3)
-    expected = F.interpolate(x, (height, 3), mode="bilinear")
-    rows = (height // 3, height)
-    (first, last), shares = bilinear_rows(rows, height, source, x)
-    actual = x[:, :, first:last]
-    if shares is not None:
-        actual = torch.einsum("rf,bcfx->bcrx", shares, actual)
-    torch.testing.assert_close(actual, expected[:, :, slice(*rows)], atol=1e-6, rtol=1e-5)
+    expected = F.interpolate(x, (height, 5), mode="bilinear")
+    for rows in (slice(height // 3, height), slice(0, height), slice(height // 2, height // 2 + 1)):
+        first, last = source_rows(rows, height, source)
+        assert first % 2 == last % 2 == 0
+        actual = bilinear_rows(x[:, :, first:last], first, source, rows, (height, 5))
+        torch.testing.assert_close(actual, expected[:, :, rows], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["clip", "maskclip"])

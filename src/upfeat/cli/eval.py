@@ -89,7 +89,7 @@ def load_networks(
 
 def _load_each(upsamplers: str, load: Callable[[str], RowT]) -> list[RowT]:
     """Load all entries of ``--upsampler``; no label may occur twice."""
-    from upfeat.upsamplers.loading import split_specs
+    from upfeat.loading import split_specs
 
     rows = [load(spec) for spec in split_specs(upsamplers)]
     labels = [row.label for row in rows]
@@ -102,7 +102,7 @@ def _load_each(upsamplers: str, load: Callable[[str], RowT]) -> list[RowT]:
 
 def _load_row(spec: str, feature_dim: int, device: str) -> "Method | LowRes":
     from upfeat.evaluation.dense import LowRes
-    from upfeat.upsamplers.loading import split_label
+    from upfeat.loading import split_label
 
     label, name = split_label(spec)
     if name == LowRes.NAME:
@@ -131,7 +131,7 @@ def load_method(
     """
     import upfeat
     from upfeat.evaluation.dense import Method
-    from upfeat.upsamplers.loading import split_label
+    from upfeat.loading import split_label
 
     label, name = split_label(spec)
     upsampler = upfeat.load_upsampler(name, feature_dim, allow_random=not trained)
@@ -141,7 +141,7 @@ def load_method(
 def _load_joint(spec: str, feature_dim: int, device: str) -> "Method | JointMethod":
     import upfeat
     from upfeat.evaluation.probes.parts import JointMethod
-    from upfeat.upsamplers.loading import split_label
+    from upfeat.loading import split_label
 
     name = split_label(spec)[1].partition("(")[0].strip()
     if name not in upfeat.list_upsamplers() or upfeat.list_upsamplers(f"{name}.*", pretrained=True):

@@ -9,6 +9,7 @@ from torch import nn
 
 from upfeat.backbones import Backbone, create_backbone
 from upfeat.layers.raw_images import expect_raw_images
+from upfeat.loading import load_upsampler
 from upfeat.objectives import MultiViewConfig, Objective, create_objective
 from upfeat.training.cached_backbone import CachedBackbone
 from upfeat.training.config import (
@@ -21,7 +22,7 @@ from upfeat.training.config import (
 )
 from upfeat.training.contracts import BatchSource
 from upfeat.training.source import open_source
-from upfeat.upsamplers import Upsampler, load_upsampler, needs_feature_dim
+from upfeat.upsamplers import Upsampler, needs_feature_dim
 
 __all__ = ["Parts", "build_objective", "build_parts", "build_upsampler"]
 

@@ -9,7 +9,6 @@ import pkgutil
 
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.folding import FoldedHead, fold_head
-from upfeat.upsamplers.loading import load_upsampler
 from upfeat.upsamplers.registry import (
     create_upsampler,
     from_official,
@@ -30,7 +29,6 @@ __all__ = [
     "fold_head",
     "from_official",
     "list_upsamplers",
-    "load_upsampler",
     "needs_feature_dim",
     "register_upsampler",
 ]

@@ -217,7 +217,7 @@ class Upsampler(nn.Module):
             where no graph is recorded, by row strips (``upfeat.ops.stream``).
         bounded_decode: whether decoding all rows at once keeps little beside the output; a plain
             call then does so, in one strip.
-        batch_statistics: whether training mode normalises over the batch (batch norm).
+        whole_in_training: whether training mode needs whole maps: batch norm, dropout of channels.
         feature_scale: deviation over the channels of what the method regresses; it counts for those
             that regress channel-normalised features alone.
         official_globals: foreign classes that the method's official pickles may name.
@@ -238,7 +238,7 @@ class Upsampler(nn.Module):
     feature_scale: float = 1.0
     streams: bool = False
     bounded_decode: ClassVar[bool] = False
-    batch_statistics: ClassVar[bool] = False
+    whole_in_training: ClassVar[bool] = False
     official_globals: ClassVar[tuple[Any, ...]] = ()
     official_keys: ClassVar[tuple[str, ...]] = ()
     official_parts: ClassVar[tuple[str, ...]] = ()
@@ -367,10 +367,10 @@ class Upsampler(nn.Module):
         """Return whether the encoder and the decoder must run as plain networks: the one rule.
 
         They must where gradients are recorded through them, while ``torch.compile`` or
-        ``torch.export`` traces or operations are counted, and where training normalises over the
-        batch. Everything else is computed by strips of rows in bounded memory.
+        ``torch.export`` traces or operations are counted, and where training needs whole maps.
+        Everything else is computed by strips of rows in bounded memory.
         """
-        if wants_reference() or (self.training and self.batch_statistics):
+        if wants_reference() or (self.training and self.whole_in_training):
             return True, True
         if not torch.is_grad_enabled():
             return False, False
@@ -470,9 +470,9 @@ class Upsampler(nn.Module):
                 f"{self.info.name} computes its output as a whole and has no tiles(); call it "
                 "directly, or ask upfeat.list_upsamplers() for another method"
             )
-        if self.training and self.batch_statistics:
+        if self.training and self.whole_in_training:
             raise ValueError(
-                f"{self.info.name} in training mode normalises over the whole batch and has no "
+                f"{self.info.name} in training mode computes whole maps of the whole batch and has no "
                 "tiles(); call .eval() first"
             )
         if is_transformed():

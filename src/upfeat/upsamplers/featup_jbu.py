@@ -20,8 +20,9 @@ channels: outside of training it is applied to the coarse features, and 0.1 b to
 Legend: B batch, C channels, h w a stage's source, H W = 2h 2w its guidance, k = 7.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,10 @@ from upfeat.errors import shape_text
 from upfeat.ops.filters.adaptive import adaptive_convolution, window_similarity
 from upfeat.ops.images import resize_bilinear
 from upfeat.ops.padding import border_index, reflect_pad
-from upfeat.ops.runtime import new_large, records_graph
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Abilities,
-    Tile,
     Upsampler,
     UpsamplerInfo,
 )
@@ -48,8 +47,6 @@ RADIUS = 3
 SIDE = 2 * RADIUS + 1
 KEY_DIM = 32
 STAGES = 4
-BAND_BYTES = 32 * 2**20  # of the weights of a band of rows, in inference
-BAND_ROWS = 4  # a band is a multiple of it
 
 
 class ChannelNorm(nn.Module):
@@ -187,6 +184,15 @@ CHECKPOINTS = (
 )
 
 
+class State(NamedTuple):
+    """What the last stage needs for any of its rows."""
+
+    source: Tensor  # (B, C, 8h, 8w)
+    guidance: Tensor  # (B, 3, 16h, 16w)
+    keys: Tensor  # (B, 32, 16h + 6, 16w + 6)
+    output_size: tuple[int, int]
+
+
 @register_upsampler("featup_jbu", checkpoints=CHECKPOINTS)
 class FeatUpJBU(Upsampler):
     """FeatUp's joint bilateral upsampler (arXiv 2403.10516, section 3.2).
@@ -233,6 +239,7 @@ class FeatUpJBU(Upsampler):
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
+    whole_in_training = True
     official_keys = ("state_dict",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -257,72 +264,37 @@ class FeatUpJBU(Upsampler):
         """The four stages in order."""
         return [self.get_submodule(f"up{index}") for index in range(1, STAGES + 1)]  # type: ignore[misc]
 
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        if self.training:
-            x = self.channel_norm(features)
-            for stage in self.stages():
-                x = stage(x, _shrunk(image, x))
-            x = x + 0.1 * self.fixup_proj(x)
-            return _resized(x, output_size)
-        if records_graph():
-            x = self._fixed(features)
-            for stage in self.stages():
-                x = stage(x, _shrunk(image, x))
-            return _resized(x, output_size) + self._shift()
-        x = self._coarse(image, features)
-        return _resized(_banded(self.stages()[-1], x, _shrunk(image, x)), output_size).add_(
-            self._shift()
-        )
-
-    def _fixed(self, features: Tensor) -> Tensor:
-        """Apply the last layer first, without its bias."""
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> State:
+        """Run three stages, and make the guidance of the last."""
         x = self.channel_norm(features)
-        return x + 0.1 * F.conv2d(x, self._last.weight)
+        if not self.training:
+            x = x + 0.1 * F.conv2d(x, self._last.weight)
+        *first, last = self.stages()
+        for stage in first:
+            x = stage(x, _shrunk(image, x))
+        guidance = _shrunk(image, x)
+        return State(x, guidance, last.keys(guidance), output_size)
 
-    def _shift(self) -> Tensor:
-        return 0.1 * cast(Tensor, self._last.bias)[:, None, None]
+    def decode(self, state: State, values: Tensor, rows: slice) -> Tensor:
+        """Run the last stage for the fine rows between which the output's lie, and resize them."""
+        fine, size = state.guidance.shape[2], state.output_size
+        part = source_rows(rows, size[0], fine)
+        stage = self.stages()[-1]
+        x = stage.mix(state.source, stage.kernel(state.guidance, state.keys, part), part)
+        if self.training:
+            x = x + 0.1 * self.fixup_proj(x)
+        x = bilinear_rows(x, part[0], fine, rows, size)  # (B, C, r, 16w) -> (B, C, R, W')
+        return x if self.training else x + 0.1 * self._last.bias[:, None, None]
+
+    def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
+        """Count the fine rows of a row with their weights, and the row's resizing."""
+        channels, height, width = features.shape[1:]
+        fine = -(-(2**STAGES) * height // output_size[0]) * 2**STAGES * width
+        return fine * (channels + 4 * SIDE * SIDE) + 3 * channels * output_size[1]
 
     @property
     def _last(self) -> nn.Conv2d:
-        return self.fixup_proj[1]  # type: ignore[return-value]
-
-    def _coarse(self, image: Tensor, features: Tensor) -> Tensor:
-        """Source of the last stage, (B, C, 8h, 8w), in inference."""
-        x = self._fixed(features)
-        for stage in self.stages()[:-1]:
-            x = _banded(stage, x, _shrunk(image, x))
-        return x
-
-    @torch.no_grad()
-    def _tiles(
-        self,
-        image: Tensor,
-        features: Tensor,
-        output_size: tuple[int, int],
-        values: Tensor,
-        max_bytes: int,
-    ) -> Iterator[Tile]:
-        if self.training:
-            raise ValueError("featup_jbu has no tiles() in training mode; call .eval() first")
-        stage, source = self.stages()[-1], self._coarse(image, features)
-        guidance = _shrunk(image, source)
-        keys, (height, width) = stage.keys(guidance), output_size
-        fine = (2 * source.shape[2], 2 * source.shape[3])
-        # Fine rows with the temporaries of their weights, and the output's rows.
-        per_row = fine[0] / height * fine[1] * (source.shape[1] + 4 * SIDE * SIDE)
-        per_row += 3 * width * source.shape[1]
-        step = max(1, int(max_bytes / (per_row * len(source) * source.element_size())) - 2)
-        for start in range(0, height, step):
-            stop = min(start + step, height)
-            span, shares = bilinear_rows((start, stop), height, fine[0], source)
-            even = (span[0] // 2 * 2, min(-(-span[1] // 2) * 2, fine[0]))
-            rows = stage.mix(source, stage.kernel(guidance, keys, even), even)
-            rows = rows[:, :, span[0] - even[0] : span[1] - even[0]]
-            rows = rows if shares is None else torch.einsum("rf,bcfx->bcrx", shares, rows)
-            tile = _resized(rows, (stop - start, width)) + self._shift()
-            yield slice(start, stop), tile
+        return cast(nn.Conv2d, self.fixup_proj[1])
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -352,41 +324,26 @@ def _shrunk(image: Tensor, source: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(image, (2 * source.shape[2], 2 * source.shape[3]))
 
 
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if tuple(x.shape[2:]) == size else resize_bilinear(x, size)
+def source_rows(rows: slice, height: int, source: int) -> tuple[int, int]:
+    """Rows of a source, even to even, between which some of the output's lie."""
+    if rows.stop - rows.start == height:
+        return 0, source
+    first, last = ((row + 0.5) * source / height - 0.5 for row in (rows.start, rows.stop - 1))
+    return max(0, math.floor(first) // 2 * 2), min(source, (math.floor(last) + 3) // 2 * 2)
 
 
-def _banded(stage: Stage, source: Tensor, guidance: Tensor) -> Tensor:
-    """A stage without gradients, whose weights exist for a band of rows at a time."""
-    batch, channels = source.shape[:2]
-    height, width = guidance.shape[2:]
-    out = new_large(source, batch, height, width, channels).permute(0, 3, 1, 2)
-    keys = stage.keys(guidance)
-    row_bytes = batch * width * 4 * SIDE * SIDE * 4
-    step = max(BAND_ROWS, BAND_BYTES // row_bytes // BAND_ROWS * BAND_ROWS)
-    for start in range(0, height, step):
-        rows = (start, min(start + step, height))
-        out[:, :, slice(*rows)] = stage.mix(source, stage.kernel(guidance, keys, rows), rows)
-    return out
+def bilinear_rows(x: Tensor, first: int, source: int, rows: slice, size: tuple[int, int]) -> Tensor:
+    """Rows of the bilinear resize to a size; x holds those of the source from the first one on.
 
-
-def bilinear_rows(
-    rows: tuple[int, int], height: int, source: int, like: Tensor
-) -> tuple[tuple[int, int], Tensor | None]:
-    """Rows of a source that some output rows of a bilinear resize need, and their shares (R, r).
-
-    Without a resize the rows are the source's, and there are no shares.
+    (B, C, r, w) of (B, C, source, w) -> (B, C, R, W').
     """
-    if height == source:
-        return rows, None
-    place = (torch.arange(*rows, device=like.device, dtype=torch.float64) + 0.5) * source / height
-    place = (place - 0.5).clamp(min=0)
-    low = place.long().clamp(max=source - 1)
-    high = (low + 1).clamp(max=source - 1)
-    first, last = int(low[0]), int(high[-1]) + 1
-    shares = like.new_zeros(len(place), last - first)
-    index = torch.arange(len(place), device=like.device)
-    part = (place - low).to(like.dtype)
-    shares.index_put_((index, low - first), 1 - part, accumulate=True)
-    shares.index_put_((index, high - first), part, accumulate=True)
-    return (first, last), shares
+    height, count = size[0], rows.stop - rows.start
+    if source != height and count != height:
+        place = torch.arange(rows.start, rows.stop, device=x.device, dtype=torch.float64) + 0.5
+        place = (place * (source / height) - 0.5).clamp(0, source - 1) - first  # (R,)
+        low = place.long()
+        share = (place - low).to(x.dtype)[:, None]  # (R, 1)
+        x = torch.lerp(x[:, :, low], x[:, :, (low + 1).clamp(max=x.shape[2] - 1)], share)
+    elif source == height:
+        x = x[:, :, rows.start - first : rows.stop - first]
+    return x if x.shape[2:] == (count, size[1]) else resize_bilinear(x, (count, size[1]))

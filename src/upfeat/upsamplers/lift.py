@@ -139,7 +139,7 @@ class LiFT(WholeMapUpsampler):
         abilities=Abilities(mixes_values=False, any_size=False),
         factor=2,
     )
-    batch_statistics = True
+    whole_in_training = True
     channels_last = True
 
     def __init__(self, feature_dim: int, iterations: int = 1) -> None:

@@ -249,7 +249,7 @@ class LoftUp(Upsampler):
         image_std=IMAGENET_STD,
         abilities=Abilities(mixes_values=False, tiles=True, query=True),
     )
-    batch_statistics = True
+    whole_in_training = True
     official_keys = ("state_dict",)
     official_globals = OMEGACONF_GLOBALS
 

@@ -247,7 +247,7 @@ class UPLiFT(WholeMapUpsampler):
         abilities=Abilities(linear=True, any_size=False),
         factor=2,
     )
-    batch_statistics = True
+    whole_in_training = True
     channels_last = True
 
     def __init__(

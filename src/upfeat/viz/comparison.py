@@ -16,7 +16,7 @@ from torch import Tensor
 
 from upfeat.checkpoints import find_weights
 from upfeat.errors import UpfeatError, WeightsNotFoundError
-from upfeat.upsamplers.loading import load_upsampler
+from upfeat.loading import load_upsampler
 from upfeat.upsamplers.registry import (
     create_upsampler,
     get_checkpoint,

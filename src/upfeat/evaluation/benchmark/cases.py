@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from upfeat.loading import load_upsampler
 from upfeat.ops.images import Size
 from upfeat.ops.runtime import DrawsFrom
 from upfeat.upsamplers.base import Upsampler
-from upfeat.upsamplers.loading import load_upsampler
 from upfeat.upsamplers.registry import get_class
 
 __all__ = ["CASES", "Case", "scaling_cases"]

@@ -10,10 +10,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from upfeat.errors import CheckpointError, UnknownNameError
-from upfeat.upsamplers.base import Upsampler
+from torch import Tensor
+
+from upfeat.backbones.base import Backbone
+from upfeat.backbones.large_image import large_image
+from upfeat.backbones.strided import strided
+from upfeat.errors import CheckpointError, UnknownNameError, UnsupportedError
+from upfeat.ops.images import resize_bilinear
+from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import (
     create_upsampler,
     from_official,
@@ -22,18 +28,67 @@ from upfeat.upsamplers.registry import (
     needs_feature_dim,
 )
 
-if TYPE_CHECKING:
-    from upfeat.backbones.base import Backbone
-
-__all__ = ["load_upsampler", "split_label", "split_specs"]
+__all__ = ["FinerGrid", "load_upsampler", "split_label", "split_specs"]
 
 _CALL = re.compile(r"(?P<name>[\w.-]+)\s*\((?P<options>.*)\)", re.DOTALL)
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_FINER = re.compile(r"(?P<kind>large|strided):(?P<number>\d+)")
+_LOW_RES = "low-res"
+
+
+class FinerGrid(WholeMapUpsampler):
+    """The papers' rows without an upsampler: the backbone itself on a finer grid, then bilinear.
+
+    "Large image" enlarges the image, "strided" lets the patches overlap. What the backbone said of
+    the image as it is plays no part; cost and memory are those of the finer grid.
+
+    Args:
+        spec: ``"large:8"``, the factor on each side of the image, or ``"strided:6"``, the distance
+            of two patches in pixels.
+        backbone: whose features are wanted.
+
+    Raises:
+        ValueError: the factor or the stride is out of range, or ``spec`` is neither.
+        UnsupportedError: the backbone takes one size only, or its patches cannot overlap.
+
+    Example:
+        >>> import torch, upfeat
+        >>> encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
+        >>> up = upfeat.load_upsampler("large:2", encoder)
+        >>> image = torch.rand(1, 3, 32, 48)
+        >>> up(image, encoder(image)).shape
+        torch.Size([1, 192, 32, 48])
+    """
+
+    def __init__(self, spec: str, backbone: Backbone) -> None:
+        super().__init__()
+        match = _FINER.fullmatch(spec)
+        if match is None:
+            raise ValueError(f"a finer grid is large:FACTOR or strided:PIXELS, got {spec!r}")
+        wrap = large_image if match["kind"] == "large" else strided
+        self.backbone = wrap(backbone, int(match["number"]))
+        self.config = {"feature_dim": backbone.dim, "backbone": self.backbone.name}
+        self.info = UpsamplerInfo(
+            name=spec,
+            summary="The backbone's features on a finer grid, resized bilinearly.",
+            abilities=Abilities(mixes_values=False),
+            views=True,
+        )
+
+    def upsample(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    ) -> Tensor:
+        """Run the backbone on the image, which is normalised for it."""
+        return resize_bilinear(self.backbone(image), output_size)
+
+    def save_pretrained(self, *_: Any, **__: Any) -> None:
+        """Refuse: there are no weights beside the backbone's."""
+        raise UnsupportedError(f"{self.info.name} is the backbone itself: it has nothing to save")
 
 
 def load_upsampler(
     spec: str | os.PathLike[str],
-    backbone: "Backbone | int",
+    backbone: Backbone | int,
     *,
     weights: str | os.PathLike[str] | None = None,
     allow_random: bool = False,
@@ -49,7 +104,10 @@ def load_upsampler(
             * ``"guided_filter(radius=4)"``, either of them with arguments of the method's class,
               whose values are literals;
             * a folder that ``save_pretrained`` wrote (``"./jafar"`` where a method has that name);
-            * a Hugging Face repository that holds one, ``"me/name"``.
+            * a Hugging Face repository that holds one, ``"me/name"``;
+            * ``"large:8"`` or ``"strided:6"``, the backbone itself on a finer grid
+              (:class:`FinerGrid`), or ``"low-res"``, its features as they are: every pixel takes
+              its cell's.
         backbone: whose features it upsamples, or their number of channels.
         weights: a file in the official or in upfeat's layout, or a folder of ``save_pretrained``,
             for the method that ``spec`` names.
@@ -79,6 +137,10 @@ def load_upsampler(
     """
     text = os.fspath(spec).strip()
     width = backbone if isinstance(backbone, int) else backbone.dim
+    if text == _LOW_RES or _FINER.fullmatch(text):
+        if weights is not None or options:
+            raise ValueError(f"{text} is the backbone itself and takes no weights or arguments")
+        return _load_backbone_row(text, backbone)
     if _is_saved(text):
         if weights is not None or options:
             raise ValueError(f"{text} holds weights and arguments already; give no others with it")
@@ -100,11 +162,20 @@ def load_upsampler(
     return upsampler.eval()
 
 
+def _load_backbone_row(text: str, backbone: Backbone | int) -> Upsampler:
+    """Build the row of a table that has no upsampler."""
+    if text == _LOW_RES:
+        return create_upsampler("nearest").eval()
+    if isinstance(backbone, int):
+        raise ValueError(f"{text} runs the backbone itself; give the backbone, not its channels")
+    return FinerGrid(text, backbone).eval()
+
+
 def split_specs(text: str) -> list[str]:
     """Split several specs at the commas between them, not at those between arguments.
 
     Example:
-        >>> from upfeat.upsamplers.loading import split_specs
+        >>> from upfeat.loading import split_specs
         >>> split_specs("bilinear, best=resize_conv(kernel_size=3, depth=2)")
         ['bilinear', 'best=resize_conv(kernel_size=3, depth=2)']
     """
@@ -122,7 +193,7 @@ def split_label(text: str) -> tuple[str, str]:
     """Split ``LABEL=SPEC``; without a label it is the spec, or the last part of a path.
 
     Example:
-        >>> from upfeat.upsamplers.loading import split_label
+        >>> from upfeat.loading import split_label
         >>> split_label("small=runs/a/model"), split_label("resize_conv(kernel_size=3)")
         (('small', 'runs/a/model'), ('resize_conv(kernel_size=3)', 'resize_conv(kernel_size=3)'))
     """

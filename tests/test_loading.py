@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import upfeat
-from upfeat.errors import CheckpointError, UnknownNameError, WeightsNotFoundError
-from upfeat.upsamplers.loading import split_label, split_specs
+from upfeat.errors import (
+    CheckpointError,
+    UnknownNameError,
+    UnsupportedError,
+    WeightsNotFoundError,
+)
+from upfeat.loading import split_label, split_specs
 
 
 @pytest.fixture
@@ -113,3 +119,37 @@ def test_a_label_stands_before_the_spec(tmp_path: Path) -> None:
     assert split_label("g=guided_filter(radius=3)") == ("g", "guided_filter(radius=3)")
     (tmp_path / "lr=0.1").mkdir()
     assert split_label(str(tmp_path / "lr=0.1")) == ("lr=0.1", str(tmp_path / "lr=0.1"))
+
+
+@torch.no_grad()
+def test_rows_without_an_upsampler_are_the_backbones_own_grids() -> None:
+    backbone = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+    image = torch.randn(1, 3, 32, 48)
+    features = backbone(image)
+    for spec, finer in (
+        ("large:2", upfeat.large_image(backbone, 2)),
+        ("strided:8", upfeat.strided(backbone, 8)),
+    ):
+        up = upfeat.load_upsampler(spec, backbone)
+        wanted = F.interpolate(finer(image), (20, 30), mode="bilinear")
+        assert up.info.name == spec
+        torch.testing.assert_close(up(image, features, (20, 30)), wanted)
+        assert up.info.views
+        out = upfeat.Pipeline(backbone, up)(torch.rand(3, 32, 48))
+        assert (out.low.shape, out.high.shape) == ((192, 2, 3), (192, 32, 48))
+        with pytest.raises(UnsupportedError, match="nothing to save"):
+            up.save_pretrained("unused")
+    low = upfeat.load_upsampler("low-res", 192)(image, features)
+    assert torch.equal(low, features.repeat_interleave(16, 2).repeat_interleave(16, 3))
+
+
+def test_rows_without_an_upsampler_say_what_they_need() -> None:
+    with pytest.raises(ValueError, match="give the backbone, not its channels"):
+        upfeat.load_upsampler("large:8", 192)
+    with pytest.raises(ValueError, match="takes no weights"):
+        upfeat.load_upsampler("low-res", 192, radius=3)
+    pool = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
+    with pytest.raises(ValueError, match="at least 2"):
+        upfeat.load_upsampler("large:1", pool)
+    with pytest.raises(UnsupportedError, match="strided"):
+        upfeat.load_upsampler("strided:6", pool)
