@@ -472,7 +472,7 @@ class Upsampler(nn.Module):
             )
         if self.training and self.whole_in_training:
             raise ValueError(
-                f"{self.info.name} in training mode computes whole maps of the whole batch and has no "
+                f"{self.info.name} in training mode computes whole maps of all images and has no "
                 "tiles(); call .eval() first"
             )
         if is_transformed():

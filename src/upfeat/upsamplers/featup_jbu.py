@@ -284,7 +284,7 @@ class FeatUpJBU(Upsampler):
         if self.training:
             x = x + 0.1 * self.fixup_proj(x)
         x = bilinear_rows(x, part[0], fine, rows, size)  # (B, C, r, 16w) -> (B, C, R, W')
-        return x if self.training else x + 0.1 * self._last.bias[:, None, None]
+        return x if self.training else x + 0.1 * cast(Tensor, self._last.bias)[:, None, None]
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
         """Count the fine rows of a row with their weights, and the row's resizing."""
