@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from upfeat.layers import AttentionDownsampler, ScaleNet, SimpleDownsampler
-from upfeat.ops.view_crops import Crop, draw_crop, take_crop
+from upfeat.ops.images import Crop, draw_crop, take_crop
 
 
 @pytest.mark.parametrize("case", ["attention_k14", "attention_k29_noblur"])

@@ -16,7 +16,7 @@ from upfeat.layers import ScaleNet
 from upfeat.objectives import MultiViewConfig, MultiViewReconstructionConfig
 from upfeat.objectives.crf import crf_loss, draw_pixels
 from upfeat.objectives.losses import energy, entropy, project, total_variation
-from upfeat.ops.penalties import magnitude
+from upfeat.ops.pointwise.norms import magnitude
 
 
 def test_golden_terms(golden_dir: Path) -> None:

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from tests.tolerances import tolerance
 from upfeat.ops import stream
-from upfeat.ops.fourier_features import fourier_features, inclusive_grid
-from upfeat.ops.rotary_code import grid_turn, rotary_code, rotate_pairs
-from upfeat.ops.stream.pooling import pool_columns, pooling_span, pooling_weights
+from upfeat.ops.coordinates import inclusive_grid
+from upfeat.ops.pointwise.positions import fourier_features, grid_turn, rotary_code, rotate_pairs
+from upfeat.ops.stream.nodes import pool_columns, pooling_span, pooling_weights
 
 
 @given(length=st.integers(1, 14), width=st.integers(1, 9), cells=st.integers(1, 17))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upfeat.ops.cells import cell_bounds, cell_places
+from upfeat.ops.coordinates import cell_bounds, cell_places
 
 
 @settings(deadline=None, max_examples=40)

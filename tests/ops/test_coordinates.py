@@ -4,8 +4,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upfeat.ops.coordinates import inclusive_places, pixel_centres, sample_around, sample_at
-from upfeat.ops.fourier_features import inclusive_grid
+from upfeat.ops.coordinates import (
+    inclusive_grid,
+    inclusive_places,
+    pixel_centres,
+    sample_around,
+    sample_at,
+)
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import upfeat
-from upfeat.ops.padding import border_index, reflect_pad
+from upfeat.ops.images import border_index, reflect_pad
 
 
 def test_border_index_is_torch_padding() -> None:
@@ -59,4 +59,4 @@ def test_no_other_reflect_padding() -> None:
         and node.arg == "mode"
         and ast.unparse(node.value) == "'reflect'"
     }
-    assert found == {"ops/padding.py"}
+    assert found == {"ops/images.py"}

@@ -13,7 +13,7 @@ import upfeat
 from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
-from upfeat.ops.fourier_features import inclusive_grid
+from upfeat.ops.coordinates import inclusive_grid
 from upfeat.upsamplers.featup_implicit import FeatUpImplicit, fitting_terms, smoothness_terms
 
 TINY = {"pca_dim": 6, "n_freqs": 3, "steps": 2, "views": 3, "views_per_step": 2, "max_pad": 4}

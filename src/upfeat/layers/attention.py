@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.ops.linear import linear
+from upfeat.ops import linear
 
 __all__ = ["Attention", "Memory"]
 

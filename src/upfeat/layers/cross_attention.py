@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from upfeat.errors import CheckpointError, shape_text
 from upfeat.layers.norm import RMSNorm
-from upfeat.ops.pixel_linear import pixel_linear
+from upfeat.ops import pixel_linear
 
 
 class CrossAttentionQueriesAndKeys(nn.Module):

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from upfeat.errors import shape_text
 from upfeat.ops.images import gaussian_blur
-from upfeat.ops.penalties import uncertain_error
 
 SCALE_OFFSET, SCALE_FLOOR = 0.1, 1e-4  # of the predicted scale in FeatUp's uncertain loss
 
@@ -191,3 +190,26 @@ class ScaleNet(nn.Conv2d):
 def _uniform(generator: torch.Generator, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Numbers in [0, 1) that are the same on every device."""
     return torch.rand(tuple(shape), generator=generator, device=generator.device).to(like.device)
+
+
+def uncertain_error(square: Tensor, log_scale: Tensor) -> Tensor:
+    """Return the mean of squared errors in units of a predicted scale, plus its logarithm.
+
+    The likelihood of FeatUp (arXiv 2403.10516, equation 2): square / (2 s^2) + log s. The scale
+    comes as its logarithm, and the sum is taken in float32 at least: neither s nor its square fits
+    a float where features are large.
+
+    Args:
+        square: squared errors (B, C, h, w).
+        log_scale: log s, (B, 1, h, w).
+
+    Example:
+        >>> import torch
+        >>> square, scale = torch.full((1, 2, 1, 1), 8.0), torch.full((1, 1, 1, 1), 2.0)
+        >>> round(uncertain_error(square, scale.log()).item(), 4)
+        1.6931
+    """
+    square, log_scale = (
+        x.to(torch.promote_types(x.dtype, torch.float32)) for x in (square, log_scale)
+    )
+    return (square * (-2 * log_scale).exp() / 2 + log_scale).mean()

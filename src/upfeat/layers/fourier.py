@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from upfeat.ops.fourier_features import describe, fourier_features, pixel_features
+from upfeat.ops import describe, fourier_features, pixel_features
 
 
 class FourierFeatures(nn.Module):

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from upfeat.ops.channel_norm import channel_layer_norm
-from upfeat.ops.rms_norm import rms_norm
+from upfeat.ops import channel_layer_norm, rms_norm
 from upfeat.ops.runtime import without_autocast
 
 

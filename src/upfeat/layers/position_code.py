@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from upfeat.ops.position_code import position_code
+from upfeat.ops import position_code
 
 
 class LearnedPositionCode(nn.Module):
-    """x cos(angle) + rot(x) sin(angle) with trained frequencies; see `upfeat.ops.position_code`.
+    """x cos(angle) + rot(x) sin(angle) with trained frequencies; see `position_code`.
 
     At the start, with n = d/4 and f_k = 2 pi 100^(-k/(n-1)), the first half of the channels turns
     with the row and the second with the column.

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.errors import check_odd
-from upfeat.ops.padding import reflect_pad
-from upfeat.ops.pixel_linear import pointwise_conv
-from upfeat.ops.pointwise_residual import BlockWeights, pointwise_residual
+from upfeat.ops import BlockWeights, pointwise_conv, pointwise_residual
+from upfeat.ops.images import reflect_pad
 
 
 class PointwiseResidualBlock(nn.Module):

@@ -43,7 +43,7 @@ from upfeat.objectives._networks import (
 from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import to_float32
 from upfeat.objectives.masks import check_masks, resize_masks
-from upfeat.ops.channel_norm import channel_norm
+from upfeat.ops import channel_norm
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone

@@ -20,8 +20,8 @@ from upfeat.objectives._channel_sums import (
     to_float32,
 )
 from upfeat.objectives.draws import draw_like
-from upfeat.ops.penalties import total_variation
-from upfeat.ops.unit_vectors import unit_vectors
+from upfeat.ops import unit_vectors
+from upfeat.ops.images import total_variation
 
 __all__ = [
     "Distance",

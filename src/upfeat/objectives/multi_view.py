@@ -27,8 +27,7 @@ from upfeat.objectives.losses import (
     to_float32,
     total_variation,
 )
-from upfeat.ops.images import normalize
-from upfeat.ops.view_crops import draw_crop, take_crop
+from upfeat.ops.images import draw_crop, normalize, take_crop
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone

@@ -1,31 +1,41 @@
-"""Arithmetic on images and maps: resize, blur, normalise, and tell an image that is not normalised.
+"""Arithmetic on images and maps: resize, pad, blur, crop, normalise.
 
 Bilinear resizing comes plain and antialiased where a map shrinks; the blur mirrors its borders.
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops.padding import reflect_pad
+from upfeat.errors import check_map, shape_text
 from upfeat.ops.runtime import new_large, wants_reference, without_autocast
 
 __all__ = [
+    "Crop",
+    "Padding",
     "Size",
+    "border_index",
+    "draw_crop",
     "gaussian_blur",
     "known_normalized",
     "normalize",
     "raw_scale",
+    "reflect_pad",
     "resize_antialiased",
     "resize_bilinear",
     "stretch_colors",
+    "take_crop",
+    "total_variation",
 ]
 
 Size: TypeAlias = tuple[int, int]
 """Height and width, in pixels or cells."""
+
+Padding: TypeAlias = Literal["replicate", "reflect"]
+"""How a map goes on beyond its border: its outermost pixel repeated, or the map mirrored there."""
 
 _MARK = "_upfeat_normalized"
 LOOKED_AT = 64  # rows and columns of an image whose values are looked at
@@ -207,3 +217,134 @@ def stretch_colors(image: Tensor, axes: tuple[int, ...] = (2, 3)) -> Tensor:
     """
     low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
     return (image - low) / (high - low).clamp(min=1e-4) - 0.5
+
+
+def border_index(length: int, reach: int, padding: Padding) -> Tensor:
+    """Cells of one axis with ``reach`` more on both sides, named by the cells they repeat.
+
+    Args:
+        length: cells of the axis.
+        reach: cells to add on each side; it may exceed the length.
+        padding: ``"replicate"`` repeats the border, ``"reflect"`` mirrors without it.
+
+    Returns:
+        (length + 2 reach,) int64 on the CPU.
+
+    Example:
+        >>> border_index(4, 2, "reflect").tolist(), border_index(4, 2, "replicate").tolist()
+        ([2, 1, 0, 1, 2, 3, 2, 1], [0, 0, 0, 1, 2, 3, 3, 3])
+    """
+    place = torch.arange(-reach, length + reach)
+    if padding == "replicate":
+        return place.clamp(0, length - 1)
+    period = max(1, 2 * (length - 1))
+    place = place % period
+    return place.minimum(period - place) if length > 1 else torch.zeros_like(place)
+
+
+def reflect_pad(x: Tensor, reach: int) -> Tensor:
+    """Mirror a map at its outermost pixels: (B, C, H, W) to (B, C, H + 2 reach, W + 2 reach).
+
+    As torch's reflect padding, which refuses maps that are no larger than the border: here the
+    mirrored map is mirrored again, and a single row or column repeated.
+
+    Example:
+        >>> reflect_pad(torch.tensor([[[[1.0, 2.0]]]]), 2)[0, 0, 0].tolist()
+        [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]
+    """
+    if reach == 0:
+        return x
+    if reach < min(x.shape[2:]):
+        return F.pad(x, [reach] * 4, mode="reflect")
+    for axis in (2, 3):
+        x = x.index_select(axis, border_index(x.shape[axis], reach, "reflect").to(x.device))
+    return x
+
+
+class Crop(NamedTuple):
+    """A view of FeatUp (arXiv 2403.10516, section 3): the image padded, zoomed, cut and mirrored.
+
+    The same crop applies to an image and to a map of its size, so that a view's features can be
+    compared with the moved map. First row and column are those in the padded and zoomed image.
+    """
+
+    zoom: float = 1.0
+    row: int = 0
+    column: int = 0
+    flip: bool = False
+
+
+def draw_crop(
+    generator: torch.Generator, size: tuple[int, int], max_pad: int, max_zoom: float
+) -> Crop:
+    """Draw a crop: mirrored and zoomed with probability one half each, anywhere in the image.
+
+    Args:
+        generator: source of the draws.
+        size: (H, W) of the image.
+        max_pad: how many mirrored pixels a view may show at each side.
+        max_zoom: zooms are uniform in [1, max_zoom].
+
+    Example:
+        >>> import torch
+        >>> draw_crop(torch.Generator().manual_seed(0), (8, 8), max_pad=2, max_zoom=1.0).zoom
+        1.0
+    """
+
+    def uniform() -> float:
+        options = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+        return float(torch.rand((), **options).item())  # type: ignore[call-overload]
+
+    flip = uniform() < 0.5
+    zoom = 1 + uniform() * (max_zoom - 1) if uniform() < 0.5 else 1.0
+    row, column = (int(uniform() * (int((side + 2 * max_pad) * zoom) - side + 1)) for side in size)
+    return Crop(zoom, row, column, flip)
+
+
+def take_crop(x: Tensor, crop: Crop, max_pad: int) -> Tensor:
+    """Show a view of (B, C, H, W) at the map's own size.
+
+    Args:
+        x: an image, or a map of its size.
+        crop: from `draw_crop`, with the same ``max_pad``.
+        max_pad: less than both sides, as the border is mirrored.
+
+    Raises:
+        ValueError: the crop leaves the padded map.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(1, 2, 6, 8)
+        >>> take_crop(x, Crop(row=3, column=3), max_pad=3).equal(x)
+        True
+    """
+    height, width = x.shape[2:]
+    padded = reflect_pad(x, max_pad)
+    if crop.zoom > 1:
+        padded = F.interpolate(padded, scale_factor=crop.zoom, mode="bilinear")
+    view = padded[:, :, crop.row : crop.row + height, crop.column : crop.column + width]
+    if view.shape[2:] != x.shape[2:]:
+        raise ValueError(
+            f"{crop} leaves the padded map {shape_text(padded)} of {shape_text(x)}; draw it with "
+            f"draw_crop(generator, {(height, width)}, {max_pad}, ...)"
+        )
+    return view.flip(3) if crop.flip else view
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Return the sum of squared differences of neighbours, over B C h w.
+
+    As released with LoftUp and FeatUp: vertical and horizontal pairs, both divided by the number
+    of all values. Computed in float32 at least.
+
+    Args:
+        x: (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> total_variation(torch.tensor([[[[0.0, 2.0]]]])).item()
+        2.0
+    """
+    check_map(x, "x", "(B, C, h, w)")
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (x.diff(dim=2).square().sum() + x.diff(dim=3).square().sum()) / x.numel()

@@ -27,9 +27,8 @@ from upfeat.layers import (
 from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.feature_unification import FeatureUnification, Unification
 from upfeat.layers.guidance import OFFICIAL_PARTS
-from upfeat.ops import cross_scale_neighborhood_attention, stream, windowed_attention
+from upfeat.ops import cross_scale_neighborhood_attention, stream, unit_vectors, windowed_attention
 from upfeat.ops.runtime import without_autocast
-from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -35,8 +35,7 @@ from upfeat.errors import (
 )
 from upfeat.layers.module_weights import first_weight, named_weights
 from upfeat.layers.raw_images import warn_of_raw_image
-from upfeat.ops import stream
-from upfeat.ops.channel_norm import channel_norm
+from upfeat.ops import channel_norm, stream
 from upfeat.ops.images import normalize
 from upfeat.ops.runtime import (
     MAP_BYTES,

@@ -28,7 +28,7 @@ from upfeat.layers.stages import (
     resize_to,
     stage_keys,
 )
-from upfeat.ops.filters.reassembly import window_reassembly
+from upfeat.ops import window_reassembly
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 

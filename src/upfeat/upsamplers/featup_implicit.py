@@ -25,14 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.errors import shape_text
-from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet
+from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet, uncertain_error
 from upfeat.layers.fourier import FourierFeatures
-from upfeat.ops.coordinates import inclusive_places, sample_at
-from upfeat.ops.fourier_features import inclusive_grid
-from upfeat.ops.images import Size, gaussian_blur
-from upfeat.ops.penalties import magnitude, total_variation, uncertain_error
+from upfeat.ops import magnitude
+from upfeat.ops.coordinates import inclusive_grid, inclusive_places, sample_at
+from upfeat.ops.images import Crop, Size, draw_crop, gaussian_blur, take_crop, total_variation
 from upfeat.ops.runtime import DrawsFrom, new_large
-from upfeat.ops.view_crops import Crop, draw_crop, take_crop
 from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 

@@ -30,9 +30,8 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import shape_text
-from upfeat.ops.filters.adaptive import adaptive_convolution, window_similarity
-from upfeat.ops.images import resize_bilinear
-from upfeat.ops.padding import border_index, reflect_pad
+from upfeat.ops import adaptive_convolution, window_similarity
+from upfeat.ops.images import border_index, reflect_pad, resize_bilinear
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

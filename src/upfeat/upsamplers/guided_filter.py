@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops.filters.guided import guided_model
+from upfeat.ops import guided_model
 from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler

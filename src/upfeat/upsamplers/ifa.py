@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.layers.stages import resize_to
-from upfeat.ops.fourier_features import fourier_features, inclusive_grid
+from upfeat.ops import fourier_features
+from upfeat.ops.coordinates import inclusive_grid
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 

@@ -22,10 +22,8 @@ from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, PointwiseEncoder
 from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.guidance import OFFICIAL_PARTS
-from upfeat.ops import head_averaged_attention, stream
+from upfeat.ops import group_norm, head_averaged_attention, stream, unit_vectors
 from upfeat.ops.coordinates import sample_at
-from upfeat.ops.stream.moments import group_norm
-from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops import windowed_attention
-from upfeat.ops.cells import cell_bounds, cell_places
+from upfeat.ops.coordinates import cell_bounds, cell_places
 from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler

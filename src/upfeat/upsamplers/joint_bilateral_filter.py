@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from upfeat.layers.stages import resize_to
 from upfeat.ops import local_attender
-from upfeat.ops.images import resize_bilinear
-from upfeat.ops.padding import reflect_pad
+from upfeat.ops.images import reflect_pad, resize_bilinear
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 

@@ -27,11 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.ops import windowed_attention
-from upfeat.ops.cells import cell_bounds, cell_places
-from upfeat.ops.coordinates import sample_at
+from upfeat.ops import unit_vectors, windowed_attention
+from upfeat.ops.coordinates import cell_bounds, cell_places, sample_at
 from upfeat.ops.images import resize_antialiased
-from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -26,11 +26,9 @@ from upfeat.layers.attention import Attention, Memory
 from upfeat.layers.cell_colors import CellColors
 from upfeat.layers.fourier import FourierFeatures, PixelFeatures
 from upfeat.layers.norm import ChannelNorm
-from upfeat.ops import stream
-from upfeat.ops.coordinates import sample_around
-from upfeat.ops.fourier_features import inclusive_grid
+from upfeat.ops import linear, stream
+from upfeat.ops.coordinates import inclusive_grid, sample_around
 from upfeat.ops.images import Size, stretch_colors
-from upfeat.ops.linear import linear
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.loftup_start import start_as_interpolation
 from upfeat.upsamplers.registry import register_upsampler

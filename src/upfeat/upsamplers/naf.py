@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
 from upfeat.errors import shape_text
-from upfeat.ops import cross_scale_neighborhood_attention, stream
-from upfeat.ops.rotary_code import rotary_code
+from upfeat.ops import cross_scale_neighborhood_attention, rotary_code, stream
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

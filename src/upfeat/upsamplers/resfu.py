@@ -27,8 +27,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import CheckpointError
 from upfeat.layers.stages import resize_to
-from upfeat.ops.filters.guided import guided_filter
-from upfeat.ops.filters.reassembly import window_reassembly
+from upfeat.ops import guided_filter, window_reassembly
 from upfeat.ops.images import Size
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.tolerances import tolerance
-from upfeat.ops.stream.buffers import Buffers
+from upfeat.ops.runtime import Buffers
 from upfeat.ops.stream.convolution import convolve_rows, prepare
 
 

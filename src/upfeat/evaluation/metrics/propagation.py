@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import check_size, shape_text
-from upfeat.ops.unit_vectors import unit_vectors
+from upfeat.ops import unit_vectors
 
 __all__ = ["masks_to_labels", "propagate_labels"]
 

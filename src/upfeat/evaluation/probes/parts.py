@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from upfeat.data import FeatureCache
 from upfeat.evaluation.dense import DenseFeatures, Method
 from upfeat.evaluation.metrics import SegmentationMetric, iou_per_class
+from upfeat.ops import unit_vectors
 from upfeat.ops.runtime import DrawsFrom
-from upfeat.ops.unit_vectors import unit_vectors
 from upfeat.upsamplers import Upsampler
 
 __all__ = [

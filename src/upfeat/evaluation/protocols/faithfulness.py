@@ -39,7 +39,7 @@ from upfeat.evaluation.protocols.seg_probe import (
 from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.tables.scores import higher, lower, prefixed
-from upfeat.ops.unit_vectors import cosine
+from upfeat.ops import cosine
 from upfeat.upsamplers import create_upsampler
 
 __all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]

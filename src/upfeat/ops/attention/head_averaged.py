@@ -16,6 +16,7 @@ from torch import Tensor
 from upfeat.ops.runtime import (
     CACHE_BYTES,
     OPERATOR_BYTES,
+    Scratch,
     dispatch,
     new_large,
     run_blocks,
@@ -159,9 +160,7 @@ def _mean_softmax(scores: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _fill_weights(
-    weights: Tensor, queries: Tensor, k: Tensor, step: int, scratch: dispatch.Scratch
-) -> None:
+def _fill_weights(weights: Tensor, queries: Tensor, k: Tensor, step: int, scratch: Scratch) -> None:
     """Write the averaged weights (L, n) of queries (L, heads, d/heads), ``step`` at a time."""
     num_heads, _, num_keys = k.shape
     for start in range(0, len(queries), step):
@@ -222,7 +221,7 @@ def _mean_weights(
 
             def fill(
                 rows: slice,
-                scratch: dispatch.Scratch,
+                scratch: Scratch,
                 weights: Tensor = weights,
                 split: Tensor = split,
                 k: Tensor = k,
@@ -230,7 +229,7 @@ def _mean_weights(
                 length = rows.stop - rows.start
                 _fill_weights(weights[rows], split[rows], k, length, scratch)
 
-            run_blocks(blocks, fill, lambda: dispatch.Scratch(query, dtype), query.device)
+            run_blocks(blocks, fill, lambda: Scratch(query, dtype), query.device)
     return out
 
 
@@ -266,7 +265,7 @@ def _forward(
 
         def attend(
             rows: slice,
-            scratch: dispatch.Scratch,
+            scratch: Scratch,
             queries: Tensor = queries,
             k: Tensor = k,
             v: Tensor = v,
@@ -281,7 +280,7 @@ def _forward(
                 mixed = scratch.take("mixed", length, channels, dtype=mix)
                 target[rows] = torch.mm(weights, v, out=mixed)
 
-        run_blocks(blocks, attend, lambda: dispatch.Scratch(query, dtype), query.device)
+        run_blocks(blocks, attend, lambda: Scratch(query, dtype), query.device)
     return out
 
 
@@ -352,7 +351,7 @@ class _Sums:
 
     def __init__(self, key: Tensor, value: Tensor, query: Tensor) -> None:
         self.key, self.value = torch.zeros_like(key), torch.zeros_like(value)
-        self.scratch = dispatch.Scratch(query, key.dtype)
+        self.scratch = Scratch(query, key.dtype)
 
 
 def _default_scale(query: Tensor, num_heads: int) -> float:

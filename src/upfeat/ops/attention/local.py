@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import check_bytes
-from upfeat.ops.padding import Padding, border_index
+from upfeat.ops.images import Padding, border_index
 from upfeat.ops.runtime import OPERATOR_BYTES, dispatch, new_large, run_blocks, sum_parts
 
 Offset = tuple[int, int]

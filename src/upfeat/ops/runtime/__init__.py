@@ -9,8 +9,6 @@ from upfeat.ops.runtime.budgets import (
     TILE_BYTES,
 )
 from upfeat.ops.runtime.dispatch import (
-    Scratch,
-    ThreadScratch,
     compute_dtype,
     counting_operations,
     is_transformed,
@@ -21,7 +19,15 @@ from upfeat.ops.runtime.dispatch import (
     without_autocast,
 )
 from upfeat.ops.runtime.draws import DrawsFrom
-from upfeat.ops.runtime.memory import LARGE, check_fits, new_large, recycled_memory
+from upfeat.ops.runtime.memory import (
+    LARGE,
+    Buffers,
+    Scratch,
+    ThreadScratch,
+    check_fits,
+    new_large,
+    recycled_memory,
+)
 from upfeat.ops.runtime.strips import Output, assemble, join_strips, row_strips
 from upfeat.ops.runtime.threads import Block, run_blocks, sum_parts, worker_count
 
@@ -34,6 +40,7 @@ __all__ = [
     "STRIP_BYTES",
     "TILE_BYTES",
     "Block",
+    "Buffers",
     "DrawsFrom",
     "Output",
     "Scratch",

@@ -25,7 +25,6 @@ runs.
 import contextlib
 import importlib
 import importlib.util
-import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import cache
@@ -37,7 +36,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from upfeat.errors import check_bytes
-from upfeat.ops.runtime.memory import new_large
 
 _counting: ContextVar[bool] = ContextVar("counting", default=False)
 
@@ -186,40 +184,6 @@ class _Once(torch.autograd.Function):
             "second derivatives of the attention operators are not available; call the operator's "
             "*_reference function where you need them."
         )
-
-
-class Scratch:
-    """Named buffers that are allocated once and reused: fresh pages cost more than arithmetic."""
-
-    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
-        self.like, self.dtype = like.new_empty(0), dtype
-        self._flat: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """An uninitialised contiguous tensor, valid until the same name is taken again."""
-        size = 1
-        for length in shape:
-            size *= length
-        flat = self._flat.get(name)
-        if flat is None or flat.numel() < size:
-            flat = new_large(self.like, size, dtype=dtype or self.dtype)
-            self._flat[name] = flat
-        return flat[:size].view(shape)
-
-
-class ThreadScratch:
-    """A `Scratch` of its own for every thread that asks, for functions that several may run."""
-
-    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
-        self._like, self._dtype = like, dtype
-        self._own = threading.local()
-
-    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """As `Scratch.take`; valid until the same thread takes the same name again."""
-        if not hasattr(self._own, "scratch"):
-            self._own.scratch = Scratch(self._like, self._dtype)
-        buffer: Tensor = self._own.scratch.take(name, *shape, dtype=dtype)
-        return buffer
 
 
 def matmul_dtype(value: Tensor, compute: torch.dtype) -> torch.dtype:

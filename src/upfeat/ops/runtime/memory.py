@@ -162,3 +162,78 @@ class _Recycler:
 
 
 _recyclers: list[_Recycler] = []
+
+
+class Scratch:
+    """Named buffers that are allocated once and reused: fresh pages cost more than arithmetic."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self.like, self.dtype = like.new_empty(0), dtype
+        self._flat: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialised contiguous tensor, valid until the same name is taken again."""
+        size = 1
+        for length in shape:
+            size *= length
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size:
+            flat = new_large(self.like, size, dtype=dtype or self.dtype)
+            self._flat[name] = flat
+        return flat[:size].view(shape)
+
+
+class ThreadScratch:
+    """A `Scratch` of its own for every thread that asks, for functions that several may run."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._like, self._dtype = like, dtype
+        self._own = threading.local()
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """As `Scratch.take`; valid until the same thread takes the same name again."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = Scratch(self._like, self._dtype)
+        buffer: Tensor = self._own.scratch.take(name, *shape, dtype=dtype)
+        return buffer
+
+
+class Buffers:
+    """Memory for strips, one set for each thread: a strip that was used gives way to the next.
+
+    Example:
+        >>> buffers, like = Buffers(), torch.empty(0)
+        >>> strip = buffers.take(like, torch.float32, 2, 3)
+        >>> buffers.give(strip)
+        >>> buffers.take(like, torch.float32, 3, 1).data_ptr() == strip.data_ptr()
+        True
+    """
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+        self.taken: dict[int, Tensor] = {}
+
+    def take(self, like: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Return an uninitialised contiguous tensor: the smallest free one that is large enough."""
+        count = 1
+        for length in shape:
+            count *= length
+        size = count * dtype.itemsize
+        fitting = [place for place, flat in enumerate(self.free) if flat.numel() >= size]
+        if fitting:
+            flat = self.free.pop(min(fitting, key=lambda place: self.free[place].numel()))
+        else:
+            flat = new_large(like, size, dtype=torch.uint8)
+        self.taken[flat.data_ptr()] = flat
+        return flat[:size].view(dtype).view(shape)
+
+    def give(self, strip: Tensor) -> None:
+        """Take a strip back; one that is no buffer of ours is left alone."""
+        flat = self.taken.pop(strip.data_ptr(), None)
+        if flat is not None:
+            self.free.append(flat)
+
+    def reclaim(self) -> None:
+        """Take everything back."""
+        self.free += self.taken.values()
+        self.taken.clear()

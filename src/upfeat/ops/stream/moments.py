@@ -11,20 +11,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from upfeat.ops.runtime import (
     CACHE_BYTES,
     DEVICE_BYTES,
     Block,
     compute_dtype,
-    is_transformed,
     run_blocks,
 )
-
-# What a band of a map takes. On a CPU it should stay in the cache of the core that made it; an
-# accelerator needs large kernels.
-
 
 BLOCK = 64  # bands whose moments lie in one tensor
 
@@ -33,25 +27,6 @@ def band_pixels(x: Tensor) -> int:
     """Return how many pixels of d = ``x.shape[-1]`` channels a band on this device should have."""
     budget = CACHE_BYTES if x.device.type == "cpu" else DEVICE_BYTES
     return max(1, budget // (x.shape[-1] * x.element_size()))
-
-
-def group_norm(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """``F.group_norm`` of a map (B, d, H, W), of any strides within ``torch.func`` as well.
-
-    There torch takes contiguous maps only.
-
-    Example:
-        >>> x = torch.randn(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
-        >>> torch.func.vmap(lambda one: group_norm(one, 2))(x[None]).shape
-        torch.Size([1, 1, 4, 3, 5])
-    """
-    return F.group_norm(x.contiguous() if is_transformed() else x, groups, weight, bias, eps)
 
 
 class Statistics(NamedTuple):

@@ -17,13 +17,13 @@ from torch import Tensor
 from upfeat.ops.runtime import (
     CACHE_BYTES,
     DEVICE_BYTES,
+    Buffers,
     compute_dtype,
     new_large,
     run_blocks,
     sum_parts,
     without_autocast,
 )
-from upfeat.ops.stream.buffers import Buffers
 from upfeat.ops.stream.convolution import Kernel
 from upfeat.ops.stream.moments import GroupMoments
 from upfeat.ops.stream.nodes import (
@@ -34,8 +34,8 @@ from upfeat.ops.stream.nodes import (
     Node,
     Pool,
     Rows,
+    pool_columns,
 )
-from upfeat.ops.stream.pooling import pool_columns
 
 HALO_ROWS = 4  # least rows of a strip for each row that it reads beyond itself
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from upfeat.ops.attention.local import Taps
-from upfeat.ops.padding import border_index
+from upfeat.ops.images import border_index
 from upfeat.ops.triton import _common
 from upfeat.ops.triton._common import HIDDEN, LOG2_E
 

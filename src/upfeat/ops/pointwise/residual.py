@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from upfeat.ops import stream
+from upfeat.ops.pointwise.norms import group_norm
 from upfeat.ops.runtime import (
     ThreadScratch,
     compute_dtype,
@@ -29,13 +30,7 @@ from upfeat.ops.runtime import (
     wants_reference,
     without_autocast,
 )
-from upfeat.ops.stream.moments import (
-    Statistics,
-    band_pixels,
-    gather_moments,
-    group_norm,
-    group_statistics,
-)
+from upfeat.ops.stream.moments import Statistics, band_pixels, gather_moments, group_statistics
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.tolerances import tolerance
-from upfeat.ops import position_code
-from upfeat.ops.pointwise_residual import (
+from upfeat.ops.pointwise import positions as position_code
+from upfeat.ops.pointwise.residual import (
     BlockWeights,
     pointwise_residual,
     pointwise_residual_reference,

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.tolerances import tolerance
-from upfeat.ops import pixel_linear as module
-from upfeat.ops.pixel_linear import pixel_linear
+from upfeat.ops.pointwise import pixel_linear as module
+from upfeat.ops.pointwise.pixel_linear import pixel_linear
 
 
 @pytest.fixture(autouse=True)

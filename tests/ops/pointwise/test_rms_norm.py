@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops.rms_norm import rms_norm, rms_norm_reference
+from upfeat.ops.pointwise.rms_norm import rms_norm, rms_norm_reference
 from upfeat.ops.stream import moments as group_moments
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import upfeat
 from tests.tolerances import tolerance
-from upfeat.ops.unit_vectors import cosine, unit_vectors
+from upfeat.ops.pointwise.norms import cosine, unit_vectors
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -41,4 +41,4 @@ def test_no_other_normalisation_of_vectors() -> None:
         if isinstance(node, ast.Attribute)
         and ast.unparse(node) in ("F.normalize", "F.cosine_similarity", "functional.normalize")
     }
-    assert found == {"ops/unit_vectors.py"}
+    assert found == {"ops/pointwise/norms.py"}

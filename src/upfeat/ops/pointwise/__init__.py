@@ -1,0 +1,1 @@
+"""Operators on each pixel of a map by itself: products, norms, residual blocks, positions."""
