@@ -29,14 +29,11 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from upfeat.ops.attention.head_averaged import head_averaged_attention_reference  # noqa: E402
+from upfeat.ops import reference
 from upfeat.ops.attention.neighborhood import (  # noqa: E402
-    cross_scale_neighborhood_attention_reference,
-    neighbor_cells,
 )
 from upfeat.ops.attention.windowed import (  # noqa: E402
     window_bounds,
-    windowed_attention_reference,
 )
 from upfeat.ops.triton import load  # noqa: E402
 
@@ -86,7 +83,7 @@ class Case:
             options |= {"grid_size": self.grid, "row_bounds": rows, "col_bounds": cols}
         elif self.operator == "neighborhood_attention":
             rows, cols = (
-                neighbor_cells(length, cells, self.kernel, length // cells)
+                reference.neighbor_cells(length, cells, self.kernel, length // cells)
                 for length, cells in zip(self.side, self.grid, strict=True)
             )
             head_values = "shared" if self.shared else "grouped"
@@ -97,15 +94,15 @@ class Case:
         """The plain reference; of the first ``band`` output rows only where a number is given."""
         rows = None if band is None else (0, band)
         if self.operator == "head_averaged_attention":
-            return head_averaged_attention_reference(
+            return reference.head_averaged_attention(
                 query, key, value, self.heads, scale=self.scale
             )
         if self.operator == "windowed_attention":
-            return windowed_attention_reference(
+            return reference.windowed_attention(
                 query, key, value, self.heads, output_size=self.side, grid_size=self.grid,
                 window_ratio=self.ratio, rows=rows, scale=self.scale,
             )  # fmt: skip
-        return cross_scale_neighborhood_attention_reference(
+        return reference.cross_scale_neighborhood_attention(
             query, key, value, self.heads, kernel_size=self.kernel, output_size=self.side,
             head_values="shared" if self.shared else "grouped", rows=rows, scale=self.scale,
         )  # fmt: skip

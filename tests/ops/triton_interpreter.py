@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops.attention.head_averaged import head_averaged_attention_reference
-from upfeat.ops.attention.local import Taps, local_attender_reference
+from upfeat.ops import reference
+from upfeat.ops.attention.local import Taps
 from upfeat.ops.attention.neighborhood import (
-    cross_scale_neighborhood_attention_reference,
-    neighbor_cells,
 )
-from upfeat.ops.attention.windowed import window_bounds, windowed_attention_reference
-from upfeat.ops.filters.adaptive import adaptive_convolution_reference
+from upfeat.ops.attention.windowed import window_bounds
 from upfeat.ops.triton import load
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -78,7 +75,7 @@ def test_head_averaged_attention(batch, queries, keys, heads, width, channels, d
     scale = width**-0.5
     compare(
         "head_averaged_attention",
-        lambda q, k, v: head_averaged_attention_reference(q, k, v, heads, scale=scale),
+        lambda q, k, v: reference.head_averaged_attention(q, k, v, heads, scale=scale),
         tokens(batch, queries, heads * width, dtype),
         tokens(batch, keys, heads * width, dtype),
         tokens(batch, keys, channels, dtype),
@@ -93,7 +90,7 @@ def test_head_averaged_attention_large_scores_strides_and_mixed_types():
     value = torch.randn(1, 4, 21).transpose(1, 2).bfloat16()
     compare(
         "head_averaged_attention",
-        lambda q, k, v: head_averaged_attention_reference(q, k, v, 2, scale=0.4),
+        lambda q, k, v: reference.head_averaged_attention(q, k, v, 2, scale=0.4),
         query,
         key,
         value,
@@ -134,7 +131,7 @@ def test_windowed_attention(batch, size, grid, ratio, heads, width, channels, dt
     scale = width**-0.5
     compare(
         "windowed_attention",
-        lambda q, k, v: windowed_attention_reference(
+        lambda q, k, v: reference.windowed_attention(
             q, k, v, heads, output_size=size, grid_size=grid, window_ratio=ratio, scale=scale
         ),
         tokens(batch, size[0] * size[1], heads * width, dtype),
@@ -153,7 +150,7 @@ def test_windowed_attention_part_of_the_output():
     row_bounds, col_bounds = window_bounds(size, grid, 0.15)
     compare(
         "windowed_attention",
-        lambda q, k, v: windowed_attention_reference(
+        lambda q, k, v: reference.windowed_attention(
             q,
             k,
             v,
@@ -192,7 +189,7 @@ def test_neighborhood_attention(
 ):
     kernels = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     tables = [
-        neighbor_cells(length, cells, kernel, length // cells)
+        reference.neighbor_cells(length, cells, kernel, length // cells)
         for length, cells, kernel in zip(size, grid, kernels, strict=True)
     ]
     width = 12
@@ -200,7 +197,7 @@ def test_neighborhood_attention(
     key = torch.randn(batch, heads * width, *grid).to(dtype)
     compare(
         "neighborhood_attention",
-        lambda q, k, v: cross_scale_neighborhood_attention_reference(
+        lambda q, k, v: reference.cross_scale_neighborhood_attention(
             q, k, v, heads, kernel_size=kernels, head_values=head_values, scale=0.3
         ),
         query.contiguous(memory_format=torch.channels_last),
@@ -216,11 +213,11 @@ def test_neighborhood_attention(
 
 def test_neighborhood_attention_part_of_the_output():
     size, grid, rows, cols = (20, 18), (5, 4), (4, 15), (3, 12)
-    row_cells = neighbor_cells(20, 5, 3, 4)[slice(*rows)]
-    col_cells = neighbor_cells(18, 4, 3, 4)[slice(*cols)]
+    row_cells = reference.neighbor_cells(20, 5, 3, 4)[slice(*rows)]
+    col_cells = reference.neighbor_cells(18, 4, 3, 4)[slice(*cols)]
     compare(
         "neighborhood_attention",
-        lambda q, k, v: cross_scale_neighborhood_attention_reference(
+        lambda q, k, v: reference.cross_scale_neighborhood_attention(
             q, k, v, 2, kernel_size=3, output_size=size, rows=rows, cols=cols, scale=0.3
         ),
         torch.randn(1, 24, 11, 9),
@@ -264,7 +261,7 @@ def test_local_attender(batch, grid, ratio, channels, padding, dtype):
     value = torch.randn(batch, channels, *grid).to(dtype)
     output, residuals = kernel.forward(logits, value, taps=taps)
     exact = [t.double().requires_grad_() for t in (logits, value)]
-    wanted = local_attender_reference(*exact, offsets, padding=padding)
+    wanted = reference.local_attender(*exact, offsets, padding=padding)
     assert output.dtype == dtype
     torch.testing.assert_close(output.double(), wanted.detach(), **tolerance(dtype))
     above = torch.randn(wanted.shape).to(dtype)
@@ -293,7 +290,7 @@ def test_adaptive_convolution(batch, size, side, ratio, channels, dtype):
     weights = (torch.randn(batch, *size, side, side) / side).to(dtype)
     output, residuals = module.forward(source, weights, ratio=ratio)
     exact = [t.double().requires_grad_() for t in (source, weights)]
-    wanted = adaptive_convolution_reference(*exact, ratio)
+    wanted = reference.adaptive_convolution(*exact, ratio)
     assert output.dtype == dtype
     torch.testing.assert_close(output.double(), wanted.detach(), **tolerance(dtype))
     above = torch.randn(wanted.shape).to(dtype)

@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
 import upfeat
 from tests.goldens import golden_state, load_golden
-from tests.tolerances import GOLDEN_ATOL, max_abs_difference
+from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.errors import CheckpointError
-from upfeat.upsamplers.dysample import DySampleStage
+from upfeat.upsamplers.dysample import DySampleStage, grouped_sampling
 
 
 class TestDySample(UpsamplerContract):
@@ -75,3 +78,60 @@ def test_refuses_what_does_not_fit() -> None:
     state = DySampleStage(16).state_dict()
     with pytest.raises(CheckpointError, match="init_pos"):
         upfeat.from_official("dysample", {**state, "init_pos": torch.rand(1, 32, 1, 1)})
+
+
+def plain_sampling(features: Tensor, positions: Tensor) -> Tensor:
+    """The definition, four corners each."""
+    groups, dtype = positions.shape[1], torch.promote_types(features.dtype, positions.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
+    height, width = features.shape[2:]
+    grouped = features.to(dtype).unflatten(1, (groups, -1)).flatten(3)  # (B, g, C / g, h * w)
+    x, y = positions.to(dtype).unbind(2)  # (B, g, H', W')
+    x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
+    left, top = x.detach().floor(), y.detach().floor()
+    out = grouped.new_zeros(())
+    for row in (top, top + 1):
+        for col in (left, left + 1):
+            weight = (1 - (y - row).abs()) * (1 - (x - col).abs())  # (B, g, H', W')
+            cell = row.clamp(max=height - 1) * width + col.clamp(max=width - 1)
+            cell = cell.long().flatten(2)[:, :, None].expand(-1, -1, grouped.shape[2], -1)
+            picked = grouped.gather(3, cell).unflatten(3, x.shape[2:])  # (B, g, C / g, H', W')
+            out = out + weight[:, :, None] * picked
+    return out.flatten(1, 2).to(features.dtype)
+
+
+def inputs(
+    size: tuple[int, int],
+    groups: int,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:
+    features = torch.randn(2, 2 * groups, *size).to(device, dtype)
+    span = torch.tensor([size[1] + 1.0, size[0] + 1.0])[:, None, None]
+    positions = torch.rand(2, groups, 2, 6, 7) * span - 1  # also beyond the map
+    # Half precision would put positions on pixels, where the derivative jumps.
+    positions = positions.to(device, torch.promote_types(dtype, torch.float32))
+    return [features.requires_grad_(), positions.requires_grad_()]
+
+
+def compare(tensors: list[Tensor], limit: dict[str, float]) -> None:
+    ours, plain = grouped_sampling(*tensors), plain_sampling(*tensors)
+    assert ours.dtype == tensors[0].dtype
+    torch.testing.assert_close(ours, plain, **limit)
+    grad = torch.randn_like(plain)
+    for got, wanted in zip(
+        torch.autograd.grad(ours, tensors, grad),
+        torch.autograd.grad(plain, tensors, grad),
+        strict=True,
+    ):
+        scaled = {**limit, "atol": limit["atol"] * max(1.0, float(wanted.abs().max()))}
+        torch.testing.assert_close(got, wanted, **scaled)
+
+
+@given(size=st.tuples(st.integers(1, 6), st.integers(1, 6)), groups=st.integers(1, 3))
+def test_any_size(size: tuple[int, int], groups: int) -> None:
+    compare(inputs(size, groups), tolerance(torch.float64))
+
+
+def test_every_type(device: torch.device, dtype: torch.dtype) -> None:
+    compare(inputs((5, 6), 2, device=device, dtype=dtype), tolerance(dtype))

@@ -33,8 +33,9 @@ from upfeat.ops.pointwise.positions import (
     position_code,
     rotary_code,
 )
-from upfeat.ops.pointwise.residual import BlockWeights, pointwise_residual
+from upfeat.ops.pointwise.residual import pointwise_residual
 from upfeat.ops.pointwise.rms_norm import rms_norm
+from upfeat.ops.reference import BlockWeights
 
 __all__ = [
     "BlockWeights",

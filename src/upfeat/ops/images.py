@@ -43,11 +43,6 @@ BLUR_KERNEL = 5
 FEW = 24  # channels up to which one channel after the other is quicker
 
 
-def resize_bilinear_reference(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Plain PyTorch, see :func:`resize_bilinear`."""
-    return F.interpolate(x, size, mode="bilinear")
-
-
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a map bilinearly, without aligned corners or antialiasing.
 
@@ -68,7 +63,7 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
         [1.0, 1.25, 1.75, 2.0]
     """
     if _in_one_piece(x):
-        return resize_bilinear_reference(x, size)
+        return F.interpolate(x, size, mode="bilinear")
     x = x.contiguous(memory_format=torch.channels_last)
     # (B, H', W', C) -> (B, C, H', W'), channels last in memory
     out = new_large(x, len(x), *size, x.shape[1]).permute(0, 3, 1, 2)

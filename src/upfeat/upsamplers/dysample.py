@@ -30,7 +30,7 @@ from upfeat.layers.stages import (
     resize_to,
     stage_keys,
 )
-from upfeat.ops.filters.sampling import grouped_sampling
+from upfeat.ops.runtime import compute_dtype, without_autocast
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -88,6 +88,35 @@ class DySampleStage(nn.Module):
         position = F.pixel_shuffle(offset.flatten(1, 2), self.scale)  # (B, 2 * g, s * h, s * w)
         position = position.unflatten(1, (2, self.groups)).transpose(1, 2)  # (B, g, 2, s h, s w)
         return grouped_sampling(features, position)
+
+
+def grouped_sampling(features: Tensor, positions: Tensor) -> Tensor:
+    """Sample each group of channels bilinearly at its positions; beyond the map its border goes on.
+
+    Args:
+        features: (B, C, h, w).
+        positions: (B, g, 2, H', W'), column (x) then row (y) in pixels of the map, whose first
+            pixel has its centre at 0.
+
+    Returns:
+        (B, C, H', W') in the type of ``features``, computed in float32 at least: half precision
+        cannot tell positions.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[[[0.0, 1.0, 2.0]]]])
+        >>> positions = torch.tensor([0.5, 7.0]).reshape(1, 1, 1, 1, 2).expand(1, 1, 2, 1, 2)
+        >>> grouped_sampling(features, positions).flatten().tolist()
+        [0.5, 2.0]
+    """
+    groups, dtype = positions.shape[1], compute_dtype(features, positions)
+    size = positions.new_tensor((features.shape[3], features.shape[2]), dtype=dtype)
+    with without_autocast(features):
+        grid = positions.to(dtype).movedim(2, -1)  # (B, g, H', W', 2)
+        grid = (2 * grid + 1) / size - 1  # -1 and 1 are the outer edges of the map
+        grouped = features.to(dtype).unflatten(1, (groups, -1)).flatten(0, 1)  # (B * g, C / g, ...)
+        out = F.grid_sample(grouped, grid.flatten(0, 1), padding_mode="border", align_corners=False)
+    return out.unflatten(0, (-1, groups)).flatten(1, 2).to(features.dtype)
 
 
 def regular_positions(scale: int, groups: int) -> Tensor:

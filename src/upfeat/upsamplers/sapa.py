@@ -30,7 +30,7 @@ from upfeat.layers.stages import (
     resize_to,
     stage_keys,
 )
-from upfeat.ops.attention.similarity import similarity_attention
+from upfeat.ops import window_products, window_reassembly
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -101,6 +101,33 @@ class SapaStage(nn.Module):
             values = features if self.v is None else self.v(normed).permute(0, 3, 1, 2)
         key = self.k(normed).permute(0, 3, 1, 2)  # (B, d, h, w)
         return similarity_attention(query.permute(0, 3, 1, 2), key, values, self.up_kernel_size)
+
+
+def similarity_attention(query: Tensor, key: Tensor, value: Tensor, kernel_size: int) -> Tensor:
+    """Mix the k x k cells around each pixel's own with the softmax of its inner products.
+
+    Beyond the border keys and values are zero: such taps have the logit 0 and give nothing.
+
+    Args:
+        query: (B, d, s_y * h, s_x * w), one for each pixel; products are not scaled.
+        key: (B, d, h, w).
+        value: (B, K, h, w).
+        kernel_size: k, odd.
+
+    Returns:
+        (B, K, s_y * h, s_x * w) in the type of ``value``.
+
+    Example:
+        >>> import torch
+        >>> query, ones = torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 2, 2)
+        >>> out = similarity_attention(query, ones, ones[:, :1], kernel_size=3)
+        >>> round(out[0, 0, 0, 0].item(), 3)  # four of nine taps are inside
+        0.444
+    """
+    border = (kernel_size // 2,) * 4
+    logits = window_products(query, F.pad(key, border), kernel_size)  # (B, k * k, H', W')
+    weights = logits.softmax(1)[:, None]  # (B, 1, k * k, H', W')
+    return window_reassembly(F.pad(value, border), weights, kernel_size)
 
 
 @register_upsampler("sapa")

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tolerances import tolerance
-from upfeat.ops import head_averaged_attention, head_averaged_attention_weights
-from upfeat.ops.attention.head_averaged import head_averaged_attention_reference
+from upfeat.ops import head_averaged_attention, head_averaged_attention_weights, reference
 
 
 def _inputs(
@@ -30,7 +29,7 @@ def test_fast_is_the_reference_forward_and_backward(device, dtype, spread):
     inputs = _inputs(2, 53, 19, 16, 6, device=device, dtype=dtype, spread=spread)
     grad = torch.randn(2, 53, 6, device=device).to(dtype)
     out, grads = _with_grads(head_averaged_attention, inputs, grad, num_heads=4, max_bytes=9000)
-    want, want_grads = _with_grads(head_averaged_attention_reference, inputs, grad, num_heads=4)
+    want, want_grads = _with_grads(reference.head_averaged_attention, inputs, grad, num_heads=4)
     assert out.dtype == dtype
     torch.testing.assert_close(out, want, **tolerance(dtype))
     for got, expected in zip(grads, want_grads, strict=True):
@@ -42,7 +41,7 @@ def test_fast_is_the_reference_forward_and_backward(device, dtype, spread):
 
 def test_half_types_stay_near_float64(device, dtype):
     query, key, value = _inputs(1, 40, 33, 32, 5)
-    exact = head_averaged_attention_reference(query, key, value, 4)
+    exact = reference.head_averaged_attention(query, key, value, 4)
     cast = [t.detach().to(device, dtype) for t in (query, key, value)]
     out = head_averaged_attention(*cast, num_heads=4)
     torch.testing.assert_close(out.double().cpu(), exact, **tolerance(dtype))
@@ -58,7 +57,7 @@ def test_kept_weights_are_the_reference(device, dtype):
         out = function(query, key, value, num_heads=4, **options)
         return out, *torch.autograd.grad(out, value, grad)
 
-    wanted = run(head_averaged_attention_reference)
+    wanted = run(reference.head_averaged_attention)
     enough = 2 * 53 * 19 * max(4, dtype.itemsize)
     for keep in (enough, enough - 1):
         for got, want in zip(
@@ -111,7 +110,7 @@ def test_any_size(batch, queries, keys, heads, head_width, channels, max_bytes):
     out, grads = _with_grads(
         head_averaged_attention, inputs, grad, num_heads=heads, max_bytes=max_bytes
     )
-    want, want_grads = _with_grads(head_averaged_attention_reference, inputs, grad, num_heads=heads)
+    want, want_grads = _with_grads(reference.head_averaged_attention, inputs, grad, num_heads=heads)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(grads, want_grads)
 
@@ -125,7 +124,7 @@ def test_weights_are_a_convex_combination_and_mix_the_values():
 
 def test_strided_inputs_and_mixed_types(device):
     query, key, value = (t.detach().float() for t in _inputs(2, 30, 12, 8, 4))
-    want = head_averaged_attention_reference(query, key, value, 2).to(device)
+    want = reference.head_averaged_attention(query, key, value, 2).to(device)
     query, key, value = query.to(device), key.to(device), value.to(device)
     strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query, key, value)]
     torch.testing.assert_close(
@@ -149,16 +148,16 @@ def test_large_scores_neither_overflow_nor_vanish(size):
 
 
 def test_buffers_fit_the_budget(monkeypatch):
-    from upfeat.ops.runtime import dispatch
+    from upfeat.ops.attention import head_averaged
 
     made = []
 
-    class Recording(dispatch.Scratch):
+    class Recording(head_averaged.Scratch):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(dispatch, "Scratch", Recording)
+    monkeypatch.setattr(head_averaged, "Scratch", Recording)
     inputs = _inputs(1, 500, 40, 8, 3, dtype=torch.float32)
     head_averaged_attention(*inputs, num_heads=2, max_bytes=20_000).sum().backward()
     workers = torch.get_num_threads()
@@ -173,7 +172,7 @@ def test_writes_into_a_given_tensor(dtype):
     whole = torch.zeros(2, 310, 70, dtype=dtype)
     out = head_averaged_attention(query, key, value, 2, out=whole[:, 5:305], max_bytes=30_000)
     assert out.data_ptr() == whole[:, 5:].data_ptr()
-    want = head_averaged_attention_reference(query.double(), key.double(), value.double(), 2)
+    want = reference.head_averaged_attention(query.double(), key.double(), value.double(), 2)
     torch.testing.assert_close(whole[:, 5:305].double(), want, **tolerance(dtype))
     assert not whole[:, :5].any()
     assert not whole[:, 305:].any()
@@ -188,7 +187,7 @@ def test_only_wanted_gradients():
     out = head_averaged_attention(query, key, value.detach(), 2)
     grads = torch.autograd.grad(out.sum(), (query, key))
     want = torch.autograd.grad(
-        head_averaged_attention_reference(query, key, value.detach(), 2).sum(), (query, key)
+        reference.head_averaged_attention(query, key, value.detach(), 2).sum(), (query, key)
     )
     torch.testing.assert_close(grads, want)
     out = head_averaged_attention(query.detach(), key.detach(), value, 2)

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
-from upfeat.ops import local_attender
-from upfeat.ops.attention.local import local_attender_reference
+from upfeat.ops import local_attender, reference
 
 CROSS = [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
 FULL5 = [(row, col) for row in range(-2, 3) for col in range(-2, 3)]
@@ -33,7 +32,7 @@ def _with_grads(function, inputs, grad, *args, **options):
 @pytest.mark.parametrize("mode", ["replicate", "reflect"])
 def test_reference_is_the_definition(mode) -> None:
     logits, value = (t.detach() for t in _inputs((4, 5), (2, 3), len(FULL5), batch=1))
-    out = local_attender_reference(logits, value, FULL5, padding=mode)
+    out = reference.local_attender(logits, value, FULL5, padding=mode)
     padded = F.pad(value, (2, 2, 2, 2), mode=mode)
     for y, x in [(0, 0), (3, 7), (7, 14)]:
         seen = torch.stack([padded[0, :, y // 2 + 2 + r, x // 3 + 2 + c] for r, c in FULL5])
@@ -58,7 +57,7 @@ def test_fast_is_the_reference(grid, ratio, offsets, padding, max_bytes) -> None
     out, grads = _with_grads(
         local_attender, inputs, grad, offsets, padding=padding, max_bytes=max_bytes
     )
-    want, want_grads = _with_grads(local_attender_reference, inputs, grad, offsets, padding=padding)
+    want, want_grads = _with_grads(reference.local_attender, inputs, grad, offsets, padding=padding)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(grads, want_grads)
 
@@ -77,7 +76,7 @@ def test_any_size(grid, ratio, offsets, batch, max_bytes, padding) -> None:
     out, grads = _with_grads(
         local_attender, inputs, grad, offsets, padding=padding, max_bytes=max_bytes
     )
-    want, want_grads = _with_grads(local_attender_reference, inputs, grad, offsets, padding=padding)
+    want, want_grads = _with_grads(reference.local_attender, inputs, grad, offsets, padding=padding)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(grads, want_grads)
 
@@ -86,7 +85,7 @@ def test_every_type(device, dtype) -> None:
     inputs = _inputs((6, 5), (2, 2), 5, device=device, dtype=dtype)
     grad = torch.randn(2, 6, 12, 10, device=device).to(dtype)
     out, grads = _with_grads(local_attender, inputs, grad, CROSS)
-    want, want_grads = _with_grads(local_attender_reference, inputs, grad, CROSS)
+    want, want_grads = _with_grads(reference.local_attender, inputs, grad, CROSS)
     assert out.dtype == dtype
     torch.testing.assert_close(out, want, **tolerance(dtype))
     for got, expected in zip(grads, want_grads, strict=True):

@@ -6,10 +6,8 @@ from hypothesis import strategies as st
 
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, tolerance
-from upfeat.ops import cross_scale_neighborhood_attention
+from upfeat.ops import reference, cross_scale_neighborhood_attention
 from upfeat.ops.attention.neighborhood import (
-    cross_scale_neighborhood_attention_reference,
-    neighbor_cells,
 )
 
 
@@ -56,7 +54,7 @@ def _naive(query, key, value, num_heads, kernel_size):
 @pytest.mark.parametrize(("size", "grid"), [((12, 15), (4, 5)), ((17, 23), (5, 7))])
 def test_reference_is_the_definition_on_resized_maps(size, grid):
     query, key, value = (t.detach() for t in _inputs(size, grid))
-    out = cross_scale_neighborhood_attention_reference(query, key, value, 2, kernel_size=3)
+    out = reference.cross_scale_neighborhood_attention(query, key, value, 2, kernel_size=3)
     torch.testing.assert_close(out, _naive(query, key, value, 2, 3))
 
 
@@ -81,7 +79,7 @@ def test_fast_is_the_reference(size, grid, kernel_size, head_values, max_bytes):
         cross_scale_neighborhood_attention, inputs, grad, max_bytes=max_bytes, **options
     )
     want, want_grads = _with_grads(
-        cross_scale_neighborhood_attention_reference, inputs, grad, **options
+        reference.cross_scale_neighborhood_attention, inputs, grad, **options
     )
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(grads, want_grads)
@@ -93,7 +91,7 @@ def test_every_type(device, dtype, size):
     grad = torch.randn(2, 6, *size, device=device).to(dtype)
     out, grads = _with_grads(cross_scale_neighborhood_attention, inputs, grad, kernel_size=3)
     want, want_grads = _with_grads(
-        cross_scale_neighborhood_attention_reference, inputs, grad, kernel_size=3
+        reference.cross_scale_neighborhood_attention, inputs, grad, kernel_size=3
     )
     assert out.dtype == dtype
     torch.testing.assert_close(out, want, **tolerance(dtype))
@@ -123,7 +121,7 @@ def test_any_size(grid, extra, kernel_size, batch, head_values, max_bytes):
         cross_scale_neighborhood_attention, inputs, grad, max_bytes=max_bytes, **options
     )
     want, want_grads = _with_grads(
-        cross_scale_neighborhood_attention_reference, inputs, grad, **options
+        reference.cross_scale_neighborhood_attention, inputs, grad, **options
     )
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(grads, want_grads)
@@ -155,8 +153,8 @@ def test_neighbours_are_those_of_the_original(golden_dir):
     """Stored scores, softmaxed and mixed over our neighbours, give the stored output."""
     tensors, meta = load_golden(golden_dir / "naf" / "nonint_ratio_small.safetensors")
     values, (height, width) = tensors["input.features"], meta["output_size"]
-    rows = neighbor_cells(height, values.shape[2], 3, height // values.shape[2])
-    cols = neighbor_cells(width, values.shape[3], 3, width // values.shape[3])
+    rows = reference.neighbor_cells(height, values.shape[2], 3, height // values.shape[2])
+    cols = reference.neighbor_cells(width, values.shape[3], 3, width // values.shape[3])
     window = values[:, :, rows[:, None, :, None], cols[None, :, None, :]].flatten(-2)
     weights = tensors["attn_scores"].softmax(-1)  # (B, heads, H', W', 9)
     out = torch.einsum("bhijt,bhcijt->bhcij", weights, window.unflatten(1, (4, -1))).flatten(1, 2)
@@ -164,12 +162,12 @@ def test_neighbours_are_those_of_the_original(golden_dir):
 
 
 def test_cells_follow_the_float32_rule_of_nearest_exact():
-    cells = neighbor_cells(41, 8, kernel_size=1, dilation=5)[:, 0]
+    cells = reference.neighbor_cells(41, 8, kernel_size=1, dilation=5)[:, 0]
     assert int(cells[20]) == 3  # exact arithmetic would give 4
 
 
 def test_integer_ratio_attends_to_consecutive_cells():
-    cells = neighbor_cells(224, 16, kernel_size=9, dilation=14)
+    cells = reference.neighbor_cells(224, 16, kernel_size=9, dilation=14)
     assert torch.equal(cells[:, 1:] - cells[:, :-1], torch.ones(224, 8, dtype=torch.long))
     assert torch.equal(cells[:, 0], (torch.arange(224) // 14 - 4).clamp(0, 7))
 

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 
 from tests.goldens import load_golden
 from tests.tolerances import tolerance
-from upfeat.ops import head_averaged_attention, window_bounds, windowed_attention
-from upfeat.ops.attention.windowed import windowed_attention_reference
+from upfeat.ops import head_averaged_attention, reference, window_bounds, windowed_attention
 
 
 def _inputs(output_size, grid_size, *, width=8, channels=5, batch=2, device="cpu", dtype=None):
@@ -44,7 +43,7 @@ def test_fast_is_the_reference(output_size, grid_size, ratio, max_bytes):
     inputs = _inputs(output_size, grid_size)
     grad = torch.randn(2, output_size[0] * output_size[1], 5, dtype=torch.float64)
     out, grads = _with_grads(windowed_attention, inputs, grad, max_bytes=max_bytes, **options)
-    want, want_grads = _with_grads(windowed_attention_reference, inputs, grad, **options)
+    want, want_grads = _with_grads(reference.windowed_attention, inputs, grad, **options)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(grads, want_grads)
 
@@ -54,7 +53,7 @@ def test_every_type(device, dtype):
     inputs = _inputs((24, 30), (6, 5), device=device, dtype=dtype)
     grad = torch.randn(2, 720, 5, device=device).to(dtype)
     out, grads = _with_grads(windowed_attention, inputs, grad, **options)
-    want, want_grads = _with_grads(windowed_attention_reference, inputs, grad, **options)
+    want, want_grads = _with_grads(reference.windowed_attention, inputs, grad, **options)
     assert out.dtype == dtype
     torch.testing.assert_close(out, want, **tolerance(dtype))
     for got, expected in zip(grads, want_grads, strict=True):
@@ -76,7 +75,7 @@ def test_any_size(output_size, grid_size, ratio, batch, channels, max_bytes):
     inputs = _inputs(output_size, grid_size, batch=batch, channels=channels)
     grad = torch.randn(batch, inputs[0].shape[1], channels, dtype=torch.float64)
     out, grads = _with_grads(windowed_attention, inputs, grad, max_bytes=max_bytes, **options)
-    want, want_grads = _with_grads(windowed_attention_reference, inputs, grad, **options)
+    want, want_grads = _with_grads(reference.windowed_attention, inputs, grad, **options)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(grads, want_grads)
 
@@ -148,11 +147,10 @@ def test_given_bounds_replace_the_ratio():
 
 def test_buffers_fit_the_budget(monkeypatch):
     from upfeat.ops.attention import _tiled as _tiled_attention
-    from upfeat.ops.runtime import dispatch
 
     made = []
 
-    class Recording(dispatch.Scratch):
+    class Recording(_tiled_attention.Scratch):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)

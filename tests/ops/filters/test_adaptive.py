@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.tolerances import tolerance
+from upfeat.ops import reference
 from upfeat.ops.filters.adaptive import (
     adaptive_convolution,
-    adaptive_convolution_reference,
     window_similarity,
-    window_similarity_reference,
 )
 
 
@@ -45,7 +44,7 @@ def compare_with_reference(fast, plain, inputs):
 def test_adaptive_convolution_is_the_definition(size, k, ratio, max_bytes) -> None:
     compare_with_reference(
         lambda s, w: adaptive_convolution(s, w, ratio, max_bytes=max_bytes),
-        lambda s, w: adaptive_convolution_reference(s, w, ratio),
+        lambda s, w: reference.adaptive_convolution(s, w, ratio),
         make(size, k, ratio),
     )
 
@@ -61,7 +60,7 @@ def test_window_similarity_is_the_definition(size, k, max_bytes) -> None:
     query = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
     compare_with_reference(
         lambda q, s: window_similarity(q, s, k, max_bytes=max_bytes),
-        lambda q, s: window_similarity_reference(q, s, k),
+        lambda q, s: reference.window_similarity(q, s, k),
         (query, source),
     )
 
@@ -78,7 +77,7 @@ def test_dtypes_and_devices(dtype: torch.dtype, device: torch.device) -> None:
     source, kernel = (t.detach().to(device, dtype) for t in make((9, 10), 3, 1))
     kernel = kernel.abs().float().flatten(3).softmax(-1).view_as(kernel).to(dtype)
     actual = adaptive_convolution(source, kernel)
-    expected = adaptive_convolution_reference(source.double(), kernel.double())
+    expected = reference.adaptive_convolution(source.double(), kernel.double())
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.double(), expected, **tolerance(dtype))
 

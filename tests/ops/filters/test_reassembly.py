@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tolerances import tolerance
+from upfeat.ops import reference
 from upfeat.ops.filters.reassembly import (
     window_products,
-    window_products_reference,
     window_reassembly,
-    window_reassembly_reference,
 )
 
 
@@ -36,7 +35,7 @@ def compare(
     features: Tensor, weights: Tensor, kernel_size: int, limit: dict[str, float], **options: int
 ) -> None:
     ours = window_reassembly(features, weights, kernel_size, **options)
-    plain = window_reassembly_reference(features, weights, kernel_size)
+    plain = reference.window_reassembly(features, weights, kernel_size)
     assert ours.dtype == features.dtype
     torch.testing.assert_close(ours, plain, **limit)
     grad = torch.randn_like(plain)
@@ -94,7 +93,7 @@ def test_products_of_any_size(
     pixels = (cells[0] * scale[0], cells[1] * scale[1])
     query = torch.randn(2, 4, *pixels, dtype=torch.float64, requires_grad=True)
     ours = window_products(query, bordered, kernel_size, max_bytes=max_bytes)
-    plain = window_products_reference(query, bordered, kernel_size)
+    plain = reference.window_products(query, bordered, kernel_size)
     torch.testing.assert_close(ours, plain)
     grad = torch.randn_like(plain)
     torch.testing.assert_close(

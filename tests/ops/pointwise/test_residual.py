@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.tolerances import tolerance
+from upfeat.ops import reference
 from upfeat.ops.pointwise import positions as position_code
 from upfeat.ops.pointwise.residual import (
     BlockWeights,
     pointwise_residual,
-    pointwise_residual_reference,
 )
 from upfeat.ops.stream import moments as group_moments
 from upfeat.ops.stream.moments import GroupMoments
@@ -40,7 +40,7 @@ def test_residual_equals_the_definition_and_its_gradients(width: int) -> None:
     leaves = [x, *(w for w in weights if w is not None)]
     upstream = torch.randn(2, width, 5, 7, dtype=torch.float64)
     results = []
-    for function in (pointwise_residual, pointwise_residual_reference):
+    for function in (pointwise_residual, reference.pointwise_residual):
         out = function(x, weights, 4, 1e-5)
         results.append([out, *torch.autograd.grad(out, leaves, upstream)])
     for actual, expected in zip(*results, strict=True):
@@ -61,7 +61,7 @@ def test_residual_gradcheck() -> None:
 def test_residual_in_every_dtype(dtype: torch.dtype, channels_last: bool) -> None:
     x = torch.randn(2, 16, 6, 5)
     weights = block(16, 16, torch.float32)
-    expected = pointwise_residual_reference(x, weights, 8, 1e-5)
+    expected = reference.pointwise_residual(x, weights, 8, 1e-5)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = x.to(dtype).contiguous(memory_format=layout)
     before = x.clone()
@@ -79,7 +79,7 @@ def test_residual_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         actual = pointwise_residual(x, weights, 4, 1e-5)
     assert actual.dtype == torch.bfloat16
-    expected = pointwise_residual_reference(x, weights, 4, 1e-5)
+    expected = reference.pointwise_residual(x, weights, 4, 1e-5)
     assert (actual - expected).abs().mean() / expected.std() < 2e-2
 
 
@@ -112,7 +112,7 @@ def test_position_code_and_its_gradients() -> None:
     x = torch.randn(2, 8, 5, 4, dtype=torch.float64, requires_grad=True)
     freqs = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
     actual = position_code.position_code(x, freqs)
-    torch.testing.assert_close(actual, position_code.position_code_reference(x, freqs))
+    torch.testing.assert_close(actual, reference.position_code(x, freqs))
     assert torch.autograd.gradcheck(position_code.position_code, (x, freqs))
 
 

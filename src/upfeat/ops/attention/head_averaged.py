@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from upfeat.ops import reference
 from upfeat.ops.runtime import (
     CACHE_BYTES,
     OPERATOR_BYTES,
@@ -63,19 +64,6 @@ def head_averaged_attention_weights(
         return weights.mean(1).to(query.dtype)  # (B, N, n)
 
 
-def head_averaged_attention_reference(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, *, scale: float | None = None
-) -> Tensor:
-    """The definition, with all weights in memory. See `head_averaged_attention`."""
-    _check(query, key, value, num_heads)
-    dtype = dispatch.compute_dtype(query, key, value)
-    with dispatch.without_autocast(query):
-        weights = head_averaged_attention_weights(
-            query.to(dtype), key.to(dtype), num_heads, scale=scale
-        )  # (B, N, n)
-        return (weights @ value.to(dtype)).to(value.dtype)  # (B, N, K)
-
-
 def head_averaged_attention(
     query: Tensor,
     key: Tensor,
@@ -116,7 +104,7 @@ def head_averaged_attention(
     """
     _check(query, key, value, num_heads)
     if dispatch.wants_reference():
-        result = head_averaged_attention_reference(query, key, value, num_heads, scale=scale)
+        result = reference.head_averaged_attention(query, key, value, num_heads, scale=scale)
         return result if out is None else out.copy_(result)
     scale = _default_scale(query, num_heads) if scale is None else scale
     if out is None and _may_keep_weights(query, key, value, keep_bytes):

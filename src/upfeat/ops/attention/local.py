@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import check_bytes
+from upfeat.ops import reference
 from upfeat.ops.images import Padding, border_index
 from upfeat.ops.runtime import OPERATOR_BYTES, dispatch, new_large, run_blocks, sum_parts
 
@@ -41,30 +42,6 @@ class Taps:
     def corners(self) -> list[Offset]:
         """The steps counted from the first cell that is within reach."""
         return [(row + self.reach, col + self.reach) for row, col in self.offsets]
-
-
-def local_attender_reference(
-    logits: Tensor, value: Tensor, offsets: Sequence[Offset], *, padding: Padding = "replicate"
-) -> Tensor:
-    """The definition, one tap after the other. See `local_attender`."""
-    taps = _check(logits, value, offsets, padding)
-    dtype = dispatch.compute_dtype(logits, value)
-    height, width = value.shape[2:]
-    step = (logits.shape[2] // height, logits.shape[3] // width)
-    with dispatch.without_autocast(value):
-        padded = value.to(dtype)
-        for axis in (2, 3):  # (B, C, h, w) -> (B, C, h + 2r, w + 2r)
-            index = border_index(value.shape[axis], taps.reach, padding)
-            padded = padded.index_select(axis, index.to(value.device))
-        weights = logits.to(dtype).softmax(1)  # (B, n, H, W)
-        # (B, n, H, W) -> (B, n, h, sy, w, sx)
-        weights = weights.unflatten(3, (width, step[1])).unflatten(2, (height, step[0]))
-        out = torch.zeros((), dtype=dtype, device=value.device)
-        for tap, (row, col) in enumerate(taps.corners()):
-            seen = padded[:, :, row : row + height, col : col + width]  # (B, C, h, w)
-            out = out + weights[:, tap, None] * seen[:, :, :, None, :, None]
-        # (B, C, h, sy, w, sx) -> (B, C, H, W)
-        return out.flatten(4, 5).flatten(2, 3).to(value.dtype)
 
 
 def local_attender(
@@ -101,9 +78,9 @@ def local_attender(
         >>> out.shape, torch.allclose(out, torch.ones(()))
         (torch.Size([1, 3, 8, 6]), True)
     """
-    if dispatch.wants_reference():
-        return local_attender_reference(logits, value, offsets, padding=padding)
     taps = _check(logits, value, offsets, padding)
+    if dispatch.wants_reference():
+        return reference.local_attender(logits, value, offsets, padding=padding)
     max_bytes = OPERATOR_BYTES if max_bytes is None else check_bytes(max_bytes)
     return _LocalAttender.apply(logits, value, taps, max_bytes)
 

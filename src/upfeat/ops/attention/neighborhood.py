@@ -10,92 +10,17 @@ Legend: B batch, H' W' query grid, h w coarse grid, d query/key channels, C valu
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from upfeat.ops import reference
 from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forward
+from upfeat.ops.reference import neighbor_cells
 from upfeat.ops.runtime import dispatch
 
 DEFAULT_MAX_BYTES = 8 * 2**20
 """All buffers of one run of tiles; a few MB stay in the caches between the steps."""
 
 Span = tuple[int, int]
-
-
-def neighbor_cells(length: int, cells: int, kernel_size: int, dilation: int) -> Tensor:
-    """Coarse cells that the queries of one axis attend to.
-
-    Query i has residue g = i mod D and place p = i div D in its residue class of n positions; its
-    first neighbour is clamp(p - K//2, 0, n - K): windows at the border are shifted, never cut.
-    The cell of a fine position is the one that torch's own nearest-exact resizing takes.
-
-    Args:
-        length: fine positions H'.
-        cells: coarse cells h.
-        kernel_size: K.
-        dilation: D, with K * D <= H'.
-
-    Returns:
-        (H', K) int64 on the CPU. For an integer ratio the cells are K distinct consecutive ones,
-        otherwise cells may repeat or be skipped.
-
-    Raises:
-        ValueError: if K * D exceeds the length.
-
-    Example:
-        >>> neighbor_cells(8, 4, kernel_size=3, dilation=2).tolist()[:4]
-        [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
-    """
-    if kernel_size < 1 or dilation < 1 or kernel_size * dilation > length:
-        raise ValueError(
-            f"kernel_size {kernel_size} x dilation {dilation} must lie in 1..{length} (the query "
-            f"positions of this axis; {cells} cells); use a smaller kernel or a larger grid."
-        )
-    index = torch.arange(length)
-    residue, place = index % dilation, index // dilation
-    class_size = (length - residue + dilation - 1) // dilation
-    first = (place - kernel_size // 2).clamp(min=0).minimum(class_size - kernel_size)
-    taps = first[:, None] + torch.arange(kernel_size)  # (H', K)
-    positions = residue[:, None] + dilation * taps  # (H', K)
-    ramp = torch.arange(cells, dtype=torch.float32)[None, None, :, None]  # (1, 1, h, 1)
-    cell_of = F.interpolate(ramp, size=(length, 1), mode="nearest-exact").long().flatten()  # (H',)
-    return cell_of[positions]
-
-
-def cross_scale_neighborhood_attention_reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
-    *,
-    kernel_size: int | tuple[int, int],
-    output_size: tuple[int, int] | None = None,
-    dilation: int | tuple[int, int] | None = None,
-    head_values: str = "grouped",
-    rows: Span | None = None,
-    cols: Span | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """The definition: gather the neighbours of every query. See the dispatcher below."""
-    row_cells, col_cells = _resolve_cells(
-        query, key, value, num_heads, kernel_size, output_size, dilation, head_values, rows, cols
-    )  # (R, Ky), (C', Kx)
-    dtype = dispatch.compute_dtype(query, key, value)
-    scale = (query.shape[1] / num_heads) ** -0.5 if scale is None else scale
-    rows_of = row_cells[:, None, :, None].to(query.device)  # (R, 1, Ky, 1)
-    cols_of = col_cells[None, :, None, :].to(query.device)  # (1, C', 1, Kx)
-    with dispatch.without_autocast(query):
-        q = query.to(dtype).unflatten(1, (num_heads, -1))  # (B, heads, d/heads, R, C')
-        k = key.to(dtype)[:, :, rows_of, cols_of].flatten(-2)  # (B, d, R, C', Ky*Kx)
-        v = value.to(dtype)[:, :, rows_of, cols_of].flatten(-2)  # (B, C, R, C', Ky*Kx)
-        k = k.unflatten(1, (num_heads, -1))  # (B, heads, d/heads, R, C', Ky*Kx)
-        weights = (torch.einsum("bhdij,bhdijt->bhijt", q, k) * scale).softmax(-1)
-        if head_values == "shared":
-            out = torch.einsum("bijt,bcijt->bcij", weights.mean(1), v)  # (B, C, R, C')
-        else:
-            v = v.unflatten(1, (num_heads, -1))  # (B, heads, C/heads, R, C', Ky*Kx)
-            out = torch.einsum("bhijt,bhcijt->bhcij", weights, v).flatten(1, 2)
-        return out.to(value.dtype)
 
 
 def cross_scale_neighborhood_attention(
@@ -152,23 +77,14 @@ def cross_scale_neighborhood_attention(
         >>> out.shape, torch.allclose(out, torch.ones(()))
         (torch.Size([1, 4, 12, 12]), True)
     """
-    if dispatch.wants_reference():
-        return cross_scale_neighborhood_attention_reference(
-            query,
-            key,
-            value,
-            num_heads,
-            kernel_size=kernel_size,
-            output_size=output_size,
-            dilation=dilation,
-            head_values=head_values,
-            rows=rows,
-            cols=cols,
-            scale=scale,
-        )
     row_cells, col_cells = _resolve_cells(
         query, key, value, num_heads, kernel_size, output_size, dilation, head_values, rows, cols
     )
+    if dispatch.wants_reference():
+        return reference.cross_scale_neighborhood_attention(
+            query, key, value, num_heads, kernel_size=kernel_size, output_size=output_size,
+            dilation=dilation, head_values=head_values, rows=rows, cols=cols, scale=scale,
+        )  # fmt: skip
     size = (query.shape[2], query.shape[3]) if output_size is None else output_size
     hints = {
         "origin": (0 if rows is None else rows[0], 0 if cols is None else cols[0]),

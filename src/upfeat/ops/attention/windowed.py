@@ -13,76 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upfeat.ops import reference
 from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forward
 from upfeat.ops.attention.head_averaged import head_averaged_attention
+from upfeat.ops.reference import visible_cells, window_bounds
 from upfeat.ops.runtime import OPERATOR_BYTES, dispatch
 
 Span = tuple[int, int]
-
-
-def window_bounds(
-    output_size: tuple[int, int], grid_size: tuple[int, int], window_ratio: float
-) -> tuple[Tensor, Tensor]:
-    """Cells of the low-resolution grid that each output row and column may see.
-
-    The arithmetic is float32 step by step, as in the published model, so that cells on the edge of
-    a window fall on the same side.
-
-    Args:
-        output_size: (H', W').
-        grid_size: (h, w).
-        window_ratio: half width of the window as a share of the image; 0 or less means no window.
-
-    Returns:
-        Row bounds (H', 2) and column bounds (W', 2), int64 on the CPU: first cell, last cell + 1.
-
-    Example:
-        >>> rows, cols = window_bounds((4, 4), (8, 8), 0.1)
-        >>> rows.tolist()
-        [[0, 2], [2, 4], [4, 6], [6, 8]]
-    """
-    return (
-        _axis_bounds(output_size[0], grid_size[0], window_ratio),
-        _axis_bounds(output_size[1], grid_size[1], window_ratio),
-    )
-
-
-def windowed_attention_reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
-    *,
-    output_size: tuple[int, int],
-    grid_size: tuple[int, int],
-    window_ratio: float | None = None,
-    row_bounds: Tensor | None = None,
-    col_bounds: Tensor | None = None,
-    rows: Span | None = None,
-    cols: Span | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """The definition: a dense mask over all queries and keys. See `windowed_attention`."""
-    row_bounds, col_bounds = _resolve_bounds(
-        query, key, value, num_heads, output_size, grid_size, window_ratio,
-        row_bounds, col_bounds, rows, cols,
-    )  # fmt: skip
-    dtype = dispatch.compute_dtype(query, key, value)
-    scale = (query.shape[-1] / num_heads) ** -0.5 if scale is None else scale
-    if dispatch.counts_operations():
-        return _operations_of_windows(query, value, row_bounds, col_bounds)
-    see_rows = _visible(row_bounds, grid_size[0])  # (R, h)
-    see_cols = _visible(col_bounds, grid_size[1])  # (C, w)
-    visible = see_rows[:, None, :, None] & see_cols[None, :, None, :]  # (R, C, h, w)
-    visible = visible.flatten(2).flatten(0, 1).to(query.device)  # (R*C, h*w)
-    with dispatch.without_autocast(query):
-        q = (
-            query.to(dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2)
-        )  # (B, heads, R*C, d/heads)
-        k = key.to(dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, h*w, d/heads)
-        scores = q @ k.transpose(-1, -2) * scale  # (B, heads, R*C, h*w)
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).mean(1)  # (B, R*C, h*w)
-        return (weights @ value.to(dtype)).to(value.dtype)  # (B, R*C, K)
 
 
 def _operations_of_windows(
@@ -168,36 +105,22 @@ def windowed_attention(
         >>> torch.allclose(out[:, 16:32], band, atol=1e-6)
         True
     """
-    if dispatch.wants_reference():
-        result = windowed_attention_reference(
-            query,
-            key,
-            value,
-            num_heads,
-            output_size=output_size,
-            grid_size=grid_size,
-            window_ratio=window_ratio,
-            row_bounds=row_bounds,
-            col_bounds=col_bounds,
-            rows=rows,
-            cols=cols,
-            scale=scale,
-        )
-        return result if out is None else out.copy_(result)
     row_bounds, col_bounds = _resolve_bounds(
-        query,
-        key,
-        value,
-        num_heads,
-        output_size,
-        grid_size,
-        window_ratio,
-        row_bounds,
-        col_bounds,
-        rows,
-        cols,
-    )
-    if _visible(row_bounds, grid_size[0]).all() and _visible(col_bounds, grid_size[1]).all():
+        query, key, value, num_heads, output_size, grid_size, window_ratio,
+        row_bounds, col_bounds, rows, cols,
+    )  # fmt: skip
+    if dispatch.counts_operations():
+        return _operations_of_windows(query, value, row_bounds, col_bounds)
+    if dispatch.wants_reference():
+        result = reference.windowed_attention(
+            query, key, value, num_heads, output_size=output_size, grid_size=grid_size,
+            row_bounds=row_bounds, col_bounds=col_bounds, scale=scale,
+        )  # fmt: skip
+        return result if out is None else out.copy_(result)
+    if (
+        visible_cells(row_bounds, grid_size[0]).all()
+        and visible_cells(col_bounds, grid_size[1]).all()
+    ):
         return head_averaged_attention(
             query, key, value, num_heads, scale=scale, max_bytes=max_bytes, out=out
         )
@@ -223,7 +146,7 @@ def windowed_attention(
 def _local_windows(options: dict[str, Any]) -> LocalWindows:
     biases = []
     for name, cells in zip(("row_bounds", "col_bounds"), options["grid_size"], strict=True):
-        visible = _visible(options[name], cells)
+        visible = visible_cells(options[name], cells)
         biases.append(torch.zeros(visible.shape).masked_fill(~visible, float("-inf")))
     return LocalWindows(biases[0], biases[1], options["origin"], options["cell_size"])
 
@@ -285,21 +208,6 @@ def _backward(
         max_bytes=max_bytes,
     )
     return tuple(g.flatten(1, 2) if need else None for g, need in zip(grads, needs, strict=True))
-
-
-def _axis_bounds(length: int, cells: int, ratio: float) -> Tensor:
-    if ratio <= 0:
-        return torch.tensor([[0, cells]]).expand(length, 2)
-    centre = (torch.arange(length, dtype=torch.float32) + 0.5) / length  # (L,)
-    first = torch.floor((centre - ratio).clamp(0, 1) * cells)
-    stop = torch.ceil((centre + ratio).clamp(0, 1) * cells)
-    return torch.stack((first, stop), dim=1).long()  # (L, 2)
-
-
-def _visible(bounds: Tensor, cells: int) -> Tensor:
-    """(L, 2) bounds to an (L, cells) boolean table."""
-    cell = torch.arange(cells)
-    return (cell >= bounds[:, :1]) & (cell < bounds[:, 1:])
 
 
 def _resolve_bounds(

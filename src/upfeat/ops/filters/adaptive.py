@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.errors import check_bytes, shape_text
+from upfeat.ops import reference
 from upfeat.ops.runtime import (
     OPERATOR_BYTES,
     Scratch,
@@ -29,31 +30,6 @@ from upfeat.ops.runtime import (
     run_blocks,
     worker_count,
 )
-
-
-def adaptive_convolution_reference(source: Tensor, kernel: Tensor, ratio: int = 1) -> Tensor:
-    """The definition, with every window laid out. See `adaptive_convolution`."""
-    height, width, k = _check(source, kernel, ratio)
-    dtype = dispatch.compute_dtype(source, kernel)
-    with dispatch.without_autocast(source):
-        windows = F.unfold(source.to(dtype), k)  # (B, C k k, cells)
-        cells = (source.shape[2] - k + 1, source.shape[3] - k + 1)
-        windows = windows.unflatten(1, (-1, k * k)).unflatten(3, cells)  # (B, C, k k, h, w)
-        windows = windows.repeat_interleave(ratio, 3).repeat_interleave(ratio, 4)
-        windows = windows[..., :height, :width]
-        weights = kernel.to(dtype).flatten(3)  # (B, H, W, k k)
-        return torch.einsum("bctyx,byxt->bcyx", windows, weights).to(source.dtype)
-
-
-def window_similarity_reference(query: Tensor, source: Tensor, k: int) -> Tensor:
-    """The definition, with every window laid out. See `window_similarity`."""
-    _check_similarity(query, source, k)
-    dtype = dispatch.compute_dtype(query, source)
-    height, width = query.shape[2:]
-    with dispatch.without_autocast(query):
-        windows = F.unfold(source.to(dtype), k)  # (B, C k k, H W)
-        windows = windows.unflatten(1, (-1, k, k)).unflatten(4, (height, width))
-        return torch.einsum("bcyx,bcijyx->byxij", query.to(dtype), windows).to(query.dtype)
 
 
 def adaptive_convolution(
@@ -82,9 +58,9 @@ def adaptive_convolution(
         >>> adaptive_convolution(source, torch.rand(1, 20, 24, 3, 3), ratio=2).shape
         torch.Size([1, 8, 20, 24])
     """
-    if dispatch.wants_reference():
-        return adaptive_convolution_reference(source, kernel, ratio)
     _check(source, kernel, ratio)
+    if dispatch.wants_reference():
+        return reference.adaptive_convolution(source, kernel, ratio)
     return _AdaptiveConvolution.apply(source, kernel, ratio, _budget(max_bytes))
 
 
@@ -112,9 +88,9 @@ def window_similarity(
         >>> window_similarity(image, padded, 3).shape
         torch.Size([1, 8, 9, 3, 3])
     """
-    if dispatch.wants_reference():
-        return window_similarity_reference(query, source, k)
     _check_similarity(query, source, k)
+    if dispatch.wants_reference():
+        return reference.window_similarity(query, source, k)
     return _WindowSimilarity.apply(query, source, k, _budget(max_bytes))
 
 

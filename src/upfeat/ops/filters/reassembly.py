@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from upfeat.errors import check_bytes
+from upfeat.ops import reference
 from upfeat.ops.runtime import (
     OPERATOR_BYTES,
     dispatch,
@@ -34,22 +35,6 @@ from upfeat.ops.runtime import (
 
 TILE_PIXELS = 32
 """Rows that the product of a tile should have: fewer waste the cache, more multiply zeros."""
-
-
-def window_reassembly_reference(features: Tensor, weights: Tensor, kernel_size: int) -> Tensor:
-    """The definition: see `window_reassembly`."""
-    cells, scale, groups = _check(features, weights, kernel_size)
-    dtype = dispatch.compute_dtype(features, weights)
-    wide = features.to(dtype)
-    taps = weights.to(dtype).unflatten(2, (kernel_size, kernel_size))  # (B, g, k, k, H', W')
-    out = wide.new_zeros(())
-    for i in range(kernel_size):
-        for j in range(kernel_size):
-            cell = wide[:, :, i : i + cells[0], j : j + cells[1]]  # (B, C, h, w)
-            pixel = cell.repeat_interleave(scale[0], 2).repeat_interleave(scale[1], 3)
-            grouped = pixel.unflatten(1, (groups, -1))  # (B, g, C / g, H', W')
-            out = out + grouped * taps[:, :, i, j, None]
-    return out.flatten(1, 2).to(features.dtype)  # (B, C, H', W')
 
 
 def window_reassembly(
@@ -79,23 +64,10 @@ def window_reassembly(
         >>> window_reassembly(features, weights, kernel_size=1)[0, 0, 0].tolist()
         [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
     """
-    if dispatch.wants_reference():
-        return window_reassembly_reference(features, weights, kernel_size)
     _check(features, weights, kernel_size)
+    if dispatch.wants_reference():
+        return reference.window_reassembly(features, weights, kernel_size)
     return _Reassembly.apply(features, weights, kernel_size, _budget(features, max_bytes))
-
-
-def window_products_reference(query: Tensor, cells: Tensor, kernel_size: int) -> Tensor:
-    """The definition: see `window_products`."""
-    shape, scale, _ = _check(cells, _weights_for(query, cells, kernel_size), kernel_size)
-    dtype = dispatch.compute_dtype(query, cells)
-    wide, products = cells.to(dtype), []
-    for i in range(kernel_size):
-        for j in range(kernel_size):
-            cell = wide[:, :, i : i + shape[0], j : j + shape[1]]  # (B, C, h, w)
-            pixel = cell.repeat_interleave(scale[0], 2).repeat_interleave(scale[1], 3)
-            products.append((query.to(dtype) * pixel).sum(1))  # (B, H', W')
-    return torch.stack(products, dim=1)
 
 
 def window_products(
@@ -124,9 +96,9 @@ def window_products(
         >>> window_products(2 * torch.ones(1, 1, 1, 2), cells, kernel_size=2)[0, :, 0, 1].tolist()
         [20.0, 200.0, 20.0, 200.0]
     """
-    if dispatch.wants_reference():
-        return window_products_reference(query, cells, kernel_size)
     _check(cells, _weights_for(query, cells, kernel_size), kernel_size)
+    if dispatch.wants_reference():
+        return reference.window_products(query, cells, kernel_size)
     return _Products.apply(query, cells, kernel_size, _budget(cells, max_bytes))
 
 

@@ -28,53 +28,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
-from upfeat.ops import stream
+from upfeat.ops import reference, stream
 from upfeat.ops.coordinates import inclusive_grid
-from upfeat.ops.runtime import compute_dtype, wants_reference, without_autocast
+from upfeat.ops.reference import half_rotation, unit_coordinates
+from upfeat.ops.runtime import compute_dtype, wants_reference
 
 # Pixels of a band in the backward pass: its few temporaries stay in the cache and are reused.
 BAND_PIXELS = 8192
-
-
-def unit_coordinates(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the coordinates of one axis: equally spaced from 0 to 1 inclusive; one pixel gives 0.
-
-    Example:
-        >>> unit_coordinates(3, torch.float32, torch.device("cpu")).tolist()
-        [0.0, 0.5, 1.0]
-    """
-    return torch.linspace(0, 1, length, dtype=dtype, device=device)
-
-
-def position_angles(
-    freqs: Tensor, size: tuple[int, int], rows: tuple[int, int] | None = None
-) -> Tensor:
-    """Return the angles of image rows ``rows`` (default all) as (rows, W, d), in float32 at least.
-
-    Coordinates and angles are never made in half precision, whatever the weights are: at 448 pixels
-    bfloat16 could not tell neighbours apart.
-    """
-    dtype = compute_dtype(freqs)
-    start, stop = (0, size[0]) if rows is None else rows
-    row = unit_coordinates(size[0], dtype, freqs.device)[start:stop]  # (rows,)
-    col = unit_coordinates(size[1], dtype, freqs.device)  # (W,)
-    freqs = freqs.to(dtype)
-    return row[:, None, None] * freqs[0] + (col[:, None] * freqs[1])  # (rows, W, d)
-
-
-def half_rotation(x: Tensor) -> Tensor:
-    """Map (a, b), the halves of the last axis, to (-b, a)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
-
-
-def position_code_reference(x: Tensor, freqs: Tensor) -> Tensor:
-    """The definition. See `position_code`."""
-    with without_autocast(x):
-        angle = position_angles(freqs, (x.shape[2], x.shape[3]))  # (H, W, d)
-        pixels = x.permute(0, 2, 3, 1)  # (B, H, W, d)
-        out = pixels * angle.cos().to(x.dtype) + half_rotation(pixels) * angle.sin().to(x.dtype)
-        return out.permute(0, 3, 1, 2)  # (B, d, H, W)
 
 
 def position_code(x: Tensor, freqs: Tensor) -> Tensor:
@@ -104,7 +64,7 @@ def position_code(x: Tensor, freqs: Tensor) -> Tensor:
             f"{tuple(freqs.shape)} the shape (2, d)"
         )
     if wants_reference():
-        return position_code_reference(x, freqs)
+        return reference.position_code(x, freqs)
     return _PositionCode.apply(x, freqs)
 
 
@@ -145,7 +105,7 @@ def angle_tables(freqs: Tensor, size: tuple[int, int]) -> AngleTables:
     Example:
         >>> freqs = torch.randn(2, 4)
         >>> cos, sin = angle_tables(freqs, (6, 5)).rows((2, 4))
-        >>> angle = position_angles(freqs, (6, 5), (2, 4))
+        >>> angle = reference.position_angles(freqs, (6, 5), (2, 4))
         >>> torch.allclose(cos, angle.cos(), atol=1e-6), torch.allclose(sin, angle.sin(), atol=1e-6)
         (True, True)
     """

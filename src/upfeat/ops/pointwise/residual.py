@@ -12,7 +12,7 @@ Legend: B batch, P = H * W pixels, c channels in, d channels out.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from upfeat.ops import stream
-from upfeat.ops.pointwise.norms import group_norm
+from upfeat.ops import reference, stream
+from upfeat.ops.reference import BlockWeights
 from upfeat.ops.runtime import (
     ThreadScratch,
     compute_dtype,
@@ -33,34 +33,6 @@ from upfeat.ops.runtime import (
 from upfeat.ops.stream.moments import Statistics, band_pixels, gather_moments, group_statistics
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
-
-
-class BlockWeights(NamedTuple):
-    """Weights of one block: norms (c,) and (d,), ``conv1`` (d, c), ``conv2`` (d, d).
-
-    ``shortcut`` (d, c) replaces the identity where c and d differ.
-    """
-
-    norm1_weight: Tensor
-    norm1_bias: Tensor
-    conv1: Tensor
-    norm2_weight: Tensor
-    norm2_bias: Tensor
-    conv2: Tensor
-    shortcut: Tensor | None = None
-
-
-def pointwise_residual_reference(
-    x: Tensor, weights: BlockWeights, groups: int, eps: float
-) -> Tensor:
-    """The definition, operator by operator. See `pointwise_residual`."""
-    w = BlockWeights(*(None if one is None else one.to(x.dtype) for one in weights))  # type: ignore[arg-type]
-    hidden = F.silu(group_norm(x, groups, w.norm1_weight, w.norm1_bias, eps))
-    hidden = F.conv2d(hidden, w.conv1[:, :, None, None])
-    hidden = F.silu(group_norm(hidden, groups, w.norm2_weight, w.norm2_bias, eps))
-    hidden = F.conv2d(hidden, w.conv2[:, :, None, None])
-    shortcut = x if w.shortcut is None else F.conv2d(x, w.shortcut[:, :, None, None])
-    return shortcut + hidden
 
 
 def pointwise_residual(x: Tensor, weights: BlockWeights, groups: int, eps: float) -> Tensor:
@@ -101,7 +73,7 @@ def pointwise_residual(x: Tensor, weights: BlockWeights, groups: int, eps: float
             f"{'no shortcut' if weights.shortcut is None else 'a shortcut'}"
         )
     if wants_reference():
-        return pointwise_residual_reference(x, weights, groups, eps)
+        return reference.pointwise_residual(x, weights, groups, eps)
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -119,7 +91,7 @@ def pointwise_residual(x: Tensor, weights: BlockWeights, groups: int, eps: float
         return _PointwiseResidual.apply(x.to(dtype), *cast, groups, eps)
 
 
-stream.recorded_as(pointwise_residual)(pointwise_residual_reference)
+stream.recorded_as(pointwise_residual)(reference.pointwise_residual)
 
 
 def _pixels(x: Tensor) -> Tensor:

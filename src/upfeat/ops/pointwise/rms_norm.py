@@ -13,15 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from upfeat.ops import reference
 from upfeat.ops.runtime import new_large, run_blocks, sum_parts, wants_reference
 from upfeat.ops.stream.moments import band_pixels
-
-
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The definition, PyTorch's own. See `rms_norm`."""
-    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,7 +44,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             f"{tuple(weight.shape)} in {weight.dtype}"
         )
     if wants_reference() or x.device.type != "cpu":  # an accelerator has one kernel for it
-        return rms_norm_reference(x, weight, eps)
+        return reference.rms_norm(x, weight, eps)
     rows: Tensor = _RmsNorm.apply(x.reshape(-1, len(weight)), weight, eps)  # (P, d)
     return rows.view(x.shape)
 

@@ -181,8 +181,8 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
-            "second derivatives of the attention operators are not available; call the operator's "
-            "*_reference function where you need them."
+            "second derivatives of the attention operators are not available; call the function of "
+            "the same name in upfeat.ops.reference where you need them."
         )
 
 
