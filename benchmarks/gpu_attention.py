@@ -29,12 +29,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from upfeat.ops import reference
-from upfeat.ops.attention.neighborhood import (  # noqa: E402
-)
-from upfeat.ops.attention.windowed import (  # noqa: E402
-    window_bounds,
-)
+from upfeat.ops import reference, window_bounds  # noqa: E402
 from upfeat.ops.triton import load  # noqa: E402
 
 logger = logging.getLogger("gpu_attention")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from upfeat.errors import MissingPackageError, UnknownNameError
-from upfeat.ops.attention.windowed import window_bounds
+from upfeat.ops import window_bounds
 from upfeat.ops.runtime import dispatch
 from upfeat.ops.triton import OPERATORS, load
 

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from tests.tolerances import tolerance
-from upfeat.ops import reference
+from upfeat.ops import reference, window_bounds
 from upfeat.ops.attention.local import Taps
-from upfeat.ops.attention.neighborhood import (
-)
-from upfeat.ops.attention.windowed import window_bounds
 from upfeat.ops.triton import load
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16

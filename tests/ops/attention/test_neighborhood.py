@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, tolerance
-from upfeat.ops import reference, cross_scale_neighborhood_attention
-from upfeat.ops.attention.neighborhood import (
-)
+from upfeat.ops import cross_scale_neighborhood_attention, reference
 
 
 def _inputs(output_size, grid_size, *, width=8, channels=6, batch=2, device="cpu", dtype=None):
