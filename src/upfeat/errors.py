@@ -49,19 +49,27 @@ class UpfeatError(Exception):
 class UnknownNameError(UpfeatError, ValueError):
     """A name that no registry holds; the message lists close matches.
 
+    Args:
+        kind: what the name stands for.
+        name: what came.
+        known: what there is.
+        prefix: what stands before the name, and before each of those it could be.
+
     Example:
         >>> from upfeat.errors import UnknownNameError
         >>> print(UnknownNameError("upsampler", "jafr", ["jafar", "loftup"]))
         unknown upsampler 'jafr'; did you mean 'jafar'? Known: jafar, loftup
+        >>> print(UnknownNameError("setting", "lrr", ["lr", "eps"], prefix="optimizer."))
+        unknown setting 'optimizer.lrr'; did you mean 'optimizer.lr'? Known: eps, lr
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], prefix: str = "") -> None:
         known = sorted(known)
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+        hint = f"; did you mean {' or '.join(repr(prefix + c) for c in close)}?" if close else "."
         shown = ", ".join(known[:SHOWN_NAMES])
         more = f", and {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
-        super().__init__(f"unknown {kind} {name!r}{hint} Known: {shown}{more}")
+        super().__init__(f"unknown {kind} {prefix + name!r}{hint} Known: {shown}{more}")
 
 
 class ForeignFileError(UpfeatError, ValueError):

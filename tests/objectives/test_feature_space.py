@@ -14,8 +14,12 @@ from torch import Tensor, nn
 import upfeat
 from tests.objectives.setups import CONFIGS, DIM, UPSAMPLERS, tiny_batch
 from upfeat.errors import UnsupportedError
-from upfeat.objectives import MaskRefinedConfig, MaskTransferConfig, ObjectiveConfig
-from upfeat.objectives.repeated_doubling import RepeatedDoublingConfig
+from upfeat.objectives import (
+    MaskRefinedConfig,
+    MaskTransferConfig,
+    ObjectiveConfig,
+    RepeatedDoublingConfig,
+)
 from upfeat.upsamplers.registry import get_class
 
 STAGE = {"block": "single", "widths": [8]}

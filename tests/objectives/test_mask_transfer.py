@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -66,7 +64,7 @@ def test_methods_that_show_no_weights_are_refused() -> None:
 
 
 def test_an_attention_learns_where_regions_lie() -> None:
-    config = dataclasses.replace(CONFIG, feature_weight=0.0, samples=256)
+    config = CONFIG.model_copy(update={"feature_weight": 0.0, "samples": 256})
     run = losses("loftup", config, 40, lr=3e-3)
     assert sum(run[-5:]) < 0.8 * sum(run[:5])
 
@@ -116,19 +114,20 @@ def test_features_without_variance_give_finite_terms() -> None:
 
 @pytest.mark.parametrize("settings", [{"match_weight": -1.0}, {"match_width": 0.0}])
 def test_impossible_settings_of_likeness(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="match_weight must not be negative and match_width must"):
+    with pytest.raises(ValueError, match=next(iter(settings))):
         MaskTransferConfig(**settings)
 
 
 @pytest.mark.parametrize("name", ["loftup", "naf"])
 def test_regressing_methods_learn_to_take_a_side(name: str) -> None:
-    config = dataclasses.replace(
-        CONFIG,
-        transfer_weight=0.0,
-        feature_weight=0.0,
-        match_weight=1.0,
-        projection=None,
-        samples=256,
+    config = CONFIG.model_copy(
+        update={
+            "transfer_weight": 0.0,
+            "feature_weight": 0.0,
+            "match_weight": 1.0,
+            "projection": None,
+            "samples": 256,
+        }
     )
     run = losses(name, config, 40, lr=3e-3)
     assert sum(run[-5:]) < 0.9 * sum(run[:5])
@@ -137,7 +136,7 @@ def test_regressing_methods_learn_to_take_a_side(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["naf", "loftup"])
 def test_methods_that_do_not_commute_learn_the_features_alone(name: str) -> None:
-    config = dataclasses.replace(CONFIG, transfer_weight=0.0, samples=256)
+    config = CONFIG.model_copy(update={"transfer_weight": 0.0, "samples": 256})
     run = losses(name, config, 30, lr=3e-3)
     assert sum(run[-5:]) < 0.9 * sum(run[:5])
     terms = losses_of_one_step(name, config)
@@ -213,7 +212,7 @@ def test_whitening_brings_the_directions_together(whitening: float) -> None:
 
 @pytest.mark.parametrize("settings", [{"whitening": 1.5}, {"locality": 0.0}])
 def test_impossible_targets_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="whitening must"):
+    with pytest.raises(ValueError, match=next(iter(settings))):
         MaskTransferConfig(**settings)
 
 
@@ -233,7 +232,7 @@ def test_inputs_of_several_sizes() -> None:
         generator = torch.Generator().manual_seed(seed)
         objective.step(tiny_batch(), tiny_backbone(), upsampler, generator)
     assert seen == {(24, 48), (32, 32)}
-    with pytest.raises(ValueError, match="pairs"):
+    with pytest.raises(ValueError, match=r"input_sizes\.0\.1 must be greater"):
         MaskTransferConfig(input_sizes=((24, 0),))
 
 

@@ -1,11 +1,26 @@
 """Training signals: each turns a batch of images, a backbone and an upsampler into a loss.
 
-One file a signal; ``base`` holds the contract, ``losses``, ``affinity`` and ``masks`` the pure
-functions.
+One file a signal; ``base`` holds the contract and the registry, ``losses``, ``affinity`` and
+``masks`` the pure functions.
 """
 
-from upfeat.objectives.base import Objective, ObjectiveConfig
+from upfeat.objectives.base import (
+    Batch,
+    Objective,
+    ObjectiveConfig,
+    configure_objective,
+    create_objective,
+    list_objectives,
+    register_objective,
+)
 from upfeat.objectives.crops import Crops, CropsConfig
+from upfeat.objectives.depth_target import DepthTarget, DepthTargetConfig
+from upfeat.objectives.doubling import (
+    DoubledInput,
+    DoubledInputConfig,
+    RepeatedDoubling,
+    RepeatedDoublingConfig,
+)
 from upfeat.objectives.mask_refined import MaskRefined, MaskRefinedConfig, released_stage1_config
 from upfeat.objectives.mask_transfer import MaskTransfer, MaskTransferConfig
 from upfeat.objectives.multi_resolution import (
@@ -13,19 +28,11 @@ from upfeat.objectives.multi_resolution import (
     MultiResolutionConfig,
     naf_config,
 )
-from upfeat.objectives.multi_view import MultiViewConfig
-from upfeat.objectives.multi_view_reconstruction import (
+from upfeat.objectives.multi_view import (
+    MultiViewConfig,
     MultiViewReconstruction,
     MultiViewReconstructionConfig,
 )
-from upfeat.objectives.pseudo_ground_truth import (
-    DepthTarget,
-    DepthTargetConfig,
-    DoubledInput,
-    DoubledInputConfig,
-)
-from upfeat.objectives.registry import create_objective, list_objectives, register_objective
-from upfeat.objectives.repeated_doubling import RepeatedDoubling, RepeatedDoublingConfig
 from upfeat.objectives.self_distillation import (
     SelfDistillation,
     SelfDistillationConfig,
@@ -34,6 +41,7 @@ from upfeat.objectives.self_distillation import (
 )
 
 __all__ = [
+    "Batch",
     "Crops",
     "CropsConfig",
     "DepthTarget",
@@ -55,6 +63,7 @@ __all__ = [
     "RepeatedDoublingConfig",
     "SelfDistillation",
     "SelfDistillationConfig",
+    "configure_objective",
     "create_objective",
     "ema_update",
     "list_objectives",

@@ -22,28 +22,28 @@ Legend: ``B`` batch, ``C`` channels, ``M`` masks, ``H W`` image, ``h w`` feature
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import UnsupportedError, check_map, shape_text
+from upfeat._settings import Settings
+from upfeat.errors import UnknownNameError, UnsupportedError, check_map, shape_text
 from upfeat.objectives._networks import (
     Backbones,
     Call,
-    Size,
     as_backbones,
     draw_backbone,
     normalises_features,
     try_call,
     unwrap,
 )
-from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import to_float32
 from upfeat.objectives.masks import check_masks, resize_masks
 from upfeat.ops import channel_norm
+from upfeat.ops.images import Size, resize_bilinear, scale_size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -51,9 +51,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Calls",
     "Objective",
     "ObjectiveConfig",
-    "Plan",
+    "configure_objective",
+    "create_objective",
+    "list_objectives",
+    "register_objective",
 ]
 
 Batch = Mapping[str, Any]
@@ -65,18 +69,20 @@ FeatureSpace = Literal["auto", "raw", "channel_norm"]
 RANGE_SLACK = 1e-3  # resizing may step over the ends of [0, 1] by rounding
 
 
-class Plan(NamedTuple):
+class Calls(NamedTuple):
     """The calls that a step makes, at their extremes; what ``check`` tries out."""
 
     backbone_images: Sequence[Size]
     calls: Sequence[Call]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Settings):
     """What all objectives have in common; :meth:`build` makes the objective.
 
+    A subclass narrows ``name`` to its own and gives it as the default.
+
     Attributes:
+        name: of the objective.
         feature_space: where the upsampler's inputs and the targets live. ``"raw"``: the backbone's
             features as they come. ``"channel_norm"``: each pixel's features with mean 0 and
             standard deviation 1 over the channels, as in LoftUp's training, whose network begins
@@ -88,21 +94,12 @@ class ObjectiveConfig:
             wherever it is called from then on.
     """
 
-    objective: ClassVar[type["Objective"] | None] = None  # set by register_objective
-
+    name: str
     feature_space: FeatureSpace = "auto"
-
-    def __post_init__(self) -> None:
-        if self.feature_space not in ("auto", "raw", "channel_norm"):
-            raise ValueError(
-                f"feature_space must be 'auto', 'raw' or 'channel_norm', got {self.feature_space!r}"
-            )
 
     def build(self) -> "Objective":
         """Return the objective that this configures."""
-        if self.objective is None:
-            raise TypeError(f"{type(self).__name__} belongs to no registered objective")
-        return self.objective(self)
+        return _registered(self.name)[1](self)
 
 
 class Objective(nn.Module):
@@ -253,7 +250,7 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} must implement _step")
 
-    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         """Return the calls of a step with images of that (fitted) size."""
         raise NotImplementedError(f"{type(self).__name__} must implement _plan")
 
@@ -362,3 +359,82 @@ def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, Tensor]
     """Return ``"loss"`` = sum of weight x term, and each term, detached and unweighted."""
     loss = torch.stack([weight * to_float32(term) for weight, term in terms.values()]).sum()
     return {"loss": loss, **{name: term.detach() for name, (_, term) in terms.items()}}
+
+
+# -- registry ----------------------------------------------------------------------------------
+
+_OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {}
+ObjectiveClass = TypeVar("ObjectiveClass", bound=type[Objective])
+
+
+def register_objective(
+    config: type[ObjectiveConfig],
+) -> Callable[[ObjectiveClass], ObjectiveClass]:
+    """Return a class decorator that enters an objective under the name that its config has.
+
+    Args:
+        config: its own settings, with the name as the default of ``name``.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Example:
+        >>> from upfeat.objectives import CropsConfig
+        >>> try:
+        ...     register_objective(CropsConfig)
+        ... except ValueError as error:
+        ...     print(error)
+        an objective named 'crops' is registered already; choose another name
+    """
+    name = config.model_fields["name"].default
+    if name in _OBJECTIVES:
+        raise ValueError(f"an objective named {name!r} is registered already; choose another name")
+
+    def decorate(cls: ObjectiveClass) -> ObjectiveClass:
+        cls.name = name
+        _OBJECTIVES[name] = (config, cls)
+        return cls
+
+    return decorate
+
+
+def _registered(name: str) -> tuple[type[ObjectiveConfig], type[Objective]]:
+    if name not in _OBJECTIVES:
+        raise UnknownNameError("objective", name, _OBJECTIVES)
+    return _OBJECTIVES[name]
+
+
+def list_objectives() -> list[str]:
+    """Return the names that :func:`create_objective` takes, sorted."""
+    return sorted(_OBJECTIVES)
+
+
+def configure_objective(name: str, **options: Any) -> ObjectiveConfig:
+    """Return the settings of the objective of a name.
+
+    Args:
+        name: one of :func:`list_objectives`.
+        **options: those that differ from the defaults; lists stand for tuples, dictionaries for
+            nested settings, as JSON has them.
+
+    Raises:
+        UnknownNameError: no such objective or option; the message names the nearest ones.
+        ValueError: an option's value does not fit.
+
+    Example:
+        >>> from upfeat.objectives import configure_objective
+        >>> configure_objective("multi_resolution", scale=[0.5, 0.5]).scale
+        (0.5, 0.5)
+    """
+    return _registered(name)[0](**options)
+
+
+def create_objective(name: str, **options: Any) -> Objective:
+    """Build an objective; arguments and errors are those of :func:`configure_objective`.
+
+    Example:
+        >>> from upfeat.objectives import create_objective
+        >>> create_objective("mask_refined", alpha=0.5).config.alpha
+        0.5
+    """
+    return configure_objective(name, **options).build()

@@ -4,20 +4,25 @@ Paper: AnyUp (arXiv 2510.12764), section 3.3; numbers of the released code. One 
 backbones.
 """
 
-import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from upfeat.objectives._networks import Call, guidance_norm
 from upfeat.objectives.augment import augment_image
-from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
+from upfeat.objectives.base import (
+    Batch,
+    Calls,
+    Objective,
+    ObjectiveConfig,
+    register_objective,
+    weighted_sum,
+)
 from upfeat.objectives.draws import draw_integer
-from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import Distance, downsampling_loss, get_distance
-from upfeat.objectives.registry import register_objective
-from upfeat.ops.images import Size, normalize
+from upfeat.ops.images import Size, normalize, resize_antialiased, scale_size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -25,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Crops", "CropsConfig"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class CropsConfig(ObjectiveConfig):
     """Settings of :class:`Crops`; the defaults are AnyUp's (448 images, 224 views, 4 crops).
 
@@ -39,35 +43,19 @@ class CropsConfig(ObjectiveConfig):
         normalization: what the backbone's images are normalised with: its ``"own"`` mean and
             deviation (chosen), or the ``"guidance"``'s, as in the code, where every backbone gets
             ImageNet's.
-
-    Example:
-        >>> CropsConfig(scale=1.0)
-        Traceback (most recent call last):
-        ValueError: scale must lie in (0, 1), got 1.0
     """
 
-    scale: float = 0.5
-    crops: int = 4
+    name: Literal["crops"] = "crops"
+    scale: float = Field(default=0.5, gt=0, lt=1)
+    crops: PositiveInt = 4
     distance: Distance = "cosine_mse"
     augmented_weight: float = 0.1
     downsample_weight: float = 0.1
-    strength: float = 1.0
+    strength: PositiveFloat = 1.0
     normalization: Literal["own", "guidance"] = "own"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.scale < 1:
-            raise ValueError(f"scale must lie in (0, 1), got {self.scale}")
-        if self.crops < 1 or self.strength <= 0:
-            raise ValueError("crops and strength must be positive")
-        if self.normalization not in ("own", "guidance"):
-            raise ValueError(
-                f"normalization must be 'own' or 'guidance', got {self.normalization!r}"
-            )
-        get_distance(self.distance)
 
-
-@register_objective("crops", CropsConfig)
+@register_objective(CropsConfig)
 class Crops(Objective):
     """Match cut-outs of the upsampled map with the backbone's features of full-resolution crops.
 
@@ -97,7 +85,7 @@ class Crops(Objective):
         full = (image.shape[2], image.shape[3])
         size, grid = self._size(full, backbone), backbone.grid_size(full)
         norm = guidance_norm(upsampler, backbone)
-        small = resize_bilinear(image, size, antialias=True)
+        small = resize_antialiased(image, size)
         guidance = normalize(small, *norm)
         low = self._features(backbone, small, upsampler)
         pred = upsampler(guidance, self.source(low), grid)
@@ -111,7 +99,7 @@ class Crops(Objective):
         terms = {"crops": (1.0, distance(seen, targets))}
         if config.augmented_weight:
             changed = [augment_image(one, generator, config.strength) for one in image]
-            other = resize_bilinear(torch.stack(changed), size, antialias=True)
+            other = resize_antialiased(torch.stack(changed), size)
             with torch.no_grad():
                 clean = upsampler(guidance, self.source(low), size)
             augmented = upsampler(normalize(other, *norm), self.source(low), size)
@@ -145,7 +133,7 @@ class Crops(Objective):
         )
         return top, left
 
-    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         size, grid = self._size(image_size, backbone), backbone.grid_size(image_size)
         low = backbone.grid_size(size)
         if size[0] > image_size[0] or size[1] > image_size[1]:
@@ -153,7 +141,7 @@ class Crops(Objective):
         calls = [Call(size, low, grid)]
         if self.config.augmented_weight:
             calls.append(Call(size, low, size))
-        return Plan([size], calls)
+        return Calls([size], calls)
 
 
 def _cut(

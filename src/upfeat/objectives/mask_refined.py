@@ -4,17 +4,25 @@ Paper: LoftUp (arXiv 2504.14032), section 3.2, first stage. The released trainin
 provisional branch) adds a multi-view and a total-variation term.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upfeat._settings import Share, Sides
 from upfeat.objectives._networks import Call, backbone_features, guidance_image
-from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
-from upfeat.objectives.images import check_input_sizes, draw_part, scale_size
+from upfeat.objectives.base import (
+    Batch,
+    Calls,
+    Objective,
+    ObjectiveConfig,
+    register_objective,
+    weighted_sum,
+)
+from upfeat.objectives.draws import draw_part
 from upfeat.objectives.losses import (
     Distance,
     get_distance,
@@ -24,8 +32,7 @@ from upfeat.objectives.losses import (
 )
 from upfeat.objectives.masks import MaskOrder, mask_similarity, refine_with_masks
 from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
-from upfeat.objectives.registry import register_objective
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, scale_size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -34,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["MaskRefined", "MaskRefinedConfig", "released_stage1_config"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskRefinedConfig(ObjectiveConfig):
     """Settings of :class:`MaskRefined`; the defaults are the paper's loss with the code's numbers.
 
@@ -54,32 +60,17 @@ class MaskRefinedConfig(ObjectiveConfig):
         similarity_weight: of :func:`~upfeat.objectives.masks.mask_similarity`. (Optional and off
             in the code.)
         multi_view: add the multi-view term. (Code only.)
-
-    Example:
-        >>> MaskRefinedConfig(alpha=2.0)
-        Traceback (most recent call last):
-        ValueError: alpha must lie in [0, 1], got 2.0
     """
 
-    alpha: float = 0.8
+    name: Literal["mask_refined"] = "mask_refined"
+    alpha: Share = 0.8
     order: MaskOrder = "sequential"
     distance: Distance = "mse"
-    output_scale: float = 1.0
-    input_sizes: tuple[Size, ...] = ()
-    projection: int | None = None
+    output_scale: PositiveFloat = 1.0
+    input_sizes: tuple[Sides, ...] = ()
+    projection: PositiveInt | None = None
     similarity_weight: float = 0.0
     multi_view: MultiViewConfig | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
-        if self.order not in ("sequential", "free"):
-            raise ValueError(f"order must be 'sequential' or 'free', got {self.order!r}")
-        if self.output_scale <= 0 or (self.projection is not None and self.projection < 1):
-            raise ValueError("output_scale and projection must be positive")
-        check_input_sizes(self.input_sizes)
-        get_distance(self.distance)
 
 
 def released_stage1_config() -> MaskRefinedConfig:
@@ -87,7 +78,7 @@ def released_stage1_config() -> MaskRefinedConfig:
     return MaskRefinedConfig(projection=64, multi_view=MultiViewConfig())
 
 
-@register_objective("mask_refined", MaskRefinedConfig)
+@register_objective(MaskRefinedConfig)
 class MaskRefined(Objective):
     """Match the output with bicubic features that masks have sharpened (LoftUp, first stage).
 
@@ -145,10 +136,10 @@ class MaskRefined(Objective):
             terms |= self.multi_view(image, output, backbone, generator, self.target)
         return weighted_sum(terms)
 
-    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         calls = []
         for size in self.config.input_sizes or (image_size,):
             seen = (size[0], size[1])
             output = scale_size(seen, self.config.output_scale)
             calls.append(Call(seen, backbone.grid_size(seen), output))
-        return Plan([call.image for call in calls], calls)
+        return Calls([call.image for call in calls], calls)

@@ -12,29 +12,30 @@ Legend: B batch, C feature channels, P projected channels, M regions, h w low-re
 image, N sampled pixels.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upfeat._settings import Share, Sides
 from upfeat.errors import UnsupportedError
 from upfeat.layers.attention_record import attention_modules, record_attention
 from upfeat.objectives._networks import Call, backbone_features, guidance_image, unwrap
-from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
-from upfeat.objectives.draws import draw_integer, draw_like
-from upfeat.objectives.images import (
-    check_input_sizes,
-    draw_part,
-    resize_bilinear,
-    scale_size,
+from upfeat.objectives.base import (
+    Batch,
+    Calls,
+    Objective,
+    ObjectiveConfig,
+    register_objective,
+    weighted_sum,
 )
+from upfeat.objectives.draws import draw_integer, draw_like, draw_part
 from upfeat.objectives.losses import to_float32
-from upfeat.objectives.registry import register_objective
 from upfeat.ops.coordinates import pixel_centres, sample_at
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, resize_antialiased, scale_size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -51,7 +52,6 @@ EDGE_WIDTH = 9
 SMALLEST_VARIANCE = 0.02
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskTransferConfig(ObjectiveConfig):
     """Settings of :class:`MaskTransfer`; all chosen here.
 
@@ -79,50 +79,24 @@ class MaskTransferConfig(ObjectiveConfig):
             each step, so that a cell has more or fewer pixels.
         input_sizes: (H, W) of the guidance; one is drawn for each step, a part of its shape is cut
             from the images at a random place and resized. Empty: the images as they are.
-
-    Example:
-        >>> MaskTransferConfig(edge_share=2.0)
-        Traceback (most recent call last):
-        ValueError: alpha and edge_share must lie in [0, 1], got 0.9 and 2.0
     """
 
-    alpha: float = 0.9
-    locality: float | None = None
-    whitening: float = 0.0
+    name: Literal["mask_transfer"] = "mask_transfer"
+    alpha: Share = 0.9
+    locality: PositiveFloat | None = None
+    whitening: Share = 0.0
     feature_weight: float = 1.0
     transfer_weight: float = 1.0
-    match_weight: float = 0.0
-    match_width: float = 0.15
-    projection: int | None = 32
-    samples: int = 1024
-    edge_share: float = 0.5
-    input_scales: tuple[float, ...] = (1.0,)
-    input_sizes: tuple[Size, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (0 <= self.alpha <= 1 and 0 <= self.edge_share <= 1):
-            raise ValueError(
-                f"alpha and edge_share must lie in [0, 1], got {self.alpha} and {self.edge_share}"
-            )
-        if not 0 <= self.whitening <= 1 or (self.locality is not None and self.locality <= 0):
-            raise ValueError(
-                "whitening must lie in [0, 1] and locality be positive, got "
-                f"{self.whitening} and {self.locality}"
-            )
-        if self.match_weight < 0 or self.match_width <= 0:
-            raise ValueError(
-                "match_weight must not be negative and match_width must be positive, got "
-                f"{self.match_weight} and {self.match_width}"
-            )
-        if self.samples < 1 or (self.projection is not None and self.projection < 1):
-            raise ValueError("samples and projection must be positive")
-        if not self.input_scales or min(self.input_scales) <= 0:
-            raise ValueError(f"input_scales must be positive, got {self.input_scales}")
-        check_input_sizes(self.input_sizes)
+    match_weight: NonNegativeFloat = 0.0
+    match_width: PositiveFloat = 0.15
+    projection: PositiveInt | None = 32
+    samples: PositiveInt = 1024
+    edge_share: Share = 0.5
+    input_scales: tuple[PositiveFloat, ...] = Field(default=(1.0,), min_length=1)
+    input_sizes: tuple[Sides, ...] = ()
 
 
-@register_objective("mask_transfer", MaskTransferConfig)
+@register_objective(MaskTransferConfig)
 class MaskTransfer(Objective):
     """Upsample region labels and region means (the objective of this package's universal model).
 
@@ -163,7 +137,7 @@ class MaskTransfer(Objective):
         image, masks = draw_part(image, masks, config.input_sizes, generator)
         full = (image.shape[2], image.shape[3])
         scale = config.input_scales[draw_integer(generator, len(config.input_scales))]
-        seen = resize_bilinear(image, self._input(full, scale, backbone), antialias=True)
+        seen = resize_antialiased(image, self._input(full, scale, backbone))
         features = backbone_features(backbone, seen)
         regions = region_map(masks)  # (B, H, W)
         shares = region_shares(regions, (features.shape[2], features.shape[3]), features.dtype)
@@ -286,14 +260,14 @@ class MaskTransfer(Objective):
     def _input(self, full: Size, scale: float, backbone: "Backbone") -> Size:
         return scale_size(full, scale, backbone.size_multiple)
 
-    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         sizes, calls = [], []
         for drawn in self.config.input_sizes or (image_size,):
             full = (drawn[0], drawn[1])
             for scale in self.config.input_scales:
                 sizes.append(self._input(full, scale, backbone))
                 calls.append(Call(full, backbone.grid_size(sizes[-1]), full))
-        return Plan(sizes, calls)
+        return Calls(sizes, calls)
 
 
 def _at(

@@ -4,19 +4,25 @@ Paper: JAFAR (arXiv 2506.11136), section 3.3; NAF (arXiv 2511.18452) with a fixe
 are those of the released scripts.
 """
 
-import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from upfeat._settings import Share
 from upfeat.objectives._networks import Call, backbone_features, guidance_image, guidance_norm
-from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
-from upfeat.objectives.draws import draw_uniform
-from upfeat.objectives.images import Clamp, disturb_image, resize_bilinear, scale_size
+from upfeat.objectives.base import (
+    Batch,
+    Calls,
+    Objective,
+    ObjectiveConfig,
+    register_objective,
+    weighted_sum,
+)
+from upfeat.objectives.draws import Clamp, disturb_image, draw_uniform
 from upfeat.objectives.losses import Distance, cosine_mse, get_distance
-from upfeat.objectives.registry import register_objective
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, resize_bilinear, scale_size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -24,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["MultiResolution", "MultiResolutionConfig", "naf_config"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiResolutionConfig(ObjectiveConfig):
     """Settings of :class:`MultiResolution`; the defaults are JAFAR's.
 
@@ -39,50 +44,40 @@ class MultiResolutionConfig(ObjectiveConfig):
         regulariser_weight: of the agreement between a disturbed and the clean guidance; 0 leaves
             it out. (JAFAR's code only.)
         clamp: how the disturbed image is clamped, see
-            :func:`~upfeat.objectives.images.disturb_image`. The default corrects the code.
+            :func:`~upfeat.objectives.draws.disturb_image`. The default corrects the code.
         blur: probability that the disturbed image is blurred. (Code.)
         noise: probability that it gets noise. (Code.)
-
-    Example:
-        >>> MultiResolutionConfig(scale=(0.3, 0.2))
-        Traceback (most recent call last):
-        ValueError: scale must be a range with 0 < low <= high <= 1, got (0.3, 0.2)
     """
 
+    name: Literal["multi_resolution"] = "multi_resolution"
     scale: tuple[float, float] = (0.25, 0.5)
     distance: Distance = "cosine_mse"
-    guidance_scale: float = 0.5
-    guidance_cells: int | None = None
-    guidance_max: int = 224
+    guidance_scale: PositiveFloat = 0.5
+    guidance_cells: PositiveInt | None = None
+    guidance_max: PositiveInt = 224
     regulariser_weight: float = 0.1
     clamp: Clamp = "valid"
-    blur: float = 0.5
-    noise: float = 0.3
+    blur: Share = 0.5
+    noise: Share = 0.3
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be a range with 0 < low <= high <= 1, got {self.scale}")
-        cells = 1 if self.guidance_cells is None else self.guidance_cells
-        if self.guidance_scale <= 0 or cells < 1 or self.guidance_max < 1:
-            raise ValueError("guidance_scale, guidance_cells and guidance_max must be positive")
-        if self.clamp not in ("valid", "released"):
-            raise ValueError(f"clamp must be 'valid' or 'released', got {self.clamp!r}")
-        get_distance(self.distance)
+        return self
 
 
 def naf_config() -> MultiResolutionConfig:
     """Return NAF's setting: factor 0.5, plain MSE, guidance of 4 pixels a cell, no regulariser.
 
-    The random mode of its code is ``dataclasses.replace(naf_config(), scale=(0.25, 0.6))``.
+    The random mode of its code is ``naf_config().model_copy(update={"scale": (0.25, 0.6)})``.
     """
     return MultiResolutionConfig(
         scale=(0.5, 0.5), distance="mse", guidance_cells=4, regulariser_weight=0.0
     )
 
 
-@register_objective("multi_resolution", MultiResolutionConfig)
+@register_objective(MultiResolutionConfig)
 class MultiResolution(Objective):
     """Match the upsampled features of a smaller image with the features of the image.
 
@@ -163,11 +158,11 @@ class MultiResolution(Objective):
             self.config.guidance_max, cells * grid[1]
         )
 
-    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         grid = backbone.grid_size(image_size)
         guidance = self._guidance(image_size, grid)
         small = [self._small(image_size, share, backbone) for share in self.config.scale]
         calls = [Call(guidance, backbone.grid_size(size), grid) for size in small]
         if self.config.regulariser_weight:
             calls.append(Call(guidance, grid, guidance))
-        return Plan([image_size, *small], calls)
+        return Calls([image_size, *small], calls)

@@ -1,24 +1,33 @@
 """FeatUp's multi-view term: a map, moved and reduced, should be the moved image's features.
 
-FeatUp (arXiv 2403.10516, section 3) trains with it alone; LoftUp's released training, which grew
-out of FeatUp's, has it as an option. It keeps a map consistent with the backbone's features of the
-image's jittered copies.
+It keeps a map consistent with the backbone's features of the image's jittered copies. FeatUp (arXiv
+2403.10516, section 3) trains with it alone (:class:`MultiViewReconstruction`); LoftUp's released
+training, which grew out of FeatUp's, has it as an option.
+
+Legend: ``B`` batch, ``C`` channels, ``H W`` map, ``n`` sampled pixels.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.errors import UnsupportedError
+from upfeat._settings import Settings
+from upfeat.errors import UnsupportedError, check_map, shape_text
 from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet, SimpleDownsampler
-from upfeat.objectives._networks import backbone_features
-from upfeat.objectives.crf import crf_loss, draw_pixels
+from upfeat.objectives._networks import Call, backbone_features, guidance_image
+from upfeat.objectives.base import (
+    Batch,
+    Calls,
+    Objective,
+    ObjectiveConfig,
+    register_objective,
+    weighted_sum,
+)
 from upfeat.objectives.draws import draw_uniform
-from upfeat.objectives.images import resize_bilinear
 from upfeat.objectives.losses import (
     energy,
     entropy,
@@ -27,12 +36,21 @@ from upfeat.objectives.losses import (
     to_float32,
     total_variation,
 )
-from upfeat.ops.images import draw_crop, normalize, take_crop
+from upfeat.ops.images import Size, draw_crop, normalize, resize_bilinear, take_crop
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
+    from upfeat.upsamplers.base import Upsampler
 
-__all__ = ["Jitter", "MultiView", "MultiViewConfig", "jitter_map"]
+__all__ = [
+    "Jitter",
+    "MultiView",
+    "MultiViewConfig",
+    "MultiViewReconstruction",
+    "MultiViewReconstructionConfig",
+    "crf_loss",
+    "jitter_map",
+]
 
 
 class Jitter(NamedTuple):
@@ -72,8 +90,7 @@ def jitter_map(x: Tensor, jitter: Jitter) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MultiViewConfig:
+class MultiViewConfig(Settings):
     """Settings of :class:`MultiView`; the defaults are those of LoftUp's released first stage.
 
     Attributes:
@@ -88,43 +105,31 @@ class MultiViewConfig:
             1 ... 1 + ``zoom``, cut out and half of the time mirrored.
         downsampler: ``"attention"`` or ``"simple"``, FeatUp's two.
         entropy_weight: of the entropy of the simple one's kernel, subtracted.
-        crf_weight: of the :func:`~upfeat.objectives.crf.crf_loss` of the first view's projected map
+        crf_weight: of the :func:`crf_loss` of the first view's projected map
             with, as in FeatUp's code, the image that was not moved.
         crf_pixels: how many pixels that looks at.
     """
 
-    views: int = 4
+    views: PositiveInt = 4
     weight: float = 1.0
-    projection: int | None = 64
+    projection: PositiveInt | None = 64
     tv_weight: float = 0.01
-    max_pad: int = 8
-    zoom: float = 0.1
+    max_pad: NonNegativeInt = 8
+    zoom: NonNegativeFloat = 0.1
     uncertainty: bool = False
     jitter: Literal["window", "crop"] = "window"
     downsampler: Literal["attention", "simple"] = "attention"
     entropy_weight: float = 0.0
     crf_weight: float = 0.0
-    crf_pixels: int = 1000
+    crf_pixels: PositiveInt = 1000
 
-    def __post_init__(self) -> None:
-        positive = {"views": self.views, "crf_pixels": self.crf_pixels}
-        if self.projection is not None:
-            positive["projection"] = self.projection
-        for name, value in positive.items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if self.max_pad < 0:
-            raise ValueError(f"max_pad must not be negative, got {self.max_pad}")
-        if self.jitter not in ("window", "crop"):
-            raise ValueError(f"jitter must be 'window' or 'crop', got {self.jitter!r}")
-        if self.zoom < 0 or (self.jitter == "window" and self.zoom >= 1):
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.jitter == "window" and self.zoom >= 1:
             raise ValueError(f"zoom must lie in [0, 1), or be any share of crops, got {self.zoom}")
-        if self.downsampler not in ("attention", "simple"):
-            raise ValueError(
-                f"downsampler must be 'attention' or 'simple', got {self.downsampler!r}"
-            )
         if self.entropy_weight and self.downsampler != "simple":
             raise ValueError("entropy_weight is for the kernel of downsampler='simple'")
+        return self
 
 
 class MultiView(nn.Module):
@@ -241,3 +246,152 @@ def check_multi_view(
             f"the multi-view term of {name} needs a whole patch size, {backbones[0].name} has "
             f"{patch}; train with multi_view=None"
         )
+
+
+# -- the contrastive random field --------------------------------------------------------------
+# What is near and looks alike is alike: FeatUp's regulariser (its released code; the pairwise
+# potentials are those of a dense CRF, an appearance and a smoothness kernel).
+
+APPEARANCE, SMOOTHNESS = 10.0, 3.0  # weights of the two kernels
+PLACE_VARIANCE, COLOR_VARIANCE, NEAR_VARIANCE = 0.1, 0.15, 0.005
+
+
+def draw_pixels(generator: torch.Generator, size: tuple[int, int], count: int) -> Tensor:
+    """Draw rows and columns of pixels, with repetition: (2, n).
+
+    Example:
+        >>> import torch
+        >>> draw_pixels(torch.Generator(), (4, 6), 5).shape
+        torch.Size([2, 5])
+    """
+    device = generator.device
+    drawn = [torch.randint(n, (count,), generator=generator, device=device) for n in size]
+    return torch.stack(drawn)
+
+
+def crf_loss(features: Tensor, guidance: Tensor, pixels: Tensor) -> Tensor:
+    """Return the mean over all pairs of |f_i - f_j|^2 times the affinity of i and j.
+
+    With places p as shares of the sides and colours c:
+    10 exp(-|dp|^2 / 0.2 - |dc|^2 / 0.3) + 3 exp(-|dp|^2 / 0.01).
+
+    Args:
+        features: (B, C, H, W).
+        guidance: (B, 3, H, W), normalised.
+        pixels: (2, n), rows and columns, the same for all images.
+
+    Raises:
+        ValueError: the maps differ in size.
+
+    Example:
+        >>> import torch
+        >>> pixels = draw_pixels(torch.Generator(), (4, 6), 5)
+        >>> crf_loss(torch.ones(1, 8, 4, 6), torch.rand(1, 3, 4, 6), pixels).item()
+        0.0
+    """
+    check_map(features, "features", "(B, C, H, W)")
+    if features.shape[0] != guidance.shape[0] or features.shape[2:] != guidance.shape[2:]:
+        raise ValueError(
+            "features and guidance must share batch and size, got "
+            f"{shape_text(features)} and {shape_text(guidance)}; resize the image"
+        )
+    pixels = pixels.to(features.device)
+    sides = torch.tensor(features.shape[2:], device=features.device)
+    place = (pixels / sides[:, None])[None].to(to_float32(features))  # (1, 2, n)
+    rows, columns = pixels
+    place_square = _pairs(place)
+    color_square = _pairs(to_float32(guidance)[:, :, rows, columns])
+    affinity = APPEARANCE * torch.exp(
+        -place_square / (2 * PLACE_VARIANCE) - color_square / (2 * COLOR_VARIANCE)
+    ) + SMOOTHNESS * torch.exp(-place_square / (2 * NEAR_VARIANCE))
+    return (_pairs(to_float32(features)[:, :, rows, columns]) * affinity).mean()
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Squared distances between all columns, (B, C, n) -> (B, n, n)."""
+    with torch.autocast(x.device.type, enabled=False):
+        square = x.square().sum(1)
+        return (square[:, :, None] + square[:, None] - 2 * x.mT @ x).clamp(min=0)
+
+
+# -- the objective -----------------------------------------------------------------------------
+
+FEATUP = MultiViewConfig(
+    views=5,
+    projection=30,
+    tv_weight=0.0,
+    max_pad=20,
+    zoom=1.0,
+    uncertainty=True,
+    jitter="crop",
+    crf_weight=0.001,
+)
+
+
+class MultiViewReconstructionConfig(ObjectiveConfig):
+    """Settings of :class:`MultiViewReconstruction`; the defaults are FeatUp's code.
+
+    Attributes:
+        multi_view: the views, the reduction and the penalties. (Five crops of at most twofold zoom
+            with 20 mirrored pixels, attention downsampler, 30 random projections, predicted scale,
+            CRF with 0.001.)
+    """
+
+    name: Literal["multi_view_reconstruction"] = "multi_view_reconstruction"
+    multi_view: MultiViewConfig = FEATUP
+
+
+@register_objective(MultiViewReconstructionConfig)
+class MultiViewReconstruction(Objective):
+    """Reconstruct the features of jittered copies from the moved and reduced map (FeatUp).
+
+    The upsampled map of the image is moved as each copy was, reduced to the backbone's grid by a
+    learned downsampler and compared with the copy's features. Hand the objective's parameters
+    (downsampler, predicted scale) to the optimiser. FeatUp's gradients come from one backward pass
+    for each copy; the sum is the same.
+
+    Example:
+        >>> import torch, upfeat
+        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
+        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
+        >>> views = FEATUP.model_copy(update={"views": 2, "max_pad": 4})
+        >>> objective = MultiViewReconstructionConfig(multi_view=views).build()
+        >>> objective.prepare(upsampler, backbone)
+        >>> batch = {"image": torch.rand(1, 3, 16, 16)}
+        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
+        ['crf', 'loss', 'reconstruction']
+    """
+
+    several_backbones = False
+    config: MultiViewReconstructionConfig
+
+    def __init__(self, config: MultiViewReconstructionConfig) -> None:
+        super().__init__(config)
+        self.multi_view: MultiView | None = None
+
+    def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        super()._check_model(model, backbones)
+        check_multi_view(self.config.multi_view, backbones, self.name)
+
+    def _prepare(self, upsampler: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        backbone = backbones[0]
+        self.multi_view = MultiView(self.config.multi_view, backbone.dim, int(backbone.patch_size))
+
+    def _step(
+        self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        if self.multi_view is None:
+            raise RuntimeError("prepare() builds the downsampler")
+        image = batch["image"]
+        features = backbone_features(backbone, image)
+        output = upsampler(guidance_image(upsampler, backbone, image), self.source(features))
+        return weighted_sum(self.multi_view(image, output, backbone, generator, self.target))
+
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
+        views = self.config.multi_view
+        if views.jitter == "crop" and views.max_pad >= min(image_size):
+            raise ValueError(
+                f"max_pad={views.max_pad} mirrors more than images of {image_size} have; lower "
+                "multi_view.max_pad or enlarge the images"
+            )
+        return Calls([image_size], [Call(image_size, backbone.grid_size(image_size), image_size)])

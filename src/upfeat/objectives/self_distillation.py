@@ -4,23 +4,29 @@ Paper: LoftUp (arXiv 2504.14032), section 3.2, second stage. It works for any up
 distillation" of JAFAR's paper is this objective on JAFAR.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from upfeat._settings import Share
 from upfeat.objectives._networks import Call, backbone_features, frozen_copy, guidance_image, unwrap
 from upfeat.objectives.affinity import BORDER, affinity_loss
-from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, Plan, weighted_sum
+from upfeat.objectives.base import (
+    Batch,
+    Calls,
+    Objective,
+    ObjectiveConfig,
+    register_objective,
+    weighted_sum,
+)
 from upfeat.objectives.draws import draw_integer
-from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import get_distance, total_variation
 from upfeat.objectives.masks import MaskOrder, refine_with_masks
 from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
-from upfeat.objectives.registry import register_objective
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, resize_bilinear, scale_size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -37,7 +43,6 @@ __all__ = [
 MapDistance = Literal["affinity_l2", "affinity_l1", "mse", "l1", "cosine_mse"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SelfDistillationConfig(ObjectiveConfig):
     """Settings of :class:`SelfDistillation`; the defaults are the paper's.
 
@@ -60,43 +65,24 @@ class SelfDistillationConfig(ObjectiveConfig):
             less is cheaper, chosen.)
         tv_weight: of the total variation of the student's map. (Code: 0.05; paper: none.)
         multi_view: add the first stage's multi-view term on the student's image. (Code only.)
-
-    Example:
-        >>> SelfDistillationConfig(crops=0)
-        Traceback (most recent call last):
-        ValueError: crops, crop_multiple and every must be at least 1
     """
 
-    input_sizes: tuple[int, ...] = (224,)
-    scale: float | None = None
-    crops: int = 2
-    crop_multiple: int = 16
+    name: Literal["self_distillation"] = "self_distillation"
+    input_sizes: tuple[PositiveInt, ...] = Field(default=(224,), min_length=1)
+    scale: float | None = Field(default=None, gt=1)
+    crops: PositiveInt = 2
+    crop_multiple: PositiveInt = 16
     distance: MapDistance = "affinity_l2"
-    border: float = BORDER
+    border: float = Field(default=BORDER, ge=0, lt=0.5)
     weight: float = 1.0
     refine: bool = True
-    alpha: float = 0.5
+    alpha: Share = 0.5
     order: MaskOrder = "sequential"
-    decay: float = 0.99
-    every: int = 10
-    output_scale: float = 1.0
+    decay: Share = 0.99
+    every: PositiveInt = 10
+    output_scale: PositiveFloat = 1.0
     tv_weight: float = 0.0
     multi_view: MultiViewConfig | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.crops, self.crop_multiple, self.every) < 1:
-            raise ValueError("crops, crop_multiple and every must be at least 1")
-        if not self.input_sizes or min(self.input_sizes) < 1 or self.output_scale <= 0:
-            raise ValueError("input_sizes must hold positive sizes, output_scale be positive")
-        if self.scale is not None and self.scale <= 1:
-            raise ValueError(f"scale must be greater than 1, got {self.scale}")
-        if not (0 <= self.alpha <= 1 and 0 <= self.decay <= 1 and 0 <= self.border < 0.5):
-            raise ValueError("alpha and decay must lie in [0, 1], border in [0, 0.5)")
-        if not self.distance.startswith("affinity_"):
-            get_distance(self.distance)
-        elif self.distance not in ("affinity_l2", "affinity_l1"):
-            raise ValueError(f"distance must be 'affinity_l2' or 'affinity_l1': {self.distance!r}")
 
 
 def released_stage2_config(patch_size: int) -> SelfDistillationConfig:
@@ -139,7 +125,7 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
         buffer.copy_(current)
 
 
-@register_objective("self_distillation", SelfDistillationConfig)
+@register_objective(SelfDistillationConfig)
 class SelfDistillation(Objective):
     """Match the output with a slow teacher's output on crops (LoftUp, second stage).
 
@@ -277,7 +263,7 @@ class SelfDistillation(Objective):
             for side in self.config.input_sizes
         ]
 
-    def _plan(self, image_size: Size, backbone: "Backbone") -> Plan:
+    def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         sizes = self._sizes(image_size, backbone)
         calls = []
         for size in sizes:
@@ -296,7 +282,7 @@ class SelfDistillation(Objective):
                     f"a crop of {size} covers only {regions[0].stop} x {regions[1].stop} pixels "
                     f"of the student's output {output}; enlarge input_sizes or output_scale"
                 )
-        return Plan(sizes, calls)
+        return Calls(sizes, calls)
 
 
 def output_span(corner: int, side: int, full: int, out: int) -> slice:

@@ -26,6 +26,7 @@ __all__ = [
     "reflect_pad",
     "resize_antialiased",
     "resize_bilinear",
+    "scale_size",
     "stretch_colors",
     "take_crop",
     "total_variation",
@@ -41,6 +42,23 @@ _MARK = "_upfeat_normalized"
 LOOKED_AT = 64  # rows and columns of an image whose values are looked at
 BLUR_KERNEL = 5
 FEW = 24  # channels up to which one channel after the other is quicker
+
+
+def scale_size(size: Size, factor: float, multiple: int = 1) -> Size:
+    """Return ``factor * size`` rounded to multiples, half to even, and at least one of them.
+
+    Args:
+        size: (H, W).
+        factor: of both sides.
+        multiple: what the sides of the result are multiples of.
+
+    Example:
+        >>> from upfeat.ops.images import scale_size
+        >>> scale_size((448, 448), 0.3, 14), scale_size((10, 20), 0.01, 4)
+        ((140, 140), (4, 4))
+    """
+    height, width = (max(1, round(side * factor / multiple)) * multiple for side in size)
+    return height, width
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -49,10 +49,10 @@ from upfeat.data.transforms import Geometry
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.objectives import SelfDistillation, SelfDistillationConfig
 from upfeat.objectives._networks import backbone_features, guidance_image, normalises_features
-from upfeat.objectives.images import resize_bilinear, scale_size
 from upfeat.objectives.losses import cosine_loss, downsampling_loss, to_float32
 from upfeat.objectives.masks import MaskOrder, refine_with_masks
 from upfeat.objectives.self_distillation import output_span
+from upfeat.ops.images import resize_bilinear, scale_size
 from upfeat.upsamplers import Upsampler, create_upsampler
 
 __all__ = [

@@ -1,6 +1,5 @@
 """FeatUp's training signals: golden terms, and training of what it is for."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from upfeat.errors import UnsupportedError
 from upfeat.layers import ScaleNet
 from upfeat.objectives import MultiViewConfig, MultiViewReconstructionConfig
-from upfeat.objectives.crf import crf_loss, draw_pixels
 from upfeat.objectives.losses import energy, entropy, project, total_variation
+from upfeat.objectives.multi_view import crf_loss, draw_pixels
 from upfeat.ops.pointwise.norms import magnitude
 
 
@@ -67,11 +66,12 @@ def test_two_steps(name: str, downsampler: str) -> None:
     torch.manual_seed(0)
     backbone, batch = tiny_backbone(), tiny_batch(2, side=32)
     model = upfeat.create_upsampler(name, feature_dim=DIM).train()
-    views = dataclasses.replace(
-        CROPS,
-        downsampler=downsampler,
-        entropy_weight=0.1 if downsampler == "simple" else 0.0,
-        tv_weight=0.01,
+    views = CROPS.model_copy(
+        update={
+            "downsampler": downsampler,
+            "entropy_weight": 0.1 if downsampler == "simple" else 0.0,
+            "tv_weight": 0.01,
+        }
     )
     objective = MultiViewReconstructionConfig(multi_view=views).build()
     objective.prepare(model, backbone, (32, 32))

@@ -1,0 +1,152 @@
+"""Settings that are checked when they are made: of training runs, objectives and what they build.
+
+A misspelt name or a value of a wrong type is refused in one sentence that names the setting, by its
+dotted path from the outermost settings.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, TypeAlias, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from upfeat.errors import UnknownNameError
+
+__all__ = ["Settings", "Share", "Sides", "check_arguments"]
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Sides: TypeAlias = tuple[PositiveInt, PositiveInt]  # (H, W) in pixels
+
+
+class SettingsError(ValueError):
+    """Settings that do not fit; ``problems`` are pairs of a dotted path and what is wrong there."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(_sentence(path, text) for path, text in problems))
+
+
+class UnknownSettingError(UnknownNameError):
+    """A setting that does not exist, below a path that the settings around it prolong."""
+
+    def __init__(self, name: str, known: Collection[str], path: str = "") -> None:
+        self.name, self.known, self.path = name, known, path
+        super().__init__("setting", name, known, prefix=path and f"{path}.")
+
+    def inside(self, path: str) -> "UnknownSettingError":
+        """Return the same error as the settings around it see it."""
+        return UnknownSettingError(self.name, self.known, _joined(path, self.path))
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are errors, values are checked, nothing changes later.
+
+    Raises:
+        UnknownNameError: a setting does not exist; the message names the nearest ones.
+        ValueError: a value does not fit; the message names its setting and what fits.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _readable(error) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, content: Any) -> Any:
+        for name in content if isinstance(content, Mapping) else ():
+            if name not in cls.model_fields:
+                raise UnknownSettingError(str(name), list(cls.model_fields))
+        return content
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments for a function or a class, as the types in its signature have them.
+
+    JSON knows no tuples and no paths: a list becomes a tuple where the signature asks for one.
+
+    Args:
+        function: whose signature is compared; nothing is called.
+        arguments: by name; those that are missing are none of this function's business.
+
+    Raises:
+        UnknownNameError: the signature has no such argument; the message names the nearest ones.
+        ValueError: a value is of another type.
+
+    Example:
+        >>> def network(width: int, sizes: tuple[int, ...] = ()) -> None: ...
+        >>> check_arguments(network, {"sizes": [2, 3]})
+        {'sizes': (2, 3)}
+        >>> try:
+        ...     check_arguments(network, {"with": 4})
+        ... except ValueError as error:
+        ...     print(error)
+        unknown setting 'with'; did you mean 'width'? Known: sizes, width
+    """
+    parameters = inspect.signature(function).parameters
+    # Of a class the signature is that of its constructor; so are the types.
+    types = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    named = [p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    free = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    checked = {}
+    for name, value in arguments.items():
+        if name not in named and not free:
+            raise UnknownSettingError(name, named)
+        kind: TypeAdapter[Any] = TypeAdapter(
+            types.get(name, Any) if name in named else Any,
+            config=ConfigDict(arbitrary_types_allowed=True),
+        )
+        try:
+            checked[name] = kind.validate_python(value)
+        except ValidationError as error:
+            raise SettingsError([(name, _expected(error.errors()[0]))]) from error
+    return checked
+
+
+def _readable(error: ValidationError) -> ValueError:
+    """Return pydantic's complaints, with those of nested settings, as one error of one sentence."""
+    problems = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, UnknownSettingError):
+            return inner.inside(path)
+        if isinstance(inner, SettingsError):
+            problems += [(_joined(path, below), text) for below, text in inner.problems]
+        elif inner is not None:
+            problems.append((path, str(inner)))
+        else:
+            problems.append((path, _expected(item)))
+    return SettingsError(problems)
+
+
+def _joined(*paths: str) -> str:
+    return ".".join(filter(None, paths))
+
+
+def _expected(item: Mapping[str, Any]) -> str:
+    if item["type"] == "missing":
+        return "is missing"
+    text = str(item["msg"])
+    if text.startswith("Input should be "):
+        return f"must be {text.removeprefix('Input should be ')}, got {item['input']!r}"
+    return f"={item['input']!r}: {text}"
+
+
+def _sentence(path: str, text: str) -> str:
+    if not path:
+        return text
+    if text.startswith("="):
+        return path + text
+    return f"{path} {text}" if text.startswith(("must be ", "is missing")) else f"{path}: {text}"
