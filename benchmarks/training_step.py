@@ -26,8 +26,7 @@ from upfeat.backbones import create_backbone
 from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory, measure_time
 from upfeat.objectives import _channel_sums
 from upfeat.ops.runtime import recycled_memory
-from upfeat.training import TrainConfig, build_objective, build_upsampler, create_recipe
-from upfeat.training.schedule import make_optimizer
+from upfeat.training import TrainConfig, build_upsampler, create_recipe, make_optimizer
 
 RECIPES = ("jafar_paper", "loftup_stage1_paper", "anyup_paper", "naf_paper", "bundled_universal")
 MASKS = 8
@@ -44,7 +43,7 @@ def training_step(recipe: str, plain: bool) -> Callable[[], float]:
     model: nn.Module = build_upsampler(settings, backbones).train()
     if plain:
         model = PlainModule(model)
-    objective = build_objective(config.objective)
+    objective = config.objective.build()
     objective.prepare(model, backbones, config.data.crop_size)
     optimizer = make_optimizer(config.optimizer, list(model.parameters()))
     batch = random_batch(config)

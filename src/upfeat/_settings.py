@@ -118,7 +118,9 @@ def _readable(error: ValidationError) -> ValueError:
     """Return pydantic's complaints, with those of nested settings, as one error of one sentence."""
     problems = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
+        # The alternatives of a union are in the path too, under names that are no settings.
+        names = [str(part) for part in item["loc"]]
+        path = _joined(*(name for name in names if name.isidentifier() or name.isdecimal()))
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, UnknownSettingError):
             return inner.inside(path)

@@ -69,7 +69,7 @@ def test_a_run_trains_pictures_resumes_and_exports(tmp_path: Path, images: Path)
     backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
     model = upfeat.Upsampler.from_pretrained(out / "model")
     assert model.config["feature_dim"] == backbone.dim
-    longer = ("--resume", "--out", out, "--set", "steps=3", "--panels", 0)
+    longer = ("steps=3", "--resume", "--out", out, "--panels", 0)
     result = CliRunner().invoke(app, ["train", *map(str, longer)])
     assert result.exit_code == 0, result.output
     assert read_log(out / "log.csv")[-1]["step"] == 3
@@ -137,12 +137,16 @@ def test_the_list_and_user_errors(tmp_path: Path, images: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("upsampler.config.foo=1", "upsampler.config={"),
-        ("upsampler.config.qk_dim=big", "upsampler.config={"),
+        ("upsampler.config.qkdim=1", "did you mean 'upsampler.config.qk_dim'"),
+        ("upsampler.config.qk_dim=big", "upsampler.config.qk_dim must be a valid integer"),
+        ("upsampler.name=jafr", "upsampler.name: unknown upsampler 'jafr'; did you mean 'jafar'"),
         ("backbones.0.options.foo=1", "backbones.options={'foo': 1} does not fit"),
-        ('data.masks=[{"kind": "superpixels", "options": {"a": 1}}]', "data.masks.options={'a': 1"),
-        ('objective.settings.multi_view={"a": 1}', "objective.settings.multi_view={'a': 1}"),
-        ("device=gpu", "device='gpu'"),
+        ('data.masks=[{"kind": "superpixels", "options": {"a": 1}}]', "data.masks.0.options.a"),
+        ("objective.scal=[0.3, 0.5]", "did you mean 'objective.scale'"),
+        ("objective.scale=half", "objective.scale must be a valid tuple, got 'half'"),
+        ("objective.scale=[0.5, 0.3]", "objective: scale must be a range"),
+        ("objective.name=crop", "did you mean 'crops'"),
+        ("device=gpu", "device must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
         ("device=cuda", "device=cuda, but PyTorch finds no GPU"),
     ],
 )
@@ -152,7 +156,7 @@ def test_settings_that_do_not_fit_are_named(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = tmp_path / "run"
     options = ("--data", images, "--out", out, "--panels", 0)
-    command = ["train", "jafar_small", *map(str, options), "--set", setting]
+    command = ["train", "jafar_small", setting, *map(str, options)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
@@ -217,8 +221,8 @@ def test_stage_two_starts_from_stage_one(tmp_path: Path, images: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     train("loftup_stage1_small", "--data", images, "--out", first, "--panels", 0)
     start = f"upsampler.start_from={first / 'model'}"
-    inputs = ("--set", "objective.settings.input_sizes=[32]", "--set", "optimizer.lr=1e-12")
-    output = ("--set", "objective.settings.output_scale=1.0", "--set", start)
+    inputs = ("--set", "objective.input_sizes=[32]", "--set", "optimizer.lr=1e-12")
+    output = ("--set", "objective.output_scale=1.0", "--set", start)
     data = ("--data", images, "--out", second, "--panels", 0)
     train("loftup_stage2_small", *data, *inputs, *output)
     ours, theirs = (

@@ -124,7 +124,7 @@ def test_overfitting_one_image_lowers_the_loss(tmp_path: Path) -> None:
     settings = {"scale": [0.5, 0.5], "regulariser_weight": 0.0}
     config = tiny_config(
         steps=60,
-        objective={"name": "multi_resolution", "settings": settings},
+        objective={"name": "multi_resolution"} | settings,
         optimizer={"lr": 3e-3},
     )
     fit(config, tmp_path, parts=tiny_parts(config, Images(1)))
@@ -146,7 +146,7 @@ def test_resuming_is_bit_equal(tmp_path: Path, stop: type, ema: dict[str, float]
 
 def test_resuming_a_self_distillation_keeps_its_teacher(tmp_path: Path) -> None:
     settings = {"scale": 2.0, "refine": False, "every": 2, "crop_multiple": 1, "border": 0.0}
-    config = tiny_config(steps=6, objective={"name": "self_distillation", "settings": settings})
+    config = tiny_config(steps=6, objective={"name": "self_distillation"} | settings)
     fit(config, tmp_path / "whole")
     with pytest.raises(ConnectionError):
         fit(config, tmp_path / "parts", callbacks=[Crash(5)])
@@ -295,7 +295,7 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     Plain descent: Adam makes whole steps of what rounding leaves of a zero gradient.
     """
     settings = {"scale": [0.5, 0.5], "regulariser_weight": 0.0}
-    objective = {"name": "multi_resolution", "settings": settings}
+    objective = {"name": "multi_resolution"} | settings
     optimizer = {"name": "sgd", "lr": 0.1}
     shared = {"objective": objective, "batch_size": 4, "optimizer": optimizer}
     fit(tiny_config(**shared), tmp_path / "one")

@@ -10,7 +10,6 @@ import torch
 import upfeat
 from tests.training.tiny import Images, tiny_config
 from upfeat.backbones import Backbone
-from upfeat.objectives import create_objective
 from upfeat.training import Parts, TrainConfig, Trainer, create_recipe, describe_recipe, read_log
 from upfeat.upsamplers import list_upsamplers
 
@@ -50,15 +49,14 @@ def tiny_parts(config: TrainConfig) -> Parts:
     model = upfeat.create_upsampler(
         config.upsampler.name, feature_dim=DIM, **config.upsampler.config
     )
-    objective = create_objective(config.objective.name, **config.objective.settings)
-    return Parts([tiny_backbone()], model, objective, MaskedImages())
+    return Parts([tiny_backbone()], model, config.objective.build(), MaskedImages())
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_recipe_is_complete(name: str) -> None:
     config = create_recipe(name)
     assert config.upsampler.name in list_upsamplers()
-    assert config.objective.settings["feature_space"] == "raw"
+    assert config.objective.feature_space == "raw"
     assert 64 <= config.data.crop <= 128
     assert describe_recipe(name).endswith(".")
     assert TrainConfig.from_json(config.to_json()) == config

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 
 import upfeat
-from upfeat.objectives import create_objective
 from upfeat.training import (
     BackboneConfig,
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     Parts,
     TrainConfig,
@@ -49,7 +47,7 @@ def tiny_config(**changes: Any) -> TrainConfig:
     content: dict[str, Any] = {
         "backbones": (BackboneConfig(name="upfeat/vit_compact_patch16"),),
         "upsampler": JAFAR,
-        "objective": ObjectiveConfig(name="multi_resolution"),
+        "objective": {"name": "multi_resolution"},
         "data": DataConfig(crop=SIDE),
         "optimizer": OptimizerConfig(lr=1e-3),
         "steps": 4,
@@ -58,7 +56,7 @@ def tiny_config(**changes: Any) -> TrainConfig:
         "logging": {"every": 1},
         "checkpoint": {"every": 2},
     }
-    return TrainConfig.parse(content | changes)
+    return TrainConfig(**content | changes)
 
 
 def tiny_parts(config: TrainConfig, images: Images | None = None) -> Parts:
@@ -72,6 +70,5 @@ def tiny_parts(config: TrainConfig, images: Images | None = None) -> Parts:
     upsampler = upfeat.create_upsampler(
         config.upsampler.name, feature_dim=3, **config.upsampler.config
     )
-    objective = create_objective(config.objective.name, **config.objective.settings)
     frozen = config.upsampler.freeze_batch_norm
-    return Parts([backbone], upsampler, objective, images or Images(), frozen)
+    return Parts([backbone], upsampler, config.objective.build(), images or Images(), frozen)

@@ -26,13 +26,21 @@ def train_command(
         str | None,
         typer.Argument(help="A recipe (see --list) or a configuration file (.json)."),
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH=VALUE]...",
+            help="Settings to change: optimizer.lr=1e-4, objective.scale=[0.5,0.5], "
+            "upsampler.config.qk_dim=64.",
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", help="Folder, list or shards of images; repeat for several."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a setting: optimizer.lr=1e-4; repeat for several."),
+        typer.Option("--set", help="As PATH=VALUE, spelled as in upfeat eval."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -65,7 +73,10 @@ def train_command(
     if list_:
         _print_recipes()
         return
-    config = _configuration(recipe, data, settings, devices, out, resume)
+    changes = [*(overrides or ()), *(settings or ())]
+    if recipe is not None and "=" in recipe:  # an override, where --resume goes without a recipe
+        recipe, changes = None, [recipe, *changes]
+    config = _configuration(recipe, data, changes, devices, out, resume)
     folder = out or Path("runs") / config.recipe
     check_folder(folder, "the run's folder")
     check_run_folder(folder)
@@ -102,7 +113,7 @@ def train_command(
 def _configuration(
     recipe: str | None,
     data: Sequence[str] | None,
-    settings: Sequence[str] | None,
+    changes: list[str],
     devices: int | None,
     out: Path | None,
     resume: bool,
@@ -122,12 +133,11 @@ def _configuration(
         config = TrainConfig.load(recipe)
     else:
         config = create_recipe(recipe)
-    changes = list(settings or ())
     if data:
         content = config.data.model_copy(update={"paths": tuple(data)})
         config = config.model_copy(update={"data": content})
     if devices is not None:
-        changes.append(f"devices={devices}")
+        changes = [*changes, f"devices={devices}"]
     return apply_overrides(config, changes)
 
 

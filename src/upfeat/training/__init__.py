@@ -1,6 +1,5 @@
 """Training of upsamplers: settings, recipes, the loop, what it writes."""
 
-from upfeat.training.cached_backbone import CachedBackbone
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
@@ -10,32 +9,32 @@ from upfeat.training.config import (
     EmaConfig,
     LogConfig,
     MaskConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     StopConfig,
     TrainConfig,
     UpsamplerConfig,
+    apply_overrides,
 )
-from upfeat.training.contracts import Batch, BatchSource, Callback, StepReport, TrainResult
 from upfeat.training.cost import CostEstimate, measure_cost
-from upfeat.training.ema import WeightAverage
-from upfeat.training.engine import Trainer
+from upfeat.training.engine import Callback, StepReport, Trainer, TrainResult
 from upfeat.training.export import model_card
 from upfeat.training.guard import LossGuard, TrainingFailedError
 from upfeat.training.logs import CsvLog, Means, TensorBoardLog, read_log
-from upfeat.training.overrides import apply_overrides
-from upfeat.training.parts import Parts, build_objective, build_parts, build_upsampler
+from upfeat.training.optimization import (
+    RunningStatistics,
+    WeightAverage,
+    learning_rate_factor,
+    make_optimizer,
+)
+from upfeat.training.parts import CachedBackbone, Parts, build_parts, build_upsampler
 from upfeat.training.processes import derive_seed, is_main_process, pick_device
 from upfeat.training.recipes import create_recipe, describe_recipe, list_recipes, register_recipe
-from upfeat.training.schedule import learning_rate_factor, make_optimizer
-from upfeat.training.snapshots import SnapshotFolder
-from upfeat.training.source import ImageStream, open_source
-from upfeat.training.statistics import RunningStatistics
+from upfeat.training.run_folder import SnapshotFolder
+from upfeat.training.source import BatchSource, ImageStream, open_source
 
 __all__ = [
     "BackboneConfig",
-    "Batch",
     "BatchSource",
     "CachedBackbone",
     "Callback",
@@ -51,7 +50,6 @@ __all__ = [
     "LossGuard",
     "MaskConfig",
     "Means",
-    "ObjectiveConfig",
     "OptimizerConfig",
     "Parts",
     "RunningStatistics",
@@ -67,7 +65,6 @@ __all__ = [
     "UpsamplerConfig",
     "WeightAverage",
     "apply_overrides",
-    "build_objective",
     "build_parts",
     "build_upsampler",
     "create_recipe",

@@ -1,18 +1,36 @@
 """The settings of a training run: one nested, checked, frozen object that JSON can hold.
 
-A recipe returns a :class:`TrainConfig`; ``--set a.b=c`` changes it through
-:func:`upfeat.training.apply_overrides`; the run folder keeps it as ``config.json``.
+A recipe returns a :class:`TrainConfig`; ``a.b=c`` changes it through :func:`apply_overrides`; the
+run folder keeps it as ``config.json``. It is typed down to the arguments of the objective, of the
+upsampler and of the sources of masks: what they would refuse is refused here.
 """
 
+import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from upfeat._files import write_bytes
+from upfeat._settings import Settings, Share, Sides, check_arguments
+from upfeat.data.masks import LabelMaskSource, Sa1bMaskSource, SuperpixelMaskSource
+from upfeat.data.sam_masks import SamMaskSource
+from upfeat.errors import UnknownNameError
+from upfeat.objectives import ObjectiveConfig, configure_objective
+from upfeat.upsamplers.registry import get_class
 
 __all__ = [
     "BackboneConfig",
@@ -23,22 +41,23 @@ __all__ = [
     "EmaConfig",
     "LogConfig",
     "MaskConfig",
-    "ObjectiveConfig",
     "OptimizerConfig",
     "ScheduleConfig",
     "StopConfig",
     "TrainConfig",
     "UpsamplerConfig",
+    "apply_overrides",
 ]
 
+MASK_SOURCES: dict[str, type] = {
+    "sa1b": Sa1bMaskSource,
+    "labels": LabelMaskSource,
+    "superpixels": SuperpixelMaskSource,
+    "sam": SamMaskSource,
+}
 
-class Section(BaseModel):
-    """Common behaviour: unknown fields are errors, values are checked, nothing changes later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class BackboneConfig(Section):
+class BackboneConfig(Settings):
     """One frozen backbone that the upsampler is trained for.
 
     Attributes:
@@ -52,7 +71,7 @@ class BackboneConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class UpsamplerConfig(Section):
+class UpsamplerConfig(Settings):
     """What is trained.
 
     Attributes:
@@ -69,8 +88,20 @@ class UpsamplerConfig(Section):
     start_from: str | None = None
     freeze_batch_norm: bool = False
 
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, value: str) -> str:
+        get_class(value)
+        return value
 
-class MaskConfig(Section):
+    @field_validator("config")
+    @classmethod
+    def _arguments(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        name = info.data.get("name")
+        return value if name is None else check_arguments(get_class(name), value)
+
+
+class MaskConfig(Settings):
     """Where masks of training images come from.
 
     Attributes:
@@ -85,6 +116,19 @@ class MaskConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     cache: str | None = None
 
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, value: str) -> str:
+        if value not in MASK_SOURCES:
+            raise UnknownNameError("mask source", value, MASK_SOURCES)
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _arguments(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        kind = info.data.get("kind")
+        return value if kind is None else check_arguments(MASK_SOURCES[kind], value)
+
     @model_validator(mode="after")
     def _affordable(self) -> Self:
         if self.kind == "sam" and self.cache is None:
@@ -95,7 +139,7 @@ class MaskConfig(Section):
         return self
 
 
-class DepthConfig(Section):
+class DepthConfig(Settings):
     """Where depth maps of training images come from; arguments of ``upfeat.data.DepthMapFolder``.
 
     Attributes:
@@ -106,10 +150,10 @@ class DepthConfig(Section):
 
     root: str
     pattern: str = "{stem}.png"
-    units: float = Field(default=1.0, gt=0)
+    units: PositiveFloat = 1.0
 
 
-class DataConfig(Section):
+class DataConfig(Settings):
     """The training images and how they are cut.
 
     Attributes:
@@ -130,17 +174,17 @@ class DataConfig(Section):
     """
 
     paths: tuple[str, ...] = ()
-    crop: PositiveInt | tuple[PositiveInt, PositiveInt]
-    resize: int | None = Field(default=None, ge=1)
+    crop: PositiveInt | Sides
+    resize: PositiveInt | None = None
     position: Literal["center", "random"] = "center"
-    flip: float = Field(default=0.0, ge=0, le=1)
+    flip: Share = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
-    min_side: int | None = Field(default=None, ge=1)
+    min_side: PositiveInt | None = None
     sides_file: str | None = None
     masks: tuple[MaskConfig, ...] = ()
     depth: DepthConfig | None = None
     feature_cache: str | None = None
-    prefetch: int = Field(default=2, ge=0)
+    prefetch: NonNegativeInt = 2
 
     @property
     def crop_size(self) -> tuple[int, int]:
@@ -158,19 +202,14 @@ class DataConfig(Section):
         return self
 
 
-class ObjectiveConfig(Section):
-    """The training signal.
-
-    Attributes:
-        name: registry name of the objective, such as ``"multi_resolution"``.
-        settings: its constructor arguments.
-    """
-
-    name: str
-    settings: dict[str, Any] = Field(default_factory=dict)
+def _typed_objective(value: Any) -> Any:
+    """Return the settings of the objective that a dictionary names."""
+    if not isinstance(value, dict) or "name" not in value:
+        return value
+    return configure_objective(**value)
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(Settings):
     """The optimiser of ``torch.optim``.
 
     Attributes:
@@ -182,13 +221,13 @@ class OptimizerConfig(Section):
     """
 
     name: Literal["adamw", "adam", "nadam", "sgd"] = "adamw"
-    lr: float = Field(default=2e-4, gt=0)
+    lr: PositiveFloat = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.01, ge=0)
-    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: NonNegativeFloat = 0.01
+    eps: PositiveFloat = 1e-8
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(Settings):
     """How the learning rate changes; see :func:`upfeat.training.learning_rate_factor`.
 
     Attributes:
@@ -198,11 +237,11 @@ class ScheduleConfig(Section):
     """
 
     name: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    final: float = Field(default=0.0, ge=0, le=1)
+    warmup_steps: NonNegativeInt = 0
+    final: Share = 0.0
 
 
-class ClipConfig(Section):
+class ClipConfig(Settings):
     """Clipping of the gradient's norm.
 
     Attributes:
@@ -215,8 +254,8 @@ class ClipConfig(Section):
         (1.0, inf)
     """
 
-    max_norm: float | None = Field(default=None, gt=0)
-    first_steps: int | None = Field(default=None, ge=1)
+    max_norm: PositiveFloat | None = None
+    first_steps: PositiveInt | None = None
 
     def limit(self, step: int) -> float:
         """Return the largest norm at a step, counted from 1; infinity for no clipping."""
@@ -224,7 +263,7 @@ class ClipConfig(Section):
         return float("inf") if self.max_norm is None or late else self.max_norm
 
 
-class EmaConfig(Section):
+class EmaConfig(Settings):
     """Exponential moving average of the upsampler's weights, exported instead of the last ones.
 
     Attributes:
@@ -233,10 +272,10 @@ class EmaConfig(Section):
     """
 
     decay: float | None = Field(default=None, gt=0, lt=1)
-    every: int = Field(default=1, ge=1)
+    every: PositiveInt = 1
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(Settings):
     """When the state of the run is written and what is kept.
 
     Attributes:
@@ -245,12 +284,12 @@ class CheckpointConfig(Section):
         keep_best: also keep the one after the interval with the lowest mean loss, ``best.pt``.
     """
 
-    every: int = Field(default=1000, ge=1)
-    keep_last: int = Field(default=2, ge=1)
+    every: PositiveInt = 1000
+    keep_last: PositiveInt = 2
     keep_best: bool = True
 
 
-class LogConfig(Section):
+class LogConfig(Settings):
     """What is written while training.
 
     Attributes:
@@ -258,11 +297,11 @@ class LogConfig(Section):
         tensorboard: also write TensorBoard events (extra ``[tensorboard]``).
     """
 
-    every: int = Field(default=20, ge=1)
+    every: PositiveInt = 20
     tensorboard: bool = False
 
 
-class StopConfig(Section):
+class StopConfig(Settings):
     """When a run counts as failed; NaN and infinite losses always do.
 
     Attributes:
@@ -273,16 +312,17 @@ class StopConfig(Section):
     """
 
     divergence_factor: float | None = Field(default=100.0, gt=1)
-    skipped_steps: int = Field(default=20, ge=1)
+    skipped_steps: PositiveInt = 20
 
 
-class TrainConfig(Section):
+class TrainConfig(Settings):
     """Everything that decides a training run.
 
     Attributes:
         recipe: the name of the recipe that it started from.
         backbones: for one, or for several in one run.
-        upsampler, objective, data, optimizer, schedule, clip, ema, stop: see their classes.
+        objective: settings of an objective; their ``name`` says of which.
+        upsampler, data, optimizer, schedule, clip, ema, stop: see their classes.
         checkpoint, logging: what is written; they do not change the weights.
         steps: optimiser steps.
         batch_size: images of one optimiser step, over all processes and accumulation.
@@ -299,13 +339,13 @@ class TrainConfig(Section):
         True
     """
 
-    # Dictionaries whose keys belong to what they configure.
-    FREE_FIELDS: ClassVar[tuple[str, ...]] = ("options", "config", "settings")
+    # Dictionaries whose keys are the arguments of what they configure.
+    FREE_FIELDS: ClassVar[tuple[str, ...]] = ("options", "config")
 
     recipe: str = "custom"
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
     upsampler: UpsamplerConfig
-    objective: ObjectiveConfig
+    objective: Annotated[SerializeAsAny[ObjectiveConfig], BeforeValidator(_typed_objective)]
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -314,13 +354,13 @@ class TrainConfig(Section):
     stop: StopConfig = StopConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LogConfig = LogConfig()
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    accumulate: int = Field(default=1, ge=1)
+    steps: PositiveInt
+    batch_size: PositiveInt
+    accumulate: PositiveInt = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = Field(default=0, ge=0)
+    seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = Field(default=1, ge=1)
+    devices: PositiveInt = 1
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -341,14 +381,6 @@ class TrainConfig(Section):
             )
         return self.batch_size // parts
 
-    @classmethod
-    def parse(cls, content: Any) -> Self:
-        """Build from plain dictionaries, with the errors of all fields in one message."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise ValueError(_readable(error)) from error
-
     def to_json(self) -> str:
         """Return the whole configuration as indented JSON."""
         return self.model_dump_json(indent=2) + "\n"
@@ -358,12 +390,15 @@ class TrainConfig(Section):
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: no JSON, or fields that do not fit.
+            ValueError: no JSON, or settings that do not fit.
         """
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise ValueError(_readable(error)) from error
+            content = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"settings are JSON, and this is none: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"settings are a JSON object, got {type(content).__name__}")
+        return cls(**content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration to a file, whole or not at all."""
@@ -375,43 +410,87 @@ class TrainConfig(Section):
         return cls.from_json(Path(path).read_bytes())
 
 
-@contextmanager
-def naming_setting(name: str, values: Mapping[str, Any]) -> Iterator[None]:
-    """Say which free dictionary of the settings it is whose content a constructor refuses.
+# -- overrides -------------------------------------------------------------------------------------
+
+_WORDS = {"None": None, "none": None, "True": True, "False": False}
+_OBJECTIVE = "objective.name"
+
+
+def apply_overrides(config: TrainConfig, overrides: Iterable[str]) -> TrainConfig:
+    """Return a configuration with some fields replaced, checked as a whole.
 
     Args:
-        name: dotted path of the dictionary.
-        values: its content.
+        config: where to start.
+        overrides: ``path=value``; a path names sections and fields with dots, an item of a list by
+            its number (``backbones.0.name``). A value is JSON, or else plain text. Another
+            ``objective.name`` starts from that objective's defaults, wherever it stands.
 
     Raises:
-        ValueError: the block raised a ``TypeError``: an unknown argument, or a value of a wrong
-            type.
+        UnknownNameError: no such field; the message lists close matches.
+        ValueError: not of the form ``path=value``, or a value that the field does not take.
 
     Example:
-        >>> from upfeat.training.config import naming_setting
-        >>> try:
-        ...     with naming_setting("upsampler.config", {"a": 1}):
-        ...         dict.fromkeys(a=1)
-        ... except ValueError as error:
-        ...     print(str(error).split(";")[0])
-        upsampler.config={'a': 1} does not fit: dict.fromkeys() takes no keyword arguments
+        >>> from upfeat.training import apply_overrides, create_recipe
+        >>> config = apply_overrides(
+        ...     create_recipe("jafar_paper"), ["steps=10", "optimizer.lr=1e-3"]
+        ... )
+        >>> config.steps, config.optimizer.lr
+        (10, 0.001)
     """
-    try:
-        yield
-    except TypeError as error:
-        raise ValueError(f"{name}={dict(values)} does not fit: {error}") from error
-
-
-def _readable(error: ValidationError) -> str:
-    """Name each wrong field with its dotted path, what came and what is expected."""
-    lines = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "missing":
-            lines.append(f"{path} is missing")
-        elif item["type"] == "extra_forbidden":
-            lines.append(f"{path} is no setting")
+    content = config.model_dump()
+    # Which settings an objective has depends on its name, so that the name comes first.
+    for override in sorted(overrides, key=lambda text: not text.startswith(_OBJECTIVE)):
+        path, sign, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not sign or not all(keys):
+            raise ValueError(
+                f"an override is written path=value, such as optimizer.lr=1e-4, got {override!r}"
+            )
+        *parents, last = keys
+        place: Any = content
+        for depth, key in enumerate(parents):
+            place = _child(place, key, keys[:depth], open_ended=False)
+        value = _value(text.strip())
+        if path.strip() == _OBJECTIVE and value != config.objective.name:
+            content["objective"] = configure_objective(value).model_dump()
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{path}={item['input']!r}: {message}" if path else message)
-    return "the configuration does not fit: " + "; ".join(lines)
+            _assign(place, last, parents, value)
+    return TrainConfig(**content)
+
+
+def _value(text: str) -> Any:
+    """Read JSON, Python's None/True/False, or plain text."""
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _child(place: Any, key: str, above: list[str], *, open_ended: bool) -> Any:
+    """Return ``place[key]``; ``open_ended`` lets a free dictionary lack the key."""
+    path = ".".join([*above, key])
+    if isinstance(place, list | tuple):
+        if not key.isdecimal() or int(key) >= len(place):
+            raise ValueError(
+                f"{'.'.join(above)} is a list of {len(place)}; name an item by its number from 0, "
+                f"got {path!r}"
+            )
+        return place[int(key)]
+    if not isinstance(place, dict):
+        raise ValueError(f"{'.'.join(above)} is a single value, so there is no {path!r} in it")
+    if key not in place:
+        if open_ended:
+            return None
+        raise UnknownNameError("setting", key, place, prefix="".join(f"{k}." for k in above))
+    return place[key]
+
+
+def _assign(place: Any, key: str, above: list[str], value: Any) -> None:
+    free = isinstance(place, dict) and bool(above) and above[-1] in TrainConfig.FREE_FIELDS
+    _child(place, key, above, open_ended=free)
+    if isinstance(place, dict):
+        place[key] = value
+        return
+    place[int(key)] = value

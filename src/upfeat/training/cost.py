@@ -9,6 +9,7 @@ import torch
 
 from upfeat.ops.runtime import recycled_memory
 from upfeat.training.config import TrainConfig
+from upfeat.training.optimization import make_optimizer
 from upfeat.training.parts import Parts, build_parts
 from upfeat.training.processes import (
     PRECISIONS,
@@ -17,7 +18,6 @@ from upfeat.training.processes import (
     keep_global_draws,
     pick_device,
 )
-from upfeat.training.schedule import make_optimizer
 
 __all__ = ["CostEstimate", "measure_cost"]
 

@@ -13,12 +13,11 @@ so this state is all that a run needs to go on exactly.
 import copy
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,16 @@ import torch
 from upfeat.errors import CheckpointError
 from upfeat.ops.runtime import recycled_memory
 from upfeat.training.config import TrainConfig
-from upfeat.training.contracts import Callback, StepReport, TrainResult, to_floats
-from upfeat.training.ema import WeightAverage
 from upfeat.training.export import export_model
 from upfeat.training.guard import LossGuard, TrainingFailedError
 from upfeat.training.logs import CsvLog, Means, TensorBoardLog, read_log
+from upfeat.training.optimization import (
+    RunningStatistics,
+    WeightAverage,
+    check_optimizer_state,
+    learning_rate_factor,
+    make_optimizer,
+)
 from upfeat.training.parts import Parts, build_parts
 from upfeat.training.processes import (
     derive_seed,
@@ -40,25 +44,94 @@ from upfeat.training.processes import (
     keep_global_draws,
     make_fabric,
     share_gradients,
+    stop_signals,
 )
-from upfeat.training.run_folder import CHECKPOINTS, LOG_FILE, MODEL, check_run_folder, write_config
-from upfeat.training.schedule import check_optimizer_state, learning_rate_factor, make_optimizer
-from upfeat.training.snapshots import SnapshotFolder
-from upfeat.training.statistics import RunningStatistics
+from upfeat.training.run_folder import (
+    CHECKPOINTS,
+    LOG_FILE,
+    MODEL,
+    SnapshotFolder,
+    check_run_folder,
+    write_config,
+)
 from upfeat.upsamplers import Upsampler
 
-__all__ = ["Trainer"]
+__all__ = ["Callback", "StepReport", "TrainResult", "Trainer"]
 
 logger = logging.getLogger(__name__)
 
 # Settings that a resumed run may change: they alter what is written, how long, or where it runs.
 RESUMABLE = frozenset({"steps", "logging", "checkpoint", "stop", "device", "devices", "accumulate"})
-FORMAT = 1
+FORMAT = 2
 # What a checkpoint holds.
 STATE = (
     *("format", "step", "config", "data", "upsampler", "objective", "optimizer", "precision"),
     *("average", "means", "interval", "guard", "best", "seconds"),
 )
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did.
+
+    Attributes:
+        step: counted from 1.
+        numbers: ``loss``, the other terms of the objective, ``lr`` and ``gradient_norm``.
+        images_per_second: over the last steps.
+        seconds_left: at that rate.
+    """
+
+    step: int
+    numbers: dict[str, float]
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run left behind.
+
+    Attributes:
+        folder: of the run.
+        model: folder of ``save_pretrained``.
+        loss: mean of the last log interval.
+        seconds: of training, summed over the first start and all resumptions.
+        curve: rows of ``log.csv``.
+    """
+
+    folder: Path
+    model: Path
+    loss: float
+    seconds: float
+    curve: Sequence[dict[str, float]]
+
+
+class Callback:
+    """Watches a run on its first process; override what is needed.
+
+    A callback must not change the modules it is shown; ``trainer.current_model()`` is a copy.
+
+    Example:
+        >>> from upfeat.training import Callback
+        >>> class Losses(Callback):
+        ...     def __init__(self):
+        ...         self.values = []
+        ...
+        ...     def on_step(self, trainer, report):
+        ...         self.values.append(report.numbers["loss"])
+    """
+
+    def on_start(self, trainer: "Trainer", step: int) -> None:
+        """Called before the first step; ``step`` steps are done already."""
+
+    def on_step(self, trainer: "Trainer", report: StepReport) -> None:
+        """Called after each step."""
+
+    def on_checkpoint(self, trainer: "Trainer", step: int, path: Path) -> None:
+        """Called after a checkpoint was written."""
+
+    def on_end(self, trainer: "Trainer", result: TrainResult) -> None:
+        """Called after the model was exported."""
 
 
 class Trainer:
@@ -142,7 +215,7 @@ class Trainer:
             write_config(self.out, self.config)
         with (
             self._open_logs(),
-            _stop_signals() as stopping,
+            stop_signals() as stopping,
             self._prefetch(),
             flush_denormals(),
             recycled_memory(),
@@ -238,7 +311,7 @@ class Trainer:
             self.statistics.begin()
             with self.fabric.autocast():
                 losses = parts.objective.step(batch, parts.backbones, parts.upsampler, generator)
-            terms.append(to_floats(losses))
+            terms.append({name: float(value.detach()) for name, value in losses.items()})
             self.fabric.backward(losses["loss"] / self.micros)
             self.statistics.end()
         return terms, paths
@@ -447,32 +520,15 @@ class Trainer:
         model = self.out / MODEL
         if self.fabric.is_global_zero:
             export_model(
-                self.current_model(), model, self.config, self.networks, curve, self.seconds
+                self.current_model(),
+                model,
+                self.config,
+                self.networks.source.describe(),
+                self.networks.backbones,
+                curve,
+                self.seconds,
             )
         self.fabric.barrier()
         result = TrainResult(self.out, model, curve[-1]["loss"], self.seconds, tuple(curve))
         self._call("on_end", result)
         return result
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; a second one kills."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # signals can be caught in the main thread only
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        for known, handler in old.items():
-            signal.signal(known, handler)
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -4,16 +4,14 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import upfeat
+from upfeat.backbones import Backbone
 from upfeat.training.config import TrainConfig
 from upfeat.upsamplers import Upsampler
-
-if TYPE_CHECKING:
-    from upfeat.training.parts import Parts
 
 __all__ = ["export_model", "model_card"]
 
@@ -24,7 +22,8 @@ def export_model(
     model: Upsampler,
     folder: Path,
     config: TrainConfig,
-    parts: "Parts",
+    data: Mapping[str, Any],
+    backbones: Sequence[Backbone],
     curve: Sequence[Mapping[str, float]],
     seconds: float,
 ) -> None:
@@ -34,12 +33,13 @@ def export_model(
         model: what to write.
         folder: created if need be.
         config: of the run.
-        parts: of the run; its data describe themselves.
+        data: what describes the images.
+        backbones: of the run.
         curve: rows of the log.
         seconds: that training took.
     """
-    card = model_card(model, config, parts.source.describe(), curve, seconds)
-    backbone = parts.backbones[0] if len(parts.backbones) == 1 else None
+    card = model_card(model, config, data, curve, seconds)
+    backbone = backbones[0] if len(backbones) == 1 else None
     model.save_pretrained(folder, card=card, backbone=backbone)
 
 
@@ -54,6 +54,7 @@ def model_card(
 
     Example:
         >>> import upfeat
+    from upfeat.backbones import Backbone
         >>> from upfeat.training import create_recipe, model_card
         >>> config = create_recipe("jafar_small")
         >>> model = upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=16)

@@ -5,26 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from upfeat.backbones import Backbone, create_backbone
+from upfeat.data import FeatureCache
+from upfeat.data.feature_cache import weights_fingerprint
+from upfeat.errors import UnsupportedError
 from upfeat.layers.raw_images import expect_raw_images
 from upfeat.loading import load_upsampler
-from upfeat.objectives import MultiViewConfig, Objective, create_objective
-from upfeat.training.cached_backbone import CachedBackbone
-from upfeat.training.config import (
-    BackboneConfig,
-    DataConfig,
-    ObjectiveConfig,
-    TrainConfig,
-    UpsamplerConfig,
-    naming_setting,
-)
-from upfeat.training.contracts import BatchSource
-from upfeat.training.source import open_source
+from upfeat.objectives import Objective
+from upfeat.training.config import BackboneConfig, DataConfig, TrainConfig, UpsamplerConfig
+from upfeat.training.source import BatchSource, open_source
 from upfeat.upsamplers import Upsampler, needs_feature_dim
 
-__all__ = ["Parts", "build_objective", "build_parts", "build_upsampler"]
+__all__ = ["CachedBackbone", "Parts", "build_parts", "build_upsampler"]
 
 
 @dataclass
@@ -81,46 +75,22 @@ def build_parts(config: TrainConfig) -> Parts:
     return Parts(
         backbones,
         build_upsampler(config.upsampler, backbones),
-        build_objective(config.objective),
+        config.objective.build(),
         source,
         config.upsampler.freeze_batch_norm,
     )
 
 
 def _backbone(config: BackboneConfig, data: DataConfig, images: int) -> Backbone:
-    with naming_setting("backbones.options", config.options):
+    try:
         backbone = create_backbone(config.name, weights=config.weights, **config.options)
+    except TypeError as error:  # the provider's arguments, or those of a network of timm
+        raise ValueError(f"backbones.options={config.options} does not fit: {error}") from error
     if data.feature_cache is None:
         return backbone
     cached = CachedBackbone(backbone, data.feature_cache, data.crop_size, config.options)
     cached.reserve(images)
     return cached
-
-
-def build_objective(config: ObjectiveConfig) -> Objective:
-    """Build the objective from settings as JSON has them: lists for tuples, nested dictionaries.
-
-    Raises:
-        UnknownNameError: no such objective or setting; the message lists close matches.
-        ValueError: a value makes no sense.
-
-    Example:
-        >>> from upfeat.training import ObjectiveConfig, build_objective
-        >>> settings = {"scale": [0.5, 0.5]}
-        >>> build_objective(
-        ...     ObjectiveConfig(name="multi_resolution", settings=settings)
-        ... ).config.scale
-        (0.5, 0.5)
-    """
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.settings.items()
-    }
-    views = config.settings.get("multi_view")
-    if isinstance(views, dict):
-        with naming_setting("objective.settings.multi_view", views):
-            settings["multi_view"] = MultiViewConfig(**views)
-    return create_objective(config.name, **settings)
 
 
 def build_upsampler(config: UpsamplerConfig, backbones: Sequence[Backbone]) -> Upsampler:
@@ -139,7 +109,75 @@ def build_upsampler(config: UpsamplerConfig, backbones: Sequence[Backbone]) -> U
                 "for one of them, or train a universal upsampler such as anyup"
             )
     start = None if config.start_from is None else Path(config.start_from).expanduser()
-    with naming_setting("upsampler.config", config.config):
-        if start is not None:
-            return load_upsampler(name, backbones[0], weights=start, **config.config)
-        return load_upsampler(config.name, backbones[0], allow_random=True, **config.config)
+    if start is not None:
+        return load_upsampler(name, backbones[0], weights=start, **config.config)
+    return load_upsampler(config.name, backbones[0], allow_random=True, **config.config)
+
+
+class CachedBackbone(Backbone):
+    """A backbone with its features on disk, as float16, for images of one size.
+
+    Images of other sizes (the small image of a random factor, crops) are computed each time: they
+    do not come again. Features come without gradients.
+
+    Args:
+        backbone: what computes.
+        folder: of the cache.
+        size: (H, W) of the images whose features are kept.
+        options: what the backbone was built with; a part of the cache's key.
+
+    Attributes:
+        cache: the files, with counts of hits and misses.
+
+    Example:
+        >>> import tempfile, torch, upfeat
+        >>> from upfeat.training import CachedBackbone
+        >>> pool = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cached = CachedBackbone(pool, folder, (32, 32), {})
+        ...     image = torch.rand(2, 3, 32, 32)
+        ...     torch.equal(cached(image), cached(image)), cached.cache.hits, cached.cache.misses
+        (True, 2, 2)
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        folder: str | Path,
+        size: tuple[int, int],
+        options: dict[str, str | int | float | bool | None],
+    ) -> None:
+        super().__init__(
+            name=backbone.name,
+            dim=backbone.dim,
+            patch_size=backbone.patch_size,
+            image_mean=backbone.image_mean,
+            image_std=backbone.image_std,
+            size_multiple=backbone.size_multiple,
+            layer=backbone.layer,
+            fixed_size=backbone.fixed_size,
+        )
+        self.size = size
+        self.backbone = backbone
+        weights = weights_fingerprint(backbone.state_dict())
+        key = {"backbone": backbone.name, "weights": weights} | options
+        self.cache = FeatureCache(folder, key)
+        self.freeze()
+
+    def reserve(self, images: int) -> None:
+        """Log the size that the cache will have, and refuse one that does not fit on the disk.
+
+        Raises:
+            ValueError: more would be needed than is free.
+        """
+        self.cache.reserve(images, self.dim, self.grid_size(self.size))
+
+    def _extract(self, image: Tensor) -> Tensor:
+        if tuple(image.shape[-2:]) != self.size:
+            return self.backbone(image)
+        if image.requires_grad:
+            raise UnsupportedError(
+                f"features of {self.name} from a cache have no gradient to the image; train "
+                "without data.feature_cache"
+            )
+        return self.cache(image, self.backbone)

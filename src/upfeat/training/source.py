@@ -3,37 +3,47 @@
 import hashlib
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from upfeat.data.depth_maps import DepthMapFolder
 from upfeat.data.mask_cache import CachedMaskSource
-from upfeat.data.masks import (
-    FirstOfMaskSource,
-    LabelMaskSource,
-    MaskSource,
-    Sa1bMaskSource,
-    SuperpixelMaskSource,
-)
+from upfeat.data.masks import FirstOfMaskSource, MaskSource
 from upfeat.data.records import JoinedRecords, Records
-from upfeat.data.sam_masks import SamMaskSource
 from upfeat.data.selection import with_min_side
 from upfeat.data.tar_shards import find_images
 from upfeat.data.training_images import PositionSampler, TrainingImages, collate
 from upfeat.data.transforms import CropTransform
-from upfeat.errors import UnknownNameError
-from upfeat.training.config import DataConfig, MaskConfig, TrainConfig, naming_setting
+from upfeat.training.config import MASK_SOURCES, DataConfig, MaskConfig, TrainConfig
 
-__all__ = ["ImageStream", "open_source"]
+__all__ = ["BatchSource", "ImageStream", "open_source"]
 
 logger = logging.getLogger(__name__)
 
-MASK_SOURCES: dict[str, type] = {
-    "sa1b": Sa1bMaskSource,
-    "labels": LabelMaskSource,
-    "superpixels": SuperpixelMaskSource,
-    "sam": SamMaskSource,
-}
+
+class BatchSource(Protocol):
+    """An endless, fixed sequence of training images that can be read at any position.
+
+    The sequence depends on its seed only, never on the number of readers, so a run is continued
+    by position and shared among processes by position.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of different images."""
+        ...
+
+    def batch(self, start: int, count: int) -> Mapping[str, Any]:
+        """Return the images at positions ``start`` to ``start + count - 1`` as one batch.
+
+        Returns:
+            ``image`` (B, 3, H, W) in [0, 1], ``paths`` (list of B), and what the objective needs.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the sequence, as JSON: a resumed run must find the same."""
+        ...
 
 
 class ImageStream:
@@ -143,8 +153,5 @@ def _mask_source(data: DataConfig) -> MaskSource | None:
 
 
 def _one_mask_source(config: MaskConfig) -> MaskSource:
-    if config.kind not in MASK_SOURCES:
-        raise UnknownNameError("mask source", config.kind, MASK_SOURCES)
-    with naming_setting("data.masks.options", config.options):
-        source: MaskSource = MASK_SOURCES[config.kind](**config.options)
+    source: MaskSource = MASK_SOURCES[config.kind](**config.options)
     return source if config.cache is None else CachedMaskSource(source, config.cache)

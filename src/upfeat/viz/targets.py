@@ -16,16 +16,16 @@ seg-probe --preset loftup``; ``docs/pseudo_ground_truth.md`` has these commands.
 
     upfeat train loftup_stage1_small --data IMAGES --out runs/mask_refined
     upfeat train loftup_stage1_small --data IMAGES --out runs/doubled \
-      --set objective.name=doubled_input --set data.crop=448 --set data.resize=512 \
-      --set 'objective.settings={"levels": 1, "distance": "mse", "reduce": "bilinear"}' \
-      --set 'data.masks=[]'
+      objective.name=doubled_input data.crop=448 data.resize=512 \
+      objective.levels=1 objective.distance=mse objective.reduce=bilinear \
+      'data.masks=[]'
     upfeat train loftup_stage1_small --data IMAGES --out runs/self_distilled \
-      --set objective.name=self_distillation --set data.crop=448 --set data.resize=512 \
-      --set 'objective.settings={"scale": 2.0, "output_scale": 0.25}' \
-      --set upsampler.start_from=runs/mask_refined/model --set optimizer.lr=1e-4
+      objective.name=self_distillation data.crop=448 data.resize=512 \
+      objective.scale=2 objective.output_scale=0.25 \
+      upsampler.start_from=runs/mask_refined/model optimizer.lr=1e-4
     upfeat train loftup_stage1_small --data IMAGES --out runs/depth \
-      --set objective.name=depth_target --set 'objective.settings={"output_scale": 0.25}' \
-      --set 'data.depth={"root": "DEPTH"}' --set 'data.masks=[]'
+      objective.name=depth_target objective.output_scale=0.25 \
+      'data.depth={"root": "DEPTH"}' 'data.masks=[]'
 
 Legend: ``C`` channels, ``M`` masks, ``H W`` the image that a student sees, ``h w`` its features,
 ``H' W'`` output. Sizes are (height, width).

@@ -8,13 +8,10 @@ from upfeat.training.recipes.anyup import anyup_paper, anyup_small
 from upfeat.training.recipes.bundled import (
     bundled_jafar,
     bundled_jafar_pixels,
-    bundled_jafar_sizes,
     bundled_loftup_stage1,
-    bundled_loftup_stage1_images,
     bundled_loftup_stage1_longer,
     bundled_loftup_stage2,
     bundled_universal,
-    bundled_universal_stage2,
     bundled_universal_stage3,
 )
 from upfeat.training.recipes.featup import featup_jbu_paper, featup_jbu_small
@@ -53,13 +50,10 @@ __all__ = [
     "anyup_small",
     "bundled_jafar",
     "bundled_jafar_pixels",
-    "bundled_jafar_sizes",
     "bundled_loftup_stage1",
-    "bundled_loftup_stage1_images",
     "bundled_loftup_stage1_longer",
     "bundled_loftup_stage2",
     "bundled_universal",
-    "bundled_universal_stage2",
     "bundled_universal_stage3",
     "carafe_small",
     "create_recipe",

@@ -1,10 +1,10 @@
 """Recipes of AnyUp (Wimmer et al., 2025, arXiv 2510.12764)."""
 
+from upfeat.objectives import CropsConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -31,16 +31,13 @@ def anyup_paper() -> TrainConfig:
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch14_dinov2.lvd142m"),),
         upsampler=UpsamplerConfig(name="anyup"),
-        objective=ObjectiveConfig(
-            name="crops",
-            settings={
-                "scale": 0.5,
-                "crops": 4,
-                "distance": "cosine_mse",
-                "augmented_weight": 0.1,
-                "downsample_weight": 0.1,
-                "normalization": "guidance",
-            },
+        objective=CropsConfig(
+            scale=0.5,
+            crops=4,
+            distance="cosine_mse",
+            augmented_weight=0.1,
+            downsample_weight=0.1,
+            normalization="guidance",
         ),
         data=DataConfig(crop=448, min_side=448),
         optimizer=OptimizerConfig(lr=2e-4, weight_decay=1e-5),
@@ -64,7 +61,7 @@ def anyup_small() -> TrainConfig:
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="anyup", config={"qk_dim": 64}),
-        objective=ObjectiveConfig(name="crops", settings={"crops": 2}),
+        objective=CropsConfig(crops=2),
         data=DataConfig(crop=224, resize=256, position="random", flip=0.5),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-5),
         schedule=ScheduleConfig(name="cosine", warmup_steps=100),

@@ -1,9 +1,10 @@
 """Recipes of the weights that come with the package: trained on two cores, on two thousand images.
 
 Each model is trained in stages; a stage starts from the model of the one before, in
-``runs/RECIPE/model`` unless ``--set upsampler.start_from=FOLDER`` names another folder. What each
-stage gained stands in the ablation table of ``docs/results/remarks.md``. All settings were chosen
-here unless a recipe says otherwise.
+``runs/RECIPE/model`` unless ``upsampler.start_from=FOLDER`` names another folder. The recipes here
+are the first stages and those that ship. The short stages in between are these recipes with other
+numbers; they stand in the model cards, and what each gained in the ablation table of
+``docs/results/remarks.md``. All settings were chosen here unless a recipe says otherwise.
 
 Images and masks are read from the folder ``data`` of the working directory: regions that people
 drew for ``bsds500``, ``msrc``, ``camvid`` and ``nyuv2`` (training splits only), and superpixels for
@@ -12,6 +13,7 @@ the images of ``imagenet_sample``, which have no regions.
 
 from typing import Any
 
+from upfeat.objectives import MaskRefinedConfig, MaskTransferConfig, SelfDistillationConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
@@ -19,7 +21,6 @@ from upfeat.training.config import (
     DataConfig,
     EmaConfig,
     MaskConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -30,13 +31,10 @@ from upfeat.training.recipes.registry import register_recipe
 __all__ = [
     "bundled_jafar",
     "bundled_jafar_pixels",
-    "bundled_jafar_sizes",
     "bundled_loftup_stage1",
-    "bundled_loftup_stage1_images",
     "bundled_loftup_stage1_longer",
     "bundled_loftup_stage2",
     "bundled_universal",
-    "bundled_universal_stage2",
     "bundled_universal_stage3",
 ]
 
@@ -78,9 +76,10 @@ LABELLED = (
 UNLABELLED = "data/imagenet_sample/images"
 
 # (H, W) of inputs, one drawn for each step: weights trained at one size are poor at others.
-SIZES = [[160, 160], [224, 224], [208, 320], [320, 208], [240, 320], [320, 320], [352, 480]]
-LARGE_SIZES = [[352, 480], [352, 480], [240, 320], [208, 320], [320, 208], [224, 224], [320, 320]]
-SMALL_SIZES = [[208, 320], [320, 208], [224, 224], [240, 320], [192, 256], [352, 480]]
+LARGE_SIZES = (
+    (352, 480), (352, 480), (240, 320), (208, 320), (320, 208), (224, 224), (320, 320),
+)  # fmt: skip
+SMALL_SIZES = ((208, 320), (320, 208), (224, 224), (240, 320), (192, 256), (352, 480))
 
 
 def all_images(crop: int, **settings: Any) -> DataConfig:
@@ -110,24 +109,6 @@ def cosine(warmup_steps: int) -> ScheduleConfig:
 CLIP = ClipConfig(max_norm=1.0)
 
 
-def _universal_regions(start_from: str, *, steps: int, ema: float, seed: int) -> TrainConfig:
-    """KIN for several backbones on people's regions alone."""
-    return TrainConfig(
-        backbones=SEVERAL,
-        upsampler=UpsamplerConfig(name="kin", start_from=start_from),
-        objective=ObjectiveConfig(name="mask_transfer", settings={"samples": 2048}),
-        data=labelled_images(192, resize=208, scale=(1.0, 1.6)),
-        optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=1e-4),
-        schedule=cosine(20),
-        clip=CLIP,
-        ema=EmaConfig(decay=ema),
-        checkpoint=CheckpointConfig(every=100),
-        steps=steps,
-        batch_size=4,
-        seed=seed,
-    )
-
-
 @register_recipe
 def bundled_universal() -> TrainConfig:
     """KIN for any backbone, the package's default upsampler: first stage.
@@ -138,7 +119,7 @@ def bundled_universal() -> TrainConfig:
     return TrainConfig(
         backbones=SEVERAL,
         upsampler=UpsamplerConfig(name="kin"),
-        objective=ObjectiveConfig(name="mask_transfer"),
+        objective=MaskTransferConfig(),
         data=all_images(192, resize=208, scale=(1.0, 1.6)),
         optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-4),
         schedule=cosine(50),
@@ -151,20 +132,27 @@ def bundled_universal() -> TrainConfig:
 
 
 @register_recipe
-def bundled_universal_stage2() -> TrainConfig:
-    """KIN for any backbone, second stage: two epochs of people's regions alone.
-
-    Superpixels cut objects into parts, and a model that is trained on them does so too.
-    """
-    start = "runs/bundled_universal/model"
-    return _universal_regions(start, steps=550, ema=0.98, seed=1)
-
-
-@register_recipe
 def bundled_universal_stage3() -> TrainConfig:
-    """KIN for any backbone, third stage, which ships: fourteen more epochs of people's regions."""
-    start = "runs/bundled_universal_stage2/model"
-    return _universal_regions(start, steps=3600, ema=0.995, seed=5)
+    """KIN for any backbone, last stage, which ships: fourteen epochs of people's regions alone.
+
+    Superpixels cut objects into parts, and a model that is trained on them does so too. Before it
+    came two such epochs (``steps=550 ema.decay=0.98 seed=1
+    upsampler.start_from=runs/bundled_universal/model``).
+    """
+    return TrainConfig(
+        backbones=SEVERAL,
+        upsampler=UpsamplerConfig(name="kin", start_from="runs/bundled_universal_stage2/model"),
+        objective=MaskTransferConfig(samples=2048),
+        data=labelled_images(192, resize=208, scale=(1.0, 1.6)),
+        optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=1e-4),
+        schedule=cosine(20),
+        clip=CLIP,
+        ema=EmaConfig(decay=0.995),
+        checkpoint=CheckpointConfig(every=100),
+        steps=3600,
+        batch_size=4,
+        seed=5,
+    )
 
 
 @register_recipe
@@ -177,9 +165,7 @@ def bundled_jafar() -> TrainConfig:
     return TrainConfig(
         backbones=(VIT_TINY,),
         upsampler=UpsamplerConfig(name="jafar", config={"qk_dim": 64}),
-        objective=ObjectiveConfig(
-            name="mask_refined", settings={"alpha": 0.9, "order": "free", "output_scale": 0.5}
-        ),
+        objective=MaskRefinedConfig(alpha=0.9, order="free", output_scale=0.5),
         data=all_images(160, resize=176, scale=(1.0, 1.6)),
         optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-5),
         schedule=cosine(30),
@@ -191,32 +177,9 @@ def bundled_jafar() -> TrainConfig:
     )
 
 
-@register_recipe
-def bundled_jafar_sizes() -> TrainConfig:
-    """JAFAR for ViT-Tiny, second stage: inputs of many sizes, outputs of a quarter of them."""
-    return TrainConfig(
-        backbones=(VIT_TINY,),
-        upsampler=UpsamplerConfig(
-            name="jafar", config={"qk_dim": 64}, start_from="runs/bundled_jafar/model"
-        ),
-        objective=ObjectiveConfig(
-            name="mask_refined",
-            settings={"alpha": 0.9, "order": "free", "output_scale": 0.25, "input_sizes": SIZES},
-        ),
-        data=all_images(352, resize=352, scale=(1.0, 1.6)),
-        optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-5),
-        schedule=cosine(10),
-        clip=CLIP,
-        ema=EmaConfig(decay=0.98),
-        checkpoint=CheckpointConfig(every=50),
-        steps=220,
-        batch_size=2,
-    )
-
-
 def _pixels(
     upsampler: UpsamplerConfig,
-    settings: dict[str, Any],
+    objective: MaskTransferConfig,
     *,
     warmup_steps: int,
     ema: float,
@@ -228,7 +191,7 @@ def _pixels(
     return TrainConfig(
         backbones=(VIT_TINY,),
         upsampler=upsampler,
-        objective=ObjectiveConfig(name="mask_transfer", settings={"whitening": 0.5} | settings),
+        objective=objective,
         # Crops that hold a whole road scene.
         data=labelled_images((352, 480), scale=(1.0, 1.4)),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-5),
@@ -244,17 +207,21 @@ def _pixels(
 
 @register_recipe
 def bundled_jafar_pixels() -> TrainConfig:
-    """JAFAR for ViT-Tiny, third stage, which ships: single pixels of whole images.
+    """JAFAR for ViT-Tiny, last stage, which ships: single pixels of whole images.
 
     The objective is the universal model's, at 2,048 pixels of each image. The stages before it
     compare outputs of at most half the input's size with the mean of a whole region: attention
-    spreads over the region, and weak directions of the features are lost.
+    spreads over the region, and weak directions of the features are lost. The one before it saw
+    inputs of many sizes, as weights trained at one size are poor at others (the recipe
+    ``bundled_jafar`` with ``data.crop=352 data.resize=352 objective.output_scale=0.25
+    objective.input_sizes=[[160,160],[224,224],[208,320],[320,208],[240,320],[320,320],[352,480]]
+    optimizer.lr=1e-3 schedule.warmup_steps=10 steps=220 batch_size=2``).
     """
     return _pixels(
         UpsamplerConfig(
             name="jafar", config={"qk_dim": 64}, start_from="runs/bundled_jafar_sizes/model"
         ),
-        {"samples": 2048, "locality": 1.5, "input_sizes": LARGE_SIZES},
+        MaskTransferConfig(whitening=0.5, samples=2048, locality=1.5, input_sizes=LARGE_SIZES),
         warmup_steps=10,
         ema=0.98,
         steps=400,
@@ -267,24 +234,25 @@ def _loftup_stage1(
     upsampler: UpsamplerConfig,
     *,
     samples: int,
-    input_sizes: list[list[int]],
+    input_sizes: tuple[tuple[int, int], ...],
     ema: float,
     steps: int,
     batch_size: int,
     seed: int,
 ) -> TrainConfig:
     """LoftUp towards nearby means of all channels, with cross-entropies of the regions found."""
-    settings = {
-        "samples": samples,
-        "locality": 2.0,
-        "projection": None,
-        "transfer_weight": 0.3,
-        "match_weight": 0.3,
-        "input_sizes": input_sizes,
-    }
+    objective = MaskTransferConfig(
+        whitening=0.5,
+        samples=samples,
+        locality=2.0,
+        projection=None,
+        transfer_weight=0.3,
+        match_weight=0.3,
+        input_sizes=input_sizes,
+    )
     return _pixels(
         upsampler,
-        settings,
+        objective,
         warmup_steps=20,
         ema=ema,
         steps=steps,
@@ -322,26 +290,13 @@ def bundled_loftup_stage1() -> TrainConfig:
 
 
 @register_recipe
-def bundled_loftup_stage1_images() -> TrainConfig:
-    """LoftUp's first stage for ViT-Tiny, continued: twice the images, half the pixels of each.
-
-    The weights that ship ran it twice; the second run, from the result of the first, gained
-    nothing.
-    """
-    return _loftup_stage1(
-        _loftup("runs/bundled_loftup_stage1/model"),
-        samples=320,
-        input_sizes=SMALL_SIZES,
-        ema=0.99,
-        steps=1300,
-        batch_size=4,
-        seed=8,
-    )
-
-
-@register_recipe
 def bundled_loftup_stage1_longer() -> TrainConfig:
-    """LoftUp's first stage for ViT-Tiny, which ships: 3,200 more steps, twelve epochs."""
+    """LoftUp's first stage for ViT-Tiny, which ships: 3,200 more steps, twelve epochs.
+
+    Twice the images and half the pixels of each in a step. Before it came two shorter runs of the
+    same settings (``ema.decay=0.99``, 1,300 steps of seed 8 and 950 of seed 9); the second of them
+    gained nothing.
+    """
     return _loftup_stage1(
         _loftup("runs/bundled_loftup_stage1_images/model"),
         samples=320,
@@ -361,11 +316,12 @@ def bundled_loftup_stage2() -> TrainConfig:
     * Chosen: everything else. Images of 480, inputs of 160, 240 and 320 pixels; 40 steps, as 80 at
       twice the learning rate softened the boundaries.
     """
-    settings = {"input_sizes": [160, 240, 320], "crops": 2, "order": "free", "output_scale": 0.5}
     return TrainConfig(
         backbones=(VIT_TINY,),
         upsampler=_loftup("runs/bundled_loftup_stage1_longer/model"),
-        objective=ObjectiveConfig(name="self_distillation", settings=settings),
+        objective=SelfDistillationConfig(
+            input_sizes=(160, 240, 320), crops=2, order="free", output_scale=0.5
+        ),
         data=all_images(480, resize=480, scale=(1.0, 1.3)),
         optimizer=OptimizerConfig(lr=5e-5),
         schedule=cosine(10),

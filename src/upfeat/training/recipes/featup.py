@@ -1,11 +1,12 @@
 """Recipes of FeatUp's joint bilateral upsampler (Fu et al., 2024, arXiv 2403.10516)."""
 
+from upfeat.objectives import MultiViewReconstructionConfig
+from upfeat.objectives.multi_view import FEATUP
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     ClipConfig,
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -31,9 +32,7 @@ def featup_jbu_paper() -> TrainConfig:
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch16_224.dino"),),
         upsampler=UpsamplerConfig(name="featup_jbu"),
-        objective=ObjectiveConfig(
-            name="multi_view_reconstruction", settings={"feature_space": "channel_norm"}
-        ),
+        objective=MultiViewReconstructionConfig(feature_space="channel_norm"),
         data=DataConfig(crop=224, resize=224),
         optimizer=OptimizerConfig(name="nadam", lr=1e-3, weight_decay=0.0),
         clip=ClipConfig(max_norm=1e-4, first_steps=10),
@@ -52,23 +51,11 @@ def featup_jbu_small() -> TrainConfig:
     * Chosen: everything else. Two views of images of 96 pixels, random crops and mirroring because
       the data are few, 200 steps with a learning rate that falls.
     """
-    views = {
-        "views": 2,
-        "projection": 30,
-        "tv_weight": 0.0,
-        "max_pad": 12,
-        "zoom": 1.0,
-        "uncertainty": True,
-        "jitter": "crop",
-        "crf_weight": 0.001,
-    }
+    views = FEATUP.model_copy(update={"views": 2, "max_pad": 12})
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="featup_jbu"),
-        objective=ObjectiveConfig(
-            name="multi_view_reconstruction",
-            settings={"feature_space": "channel_norm", "multi_view": views},
-        ),
+        objective=MultiViewReconstructionConfig(feature_space="channel_norm", multi_view=views),
         data=DataConfig(crop=96, resize=128, position="random", flip=0.5),
         optimizer=OptimizerConfig(name="nadam", lr=1e-3, weight_decay=0.0),
         schedule=ScheduleConfig(name="cosine", warmup_steps=20),

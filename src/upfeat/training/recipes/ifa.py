@@ -1,10 +1,10 @@
 """IFA (arXiv 2206.08655) as FeatUp runs it (arXiv 2403.10516): how it can be trained alone."""
 
+from upfeat.objectives import DoubledInputConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -28,10 +28,7 @@ def ifa_small() -> TrainConfig:
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="ifa"),
-        objective=ObjectiveConfig(
-            name="doubled_input",
-            settings={"levels": 1, "distance": "cosine", "feature_space": "raw"},
-        ),
+        objective=DoubledInputConfig(levels=1, distance="cosine", feature_space="raw"),
         data=DataConfig(crop=256, resize=288, position="random", flip=0.5),
         optimizer=OptimizerConfig(name="adam", lr=1e-3, weight_decay=0.0),
         schedule=ScheduleConfig(name="cosine", warmup_steps=50),

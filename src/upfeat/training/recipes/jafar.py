@@ -1,10 +1,10 @@
 """Recipes of JAFAR (Couairon et al., 2025, arXiv 2506.11136)."""
 
+from upfeat.objectives import MultiResolutionConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -24,22 +24,19 @@ def jafar_paper() -> TrainConfig:
       from [0.25, 0.5], guidance of half the size; cosine plus min-max normalised squared error.
     * Released script only: shorter side 448 and centre crop without other augmentation, weight
       decay 1e-5, bfloat16 for the whole step; the regulariser with weight 0.1 and its clamp of
-      normalised pixels to [0, 1] (``objective.settings.clamp="valid"`` does it right); checkpoints
+      normalised pixels to [0, 1] (``objective.clamp="valid"`` does it right); checkpoints
       every half of the run; seed 0.
     * Chosen: the backbone among those of the paper.
     """
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch14_dinov2.lvd142m"),),
         upsampler=UpsamplerConfig(name="jafar"),
-        objective=ObjectiveConfig(
-            name="multi_resolution",
-            settings={
-                "scale": [0.25, 0.5],
-                "distance": "cosine_mse",
-                "guidance_scale": 0.5,
-                "regulariser_weight": 0.1,
-                "clamp": "released",
-            },
+        objective=MultiResolutionConfig(
+            scale=(0.25, 0.5),
+            distance="cosine_mse",
+            guidance_scale=0.5,
+            regulariser_weight=0.1,
+            clamp="released",
         ),
         data=DataConfig(crop=448),
         optimizer=OptimizerConfig(lr=2e-4, weight_decay=1e-5),
@@ -62,7 +59,7 @@ def jafar_small() -> TrainConfig:
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="jafar", config={"qk_dim": 64}),
-        objective=ObjectiveConfig(name="multi_resolution"),
+        objective=MultiResolutionConfig(),
         data=DataConfig(crop=224, resize=256, position="random", flip=0.5),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-5),
         schedule=ScheduleConfig(name="cosine", warmup_steps=100),

@@ -1,10 +1,10 @@
 """Recipes of LiFT (Suri et al., 2024, arXiv 2403.14625)."""
 
+from upfeat.objectives import DoubledInputConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -15,10 +15,7 @@ from upfeat.training.recipes.registry import register_recipe
 __all__ = ["lift_paper", "lift_small"]
 
 # Half and quarter images by taking every second pixel; the raw features as targets.
-OBJECTIVE = ObjectiveConfig(
-    name="doubled_input",
-    settings={"levels": 2, "distance": "cosine", "reduce": "stride", "feature_space": "raw"},
-)
+OBJECTIVE = DoubledInputConfig(levels=2, distance="cosine", reduce="stride", feature_space="raw")
 
 
 @register_recipe

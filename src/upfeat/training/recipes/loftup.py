@@ -1,12 +1,12 @@
 """Recipes of LoftUp's two stages (Huang et al., 2025, arXiv 2504.14032)."""
 
+from upfeat.objectives import MaskRefinedConfig, SelfDistillationConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     ClipConfig,
     DataConfig,
     MaskConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -36,16 +36,14 @@ def loftup_stage1_paper() -> TrainConfig:
       masks have sharpened.
     * Released training branch: the strength 0.8, masks in file order and at most 150 of an image,
       centre crop, gradients clipped to 1e-4 during the first ten steps, float32. Its further terms
-      (``objective.settings.multi_view``, ``projection``) are not in the paper and left out.
+      (``objective.multi_view``, ``projection``) are not in the paper and left out.
     * Chosen: constant learning rate, weight decay 0.01 (PyTorch's default), the backbone among
       those of the paper, seed 0. SA-1B's published images are reduced to 1500 pixels.
     """
     return TrainConfig(
         backbones=(DINOV2_SMALL,),
         upsampler=UpsamplerConfig(name="loftup"),
-        objective=ObjectiveConfig(
-            name="mask_refined", settings={"alpha": 0.8, "order": "sequential"}
-        ),
+        objective=MaskRefinedConfig(alpha=0.8, order="sequential"),
         data=DataConfig(
             crop=224,
             min_side=1500,
@@ -79,17 +77,14 @@ def loftup_stage2_paper() -> TrainConfig:
     return TrainConfig(
         backbones=(DINOV2_SMALL,),
         upsampler=UpsamplerConfig(name="loftup", start_from="runs/loftup_stage1_paper/model"),
-        objective=ObjectiveConfig(
-            name="self_distillation",
-            settings={
-                "input_sizes": [224, 336],
-                "crops": 2,
-                "crop_multiple": 16,
-                "distance": "affinity_l2",
-                "alpha": 0.5,
-                "decay": 0.99,
-                "every": 10,
-            },
+        objective=SelfDistillationConfig(
+            input_sizes=(224, 336),
+            crops=2,
+            crop_multiple=16,
+            distance="affinity_l2",
+            alpha=0.5,
+            decay=0.99,
+            every=10,
         ),
         data=DataConfig(
             crop=896,
@@ -118,9 +113,7 @@ def loftup_stage1_small() -> TrainConfig:
     return TrainConfig(
         backbones=(BUNDLED,),
         upsampler=UpsamplerConfig(name="loftup"),
-        objective=ObjectiveConfig(
-            name="mask_refined", settings={"alpha": 0.8, "output_scale": 0.25}
-        ),
+        objective=MaskRefinedConfig(alpha=0.8, output_scale=0.25),
         data=DataConfig(crop=224, resize=256, position="random", flip=0.5, masks=(SUPERPIXELS,)),
         optimizer=OptimizerConfig(lr=1e-3),
         schedule=ScheduleConfig(name="cosine", warmup_steps=100),
@@ -145,10 +138,7 @@ def loftup_stage2_small() -> TrainConfig:
     return TrainConfig(
         backbones=(BUNDLED,),
         upsampler=UpsamplerConfig(name="loftup", start_from="runs/loftup_stage1_small/model"),
-        objective=ObjectiveConfig(
-            name="self_distillation",
-            settings={"input_sizes": [224], "crops": 2, "output_scale": 0.25},
-        ),
+        objective=SelfDistillationConfig(input_sizes=(224,), crops=2, output_scale=0.25),
         data=DataConfig(crop=448, resize=480, position="random", flip=0.5, masks=(SUPERPIXELS,)),
         optimizer=OptimizerConfig(lr=1e-4),
         schedule=ScheduleConfig(name="cosine", warmup_steps=50),

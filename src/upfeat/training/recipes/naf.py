@@ -1,10 +1,10 @@
 """Recipes of NAF (2025, arXiv 2511.18452)."""
 
+from upfeat.objectives import MultiResolutionConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -15,15 +15,8 @@ from upfeat.training.recipes.registry import register_recipe
 __all__ = ["joint_bilateral_learned_small", "naf_paper", "naf_small"]
 
 # The small image has half the size, the guidance four pixels for each cell of the target.
-OBJECTIVE = ObjectiveConfig(
-    name="multi_resolution",
-    settings={
-        "scale": [0.5, 0.5],
-        "distance": "mse",
-        "guidance_cells": 4,
-        "guidance_max": 224,
-        "regulariser_weight": 0.0,
-    },
+OBJECTIVE = MultiResolutionConfig(
+    scale=(0.5, 0.5), distance="mse", guidance_cells=4, guidance_max=224, regulariser_weight=0.0
 )
 
 

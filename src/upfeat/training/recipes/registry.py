@@ -5,8 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable
 
 from upfeat.errors import UnknownNameError
-from upfeat.training.config import TrainConfig
-from upfeat.training.overrides import apply_overrides
+from upfeat.training.config import TrainConfig, apply_overrides
 
 __all__ = ["create_recipe", "describe_recipe", "list_recipes", "register_recipe"]
 

@@ -17,13 +17,13 @@ the papers' size: they would be their probes' (see the evaluation's).
 
 from typing import Any
 
+from upfeat.objectives import MaskRefinedConfig, MultiResolutionConfig, ObjectiveConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     ClipConfig,
     DataConfig,
     MaskConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -45,9 +45,7 @@ __all__ = [
 SUPERPIXELS = MaskConfig(
     kind="superpixels", options={"method": "felzenszwalb", "max_side": 192, "min_size": 40}
 )
-MASK_REFINED = ObjectiveConfig(
-    name="mask_refined", settings={"alpha": 0.8, "order": "free", "feature_space": "raw"}
-)
+MASK_REFINED = MaskRefinedConfig(alpha=0.8, order="free", feature_space="raw")
 
 
 def _small(name: str, objective: ObjectiveConfig, lr: float, **config: Any) -> TrainConfig:
@@ -118,14 +116,8 @@ def resfu_small() -> TrainConfig:
     * Chosen: the objective and everything else (see the head of this file): the features of a
       quarter or half of the image, guided by the image, should be those of the image.
     """
-    objective = ObjectiveConfig(
-        name="multi_resolution",
-        settings={
-            "scale": [0.25, 0.5],
-            "distance": "cosine_mse",
-            "regulariser_weight": 0.0,
-            "feature_space": "raw",
-        },
+    objective = MultiResolutionConfig(
+        scale=(0.25, 0.5), distance="cosine_mse", regulariser_weight=0.0, feature_space="raw"
     )
     config = _small("resfu", objective, lr=1e-3)
     return config.model_copy(update={"data": config.data.model_copy(update={"crop": 128})})
@@ -141,14 +133,8 @@ def liif_small() -> TrainConfig:
       networks' grids allow them; no regulariser, because the guidance has no influence; a network
       of 192 channels; everything else (see the head of this file).
     """
-    objective = ObjectiveConfig(
-        name="multi_resolution",
-        settings={
-            "scale": [0.25, 1.0],
-            "distance": "l1",
-            "regulariser_weight": 0.0,
-            "feature_space": "raw",
-        },
+    objective = MultiResolutionConfig(
+        scale=(0.25, 1.0), distance="l1", regulariser_weight=0.0, feature_space="raw"
     )
     config = _small("liif", objective, lr=1e-3, hidden_dim=192)
     changes = {

@@ -1,10 +1,10 @@
 """Recipes of UPLiFT (Walmer, Suri et al., 2026)."""
 
+from upfeat.objectives import RepeatedDoublingConfig
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -27,9 +27,7 @@ def uplift_paper() -> TrainConfig:
     return TrainConfig(
         backbones=(BackboneConfig(name="timm/vit_small_patch14_dinov2.lvd142m"),),
         upsampler=UpsamplerConfig(name="uplift", config={"patch_size": 14}),
-        objective=ObjectiveConfig(
-            name="repeated_doubling", settings={"levels": 3, "distance": "mse"}
-        ),
+        objective=RepeatedDoublingConfig(levels=3, distance="mse"),
         data=DataConfig(crop=448),
         optimizer=OptimizerConfig(name="adam", lr=1e-3, weight_decay=0.0),
         checkpoint=CheckpointConfig(every=1000),
@@ -50,7 +48,7 @@ def uplift_small() -> TrainConfig:
     return TrainConfig(
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="uplift"),
-        objective=ObjectiveConfig(name="repeated_doubling", settings={"levels": 2}),
+        objective=RepeatedDoublingConfig(levels=2),
         data=DataConfig(crop=256, resize=288, position="random", flip=0.5),
         optimizer=OptimizerConfig(name="adam", lr=1e-3, weight_decay=0.0),
         schedule=ScheduleConfig(name="cosine", warmup_steps=50),
