@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +56,17 @@ def test_a_recipe_is_complete(name: str) -> None:
     assert config.objective.build().name == config.objective.name
     assert TrainConfig.from_json(config.to_json()) == config
     assert describe_recipe(name).endswith(".")
+
+
+CARDS = sorted(Path(str(files("upfeat.upsamplers") / "bundled")).glob("*.md"))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_a_model_card_names_recipes_that_exist_and_settings_that_can_be_read(card: Path) -> None:
+    text = card.read_text(encoding="utf-8")
+    assert set(re.findall(r"`(bundled_\w+)`", text)) <= set(list_recipes())
+    config = TrainConfig.from_json(re.findall(r"```json\n(.*?)\n```", text, re.DOTALL)[-1])
+    assert config.recipe in {*list_recipes(), "custom"}
 
 
 def test_an_unknown_recipe_names_close_ones() -> None:

@@ -63,7 +63,7 @@ def loftup_stage2_paper() -> TrainConfig:
     """LoftUp's second stage for DINOv2 ViT-S/14, as published: self-distillation.
 
     It starts from ``runs/loftup_stage1_paper/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``.
+    ``upsampler.start_from=FOLDER``.
 
     * Paper: one epoch over the same images, batch 8, AdamW with 1e-4, inputs of 224 or 336 pixels,
       two crops of each image, teacher with decay 0.99 updated every ten steps, its output sharpened
@@ -129,7 +129,7 @@ def loftup_stage2_small() -> TrainConfig:
     """LoftUp's second stage for the bundled encoder with superpixels as masks, on two cores.
 
     It starts from ``runs/loftup_stage1_small/model``; name another folder with
-    ``--set upsampler.start_from=FOLDER``.
+    ``upsampler.start_from=FOLDER``.
 
     * As ``loftup_stage2_paper``: objective, teacher, crops.
     * Chosen: everything else. Images of 448 and inputs of 224 pixels, outputs of a quarter of
