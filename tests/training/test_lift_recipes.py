@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import upfeat
-from upfeat.training import TrainConfig, build_objective, create_recipe, describe_recipe
+from upfeat.training import TrainConfig, create_recipe, describe_recipe
 from upfeat.upsamplers import list_upsamplers
 
 RECIPES = ["ifa_small", "lift_paper", "lift_small", "uplift_paper", "uplift_small"]
@@ -17,7 +17,7 @@ def test_a_recipe_is_complete(name: str) -> None:
     config = create_recipe(name)
     assert config.recipe == name
     assert config.upsampler.name in list_upsamplers()
-    assert build_objective(config.objective).name == config.objective.name
+    assert config.objective.build().name == config.objective.name
     assert TrainConfig.from_json(config.to_json()) == config
     assert describe_recipe(name).endswith(".")
 
@@ -40,7 +40,7 @@ def test_a_few_steps_of_the_small_recipe(name: str) -> None:
     torch.manual_seed(0)
     backbone = upfeat.create_backbone(config.backbones[0].name)
     model = upfeat.create_upsampler(config.upsampler.name, feature_dim=backbone.dim).train()
-    objective = build_objective(config.objective)
+    objective = config.objective.build()
     objective.prepare(model, backbone, (64, 64))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
     image = torch.rand(2, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
