@@ -14,7 +14,7 @@ from upfeat.layers import (
     PointwiseResidualBlock,
     RMSNorm,
 )
-from upfeat.layers.cross_attention import convert_cross_decode
+from upfeat.layers.guidance import convert_cross_decode
 from upfeat.ops import stream
 
 DIM = 16

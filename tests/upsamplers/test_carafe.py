@@ -10,12 +10,12 @@ from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.errors import CheckpointError, UnsupportedError
-from upfeat.upsamplers.carafe import Carafe
+from upfeat.upsamplers.carafe import CARAFE
 
 NAMES = {"scale_factor", "up_kernel", "up_group", "encoder_dilation"}
 
 
-class TestCarafe(UpsamplerContract):
+class TestCARAFE(UpsamplerContract):
     name = "carafe"
     config = {"compressed_channels": 8, "up_kernel": 3, "stages": 2}  # noqa: RUF012
     guided = False
@@ -39,7 +39,7 @@ def test_golden(golden_dir: Path, case: str) -> None:
 
 
 def test_four_stages_of_two_by_default() -> None:
-    upsampler = Carafe(16, compressed_channels=8)
+    upsampler = CARAFE(16, compressed_channels=8)
     assert upsampler.info.factor == 16
     features = torch.randn(1, 16, 3, 4)
     assert upsampler(torch.zeros(1, 3, 40, 50), features, (48, 64)).shape == (1, 16, 48, 64)
@@ -52,7 +52,7 @@ def test_counts_of_parameters() -> None:
 
 
 def test_a_stack_keeps_its_keys_and_reads_its_depth() -> None:
-    stack = Carafe(16, stages=3, up_kernel=3, compressed_channels=8)
+    stack = CARAFE(16, stages=3, up_kernel=3, compressed_channels=8)
     loaded = upfeat.from_official("carafe", stack.state_dict(), up_kernel=3)
     assert loaded.config["stages"] == 3
     assert loaded.info.factor == 8
@@ -61,7 +61,7 @@ def test_a_stack_keeps_its_keys_and_reads_its_depth() -> None:
 
 
 def test_weights_sum_to_one_and_borders_darken() -> None:
-    upsampler = Carafe(8, stages=1).eval()
+    upsampler = CARAFE(8, stages=1).eval()
     output = upsampler(torch.zeros(1, 3, 8, 8), torch.ones(1, 8, 8, 8), (16, 16))
     torch.testing.assert_close(output[..., 4:-4, 4:-4], torch.ones(1, 8, 8, 8))
     assert output[0, 0, 0, 0].item() == pytest.approx(9 / 25, abs=0.05)
@@ -81,7 +81,7 @@ def test_refuses_sizes_that_do_not_fit(options: dict[str, int], match: str) -> N
 
 
 def test_groups_mix_no_other_values() -> None:
-    upsampler = Carafe(16, stages=1, up_group=2)
+    upsampler = CARAFE(16, stages=1, up_group=2)
     features = torch.randn(1, 16, 3, 3)
     assert upsampler(torch.zeros(1, 3, 9, 9), features).shape == (1, 16, 9, 9)
     with pytest.raises(UnsupportedError, match="mixes no other values"):

@@ -13,10 +13,10 @@ from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.errors import CheckpointError
 from upfeat.ops.runtime import strips
-from upfeat.upsamplers.liif import ImplicitFunction, Liif
+from upfeat.upsamplers.liif import LIIF, ImplicitFunction
 
 
-class TestLiif(UpsamplerContract):
+class TestLIIF(UpsamplerContract):
     name = "liif"
     config = {"hidden_dim": 24, "num_hidden": 2}  # noqa: RUF012
     guided = False
@@ -78,7 +78,7 @@ def test_count_of_parameters() -> None:
 
 
 def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    upsampler = Liif(8, hidden_dim=12, num_hidden=2).double()
+    upsampler = LIIF(8, hidden_dim=12, num_hidden=2).double()
     image = torch.zeros(2, 3, 13, 17, dtype=torch.float64)
     features = torch.randn(2, 8, 3, 4, dtype=torch.float64, requires_grad=True)
     leaves = [features, *upsampler.parameters()]
@@ -95,7 +95,7 @@ def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("unfold", [False, True])
 @pytest.mark.parametrize("cell", [False, True])
 def test_options_are_read_from_the_tensors(unfold: bool, cell: bool) -> None:
-    state = Liif(6, 10, 3, feat_unfold=unfold, cell_decode=cell).state_dict()
+    state = LIIF(6, 10, 3, feat_unfold=unfold, cell_decode=cell).state_dict()
     official = {key.removeprefix("function."): value for key, value in state.items()}
     config = upfeat.from_official("liif", official).config
     assert (config["feat_unfold"], config["cell_decode"]) == (unfold, cell)
@@ -108,7 +108,7 @@ def test_refuses_what_does_not_fit(golden_dir: Path) -> None:
     tensors, _ = load_golden(golden_dir / "liif" / "edsr_tiny.safetensors")
     with pytest.raises(CheckpointError, match="inputs"):
         upfeat.from_official("liif", golden_state(tensors))
-    state = {**Liif(6, 10, 3).state_dict(), "encoder.head.0.weight": torch.zeros(1)}
+    state = {**LIIF(6, 10, 3).state_dict(), "encoder.head.0.weight": torch.zeros(1)}
     state = {key.removeprefix("function."): value for key, value in state.items()}
     with pytest.raises(CheckpointError, match="encoder"):
         upfeat.from_official("liif", state)

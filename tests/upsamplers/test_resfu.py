@@ -13,18 +13,18 @@ from tests.goldens import golden_state, load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.errors import CheckpointError
-from upfeat.upsamplers.resfu import Resfu, ResfuBlock, mix_neighbours
+from upfeat.upsamplers.resfu import ReSFU, ReSFUBlock, mix_neighbours
 
 
-class TestResfu(UpsamplerContract):
+class TestReSFU(UpsamplerContract):
     name = "resfu"
 
 
 @pytest.mark.golden
 def test_golden_of_the_block(golden_dir: Path) -> None:
     tensors, _ = load_golden(golden_dir / "resfu" / "x4_y32_x64.safetensors")
-    block = ResfuBlock(32, 64).eval()
-    state = Resfu.convert_official(golden_state(tensors))
+    block = ReSFUBlock(32, 64).eval()
+    state = ReSFU.convert_official(golden_state(tensors))
     block.load_state_dict({key.removeprefix("block."): value for key, value in state.items()})
     features = tensors["input.x"]
     output = block(tensors["input.y"], features, features, (4, 4))

@@ -16,10 +16,10 @@ from tests.goldens import golden_state, load_golden
 from tests.tolerances import FUSED_GOLDEN_ATOL, GOLDEN_ATOL, max_abs_difference, tolerance
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.errors import CheckpointError, UnsupportedError
-from upfeat.upsamplers.sapa import Sapa, SapaStage, similarity_attention
+from upfeat.upsamplers.sapa import SAPA, SAPAStage, similarity_attention
 
 
-class TestSapa(UpsamplerContract):
+class TestSAPA(UpsamplerContract):
     name = "sapa"
     config = {"embedding_dim": 16, "up_kernel_size": 3, "stages": 2}  # noqa: RUF012
 
@@ -28,7 +28,7 @@ class TestSapa(UpsamplerContract):
 @pytest.mark.parametrize("case", ["base_y16_x32", "exp_gate", "exp_cat_v"])
 def test_golden_of_a_stage(golden_dir: Path, case: str) -> None:
     tensors, meta = load_golden(golden_dir / "sapa" / f"{case}.safetensors")
-    stage = SapaStage(**meta["arguments"]["kw"]).eval()
+    stage = SAPAStage(**meta["arguments"]["kw"]).eval()
     stage.load_state_dict(golden_state(tensors))
     output = stage(tensors["input.y"], tensors["input.x"])
     assert max_abs_difference(output, tensors["output"]) < GOLDEN_ATOL
@@ -86,7 +86,7 @@ def test_counts_of_parameters() -> None:
 @pytest.mark.parametrize("mode", ["encoder_only", "cat", "gate"])
 @pytest.mark.parametrize("v_embed", [False, True])
 def test_a_single_module_loads_as_one_stage(mode: str, v_embed: bool) -> None:
-    stage = SapaStage(3, 16, q_mode=mode, v_embed=v_embed, qkv_bias=False)  # type: ignore[arg-type]
+    stage = SAPAStage(3, 16, q_mode=mode, v_embed=v_embed, qkv_bias=False)  # type: ignore[arg-type]
     upsampler = upfeat.from_official("sapa", stage.state_dict())
     assert upsampler.config["q_mode"] == mode
     assert upsampler.config["v_embed"] == v_embed
@@ -100,7 +100,7 @@ def test_a_single_module_loads_as_one_stage(mode: str, v_embed: bool) -> None:
 
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(CheckpointError, match="16 channels"):
-        upfeat.from_official("sapa", SapaStage(16, 32).state_dict())
+        upfeat.from_official("sapa", SAPAStage(16, 32).state_dict())
     for options, match in (
         ({"up_kernel_size": 4}, "up_kernel_size"),
         ({"q_mode": "both"}, "q_mode"),
@@ -108,7 +108,7 @@ def test_refuses_what_does_not_fit() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             upfeat.create_upsampler("sapa", feature_dim=16, **options)
-    projected = Sapa(16, stages=1, v_embed=True)
+    projected = SAPA(16, stages=1, v_embed=True)
     features = torch.randn(1, 16, 3, 3)
     with pytest.raises(UnsupportedError, match="values"):
         projected(torch.zeros(1, 3, 6, 6), features, values=features)

@@ -1,14 +1,188 @@
-"""The image encoder of JAFAR and AnyUp: high-resolution queries and low-resolution keys.
+"""What JAFAR and AnyUp share: the image encoder, and the queries and keys of their attention.
 
-Legend: B batch, d channels, H W guidance image, H' W' output grid, h w low-resolution grid.
+Legend: B batch, c channels in, d channels, H W guidance image, H' W' output grid, R rows of it, h w
+low-resolution grid, n = hw.
 """
 
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.layers.position_code import LearnedPositionCode
-from upfeat.layers.residual import PointwiseEncoder
-from upfeat.ops import stream
+from upfeat.errors import CheckpointError, check_odd, shape_text
+from upfeat.layers.norm import RMSNorm
+from upfeat.ops import (
+    BlockWeights,
+    pixel_linear,
+    pointwise_conv,
+    pointwise_residual,
+    position_code,
+    stream,
+)
+from upfeat.ops.images import reflect_pad
+
+
+class PointwiseResidualBlock(nn.Module):
+    """x + conv2(SiLU(GN2(conv1(SiLU(GN1(x)))))), all convolutions 1x1 and without bias.
+
+    Group norms have 8 groups, eps 1e-5 and an affine part. If the widths differ, the identity gives
+    way to a 1x1 convolution ``shortcut``.
+
+    Args:
+        in_dim: channels c, a multiple of 8.
+        out_dim: channels d, a multiple of 8; default ``in_dim``.
+
+    Raises:
+        ValueError: a width is no multiple of 8.
+
+    Example:
+        >>> import torch
+        >>> PointwiseResidualBlock(16, 32)(torch.rand(1, 16, 5, 6)).shape
+        torch.Size([1, 32, 5, 6])
+    """
+
+    groups = 8
+
+    def __init__(self, in_dim: int, out_dim: int | None = None) -> None:
+        super().__init__()
+        out_dim = in_dim if out_dim is None else out_dim
+        if in_dim % self.groups or out_dim % self.groups:
+            raise ValueError(
+                f"group norm needs widths that are multiples of {self.groups}, got {in_dim} "
+                f"and {out_dim}"
+            )
+        self.norm1 = nn.GroupNorm(self.groups, in_dim)
+        self.conv1 = nn.Conv2d(in_dim, out_dim, 1, bias=False)
+        self.norm2 = nn.GroupNorm(self.groups, out_dim)
+        self.conv2 = nn.Conv2d(out_dim, out_dim, 1, bias=False)
+        same = in_dim == out_dim
+        self.shortcut = None if same else nn.Conv2d(in_dim, out_dim, 1, bias=False)
+
+    def weights(self) -> BlockWeights:
+        """Return the weights in the form that the operators take."""
+        return BlockWeights(
+            self.norm1.weight,
+            self.norm1.bias,
+            self.conv1.weight.flatten(1),
+            self.norm2.weight,
+            self.norm2.bias,
+            self.conv2.weight.flatten(1),
+            None if self.shortcut is None else self.shortcut.weight.flatten(1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, c, H, W) to (B, d, H, W)."""
+        return pointwise_residual(x, self.weights(), self.groups, self.norm1.eps)
+
+
+class ReflectConvolution(nn.Conv2d):
+    """Convolution with reflect padding k // 2 and without bias, to channels_last.
+
+    A 1x1 convolution runs as one matrix product, which needs neither padding nor a copy.
+
+    Args:
+        in_dim: channels of the input.
+        out_dim: channels of the output.
+        kernel_size: k, odd.
+
+    Raises:
+        ValueError: k is even.
+
+    Example:
+        >>> import torch
+        >>> ReflectConvolution(3, 8, 1)(torch.rand(1, 3, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int) -> None:
+        check_odd(kernel_size, "kernel_size")
+        super().__init__(
+            in_dim,
+            out_dim,
+            kernel_size,
+            padding=kernel_size // 2,
+            padding_mode="reflect",
+            bias=False,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, c, H, W) to (B, d, H, W)."""
+        if self.kernel_size != (1, 1):
+            return F.conv2d(reflect_pad(x, self.kernel_size[0] // 2), self.weight)
+        return pointwise_conv(x, self.weight)
+
+
+class PointwiseEncoder(nn.Sequential):
+    """A first convolution with reflect padding, without bias, and two residual blocks.
+
+    Args:
+        in_dim: channels of the input.
+        out_dim: channels d of everything after the first convolution.
+        kernel_size: of the first convolution, odd.
+
+    Example:
+        >>> import torch
+        >>> PointwiseEncoder(3, 16, kernel_size=3)(torch.rand(1, 3, 5, 6)).shape
+        torch.Size([1, 16, 5, 6])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1) -> None:
+        first = ReflectConvolution(in_dim, out_dim, kernel_size)
+        super().__init__(first, PointwiseResidualBlock(out_dim), PointwiseResidualBlock(out_dim))
+
+    @property
+    def first(self) -> nn.Conv2d:
+        """The first convolution."""
+        return cast(nn.Conv2d, self[0])
+
+    @property
+    def blocks(self) -> list[PointwiseResidualBlock]:
+        """The residual blocks."""
+        return [cast(PointwiseResidualBlock, block) for block in list(self)[1:]]
+
+
+class LearnedPositionCode(nn.Module):
+    """x cos(angle) + rot(x) sin(angle) with trained frequencies; see `position_code`.
+
+    At the start, with n = d/4 and f_k = 2 pi 100^(-k/(n-1)), the first half of the channels turns
+    with the row and the second with the column.
+
+    Args:
+        dim: channels d, a multiple of 4.
+
+    Attributes:
+        freqs: (2, d), angular frequencies of rows and columns; trained, so always part of the
+            weights.
+
+    Raises:
+        ValueError: ``dim`` is no multiple of 4.
+
+    Example:
+        >>> import torch
+        >>> LearnedPositionCode(8)(torch.rand(1, 8, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"the position code needs a multiple of 4 channels, got {dim}")
+        count = dim // 4
+        exponent = torch.arange(count, dtype=torch.float64) / max(count - 1, 1)
+        freq = 2 * math.pi * 100.0**-exponent  # (d/4,)
+        zero = torch.zeros_like(freq)
+        freqs = torch.stack(
+            (torch.cat((freq, freq, zero, zero)), torch.cat((zero, zero, freq, freq)))
+        )
+        self.freqs = nn.Parameter(freqs.to(torch.get_default_dtype()))  # (2, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Code the positions of ``x`` (B, d, H, W); coordinates run from 0 to 1 on each axis."""
+        return position_code(x, self.freqs)
+
 
 # First parts of the official keys that belong to this module.
 OFFICIAL_PARTS = ("image_encoder", "key_encoder", "query_encoder", "rope")
@@ -51,3 +225,117 @@ class GuidanceEncoder(nn.Module):
 def adaptive_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Adaptive average pooling (B, d, H, W) -> (B, d, *size); nothing to do at equal sizes."""
     return x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)
+
+
+class CrossAttentionQueriesAndKeys(nn.Module):
+    """What JAFAR and AnyUp do to queries and keys before their inner products.
+
+    queries: 3x3 convolution (zero padding, no bias) -> RMSNorm -> linear; keys: RMSNorm -> linear.
+    There is no value path: only the attention weights leave the attention, averaged over the heads.
+
+    Args:
+        dim: channels d, a multiple of ``num_heads``.
+        num_heads: heads are consecutive groups of d / num_heads channels.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``.
+
+    Example:
+        >>> import torch
+        >>> block = CrossAttentionQueriesAndKeys(16, num_heads=4)
+        >>> block.queries(torch.rand(1, 16, 6, 5)).shape, block.keys(torch.rand(1, 16, 2, 2)).shape
+        (torch.Size([1, 30, 16]), torch.Size([1, 4, 16]))
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide the width {dim}")
+        self.num_heads = num_heads
+        self.conv2d = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.norm_q = RMSNorm(dim)
+        self.norm_k = RMSNorm(dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+
+    def queries(self, mixed: Tensor) -> Tensor:
+        """Map rows (B, d, R, W') of ``conv2d``'s output to projected queries (B, R * W', d)."""
+        tokens = mixed.flatten(2).transpose(1, 2)  # (B, d, R, W') -> (B, R * W', d)
+        return pixel_linear(self.norm_q(tokens), self.q_proj.weight, self.q_proj.bias)
+
+    def keys(self, key: Tensor) -> Tensor:
+        """Map (B, d, h, w) to projected keys (B, n, d)."""
+        tokens = key.flatten(2).transpose(1, 2)  # (B, d, h, w) -> (B, n, d)
+        return self.k_proj(self.norm_k(tokens))
+
+
+def convert_cross_decode(
+    state: Mapping[str, Tensor], value_dim: int, unused: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Tensor]:
+    """Map the ``cross_decode.*`` tensors of an official state dict to this module's keys.
+
+    The original keeps a ``torch.nn.MultiheadAttention``, whose value projection, value bias and
+    output projection never reach the head-averaged weights. They must be there in the right shapes,
+    and are then dropped.
+
+    Args:
+        state: official state dict; keys outside ``cross_decode`` are ignored.
+        value_dim: width of the attention's values. Equal to d, the three projections are packed in
+            one ``in_proj_weight`` (3d, d); otherwise there is one tensor for each.
+        unused: further tensors without influence, key below ``cross_attn.`` to shape.
+
+    Returns:
+        State dict of `CrossAttentionQueriesAndKeys`; an official key that is none of the above
+        stays under its full name, so that strict loading reports it.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+
+    Example:
+        >>> import torch
+        >>> module = torch.nn.MultiheadAttention(8, 2)
+        >>> prefix = "cross_decode.cross_attn."
+        >>> state = {
+        ...     f"{prefix}attention.{key}": value for key, value in module.state_dict().items()
+        ... }
+        >>> state |= {
+        ...     f"{prefix}norm_q.weight": torch.ones(8),
+        ...     f"{prefix}norm_k.weight": torch.ones(8),
+        ... }
+        >>> state["cross_decode.conv2d.weight"] = torch.zeros(8, 8, 3, 3)
+        >>> sorted(convert_cross_decode(state, value_dim=8))[:3]
+        ['conv2d.weight', 'k_proj.bias', 'k_proj.weight']
+    """
+    root = "cross_decode."
+    rest = {key: tensor for key, tensor in state.items() if key.startswith(root)}
+
+    def take(key: str, *shape: int) -> Tensor:
+        if (tensor := rest.pop(f"{root}{key}", None)) is None:
+            raise CheckpointError(f"the state dict lacks {root}{key}; is the file complete?")
+        if shape and tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{root}{key} has shape {shape_text(tensor)}, expected {tuple(shape)}"
+            )
+        return tensor
+
+    norm_q = take("cross_attn.norm_q.weight")
+    dim = len(norm_q)
+    out = {
+        "conv2d.weight": take("conv2d.weight"),
+        "norm_q.weight": norm_q,
+        "norm_k.weight": take("cross_attn.norm_k.weight"),
+    }
+    attention = "cross_attn.attention."
+    if value_dim == dim:
+        query, key, _ = take(f"{attention}in_proj_weight", 3 * dim, dim).chunk(3)
+    else:
+        query = take(f"{attention}q_proj_weight", dim, dim)
+        key = take(f"{attention}k_proj_weight", dim, dim)
+        take(f"{attention}v_proj_weight", dim, value_dim)
+    query_bias, key_bias, _ = take(f"{attention}in_proj_bias", 3 * dim).chunk(3)
+    take(f"{attention}out_proj.weight", dim, dim)
+    take(f"{attention}out_proj.bias", dim)
+    for name, shape in (unused or {}).items():
+        take(f"cross_attn.{name}", *shape)
+    out |= {"q_proj.weight": query, "q_proj.bias": query_bias}
+    return out | {"k_proj.weight": key, "k_proj.bias": key_bias} | rest

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from upfeat._settings import Share, Sides
 from upfeat.errors import UnsupportedError
-from upfeat.layers.attention_record import attention_modules, record_attention
+from upfeat.layers.attention import attention_modules, record_attention
 from upfeat.objectives._networks import Call, backbone_features, guidance_image, unwrap
 from upfeat.objectives.base import (
     Batch,

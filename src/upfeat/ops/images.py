@@ -132,8 +132,10 @@ def _in_one_piece(x: Tensor) -> bool:
     return graph or x.device.type != "cpu" or x.shape[1] <= FEW
 
 
-def gaussian_blur(image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL) -> Tensor:
-    """Blur every channel of (B, C, H, W) with a Gaussian cut to an odd kernel, borders mirrored.
+def gaussian_blur(
+    image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL, padding: Padding = "reflect"
+) -> Tensor:
+    """Blur every channel of (B, C, H, W) with a Gaussian cut to an odd kernel.
 
     Example:
         >>> import torch
@@ -145,9 +147,10 @@ def gaussian_blur(image: Tensor, sigma: float, kernel_size: int = BLUR_KERNEL) -
     taps = torch.exp(-offsets.square() / (2 * sigma**2))
     taps = taps / taps.sum()
     batch, channels, height, width = image.shape
-    padded = reflect_pad(image, reach)
-    planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
+    mirrored = padding == "reflect"
     with without_autocast(image):
+        padded = reflect_pad(image, reach) if mirrored else F.pad(image, [reach] * 4, mode=padding)
+        planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
         planes = F.conv2d(planes, taps.view(1, 1, -1, 1))
         planes = F.conv2d(planes, taps.view(1, 1, 1, -1))
     return planes.reshape(batch, channels, height, width)

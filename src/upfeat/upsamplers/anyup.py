@@ -24,9 +24,8 @@ from upfeat.layers import (
     PointwiseEncoder,
     PointwiseResidualBlock,
 )
-from upfeat.layers.cross_attention import convert_cross_decode
 from upfeat.layers.feature_unification import FeatureUnification, Unification
-from upfeat.layers.guidance import OFFICIAL_PARTS
+from upfeat.layers.guidance import OFFICIAL_PARTS, convert_cross_decode
 from upfeat.ops import cross_scale_neighborhood_attention, stream, unit_vectors, windowed_attention
 from upfeat.ops.runtime import without_autocast
 from upfeat.upsamplers.base import (
@@ -96,7 +95,7 @@ CHECKPOINTS = (
 LAYERS = {"block.0.": "norm1.", "block.2.": "conv1.", "block.3.": "norm2.", "block.5.": "conv2."}
 
 
-class Encoded(NamedTuple):
+class AnyUpState(NamedTuple):
     """Convolved queries (B, d, H', W'), projected keys (B, n, d) and the grid (h, w)."""
 
     query: stream.Map
@@ -183,7 +182,7 @@ class AnyUp(Upsampler):
         self.aggregation = PointwiseEncoder(2 * qk_dim, qk_dim, kernel_size=3)
         self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
 
-    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> AnyUpState:
         """Queries from the image; keys from the image and the unified features (section 3)."""
         grid = (features.shape[2], features.shape[3])
         query, key = self.guidance(image, output_size, grid)  # (B, d, H', W'), (B, d, h, w)
@@ -194,9 +193,9 @@ class AnyUp(Upsampler):
             semantics = self.key_features_encoder(unit_vectors(wide))  # (B, d, h, w)
         joined = torch.cat((key[:, :, :], semantics.to(key.dtype)), dim=1)  # (B, 2 d, h, w)
         keys = self.attention.keys(self.aggregation(joined))
-        return Encoded(self.attention.conv2d(query), keys, grid)
+        return AnyUpState(self.attention.conv2d(query), keys, grid)
 
-    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+    def decode(self, state: AnyUpState, values: Tensor, rows: slice) -> Tensor:
         """Mix the values of a window, with the weights averaged over the heads (section 3.3)."""
         size = (state.query.shape[2], state.query.shape[3])
         query = self.attention.queries(state.query[:, :, rows])  # (B, R W', d)
@@ -204,7 +203,7 @@ class AnyUp(Upsampler):
         return attend(query, state, values, size, (rows.start, rows.stop))
 
     def _windowed(
-        self, query: Tensor, state: Encoded, values: Tensor, size: tuple[int, int], rows: Span
+        self, query: Tensor, state: AnyUpState, values: Tensor, size: tuple[int, int], rows: Span
     ) -> Tensor:
         mixed = windowed_attention(
             query, state.key, values.flatten(2).mT, self.attention.num_heads,
@@ -213,7 +212,7 @@ class AnyUp(Upsampler):
         return mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
 
     def _neighborhood(
-        self, query: Tensor, state: Encoded, values: Tensor, size: tuple[int, int], rows: Span
+        self, query: Tensor, state: AnyUpState, values: Tensor, size: tuple[int, int], rows: Span
     ) -> Tensor:
         return cross_scale_neighborhood_attention(
             query.mT.unflatten(2, (-1, size[1])),  # (B, R W', d) -> (B, d, R, W')

@@ -33,7 +33,7 @@ from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 
-class CarafeStage(nn.Module):
+class CARAFEStage(nn.Module):
     """One CARAFE module: (B, C, h, w) to (B, C, s * h, s * w)."""
 
     def __init__(
@@ -78,7 +78,7 @@ class CarafeStage(nn.Module):
 
 
 @register_upsampler("carafe")
-class Carafe(WholeMapUpsampler):
+class CARAFE(WholeMapUpsampler):
     """CARAFE (arXiv 1905.02188): a stack of content-aware reassembly modules.
 
     A published single module loads as a stack of one stage: ``upfeat.from_official("carafe",
@@ -146,7 +146,7 @@ class Carafe(WholeMapUpsampler):
         if encoder_kernel % 2 == 0:
             raise ValueError(f"encoder_kernel must be odd, got {encoder_kernel}")
         for number in range(1, stages + 1):
-            stage = CarafeStage(
+            stage = CARAFEStage(
                 feature_dim,
                 scale_factor,
                 up_kernel,

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, PointwiseEncoder
-from upfeat.layers.cross_attention import convert_cross_decode
-from upfeat.layers.guidance import OFFICIAL_PARTS
+from upfeat.layers.guidance import OFFICIAL_PARTS, convert_cross_decode
 from upfeat.ops import group_norm, head_averaged_attention, stream, unit_vectors
 from upfeat.ops.coordinates import sample_at
 from upfeat.upsamplers.base import (
@@ -123,7 +122,7 @@ BUNDLED = tuple(
 )
 
 
-class Encoded(NamedTuple):
+class JAFARState(NamedTuple):
     """Convolved queries (B, d, H', W') and projected keys (B, n, d)."""
 
     query: stream.Map
@@ -184,28 +183,28 @@ class JAFAR(Upsampler):
         self.sft_key = SpatialFeatureTransform(qk_dim)
         self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
 
-    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> JAFARState:
         """Queries from the image; keys from the image, modulated by the features (section 3.3)."""
         grid = (features.shape[2], features.shape[3])
         query, key = self.guidance(image, output_size, grid)  # (B, d, H', W'), (B, d, h, w)
         semantics = self.key_features_encoder(unit_vectors(features))  # (B, d, h, w)
         key = self.sft_key(group_norm(key, 8), semantics)
         query = self.attention.conv2d(group_norm(query, 8))
-        return Encoded(query, self.attention.keys(key))
+        return JAFARState(query, self.attention.keys(key))
 
-    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+    def decode(self, state: JAFARState, values: Tensor, rows: slice) -> Tensor:
         """Mix the values with the attention weights, averaged over the heads (equation 1)."""
         query = self.attention.queries(state.query[:, :, rows])  # (B, R W', d)
         return self._attend(query, state, values).mT.unflatten(2, (-1, state.query.shape[3]))
 
-    def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
+    def decode_at(self, state: JAFARState, values: Tensor, coords: Tensor) -> Tensor:
         """Attend from the queries of all pixels, read between them bilinearly."""
         query = state.query[:, :, :]  # (B, d, H', W')
         tokens = self.attention.queries(query)  # (B, N, d)
         pixels = tokens.mT.unflatten(2, query.shape[2:])
         return self._attend(sample_at(pixels, coords), state, values)
 
-    def _attend(self, query: Tensor, state: Encoded, values: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, state: JAFARState, values: Tensor) -> Tensor:
         """(B, N, d), and values (B, K, h, w), to (B, N, K)."""
         mixed = values.flatten(2).mT  # (B, K, h, w) -> (B, n, K)
         return head_averaged_attention(query, state.key, mixed, self.attention.num_heads)

@@ -31,7 +31,7 @@ from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 
-class Encoded(NamedTuple):
+class JointBilateralState(NamedTuple):
     """Colours of the output's pixels (B, 3, H', W') and keys (B, n, 6), over their deviations."""
 
     color: Tensor
@@ -85,7 +85,9 @@ class JointBilateral(Upsampler):
         self.sigma_space = sigma_space
         self.radius = radius
 
-    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+    def encode(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int]
+    ) -> JointBilateralState:
         """Colours of the pixels; of each cell its colour, position, and the terms of it alone."""
         grid, image = (features.shape[2], features.shape[3]), _wide(image)
         color = F.adaptive_avg_pool2d(image, grid)
@@ -94,13 +96,13 @@ class JointBilateral(Upsampler):
         square = color.square().sum(1, keepdim=True) + place.square().sum(1, keepdim=True)
         key = torch.cat([color, place.expand(len(color), -1, -1, -1), -square / 2], dim=1)
         pixels = resize_antialiased(image, output_size) / self.sigma_color
-        return Encoded(pixels, key.flatten(2).mT)
+        return JointBilateralState(pixels, key.flatten(2).mT)
 
-    def encode_values(self, state: Encoded, values: Tensor) -> Tensor:
+    def encode_values(self, state: JointBilateralState, values: Tensor) -> Tensor:
         """Lay the values of a cell side by side: (B, h, w, K)."""
         return values.permute(0, 2, 3, 1).contiguous()
 
-    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+    def decode(self, state: JointBilateralState, values: Tensor, rows: slice) -> Tensor:
         """Mix the cells around each pixel, whose query is its colour, position, and one."""
         color, grid = state.color[:, :, rows], (values.shape[1], values.shape[2])
         size, span = (state.color.shape[2], state.color.shape[3]), (rows.start, rows.stop)

@@ -124,7 +124,7 @@ def neighbour_likeness(features: Tensor) -> Tensor:
     return torch.stack(products, dim=1)
 
 
-class Encoded(NamedTuple):
+class KINState(NamedTuple):
     """Codes of the output's pixels (B, 2 WIDTHS[0], H', W'); keys (B, n, D), float32 at least."""
 
     pixels: Tensor
@@ -187,7 +187,7 @@ class KIN(Upsampler):
         self.log_nearness = nn.Parameter(torch.zeros(()))  # 1 / sigma
         self.log_guidance = nn.Parameter(torch.tensor(math.log(4.0)))
 
-    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> KINState:
         """Run the pyramid: codes of the pixels, and a key for each cell."""
         grid = (features.shape[2], features.shape[3])
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -207,13 +207,13 @@ class KIN(Upsampler):
         trust = key[:, -1:].to(wide.dtype) - sharpness * place.square().sum(1, keepdim=True) / 2
         parts = [(key[:, :-1] + pooled).to(wide.dtype), place.expand(len(image), -1, -1, -1)]
         keys = torch.cat([*parts, trust], dim=1).flatten(2).mT
-        return Encoded(resize_map(pixels, output_size), keys)
+        return KINState(resize_map(pixels, output_size), keys)
 
-    def encode_values(self, state: Encoded, values: Tensor) -> Tensor:
+    def encode_values(self, state: KINState, values: Tensor) -> Tensor:
         """Lay the values of a cell side by side: (B, h, w, K)."""
         return values.permute(0, 2, 3, 1).contiguous()
 
-    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+    def decode(self, state: KINState, values: Tensor, rows: slice) -> Tensor:
         """Mix the values of the cells around each pixel."""
         pixels, grid = state.pixels, (values.shape[1], values.shape[2])
         size, span = (pixels.shape[2], pixels.shape[3]), (rows.start, rows.stop)
@@ -233,7 +233,7 @@ class KIN(Upsampler):
         )
         return mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
 
-    def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
+    def decode_at(self, state: KINState, values: Tensor, coords: Tensor) -> Tensor:
         """Read the codes between their pixels, and mix by the same scores."""
         grid, wide = (values.shape[1], values.shape[2]), state.keys.dtype
         own = self.queries(sample_at(state.pixels, coords).mT[..., None])  # (B, d, N, 1)

@@ -150,7 +150,7 @@ def nearest_cell(coords: Tensor, grid: Size, move: Size) -> tuple[Tensor, Tensor
     return index, torch.stack(offsets, dim=-1)
 
 
-class Encoded(NamedTuple):
+class LIIFState(NamedTuple):
     """The first layer's share of each cell (B, h, w, D), and (H', W')."""
 
     shares: Tensor
@@ -158,7 +158,7 @@ class Encoded(NamedTuple):
 
 
 @register_upsampler("liif")
-class Liif(Upsampler):
+class LIIF(Upsampler):
     """LIIF (arXiv 2012.09161) on a backbone's features; :meth:`query` answers at any position.
 
     The image gives the default output size and is not looked at otherwise. The default network is
@@ -228,11 +228,11 @@ class Liif(Upsampler):
             cell_decode,
         )
 
-    def encode(self, image: Tensor, features: Tensor, output_size: Size) -> Encoded:
+    def encode(self, image: Tensor, features: Tensor, output_size: Size) -> LIIFState:
         """Compute the first layer's share of each cell, once."""
-        return Encoded(self.function.prepare(features, output_size), output_size)
+        return LIIFState(self.function.prepare(features, output_size), output_size)
 
-    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+    def decode(self, state: LIIFState, values: Tensor, rows: slice) -> Tensor:
         """Answer at the centres of the pixels."""
         shares, width = state.shares, state.size[1]
         wide = torch.promote_types(shares.dtype, torch.float32)
@@ -240,7 +240,7 @@ class Liif(Upsampler):
         coords = centres[rows.start * width : rows.stop * width].expand(len(shares), -1, -1)
         return self._answer(shares, coords).unflatten(2, (-1, width))
 
-    def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
+    def decode_at(self, state: LIIFState, values: Tensor, coords: Tensor) -> Tensor:
         """Answer at the positions."""
         coords = coords.to(torch.promote_types(coords.dtype, torch.float32))
         return self._answer(state.shares, coords).mT

@@ -184,7 +184,7 @@ def _own_key(key: str) -> str:
     return next((name for name, hits in renamed if hits), key)
 
 
-class Encoded(NamedTuple):
+class LoftUpState(NamedTuple):
     """Scaled colours (B, 3, H', W'), the pixels' queries (B, D, H', W'), memory of the layers."""
 
     colors: Tensor
@@ -312,19 +312,19 @@ class LoftUp(Upsampler):
         _, features, values = super()._cast(image, features, values)
         return kept.to(torch.promote_types(features.dtype, torch.float32)), features, values
 
-    def encode(self, image: Tensor, features: Tensor, output_size: Size) -> Encoded:
+    def encode(self, image: Tensor, features: Tensor, output_size: Size) -> LoftUpState:
         """Queries from places and colours (section 3.1); keys and values from the features."""
         colors = self.scale_colors(image, output_size)
         tokens = self.tokens(features, colors)  # (B, n, D)
         memory = [layer.keys_values(tokens) for layer in self.layers]  # type: ignore[operator]
-        return Encoded(colors, stream.deferred(self.queries, colors), memory)
+        return LoftUpState(colors, stream.deferred(self.queries, colors), memory)
 
-    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+    def decode(self, state: LoftUpState, values: Tensor, rows: slice) -> Tensor:
         """Attend from the pixels of some rows to the tokens, layer by layer."""
         queries = state.queries[:, :, rows].flatten(2).mT  # (B, D, R, W') -> (B, R W', D)
         return self._attend(queries, state).mT.unflatten(2, (-1, state.colors.shape[3]))
 
-    def decode_at(self, state: Encoded, values: Tensor, coords: Tensor) -> Tensor:
+    def decode_at(self, state: LoftUpState, values: Tensor, coords: Tensor) -> Tensor:
         """Convolve over the 5x5 positions around each one, a pixel of the image apart.
 
         In training mode the batch norms normalise over the surroundings of all positions asked for.
@@ -360,7 +360,7 @@ class LoftUp(Upsampler):
         x = self.batch_norm1(self.conv1(x)).relu()
         return self.batch_norm2(self.conv2(x)).relu()
 
-    def _attend(self, queries: Tensor, state: Encoded) -> Tensor:
+    def _attend(self, queries: Tensor, state: LoftUpState) -> Tensor:
         """(B, N, D) -> features (B, N, C)."""
         for layer, memory in zip(self.layers, state.memory, strict=True):
             queries = layer(queries, memory)

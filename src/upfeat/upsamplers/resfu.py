@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from upfeat.errors import CheckpointError
 from upfeat.layers.stages import resize_to
 from upfeat.ops import guided_filter, window_reassembly
-from upfeat.ops.images import Size
+from upfeat.ops.images import Size, gaussian_blur
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -102,15 +102,6 @@ def replicate_border(x: Tensor, border: Size) -> Tensor:
     return x
 
 
-def gaussian_blur(x: Tensor) -> Tensor:
-    """Blur with a 3 x 3 Gaussian of deviation 1, borders repeated."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    line = torch.tensor([-0.5, 0.0, -0.5], device=x.device, dtype=wide).exp()
-    kernel = torch.outer(line, line) / line.sum().square()
-    kernel = kernel.to(x.dtype).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(replicate_border(x, (1, 1)), kernel, groups=x.shape[1])
-
-
 def taps_inside(size: int, scale: int, device: torch.device) -> Tensor:
     """Whether the three taps of each pixel of an axis lie on the map: (3, size) booleans."""
     place = torch.arange(size, device=device)
@@ -160,7 +151,7 @@ def mix_neighbours(weights: Tensor, values: Tensor, scale: Size) -> Tensor:
     return out[:, :, top : top + height, left : left + width]
 
 
-class ResfuBlock(nn.Module):
+class ReSFUBlock(nn.Module):
     """The module of the paper: a guide (B, dim_y, H, W) and features (B, dim_x, h, w)."""
 
     def __init__(
@@ -197,7 +188,9 @@ class ResfuBlock(nn.Module):
         key = resize_to(self.k(normed), size)
         filtered = guided_filter(query, key, self.radius, self.eps, self.gf_scale)
         scores = self.semantic_scores(key, filtered, scale)
-        scores = scores + self.detail_scores(gaussian_blur(query), query, scale)
+        scores = scores + self.detail_scores(
+            gaussian_blur(query, 1.0, 3, "replicate"), query, scale
+        )
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         rows = taps_inside(size[0], scale[0], scores.device)[:, None, :, None]
         cols = taps_inside(size[1], scale[1], scores.device)[None, :, None]
@@ -210,7 +203,7 @@ class ResfuBlock(nn.Module):
 
 
 @register_upsampler("resfu")
-class Resfu(WholeMapUpsampler):
+class ReSFU(WholeMapUpsampler):
     """ReSFU (arXiv 2407.02283), guided by the image, straight to the asked size.
 
     The original needs a guide that is a whole number of times the grid. Here the ratio along each
@@ -285,7 +278,7 @@ class Resfu(WholeMapUpsampler):
             )
         if gf_scale < 1 or radius < gf_scale:
             raise ValueError(f"need 1 <= gf_scale <= radius, got {gf_scale} and {radius}")
-        self.block = ResfuBlock(
+        self.block = ReSFUBlock(
             3, feature_dim, groups, embedding_dim, gn_dim, radius, eps, gf_scale, lr_mult
         )
 

@@ -37,7 +37,7 @@ from upfeat.upsamplers.registry import register_upsampler
 QueryMode = Literal["encoder_only", "cat", "gate"]
 
 
-class SapaStage(nn.Module):
+class SAPAStage(nn.Module):
     """One SAPA module: guide (B, dim_y, s * h, s * w) and features (B, dim_x, h, w).
 
     ``q_mode`` says what queries are made of: the guide ("encoder_only", the paper's SAPA-B), guide
@@ -131,7 +131,7 @@ def similarity_attention(query: Tensor, key: Tensor, value: Tensor, kernel_size:
 
 
 @register_upsampler("sapa")
-class Sapa(WholeMapUpsampler):
+class SAPA(WholeMapUpsampler):
     """SAPA (arXiv 2209.12866): a stack of modules, guided by the image.
 
     A published single module with a guide of three channels loads as a stack of one stage. Taps
@@ -201,7 +201,7 @@ class Sapa(WholeMapUpsampler):
             raise ValueError(f"q_mode must be 'encoder_only', 'cat' or 'gate', got {q_mode!r}")
         self.up_factor = up_factor
         for number in range(1, stages + 1):
-            stage = SapaStage(
+            stage = SAPAStage(
                 3,
                 feature_dim,
                 up_kernel_size=up_kernel_size,

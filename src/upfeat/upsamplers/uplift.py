@@ -65,7 +65,7 @@ def add_residual(x: Tensor, residual: Tensor) -> Tensor:
     return x + residual[:, : x.shape[1]]
 
 
-class Block(nn.Module):
+class ConvolutionBlock(nn.Module):
     """One or two of (3x3 convolution, norm, ReLU), a 1x1 convolution, and the input added."""
 
     def __init__(self, inputs: int, width: int, convolutions: int, norm: str) -> None:
@@ -92,7 +92,8 @@ class BlockStack(nn.Module):
         widths = [inputs, *stage["widths"]]
         self.width = widths[-1]
         self.blocks = nn.ModuleList(
-            Block(before, width, convolutions, norm) for before, width in itertools.pairwise(widths)
+            ConvolutionBlock(before, width, convolutions, norm)
+            for before, width in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:

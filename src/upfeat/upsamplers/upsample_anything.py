@@ -42,7 +42,7 @@ Maps = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Geometry:
+class TapGeometry:
     """Which cells the taps of every cell are, and where their centres lie.
 
     Attributes:
@@ -58,7 +58,7 @@ class Geometry:
     scale: tuple[int, int]
 
     @classmethod
-    def build(cls, grid: tuple[int, int], scale: tuple[int, int], like: Tensor) -> "Geometry":
+    def build(cls, grid: tuple[int, int], scale: tuple[int, int], like: Tensor) -> "TapGeometry":
         """Return the taps of a grid, in the type and on the device of ``like``."""
         reach = range(-MAX_RADIUS, MAX_RADIUS + 1)
         steps = [(i, j) for i in reach for j in reach if i * i + j * j <= MAX_RADIUS**2]
@@ -75,7 +75,7 @@ class Geometry:
         return cls(cells, place, table.square().sum(0), scale)
 
 
-def tap_terms(maps: Maps, colors: Tensor, geometry: Geometry) -> Tensor:
+def tap_terms(maps: Maps, colors: Tensor, geometry: TapGeometry) -> Tensor:
     """psi: what a tap contributes to the logarithm of its weights.
 
     Args:
@@ -113,7 +113,7 @@ def tap_terms(maps: Maps, colors: Tensor, geometry: Geometry) -> Tensor:
     return torch.stack(terms, dim=-1)
 
 
-def pixel_terms(guide: Tensor, geometry: Geometry) -> Tensor:
+def pixel_terms(guide: Tensor, geometry: TapGeometry) -> Tensor:
     """phi: place in its cell and colour of every pixel, (3, H, W) -> (h, w, P, F)."""
     sy, sx = geometry.scale
     y, x = (torch.arange(s, device=guide.device, dtype=guide.dtype) - (s - 1) / 2 for s in (sy, sx))
@@ -125,7 +125,7 @@ def pixel_terms(guide: Tensor, geometry: Geometry) -> Tensor:
     return torch.cat((place, colors, square), dim=-1)
 
 
-def reach_of_pixels(maps: Maps, geometry: Geometry) -> Tensor | None:
+def reach_of_pixels(maps: Maps, geometry: TapGeometry) -> Tensor | None:
     """Squared radius within which a pixel has taps, (h, w, P, 1); None where all taps count."""
     sigma = torch.maximum(maps["sx_raw"].exp(), maps["sy_raw"].exp()).detach()
     size = [n * s for n, s in zip(sigma.shape[2:], geometry.scale, strict=True)]
@@ -156,7 +156,7 @@ def mix(phi: Tensor, psi: Tensor, reach: Tensor | None, square: Tensor, values: 
     return logits.softmax(-1) @ values
 
 
-def terms(maps: Maps, guide: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+def terms(maps: Maps, guide: Tensor, geometry: TapGeometry) -> tuple[Tensor, Tensor]:
     """Psi (h, w, T, F) and phi (h, w, P, F) of a guide (1, 3, H, W)."""
     # Only differences of colours count; smaller numbers cancel less.
     guide = guide - guide.mean((2, 3), keepdim=True)
@@ -181,7 +181,7 @@ def reconstruction_loss(maps: Maps, guide: Tensor, grid: tuple[int, int]) -> Ten
         grid: (h, w).
     """
     scale = (guide.shape[2] // grid[0], guide.shape[3] // grid[1])
-    geometry = Geometry.build(grid, scale, guide)
+    geometry = TapGeometry.build(grid, scale, guide)
     small = F.interpolate(guide, grid, mode="bicubic")[0]  # (3, h, w)
     psi, phi = terms(maps, guide, geometry)
     cut = [terms_of_row.requires_grad_() for terms_of_row in psi.detach()]  # (w, T, F) each
@@ -247,7 +247,7 @@ def apply_filter(maps: Maps, guide: Tensor, values: Tensor) -> Tensor:
     """
     grid = (values.shape[2], values.shape[3])
     scale = (guide.shape[2] // grid[0], guide.shape[3] // grid[1])
-    geometry = Geometry.build(grid, scale, guide)
+    geometry = TapGeometry.build(grid, scale, guide)
     psi, phi = terms(maps, guide, geometry)
     reach = reach_of_pixels(maps, geometry)
     cells = values[0].flatten(1).T  # (h * w, K)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import UnsupportedError, check_call, shape_text
-from upfeat.layers.attention_record import attention_modules, record_attention
+from upfeat.layers.attention import attention_modules, record_attention
 from upfeat.viz.heat import heat_colors
 from upfeat.viz.panel import Cell, draw_grid, to_pil
 

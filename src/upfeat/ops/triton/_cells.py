@@ -44,7 +44,7 @@ TILE_SIDE = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellPlan:
     """Who sees what: log2 counts (R, h) and (C, w), and the cells (first, stop) of each tile."""
 
     row_bias: Tensor
@@ -61,7 +61,7 @@ class Plan:
         return *tables, *sizes, self.col_spans.shape[0]
 
 
-def make_plan(row_counts: Tensor, col_counts: Tensor, device: torch.device) -> Plan:
+def make_plan(row_counts: Tensor, col_counts: Tensor, device: torch.device) -> CellPlan:
     """The plan for how often each row (R, h) and column (C, w) sees the cells of its axis."""
     spans = [_tile_spans(counts) for counts in (row_counts, col_counts)]
     widest = [int((span[:, 1] - span[:, 0]).max()) for span in spans]
@@ -69,7 +69,7 @@ def make_plan(row_counts: Tensor, col_counts: Tensor, device: torch.device) -> P
         counts.to(torch.float32).log2().clamp(min=HIDDEN.value)
         for counts in (row_counts, col_counts)
     ]
-    return Plan(
+    return CellPlan(
         biases[0].to(device),
         biases[1].to(device),
         spans[0].to(device),
@@ -331,7 +331,7 @@ def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    plan: Plan,
+    plan: CellPlan,
     *,
     num_heads: int,
     groups: int,
@@ -368,7 +368,7 @@ def backward(
     key: Tensor,
     value: Tensor,
     lse: Tensor,
-    plan: Plan,
+    plan: CellPlan,
     *,
     num_heads: int,
     groups: int,

@@ -57,7 +57,7 @@ def _groups(head_values: str, num_heads: int) -> int:
     return num_heads if head_values == "grouped" else 1
 
 
-def _plan(key: Tensor, row_cells: Tensor, col_cells: Tensor) -> _cells.Plan:
+def _plan(key: Tensor, row_cells: Tensor, col_cells: Tensor) -> _cells.CellPlan:
     counts = [
         torch.zeros(len(of_axis), length, dtype=torch.int32).scatter_add_(
             1, of_axis, torch.ones_like(of_axis, dtype=torch.int32)

@@ -72,7 +72,7 @@ def _is_whole(grid_size: tuple[int, int], row_bounds: Tensor, col_bounds: Tensor
 
 def _plan(
     query: Tensor, grid_size: tuple[int, int], row_bounds: Tensor, col_bounds: Tensor
-) -> _cells.Plan:
+) -> _cells.CellPlan:
     counts = []
     for bounds, cells in zip((row_bounds, col_bounds), grid_size, strict=True):
         cell = torch.arange(cells)
