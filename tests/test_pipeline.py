@@ -22,7 +22,7 @@ from upfeat.backbones import CallableBackbone
 from upfeat.data import read_image
 from upfeat.data.sizes import mirror_to, resolve_size
 from upfeat.pipeline import Pipeline, PipelineOutput
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 
 STRIDE = 8
 SIDES = st.integers(1, 45)
@@ -36,7 +36,7 @@ def pooling_backbone(**options: Any) -> CallableBackbone:
     return CallableBackbone(pooled, dim=3, patch_size=STRIDE, **options)
 
 
-class Recorder(Upsampler):
+class Recorder(WholeMapUpsampler):
     """Repeats cells like ``nearest`` and keeps what it was called with."""
 
     info = UpsamplerInfo(name="recorder", summary="", abilities=Abilities(linear=True))
@@ -45,7 +45,7 @@ class Recorder(Upsampler):
         super().__init__()
         self.calls: list[dict[str, Any]] = []
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
         self.calls.append(
@@ -66,8 +66,8 @@ class Bands(Recorder):
 
     info = UpsamplerInfo(name="bands", summary="", abilities=Abilities(tiles=True))
 
-    def _tiles(self, image, features, output_size, values, max_bytes):  # type: ignore[no-untyped-def]
-        whole = self._upsample(image, features, output_size, values)
+    def tiles(self, image, features, output_size=None, values=None, **_):  # type: ignore[no-untyped-def]
+        whole = self(image, features, output_size, values)
         for top in range(0, output_size[0], 3):
             rows = slice(top, min(top + 3, output_size[0]))
             self.calls.append({"rows": rows})
@@ -200,12 +200,12 @@ def ramp_backbone(size: tuple[int, int]) -> CallableBackbone:
     return CallableBackbone(function, dim=2, patch_size=STRIDE)
 
 
-class Ramp(Upsampler):
+class Ramp(WholeMapUpsampler):
     """Returns each pixel's place in the image, given the share that ``ramp_backbone`` tells."""
 
     info = UpsamplerInfo(name="ramp", summary="")
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
         rows, cols = ((torch.arange(n) + 0.5) / n for n in output_size)
@@ -442,7 +442,7 @@ def test_a_head_can_be_trained_on_everything_that_is_returned(
 
 def test_mode_is_restored_after_an_error() -> None:
     class Failing(Recorder):
-        def _upsample(self, *args: Any) -> Tensor:
+        def upsample(self, *args: Any) -> Tensor:
             raise RuntimeError("no")
 
     failing = Failing().train()
@@ -453,14 +453,14 @@ def test_mode_is_restored_after_an_error() -> None:
 
 def test_methods_that_optimise_per_image_get_tensors_that_autograd_takes() -> None:
     class Optimising(Recorder):
-        def _upsample(
+        def upsample(
             self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
         ) -> Tensor:
             with torch.enable_grad():
                 weight = torch.ones((), requires_grad=True)
                 ((weight * features) ** 2).mean().backward()
             assert weight.grad is not None
-            return super()._upsample(image, features, output_size, values)
+            return super().upsample(image, features, output_size, values)
 
     optimising = changed(Optimising(), per_image=True)
     assert Pipeline(pooling_backbone(), optimising)(torch.rand(3, 16, 16)).high.shape[0] == 3

@@ -20,9 +20,8 @@ from upfeat.backbones.strided import strided
 from upfeat.errors import CheckpointError, UnknownNameError, UnsupportedError
 from upfeat.ops.images import resize_bilinear
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.creation import create_upsampler, from_official
 from upfeat.upsamplers.registry import (
-    create_upsampler,
-    from_official,
     get_class,
     list_upsamplers,
     needs_feature_dim,

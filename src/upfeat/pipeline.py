@@ -41,6 +41,7 @@ from upfeat.errors import shape_text
 from upfeat.ops.images import known_normalized, normalize
 from upfeat.ops.runtime import check_fits
 from upfeat.upsamplers.base import Upsampler
+from upfeat.upsamplers.fitted import with_views
 
 __all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]
 
@@ -177,7 +178,7 @@ class Pipeline:
         _check_pair(backbone, upsampler)
         device = torch.device(device) if device is not None else _place(backbone, upsampler).device
         self.backbone = _converted(backbone, device, dtype)
-        self.upsampler = _converted(upsampler, device, dtype).with_backbone(self.backbone)
+        self.upsampler = with_views(_converted(upsampler, device, dtype), self.backbone)
         self.input_size = input_size
         self.output_size = output_size
         self.fit = fit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_effici
 from upfeat.evaluation.protocols.faithfulness import FaithfulnessConfig, run_faithfulness
 from upfeat.evaluation.protocols.seg_probe import run_seg_probe
 from upfeat.evaluation.protocols.vos import run_vos
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.fitted import FittedUpsampler
 from upfeat.upsamplers.registry import get_class
 
 
-class Viewer(Upsampler):
+class Viewer(FittedUpsampler, WholeMapUpsampler):
     """Bilinear; asks the backbone for the view that is the image itself, and compares."""
 
     info = UpsamplerInfo(
@@ -37,20 +37,14 @@ class Viewer(Upsampler):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
-        self.__dict__["_encode"] = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Viewer:
-        return self.with_backbone(self.__dict__["_encode"])  # shares the list of views
+        return self.with_backbone(self.__dict__["_backbone"])  # shares the list of views
 
-    def with_backbone(self, backbone: Any) -> Viewer:
-        other = copy.copy(self)
-        other.__dict__["_encode"] = backbone
-        return other
-
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
-        encode = self.__dict__["_encode"]
+        encode = self.__dict__["_backbone"]
         assert encode is not None, "no backbone was given"
         view = encode(image)
         # kept features are float16

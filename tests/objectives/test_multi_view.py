@@ -16,6 +16,7 @@ from upfeat.objectives import MultiViewConfig, MultiViewReconstructionConfig
 from upfeat.objectives.losses import energy, entropy, project, total_variation
 from upfeat.objectives.multi_view import crf_loss, draw_pixels
 from upfeat.ops.pointwise.norms import magnitude
+from upfeat.upsamplers import WholeMapUpsampler
 
 
 def test_golden_terms(golden_dir: Path) -> None:
@@ -97,14 +98,14 @@ def test_a_map_that_moves_with_the_image_is_perfect() -> None:
         nn.AvgPool2d(4), dim=3, patch_size=4, image_mean=(0.0,) * 3, image_std=(1.0,) * 3
     )
 
-    class Copy(upfeat.Upsampler):
+    class Copy(WholeMapUpsampler):
         info = upfeat.UpsamplerInfo(name="copy", summary="for tests")
 
         def __init__(self) -> None:
             super().__init__()
             self.gain = nn.Parameter(torch.ones(()))
 
-        def _upsample(self, image, features, output_size, values):
+        def upsample(self, image, features, output_size, values):
             return self.gain * image
 
     views = MultiViewConfig(

@@ -25,10 +25,10 @@ from upfeat.objectives.losses import cosine_mse, mse
 from upfeat.objectives.multi_view import Jitter, draw_jitter, jitter_map
 from upfeat.objectives.self_distillation import output_span
 from upfeat.ops.images import gaussian_blur, normalize, scale_size
-from upfeat.upsamplers.base import Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import UpsamplerInfo, WholeMapUpsampler
 
 
-class Recorder(Upsampler):
+class Recorder(WholeMapUpsampler):
     """Repeats the nearest features, times a learned number, and keeps the sizes of its calls."""
 
     info = UpsamplerInfo(name="recorder", summary="for tests")
@@ -38,7 +38,7 @@ class Recorder(Upsampler):
         self.gain = nn.Parameter(torch.ones(()))
         self.sizes: list[tuple[Any, ...]] = []
 
-    def _upsample(
+    def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
         sizes = (image.shape[-2:], features.shape[-2:], output_size)

@@ -30,6 +30,7 @@ from tests.upsamplers.module_copies import data_parallel_replica, plain_weights
 from upfeat.errors import UnsupportedError
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.ops.images import resize_bilinear
+from upfeat.upsamplers.fitted import with_views
 from upfeat.upsamplers.registry import get_class, needs_feature_dim
 
 HALF = {torch.bfloat16: 0.015, torch.float16: 0.003}
@@ -583,7 +584,7 @@ class UpsamplerContract:
     def test_views_as_declared(self) -> None:
         """Only a method that looks at views makes something of a backbone."""
         upsampler = self.build()
-        given = upsampler.with_backbone(lambda image: image)
+        given = with_views(upsampler, lambda image: image)
         assert (given is not upsampler) == upsampler.info.views
 
     # -- tiles -------------------------------------------------------------------------------------
@@ -724,7 +725,7 @@ class UpsamplerContract:
     ) -> None:
         image, features = self.inputs()
         upsampler = self.build()
-        for name in ("_upsample", "_tiles", "_query"):
+        for name in ("encode", "encode_values", "decode", "decode_at"):
             monkeypatch.setattr(upsampler, name, lambda *_: pytest.fail("began to work"))
         sizes: list[Any] = [(10**9, 10**9), (10**6, 10**6), (4, math.nan), "88"]
         coords = torch.zeros(1, 1, 2)

@@ -4,6 +4,7 @@ import torch
 
 import upfeat
 from upfeat.upsamplers.base import Upsampler
+from upfeat.upsamplers.rows import needed_graphs
 
 
 def paths(upsampler: Upsampler, *, values: bool = False, image: bool = False) -> tuple[bool, bool]:
@@ -11,7 +12,7 @@ def paths(upsampler: Upsampler, *, values: bool = False, image: bool = False) ->
     picture = torch.rand(1, 3, 16, 16, requires_grad=image)
     features = torch.rand(1, 8, 2, 2)
     mixed = torch.rand(1, 8, 2, 2, requires_grad=values)
-    return upsampler._graphs(picture, features, mixed)
+    return needed_graphs(upsampler, picture, features, mixed)
 
 
 def test_the_plain_network_runs_exactly_where_a_graph_is_recorded() -> None:

@@ -133,8 +133,8 @@ def test_self_distilled_is_what_the_second_stage_learns_from(photo, backbone, ja
 )
 def test_crops_leave_no_gap(size, crops, scale, output_scale, backbone, jafar, monkeypatch) -> None:
     """A teacher that says one everywhere gives a map of ones, at sizes that divide badly."""
-    ones = lambda self, image, features, size, values: features.new_ones(1, DIM, *size)  # noqa: E731
-    monkeypatch.setattr(type(jafar), "_upsample", ones)
+    ones = lambda self, image, features, size: features.new_ones(1, DIM, *size)  # noqa: E731
+    monkeypatch.setattr(type(jafar), "forward", ones)
     config = PseudoGroundTruthConfig(
         input_size=size, crops_per_side=crops, scale=scale, output_scale=output_scale
     )

@@ -21,6 +21,7 @@ from upfeat.data.sizes import Size, resize
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.ops.images import normalize
 from upfeat.upsamplers import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.fitted import with_views
 
 __all__ = ["CallableUpsampler", "DenseFeatures", "Encoded", "LowRes", "Method"]
 
@@ -108,7 +109,7 @@ class Method:
 
     def on(self, encode: Callable[[Tensor], Tensor]) -> Upsampler:
         """Return the upsampler for features of this encoder, which gives it views if it asks."""
-        return self.upsampler.with_backbone(encode)
+        return with_views(self.upsampler, encode)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from upfeat._files import OwnFiles, write_bytes
 from upfeat.checkpoints import read_checkpoint
 from upfeat.errors import CheckpointError, ForeignFileError
 from upfeat.training.config import TrainConfig
-from upfeat.upsamplers.weights import check_model_folder
+from upfeat.upsamplers.files import check_model_folder
 
 __all__ = ["SnapshotFolder"]
 

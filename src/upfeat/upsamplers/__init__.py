@@ -8,10 +8,10 @@ import importlib
 import pkgutil
 
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.creation import create_upsampler, from_official
+from upfeat.upsamplers.fitted import FittedUpsampler
 from upfeat.upsamplers.folding import FoldedHead, fold_head
 from upfeat.upsamplers.registry import (
-    create_upsampler,
-    from_official,
     list_upsamplers,
     needs_feature_dim,
     register_upsampler,
@@ -21,6 +21,7 @@ from upfeat.upsamplers.weights import Checkpoint
 __all__ = [
     "Abilities",
     "Checkpoint",
+    "FittedUpsampler",
     "FoldedHead",
     "Upsampler",
     "UpsamplerInfo",

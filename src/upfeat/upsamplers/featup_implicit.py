@@ -17,8 +17,8 @@ Legend: B batch, C feature channels, d principal components, H W image, h w feat
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,9 @@ from upfeat.layers.fourier import FourierFeatures
 from upfeat.ops import magnitude
 from upfeat.ops.coordinates import inclusive_grid, inclusive_places, sample_at
 from upfeat.ops.images import Crop, Size, draw_crop, gaussian_blur, take_crop, total_variation
-from upfeat.ops.runtime import DrawsFrom, new_large
-from upfeat.upsamplers.base import Abilities, Tile, Upsampler, UpsamplerInfo
+from upfeat.ops.runtime import DrawsFrom
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo
+from upfeat.upsamplers.fitted import FittedUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ WIDE_KERNEL, WIDE_PATCH = 29, 14  # published kernels: 29 for patches of 14 and 
 THUMBNAIL = 8  # side of the picture by which a fitted network knows its image
 SAME_IMAGE = 0.05  # largest difference of thumbnails of one image, in normalised colours
 DROPOUT = 0.2
-BAND_BYTES = 128 * 2**20  # of a band of rows, outside tiles()
 
 
 class Network(nn.Module):
@@ -112,8 +112,15 @@ _KEYS = {
 }
 
 
+class Fitted(NamedTuple):
+    """The networks of a batch of images, and their colours at the output's size."""
+
+    models: list["FeatUpImplicit"]
+    colors: Tensor  # (B, 3, H', W')
+
+
 @register_upsampler("featup_implicit")
-class FeatUpImplicit(Upsampler):
+class FeatUpImplicit(FittedUpsampler):
     """FeatUp's implicit upsampler (arXiv 2403.10516, section 3.3), optimised for each image.
 
     A fresh instance fits a network to every image it is called with, and keeps none; all draws
@@ -169,8 +176,8 @@ class FeatUpImplicit(Upsampler):
             export=False,
         ),
         views=True,
-        short_fit={"steps": 12, "views": 12, "views_per_step": 1, "pca_dim": 16},
     )
+    short_fit: ClassVar = {"steps": 12, "views": 12, "views_per_step": 1, "pca_dim": 16}
     fitted: Tensor
     thumbnail: Tensor
     components: Tensor
@@ -212,15 +219,8 @@ class FeatUpImplicit(Upsampler):
         self.register_buffer("components", torch.zeros(pca_dim, feature_dim))
         self.register_buffer("singular_values", torch.zeros(pca_dim))
         self.register_buffer("mean", torch.zeros(feature_dim))
-        self.__dict__["_backbone"] = None  # not a part of the model: neither moved nor saved
 
     # -- fitting -----------------------------------------------------------------------------------
-
-    def with_backbone(self, backbone: Callable[[Tensor], Tensor] | None) -> Self:
-        """Return the upsampler, sharing its weights, with a source of views."""
-        other = copy.copy(self)
-        other.__dict__["_backbone"] = backbone
-        return other
 
     def fit(self, image: Tensor, features: Tensor) -> Self:
         """Fit the network to one image and keep it: from now on calls render, and nothing else.
@@ -399,52 +399,32 @@ class FeatUpImplicit(Upsampler):
         kept = image.to(torch.promote_types(image.dtype, torch.float32))
         return kept, features, features
 
-    @torch.no_grad()
-    def _upsample(
-        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor
-    ) -> Tensor:
-        out = new_large(features, *features.shape[:2], *output_size, dtype=self.mean.dtype)
-        for rows, tile in self._tiles(image, features, output_size, values, BAND_BYTES):
-            out[:, :, rows] = tile
-        return out
-
-    @torch.no_grad()
-    def _tiles(
-        self, image: Tensor, features: Tensor, output_size: Size, values: Tensor, max_bytes: int
-    ) -> Iterator[Tile]:
-        height, width = output_size
-        models = self._models(image, features)
+    def encode(self, image: Tensor, features: Tensor, output_size: Size) -> Fitted:
+        """Fit a network to each image, unless one is fitted, and bring the colours to the size."""
         colors = self.colors(image)
         if image.shape[2:] != output_size:
             colors = F.interpolate(colors, output_size, mode="bilinear")
-        # Of one image the network's inputs on their way, its hidden maps, and features with copies.
+        return Fitted(self._models(image, features), colors)
+
+    def decode(self, state: Fitted, values: Tensor, rows: slice) -> Tensor:
+        """Ask each image's network for the pixels of the rows."""
+        colors = state.colors[:, :, rows]  # (B, 3, R, W')
+        size = (state.colors.shape[2], state.colors.shape[3])
+        places = inclusive_grid(size, colors.device, rows).to(colors.dtype)[None]
+        return _rendered(state.models, [places] * len(colors), colors)
+
+    def decode_at(self, state: Fitted, values: Tensor, coords: Tensor) -> Tensor:
+        """Ask each image's network for its positions."""
+        colors = sample_at(state.colors, coords).mT[..., None]  # (B, 3, N, 1)
+        size = (state.colors.shape[2], state.colors.shape[3])
+        places = inclusive_places(coords, size).to(colors.dtype).mT[..., None]  # (B, 2, N, 1)
+        found = _rendered(state.models, places.split(1), colors)
+        return found[..., 0].mT  # (B, C, N, 1) -> (B, N, C)
+
+    def row_floats(self, features: Tensor, values: Tensor, output_size: Size) -> int:
+        """Count the network's inputs on their way, its hidden maps, and features with copies."""
         channels = 8 * self.network.norm_in.normalized_shape[0] + 4 * len(self.components)
-        channels += (2 + 2 * len(image)) * features.shape[1]
-        step = max(1, max_bytes // (channels * width * colors.element_size()))
-        for start in range(0, height, step):
-            rows = slice(start, min(start + step, height))
-            places = inclusive_grid(output_size, image.device, rows).to(colors.dtype)[None]
-            parts = [
-                model.unproject(model.network(places, color[None, :, rows]))
-                for model, color in zip(models, colors, strict=True)
-            ]
-            yield rows, torch.cat(parts)
-
-    @torch.no_grad()
-    def _query(
-        self, image: Tensor, features: Tensor, coords: Tensor, values: Tensor, output_size: Size
-    ) -> Tensor:
-        """The network at the positions; one that is not fitted is fitted for this call."""
-        colors = self.colors(image)
-        if image.shape[2:] != output_size:
-            colors = F.interpolate(colors, output_size, mode="bilinear")
-        colors = sample_at(colors, coords).mT[..., None]  # (B, 3, N, 1)
-        places = inclusive_places(coords, output_size).to(colors.dtype).mT[..., None]  # B, 2, N, 1
-        parts = [
-            model.unproject(model.network(places[i : i + 1], colors[i : i + 1]))
-            for i, model in enumerate(self._models(image, features))
-        ]
-        return torch.cat(parts)[..., 0].mT  # (B, C, N, 1) -> (B, N, C)
+        return output_size[1] * (channels + 4 * features.shape[1])
 
     def _models(self, image: Tensor, features: Tensor) -> list["FeatUpImplicit"]:
         """A fitted model for each image, in evaluation mode."""
@@ -484,3 +464,12 @@ class FeatUpImplicit(Upsampler):
         own["fitted"] = torch.tensor(True)
         own["thumbnail"] = torch.full((3, THUMBNAIL, THUMBNAIL), torch.nan)  # of any image
         return own
+
+
+def _rendered(models: Sequence[FeatUpImplicit], places: Sequence[Tensor], colors: Tensor) -> Tensor:
+    """Ask each model for places (1, 2, R, W) with colours (B, 3, R, W): (B, C, R, W)."""
+    parts = [
+        model.unproject(model.network(place, color[None]))
+        for model, place, color in zip(models, places, colors, strict=True)
+    ]
+    return torch.cat(parts)

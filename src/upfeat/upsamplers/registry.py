@@ -1,23 +1,20 @@
-"""Names of upsamplers: register, list, create.
+"""Names of upsamplers: register, list, look up.
 
 A name is ``architecture`` or ``architecture.tag``; the tag names published weights, as in timm.
 """
 
 import fnmatch
 import inspect
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
-
-from torch import Tensor
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from upfeat.errors import UnknownNameError
-from upfeat.upsamplers.base import Upsampler
-from upfeat.upsamplers.weights import Checkpoint, load_checkpoint, load_official
+from upfeat.upsamplers.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from upfeat.upsamplers.base import Upsampler
 
 __all__ = [
-    "create_upsampler",
-    "from_official",
     "get_checkpoint",
     "get_class",
     "list_upsamplers",
@@ -25,10 +22,10 @@ __all__ = [
     "register_upsampler",
 ]
 
-_CLASSES: dict[str, type[Upsampler]] = {}
+_CLASSES: dict[str, type["Upsampler"]] = {}
 _CHECKPOINTS: dict[str, dict[str, Checkpoint]] = {}
 
-UpsamplerClass = TypeVar("UpsamplerClass", bound=type[Upsampler])
+UpsamplerClass = TypeVar("UpsamplerClass", bound="type[Upsampler]")
 
 
 def register_upsampler(
@@ -51,7 +48,7 @@ def register_upsampler(
         ...     print(error)
         an upsampler named 'jafar' is registered already; choose another name
     """
-    if name in _registered():
+    if name in _CLASSES:
         raise ValueError(f"an upsampler named {name!r} is registered already; choose another name")
     if "." in name or name != name.lower():
         raise ValueError(f"an upsampler's name is lower-case and has no dot, got {name!r}")
@@ -69,17 +66,10 @@ def register_upsampler(
     return decorate
 
 
-def _registered() -> dict[str, type[Upsampler]]:
-    """Return the registry after the package's own methods have entered themselves."""
-    import upfeat.upsamplers  # noqa: F401  (its import registers the built-in methods)
-
-    return _CLASSES
-
-
 def _split(name: str) -> tuple[str, str | None]:
     """Split ``arch.tag`` and check both halves."""
     arch, _, tag = name.partition(".")
-    if arch not in _registered():
+    if arch not in _CLASSES:
         raise UnknownNameError("upsampler", arch, _CLASSES)
     if tag and tag not in _CHECKPOINTS[arch]:
         known = [f"{arch}.{t}" for t in _CHECKPOINTS[arch]]
@@ -101,13 +91,13 @@ def list_upsamplers(pattern: str = "*", pretrained: bool = False) -> list[str]:
         >>> "jafar.dinov2_vits14" in upfeat.list_upsamplers("jafar*", pretrained=True)
         True
     """
-    names = list(_registered())
+    names = list(_CLASSES)
     if pretrained:
         names = [f"{arch}.{tag}" for arch in names for tag in _CHECKPOINTS[arch]]
     return sorted(fnmatch.filter(names, pattern))
 
 
-def get_class(name: str) -> type[Upsampler]:
+def get_class(name: str) -> type["Upsampler"]:
     """Return the class behind a name, without building it.
 
     Example:
@@ -115,7 +105,7 @@ def get_class(name: str) -> type[Upsampler]:
         >>> get_class("jafar").info.year
         2025
     """
-    return _registered()[_split(name)[0]]
+    return _CLASSES[_split(name)[0]]
 
 
 def get_checkpoint(name: str) -> Checkpoint | None:
@@ -139,96 +129,3 @@ def needs_feature_dim(name: str) -> bool:
         (True, False)
     """
     return "feature_dim" in inspect.signature(get_class(name).__init__).parameters
-
-
-def create_upsampler(
-    name: str,
-    pretrained: bool | None = None,
-    *,
-    weights: str | os.PathLike[str] | None = None,
-    **config: Any,
-) -> Upsampler:
-    """Build an upsampler by name.
-
-    Args:
-        name: ``"jafar.dinov2_vits14"`` for published weights, ``"jafar"`` for random ones.
-        pretrained: whether to load the weights that the tag names, after the lookup explicit file →
-            ``$UPFEAT_WEIGHTS`` → local cache → hub. None loads them where there is a tag;
-            False builds what the tag describes with random weights; True insists on a tag.
-        weights: an explicit file in the official or in upfeat's layout.
-        **config: arguments of the method's class, such as ``feature_dim=384``.
-
-    Returns:
-        The upsampler: with loaded weights in eval mode, with random weights in training mode as any
-        new ``nn.Module``.
-
-    Raises:
-        UnknownNameError: no such method or tag; the message lists close matches.
-        WeightsNotFoundError: no place has the weights; the message names all four.
-        CheckpointError: the file does not fit, or is none.
-        ValueError: ``weights`` with ``pretrained=False``, or a width is missing.
-        TypeError: an argument that the method does not take.
-
-    Example:
-        >>> import upfeat
-        >>> upfeat.create_upsampler("kin.upfeat").training
-        False
-        >>> upfeat.create_upsampler("jafar", feature_dim=384).training
-        True
-    """
-    arch, tag = _split(name)
-    cls = _CLASSES[arch]
-    if weights is not None and pretrained is False:
-        raise ValueError(
-            "weights= names a file to load and pretrained=False asks for none; drop one"
-        )
-    if weights is not None and tag is None:
-        return load_official(cls, weights, config)
-    if pretrained or weights is not None or (tag is not None and pretrained is None):
-        if tag is None:
-            tags = [f"{arch}.{t}" for t in _CHECKPOINTS[arch]]
-            raise UnknownNameError("weights", name, tags or [f"(none are published for {arch})"])
-        return load_checkpoint(cls, _CHECKPOINTS[arch][tag], weights, config)
-    record = get_checkpoint(name)
-    if record is not None:
-        config = record.build_config(cls) | config
-    missing = [
-        p.name
-        for p in list(inspect.signature(cls.__init__).parameters.values())[1:]
-        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-        if p.name not in config
-    ]
-    if missing:
-        raise ValueError(
-            f"{arch} needs {', '.join(missing)}; for a backbone with C channels write "
-            f"create_upsampler({arch!r}, {missing[0]}=C)"
-        )
-    return cls(**config)
-
-
-def from_official(
-    name: str,
-    weights: str | os.PathLike[str] | Mapping[str, Tensor],
-    **config: Any,
-) -> Upsampler:
-    """Build an upsampler from an official weight file or state dict.
-
-    Sizes are read from the tensors; what tensors cannot tell (``num_heads``, ``window_ratio``, …)
-    is given by keyword under the names of the original code, or takes the original's default.
-
-    Args:
-        name: the method, without tag.
-        weights: a file (``.pth``, ``.ckpt``, ``.bin``, ``.safetensors``) or a state dict.
-        **config: constructor arguments that the tensors cannot tell.
-
-    Raises:
-        UnsafeCheckpointError: the pickle asks for more than the method's known globals.
-        CheckpointError: keys or shapes do not fit; the message names them.
-
-    Example:
-        >>> import upfeat
-        >>> state = upfeat.create_upsampler("jafar", feature_dim=24, qk_dim=32).state_dict()
-        >>> upfeat.from_official("jafar", state, num_heads=4).config["feature_dim"]
-        24
-    """
-    return load_official(get_class(name), weights, config)

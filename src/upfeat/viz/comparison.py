@@ -17,8 +17,9 @@ from torch import Tensor
 from upfeat.checkpoints import find_weights
 from upfeat.errors import UpfeatError, WeightsNotFoundError
 from upfeat.loading import load_upsampler
+from upfeat.upsamplers.creation import create_upsampler
+from upfeat.upsamplers.fitted import short_fit
 from upfeat.upsamplers.registry import (
-    create_upsampler,
     get_checkpoint,
     get_class,
     list_upsamplers,
@@ -161,7 +162,8 @@ def usable_upsamplers(
 
 def _prepare(name: str, backbone: "Backbone") -> Contender | SkippedMethod:
     """Build one method, or say why not."""
-    info = get_class(name).info
+    method = get_class(name)
+    info = method.info
     tags = list_upsamplers(f"{name}.*", pretrained=True)
     records = [(tag, record) for tag in tags if (record := get_checkpoint(tag)) is not None]
     if records:
@@ -174,7 +176,7 @@ def _prepare(name: str, backbone: "Backbone") -> Contender | SkippedMethod:
             if (file := _local_file(name, tag, record)) is not None:
                 return Contender(tag, load_upsampler(tag, backbone, weights=file))
         return SkippedMethod(name, "weights not found here; put them into $UPFEAT_WEIGHTS")
-    short = info.short_fit
+    short = short_fit(method)
     upsampler = load_upsampler(name, backbone, allow_random=True, **short)
     if not info.abilities.per_image and next(upsampler.parameters(), None) is not None:
         if info.task_agnostic:

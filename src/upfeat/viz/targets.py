@@ -54,6 +54,7 @@ from upfeat.objectives.masks import MaskOrder, refine_with_masks
 from upfeat.objectives.self_distillation import output_span
 from upfeat.ops.images import resize_bilinear, scale_size
 from upfeat.upsamplers import Upsampler, create_upsampler
+from upfeat.upsamplers.fitted import with_views
 
 __all__ = [
     "TARGETS",
@@ -334,7 +335,7 @@ class _Scene:
         ).to(self.photo.device)
         guidance = guidance_image(upsampler, self.backbone, self.image)
         features = backbone_features(self.backbone, self.image)
-        fitted = upsampler.with_backbone(self.backbone)(guidance, features, self.out_size)
+        fitted = with_views(upsampler, self.backbone)(guidance, features, self.out_size)
         return self.objective.target(fitted)
 
     def doubled(self) -> Tensor:

@@ -219,9 +219,9 @@ def test_the_masked_image_is_grey_where_the_map_is_zero(
     guided: list[torch.Tensor] = []
 
     class Seeing(Bilinear):
-        def _upsample(self, image, features, output_size, values):  # type: ignore[no-untyped-def]
+        def encode(self, image, features, output_size):  # type: ignore[no-untyped-def]
             guided.append(image)
-            return super()._upsample(image, features, output_size, values)
+            return super().encode(image, features, output_size)
 
     classified: list[torch.Tensor] = []
     original = CamClassifier.explain

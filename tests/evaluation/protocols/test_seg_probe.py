@@ -30,6 +30,7 @@ from upfeat.evaluation.protocols.seg_probe import (
 )
 from upfeat.evaluation.results import Result
 from upfeat.evaluation.tables.panels import load_panel, panel_files
+from upfeat.upsamplers import WholeMapUpsampler
 
 COLORS = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230]], np.uint8)
 PATCH = 8
@@ -210,12 +211,12 @@ def test_guidance_is_normalised_for_the_upsampler(tmp_path: Path) -> None:
     """The image goes to each network with that network's own statistics."""
     seen: dict[str, torch.Tensor] = {}
 
-    class Seeing(upfeat.Upsampler):
+    class Seeing(WholeMapUpsampler):
         info = dataclasses.replace(
             upfeat.create_upsampler("bilinear").info, image_mean=(0.5,) * 3, image_std=(0.25,) * 3
         )
 
-        def _upsample(self, image, features, output_size, values):  # type: ignore[no-untyped-def]
+        def upsample(self, image, features, output_size, values):  # type: ignore[no-untyped-def]
             seen["guidance"] = image
             return values.mean((2, 3), keepdim=True).expand(-1, -1, *output_size)
 

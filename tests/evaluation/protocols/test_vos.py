@@ -20,6 +20,7 @@ from upfeat.evaluation.dense import LowRes, Method
 from upfeat.evaluation.protocols import vos
 from upfeat.evaluation.protocols.vos import VosConfig, _nearest, run_vos, vos_preset
 from upfeat.evaluation.results import Result
+from upfeat.upsamplers import WholeMapUpsampler
 
 SIZE = (36, 48)
 COLORS = np.array([[40, 40, 40], [230, 30, 30], [30, 30, 230]], np.uint8)
@@ -187,10 +188,10 @@ def test_naf_keeps_the_frames_size(root: Path, backbone: upfeat.Backbone) -> Non
     """36x48 is lowered to multiples of 4, the grid is 9x12 times the factor."""
     seen = []
 
-    class Seeing(upfeat.Upsampler):
+    class Seeing(WholeMapUpsampler):
         info = upfeat.create_upsampler("bilinear").info
 
-        def _upsample(self, image, features, output_size, values):  # type: ignore[no-untyped-def]
+        def upsample(self, image, features, output_size, values):  # type: ignore[no-untyped-def]
             seen.append((image.shape[2:], features.shape[2:], output_size))
             return torch.nn.functional.interpolate(values, output_size)
 

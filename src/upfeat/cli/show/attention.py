@@ -181,11 +181,12 @@ def _attend(
     output: tuple[int, int],
 ) -> list["Attended"]:
     """The weights of every method at one pixel."""
+    from upfeat.upsamplers.fitted import with_views
     from upfeat.viz import Attended, attended_regions
 
     attended = []
     for method in methods:
-        upsampler = method.upsampler.with_backbone(network)
+        upsampler = with_views(method.upsampler, network)
         guidance = upsampler.guidance_image(image, network)
         weights = attended_regions(upsampler, guidance, features, mark.pixel(output), output)
         attended.append(Attended(method.label, weights.cpu()))

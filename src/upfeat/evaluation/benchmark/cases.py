@@ -10,6 +10,7 @@ from upfeat.loading import load_upsampler
 from upfeat.ops.images import Size
 from upfeat.ops.runtime import DrawsFrom
 from upfeat.upsamplers.base import Upsampler
+from upfeat.upsamplers.fitted import short_fit
 from upfeat.upsamplers.registry import get_class
 
 __all__ = ["CASES", "Case", "scaling_cases"]
@@ -51,7 +52,7 @@ class Case:
 
     def build(self, method: str, dtype: torch.dtype, device: torch.device) -> Upsampler:
         """Return the method with random weights, in eval mode, its fit shortened if it is long."""
-        short = get_class(method).info.short_fit
+        short = short_fit(get_class(method))
         with DrawsFrom(torch.Generator().manual_seed(0)):
             upsampler = load_upsampler(method, self.channels, allow_random=True, **short)
         return upsampler.eval().to(device, dtype)

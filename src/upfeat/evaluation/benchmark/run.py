@@ -22,6 +22,7 @@ from upfeat.evaluation.benchmark.measure import (
 )
 from upfeat.evaluation.benchmark.records import Environment, Record, Report
 from upfeat.upsamplers.base import Upsampler
+from upfeat.upsamplers.fitted import short_fit
 from upfeat.upsamplers.registry import get_class
 
 __all__ = ["Rival", "load_rival", "run_benchmark"]
@@ -137,7 +138,7 @@ def run_benchmark(
         "short_fit": ", ".join(
             f"{method} {name}={value}"
             for method in methods
-            for name, value in get_class(method).info.short_fit.items()
+            for name, value in short_fit(get_class(method)).items()
         ),
     }
     with _threads(threads):

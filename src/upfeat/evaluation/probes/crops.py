@@ -47,6 +47,7 @@ from upfeat.evaluation.results import Result, Score, describe_environment, store
 from upfeat.ops.images import normalize
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
+from upfeat.upsamplers.fitted import with_views
 
 __all__ = ["CropProbe", "ProbeBatch"]
 
@@ -86,7 +87,7 @@ class _Trainee:
         else:
             # A copy, so that the caller's weights go on asking for gradients if they did.
             own = copy.deepcopy(method.upsampler).eval().requires_grad_(False)
-            self.upsamplers = [own.with_backbone(backbone)]
+            self.upsamplers = [with_views(own, backbone)]
         trained = list(heads.parameters())
         if self.joint:
             trained += [p for upsampler in self.upsamplers for p in upsampler.parameters()]

@@ -44,6 +44,7 @@ from upfeat.evaluation.results import (
 from upfeat.evaluation.tables.scores import cost
 from upfeat.ops.images import Size
 from upfeat.ops.runtime import counting_operations
+from upfeat.upsamplers.fitted import with_views
 
 __all__ = ["PRESETS", "EfficiencyConfig", "efficiency_preset", "run_efficiency"]
 
@@ -157,7 +158,7 @@ class _Cell:
         upsampler = copy.deepcopy(self.method.upsampler).to(dtype)  # the step changes weights
         image = torch.randn(1, 3, image_side, image_side, generator=generator).to(device)
         if self.backbone is not None:
-            upsampler = upsampler.with_backbone(self.backbone)
+            upsampler = with_views(upsampler, self.backbone)
             return _with_backbone(self.backbone, upsampler, image, (output, output))
         if upsampler.info.views:
             raise UnsupportedError(

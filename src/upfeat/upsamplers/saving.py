@@ -1,0 +1,142 @@
+"""What a model records of itself, and how it is saved and loaded."""
+
+import functools
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from upfeat.errors import CheckpointError
+from upfeat.upsamplers.files import load_folder, save_folder
+from upfeat.upsamplers.info import UpsamplerInfo
+from upfeat.upsamplers.weights import TrainedFor
+
+if TYPE_CHECKING:
+    from upfeat.backbones.base import Backbone
+
+__all__ = ["SavedModel"]
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``__init__`` so that the outermost call's arguments, defaults included, are kept."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: "SavedModel", *args: Any, **kwargs: Any) -> None:
+        if "config" not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = dict(bound.arguments)
+            arguments.pop(next(iter(signature.parameters)))
+            self.__dict__["config"] = arguments
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+class SavedModel(nn.Module):
+    """A module that keeps the arguments it was built with, and is saved and loaded by them.
+
+    Attributes:
+        info: what the method is.
+        config: the arguments it was built with, as ``save_pretrained`` stores them.
+        trained_for: the backbone that the weights belong to; None where none is known or any will
+            do.
+        official_globals: foreign classes that the method's official pickles may name.
+        official_keys: keys under which official files nest the state dict.
+        official_parts: keys under which official files hold several state dicts side by side, whose
+            tensors keep them as prefixes.
+    """
+
+    info: UpsamplerInfo
+    config: dict[str, Any]
+    trained_for: TrainedFor | None = None
+    official_globals: ClassVar[tuple[Any, ...]] = ()
+    official_keys: ClassVar[tuple[str, ...]] = ()
+    official_parts: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Record constructor arguments of every subclass."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    def __init__(self) -> None:
+        self.__dict__.setdefault("config", {})
+        super().__init__()
+
+    # -- official files --------------------------------------------------------------------------
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read constructor arguments from the shapes of an official state dict."""
+        raise CheckpointError(f"{cls.info.name} has no official weight files")
+
+    @classmethod
+    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map an official state dict to this class's keys."""
+        return dict(state)
+
+    # -- own files -------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        card: str | None = None,
+        backbone: "Backbone | None" = None,
+    ) -> None:
+        """Write ``config.json``, ``model.safetensors`` and a model card into a folder.
+
+        Args:
+            folder: created if need be.
+            card: text of the model card (``README.md``); default: made from ``info`` and
+                the configuration. A card that was written or changed by hand is kept.
+            backbone: what the weights were trained for, unless they serve any; default: what
+                ``trained_for`` says. ``config.json`` names it with layer and normalisation, and
+                ``guidance_image`` of the loaded upsampler warns of another.
+
+        Raises:
+            ForeignFileError: the folder holds weights or a ``config.json`` that upfeat did not
+                write.
+
+        Example:
+            >>> import tempfile, upfeat
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=32).save_pretrained(
+            ...         folder
+            ...     )
+            ...     upfeat.Upsampler.from_pretrained(folder).config["feature_dim"]
+            16
+        """
+        trained_for = self.trained_for if backbone is None else TrainedFor.of(backbone)
+        universal = self.info.abilities.universal
+        save_folder(self, Path(folder), card, None if universal else trained_for)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_id: str | os.PathLike[str], **hub: Any) -> Self:
+        """Load what :meth:`save_pretrained` wrote, from a folder or a Hugging Face repository.
+
+        Args:
+            folder_or_id: a folder, or a repository id such as ``"user/name"``.
+            **hub: passed to ``huggingface_hub.snapshot_download`` (``revision``, ``token``, …).
+
+        Raises:
+            WeightsNotFoundError: neither a folder nor a reachable repository.
+            CheckpointError: the files do not fit, or hold a method other than this class.
+        """
+        model = load_folder(folder_or_id, **hub)
+        if not isinstance(model, cls):
+            raise CheckpointError(
+                f"{folder_or_id} holds a {type(model).__name__}, not a {cls.__name__}; "
+                "load it with upfeat.Upsampler.from_pretrained"
+            )
+        return model
+
+    def extra_repr(self) -> str:
+        """Show the configuration in ``print(upsampler)``."""
+        return json.dumps(self.config, default=str)
