@@ -179,6 +179,7 @@ class Pipeline:
         device = torch.device(device) if device is not None else _place(backbone, upsampler).device
         self.backbone = _converted(backbone, device, dtype)
         self.upsampler = with_views(_converted(upsampler, device, dtype), self.backbone)
+        self.upsampler.warn_of_other_backbone(self.backbone)
         self.input_size = input_size
         self.output_size = output_size
         self.fit = fit

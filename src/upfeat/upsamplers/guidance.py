@@ -52,7 +52,7 @@ class GuidedModel(SavedModel):
             >>> [round(value, 2) for value in black.flatten().tolist()]
             [-2.12, -2.04, -1.8]
         """
-        self._warn_of_other_backbone(backbone)
+        self.warn_of_other_backbone(backbone)
         return normalize(image, *self.guidance_statistics(backbone))
 
     def prepare(self, image: Tensor, backbone: "Backbone") -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ class GuidedModel(SavedModel):
             name = self.info.name
             warn_of_raw_image(self._warned_of, image, known.image_mean, known.image_std, name)
 
-    def _warn_of_other_backbone(self, backbone: object) -> None:
+    def warn_of_other_backbone(self, backbone: object) -> None:
         """Warn once of a backbone that the weights were not trained for, where that is known."""
         name = getattr(backbone, "name", None)
         known = self.trained_for is not None and not self.info.abilities.universal
