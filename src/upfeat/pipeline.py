@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from upfeat.backbones.base import Backbone
-from upfeat.data.canvas import Canvas
 from upfeat.data.images import ImageSource, read_image
 from upfeat.data.sizes import (
+    Canvas,
     Frame,
     Size,
     SizeRequest,

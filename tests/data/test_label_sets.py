@@ -28,8 +28,7 @@ from upfeat.data import (
     segmentation_sets,
     voc,
 )
-from upfeat.data.label_tables import class_table, load_table
-from upfeat.data.segmentation import map_labels, read_label
+from upfeat.data.segmentation import class_table, load_table, map_labels, read_label
 
 SPLITS = ("train", "val")
 

@@ -26,9 +26,9 @@ from upfeat.data import (
     image_folder,
     sa1b_folder,
 )
-from upfeat.data.mask_sets import LabelMasks, RleMasks
-from upfeat.data.records import FilePart, Record
-from upfeat.data.rle import (
+from upfeat.data.mask_sets import (
+    LabelMasks,
+    RleMasks,
     counts_to_text,
     mask_runs,
     mask_to_rle,
@@ -36,8 +36,9 @@ from upfeat.data.rle import (
     rle_to_mask,
     text_to_counts,
 )
+from upfeat.data.records import FilePart, ImageRecord
 from upfeat.data.sam_masks import SamMaskSource, box_suppression
-from upfeat.data.transforms import Geometry
+from upfeat.data.transforms import CropGeometry
 from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
 
 GENERATOR = torch.Generator()
@@ -177,7 +178,7 @@ def test_sa1b_file_without_masks_and_beside_any_image(tmp_path: Path) -> None:
     assert Sa1bMaskSource().has(record)
     found = Sa1bMaskSource()(record, record.read_image(), GENERATOR)
     assert len(found) == 0
-    assert found.cut(Geometry((4, 4), 0, 0, (4, 4))).shape == (0, 4, 4)
+    assert found.cut(CropGeometry((4, 4), 0, 0, (4, 4))).shape == (0, 4, 4)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"annotations": [{"segmentation": 3}]}'])
@@ -190,11 +191,11 @@ def test_broken_mask_files_name_the_record(tmp_path: Path, content: str) -> None
 
 
 def test_missing_masks_name_the_record(tmp_path: Path) -> None:
-    record = Record("a", FilePart(tmp_path / "a.jpg"))
+    record = ImageRecord("a", FilePart(tmp_path / "a.jpg"))
     assert not Sa1bMaskSource().has(record)
     with pytest.raises(ValueError, match="masks of a "):
         Sa1bMaskSource()(record, torch.zeros(3, 2, 2), GENERATOR)
-    member = Record("a", FilePart(tmp_path / "a.tar", 0, 10))
+    member = ImageRecord("a", FilePart(tmp_path / "a.tar", 0, 10))
     assert not Sa1bMaskSource().has(member)
     with pytest.raises(ValueError, match=r"no member \.json"):
         Sa1bMaskSource()(member, torch.zeros(3, 2, 2), GENERATOR)
@@ -231,7 +232,7 @@ def test_masks_stay_on_the_image(height: int, width: int, crop: int, flip: bool,
 
 def test_masks_of_half_the_resolution_lie_on_the_image() -> None:
     labels = np.kron(np.arange(6).reshape(2, 3), np.ones((4, 4), int))
-    geometry = Geometry((16, 24), 4, 10, (8, 12), flip=True)
+    geometry = CropGeometry((16, 24), 4, 10, (8, 12), flip=True)
     full = LabelMasks(labels).cut(geometry)
     half = LabelMasks(labels[::2, ::2]).cut(geometry)
     torch.testing.assert_close(full, half)
@@ -239,7 +240,7 @@ def test_masks_of_half_the_resolution_lie_on_the_image() -> None:
 
 def test_geometry_does_what_slicing_does() -> None:
     image = torch.rand(3, 10, 12)
-    geometry = Geometry((10, 12), 2, 3, (5, 6), flip=True)
+    geometry = CropGeometry((10, 12), 2, 3, (5, 6), flip=True)
     expected = image[:, 2:7, 3:9].flip(-1)
     torch.testing.assert_close(geometry.image(image), expected)
     torch.testing.assert_close(geometry.labels(image), expected)
@@ -282,7 +283,7 @@ def test_label_files_of_several_annotators(tmp_path: Path) -> None:
     for annotator in range(3):
         labels = np.full((4, 6), annotator, np.uint8)
         Image.fromarray(labels).save(tmp_path / f"a[1]_{annotator}.png")
-    record = Record("train/a[1]", FilePart(tmp_path / "a[1].jpg"))
+    record = ImageRecord("train/a[1]", FilePart(tmp_path / "a[1].jpg"))
     source = LabelMaskSource(tmp_path, "{stem}_*.png")
     image = torch.zeros(3, 4, 6)
     drawn = {
@@ -292,7 +293,7 @@ def test_label_files_of_several_annotators(tmp_path: Path) -> None:
     assert drawn == {0, 1, 2}
     again = [source(record, image, torch.Generator().manual_seed(7)).labels for _ in range(2)]
     np.testing.assert_array_equal(*again)
-    other = Record("b", record.image)
+    other = ImageRecord("b", record.image)
     assert not source.has(other)
     with pytest.raises(ValueError, match="b has no label image"):
         source(other, image, GENERATOR)
@@ -304,7 +305,7 @@ def test_label_files_are_found_by_stem_or_name(tmp_path: Path) -> None:
         (tmp_path / name).touch()
 
     def found(root: Path, pattern: str, name: str = "x/a") -> list[str]:
-        record = Record(name, FilePart(Path("a.jpg")))
+        record = ImageRecord(name, FilePart(Path("a.jpg")))
         files = LabelMaskSource(root, pattern).files(record)
         return [part.path.relative_to(tmp_path).as_posix() for part in files]
 
@@ -323,7 +324,7 @@ def test_palette_images_are_read_as_indices_and_values_ignored(tmp_path: Path) -
     picture = Image.fromarray(np.array([[0, 1, 255], [2, 2, 255]], np.uint8), mode="P")
     picture.putpalette([9, 9, 9] * 256)
     picture.save(tmp_path / "a.png")
-    record = Record("a", FilePart(tmp_path / "a.jpg"), {"label": FilePart(tmp_path / "a.png")})
+    record = ImageRecord("a", FilePart(tmp_path / "a.jpg"), {"label": FilePart(tmp_path / "a.png")})
     for source in (LabelMaskSource(tmp_path, ignore=(255,)), LabelMaskSource(ignore=(255,))):
         masks = source(record, torch.zeros(3, 2, 3), GENERATOR)
         assert masks.dense().int().tolist() == [
@@ -336,7 +337,7 @@ def test_palette_images_are_read_as_indices_and_values_ignored(tmp_path: Path) -
 
 def test_colour_images_are_no_labels(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
-    record = Record("a", FilePart(tmp_path / "a.jpg"))
+    record = ImageRecord("a", FilePart(tmp_path / "a.jpg"))
     with pytest.raises(ValueError, match="one channel"):
         LabelMaskSource(tmp_path)(record, torch.zeros(3, 2, 3), GENERATOR)
 
@@ -382,11 +383,11 @@ def test_superpixels_find_flat_regions(tmp_path: Path, method: Any) -> None:
 
 
 def test_superpixels_of_large_images_are_computed_at_a_smaller_size() -> None:
-    record = Record("a", FilePart(Path("a.jpg")))
+    record = ImageRecord("a", FilePart(Path("a.jpg")))
     source = SuperpixelMaskSource("slic", segments=4, max_side=32)
     masks = source(record, torch.rand(3, 100, 150), GENERATOR)
     assert masks.size == (21, 32)
-    assert masks.cut(Geometry((100, 150), 0, 0, (100, 150))).shape[1:] == (100, 150)
+    assert masks.cut(CropGeometry((100, 150), 0, 0, (100, 150))).shape[1:] == (100, 150)
 
 
 def test_first_source_that_has_masks_is_asked(tmp_path: Path) -> None:
@@ -412,7 +413,7 @@ def test_cache_computes_once_and_survives_renaming(tmp_path: Path) -> None:
     masks = first(record, image, GENERATOR)
     assert (first.hits, first.misses) == (0, 1)
     second = cached(tmp_path)
-    renamed = Record("other name", record.image)
+    renamed = ImageRecord("other name", record.image)
     torch.testing.assert_close(second(renamed, image, GENERATOR).dense(), masks.dense())
     assert (second.hits, second.misses) == (1, 0)
     other = cached(tmp_path, compactness=5)
@@ -611,7 +612,7 @@ def test_sam_weights_must_be_there_whole_and_of_the_kind(tmp_path: Path) -> None
     del state["mask_decoder.iou_token.weight"]
     save_file(state, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match="iou_token"):
-        SamMaskSource(tmp_path)(Record("a", FilePart(file)), torch.rand(3, 8, 8), GENERATOR)
+        SamMaskSource(tmp_path)(ImageRecord("a", FilePart(file)), torch.rand(3, 8, 8), GENERATOR)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="'bert'"):
         SamMaskSource(tmp_path)
@@ -620,7 +621,7 @@ def test_sam_weights_must_be_there_whole_and_of_the_kind(tmp_path: Path) -> None
 def test_missing_packages_are_named_with_their_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record, image = Record("a", FilePart(tmp_path / "a.jpg")), torch.rand(3, 8, 8)
+    record, image = ImageRecord("a", FilePart(tmp_path / "a.jpg")), torch.rand(3, 8, 8)
     (tmp_path / "config.json").write_text('{"model_type": "sam"}')
     (tmp_path / "model.safetensors").touch()
     monkeypatch.setitem(sys.modules, "transformers", None)

@@ -21,15 +21,14 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from upfeat.data import image_size, read_image
 from upfeat.data import images as images_module
-from upfeat.data.bsds500 import RegionData, RegionFile
-from upfeat.data.depth_maps import DepthMapFolder
+from upfeat.data.depth import DepthMapFolder
 from upfeat.data.layouts import hash_files, read_npy, read_numbers
 from upfeat.data.mask_sets import RleMasks, read_labels
-from upfeat.data.opening import read_picture, stored_orientation
-from upfeat.data.picture_metadata import without_metadata
-from upfeat.data.records import FilePart, Record
+from upfeat.data.opening import read_picture, stored_orientation, without_metadata
+from upfeat.data.records import FilePart, ImageRecord
 from upfeat.data.segmentation import read_label
 from upfeat.data.selection import shorter_sides
+from upfeat.data.sets.bsds500 import RegionData, RegionFile
 from upfeat.data.tar_shards import TarRecords
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
@@ -59,9 +58,11 @@ READERS: dict[str, Callable[[Path], object]] = {
     "read_npy": read_npy,
     "hash_files": lambda path: hash_files([path]),
     "file_part": lambda path: FilePart(path).read(),
-    "record": lambda path: Record("a", FilePart(path)).read_image(),
-    "record_of_a_shard": lambda path: Record("a", FilePart(path, 0, 9)).read_image(),
-    "depth_map": lambda path: DepthMapFolder(path.parent, path.name)(Record("a", FilePart(path))),
+    "record": lambda path: ImageRecord("a", FilePart(path)).read_image(),
+    "record_of_a_shard": lambda path: ImageRecord("a", FilePart(path, 0, 9)).read_image(),
+    "depth_map": lambda path: DepthMapFolder(path.parent, path.name)(
+        ImageRecord("a", FilePart(path))
+    ),
     "regions": lambda path: RegionData("set", ()).read(RegionFile("a", _photo(path), (path,))),
     "shard": lambda path: TarRecords([path]),
 }
@@ -97,7 +98,7 @@ def test_folders_and_links_to_nowhere_are_named(tmp_path: Path, reader: str) -> 
 def test_sizes_of_a_collection_pass_over_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    records = [Record("a", FilePart(tmp_path / name)) for name in ("pipe.png", "loop.png")]
+    records = [ImageRecord("a", FilePart(tmp_path / name)) for name in ("pipe.png", "loop.png")]
     assert shorter_sides(records).tolist() == [-1, -1]  # type: ignore[arg-type]
 
 
@@ -142,7 +143,7 @@ def test_any_exception_of_a_plugin_is_the_files(
 def test_any_content_of_label_and_depth_files(tmp_path: Path, content: bytes) -> None:
     for name in ("a.png", "a.npy"):
         (tmp_path / name).write_bytes(content)
-        record = Record("a", FilePart(tmp_path / name))
+        record = ImageRecord("a", FilePart(tmp_path / name))
         with pytest.raises(ValueError, match="no depth of a"):
             DepthMapFolder(tmp_path, name)(record)
     with pytest.raises(ValueError, match="label image"):
@@ -153,7 +154,7 @@ def test_any_content_of_label_and_depth_files(tmp_path: Path, content: bytes) ->
 
 def test_depth_of_the_other_byte_order(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[1.5, 2]], ">f4"))
-    depth = DepthMapFolder(tmp_path, "{stem}.npy")(Record("a", FilePart(tmp_path / "a.png")))
+    depth = DepthMapFolder(tmp_path, "{stem}.npy")(ImageRecord("a", FilePart(tmp_path / "a.png")))
     assert depth.tolist() == [[[1.5, 2]]]
     np.save(tmp_path / "a.npy", np.array([["x"]]))
     with pytest.raises(ValueError, match=r"a\.npy holds <U1, expected numbers"):

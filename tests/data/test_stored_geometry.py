@@ -18,14 +18,12 @@ from upfeat.data import (
     image_folder,
     read_image,
 )
-from upfeat.data.bsds500 import RegionData, RegionFile
 from upfeat.data.classified import ClassifiedFile, ClassifiedImages
-from upfeat.data.depth import DepthData, DepthFile
-from upfeat.data.depth_maps import DepthMapFolder
-from upfeat.data.mask_sets import LabelMasks, RleMasks, TurnedMasks
+from upfeat.data.depth import DepthData, DepthFile, DepthMapFolder
+from upfeat.data.mask_sets import LabelMasks, RleMasks, TurnedMasks, mask_runs
 from upfeat.data.opening import turned
-from upfeat.data.rle import mask_runs
 from upfeat.data.segmentation import LabelledFile, SegmentationData
+from upfeat.data.sets.bsds500 import RegionData, RegionFile
 from upfeat.data.tar_shards import TarRecords
 from upfeat.data.training_images import SampleKey
 from upfeat.data.video import VideoData, VideoSequence

@@ -26,9 +26,9 @@ from upfeat.data import (
     imagenet_folder,
     sa1b_folder,
 )
-from upfeat.data.depth_maps import DepthMapFolder
+from upfeat.data.depth import DepthMapFolder
+from upfeat.data.mask_sets import mask_to_rle
 from upfeat.data.records import FileRecords, JoinedRecords, Records, SelectedRecords
-from upfeat.data.rle import mask_to_rle
 from upfeat.data.selection import shorter_sides, with_min_side
 from upfeat.data.tar_shards import find_shards
 from upfeat.data.training_images import Batch, collate, sample_generator

@@ -1,21 +1,10 @@
 """Images and data sets: reading, listing, transforming. No networks, no downloads."""
 
-from upfeat.data.ade20k import ade20k
-from upfeat.data.bsds500 import RegionData, RegionFile, RegionImage, bsds500
-from upfeat.data.camvid import camvid
-from upfeat.data.cityscapes import cityscapes
 from upfeat.data.classified import ClassifiedFile, ClassifiedImage, ClassifiedImages
-from upfeat.data.coco_objects import coco_objects
-from upfeat.data.coco_stuff import coco_stuff
-from upfeat.data.crops import resize_and_crop
-from upfeat.data.davis import davis
-from upfeat.data.depth import DepthData, DepthFile, DepthImage
-from upfeat.data.depth_maps import DepthMapFolder
+from upfeat.data.depth import DepthData, DepthFile, DepthImage, DepthMapFolder
 from upfeat.data.feature_cache import FeatureCache
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
-from upfeat.data.imagenet import imagenet
 from upfeat.data.images import ImageSource, image_size, read_image
-from upfeat.data.kitti360 import kitti360
 from upfeat.data.mask_cache import CachedMaskSource, fill_mask_cache
 from upfeat.data.masks import (
     FirstOfMaskSource,
@@ -24,17 +13,30 @@ from upfeat.data.masks import (
     Sa1bMaskSource,
     SuperpixelMaskSource,
 )
-from upfeat.data.msrc import msrc
-from upfeat.data.nyuv2 import nyuv2, nyuv2_depth
-from upfeat.data.nyuv2_mat import unpack_nyuv2
 from upfeat.data.records import image_folder, image_list, imagenet_folder, sa1b_folder
-from upfeat.data.segmentation import LabelledFile, LabelledImage, SegmentationData
-from upfeat.data.segmentation_sets import load_segmentation, segmentation_sets
+from upfeat.data.segmentation import (
+    LabelledFile,
+    LabelledImage,
+    SegmentationData,
+    load_segmentation,
+    segmentation_sets,
+)
+from upfeat.data.sets.ade20k import ade20k
+from upfeat.data.sets.bsds500 import RegionData, RegionFile, RegionImage, bsds500
+from upfeat.data.sets.camvid import camvid
+from upfeat.data.sets.cityscapes import cityscapes
+from upfeat.data.sets.coco_objects import coco_objects
+from upfeat.data.sets.coco_stuff import coco_stuff
+from upfeat.data.sets.davis import davis
+from upfeat.data.sets.imagenet import imagenet
+from upfeat.data.sets.kitti360 import kitti360
+from upfeat.data.sets.msrc import msrc
+from upfeat.data.sets.nyuv2 import nyuv2, nyuv2_depth, unpack_nyuv2
+from upfeat.data.sets.voc import voc
 from upfeat.data.tar_shards import TarRecords, find_images
 from upfeat.data.training_images import TrainingImages, TrainingLoader
-from upfeat.data.transforms import CropTransform
+from upfeat.data.transforms import CropTransform, resize_and_crop
 from upfeat.data.video import VideoData, VideoSequence
-from upfeat.data.voc import voc
 
 __all__ = [
     "IMAGE_SUFFIXES",

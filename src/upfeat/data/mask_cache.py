@@ -15,7 +15,7 @@ from torch import Tensor
 from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
 from upfeat.data.masks import MaskSource, PathLike
-from upfeat.data.records import Record, Records
+from upfeat.data.records import ImageRecord, Records
 
 __all__ = ["CachedMaskSource", "MaskCacheSummary", "fill_mask_cache"]
 
@@ -57,11 +57,11 @@ class CachedMaskSource:
         """The source's name: the masks are the same."""
         return self.source.name
 
-    def has(self, record: Record) -> bool:
+    def has(self, record: ImageRecord) -> bool:
         """Whether the source has masks for this record."""
         return self.source.has(record)
 
-    def file_stem(self, record: Record) -> Path:
+    def file_stem(self, record: ImageRecord) -> Path:
         """Return the path of a record's cache file, without suffix."""
         digest = hashlib.blake2b(record.image.read(), digest_size=16).hexdigest()
         settings = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()
@@ -69,7 +69,7 @@ class CachedMaskSource:
         # 256 folders keep a million files listable.
         return self.root / f"{readable}-{settings}" / digest[:2] / digest[2:]
 
-    def stored(self, record: Record) -> Masks | None:
+    def stored(self, record: ImageRecord) -> Masks | None:
         """Return the masks that are on disk, or None; an unreadable file counts as absent."""
         stem = self.file_stem(record)
         for suffix in (".png", ".json"):
@@ -87,7 +87,7 @@ class CachedMaskSource:
                 logger.warning("%s is not readable (%s); computing it again", path, error)
         return None
 
-    def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> Masks:
+    def __call__(self, record: ImageRecord, image: Tensor, generator: torch.Generator) -> Masks:
         """Return the masks from disk, or compute and store them."""
         masks = self.stored(record)
         if masks is not None:
@@ -137,9 +137,9 @@ class MaskCacheSummary:
 
 
 def fill_mask_cache(
-    records: Records | Sequence[Record],
+    records: Records | Sequence[ImageRecord],
     source: CachedMaskSource,
-    on_record: Callable[[Record], None] | None = None,
+    on_record: Callable[[ImageRecord], None] | None = None,
 ) -> MaskCacheSummary:
     """Compute the masks of every record that has none yet; broken images are reported and skipped.
 

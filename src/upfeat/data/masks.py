@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
-from upfeat.data.records import FilePart, Record
+from upfeat.data.records import FilePart, ImageRecord
 from upfeat.data.sizes import resolve_size
-from upfeat.data.transforms import Geometry
+from upfeat.data.transforms import CropGeometry
 from upfeat.errors import MissingPackageError
 
 __all__ = [
@@ -46,11 +46,11 @@ class MaskSource(Protocol):
         """Kind and settings."""
         ...
 
-    def has(self, record: Record) -> bool:
+    def has(self, record: ImageRecord) -> bool:
         """Whether there are masks for this record, without reading them."""
         ...
 
-    def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> Masks:
+    def __call__(self, record: ImageRecord, image: Tensor, generator: torch.Generator) -> Masks:
         """Return the masks of a record whose image is (3, H, W) in [0, 1].
 
         Raises:
@@ -89,12 +89,12 @@ class Sa1bMaskSource:
         """Kind and settings."""
         return "sa1b-all" if self.limit is None else f"sa1b-{self.keep}-{self.limit}"
 
-    def has(self, record: Record) -> bool:
+    def has(self, record: ImageRecord) -> bool:
         """Whether the record has a json file."""
         part = _beside(record)
         return "json" in record.parts or (part is not None and part.path.is_file())
 
-    def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> RleMasks:
+    def __call__(self, record: ImageRecord, image: Tensor, generator: torch.Generator) -> RleMasks:
         """Read the masks; image and generator are not used."""
         part = record.parts.get("json") or _beside(record)
         if part is None:
@@ -105,7 +105,7 @@ class Sa1bMaskSource:
             raise ValueError(f"masks of {record.name} ({part}): {error}") from error
 
 
-def _beside(record: Record) -> FilePart | None:
+def _beside(record: ImageRecord) -> FilePart | None:
     """Return NAME.json beside an image that is a file of its own."""
     if record.image.size is not None:
         return None
@@ -154,11 +154,11 @@ class LabelMaskSource:
         what = f"part-{self.part}" if self.root is None else self.pattern
         return "-".join(["labels", what, *(f"without{value}" for value in self.ignore)])
 
-    def has(self, record: Record) -> bool:
+    def has(self, record: ImageRecord) -> bool:
         """Whether the record has a label image."""
         return bool(self.files(record))
 
-    def files(self, record: Record) -> list[FilePart]:
+    def files(self, record: ImageRecord) -> list[FilePart]:
         """Return the label images of a record, one for each annotator, sorted."""
         if self.root is None:
             return [record.parts[self.part]] if self.part in record.parts else []
@@ -189,7 +189,9 @@ class LabelMaskSource:
             self._listings[folder] = sorted(os.listdir(folder)) if folder.is_dir() else []
         return self._listings[folder]
 
-    def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> LabelMasks:
+    def __call__(
+        self, record: ImageRecord, image: Tensor, generator: torch.Generator
+    ) -> LabelMasks:
         """Read one of the label images; the generator draws which."""
         files = self.files(record)
         if not files:
@@ -250,11 +252,13 @@ class SuperpixelMaskSource:
         values = [f"{value:g}" for value in self.settings.values()]
         return "-".join([self.method, *values, f"max{self.max_side}" if self.max_side else "full"])
 
-    def has(self, record: Record) -> bool:
+    def has(self, record: ImageRecord) -> bool:
         """Every image has superpixels."""
         return True
 
-    def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> LabelMasks:
+    def __call__(
+        self, record: ImageRecord, image: Tensor, generator: torch.Generator
+    ) -> LabelMasks:
         """Compute the pieces of the image; record and generator are not used."""
         try:
             from skimage import segmentation
@@ -263,7 +267,7 @@ class SuperpixelMaskSource:
         given = (image.shape[1], image.shape[2])
         if self.max_side is not None and max(given) > self.max_side:
             size = resolve_size(self.max_side / max(given), given)
-            image = Geometry(size, 0, 0, size).image(image)
+            image = CropGeometry(size, 0, 0, size).image(image)
         # (3, H, W) -> (H, W, 3)
         pixels = image.permute(1, 2, 0).cpu().numpy().astype(np.float64)
         options: dict[str, Any] = dict(self.settings)
@@ -299,11 +303,11 @@ class FirstOfMaskSource:
         """The names of all sources."""
         return "_or_".join(source.name for source in self.sources)
 
-    def has(self, record: Record) -> bool:
+    def has(self, record: ImageRecord) -> bool:
         """Whether any source has masks."""
         return any(source.has(record) for source in self.sources)
 
-    def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> Masks:
+    def __call__(self, record: ImageRecord, image: Tensor, generator: torch.Generator) -> Masks:
         """Take the masks of the first source that has some, else those of the last source."""
         for source in self.sources[:-1]:
             if source.has(record):

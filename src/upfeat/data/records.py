@@ -1,7 +1,7 @@
 """Where training images lie: folders, lists, ImageNet, SA-1B.
 
-A collection is a sequence of :class:`Record`: the image's name and where its files are. Nothing is
-opened before it is read. Collections hold packed bytes instead of Python objects, so a million
+A collection is a sequence of :class:`ImageRecord`: the image's name and where its files are.
+Nothing is opened before it is read. Collections hold packed bytes instead of Python objects, so a million
 names cost little and stay shared between the processes of a loader. Tar shards are in
 ``tar_shards``.
 """
@@ -26,8 +26,8 @@ from upfeat.errors import check_file
 __all__ = [
     "FilePart",
     "FileRecords",
+    "ImageRecord",
     "JoinedRecords",
-    "Record",
     "Records",
     "SelectedRecords",
     "image_folder",
@@ -81,7 +81,7 @@ class FilePart:
 
 
 @dataclass(frozen=True)
-class Record:
+class ImageRecord:
     """One image and the files beside it.
 
     Attributes:
@@ -109,17 +109,17 @@ class Record:
         return stored_orientation(self.image.path if whole else self.image.read())
 
 
-class Records(Sequence[Record]):
+class Records(Sequence[ImageRecord]):
     """A collection of images; a subclass has ``__len__`` and ``_record(index)``."""
 
-    def _record(self, index: int) -> Record:
+    def _record(self, index: int) -> ImageRecord:
         raise NotImplementedError(f"{type(self).__name__} must implement _record")
 
     @overload
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> ImageRecord: ...
     @overload
     def __getitem__(self, index: slice) -> "SelectedRecords": ...
-    def __getitem__(self, index: int | slice) -> "Record | SelectedRecords":
+    def __getitem__(self, index: int | slice) -> "ImageRecord | SelectedRecords":
         """Return one record, or a part of the collection."""
         if isinstance(index, slice):
             return SelectedRecords(self, range(len(self))[index])
@@ -174,9 +174,9 @@ class FileRecords(Records):
         """Return the number of images."""
         return len(self._images)
 
-    def _record(self, index: int) -> Record:
+    def _record(self, index: int) -> ImageRecord:
         parts = {role: column[index] for role, column in self._parts.items()}
-        return Record(
+        return ImageRecord(
             self._names[index],
             FilePart(Path(self._images[index])),
             {role: FilePart(Path(path)) for role, path in parts.items() if path},
@@ -201,7 +201,7 @@ class JoinedRecords(Records):
         """Return the number of images."""
         return self._ends[-1] if self._ends else 0
 
-    def _record(self, index: int) -> Record:
+    def _record(self, index: int) -> ImageRecord:
         number = bisect_right(self._ends, index)
         return self._collections[number][index - (self._ends[number - 1] if number else 0)]
 
@@ -224,7 +224,7 @@ class SelectedRecords(Records):
         """Return the number of images."""
         return len(self._indices)
 
-    def _record(self, index: int) -> Record:
+    def _record(self, index: int) -> ImageRecord:
         return self._collection[int(self._indices[index])]
 
 

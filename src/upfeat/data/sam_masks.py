@@ -24,10 +24,9 @@ from torch import Tensor
 
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.checkpoints import file_sha256, read_config
-from upfeat.data.mask_sets import RleMasks
+from upfeat.data.mask_sets import Counts, RleMasks, mask_runs
 from upfeat.data.masks import PathLike
-from upfeat.data.records import Record
-from upfeat.data.rle import Counts, mask_runs
+from upfeat.data.records import ImageRecord
 from upfeat.data.sizes import Size, resolve_size
 from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
 from upfeat.ops.images import normalize, resize_antialiased
@@ -194,12 +193,12 @@ class SamMaskSource:
             self._name = f"{self.kind}-{files.hexdigest()[:12]}-{numbers}"
         return self._name
 
-    def has(self, record: Record) -> bool:
+    def has(self, record: ImageRecord) -> bool:
         """Every image can be segmented."""
         return True
 
     @torch.no_grad()
-    def __call__(self, record: Record, image: Tensor, generator: torch.Generator) -> RleMasks:
+    def __call__(self, record: ImageRecord, image: Tensor, generator: torch.Generator) -> RleMasks:
         """Segment the image (3, H, W) in [0, 1]; record and generator are not used."""
         model = self._load()
         size = (image.shape[1], image.shape[2])

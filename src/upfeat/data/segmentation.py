@@ -1,21 +1,87 @@
-"""Images with a label map: what the loaders of the labelled sets give.
+"""Images with a label map: what the loaders of the labelled sets give, and those sets by name.
 
 Where a set's files store numbers of their own, a table says which class each of them means.
 Sizes are ``(height, width)``.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from upfeat.data.images import read_image
 from upfeat.data.layouts import FileSet, PathLike, lay_on_image, read_numbers
+from upfeat.errors import UnknownNameError
 
-__all__ = ["LabelledFile", "LabelledImage", "SegmentationData", "map_labels", "read_label"]
+__all__ = [
+    "IGNORED",
+    "ClassTable",
+    "LabelledFile",
+    "LabelledImage",
+    "SegmentationData",
+    "SegmentationLoader",
+    "class_table",
+    "load_segmentation",
+    "load_table",
+    "map_labels",
+    "read_label",
+    "register_segmentation",
+    "segmentation_sets",
+]
+
+
+IGNORED = 255
+
+
+class ClassTable(NamedTuple):
+    """Names of the classes, and which stored number means which class (255: ignored)."""
+
+    classes: tuple[str, ...]
+    table: dict[int, int]
+
+
+@cache
+def load_table(name: str) -> Any:
+    """Return a table of class numbers and names that comes with the package.
+
+    Example:
+        >>> from upfeat.data.segmentation import load_table
+        >>> load_table("ade20k")["names"][:2]
+        ['wall', 'building']
+    """
+    file = resources.files("upfeat.data") / "tables" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def class_table(name: str, key: str) -> ClassTable:
+    """Return the classes of a table that lists labels one by one.
+
+    A class with several labels is called by the first of them. The label -1, which 8-bit files
+    store as 255, is ignored either way.
+
+    Args:
+        name: of the table.
+        key: which of its class numbers.
+
+    Example:
+        >>> from upfeat.data.segmentation import class_table
+        >>> classes, table = class_table("cityscapes", "train_id")
+        >>> len(classes), classes[table[24]], table[0]
+        (19, 'person', 255)
+    """
+    labels = load_table(name)["labels"]
+    table = {label["id"]: label[key] for label in labels} | {IGNORED: IGNORED}
+    names: dict[int, str] = {}
+    for label in labels:
+        names.setdefault(label[key], label["name"])
+    names.pop(IGNORED)
+    return ClassTable(tuple(names[number] for number in range(len(names))), table)
 
 
 class LabelledFile(NamedTuple):
@@ -135,3 +201,69 @@ class SegmentationData(FileSet[LabelledFile, LabelledImage]):
         """Return classes, ignored number and table."""
         table = "" if self.table is None else f" {sorted(self.table.items())}"
         return f"{self.classes} {self.ignore_index}{table}"
+
+
+SegmentationLoader: TypeAlias = Callable[..., SegmentationData]
+LoaderT = TypeVar("LoaderT", bound=SegmentationLoader)
+_SETS: dict[str, SegmentationLoader] = {}
+
+
+def register_segmentation(name: str, **options: Any) -> Callable[[LoaderT], LoaderT]:
+    """Return a decorator that enters a loader among the labelled sets.
+
+    Args:
+        name: as ``upfeat eval --data`` and :func:`load_segmentation` spell it.
+        **options: what the loader is called with, besides the folder and the split.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Example:
+        >>> from upfeat.data.segmentation import register_segmentation
+        >>> try:
+        ...     register_segmentation("msrc")
+        ... except ValueError as error:
+        ...     print(error)
+        a data set named 'msrc' is registered already; choose another name
+    """
+    if name in _SETS:
+        raise ValueError(f"a data set named {name!r} is registered already; choose another name")
+
+    def decorate(loader: LoaderT) -> LoaderT:
+        _SETS[name] = partial(loader, **options) if options else loader
+        return loader
+
+    return decorate
+
+
+def segmentation_sets() -> dict[str, SegmentationLoader]:
+    """Return the labelled sets by name; a loader is called with the folder and the split.
+
+    All of them have the splits ``"train"`` and ``"val"``.
+    """
+    return dict(sorted(_SETS.items()))
+
+
+def load_segmentation(name: str, root: PathLike, split: str = "train") -> SegmentationData:
+    """List a split of a labelled set.
+
+    Args:
+        name: of :func:`segmentation_sets`.
+        root: its folder.
+        split: ``"train"`` or ``"val"``.
+
+    Raises:
+        UnknownNameError: no such set.
+        FileNotFoundError: the folder is not the set; shows the expected tree.
+
+    Example:
+        >>> from upfeat.data import load_segmentation
+        >>> try:
+        ...     load_segmentation("cityscape", "data")
+        ... except ValueError as error:
+        ...     print(str(error).split("?")[0])
+        unknown data set 'cityscape'; did you mean 'cityscapes' or 'cityscapes_27'
+    """
+    if name not in _SETS:
+        raise UnknownNameError("data set", name, _SETS)
+    return _SETS[name](root, split)

@@ -13,7 +13,7 @@ from upfeat._files import write_bytes
 from upfeat.data.layouts import read_npy
 from upfeat.data.masks import PathLike
 from upfeat.data.opening import read_picture
-from upfeat.data.records import Record, Records, SelectedRecords
+from upfeat.data.records import ImageRecord, Records, SelectedRecords
 
 __all__ = ["shorter_sides", "with_min_side"]
 
@@ -25,7 +25,7 @@ def shorter_sides(
     *,
     file: PathLike | None = None,
     threads: int = 8,
-    on_record: Callable[[Record], None] | None = None,
+    on_record: Callable[[ImageRecord], None] | None = None,
 ) -> npt.NDArray[np.int32]:
     """Return the shorter side in pixels of every image, (N,), from the headers; -1 if unreadable.
 
@@ -71,7 +71,7 @@ def shorter_sides(
     return sides
 
 
-def _shorter_side(record: Record) -> int:
+def _shorter_side(record: ImageRecord) -> int:
     try:
         source = record.image.path if record.image.size is None else record.image.read()
         return read_picture(source, lambda image: min(image.size))
@@ -86,7 +86,7 @@ def with_min_side(
     *,
     file: PathLike | None = None,
     threads: int = 8,
-    on_record: Callable[[Record], None] | None = None,
+    on_record: Callable[[ImageRecord], None] | None = None,
 ) -> SelectedRecords:
     """Return the images whose shorter side has at least ``min_side`` pixels.
 

@@ -23,8 +23,8 @@ from upfeat._files import write_bytes
 from upfeat.data.folders import IMAGE_SUFFIXES, LeftOut, match_glob
 from upfeat.data.records import (
     FilePart,
+    ImageRecord,
     PackedStrings,
-    Record,
     Records,
     image_folder,
     image_list,
@@ -117,13 +117,13 @@ class TarRecords(Records):
         """Return the number of images."""
         return len(self._owners)
 
-    def _record(self, index: int) -> Record:
+    def _record(self, index: int) -> ImageRecord:
         shard = self.shards[self._owners[index]]
         rows = self._rows[self._firsts[index] : self._firsts[index + 1]].tolist()
         image, *others = (
             (self._extensions[code], FilePart(shard, offset, size)) for code, offset, size in rows
         )
-        return Record(self._names[index], image[1], dict(others))
+        return ImageRecord(self._names[index], image[1], dict(others))
 
 
 def _samples(members: Iterable[Member]) -> Iterable[tuple[str, dict[str, Member]]]:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from upfeat.data.depth_maps import DepthMapFolder
+from upfeat.data.depth import DepthMapFolder
 from upfeat.data.mask_sets import TurnedMasks
 from upfeat.data.masks import MaskSource
 from upfeat.data.opening import turned
-from upfeat.data.records import Record, Records
+from upfeat.data.records import ImageRecord, Records
 from upfeat.data.transforms import Transform
 from upfeat.errors import shape_text
 
@@ -127,7 +127,7 @@ class TrainingImages(Dataset[Sample]):
 
     def __init__(
         self,
-        records: Records | Sequence[Record],
+        records: Records | Sequence[ImageRecord],
         transform: Transform,
         *,
         masks: MaskSource | None = None,
@@ -177,7 +177,7 @@ class TrainingImages(Dataset[Sample]):
             f"{skipped[-1].reason}; check the training images"
         )
 
-    def _sample(self, record: Record, index: int, generator: torch.Generator) -> Sample:
+    def _sample(self, record: ImageRecord, index: int, generator: torch.Generator) -> Sample:
         image = record.read_image()
         size = (image.shape[1], image.shape[2])
         geometry = self.transform.geometry(size, generator)
@@ -195,7 +195,7 @@ class TrainingImages(Dataset[Sample]):
         return sample
 
 
-def _turn(record: Record, what: str, stored: tuple[int, int], size: tuple[int, int]) -> int:
+def _turn(record: ImageRecord, what: str, stored: tuple[int, int], size: tuple[int, int]) -> int:
     """Return the EXIF orientation by which maps must be turned to lie on their image; 0 for none.
 
     Maps of another shape than the image are refused, unless they lie on the photo as the camera

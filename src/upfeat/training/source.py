@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from upfeat.data.depth_maps import DepthMapFolder
+from upfeat.data.depth import DepthMapFolder
 from upfeat.data.mask_cache import CachedMaskSource
 from upfeat.data.masks import FirstOfMaskSource, MaskSource
 from upfeat.data.records import JoinedRecords, Records

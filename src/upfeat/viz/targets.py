@@ -45,7 +45,7 @@ from torch import Tensor
 from upfeat.backbones import Backbone
 from upfeat.data.mask_sets import Masks
 from upfeat.data.sizes import Size, fit_multiple, resolve_size
-from upfeat.data.transforms import Geometry
+from upfeat.data.transforms import CropGeometry
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.objectives import SelfDistillation, SelfDistillationConfig
 from upfeat.objectives._networks import backbone_features, guidance_image, normalises_features
@@ -303,11 +303,11 @@ class _Scene:
 
     def image_at(self, size: Size) -> Tensor:
         """The photo at a size, as training images are resized: (1, 3, *size)."""
-        return Geometry(size, 0, 0, size).image(self.photo)[None]
+        return CropGeometry(size, 0, 0, size).image(self.photo)[None]
 
     def masks_at(self, size: Size) -> Tensor:
         """The masks at a size, bool (M, *size)."""
-        return self.masks.cut(Geometry(size, 0, 0, size)).to(self.photo.device)
+        return self.masks.cut(CropGeometry(size, 0, 0, size)).to(self.photo.device)
 
     def agreement(self, name: str, made: Tensor) -> float | None:
         """Mean cosine similarity with the features, averaged down; None for depth."""
@@ -321,7 +321,7 @@ class _Scene:
     def depth(self) -> Tensor:
         if self.known_depth is None:
             raise RuntimeError("there is no depth map")
-        geometry = Geometry(self.out_size, 0, 0, self.out_size)
+        geometry = CropGeometry(self.out_size, 0, 0, self.out_size)
         return geometry.labels(self.known_depth.to(self.photo.device).float())[None, None]
 
     def implicit(self) -> Tensor:

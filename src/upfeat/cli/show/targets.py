@@ -154,11 +154,11 @@ def read_masks(choice: str, photo: Path, pixels: "Tensor") -> "Masks":
 
     from upfeat.data import SuperpixelMaskSource
     from upfeat.data.mask_sets import LabelMasks, RleMasks, read_labels
-    from upfeat.data.records import FilePart, Record
+    from upfeat.data.records import FilePart, ImageRecord
 
     if choice in ("felzenszwalb", "slic"):
         source = SuperpixelMaskSource("slic" if choice == "slic" else "felzenszwalb")
-        return source(Record(photo.stem, FilePart(photo)), pixels, torch.Generator())
+        return source(ImageRecord(photo.stem, FilePart(photo)), pixels, torch.Generator())
     path = Path(choice)
     if not path.is_file():
         raise FileNotFoundError(
@@ -179,12 +179,12 @@ def read_depth(path: Path) -> "Tensor":
         FileNotFoundError: there is no such file.
         ValueError: it holds no numbers (H, W).
     """
-    from upfeat.data.depth_maps import DepthMapFolder
-    from upfeat.data.records import FilePart, Record
+    from upfeat.data.depth import DepthMapFolder
+    from upfeat.data.records import FilePart, ImageRecord
 
     if not path.is_file():
         raise FileNotFoundError(f"no depth map at {path}; check --depth")
-    return DepthMapFolder(path.parent, path.name)(Record(path.stem, FilePart(path)))[0]
+    return DepthMapFolder(path.parent, path.name)(ImageRecord(path.stem, FilePart(path)))[0]
 
 
 def _panel(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
-from upfeat.data.crops import resize_and_crop
+from upfeat.data.transforms import resize_and_crop
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.dense import Method
 from upfeat.evaluation.metrics import SegmentationMetric

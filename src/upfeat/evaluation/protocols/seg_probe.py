@@ -119,7 +119,7 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig |
 
     Args:
         preset: ``pixel-sample``, ``jafar``, ``anyup``, ``naf`` or ``loftup``.
-        data: a name of :func:`upfeat.data.segmentation_sets`; for ``pixel-sample`` one of
+        data: a name of :func:`upfeat.data.segmentation`; for ``pixel-sample`` one of
             ``PRESETS``.
         **changes: fields of :class:`SegProbeConfig`, or of
             :class:`upfeat.evaluation.probes.segmentation_crops.ImageProbeConfig`.

@@ -6,9 +6,14 @@ validation images.
 
 from typing import Literal
 
-from upfeat.data.label_tables import IGNORED, load_table
 from upfeat.data.layouts import PathLike, check_split, expected_tree, find_base, pair_by_stem
-from upfeat.data.segmentation import LabelledFile, SegmentationData
+from upfeat.data.segmentation import (
+    IGNORED,
+    LabelledFile,
+    SegmentationData,
+    load_table,
+    register_segmentation,
+)
 
 __all__ = ["ade20k"]
 
@@ -21,6 +26,8 @@ ADEChallengeData2016/images/validation/, .../annotations/validation/  likewise
 """
 
 
+@register_segmentation("ade20k")
+@register_segmentation("ade20k_151", classes=151)
 def ade20k(
     root: PathLike, split: Literal["train", "val"] = "train", classes: Literal[150, 151] = 150
 ) -> SegmentationData:

@@ -1,28 +1,38 @@
-"""Unpacking the published file of NYU Depth v2 into images, depth maps and labels.
+"""NYU Depth v2: indoor rooms with depth and labels, 39 or 13 classes.
 
-``nyu_depth_v2_labeled.mat`` is HDF5 with the axes reversed. Legend: ``N`` images, ``H`` = 480,
-``W`` = 640.
+Silberman, Hoiem, Kohli, Fergus: "Indoor segmentation and support inference from RGBD images",
+ECCV 2012; 40 classes of Gupta et al., CVPR 2013, of which "otherprop" is ignored here, and 13 of
+Couprie et al., ICLR 2013. Research use. The published file ``nyu_depth_v2_labeled.mat`` becomes
+the layout that is read here by :func:`unpack_nyuv2`.
 """
 
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from upfeat._files import OwnFiles, write_bytes
-from upfeat.data.label_tables import IGNORED, load_table
-from upfeat.data.layouts import PathLike
-from upfeat.data.nyuv2 import ADDRESS, UNITS_16_BIT
+from upfeat.data.depth import DepthData, DepthFile
+from upfeat.data.layouts import PathLike, check_split, expected_tree, pair_by_stem
+from upfeat.data.opening import read_picture
+from upfeat.data.segmentation import (
+    IGNORED,
+    LabelledFile,
+    SegmentationData,
+    load_table,
+    register_segmentation,
+)
 from upfeat.errors import MissingPackageError, check_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["unpack_nyuv2"]
+__all__ = ["nyuv2", "nyuv2_depth", "unpack_nyuv2"]
+
 
 # What the projection of depth onto the image covers, Eigen et al., NeurIPS 2014.
 ROWS, COLS = slice(45, 471), slice(41, 601)
@@ -175,3 +185,90 @@ def _png(image: "Image.Image") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "png")
     return buffer.getvalue()
+
+
+MAT_FILE = "nyu_depth_v2_labeled.mat"
+ADDRESS = f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{MAT_FILE}"
+
+# What one metre is in the two kinds of depth file.
+UNITS_8_BIT = 25.5
+UNITS_16_BIT = 1000.0
+
+_TREE = f"""
+train/images/NNNN.jpg (or .png)
+train/labels/NNNN.png    classes 0 to 38, 255 = ignored
+train/depth/NNNN.png     8 bit: metres = value / 25.5; 16 bit: millimetres; 0 = missing
+val/images/, val/labels/, val/depth/  likewise
+upfeat.data.unpack_nyuv2 writes it from {MAT_FILE}.
+"""
+
+
+@register_segmentation("nyuv2")
+@register_segmentation("nyuv2_13", classes=13)
+def nyuv2(
+    root: PathLike, split: Literal["train", "val"] = "train", classes: Literal[39, 13] = 39
+) -> SegmentationData:
+    """List the labelled images of a split of NYU Depth v2; label 255 is ignored.
+
+    Args:
+        root: the folder that holds ``train`` and ``val``.
+        split: which of the two.
+        classes: 39, or 13 groups of them.
+
+    Raises:
+        FileNotFoundError: a folder, all images or a label are missing; shows the expected tree.
+        ValueError: the split or number of classes is unknown.
+
+    Example:
+        >>> from upfeat.data import nyuv2
+        >>> try:
+        ...     nyuv2("nowhere", "val")
+        ... except FileNotFoundError as error:
+        ...     print(str(error).splitlines()[-1])
+        Get it from http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat
+    """
+    if classes not in (39, 13):
+        raise ValueError(f"NYU Depth v2 has 39 or 13 classes here, got {classes}")
+    files = tuple(LabelledFile(*three) for three in _pairs(root, split, "labels"))
+    table = load_table("nyuv2")
+    if classes == 39:
+        return SegmentationData(f"nyuv2/{split}", tuple(table["names"]), IGNORED, files)
+    to_13 = dict(enumerate(table["to_13"])) | {IGNORED: IGNORED}
+    return SegmentationData(f"nyuv2_13/{split}", tuple(table["names_13"]), IGNORED, files, to_13)
+
+
+def nyuv2_depth(root: PathLike, split: Literal["train", "val"] = "train") -> DepthData:
+    """List the images with depth of a split of NYU Depth v2; up to 10 metres, 0 = missing.
+
+    Args:
+        root: the folder that holds ``train`` and ``val``.
+        split: which of the two.
+
+    Raises:
+        FileNotFoundError: a folder, all images or a depth map are missing; shows the expected tree.
+        ValueError: the split is unknown or the first depth map is broken.
+
+    Example:
+        >>> from upfeat.data import nyuv2_depth
+        >>> try:
+        ...     nyuv2_depth("nowhere", "val")
+        ... except FileNotFoundError as error:
+        ...     print("no folder nowhere/val/images" in str(error))
+        True
+    """
+    files = tuple(DepthFile(*three) for three in _pairs(root, split, "depth"))
+    return DepthData(f"nyuv2-depth/{split}", files, _units(files[0].depth))
+
+
+def _pairs(root: PathLike, split: str, kind: str) -> list[tuple[str, Path, Path]]:
+    check_split("NYU Depth v2", split, ("train", "val"))
+    folder = Path(root).expanduser() / split
+    pairs, problem = pair_by_stem(folder / "images", folder / kind)
+    if problem:
+        raise FileNotFoundError(expected_tree("NYU Depth v2", root, _TREE, problem, ADDRESS))
+    return pairs
+
+
+def _units(path: Path) -> float:
+    mode = read_picture(path, lambda image: image.mode, what="depth map", name=f"depth map {path}")
+    return UNITS_8_BIT if mode == "L" else UNITS_16_BIT

