@@ -4,9 +4,9 @@ A transform draws a :class:`CropGeometry` for an image of a size; the geometry t
 (bilinear or bicubic) and any map of labels or masks on it (nearest neighbour), whatever resolution
 the map is stored at. Sizes are ``(height, width)``.
 
-:func:`resize_and_crop` is the square cut of the probing protocols, as the released code of JAFAR and
-LoftUp does it: the image is resized as 8-bit pixels by Pillow's antialiased bilinear filter, the
-longer side rounded down; labels and depth maps by Pillow's nearest neighbour.
+:func:`resize_and_crop` is the square cut of the probing protocols, as the released code of JAFAR
+and LoftUp does it: the image is resized as 8-bit pixels by Pillow's antialiased bilinear filter,
+the longer side rounded down; labels and depth maps by Pillow's nearest neighbour.
 """
 
 from dataclasses import dataclass
