@@ -1,8 +1,8 @@
 """Where training images lie: folders, lists, ImageNet, SA-1B.
 
 A collection is a sequence of :class:`ImageRecord`: the image's name and where its files are.
-Nothing is opened before it is read. Collections hold packed bytes instead of Python objects, so a million
-names cost little and stay shared between the processes of a loader. Tar shards are in
+Nothing is opened before it is read. Collections hold packed bytes instead of Python objects, so a
+million names cost little and stay shared between the processes of a loader. Tar shards are in
 ``tar_shards``.
 """
 
