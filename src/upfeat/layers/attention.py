@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from upfeat.ops import linear
 
-__all__ = ["Attention", "Memory", "attention_modules", "record_attention"]
+__all__ = ["Attention", "CrossAttentionLayer", "Memory", "attention_modules", "record_attention"]
 
 
 Memory = tuple[Tensor, Tensor]
@@ -60,6 +60,43 @@ class Attention(nn.MultiheadAttention):
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, heads, N, D / heads)."""
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class CrossAttentionLayer(nn.Module):
+    """Layer of a transformer that reads tokens: cross-attention, then feed-forward.
+
+    Both are pre-norm and residual; one norm serves keys and values.
+
+    Args:
+        width: D, channels of queries and tokens.
+        hidden: of the feed-forward.
+        num_heads: of the attention; must divide the width.
+
+    Example:
+        >>> import torch
+        >>> layer = CrossAttentionLayer(8, 16, num_heads=2)
+        >>> layer(torch.randn(1, 7, 8), layer.keys_values(torch.randn(1, 5, 8))).shape
+        torch.Size([1, 7, 8])
+    """
+
+    def __init__(self, width: int, hidden: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm_query = nn.LayerNorm(width)
+        self.norm_tokens = nn.LayerNorm(width)
+        self.attention = Attention(width, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, hidden)
+        self.reduce = nn.Linear(hidden, width)
+
+    def keys_values(self, tokens: Tensor) -> Memory:
+        """(B, n, D) -> what :meth:`forward` attends to."""
+        return self.attention.keys_values(self.norm_tokens(tokens))
+
+    def forward(self, queries: Tensor, memory: Memory) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        queries = queries + self.attention(self.norm_query(queries), memory)[0]
+        hidden = F.gelu(linear(self.norm(queries), self.expand.weight, self.expand.bias))
+        return queries + linear(hidden, self.reduce.weight, self.reduce.bias)
 
 
 def attention_modules(module: nn.Module) -> list[nn.MultiheadAttention]:

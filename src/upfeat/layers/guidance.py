@@ -339,3 +339,24 @@ def convert_cross_decode(
         take(f"cross_attn.{name}", *shape)
     out |= {"q_proj.weight": query, "q_proj.bias": query_bias}
     return out | {"k_proj.weight": key, "k_proj.bias": key_bias} | rest
+
+
+def join_official(
+    state: Mapping[str, Tensor], attention: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Put the converted attention and the other official tensors in their places in an upsampler.
+
+    Args:
+        state: official state dict.
+        attention: what its ``cross_decode`` became, as :func:`convert_cross_decode` returns it.
+
+    Returns:
+        The tensors under ``attention.``, those of `GuidanceEncoder` under ``guidance.``, and the
+        rest, without ``cross_decode``, as it was.
+    """
+    out = {f"attention.{key}": tensor for key, tensor in attention.items()}
+    for key, tensor in state.items():
+        part = key.partition(".")[0]
+        if part != "cross_decode":
+            out[f"guidance.{key}" if part in OFFICIAL_PARTS else key] = tensor
+    return out

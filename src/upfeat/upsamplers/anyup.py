@@ -25,16 +25,10 @@ from upfeat.layers import (
     PointwiseResidualBlock,
 )
 from upfeat.layers.feature_unification import FeatureUnification, Unification
-from upfeat.layers.guidance import OFFICIAL_PARTS, convert_cross_decode
+from upfeat.layers.guidance import convert_cross_decode, join_official
 from upfeat.ops import cross_scale_neighborhood_attention, stream, unit_vectors, windowed_attention
 from upfeat.ops.runtime import without_autocast
-from upfeat.upsamplers.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Abilities,
-    Upsampler,
-    UpsamplerInfo,
-)
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -284,12 +278,9 @@ class AnyUp(Upsampler):
         else:
             qk_dim = state["rope.freqs"].shape[1]
             attention = convert_cross_decode(state, value_dim=qk_dim)
-        out = {f"attention.{key}": tensor for key, tensor in attention.items()}
-        for key, tensor in state.items():
-            part = key.partition(".")[0]
-            if part != "cross_decode":
-                name = f"guidance.{key}" if part in OFFICIAL_PARTS else key
-                for official, ours in LAYERS.items():
-                    name = name.replace(official, ours)
-                out[name] = tensor
+        out = {}
+        for name, tensor in join_official(state, attention).items():
+            for official, ours in LAYERS.items():
+                name = name.replace(official, ours)
+            out[name] = tensor
         return out

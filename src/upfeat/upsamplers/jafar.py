@@ -20,16 +20,10 @@ from torch import Tensor, nn
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, PointwiseEncoder
-from upfeat.layers.guidance import OFFICIAL_PARTS, convert_cross_decode
+from upfeat.layers.guidance import convert_cross_decode, join_official
 from upfeat.ops import group_norm, head_averaged_attention, stream, unit_vectors
 from upfeat.ops.coordinates import sample_at
-from upfeat.upsamplers.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Abilities,
-    Upsampler,
-    UpsamplerInfo,
-)
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
 
@@ -57,7 +51,7 @@ SWAPPED = (
     "The original README swaps the links of ViT-B/16 and DINO ViT-B/16; this record goes by the "
     f"file name. {NOTE}"
 )
-CLASSIFIER = "The backbone is a CLIP finetuned as a classifier: 768 channels and no text space."
+TUNED = "The backbone is a CLIP finetuned as a classifier: 768 channels and no text space."
 IMAGENET, HALF, CLIP = (
     (IMAGENET_MEAN, IMAGENET_STD),
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -70,14 +64,7 @@ PUBLISHED: tuple[tuple[str, str, str, int, tuple[Triple, Triple], str], ...] = (
     ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2", ".lvd142m", 384, IMAGENET, NOTE),
     ("dino_vitb16", "vit_base_patch16_224.dino", "", 768, IMAGENET, SWAPPED),
     ("augreg_vitb16", "vit_base_patch16_224", ".augreg2_in21k_ft_in1k", 768, HALF, SWAPPED),
-    (
-        "clip_vitb16_384",
-        "vit_base_patch16_clip_384",
-        ".laion2b_ft_in12k_in1k",
-        768,
-        CLIP,
-        CLASSIFIER,
-    ),
+    ("clip_vitb16_384", "vit_base_patch16_clip_384", ".laion2b_ft_in12k_in1k", 768, CLIP, TUNED),
     ("siglip2_vitb16_512", "vit_base_patch16_siglip_512.v2_webli", "", 768, HALF, NOTE),
 )
 
@@ -230,9 +217,4 @@ class JAFAR(Upsampler):
         attention = convert_cross_decode(
             state, feature_dim, unused={"norm_v.weight": (feature_dim,)}
         )
-        out = {f"attention.{key}": tensor for key, tensor in attention.items()}
-        for key, tensor in state.items():
-            part = key.partition(".")[0]
-            if part != "cross_decode":
-                out[f"guidance.{key}" if part in OFFICIAL_PARTS else key] = tensor
-        return out
+        return join_official(state, attention)

@@ -22,17 +22,16 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import CheckpointError, check_choice
-from upfeat.layers.attention import Attention, Memory
-from upfeat.layers.cell_colors import CellColors
+from upfeat.layers.attention import CrossAttentionLayer, Memory
 from upfeat.layers.fourier import FourierFeatures, PixelFeatures
 from upfeat.layers.norm import ChannelNorm
 from upfeat.ops import linear, stream
 from upfeat.ops.coordinates import inclusive_grid, sample_around
 from upfeat.ops.images import Size, stretch_colors
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
-from upfeat.upsamplers.loftup_start import start_as_interpolation
+from upfeat.upsamplers.loftup_ours import BUNDLED, CellColors, start_as_interpolation
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
+from upfeat.upsamplers.weights import Checkpoint
 
 QUERY_CHUNK = 1024  # positions of query(), each with its neighbourhood
 POSITION_FREQUENCIES = 5  # of the low-resolution tokens: 2 x 2 x 5 = 20 channels
@@ -43,33 +42,22 @@ NO_CHANNEL_NORM = (
 )
 
 
-class Layer(nn.Module):
-    """Cross-attention and feed-forward, pre-norm, residual; one norm serves keys and values."""
+# -- published weights -----------------------------------------------------------------------------
 
-    def __init__(self, width: int, hidden: int, num_heads: int) -> None:
-        super().__init__()
-        self.norm_query = nn.LayerNorm(width)
-        self.norm_tokens = nn.LayerNorm(width)
-        self.attention = Attention(width, num_heads, batch_first=True)
-        self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, hidden)
-        self.reduce = nn.Linear(hidden, width)
-
-    def keys_values(self, tokens: Tensor) -> Memory:
-        """(B, n, D) -> what :meth:`forward` attends to."""
-        return self.attention.keys_values(self.norm_tokens(tokens))
-
-    def forward(self, queries: Tensor, memory: Memory) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        queries = queries + self.attention(self.norm_query(queries), memory)[0]
-        hidden = F.gelu(linear(self.norm(queries), self.expand.weight, self.expand.bias))
-        return queries + linear(hidden, self.reduce.weight, self.reduce.bias)
-
-
-def _record(
-    tag: str, name: str, backbone: str, width: int, licence: str = "Apache-2.0"
-) -> Checkpoint:
-    return Checkpoint(
+SIGLIP = "{} ViT-B/16 of open_clip, normed patch tokens of its timm trunk"
+CLIP = "CLIP ViT-B/16 of OpenAI as in MaskCLIP: value path of the last block, projected"
+# Tag, repository haiwen/loftup-*, backbone, channels.
+PUBLISHED = (
+    ("dinov2_vits14", "dinov2s", "timm/vit_small_patch14_dinov2.lvd142m", 384),
+    ("dinov2_vits14_reg", "dinov2s_reg", "timm/vit_small_patch14_reg4_dinov2.lvd142m", 384),
+    ("dinov2_vitb14", "dinov2b", "timm/vit_base_patch14_dinov2.lvd142m", 768),
+    ("dinov2_vitb14_reg", "dinov2b_reg", "timm/vit_base_patch14_reg4_dinov2.lvd142m", 768),
+    ("siglip_vitb16", "siglip", SIGLIP.format("SigLIP"), 768),
+    ("siglip2_vitb16", "siglip2", SIGLIP.format("SigLIP 2"), 768),
+    ("clip_vitb16", "clip", CLIP, 512),
+)
+CHECKPOINTS = tuple(
+    Checkpoint(
         tag=tag,
         file=HubFile(filename="pytorch_model.bin", repository=f"haiwen/loftup-{name}"),
         backbone=backbone,
@@ -79,108 +67,39 @@ def _record(
         training_data="SA-1B, 1 M images",
         code_license="MIT",
         weights_license="not stated (the code is MIT)",
-        backbone_license=licence,
+        backbone_license="MIT" if name == "clip" else "Apache-2.0",
         paper="2504.14032",
         config={"num_heads": 4},
         note="Trained with ImageNet mean and std for backbone and guidance, whatever the backbone.",
     )
-
-
-SIGLIP = "{} ViT-B/16 of open_clip, normed patch tokens of its timm trunk"
-CLIP = "CLIP ViT-B/16 of OpenAI as in MaskCLIP: value path of the last block, projected"
-
-_ROWS = (
-    ("dinov2_vits14", "dinov2s", "timm/vit_small_patch14_dinov2.lvd142m", 384),
-    ("dinov2_vits14_reg", "dinov2s_reg", "timm/vit_small_patch14_reg4_dinov2.lvd142m", 384),
-    ("dinov2_vitb14", "dinov2b", "timm/vit_base_patch14_dinov2.lvd142m", 768),
-    ("dinov2_vitb14_reg", "dinov2b_reg", "timm/vit_base_patch14_reg4_dinov2.lvd142m", 768),
-    ("siglip_vitb16", "siglip", SIGLIP.format("SigLIP"), 768),
-    ("siglip2_vitb16", "siglip2", SIGLIP.format("SigLIP 2"), 768),
-    ("clip_vitb16", "clip", CLIP, 512, "MIT"),
-)
-CHECKPOINTS = tuple(_record(*row) for row in _ROWS)
-
-_TINY = (
-    "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    {"token_colors": True, "feature_scale": 3.8},
-)
-_COMPACT: tuple[str, dict[str, Any]] = ("upfeat/vit_compact_patch16", {})
-_STAGE1 = {
-    "note": "LoftUp's first stage only; the tag without _stage1 went on with self-distillation."
-}
-_REGIONS = {
-    "training_data": "1041 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with "
-    "their regions"
-}
-
-BUNDLED = tuple(
-    bundled_checkpoint(
-        "loftup",
-        tag,
-        sha256,
-        backbone,
-        192,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        paper="2504.14032",
-        config=config,
-        **facts,
-    )
-    for tag, (backbone, config), facts, sha256 in (
-        (
-            "vit_tiny_patch16_augreg_stage1",
-            _TINY,
-            _STAGE1 | _REGIONS,
-            "1fd0cdc424bcecff12c9c14520bc640e2455319a468f27ba10a66a66df103fdc",
-        ),
-        (
-            "vit_tiny_patch16_augreg",
-            _TINY,
-            {},
-            "ad0ee7174ba55550191a4e65bc83de3e409650d3a47382fbf3bac083f87b1985",
-        ),
-        (
-            "vit_compact_patch16_stage1",
-            _COMPACT,
-            _STAGE1,
-            "589ac52cabbb34a9ef151c2e377c223e596f0d8a54853f843bbfdefeb7849bdd",
-        ),
-        (
-            "vit_compact_patch16",
-            _COMPACT,
-            {},
-            "0a4b1ba6d4930198542fb30c359b809842369f6ec0215ac0e5ab99aff06896b4",
-        ),
-    )
+    for tag, name, backbone, width in PUBLISHED
 )
 
 # Official key (after the prefix "upsampler.") -> ours. The convolution of "project" is 1x1.
-_KEYS = (
-    (r"channelnorm\.norm\.", "channel_norm."),
-    (r"model\.1\.norm\.", "channel_norm."),
-    (r"lr_pe\.biases$", "position.phases"),
-    (r"lr_pe$", "position"),
-    (r"fourier_feat\.1\.biases$", "fourier.phases"),
-    (r"first_conv\.0\.norm\.", "guidance_norm."),
-    (r"first_conv\.1\.", "conv1."),
-    (r"first_conv\.2\.", "batch_norm1."),
-    (r"first_conv\.4\.", "conv2."),
-    (r"first_conv\.5\.", "batch_norm2."),
-    (r"ca_transformer\.norm\.", "norm."),
-    (r"ca_transformer\.layers\.(\d+)\.0\.norm_q\.", r"layers.\1.norm_query."),
-    (r"ca_transformer\.layers\.(\d+)\.0\.norm_kv\.", r"layers.\1.norm_tokens."),
-    (r"ca_transformer\.layers\.(\d+)\.0\.attention\.", r"layers.\1.attention."),
-    (r"ca_transformer\.layers\.(\d+)\.1\.net\.0\.", r"layers.\1.norm."),
-    (r"ca_transformer\.layers\.(\d+)\.1\.net\.1\.", r"layers.\1.expand."),
-    (r"ca_transformer\.layers\.(\d+)\.1\.net\.4\.", r"layers.\1.reduce."),
-    (r"final_conv\.0\.", "project."),
-    (r"final_conv\.1\.", "output_norm."),
-    (r"final_conv\.(weight|bias)$", r"output_norm.\1"),
-)
+KEYS = {
+    r"(?:channelnorm|model\.1)\.norm": "channel_norm",
+    r"lr_pe\.biases": "position.phases",
+    r"lr_pe": "position",
+    r"fourier_feat\.1\.biases": "fourier.phases",
+    r"first_conv\.0\.norm": "guidance_norm",
+    r"first_conv\.1": "conv1",
+    r"first_conv\.2": "batch_norm1",
+    r"first_conv\.4": "conv2",
+    r"first_conv\.5": "batch_norm2",
+    r"ca_transformer\.norm": "norm",
+    r"ca_transformer\.(layers\.\d+)\.0\.norm_q": r"\1.norm_query",
+    r"ca_transformer\.(layers\.\d+)\.0\.norm_kv": r"\1.norm_tokens",
+    r"ca_transformer\.(layers\.\d+)\.0\.attention": r"\1.attention",
+    r"ca_transformer\.(layers\.\d+)\.1\.net\.0": r"\1.norm",
+    r"ca_transformer\.(layers\.\d+)\.1\.net\.1": r"\1.expand",
+    r"ca_transformer\.(layers\.\d+)\.1\.net\.4": r"\1.reduce",
+    r"final_conv\.0": "project",
+    r"final_conv(?:\.1|(?=\.(?:weight|bias)$))": "output_norm",
+}
 
 
-def _own_key(key: str) -> str:
-    renamed = (re.subn(f"^{pattern}", ours, key) for pattern, ours in _KEYS)
+def _our_key(key: str) -> str:
+    renamed = (re.subn(rf"^{official}(?=\.|$)", ours, key) for official, ours in KEYS.items())
     return next((name for name, hits in renamed if hits), key)
 
 
@@ -205,19 +124,16 @@ class LoftUp(Upsampler):
         num_heads: attention heads; must divide C + 20 ("sine") or C ("learnable").
         num_layers: layers of the transformer.
         position: of the tokens (``lr_pe_type``): ``"sine"`` appends 20 Fourier channels,
-            ``"learnable"`` adds a table.
-        lr_size: side of that table, which is resized bicubically for other *counts* of tokens: a
-            2x8 grid takes a 4x4 table as it lies in memory, as in the original.
+            ``"learnable"`` adds a table of ``lr_size`` squared places, resized bicubically for
+            other *counts* of tokens (a 2x8 grid takes a 4x4 table as it lies, as in the original).
+        lr_size: side of that table.
         color_feats: whether colours enter the Fourier features beside the positions.
         min_max: colours are scaled to [-0.5, 0.5] over each ``"image"``, or over the whole
             ``"batch"`` as the original does, where a result depends on its batch mates.
         channel_norm: LayerNorm over the channels of the features, part of the published models.
-        token_colors: whether the tokens get the colours of their cells too (ours): a pixel can then
-            look for cells of its own colour.
-        start: untrained weights are ``"random"`` as in the original, or do an ``"interpolation"``
-            (ours, see ``loftup_start``), from which little data leads much further.
-        feature_scale: factor on the output, 1 in the original; the backbone's deviation over
-            channels lets a head that reads its features read the output.
+        token_colors: the tokens get the colours of their cells too (ours).
+        start: untrained weights: ``"random"``, or an ``"interpolation"`` (ours).
+        feature_scale: factor on the output (ours): the features' usual deviation over channels.
 
     Example:
         >>> import torch, upfeat
@@ -297,7 +213,8 @@ class LoftUp(Upsampler):
         self.batch_norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.batch_norm2 = nn.BatchNorm2d(width)
-        self.layers = nn.ModuleList(Layer(width, feature_dim, num_heads) for _ in range(num_layers))
+        layers = (CrossAttentionLayer(width, feature_dim, num_heads) for _ in range(num_layers))
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, feature_dim) if sine else nn.Identity()
         self.output_norm = nn.LayerNorm(feature_dim, eps=1e-6)
@@ -325,11 +242,8 @@ class LoftUp(Upsampler):
         return self._attend(queries, state).mT.unflatten(2, (-1, state.colors.shape[3]))
 
     def decode_at(self, state: LoftUpState, values: Tensor, coords: Tensor) -> Tensor:
-        """Convolve over the 5x5 positions around each one, a pixel of the image apart.
-
-        In training mode the batch norms normalise over the surroundings of all positions asked for.
-        """
-        parts = []
+        """Convolve over the 5x5 positions around each one, a pixel of the image apart."""
+        parts = []  # in training mode one: the batch norms see the surroundings of all positions
         for some in coords.split(coords.shape[1] if self.training else QUERY_CHUNK, dim=1):
             color, place, mask = sample_around(state.colors, some, 5)
             x = self.fourier.at(place.to(color.dtype), color)  # (B N, G, 5, 5)
@@ -337,8 +251,7 @@ class LoftUp(Upsampler):
             for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
                 x = norm(F.conv2d(x * mask, conv.weight, conv.bias)).relu()
                 mask = mask[:, :, 1:-1, 1:-1]
-            queries = x.view(len(coords), -1, x.shape[1])  # (B N, D, 1, 1) -> (B, N, D)
-            parts.append(self._attend(queries, state))
+            parts.append(self._attend(x.view(len(coords), -1, x.shape[1]), state))  # (B, N, D)
         return torch.cat(parts, dim=1)
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: Size) -> int:
@@ -349,8 +262,7 @@ class LoftUp(Upsampler):
         """Resize the image to the output and scale each colour to [-0.5, 0.5]: (B, 3, H', W')."""
         axes = (2, 3) if self.min_max == "image" else (0, 2, 3)
         if image.shape[-2:] != output_size:
-            # Less its lowest value, a flat colour stays flat: the division and frequencies up to
-            # e^10 would make noise of its rounding.
+            # Less its lowest value, a flat colour stays flat; else its rounding becomes noise.
             image = F.interpolate(image - image.amin(axes, True), output_size, mode="bilinear")
         return stretch_colors(image, axes)
 
@@ -380,30 +292,23 @@ class LoftUp(Upsampler):
             grid = inclusive_grid(size, features.device).to(wide)
             place = self.position(grid).flatten(1).T  # (20, h, w) -> (n, 20)
             tokens = torch.cat((tokens, place.to(tokens.dtype).expand(len(tokens), -1, -1)), -1)
+        elif size[0] * size[1] == self.lr_size**2:
+            tokens = tokens + self.position  # (1, n, C)
         else:
-            tokens = tokens + self._table(size)
-        if self.token_colors is None:
-            return tokens
-        return tokens + self.token_colors(colors, size, tokens.dtype)
-
-    def _table(self, size: Size) -> Tensor:
-        """Return the learned positions of a grid, (1, n, C)."""
-        table: Tensor = self.position  # type: ignore[assignment]
-        if size[0] * size[1] == table.shape[1]:
-            return table
-        square = table.mT.unflatten(2, (self.lr_size, self.lr_size))  # (1, C, lr_size, lr_size)
-        return F.interpolate(square, size, mode="bicubic").flatten(2).mT
+            table = self.position.mT.unflatten(2, (self.lr_size, self.lr_size))  # (1, C, s, s)
+            tokens = tokens + F.interpolate(table, size, mode="bicubic").flatten(2).mT
+        added = self.token_colors
+        return tokens if added is None else tokens + added(colors, size, tokens.dtype)
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the sizes; a file without channel norm gives ``channel_norm=None`` (undecided)."""
         own = cls.convert_official(state)
-        layers = {key.split(".")[1] for key in own if key.startswith("layers.")}
         phases = own["fourier.phases"]  # (2, inputs, n_freqs)
         config = {
             "feature_dim": own["output_norm.weight"].shape[0],
             "n_freqs": phases.shape[2],
-            "num_layers": len(layers),
+            "num_layers": len({key.split(".")[1] for key in own if key.startswith("layers.")}),
             "color_feats": phases.shape[1] == 5,
             "position": "learnable" if "position" in own else "sine",
             "channel_norm": True if "channel_norm.weight" in own else None,
@@ -416,9 +321,10 @@ class LoftUp(Upsampler):
     def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map the released wrapper, a Lightning training checkpoint or the bare upsampler."""
         if "model.1.norm.weight" in state:  # training checkpoint: other networks lie beside ours
-            ours = ("upsampler.", "model.1.norm.")
-            state = {key: value for key, value in state.items() if key.startswith(ours)}
-        own = {_own_key(key.removeprefix("upsampler.")): value for key, value in state.items()}
+            state = {
+                k: v for k, v in state.items() if k.startswith(("upsampler.", "model.1.norm."))
+            }
+        own = {_our_key(key.removeprefix("upsampler.")): value for key, value in state.items()}
         if "project.weight" in own:
             own["project.weight"] = own["project.weight"].flatten(1)  # (C, D, 1, 1) -> (C, D)
         return own

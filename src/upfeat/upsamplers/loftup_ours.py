@@ -1,6 +1,7 @@
-"""A LoftUp that interpolates before its first step.
+"""What we add to LoftUp: weights in the package, colours of the tokens, a start as interpolation.
 
-Not from the paper, whose networks start at random and see a million images. A LoftUp must learn
+The start is for little data; the paper's networks start at random and see a million images. A
+LoftUp must learn
 three things before it can learn anything of edges: to carry the features through (projections, a
 residual stream and three norms lie in their way), where a pixel is, and that near tokens are its
 own. On little data it learns them badly: weak directions of the features never arrive, and the
@@ -19,17 +20,115 @@ Everything else stays drawn as it was.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from upfeat.layers.cell_colors import CellColors
+from upfeat.layers.attention import CrossAttentionLayer
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
+from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
 
 if TYPE_CHECKING:
-    from upfeat.upsamplers.loftup import Layer, LoftUp
+    from upfeat.upsamplers.loftup import LoftUp
 
-__all__ = ["start_as_interpolation"]
+__all__ = ["BUNDLED", "CellColors", "start_as_interpolation"]
+
+TINY = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+TINY_CONFIG = {"token_colors": True, "feature_scale": 3.8}
+COMPACT = "upfeat/vit_compact_patch16"
+STAGE1 = "LoftUp's first stage only; the tag without _stage1 went on with self-distillation."
+REGIONS = "1041 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with their regions"
+
+
+def _bundled(tag: str, sha256: str, backbone: str, **facts: Any) -> Checkpoint:
+    means = (IMAGENET_MEAN, IMAGENET_STD)
+    return bundled_checkpoint(
+        "loftup", tag, sha256, backbone, 192, *means, paper="2504.14032", **facts
+    )
+
+
+BUNDLED = (
+    _bundled(
+        "vit_tiny_patch16_augreg_stage1",
+        "1fd0cdc424bcecff12c9c14520bc640e2455319a468f27ba10a66a66df103fdc",
+        TINY, config=TINY_CONFIG, note=STAGE1, training_data=REGIONS,
+    ),
+    _bundled(
+        "vit_tiny_patch16_augreg",
+        "ad0ee7174ba55550191a4e65bc83de3e409650d3a47382fbf3bac083f87b1985",
+        TINY, config=TINY_CONFIG,
+    ),
+    _bundled(
+        "vit_compact_patch16_stage1",
+        "589ac52cabbb34a9ef151c2e377c223e596f0d8a54853f843bbfdefeb7849bdd",
+        COMPACT, note=STAGE1,
+    ),
+    _bundled(
+        "vit_compact_patch16",
+        "0a4b1ba6d4930198542fb30c359b809842369f6ec0215ac0e5ab99aff06896b4",
+        COMPACT,
+    ),
+)  # fmt: skip
+
+# -- colours of the tokens -------------------------------------------------------------------------
+
+COLOR_FREQUENCIES = (1, 2, 4)  # of a cell's mean, in half turns over the range of a colour
+COLOR_CHANNELS = 12 + 6 * len(COLOR_FREQUENCIES)
+
+
+def cell_colors(colors: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Describe the colours of each cell of a grid.
+
+    The means of a cell's quarters, then sines and cosines of its own mean, with which a product of
+    query and key can fall off with the distance of two colours.
+
+    Args:
+        colors: (B, 3, H', W') in [-0.5, 0.5].
+        grid: (h, w).
+
+    Returns:
+        (B, n, 30), n = hw.
+
+    Example:
+        >>> cell_colors(torch.zeros(1, 3, 8, 12), (2, 3)).shape
+        torch.Size([1, 6, 30])
+    """
+    quarters = F.adaptive_avg_pool2d(colors, (2 * grid[0], 2 * grid[1]))  # (B, 3, 2h, 2w)
+    quarters = F.pixel_unshuffle(quarters, 2)  # (B, 12, h, w)
+    mean = quarters.unflatten(1, (3, 4)).mean(2)  # (B, 3, h, w)
+    angles = torch.cat([math.pi * step * mean for step in COLOR_FREQUENCIES], dim=1)
+    return torch.cat((quarters, angles.sin(), angles.cos()), dim=1).flatten(2).mT
+
+
+class CellColors(nn.Module):
+    """Linear map of :func:`cell_colors` that is zero before the first training step.
+
+    So it can be added to a network whose other weights are trained, or written, already.
+
+    Args:
+        width: D, channels of the tokens it is added to.
+
+    Example:
+        >>> CellColors(16)(torch.rand(1, 3, 8, 12) - 0.5, (2, 3), torch.float32).abs().max().item()
+        0.0
+    """
+
+    SINES: ClassVar[int] = 12  # channel of the first sine, at the lowest frequency
+    COSINES: ClassVar[int] = 12 + 3 * len(COLOR_FREQUENCIES)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, COLOR_CHANNELS))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, colors: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """(B, 3, H', W') and (h, w) -> (B, n, D), the colours rounded to ``dtype``."""
+        return F.linear(cell_colors(colors, grid).to(dtype), self.weight, self.bias)
+
+
+# -- start as interpolation ------------------------------------------------------------------------
 
 FREQUENCY = 1  # of the tokens' position channels, exp(1): one that no grid aliases
 HIGHEST = 8.0  # frequency of the pixels' Fourier features that the codes are fitted with
@@ -86,7 +185,7 @@ def start_as_interpolation(model: "LoftUp") -> None:
         known = [CellColors.SINES + color for color in range(3)]
         known += [CellColors.COSINES + color for color in range(3)]
         model.token_colors.weight[room, known] = CODE_GAIN
-    layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
+    layers: list[CrossAttentionLayer] = list(model.layers)  # type: ignore[arg-type]
     for number, layer in enumerate(layers):
         attention = layer.attention
         write_attention(attention, channels, QUERY_DEVIATIONS[number], codes)
