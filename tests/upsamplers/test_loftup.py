@@ -1,5 +1,6 @@
 """LoftUp: goldens of the original code, official layouts, its options, with and without a graph."""
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,40 +59,35 @@ def small(**config):
     ).eval()
 
 
+# Our keys -> those of the released file.
+RELEASED = {
+    r"channel_norm\.": "channelnorm.norm.",
+    r"position\.phases": "upsampler.lr_pe.biases",
+    r"fourier\.phases": "upsampler.fourier_feat.1.biases",
+    r"guidance_norm\.": "upsampler.first_conv.0.norm.",
+    r"conv1\.": "upsampler.first_conv.1.",
+    r"batch_norm1\.": "upsampler.first_conv.2.",
+    r"conv2\.": "upsampler.first_conv.4.",
+    r"batch_norm2\.": "upsampler.first_conv.5.",
+    r"norm\.": "upsampler.ca_transformer.norm.",
+    r"(layers\.\d)\.norm_query\.": r"upsampler.ca_transformer.\1.0.norm_q.",
+    r"(layers\.\d)\.norm_tokens\.": r"upsampler.ca_transformer.\1.0.norm_kv.",
+    r"(layers\.\d)\.attention\.": r"upsampler.ca_transformer.\1.0.attention.",
+    r"(layers\.\d)\.norm\.": r"upsampler.ca_transformer.\1.1.net.0.",
+    r"(layers\.\d)\.expand\.": r"upsampler.ca_transformer.\1.1.net.1.",
+    r"(layers\.\d)\.reduce\.": r"upsampler.ca_transformer.\1.1.net.4.",
+    r"project\.": "upsampler.final_conv.0.",
+    r"output_norm\.": "upsampler.final_conv.1.",
+}
+
+
 def official_layout(model: LoftUp) -> dict[str, torch.Tensor]:
     """The state dict of a small sine model under the released wrapper's keys."""
-    from upfeat.upsamplers.loftup import _KEYS
-
     back = {}
     for key, value in model.state_dict().items():
-        name = key
-        for pattern, ours in _KEYS:
-            if r"\1" in ours:
-                continue
-            if name.startswith(ours):
-                stem = pattern.replace("\\", "").removesuffix("$")
-                name = stem + name[len(ours) :]
-                break
-        else:
-            parts = name.split(".")
-            if parts[0] == "layers":
-                layer, rest = parts[1], ".".join(parts[2:])
-                table = {
-                    "norm_query.": "0.norm_q.",
-                    "norm_tokens.": "0.norm_kv.",
-                    "attention.": "0.attention.",
-                    "norm.": "1.net.0.",
-                    "expand.": "1.net.1.",
-                    "reduce.": "1.net.4.",
-                }
-                for ours, theirs in table.items():
-                    if rest.startswith(ours):
-                        rest = theirs + rest[len(ours) :]
-                        break
-                name = f"ca_transformer.layers.{layer}.{rest}"
-        if name == "final_conv.0.weight":
-            value = value[:, :, None, None]
-        back[name if name.startswith("channelnorm") else f"upsampler.{name}"] = value
+        names = [re.sub(f"^{ours}", name, key) for ours, name in RELEASED.items()]
+        (name,) = (name for name in names if name != key)
+        back[name] = value[:, :, None, None] if key == "project.weight" else value
     return back
 
 

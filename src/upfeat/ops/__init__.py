@@ -16,12 +16,10 @@ from upfeat.ops.attention.windowed import window_bounds, windowed_attention
 from upfeat.ops.filters.adaptive import adaptive_convolution, window_similarity
 from upfeat.ops.filters.guided import guided_filter, guided_model
 from upfeat.ops.filters.reassembly import window_products, window_reassembly
-from upfeat.ops.pointwise.linear import linear
 from upfeat.ops.pointwise.norms import (
     channel_layer_norm,
     channel_norm,
     cosine,
-    group_norm,
     magnitude,
     unit_vectors,
 )
@@ -35,7 +33,8 @@ from upfeat.ops.pointwise.positions import (
 )
 from upfeat.ops.pointwise.residual import pointwise_residual
 from upfeat.ops.pointwise.rms_norm import rms_norm
-from upfeat.ops.reference import BlockWeights
+from upfeat.ops.reference import BlockWeights, group_norm
+from upfeat.ops.runtime.linear import linear
 
 __all__ = [
     "BlockWeights",

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops.images import Padding, border_index
-from upfeat.ops.pointwise.norms import group_norm
-from upfeat.ops.runtime import compute_dtype, without_autocast
+from upfeat.ops.runtime import compute_dtype, is_transformed, without_autocast
 
 Span = tuple[int, int]
 
@@ -334,6 +333,25 @@ def position_code(x: Tensor, freqs: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x / sqrt(mean(x^2) + eps) * weight over the last axis, PyTorch's own."""
     return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.group_norm`` of a map (B, d, H, W), of any strides within ``torch.func`` as well.
+
+    There torch takes contiguous maps only.
+
+    Example:
+        >>> x = torch.randn(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+        >>> torch.func.vmap(lambda one: group_norm(one, 2))(x[None]).shape
+        torch.Size([1, 1, 4, 3, 5])
+    """
+    return F.group_norm(x.contiguous() if is_transformed() else x, groups, weight, bias, eps)
 
 
 class BlockWeights(NamedTuple):

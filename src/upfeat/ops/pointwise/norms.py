@@ -1,4 +1,4 @@
-"""Norms: of each position over its channels, of vectors, of groups of channels over a map.
+"""Norms of each position over its channels, and of vectors.
 
 Legend: B batch, C channels, h w grid.
 """
@@ -11,14 +11,12 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from upfeat.ops import stream
-from upfeat.ops.runtime import is_transformed
 from upfeat.ops.stream.nodes import layer_norm
 
 __all__ = [
     "channel_layer_norm",
     "channel_norm",
     "cosine",
-    "group_norm",
     "magnitude",
     "unit_vectors",
 ]
@@ -127,22 +125,3 @@ def magnitude(x: Tensor) -> Tensor:
         5.0
     """
     return x.to(torch.promote_types(x.dtype, torch.float32)).norm(dim=1, keepdim=True)
-
-
-def group_norm(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """``F.group_norm`` of a map (B, d, H, W), of any strides within ``torch.func`` as well.
-
-    There torch takes contiguous maps only.
-
-    Example:
-        >>> x = torch.randn(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
-        >>> torch.func.vmap(lambda one: group_norm(one, 2))(x[None]).shape
-        torch.Size([1, 1, 4, 3, 5])
-    """
-    return F.group_norm(x.contiguous() if is_transformed() else x, groups, weight, bias, eps)

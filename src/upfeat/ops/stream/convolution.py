@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops.pointwise.linear import rows_product
 from upfeat.ops.runtime import Buffers
+from upfeat.ops.runtime.linear import rows_product
 
 # Below this many channels the sums around the products cost more than the products save.
 WINOGRAD_CHANNELS = 192

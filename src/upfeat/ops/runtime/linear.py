@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops.runtime import wants_reference
+from upfeat.ops.runtime.dispatch import wants_reference
 
 FEWEST_CHANNELS = 16  # for less, the framework's own product
 

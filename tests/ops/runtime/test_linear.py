@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.tolerances import tolerance
-from upfeat.ops.pointwise.linear import linear, rows_product
+from upfeat.ops.runtime.linear import linear, rows_product
 
 SHAPES = [(32, 48), (16, 16), (3, 32), (32, 1)]
 
