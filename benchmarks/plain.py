@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from upfeat.evaluation.benchmark import Case
 from upfeat.ops import window_bounds
 from upfeat.upsamplers import Upsampler
-from upfeat.upsamplers.lift import LiFT
 
 Plain = Callable[..., Tensor]
 
@@ -202,99 +201,12 @@ def plain_loftup(up: Upsampler) -> Plain:
     return run
 
 
-UNFOLD_BYTES = 4 * 2**30
-
-
-def plain_featup_jbu(up: Upsampler) -> Plain:
-    """Every stage: bicubic enlargement, windows of keys and features unfolded, then summed.
-
-    The windows of all channels would take 20 GB at 448; a block of channels at a time stays within
-    ``UNFOLD_BYTES``, which only flatters this side.
-    """
-
-    def stage(stage: nn.Module, source: Tensor, image: Tensor) -> Tensor:
-        height, width = 2 * source.shape[2], 2 * source.shape[3]
-        guidance = F.adaptive_avg_pool2d(image, (height, width))
-        projected = stage.range_proj(guidance)
-        temperature = stage.range_temp.exp().clamp(1e-4, 1e4)
-        near = _windows(projected, (height, width))  # (B, d, 49, H, W)
-        scores = temperature * (near * projected.unsqueeze(2)).sum(1)
-        weights = scores.softmax(1) * stage.spatial().reshape(1, -1, 1, 1)
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-7)
-        weights = weights + 0.1 * stage.fixup_proj(torch.cat((weights, guidance), dim=1))
-        fine = F.interpolate(source, (height, width), mode="bicubic")
-        block = max(1, UNFOLD_BYTES // (49 * height * width * fine.element_size() * len(fine)))
-        parts = [
-            (_windows(part, (height, width)) * weights.unsqueeze(1)).sum(2)
-            for part in fine.split(block, dim=1)
-        ]
-        return torch.cat(parts, dim=1)
+def plain_method(up: Upsampler) -> Plain:
+    """The method's own functions for all rows at once: they are the plain form."""
 
     def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-        x = up.channel_norm(features)
-        for index in range(1, 5):
-            x = stage(up.get_submodule(f"up{index}"), x, image)
-        x = x + 0.1 * up.fixup_proj(x)
-        return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
-
-    return run
-
-
-def _windows(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The 7 x 7 pixels around each one, mirrored at the border: (B, C, 49, H, W)."""
-    columns = F.unfold(F.pad(x, [3] * 4, mode="reflect"), 7)  # (B, C * 49, H W)
-    return columns.unflatten(1, (x.shape[1], 49)).unflatten(3, size)
-
-
-def plain_lift(up: Upsampler) -> Plain:
-    """The method's own modules, as they are."""
-
-    def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-        assert isinstance(up, LiFT)  # by the table below
-        return up.upsample(image, features, size, features)
-
-    return run
-
-
-def plain_uplift(up: Upsampler) -> Plain:
-    """The released configuration: no pooling, no refiner, no noise; every map at full size."""
-
-    def blocks(stack: nn.Module, x: Tensor) -> Tensor:
-        for block in stack.blocks:
-            out = block.conv(x)
-            extra = out.shape[1] - x.shape[1]
-            x = out + (F.pad(x, (0, 0, 0, 0, 0, extra)) if extra > 0 else x[:, : out.shape[1]])
-        return x
-
-    def attend(guide: Tensor, values: Tensor) -> Tensor:
-        taps = len(up.attender.offsets)
-        logits = up.attender.conv1(guide) + guide[:, :taps]
-        weights, (height, width) = logits.softmax(1), values.shape[2:]
-        padded = F.pad(values, [2] * 4, mode="replicate")
-        out = torch.zeros((), dtype=values.dtype)
-        for tap, (row, col) in enumerate(up.attender.offsets):
-            seen = padded[:, :, 2 + row : 2 + row + height, 2 + col : 2 + col + width]
-            enlarged = F.interpolate(seen, guide.shape[-2:], mode="nearest")
-            out = out + weights[:, tap : tap + 1] * enlarged
-        return out
-
-    def run(image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-        if up.patch_size == 14:
-            smaller = (image.shape[2] * 16 // 14, image.shape[3] * 16 // 14)
-            image = F.interpolate(image, smaller, mode="bilinear", antialias=True)
-        maps = [image]
-        for index in range(len(up.encoder.pooled)):
-            maps.append(blocks(up.encoder.get_submodule(f"block_{index}"), maps[-1]))
-        count = up.iterations or _doublings(features.shape[-2:], size)
-        for _ in range(count):
-            coarse = F.interpolate(maps[-1], features.shape[-2:], mode="nearest")
-            x = blocks(up.decoder["block_0"], torch.cat((features, coarse), dim=1))
-            x = up.decoder["up_1"](x)
-            fine = F.interpolate(maps[-2], x.shape[-2:], mode="nearest")
-            features = attend(blocks(up.decoder["block_1"], torch.cat((x, fine), dim=1)), features)
-        if features.shape[-2:] == size:
-            return features
-        return F.interpolate(features, size, mode="bilinear", antialias=True)
+        state = up.encode(image, features, size)
+        return up.decode(state, up.encode_values(state, features), slice(0, size[0]))
 
     return run
 
@@ -310,9 +222,9 @@ PLAIN: dict[str, Callable[[Upsampler], Plain]] = {
     "anyup": plain_anyup,
     "naf": plain_naf,
     "loftup": plain_loftup,
-    "featup_jbu": plain_featup_jbu,
-    "lift": plain_lift,
-    "uplift": plain_uplift,
+    "featup_jbu": plain_method,
+    "lift": plain_method,
+    "uplift": plain_method,
 }
 
 
