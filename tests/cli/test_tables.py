@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 from upfeat.cli.listing import _print_methods, _print_weights, _read_methods, _weights_of
-from upfeat.cli.tables import Column, print_table
+from upfeat.cli.output import TableColumn, print_table
 from upfeat.upsamplers import list_upsamplers
 
-COLUMNS = [Column("name"), Column("two words"), Column("summary", prose=True)]
+COLUMNS = [TableColumn("name"), TableColumn("two words"), TableColumn("summary", prose=True)]
 ROWS = [["a_rather_long_name", "yes", "many words " * 8], ["b", "-", "few words"]]
 
 
@@ -50,7 +50,7 @@ def test_no_terminal_gets_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("show", [_print_methods, _print_weights])
 def test_the_lists_in_80_columns(show, monkeypatch: pytest.MonkeyPatch) -> None:
     console = terminal(80)
-    monkeypatch.setattr("upfeat.cli.tables.Console", lambda: console)
+    monkeypatch.setattr("upfeat.cli.output.Console", lambda: console)
     methods = _read_methods()
     names = list_upsamplers(pretrained=show is _print_weights)
     show(_weights_of(methods) if show is _print_weights else methods)

@@ -19,7 +19,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from upfeat.cli.options import checked_device, checked_folder
+from upfeat.cli.options import (
+    DEFAULT_OUT,
+    UPSAMPLERS,
+    BackboneOption,
+    BackboneWeightsOption,
+    CpuOption,
+    OutOption,
+    SettingsOption,
+    checked_folder,
+    parse_seeds,
+    parse_settings,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -36,23 +47,6 @@ RowT = TypeVar("RowT", bound="Method | LowRes | JointMethod")
 
 eval_app = typer.Typer(help="Measure upsamplers in a task.", no_args_is_help=True)
 
-_UPSAMPLERS = (
-    "Several with commas: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder, a hub id, LABEL=one."
-)
-UpsamplerOption = Annotated[str, typer.Option(help=_UPSAMPLERS)]
-BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
-OutOption = Annotated[
-    Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
-]
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a setting of the protocol: steps=100; repeat for several."),
-]
-BackboneWeightsOption = Annotated[
-    Path | None, typer.Option(help="Weights of the backbone: a file.")
-]
-DeviceOption = Annotated[str, typer.Option(callback=checked_device, help="cpu, cuda, …")]
-DEFAULT_OUT = Path("results")
 _ENTRIES = {
     "trained": "",
     "low_res": " The entry low-res is the backbone's own grid.",
@@ -209,43 +203,6 @@ def _setting_error(error: "ValidationError", known: Mapping[str, Any]) -> ValueE
     return ValueError("; ".join(problems))
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read ``0,1,2``.
-
-    Example:
-        >>> from upfeat.cli.eval import parse_seeds
-        >>> parse_seeds("0,1,2")
-        (0, 1, 2)
-    """
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        seeds = ()
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds must be different whole numbers such as 0,1,2, got {text!r}")
-    return seeds
-
-
-def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
-    """Read ``--set name=value``; a value is JSON, or else plain text.
-
-    Example:
-        >>> from upfeat.cli.eval import parse_settings
-        >>> parse_settings(["steps=100", "seeds=[0, 1]", "schedule=per_step"])
-        {'steps': 100, 'seeds': [0, 1], 'schedule': 'per_step'}
-    """
-    parsed = {}
-    for setting in settings or ():
-        name, sign, text = setting.partition("=")
-        if not sign or not name.strip():
-            raise ValueError(f"--set is written name=value, such as steps=100, got {setting!r}")
-        try:
-            parsed[name.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            parsed[name.strip()] = text.strip()
-    return parsed
-
-
 @contextmanager
 def show_progress() -> Iterator["OnProgress"]:
     """Show method, stage and time left while the block runs."""
@@ -350,7 +307,7 @@ def kept_protocols() -> dict[str, dict[str, Any]]:
 
 def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
     """Return the options of a protocol's command, in the order of its help."""
-    entries = f"{_UPSAMPLERS}{_ENTRIES[facts['entries']]}"
+    entries = f"{UPSAMPLERS}{_ENTRIES[facts['entries']]}"
     found = {"upsampler": _Parameter(Annotated[str, typer.Option(help=entries)])}
     if facts["data"]:
         sets = f"Data set: {', '.join(facts['data'])}."
@@ -390,7 +347,7 @@ def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
             ),
         ]
         found["cache"] = _Parameter(cache, None)
-    found["device"] = _Parameter(DeviceOption, "cpu")
+    found["device"] = _Parameter(CpuOption, "cpu")
     return found
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import upfeat
-from upfeat.cli.tables import Column, print_table
+from upfeat.cli.output import TableColumn, print_table
 
 _ABILITIES = {
     "any size": "any_size",
@@ -96,23 +96,27 @@ def _print_methods(methods: dict[str, dict[str, Any]]) -> None:
         marks = ["yes" if flag else "-" for flag in flags]
         weights, year = str(len(method["weights"]) or "-"), str(method["year"] or "-")
         rows.append([name, *marks, weights, year, method["summary"]])
-    print_table([*map(Column, heads), Column("summary", prose=True)], rows)
+    print_table([*map(TableColumn, heads), TableColumn("summary", prose=True)], rows)
 
 
 def _print_wrappers(names: list[str]) -> None:
-    columns = [Column("name"), Column("call"), *(Column(h, True) for h in ("used by", "summary"))]
+    columns = [
+        TableColumn("name"),
+        TableColumn("call"),
+        *(TableColumn(h, True) for h in ("used by", "summary")),
+    ]
     facts = [(name, _BACKBONE_SIDE[name]) for name in names]
     rows = [[name, fact["call"], fact["used by"], fact["summary"]] for name, fact in facts]
     print_table(columns, rows, title="\nbackbone-side")
 
 
 def _print_weights(weights: dict[str, dict[str, Any]]) -> None:
-    columns = [Column("name"), Column("channels"), Column("backbone", prose=True)]
+    columns = [TableColumn("name"), TableColumn("channels"), TableColumn("backbone", prose=True)]
     rows = []
     for name, record in weights.items():
         width = str(record["channels"] or "any")
         rows.append([name, width, record["backbone"], record["licence"], record["file"]])
-    print_table([*columns, Column("licence", prose=True), Column("file")], rows)
+    print_table([*columns, TableColumn("licence", prose=True), TableColumn("file")], rows)
 
 
 def info_command(

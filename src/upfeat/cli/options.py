@@ -1,9 +1,29 @@
-"""Checks that options of several commands share, made before a command begins any work."""
+"""The options that several commands share: their types, checks and values.
 
+What an option names is checked before a command begins any work.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from upfeat.backbones import Backbone
+    from upfeat.pipeline import Pipeline
+
+DEFAULT_BACKBONE = "upfeat/vit_compact_patch16"
+DEFAULT_UPSAMPLER = "kin.upfeat"
+DEFAULT_OUT = Path("results")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def checked_device(param: typer.CallbackParam, value: str | None) -> str | None:
@@ -98,3 +118,275 @@ def check_folder(folder: Path, what: str) -> None:
 def _name(param: typer.CallbackParam) -> str:
     """Return the option as it is written on the command line."""
     return max(param.opts, key=len)
+
+
+def _limit_pixels(context: typer.Context, max_pixels: int | None) -> int | None:
+    """Set Pillow's limit while the command runs: some formats know no other."""
+    if max_pixels is not None:
+        context.with_resource(_pixel_limit(max_pixels))
+    return max_pixels
+
+
+@contextmanager
+def _pixel_limit(max_pixels: int) -> Iterator[None]:
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # it warns from there and refuses twice that
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+# -- types ---------------------------------------------------------------------------------------
+
+PathsArgument = Annotated[list[str], typer.Argument(help="Images, folders or globs.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
+]
+BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
+UPSAMPLERS = (
+    "Several with commas: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder, a hub id, LABEL=one."
+)
+UpsamplersOption = Annotated[str, typer.Option(help=UPSAMPLERS)]
+UpsamplerOption = Annotated[str, typer.Option(help="Upsampler; arch.tag loads published weights.")]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="Weights of the upsampler: a file or a saved folder.")
+]
+BackboneWeightsOption = Annotated[
+    Path | None, typer.Option(help="Weights of the backbone: a file.")
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(help="Output: shorter side (448), HxW (448x672), factor (0.5x); own size."),
+]
+InputSizeOption = Annotated[
+    str | None, typer.Option(help="Size at which the networks see the image, as --size.")
+]
+FitOption = Annotated[str, typer.Option(help="Sides that the patch does not divide: pad, resize.")]
+LayerOption = Annotated[int, typer.Option(help="Layer of the backbone.")]
+BasisOption = Annotated[
+    str,
+    typer.Option(
+        help="PCA colours: 'image', 'first' (one for all, kept in OUT/.upfeat/basis.json) or a "
+        "basis file."
+    ),
+]
+DtypeOption = Annotated[str, typer.Option(help="Computation: float32, bfloat16, float16.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(callback=checked_device, help="cpu, cuda, cuda:1, …")
+]
+CpuOption = Annotated[str, typer.Option(callback=checked_device, help="cpu, cuda, …")]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        callback=_limit_pixels,
+        help="Height x width above which a file is refused (178956970).",
+    ),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting of the protocol: steps=100; repeat for several."),
+]
+
+
+# -- options together ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoOptions:
+    """The options of the commands that run a backbone on images; see :func:`with_fields`."""
+
+    paths: PathsArgument
+    out: OutOption = Path("out")
+    backbone: BackboneOption = DEFAULT_BACKBONE
+    backbone_weights: BackboneWeightsOption = None
+    size: SizeOption = None
+    input_size: InputSizeOption = None
+    fit: FitOption = "pad"
+    layer: LayerOption = -1
+    basis: BasisOption = "image"
+    dtype: DtypeOption = "float32"
+    device: DeviceOption = None
+    max_pixels: MaxPixelsOption = None
+
+    def check(self) -> None:
+        """Refuse values that cannot be read, before any work.
+
+        Raises:
+            ValueError: one sentence that names the option.
+        """
+        self.pipeline_arguments()
+
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """Return the arguments of a pipeline beside its networks."""
+        import torch
+
+        if self.fit not in ("pad", "resize"):
+            raise ValueError(f"--fit must be pad or resize, got {self.fit!r}")
+        return {
+            "input_size": parse_size(self.input_size, "--input-size"),
+            "output_size": parse_size(self.size, "--size"),
+            "fit": self.fit,
+            "dtype": parse_dtype(self.dtype, "--dtype"),
+            "device": torch.device(self.device) if self.device else None,
+        }
+
+    def load_backbone(self) -> "Backbone":
+        """Load the backbone."""
+        import upfeat
+
+        return upfeat.create_backbone(
+            self.backbone, weights=self.backbone_weights, layer=self.layer
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions(PhotoOptions):
+    """The options of the commands that upsample images by one method."""
+
+    upsampler: UpsamplerOption = DEFAULT_UPSAMPLER
+    weights: WeightsOption = None
+
+    def build(self) -> "Pipeline":
+        """Load backbone and upsampler and join them."""
+        import upfeat
+
+        arguments, backbone = self.pipeline_arguments(), self.load_backbone()
+        saved = self.weights is not None and self.weights.is_dir()
+        upsampler = upfeat.load_upsampler(
+            str(self.weights) if saved else self.upsampler,
+            backbone,
+            weights=None if saved else self.weights,
+        )
+        return upfeat.Pipeline(backbone, upsampler, **arguments)
+
+    def settings(self, pipe: "Pipeline") -> dict[str, Any]:
+        """Return everything that decides the numbers, as JSON."""
+        import upfeat
+        from upfeat.data.feature_cache import weights_fingerprint
+
+        return {
+            "backbone": self.backbone,
+            "backbone_weights": weights_fingerprint(pipe.backbone.state_dict()),
+            "layer": self.layer,
+            "upsampler": self.upsampler,
+            "upsampler_config": pipe.upsampler.config,
+            "upsampler_weights": weights_fingerprint(pipe.upsampler.state_dict()),
+            "input_size": pipe.input_size,
+            "output_size": pipe.output_size,
+            "fit": self.fit,
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "upfeat": upfeat.__version__,
+        }
+
+
+def with_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose first parameter, a dataclass of options, is spread into its fields.
+
+    Args:
+        command: a function with annotations; typer reads the signature of what is returned.
+
+    Example:
+        >>> import inspect
+        >>> from upfeat.cli.options import PhotoOptions, with_fields
+        >>> def count(options: PhotoOptions, jobs: int = 2) -> None: ...
+        >>> list(inspect.signature(with_fields(count)).parameters)[::12]
+        ['paths', 'jobs']
+    """
+    first, *others = inspect.signature(command, eval_str=True).parameters.values()
+    fields = get_type_hints(first.annotation, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if each.default is MISSING else each.default,
+            annotation=fields[each.name],
+        )
+        for each in dataclasses.fields(first.annotation)
+    ]
+    parameters += [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in others]
+
+    @functools.wraps(command)
+    def spread(**given: Any) -> None:
+        command(first.annotation(**{name: given.pop(name) for name in fields}), **given)
+
+    del spread.__wrapped__
+    spread.__annotations__ = {each.name: each.annotation for each in parameters}
+    vars(spread)["__signature__"] = inspect.Signature(parameters)
+    return spread
+
+
+# -- values --------------------------------------------------------------------------------------
+
+
+def parse_size(text: str | None, option: str) -> Any:
+    """Read ``448``, ``448x672`` (height x width) or ``0.5x``.
+
+    Example:
+        >>> from upfeat.cli.options import parse_size
+        >>> parse_size("448", "--size"), parse_size("448x672", "--size"), parse_size("2x", "--size")
+        (448, (448, 672), 2.0)
+    """
+    if text is None:
+        return None
+    try:
+        if text.endswith("x"):
+            return float(text[:-1])
+        parts = [int(part) for part in text.split("x")]
+    except ValueError:
+        parts = []
+    if len(parts) not in (1, 2) or min(parts) < 1:
+        raise ValueError(
+            f"{option} must be a shorter side (448), height x width (448x672) or a factor (0.5x), "
+            f"got {text!r}"
+        )
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def parse_dtype(text: str, option: str) -> Any:
+    """Read the name of a floating point type."""
+    if text not in DTYPES:
+        raise ValueError(f"{option} must be one of {', '.join(DTYPES)}, got {text!r}")
+    import torch
+
+    return getattr(torch, text)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read ``0,1,2``.
+
+    Example:
+        >>> from upfeat.cli.options import parse_seeds
+        >>> parse_seeds("0,1,2")
+        (0, 1, 2)
+    """
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        seeds = ()
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds must be different whole numbers such as 0,1,2, got {text!r}")
+    return seeds
+
+
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+    """Read ``--set name=value``; a value is JSON, or else plain text.
+
+    Example:
+        >>> from upfeat.cli.options import parse_settings
+        >>> parse_settings(["steps=100", "seeds=[0, 1]", "schedule=per_step"])
+        {'steps': 100, 'seeds': [0, 1], 'schedule': 'per_step'}
+    """
+    parsed = {}
+    for setting in settings or ():
+        name, sign, text = setting.partition("=")
+        if not sign or not name.strip():
+            raise ValueError(f"--set is written name=value, such as steps=100, got {setting!r}")
+        try:
+            parsed[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[name.strip()] = text.strip()
+    return parsed

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upfeat.cli.eval import DeviceOption
-from upfeat.cli.options import checked_file, checked_folder
+from upfeat.cli.options import (
+    DEFAULT_BACKBONE,
+    DEFAULT_UPSAMPLER,
+    BackboneWeightsOption,
+    CpuOption,
+    checked_file,
+    checked_folder,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from upfeat.evaluation.report import Scene
@@ -43,22 +50,20 @@ def report_command(
     ] = None,
     backbone: Annotated[
         str, typer.Option(help="Backbone of --image: timm/NAME or upfeat/NAME.")
-    ] = "upfeat/vit_compact_patch16",
+    ] = DEFAULT_BACKBONE,
     upsampler: Annotated[
         str,
         typer.Option(
             help="Upsamplers of --image, with commas: NAME, NAME.TAG, a saved folder, or "
             "LABEL=one; low-res and bilinear are always shown."
         ),
-    ] = "kin.upfeat",
-    backbone_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the backbone: a file.")
-    ] = None,
+    ] = DEFAULT_UPSAMPLER,
+    backbone_weights: BackboneWeightsOption = None,
     input_size: Annotated[
         str | None,
         typer.Option(help="Size of --image: shorter side (448) or HxW. Default: at most 448."),
     ] = None,
-    device: DeviceOption = "cpu",
+    device: CpuOption = "cpu",
 ) -> None:
     """Write one HTML page of results and pictures, to open from disk or print."""
     from upfeat._files import OwnFiles
@@ -115,7 +120,6 @@ def _feature_scenes(
 ) -> list["Scene"]:
     """Upsample the features of photos, all methods of a photo in one PCA basis."""
     from upfeat.cli.eval import load_method, load_networks
-    from upfeat.cli.upsample import parse_size
     from upfeat.data import image_files
     from upfeat.viz.comparison import Contender, compare_upsamplers
 

@@ -15,7 +15,8 @@ from typer.testing import Result as Outcome
 
 import upfeat
 from upfeat.cli.app import app
-from upfeat.cli.eval import load_method, parse_seeds, parse_settings
+from upfeat.cli.eval import load_method
+from upfeat.cli.options import parse_seeds, parse_settings
 from upfeat.data import msrc
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation import dense

@@ -1,10 +1,9 @@
-"""``upfeat show``: pictures of what upsamplers do with a photo, over :mod:`upfeat.viz`."""
+"""``upfeat show``: pictures of what upsamplers do with photos, over :mod:`upfeat.viz`."""
 
 import typer
 
 from upfeat.cli.show.attention import attention_command
-from upfeat.cli.show.compare import compare_command
-from upfeat.cli.show.pca import pca_command
+from upfeat.cli.show.features import compare_command, pca_command
 from upfeat.cli.show.targets import targets_command
 
 show_app = typer.Typer(help="Draw what upsamplers do with a photo.", no_args_is_help=True)

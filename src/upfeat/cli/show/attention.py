@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upfeat.cli.eval import (
+from upfeat.cli.eval import load_networks
+from upfeat.cli.options import (
+    DEFAULT_BACKBONE,
     DEFAULT_OUT,
+    DEFAULT_UPSAMPLER,
     BackboneOption,
     BackboneWeightsOption,
-    DeviceOption,
+    CpuOption,
     OutOption,
-    UpsamplerOption,
-    load_networks,
+    UpsamplersOption,
+    parse_size,
 )
-from upfeat.cli.pictures import check_pictures, save_picture
-from upfeat.cli.tables import Column, print_table
-from upfeat.cli.upsample import DEFAULT_BACKBONE, DEFAULT_UPSAMPLER, parse_size
+from upfeat.cli.output import TableColumn, check_pictures, print_table, save_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,7 @@ def attention_command(
             "0.4,0.55; repeat for several."
         ),
     ],
-    upsampler: UpsamplerOption = DEFAULT_UPSAMPLER,
+    upsampler: UpsamplersOption = DEFAULT_UPSAMPLER,
     backbone: BackboneOption = DEFAULT_BACKBONE,
     out: OutOption = DEFAULT_OUT,
     input_size: Annotated[
@@ -72,7 +73,7 @@ def attention_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the dots.")] = 0,
     side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 320,
     backbone_weights: BackboneWeightsOption = None,
-    device: DeviceOption = "cpu",
+    device: CpuOption = "cpu",
 ) -> None:
     """Draw which coarse cells a pixel takes from: dots, and heat maps, of several upsamplers."""
     from upfeat.data import read_image
@@ -225,5 +226,11 @@ def _print(mark: Mark, attended: Sequence["Attended"]) -> None:
     ]
     typer.echo(f"pixel {mark.row},{mark.col} of the photo")
     print_table(
-        [Column("upsampler"), Column("block"), Column("largest weight"), Column("cells")], rows
+        [
+            TableColumn("upsampler"),
+            TableColumn("block"),
+            TableColumn("largest weight"),
+            TableColumn("cells"),
+        ],
+        rows,
     )

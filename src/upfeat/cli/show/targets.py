@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from upfeat.cli.eval import (
+from upfeat.cli.eval import load_method
+from upfeat.cli.options import (
+    DEFAULT_BACKBONE,
     DEFAULT_OUT,
     BackboneOption,
     BackboneWeightsOption,
-    DeviceOption,
+    CpuOption,
     OutOption,
     SettingsOption,
-    load_method,
     parse_settings,
+    parse_size,
 )
-from upfeat.cli.pictures import check_pictures, save_picture
-from upfeat.cli.tables import Column, print_table
-from upfeat.cli.upsample import DEFAULT_BACKBONE, parse_size
+from upfeat.cli.output import TableColumn, check_pictures, print_table, save_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,7 +71,7 @@ def targets_command(
     settings: SettingsOption = None,
     side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 320,
     backbone_weights: BackboneWeightsOption = None,
-    device: DeviceOption = "cpu",
+    device: CpuOption = "cpu",
 ) -> None:
     """Draw what an upsampler can be trained on for one photo: LoftUp's pseudo ground truths."""
     import upfeat
@@ -284,6 +284,6 @@ def _print(made: "PseudoGroundTruths") -> None:
         for target in made.targets
     ]
     heads = ("target", "size", "cosine with the features", "seconds")
-    print_table([Column(head) for head in heads], rows)
+    print_table([TableColumn(head) for head in heads], rows)
     for name, reason in made.left_out.items():
         typer.echo(f"left out: {name}: {reason}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from upfeat.cli.pictures import check_pictures, save_picture
+from upfeat.cli.output import check_pictures, save_picture
 from upfeat.data import image_files
 from upfeat.errors import ForeignFileError
 
