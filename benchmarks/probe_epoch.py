@@ -22,7 +22,7 @@ from plain import PlainModule
 import upfeat
 from upfeat.data import load_segmentation
 from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory
-from upfeat.evaluation.dense import Method
+from upfeat.evaluation.methods import Method
 from upfeat.evaluation.probes.segmentation_crops import image_probe_preset, run_image_probe
 from upfeat.evaluation.results import Result
 

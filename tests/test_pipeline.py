@@ -594,3 +594,52 @@ def test_a_real_photo(data_dir: Path) -> None:
     assert out.high.shape == image.shape == (3, 300, 451)
     # Bilinear interpolation of local means is a blurred copy of the photo.
     assert (out.high - image).abs().mean() < 0.05
+
+
+# -- one backbone, several upsamplers, features on disk -------------------------------------------
+
+
+def test_features_are_kept_and_shared_by_upsamplers(tmp_path: Path) -> None:
+    calls: list[Tensor] = []
+
+    def network(x: Tensor) -> Tensor:
+        calls.append(x)
+        return pooled(x)
+
+    backbone = CallableBackbone(network, dim=3, patch_size=STRIDE)
+    images = torch.rand(2, 3, 24, 16)
+    pipe = Pipeline(backbone, cache=tmp_path)
+    first = pipe.encode(images)
+    assert [tuple(x.shape) for x in calls] == [(1, 3, 24, 16)] * 2
+    again = Pipeline(backbone, cache=tmp_path).encode(images)
+    assert len(calls) == 2
+    assert torch.equal(first.features, again.features)
+    torch.testing.assert_close(first.features, pooled(images).half().float())
+    near, linear = (
+        pipe.with_upsampler(upfeat.create_upsampler(name)).upsample(first)
+        for name in ("nearest", "bilinear")
+    )
+    torch.testing.assert_close(near, F.interpolate(first.features, (24, 16)))
+    assert not torch.equal(near, linear)
+    with pytest.raises(ValueError, match="no upsampler"):
+        pipe.upsample(first)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "lanczos"])  # with query() and without
+def test_single_positions_are_those_of_the_map(name: str) -> None:
+    upsampler = upfeat.create_upsampler(name)
+    pipe = Pipeline(pooling_backbone(), upsampler, fit="exact")
+    encoded = pipe.encode(torch.rand(3, 24, 16))
+    positions = torch.tensor([0, 19, 200, 383])
+    whole = pipe.upsample(encoded, (24, 16)).flatten(1)
+    torch.testing.assert_close(
+        pipe.at(encoded, (24, 16), positions), whole[:, positions].T, **tolerance(torch.float32)
+    )
+
+
+def test_exact_takes_multiples_only() -> None:
+    pipe = Pipeline(pooling_backbone(), input_size=(16, 24), fit="exact")
+    assert pipe.encode(torch.rand(3, 30, 30)).features.shape[2:] == (2, 3)
+    assert pipe.encode(torch.rand(3, 30, 30), (24, 8)).features.shape[2:] == (3, 1)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        pipe.encode(torch.rand(3, 30, 30), (20, 24))

@@ -9,7 +9,8 @@ Geometry of one image:
 * *input size*: what ``input_size`` asks for; backbone and upsampler see the same picture;
 * *padded size*: the input size rounded up to the backbone's ``size_multiple`` (``fit="pad"``), the
   new pixels at the right and bottom being the image mirrored at its edge. With ``fit="resize"``
-  the picture is instead resized to the nearest multiples, and padded and input size are one.
+  the picture is instead resized to the nearest multiples, and padded and input size are one;
+  ``fit="exact"`` takes multiples only.
 
 The backbone sees the padded image, and the upsampler works on the padded grid. ``low`` keeps every
 cell that holds a part of the image; ``high`` covers exactly the image.
@@ -17,15 +18,18 @@ cell that holds a part of the image; ``high`` covers exactly the image.
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from upfeat.backbones.base import Backbone
+from upfeat.data.feature_cache import FeatureCache, weights_fingerprint
 from upfeat.data.images import ImageSource, read_image
 from upfeat.data.sizes import (
     Canvas,
@@ -38,10 +42,10 @@ from upfeat.data.sizes import (
     resolve_size,
 )
 from upfeat.errors import shape_text
+from upfeat.ops.coordinates import pixel_centres
 from upfeat.ops.images import known_normalized, normalize
 from upfeat.ops.runtime import check_fits
 from upfeat.upsamplers.base import Upsampler
-from upfeat.upsamplers.fitted import with_views
 
 __all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]
 
@@ -124,7 +128,8 @@ class Pipeline:
 
     Args:
         backbone: a frozen feature extractor, see ``upfeat.create_backbone``.
-        upsampler: see ``upfeat.create_upsampler``.
+        upsampler: see ``upfeat.create_upsampler``; None for a pipeline that gives low-resolution
+            features only, until :meth:`with_upsampler` adds one.
         input_size: size at which the networks see the image: None for its own, an int for the
             shorter side, a float for a factor, or (height, width). Resizing is bicubic with
             antialiasing. A backbone's cost grows with the square of the area: a camera photo of
@@ -133,12 +138,14 @@ class Pipeline:
             the image's own size.
         fit: what to do with sides that are no multiple of ``backbone.size_multiple``: ``"pad"``
             mirrors the image over its right and bottom edge and cuts the result back, ``"resize"``
-            changes the aspect ratio slightly.
+            changes the aspect ratio slightly, ``"exact"`` refuses them.
         dtype: dtype in which both networks run, such as ``torch.bfloat16``; None leaves them as
             they are. ``low`` and ``high`` come in the backbone's dtype.
         device: where both run; None for where the backbone is. Modules that must be converted
             or moved are copied first, the caller's stay as they are.
         batch_size: the most images that run at once; lists are grouped by size.
+        cache: folder in which features are kept, by image and by the backbone's weights; None
+            keeps none. What is kept, and so what is returned with a cache, is float16.
 
     Raises:
         ValueError: an argument is out of range, or backbone and upsampler do not fit each other.
@@ -158,17 +165,18 @@ class Pipeline:
     def __init__(
         self,
         backbone: Backbone,
-        upsampler: Upsampler,
+        upsampler: Upsampler | None = None,
         *,
         input_size: SizeRequest = None,
         output_size: SizeRequest = None,
-        fit: Literal["pad", "resize"] = "pad",
+        fit: Literal["pad", "resize", "exact"] = "pad",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         batch_size: int = 8,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        if fit not in ("pad", "resize"):
-            raise ValueError(f"fit must be 'pad' or 'resize', got {fit!r}")
+        if fit not in ("pad", "resize", "exact"):
+            raise ValueError(f"fit must be 'pad', 'resize' or 'exact', got {fit!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
         if dtype is not None and not dtype.is_floating_point:
@@ -176,16 +184,66 @@ class Pipeline:
         resolve_size(input_size, (1, 1), "input_size")
         resolve_size(output_size, (1, 1), "output_size")
         _check_pair(backbone, upsampler)
-        device = torch.device(device) if device is not None else _place(backbone, upsampler).device
+        networks = [backbone] if upsampler is None else [backbone, upsampler]
+        device = torch.device(device) if device is not None else _place(*networks).device
         self.backbone = _converted(backbone, device, dtype)
-        self.upsampler = with_views(_converted(upsampler, device, dtype), self.backbone)
-        self.upsampler.warn_of_other_backbone(self.backbone)
         self.input_size = input_size
         self.output_size = output_size
         self.fit = fit
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype or _place(self.backbone).dtype
+        self._asked_dtype = dtype
+        self._upsampler = None if upsampler is None else self._joined(upsampler)
+        self.cache: FeatureCache | None = None
+        if cache is not None:
+            key = {"backbone" if name == "name" else name: v for name, v in self.identity.items()}
+            self.cache = FeatureCache(cache, key)
+
+    @property
+    def upsampler(self) -> Upsampler:
+        """The upsampler, on the pipeline's device.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._upsampler is None:
+            raise ValueError("this pipeline has no upsampler; add one with with_upsampler()")
+        return self._upsampler
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Name, layer and fingerprint of the weights of the backbone, for records of results."""
+        weights = weights_fingerprint(self.backbone.state_dict())
+        return {"name": self.backbone.name, "layer": self.backbone.layer, "weights": weights}
+
+    def with_upsampler(self, upsampler: Upsampler) -> "Pipeline":
+        """Return a pipeline of the same backbone, sizes and cache with this upsampler.
+
+        What one of them encoded the other can upsample.
+
+        Args:
+            upsampler: as in the constructor; copied if its dtype or device must change.
+
+        Raises:
+            ValueError: it was built for features of another width.
+
+        Example:
+            >>> import torch, upfeat
+            >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
+            >>> pipe = upfeat.Pipeline(backbone)
+            >>> encoded = pipe.encode(torch.rand(3, 16, 16))
+            >>> for name in ("nearest", "bilinear"):
+            ...     high = pipe.with_upsampler(upfeat.create_upsampler(name)).upsample(encoded)
+        """
+        _check_pair(self.backbone, upsampler)
+        other = copy.copy(self)
+        other._upsampler = self._joined(upsampler)
+        return other
+
+    def _joined(self, upsampler: Upsampler) -> Upsampler:
+        converted = _converted(upsampler, self.device, self._asked_dtype)
+        return converted.with_backbone(self.backbone)
 
     # -- calling ---------------------------------------------------------------------------------
 
@@ -231,26 +289,43 @@ class Pipeline:
         return [e.low for e in encoded] if isinstance(encoded, list) else encoded.low
 
     @overload
-    def encode(self, images: ImageSource) -> Encoded: ...
+    def encode(self, images: ImageSource, input_size: SizeRequest = None) -> Encoded: ...
 
     @overload
-    def encode(self, images: ImageList) -> list[Encoded]: ...
+    def encode(self, images: ImageList, input_size: SizeRequest = None) -> list[Encoded]: ...
 
-    def encode(self, images: ImageSource | ImageList) -> Encoded | list[Encoded]:
+    def encode(
+        self, images: ImageSource | ImageList, input_size: SizeRequest = None
+    ) -> Encoded | list[Encoded]:
         """Read, prepare and run the backbone: the first half of a call.
 
         Use it where the features decide how to upsample, as for a PCA picture.
 
         Args:
             images: as in :meth:`__call__`.
+            input_size: overrides the pipeline's.
         """
         if isinstance(images, list | tuple):
-            return self._encode_list([read_image(image) for image in images])
+            return self._encode_list([read_image(image) for image in images], input_size)
         if isinstance(images, Tensor) and images.dim() == 4:
             if not len(images):
                 raise ValueError(f"the batch of images is empty: {shape_text(images)}")
-            return self._encode(torch.stack([read_image(image) for image in images]), single=False)
-        return self._encode(read_image(images)[None])
+            batch = torch.stack([read_image(image) for image in images])
+            return self._encode(batch, input_size, single=False)
+        return self._encode(read_image(images)[None], input_size)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the backbone's features (B, C, h, w), from the cache where it has them.
+
+        Args:
+            pixels: (B, 3, H, W), normalised as the backbone takes it.
+        """
+        if self.cache is None:
+            return self.backbone(pixels)
+        # One by one: what is kept of an image must not depend on its neighbours in a batch.
+        return torch.cat(
+            [self.cache(known_normalized(one), self.backbone) for one in pixels.split(1)]
+        )
 
     def upsample(
         self, encoded: Encoded, output_size: SizeRequest = None, head: Head | None = None
@@ -284,7 +359,7 @@ class Pipeline:
         shape, advice = (len(encoded.features), channels, *size), "ask for a smaller output_size"
         check_fits(shape, encoded.features, "the output (B, K, H', W')", advice)
         with self._inference():
-            for rows, tile in self._pieces(encoded, canvas.padded, head):
+            for rows, tile in self.pieces(encoded, canvas.padded, head):
                 if canvas.below(rows):
                     break
                 canvas.put(rows, tile)
@@ -294,21 +369,22 @@ class Pipeline:
 
     # -- steps -----------------------------------------------------------------------------------
 
-    def _encode(self, image: Tensor, single: bool = True) -> Encoded:
+    def _encode(self, image: Tensor, input_size: SizeRequest, single: bool = True) -> Encoded:
         """Prepare a batch (B, 3, H, W) of equal sizes and run the backbone."""
-        frame = self._frame((image.shape[-2], image.shape[-1]))
+        frame = self._frame((image.shape[-2], image.shape[-1]), input_size)
         with self._inference():
             image = image.detach().to(self.device)
             prepared = mirror_to(resize(image, frame.input), frame.padded)
             pixels = normalize(prepared, self.backbone.image_mean, self.backbone.image_std)
-            features = self.backbone(known_normalized(pixels.to(self.dtype)))
+            features = self.features(known_normalized(pixels.to(self.dtype)))
         # A view that was made without gradients refuses in-place changes that have some.
         return Encoded(image, prepared, features.detach(), frame, single)
 
-    def _encode_list(self, images: list[Tensor]) -> list[Encoded]:
+    def _encode_list(self, images: list[Tensor], input_size: SizeRequest) -> list[Encoded]:
         results: dict[int, Encoded] = {}
         for indices in _groups([image.shape for image in images], self.batch_size):
-            batch = self._encode(torch.stack([images[i].to(self.device) for i in indices]))
+            stacked = torch.stack([images[i].to(self.device) for i in indices])
+            batch = self._encode(stacked, input_size)
             for row, i in enumerate(indices):
                 one = slice(row, row + 1)
                 results[i] = replace(
@@ -336,16 +412,26 @@ class Pipeline:
                 results[i] = _output(encoded[i], high[row])
         return [results[i] for i in range(len(encoded))]
 
-    def _pieces(
-        self, encoded: Encoded, size: Size, head: Head | None
+    def pieces(
+        self, encoded: Encoded, size: Size, head: Head | None = None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the upsampled padded map, or the head of it, in pieces."""
+        """Yield the upsampled map, or the head of it, in pieces of bounded memory.
+
+        Args:
+            encoded: one image, or one batch of equal sizes.
+            size: (H', W') of the map of the padded image; without padding, of the image's.
+            head: as in :meth:`upsample`.
+
+        Yields:
+            A slice of the rows, from top to bottom, and the tile (B, C or K, R, W'). Run it where
+            no gradients are recorded.
+        """
         features, info = encoded.features, self.upsampler.info
         guidance = self.upsampler.guidance_image(encoded.prepared, self.backbone)
         values = None
         if head is not None and info.abilities.linear:
             values, head = head(features), None
-        if self.upsampler.info.abilities.tiles:
+        if info.abilities.tiles:
             pieces = self.upsampler.tiles(guidance, features, size, values)
         else:
             whole = self.upsampler(guidance, features, size, values)
@@ -353,10 +439,41 @@ class Pipeline:
         for rows, tile in pieces:
             yield rows, tile if head is None else head(tile).to(tile.dtype)
 
-    def _frame(self, own: Size) -> Frame:
-        size = resolve_size(self.input_size, own, "input_size")
+    def at(self, encoded: Encoded, size: Size, positions: Tensor) -> Tensor:
+        """Return upsampled features at some positions only, by ``query()`` where there is one.
+
+        Args:
+            encoded: one image that was not padded.
+            size: (H', W') of the map that the positions are of.
+            positions: (P,) flat positions, row times W' plus column.
+
+        Returns:
+            (P, C) in the dtype of the features.
+        """
+        positions = positions.to(self.device)
+        with self._inference():
+            if self.upsampler.info.abilities.query:
+                guidance = self.upsampler.guidance_image(encoded.prepared, self.backbone)
+                # float64: the coordinate codes of some methods have very high frequencies
+                centres = pixel_centres(size, self.device, torch.float64)[positions][None]
+                return self.upsampler.query(guidance, encoded.features, centres, output_size=size)[
+                    0
+                ]
+            row, col = positions // size[1], positions % size[1]
+            found = encoded.features.new_empty(len(positions), encoded.features.shape[1])
+            for rows, tile in self.pieces(encoded, size):
+                inside = (row >= rows.start) & (row < rows.stop)
+                # (C, P) -> (P, C)
+                found[inside] = tile[0, :, row[inside] - rows.start, col[inside]].T
+            return found
+
+    def _frame(self, own: Size, input_size: SizeRequest) -> Frame:
+        request = self.input_size if input_size is None else input_size
+        size = resolve_size(request, own, "input_size")
         backbone = self.backbone
         fixed = backbone.fixed_size
+        if self.fit == "exact":  # the backbone refuses what it cannot take
+            return Frame(own, size, size)
         if fixed is not None and size != fixed and self.fit == "pad":
             raise ValueError(
                 f"{backbone.name} takes images of {fixed} only, got {size}; use "
@@ -373,7 +490,8 @@ class Pipeline:
 
         Not in inference mode: no head could be trained on the tensors that come out of it.
         """
-        training = [m for m in self.upsampler.modules() if m.training]
+        upsampler = self._upsampler
+        training = [] if upsampler is None else [m for m in upsampler.modules() if m.training]
         for module in training:
             module.training = False
         try:
@@ -401,18 +519,20 @@ def _output(encoded: Encoded, high: Tensor) -> PipelineOutput:
     return PipelineOutput(image, encoded.low, high, encoded.low_extent)
 
 
-def _check_pair(backbone: Backbone, upsampler: Upsampler) -> None:
+def _check_pair(backbone: Backbone, upsampler: Upsampler | None) -> None:
     """Raise unless the two can work together."""
     for name, module, wanted in (
         ("backbone", backbone, Backbone),
         ("upsampler", upsampler, Upsampler),
     ):
-        if not isinstance(module, wanted):
+        if module is not None and not isinstance(module, wanted):
             raise ValueError(
                 f"{name} must be an upfeat.{wanted.__name__}, got {type(module).__name__}; the "
                 "order is Pipeline(backbone, upsampler)"
                 + ("; wrap functions in upfeat.CallableBackbone" if name == "backbone" else "")
             )
+    if upsampler is None:
+        return
     info = upsampler.info
     width = upsampler.config.get("feature_dim")
     if width is not None and width != backbone.dim:

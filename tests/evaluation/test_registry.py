@@ -20,7 +20,7 @@ from upfeat.cli.errors import Commands
 from upfeat.cli.eval import kept_protocols, protocol_command
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation import protocols, registry
-from upfeat.evaluation.dense import CallableUpsampler, Method
+from upfeat.evaluation.methods import CallableUpsampler, Method
 from upfeat.evaluation.registry import Option, Protocol, Request, get_protocol, list_protocols
 from upfeat.evaluation.results import Result, Score
 from upfeat.evaluation.tables.build import build_tables

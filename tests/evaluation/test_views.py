@@ -13,7 +13,7 @@ import upfeat
 from tests.evaluation.probes import test_segmentation_crops
 from tests.evaluation.protocols import test_cam, test_depth_probe, test_seg_probe, test_vos
 from upfeat.data import davis, msrc
-from upfeat.evaluation.dense import DenseFeatures, Method
+from upfeat.evaluation.methods import Method
 from upfeat.evaluation.probes.segmentation_crops import run_image_probe
 from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_efficiency
 from upfeat.evaluation.protocols.faithfulness import FaithfulnessConfig, run_faithfulness
@@ -64,12 +64,12 @@ def folders(path: Path) -> dict[str, Path]:
 
 def test_whole_maps_and_single_pixels(viewer: Viewer, tmp_path: Path) -> None:
     backbone = upfeat.CallableBackbone(torch.nn.Conv2d(3, 8, 8, 8), dim=8, patch_size=8)
-    dense = DenseFeatures(backbone, (32, 48), tmp_path)
-    encoded = dense.encode(torch.rand(3, 40, 60))
     method = Method("viewer", viewer)
-    whole = dense.upsample(method, encoded, (32, 48))
-    some = dense.at(method, encoded, (32, 48), torch.tensor([0, 49]))
-    torch.testing.assert_close(some.float(), whole[0, :, (0, 1), (0, 1)].T, rtol=1e-2, atol=1e-2)
+    pipe = method.on(upfeat.Pipeline(backbone, input_size=(32, 48), fit="exact", cache=tmp_path))
+    encoded = pipe.encode(torch.rand(3, 40, 60))
+    whole = pipe.upsample(encoded, (32, 48))
+    some = pipe.at(encoded, (32, 48), torch.tensor([0, 49]))
+    torch.testing.assert_close(some, whole[:, (0, 1), (0, 1)].T)
     assert len(viewer.seen) == 2
     assert method.identity["views"]
 

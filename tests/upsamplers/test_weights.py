@@ -12,7 +12,6 @@ import torch
 import upfeat
 from upfeat.checkpoints import write_safetensors
 from upfeat.errors import CheckpointError, ForeignFileError, WeightsNotFoundError
-from upfeat.evaluation.dense import DenseFeatures, Method
 from upfeat.upsamplers.registry import get_checkpoint, get_class, needs_feature_dim
 
 SMALL = {"feature_dim": 16, "qk_dim": 32}
@@ -367,15 +366,14 @@ def test_a_tags_weights_know_their_backbone(tmp_path: Path) -> None:
     assert len(mismatches(lambda: upfeat.Pipeline(other, saved))) == 1
 
 
-def test_whoever_normalises_for_another_backbone_is_warned(tmp_path: Path) -> None:
+def test_whoever_normalises_for_another_backbone_is_warned() -> None:
     other = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
     up = upfeat.create_upsampler("jafar.vit_compact_patch16")
     image = torch.rand(1, 3, 32, 32)
     assert len(mismatches(lambda: [up.prepare(image, other) for _ in range(2)])) == 1
     up = upfeat.create_upsampler("jafar.vit_compact_patch16")
-    dense = DenseFeatures(other, (32, 32), tmp_path)
-    method = Method("jafar", up)
-    assert len(mismatches(lambda: dense.upsample(method, dense.encode(image[0]), (8, 8)))) == 1
+    pipe = upfeat.Pipeline(other)
+    assert len(mismatches(lambda: [pipe.with_upsampler(up) for _ in range(2)])) == 1
 
 
 @pytest.mark.parametrize("name", ["kin.upfeat", "bilinear", "joint_bilateral", "anyup", "naf"])

@@ -36,20 +36,17 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
     from upfeat.backbones import Backbone
-    from upfeat.evaluation.dense import LowRes, Method
-    from upfeat.evaluation.probes.parts import JointMethod
+    from upfeat.evaluation.methods import Method
     from upfeat.evaluation.registry import Progress as OnProgress
     from upfeat.evaluation.registry import Protocol
     from upfeat.evaluation.results import Result
 
 SettingsT = TypeVar("SettingsT", bound="BaseModel")
-RowT = TypeVar("RowT", bound="Method | LowRes | JointMethod")
 
 eval_app = typer.Typer(help="Measure upsamplers in a task.", no_args_is_help=True)
 
-_ENTRIES = {
+_WEIGHTS = {
     "trained": "",
-    "low_res": " The entry low-res is the backbone's own grid.",
     "joint": " A method without published weights is trained with the heads.",
     "untrained": " Random weights do.",
 }
@@ -69,91 +66,14 @@ def load_networks(
     Args:
         backbone: name of it.
         weights: file of its weights; None for the usual lookup.
-        upsamplers: entries with commas between them, see :func:`load_method`.
+        upsamplers: entries with commas, see :func:`upfeat.evaluation.methods.load_methods`.
         device: where they run.
-
-    Raises:
-        ValueError: a name is unknown, a method must be trained first, or a label occurs twice.
     """
     import upfeat
+    from upfeat.evaluation.methods import load_methods
 
     network = upfeat.create_backbone(backbone, weights=weights).to(device)
-    return network, _load_each(upsamplers, lambda spec: load_method(spec, network.dim, device))
-
-
-def _load_each(upsamplers: str, load: Callable[[str], RowT]) -> list[RowT]:
-    """Load all entries of ``--upsampler``; no label may occur twice."""
-    from upfeat.loading import split_specs
-
-    rows = [load(spec) for spec in split_specs(upsamplers)]
-    labels = [row.label for row in rows]
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise ValueError(
-            f"--upsampler names {', '.join(sorted(twice))} twice; tell them apart: LABEL=NAME"
-        )
-    return rows
-
-
-def _load_row(spec: str, feature_dim: int, device: str) -> "Method | LowRes":
-    from upfeat.evaluation.dense import LowRes
-    from upfeat.loading import split_label
-
-    label, name = split_label(spec)
-    if name == LowRes.NAME:
-        return LowRes(label)
-    return load_method(spec, feature_dim, device)
-
-
-def load_method(
-    spec: str, feature_dim: int, device: str = "cpu", *, trained: bool = True
-) -> "Method":
-    """Load what one entry of ``--upsampler`` names.
-
-    Args:
-        spec: what ``upfeat.load_upsampler`` reads, with ``LABEL=`` before it or without.
-        feature_dim: channels of the backbone.
-        device: where it runs.
-        trained: refuse a method that has weights and none are named; else it gets random ones.
-
-    Raises:
-        ValueError: neither a folder nor a name, or a method that must be trained first.
-
-    Example:
-        >>> from upfeat.cli.eval import load_method
-        >>> load_method("linear=bilinear", 192).label
-        'linear'
-    """
-    import upfeat
-    from upfeat.evaluation.dense import Method
-    from upfeat.loading import split_label
-
-    label, name = split_label(spec)
-    upsampler = upfeat.load_upsampler(name, feature_dim, allow_random=not trained)
-    return Method(label, upsampler.eval().to(device))
-
-
-def _load_joint(spec: str, feature_dim: int, device: str) -> "Method | JointMethod":
-    import upfeat
-    from upfeat.evaluation.probes.parts import JointMethod
-    from upfeat.loading import split_label
-
-    name = split_label(spec)[1].partition("(")[0].strip()
-    if name not in upfeat.list_upsamplers() or upfeat.list_upsamplers(f"{name}.*", pretrained=True):
-        return load_method(spec, feature_dim, device)
-    method = load_method(spec, feature_dim, device, trained=False)
-    trained = next(method.upsampler.parameters(), None) is not None
-    if trained and not method.upsampler.info.abilities.per_image:
-        return JointMethod(method.label, method.upsampler)
-    return method
-
-
-# What ``--upsampler`` may name, by ``Protocol.entries``.
-_LOADERS: dict[str, Callable[..., Any]] = {
-    "trained": load_method,
-    "low_res": _load_row,
-    "joint": _load_joint,
-    "untrained": partial(load_method, trained=False),
-}
+    return network, load_methods(upsamplers, network, device=device)
 
 
 def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, Any]) -> "SettingsT":
@@ -307,7 +227,7 @@ def kept_protocols() -> dict[str, dict[str, Any]]:
 
 def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
     """Return the options of a protocol's command, in the order of its help."""
-    entries = f"{UPSAMPLERS}{_ENTRIES[facts['entries']]}"
+    entries = f"{UPSAMPLERS}{_WEIGHTS[facts['weights']]}"
     found = {"upsampler": _Parameter(Annotated[str, typer.Option(help=entries)])}
     if facts["data"]:
         sets = f"Data set: {', '.join(facts['data'])}."
@@ -391,6 +311,7 @@ def run_protocol(
         typer.Exit: with 1, a method without any result.
     """
     from upfeat.checkpoints import cache_dir
+    from upfeat.evaluation.methods import load_methods
     from upfeat.evaluation.registry import Request, get_protocol
 
     protocol = get_protocol(name)
@@ -401,9 +322,8 @@ def run_protocol(
     network = None
     if backbone is not None:
         network = _build(protocol, backbone, backbone_weights).to(device)
-    width = _width(protocol, config, network)
-    load = partial(_LOADERS[protocol.entries], feature_dim=width, device=device)
-    methods = _load_each(upsampler, load)
+    features = network or _width(protocol, config)
+    methods = load_methods(upsampler, features, weights=protocol.weights, device=device)
     inputs = protocol.inputs(request)
     with show_progress() as show:
         results = protocol.run(
@@ -429,10 +349,8 @@ def _build(protocol: "Protocol", name: str, weights: Path | None) -> "Backbone":
     return upfeat.create_backbone(name, weights=weights)
 
 
-def _width(protocol: "Protocol", config: "BaseModel", network: "Backbone | None") -> int:
-    """Return the channels of the features."""
-    if network is not None:
-        return network.dim
+def _width(protocol: "Protocol", config: "BaseModel") -> int:
+    """Return the channels of the features where no backbone is named."""
     if protocol.width is None:
         raise ValueError(f"{protocol.name} needs a backbone; name one with --backbone")
     return protocol.width(config)

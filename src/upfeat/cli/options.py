@@ -147,7 +147,8 @@ OutOption = Annotated[
 ]
 BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
 UPSAMPLERS = (
-    "Several with commas: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder, a hub id, LABEL=one."
+    "Several with commas: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder, a hub id, low-res "
+    "(the backbone's own grid), LABEL=one."
 )
 UpsamplersOption = Annotated[str, typer.Option(help=UPSAMPLERS)]
 UpsamplerOption = Annotated[str, typer.Option(help="Upsampler; arch.tag loads published weights.")]

@@ -119,13 +119,15 @@ def _feature_scenes(
     device: str,
 ) -> list["Scene"]:
     """Upsample the features of photos, all methods of a photo in one PCA basis."""
-    from upfeat.cli.eval import load_method, load_networks
+    import upfeat
+    from upfeat.cli.eval import load_networks
     from upfeat.data import image_files
+    from upfeat.evaluation.methods import Method
     from upfeat.viz.comparison import Contender, compare_upsamplers
 
     network, methods = load_networks(backbone, weights, upsamplers, device)
     if "bilinear" not in [method.identity["name"] for method in methods]:
-        methods.insert(0, load_method("bilinear", network.dim, device))
+        methods.insert(0, Method("bilinear", upfeat.create_upsampler("bilinear")))
     contenders = [Contender(method.label, method.upsampler) for method in methods]
     size = parse_size(input_size, "--input-size")
     return [

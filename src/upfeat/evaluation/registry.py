@@ -116,9 +116,8 @@ class Protocol:
         backbone: builds the network from its name and file of weights; None for any backbone.
         width: channels of the features by the settings where no backbone is named; None for a
             protocol that needs a backbone.
-        entries: what ``--upsampler`` may name beside ``trained`` methods: ``low_res``, the row of
-            the backbone's own grid; ``joint``, methods that are trained with the heads;
-            ``untrained``, methods with random weights.
+        weights: of a method that learns and is named without any, see
+            :func:`upfeat.evaluation.methods.load_methods`.
         seeds: whether ``--seeds`` sets the seeds.
         items: what ``--limit`` counts; empty where there is no such setting.
         columns: the scores that the command prints; all of them if empty.
@@ -144,7 +143,7 @@ class Protocol:
     inputs: Callable[[Request], dict[str, Any]] = _no_inputs
     backbone: "Callable[[str, Path | None], Backbone] | None" = None
     width: Callable[[Any], int] | None = None
-    entries: Literal["trained", "low_res", "joint", "untrained"] = "trained"
+    weights: Literal["trained", "joint", "untrained"] = "trained"
     seeds: bool = False
     items: str = ""
     columns: tuple[str, ...] = ()
@@ -200,7 +199,7 @@ class Protocol:
             "presets": list(self.presets),
             "data": list(self.data),
             "backbone": self.width is None,
-            "entries": self.entries,
+            "weights": self.weights,
             "seeds": self.seeds,
             "items": self.items,
             "options": [asdict(option) for option in self.options],

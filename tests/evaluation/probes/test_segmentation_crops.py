@@ -17,13 +17,12 @@ from tests.tolerances import tolerance
 from upfeat.cli.app import app
 from upfeat.data import SegmentationData, msrc
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation.dense import Method
+from upfeat.evaluation.methods import JointMethod, LowRes, Method
 from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes import crops
 from upfeat.evaluation.probes.crops import CropProbe, _Trainee
 from upfeat.evaluation.probes.parts import (
     Heads,
-    JointMethod,
     epoch_batches,
     learning_rate_factor,
 )
@@ -77,7 +76,7 @@ def method(name: str) -> Method:
 def probe(
     root: Path,
     backbone: upfeat.Backbone,
-    *methods: Method | JointMethod,
+    *methods: Method,
     config: ImageProbeConfig | None = None,
     cache: str = "cache",
     out: str = "results",
@@ -114,6 +113,18 @@ def test_nearest_solves_a_task_of_whole_patches(root: Path, backbone: upfeat.Bac
     assert settings["upsampler"]["name"] == "nearest"
 
 
+def test_low_res_is_probed_on_the_grid_of_the_features(
+    root: Path, backbone: upfeat.Backbone
+) -> None:
+    """The same as ``nearest`` with ``target_size`` set to the side of the grid."""
+    (low,) = probe(root, backbone, LowRes(), config=tiny("loftup", epochs=20))
+    config = tiny("loftup", epochs=20, target_size=SIDE // PATCH)
+    (grid,) = probe(root, backbone, method("nearest"), config=config)
+    assert low.scores == grid.scores
+    assert low.scores["accuracy"].mean > 50
+    assert low.settings["upsampler"] == {"name": "low-res"}
+
+
 def test_presets_are_the_papers() -> None:
     fields = ("crop_size", "optimizer", "learning_rate", "weight_decay", "schedule", "epochs")
     fields += ("batch", "flip")
@@ -146,7 +157,7 @@ def test_head_before_upsampling_is_the_same(
     for way in ("always", "never"):
         found = engine(root, backbone, tiny(head_before_upsampling=way))
         assert found.head_first(fixed.upsampler, training=True) == (way == "always")
-        trainee = _Trainee(fixed, Heads(3, 23, (0, 1)), found.config, found.dense.device)
+        trainee = _Trainee(fixed, Heads(3, 23, (0, 1)), found.config, found.pipe.device)
         batch = found.load("train", [0, 1], flipped=True)
         ((seeds, logits),) = found.forward(trainee, batch)
         assert (seeds, logits.shape) == (slice(0, 2), (2, 2, 23, SIDE, SIDE))
@@ -174,7 +185,7 @@ def test_gradients_by_rows_are_those_of_the_whole(
     batch = found.load("train", [0, 1])
     results = []
     for budget in (None, 1, 2**18):
-        trainee = _Trainee(fixed, Heads(3, 23, (0, 1)), found.config, found.dense.device)
+        trainee = _Trainee(fixed, Heads(3, 23, (0, 1)), found.config, found.pipe.device)
         assert found.in_rows(trainee.upsamplers[0])
         if budget is None:
             losses = found._gradients(trainee, batch, 0)
@@ -191,7 +202,7 @@ def test_pixels_without_a_label_train_nothing(root: Path, backbone: upfeat.Backb
     upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=32)
     found = engine(root, backbone, tiny(head_before_upsampling="always"))
     heads = Heads(3, 23, (0, 1))
-    trainee = _Trainee(Method("jafar", upsampler), heads, found.config, found.dense.device)
+    trainee = _Trainee(Method("jafar", upsampler), heads, found.config, found.pipe.device)
     batch = found.load("train", [0])
     batch.target.fill_(found.ignored)
     before = heads.weight.detach().clone()
@@ -211,7 +222,7 @@ def test_heads_go_first_where_that_is_cheaper(
     assert found.head_first(upsampler, training=True) == (name == "bilinear")
     upsampler.requires_grad_(False)
     assert found.head_first(upsampler, training=True)
-    found.pixelwise = False
+    found.pixelwise = lambda size: False
     assert found.head_first(upsampler, training=True) == (name == "bilinear")
 
 
@@ -362,7 +373,7 @@ def test_a_broken_checkpoint_counts_as_absent(
     (result,) = probe(root, backbone, method("nearest"), config=config)
     path = root.parent / "cache/probes/broken.pt"
     path.write_bytes(b"half")
-    trainee = _Trainee(method("nearest"), Heads(3, 23, (0, 1)), config, found.dense.device)
+    trainee = _Trainee(method("nearest"), Heads(3, 23, (0, 1)), config, found.pipe.device)
     trainee.load(path)
     assert trainee.epoch == 0
     assert "from the start" in caplog.text
@@ -392,7 +403,7 @@ def test_task_dependent_methods_are_trained_once_a_seed(
 ) -> None:
     found = engine(root, backbone, tiny("naf", learning_rate=0.01))
     trained = joint(name, **options)
-    trainee = _Trainee(trained, Heads(3, 23, (0, 1)), found.config, found.dense.device)
+    trainee = _Trainee(trained, Heads(3, 23, (0, 1)), found.config, found.pipe.device)
     before = [
         [parameter.clone() for parameter in upsampler.parameters()]
         for upsampler in trainee.upsamplers

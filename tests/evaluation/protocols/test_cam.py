@@ -19,7 +19,7 @@ from upfeat.cli.app import app
 from upfeat.data import ClassifiedFile, ClassifiedImages
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation import registry
-from upfeat.evaluation.dense import LowRes, Method
+from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import gradcam_map
 from upfeat.evaluation.probes.cam_classifier import CamClassifier, create_classifier
 from upfeat.evaluation.protocols.cam import CamConfig, _Scoring, cam_preset, run_cam
@@ -78,7 +78,7 @@ def run(
     data: ClassifiedImages,
     backbone: upfeat.Backbone,
     folder: Path,
-    *methods: Method | LowRes,
+    *methods: Method,
     config: CamConfig | None = None,
 ) -> list[Result]:
     folders = {"out": folder / "results", "cache": folder / "cache"}

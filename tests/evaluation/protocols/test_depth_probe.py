@@ -18,13 +18,14 @@ from tests.tolerances import tolerance
 from upfeat.cli.app import app
 from upfeat.data import nyuv2, nyuv2_depth
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation.dense import Method
+from upfeat.evaluation.methods import JointMethod, Method
 from upfeat.evaluation.probes import depth_pixels
 from upfeat.evaluation.probes.crops import _Trainee
 from upfeat.evaluation.probes.depth_losses import bin_depth
 from upfeat.evaluation.probes.depth_pixels import DepthPixelConfig, _PixelProbe
 from upfeat.evaluation.probes.depth_teacher import DepthTeacher
-from upfeat.evaluation.probes.parts import Heads, JointMethod
+from upfeat.evaluation.probes.parts import Heads
+from upfeat.evaluation.probes.pixels import encode_turned
 from upfeat.evaluation.protocols.depth_probe import (
     DepthProbeConfig,
     _DepthProbe,
@@ -101,7 +102,7 @@ def method(name: str, **options: Any) -> Method:
 def probe(
     root: Path,
     backbone: upfeat.Backbone,
-    *methods: Method | JointMethod,
+    *methods: Method,
     config: DepthProbeConfig | DepthPixelConfig,
     teacher: DepthTeacher | None = None,
     read: Any = nyuv2_depth,
@@ -166,14 +167,14 @@ def test_pixels_are_decoded_the_same_before_and_behind(
         for head in heads:
             head.weight.data *= 10
         image = val[0].image
-        encoded = quick.dense.encode(image)
+        encoded = encode_turned(quick.pipe, image)
         found.append(quick.predict(method("bilinear"), encoded, (33, 47), heads))
     assert found[0].shape == (2, 33, 47)
     torch.testing.assert_close(*found, **tolerance(torch.float32))
     # and both are the plain head on features beside a broadcast token
-    up = method("bilinear").upsampler(encoded.image, encoded.features, (33, 47))
+    up = method("bilinear").upsampler(encoded.prepared, encoded.features, (33, 47))
     if token:
-        mean = torch.nn.functional.normalize(encoded.image.mean((2, 3)).half().float(), dim=1)
+        mean = torch.nn.functional.normalize(encoded.prepared.mean((2, 3)).half().float(), dim=1)
         up = torch.cat([up, mean[:, :, None, None].expand(-1, -1, 33, 47)], 1)
     own = heads[1].weight if heads[1].token_weight is None else None
     weight = own if own is not None else torch.cat([heads[1].weight, heads[1].token_weight], 1)
@@ -195,7 +196,7 @@ def test_head_before_upsampling_is_the_same(
     for way in ("always", "never"):
         task = engine(root, backbone, crops(head_before_upsampling=way))
         fixed = JointMethod(name, upsampler) if name == "resfu" else Method(name, upsampler)
-        trainee = _Trainee(fixed, Heads(3, 16, (0, 1), 3), task.config, task.dense.device)
+        trainee = _Trainee(fixed, Heads(3, 16, (0, 1), 3), task.config, task.pipe.device)
         trainee.train(False)
         assert task.head_first(upsampler, training=True) == (way == "always")
         batch = task.load("train", [0, 1])

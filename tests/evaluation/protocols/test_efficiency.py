@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import upfeat
 from upfeat.cli.app import app
-from upfeat.evaluation.dense import Method
+from upfeat.evaluation.methods import Method
 from upfeat.evaluation.protocols.efficiency import (
     PRESETS,
     efficiency_preset,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,10 @@ from typer.testing import Result as Outcome
 
 import upfeat
 from upfeat.cli.app import app
-from upfeat.cli.eval import load_method
 from upfeat.cli.options import parse_seeds, parse_settings
 from upfeat.data import msrc
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation import dense
-from upfeat.evaluation.dense import DenseFeatures, Method
+from upfeat.evaluation.methods import LowRes, Method, load_methods
 from upfeat.evaluation.probes.pixels import sample_pixels
 from upfeat.evaluation.protocols.seg_probe import (
     PixelProbe,
@@ -31,7 +29,7 @@ from upfeat.evaluation.protocols.seg_probe import (
 )
 from upfeat.evaluation.results import Result
 from upfeat.evaluation.tables.panels import load_panel, panel_files
-from upfeat.upsamplers import WholeMapUpsampler
+from upfeat.upsamplers import Abilities, UpsamplerInfo, WholeMapUpsampler
 
 COLORS = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230]], np.uint8)
 PATCH = 8
@@ -148,15 +146,15 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     """Pixels of finished images are kept; the result is that of an uninterrupted run."""
     calls = {"at": 0}
-    original = DenseFeatures.at
+    original = upfeat.Pipeline.at
 
-    def at(self: DenseFeatures, *arguments: object) -> torch.Tensor:
+    def at(self: upfeat.Pipeline, *arguments: object) -> torch.Tensor:
         calls["at"] += 1
         if calls["at"] == 3:
             raise StopError
         return original(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(DenseFeatures, "at", at)
+    monkeypatch.setattr(upfeat.Pipeline, "at", at)
     with pytest.raises(StopError):
         probe(root, backbone, "bilinear")
     assert not (root.parent / "results").exists()
@@ -181,31 +179,16 @@ def test_head_before_upsampling_is_the_same(root: Path, backbone: upfeat.Backbon
         lambda *_: None,
     )
     weight, bias = torch.randn(2 * 23, 3, 1, 1), torch.randn(2 * 23)
-    encoded = found.dense.encode(found.val[0].image)
-    conv2d = torch.nn.functional.conv2d
+    encoded = found.pipe.encode(found.val[0].image)
+    head = partial(torch.nn.functional.conv2d, weight=weight, bias=bias)
     for name in ("nearest", "bilinear"):
         first, later = method(name), method(name, head_first=False)
         size = (33, 47)
-        low = found.dense.upsample(first, encoded, size, conv2d(encoded.features, weight, bias))
-        high = conv2d(found.dense.upsample(later, encoded, size), weight, bias)
+        low, high = (way.on(found.pipe).upsample(encoded, size, head) for way in (first, later))
         torch.testing.assert_close(low, high, atol=1e-5, rtol=0)
         predicted = [found.predict(way, encoded, size, weight, bias) for way in (first, later)]
         assert predicted[0].shape == (2, 33, 47)
         assert (predicted[0] == predicted[1]).float().mean() > 0.999
-
-
-def test_large_maps_come_in_tiles(
-    root: Path, backbone: upfeat.Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    features = DenseFeatures(backbone, (32, 48), root.parent / "cache")
-    encoded, bilinear = features.encode(torch.rand(3, 40, 60)), method("bilinear")
-    positions = torch.tensor([0, 7, 60, 1000, 2399])
-    whole = features.at(bilinear, encoded, (40, 60), positions)
-    monkeypatch.setattr(dense, "WHOLE_BYTES", 1)
-    tiles = list(features.pieces(bilinear, encoded, (4000, 6000)))
-    assert len(tiles) > 1
-    assert features.upsample(bilinear, encoded, (40, 60)).shape == (1, 3, 40, 60)
-    torch.testing.assert_close(features.at(bilinear, encoded, (40, 60), positions), whole)
 
 
 def test_guidance_is_normalised_for_the_upsampler(tmp_path: Path) -> None:
@@ -213,8 +196,12 @@ def test_guidance_is_normalised_for_the_upsampler(tmp_path: Path) -> None:
     seen: dict[str, torch.Tensor] = {}
 
     class Seeing(WholeMapUpsampler):
-        info = dataclasses.replace(
-            upfeat.create_upsampler("bilinear").info, image_mean=(0.5,) * 3, image_std=(0.25,) * 3
+        info = UpsamplerInfo(
+            name="seeing",
+            summary="",
+            abilities=Abilities(),
+            image_mean=(0.5,) * 3,
+            image_std=(0.25,) * 3,
         )
 
         def upsample(self, image, features, output_size, values):  # type: ignore[no-untyped-def]
@@ -228,9 +215,8 @@ def test_guidance_is_normalised_for_the_upsampler(tmp_path: Path) -> None:
     net = upfeat.CallableBackbone(
         network, 3, PATCH, image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.5, 0.5)
     )
-    features = DenseFeatures(net, (16, 24), tmp_path)
-    encoded = features.encode(torch.full((3, 20, 30), 0.75))
-    features.upsample(Method("seeing", Seeing()), encoded, (20, 30))
+    pipe = upfeat.Pipeline(net, Seeing(), input_size=(16, 24), fit="exact", cache=tmp_path)
+    pipe(torch.full((3, 20, 30), 0.75))
     assert seen["guidance"].shape == seen["input"].shape == (1, 3, 16, 24)
     torch.testing.assert_close(seen["guidance"], torch.ones(1, 3, 16, 24))
     torch.testing.assert_close(seen["input"][0, :, 0, 0], torch.tensor([1.3, 1.1, 0.9]))
@@ -344,9 +330,10 @@ def test_command_errors(root: Path, arguments: tuple[str, ...], problem: str) ->
 
 
 def test_entries_of_the_command(tmp_path: Path) -> None:
-    assert load_method("bilinear", 8).label == "bilinear"
+    assert load_methods("bilinear", 8)[0].label == "bilinear"
     upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=8).save_pretrained(tmp_path / "jafar-a")
-    loaded = load_method(str(tmp_path / "jafar-a"), 8)
+    (loaded, low) = load_methods(f"{tmp_path / 'jafar-a'}, low-res", 8)
+    assert isinstance(low, LowRes)
     assert loaded.label == "jafar-a"
     assert not loaded.upsampler.training
     assert parse_seeds("5") == (5,)

@@ -16,11 +16,11 @@ import upfeat
 from upfeat.cli.app import app
 from upfeat.data import VideoData, davis, image_files
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation.dense import LowRes, Method
+from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.protocols import vos
 from upfeat.evaluation.protocols.vos import VosConfig, _nearest, run_vos, vos_preset
 from upfeat.evaluation.results import Result
-from upfeat.upsamplers import WholeMapUpsampler
+from upfeat.upsamplers import Abilities, UpsamplerInfo, WholeMapUpsampler
 
 SIZE = (36, 48)
 COLORS = np.array([[40, 40, 40], [230, 30, 30], [30, 30, 230]], np.uint8)
@@ -60,7 +60,7 @@ def tiny(preset: str = "loftup", **changes: object) -> VosConfig:
     return vos_preset(preset, "davis2017", **settings | changes)
 
 
-def row(name: str) -> Method | LowRes:
+def row(name: str) -> Method:
     return LowRes() if name == "low-res" else Method(name, upfeat.create_upsampler(name))
 
 
@@ -189,7 +189,7 @@ def test_naf_keeps_the_frames_size(root: Path, backbone: upfeat.Backbone) -> Non
     seen = []
 
     class Seeing(WholeMapUpsampler):
-        info = upfeat.create_upsampler("bilinear").info
+        info = UpsamplerInfo(name="seeing", summary="", abilities=Abilities())
 
         def upsample(self, image, features, output_size, values):  # type: ignore[no-untyped-def]
             seen.append((image.shape[2:], features.shape[2:], output_size))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from upfeat.backbones import Backbone
-    from upfeat.evaluation.dense import Method
+    from upfeat.evaluation.methods import Method
     from upfeat.viz import Attended
 
 __all__ = ["Mark", "attention_command", "parse_mark"]
@@ -167,7 +167,7 @@ def _encode(network: "Backbone", pixels: "Tensor", input_size: Any) -> tuple["Te
     import upfeat
 
     options: dict[str, Any] = {"input_size": input_size, "fit": "resize"}
-    pipe = upfeat.Pipeline(network, upfeat.create_upsampler("bilinear"), **options)
+    pipe = upfeat.Pipeline(network, **options)
     encoded = pipe.encode(pixels)
     # Copies: what inference mode made cannot be used by a method that optimises for each image.
     return encoded.prepared.clone(), encoded.features.clone()

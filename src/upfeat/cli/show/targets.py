@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from upfeat.cli.eval import load_method
 from upfeat.cli.options import (
     DEFAULT_BACKBONE,
     DEFAULT_OUT,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from upfeat.backbones import Backbone
     from upfeat.data.mask_sets import Masks
-    from upfeat.evaluation.dense import Method
+    from upfeat.evaluation.methods import Method
     from upfeat.viz.targets import PseudoGroundTruthConfig, PseudoGroundTruths
 
 __all__ = ["find_teacher", "read_depth", "read_masks", "targets_command"]
@@ -125,16 +124,17 @@ def find_teacher(choice: str, backbone: "Backbone", device: str) -> "Method | No
         None for ``"none"``, and for ``"auto"`` where no bundled weights fit.
     """
     import upfeat
+    from upfeat.evaluation.methods import load_methods
     from upfeat.upsamplers.registry import get_checkpoint
 
     if choice == "none":
         return None
     if choice != "auto":
-        return load_method(choice, backbone.dim, device)
+        return load_methods(choice, backbone, device=device)[0]
     for name in upfeat.list_upsamplers("loftup.*_stage1", pretrained=True):
         record = get_checkpoint(name)
         if record is not None and record.bundled and record.backbone == backbone.name:
-            return load_method(name, backbone.dim, device)
+            return load_methods(name, backbone, device=device)[0]
     return None
 
 

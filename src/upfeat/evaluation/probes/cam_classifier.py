@@ -4,6 +4,7 @@ Legend: ``B`` images, ``C`` channels of the layer, ``h w`` its grid, ``H W`` ima
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -124,6 +125,16 @@ class CamClassifier:
             self.model(pixels)
         return self._map(tap.tensor.detach(), (int(pixels.shape[2]), int(pixels.shape[3])))
 
+    def as_backbone(self, image_size: tuple[int, int]) -> Backbone:
+        """Return the activations of the layer as the features of a backbone.
+
+        Args:
+            image_size: (H, W) of the images, which decides the grid.
+        """
+        weight = next(self.model.parameters())
+        grid = self.activations(weight.new_zeros(1, 3, *image_size)).shape
+        return _LayerBackbone(self, image_size, (int(grid[1]), int(grid[2]), int(grid[3])))
+
     def _map(self, tensor: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return (B, C, h, w) of what the layer holds: a map, or tokens (B, N, C)."""
         if tensor.dim() == 4:
@@ -139,6 +150,31 @@ class CamClassifier:
             )
         # (B, N, C) -> (B, h w, C) -> (B, C, h w) -> (B, C, h, w)
         return tensor[:, prefix:].transpose(1, 2).unflatten(2, grid)
+
+
+class _LayerBackbone(Backbone):
+    """The activations (C, h, w) of a classifier's layer, for images of one size."""
+
+    def __init__(
+        self, classifier: CamClassifier, image_size: tuple[int, int], shape: tuple[int, int, int]
+    ) -> None:
+        backbone = classifier.backbone
+        super().__init__(
+            name=backbone.name,
+            dim=shape[0],
+            patch_size=image_size[0] / shape[1],
+            image_mean=backbone.image_mean,
+            image_std=backbone.image_std,
+            size_multiple=backbone.size_multiple,
+            fixed_size=image_size,
+        )
+        self.classifier, self.grid = classifier, shape[1:]
+
+    def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
+        return self.grid
+
+    def _extract(self, image: Tensor) -> Tensor:
+        return self.classifier.activations(image)
 
 
 class _Tap:

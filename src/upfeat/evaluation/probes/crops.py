@@ -34,17 +34,17 @@ from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
 from upfeat.checkpoints import read_checkpoint
 from upfeat.errors import CheckpointError
-from upfeat.evaluation.dense import DenseFeatures, Method
+from upfeat.evaluation.methods import JointMethod, LowRes, Method
 from upfeat.evaluation.probes.parts import (
     CropProbeConfig,
     Heads,
-    JointMethod,
     epoch_batches,
     learning_rate_factor,
 )
 from upfeat.evaluation.registry import Progress
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.ops.images import normalize
+from upfeat.ops.images import Size, normalize
+from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 from upfeat.upsamplers.fitted import with_views
@@ -74,7 +74,7 @@ class _Trainee:
 
     def __init__(
         self,
-        method: Method | JointMethod,
+        method: Method,
         heads: Heads,
         config: CropProbeConfig,
         device: torch.device,
@@ -155,14 +155,12 @@ class CropProbe(ABC, Generic[MetricT]):
         unit: of its scores.
         outputs: K, outputs of a head.
         counts: images of the splits ``"train"`` and ``"val"``.
-        pixelwise: the loss is a sum over the output's pixels: ``pixel_target`` and ``pixel_loss``.
     """
 
     task: str
     unit: str
     outputs: int
     counts: dict[str, int]
-    pixelwise = False
 
     def __init__(
         self, config: CropProbeConfig, backbone: Backbone, cache: Path, on_progress: Progress
@@ -170,14 +168,14 @@ class CropProbe(ABC, Generic[MetricT]):
         self.config, self.backbone, self.cache = config, backbone, cache
         self.on_progress = on_progress
         side = config.crop_size
-        self.dense = DenseFeatures(backbone, (side, side), cache / "features")
+        self.pipe = Pipeline(backbone, input_size=(side, side), cache=cache / "features")
         target = config.target_size or side
         self.size = (target, target)
 
     # -- what a task says ------------------------------------------------------------------------
 
     @abstractmethod
-    def settings(self, method: Method | JointMethod) -> dict[str, Any]:
+    def settings(self, method: Method) -> dict[str, Any]:
         """Return everything that decides the numbers."""
 
     @abstractmethod
@@ -195,7 +193,14 @@ class CropProbe(ABC, Generic[MetricT]):
     def metric(self) -> MetricT:
         """Return an empty metric."""
 
-    def pixel_target(self, target: Tensor) -> tuple[Tensor, int]:
+    def pixelwise(self, size: Size) -> bool:
+        """Whether the loss at this output size is a sum over the output's pixels.
+
+        It is then :meth:`pixel_target` and :meth:`pixel_loss`.
+        """
+        return False
+
+    def pixel_target(self, target: Tensor, size: Size) -> tuple[Tensor, int]:
         """Return the targets of the output's pixels (B, h', w'), and how many of them count."""
         raise NotImplementedError
 
@@ -227,7 +232,10 @@ class CropProbe(ABC, Generic[MetricT]):
         """Say whether heads in front of this upsampler can be trained a few rows at a time."""
         asking = [weight.requires_grad for weight in upsampler.parameters()]
         return (
-            self.pixelwise and upsampler.info.abilities.tiles and bool(asking) and not any(asking)
+            self.pixelwise(self.size)
+            and upsampler.info.abilities.tiles
+            and bool(asking)
+            and not any(asking)
         )
 
     def seed_groups(self) -> list[slice]:
@@ -259,7 +267,7 @@ class CropProbe(ABC, Generic[MetricT]):
 
     # -- running ---------------------------------------------------------------------------------
 
-    def run(self, methods: Sequence[Method | JointMethod], out: Path) -> list[Result]:
+    def run(self, methods: Sequence[Method], out: Path) -> list[Result]:
         """Train and score the methods that have no result yet; return all results in order."""
         results: dict[str, Result] = {}
         trainees, paths = [], {}
@@ -270,7 +278,7 @@ class CropProbe(ABC, Generic[MetricT]):
                 results[method.label] = known
                 continue
             heads = Heads(self.backbone.dim, self.outputs, self.config.seeds, self.token_channels)
-            trainee = _Trainee(method, heads, self.config, self.dense.device, self.backbone)
+            trainee = _Trainee(method, heads, self.config, self.pipe.device, self.backbone)
             checkpoint = self.cache / "probes" / f"{path.stem}.pt"
             trainee.load(checkpoint)
             trainees.append(trainee)
@@ -350,14 +358,13 @@ class CropProbe(ABC, Generic[MetricT]):
         targets: list[Tensor] = []
         for index in indices:
             image, target = self.read(split, index)
-            image, target = image[None].to(self.dense.device), target[None].to(self.dense.device)
+            image, target = image[None].to(self.pipe.device), target[None].to(self.pipe.device)
             if flipped:
                 image, target = image.flip(-1), target.flip(-1)
             pixels = self.pixels(image).contiguous()
             token = self.token(pixels)
             tokens += [] if token is None else [token]
-            # One by one: an image's features must not depend on its neighbours in a batch.
-            features.append(self.dense.cache(pixels, self.backbone))
+            features.append(self.pipe.features(pixels))
             images.append(image)
             targets.append(target)
         token = torch.cat(tokens) if tokens else None
@@ -401,7 +408,7 @@ class CropProbe(ABC, Generic[MetricT]):
         A row's loss is known as soon as its outputs are, so that its gradient goes back before the
         next rows are computed: an upsampler's weights are there once, not twice, and never all.
         """
-        target, counted = self.pixel_target(batch.target)
+        target, counted = self.pixel_target(batch.target, self.size)
         upsampler = trainee.upsamplers[0]
         guidance = self.guidance(upsampler, batch.image)
         losses = []
@@ -428,18 +435,21 @@ class CropProbe(ABC, Generic[MetricT]):
             groups = [slice(i, i + 1) for i in range(len(self.config.seeds))]
         guidance = self.guidance(trainee.upsamplers[0], batch.image)
         first = self.head_first(trainee.upsamplers[0], torch.is_grad_enabled())
+        size = self.size
+        if isinstance(trainee.method, LowRes):
+            size = (batch.features.shape[2], batch.features.shape[3])
         high: Tensor | None = None
         for seeds in groups:
             upsampler = trainee.upsamplers[seeds.start if trainee.joint else 0]
             if first:
                 values = trainee.heads(batch.features, batch.token, seeds)
-                found = upsampler(guidance, batch.features, self.size, values)
+                found = upsampler(guidance, batch.features, size, values)
             else:
                 if trainee.joint:
-                    high = upsampler(guidance, batch.features, self.size)
+                    high = upsampler(guidance, batch.features, size)
                 elif high is None:
                     with torch.no_grad():
-                        high = upsampler(guidance, batch.features, self.size)
+                        high = upsampler(guidance, batch.features, size)
                 found = trainee.heads(high, batch.token, seeds)
             # (B, s*K, h', w') -> (B, s, K, h', w')
             yield seeds, found.unflatten(1, (seeds.stop - seeds.start, self.outputs))

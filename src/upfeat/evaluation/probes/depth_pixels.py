@@ -11,6 +11,7 @@ Legend: ``C`` feature channels, ``K`` bins, ``S`` seeds, ``M`` images, ``N`` pix
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,20 +32,26 @@ from upfeat.backbones import Backbone
 from upfeat.data import DepthData
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
+from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import DepthMetric
 from upfeat.evaluation.probes.depth_losses import bin_depth, sig_loss, valid_depth
 from upfeat.evaluation.probes.parts import (
     ClassTokens,
     Heads,
-    JointMethod,
     head_first_is_cheaper,
 )
-from upfeat.evaluation.probes.pixels import PixelPool, Stages, run_pixel_methods, sample_pixels
+from upfeat.evaluation.probes.pixels import (
+    PixelPool,
+    Stages,
+    encode_turned,
+    run_pixel_methods,
+    sample_pixels,
+)
 from upfeat.evaluation.registry import Progress
 from upfeat.evaluation.results import Result, Score, describe_environment
 from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.ops.images import normalize
+from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = [
     "DepthPixelConfig",
@@ -220,7 +227,7 @@ def run_depth_pixels(
     train: DepthData,
     val: DepthData,
     backbone: Backbone,
-    methods: Sequence[Method | JointMethod],
+    methods: Sequence[Method],
     *,
     out: Path,
     cache: Path,
@@ -255,10 +262,11 @@ class _PixelProbe:
     ) -> None:
         self.config, self.train, self.val = config, train, val
         self.on_progress, self.panels = on_progress, panels
-        self.dense = DenseFeatures(backbone, config.input_size, cache / "features")
-        self.tokens = ClassTokens(self.dense, cache / "features")
+        features = cache / "features"
+        self.pipe = Pipeline(backbone, input_size=config.input_size, fit="exact", cache=features)
+        self.tokens = ClassTokens(self.pipe, features)
         name = f"{config.data}-depth"
-        self.pool = PixelPool(self.dense, name, config.pixels_per_image, cache)
+        self.pool = PixelPool(self.pipe, name, config.pixels_per_image, cache)
         self.splits = {
             split.name: {"images": len(split), "fingerprint": split.fingerprint()}
             for split in (train, val)
@@ -269,7 +277,7 @@ class _PixelProbe:
         return self.config.model_dump(mode="json") | {
             "splits": self.splits,
             "teacher": None,
-            "backbone": self.dense.identity,
+            "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
             "stored_features": "float16",
@@ -287,7 +295,7 @@ class _PixelProbe:
         heads = []
         for number, seed in enumerate(seeds):
             self.on_progress(method.label, "training heads", number, len(seeds))
-            heads.append(train_depth_head(pool, self.config, seed).to(self.dense.device))
+            heads.append(train_depth_head(pool, self.config, seed).to(self.pipe.device))
         stages.end("training")
         metrics = self.validate(method, heads)
         stages.end("validation")
@@ -308,8 +316,8 @@ class _PixelProbe:
         """Return the class token (1, C) of an image, or None."""
         if not self.config.class_token:
             return None
-        backbone = self.dense.backbone
-        return self.tokens(normalize(encoded.image, backbone.image_mean, backbone.image_std))
+        backbone = self.pipe.backbone
+        return self.tokens(normalize(encoded.prepared, backbone.image_mean, backbone.image_std))
 
     def sample(self, method: Method) -> DepthPool:
         """Return the sampled pixels of the training images."""
@@ -321,7 +329,7 @@ class _PixelProbe:
             positions = sample_pixels(known, self.config.pixels_per_image, file.name)
             if not len(positions):
                 continue
-            encoded, size = self.dense.encode(image), (depth.shape[0], depth.shape[1])
+            encoded, size = encode_turned(self.pipe, image), (depth.shape[0], depth.shape[1])
             key = f"{file.name}-{self.train.file_hash(file)}"
             pixels.append(self.pool.read(method, encoded, size, positions, key))
             depths.append(depth.flatten()[positions])
@@ -340,13 +348,13 @@ class _PixelProbe:
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
             image, target = self.val.read(file)
-            encoded = self.dense.encode(image)
+            encoded = encode_turned(self.pipe, image)
             size = (target.shape[0], target.shape[1])
             depths = self.predict(method, encoded, size, heads)
             for metric, depth in zip(metrics, depths, strict=True):
                 metric.add(depth[None], target[None])
             if number in shown:
-                self.draw(method.label, file.name, encoded.image[0], target, depths[0])
+                self.draw(method.label, file.name, encoded.prepared[0], target, depths[0])
         return metrics
 
     def draw(self, label: str, name: str, image: Tensor, target: Tensor, depth: Tensor) -> None:
@@ -354,7 +362,7 @@ class _PixelProbe:
         if self.panels is None:
             return
         common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
-        common["backbone"] = self.dense.identity["name"]
+        common["backbone"] = self.pipe.identity["name"]
         known = target.where(target > 0, torch.nan)
         pictures = (
             image_panel(image, **common),
@@ -370,7 +378,7 @@ class _PixelProbe:
     ) -> Tensor:
         """Return the depths (S, H, W) that each head says."""
         config, token, one = self.config, self.token(encoded), slice(0, 1)
-        features, upsampler = encoded.features, method.upsampler
+        features, upsampler, pipe = encoded.features, method.upsampler, method.on(self.pipe)
         cells = features.shape[2] * features.shape[3]
         allowed = upsampler.info.abilities.linear and config.head_before_upsampling == "auto"
         predicted = torch.empty(len(heads), *size)
@@ -383,11 +391,11 @@ class _PixelProbe:
             upsampler, features.shape[1], config.bins, len(heads), cells
         ):
             for number, head in enumerate(heads):
-                values = head(features, token, one)
-                for rows, tile in self.dense.pieces(method, encoded, size, values):
+                first = partial(head, token=token, seeds=one)
+                for rows, tile in pipe.pieces(encoded, size, first):
                     decode(number, rows, tile)
             return predicted
-        for rows, tile in self.dense.pieces(method, encoded, size):
+        for rows, tile in pipe.pieces(encoded, size):
             for number, head in enumerate(heads):
                 decode(number, rows, head(tile, token, one))
         return predicted

@@ -6,9 +6,8 @@ grid.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from torch import Tensor, nn
 
 from upfeat.data import FeatureCache
-from upfeat.evaluation.dense import DenseFeatures, Method
 from upfeat.evaluation.metrics import SegmentationMetric, iou_per_class
-from upfeat.ops import unit_vectors
-from upfeat.ops.runtime import DrawsFrom
+from upfeat.ops.unit_vectors import unit_vectors
+from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 
 __all__ = [
     "ClassTokens",
     "CropProbeConfig",
     "Heads",
-    "JointMethod",
     "epoch_batches",
     "head_first_is_cheaper",
     "learning_rate_factor",
@@ -138,38 +135,6 @@ def epoch_batches(
     return list(zip(batches, flipped.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class JointMethod:
-    """An untrained upsampler that is trained together with the heads, once a seed.
-
-    Attributes:
-        label: in tables and file names.
-        upsampler: tells class and configuration; its weights are not used.
-        identity: name and configuration.
-
-    Example:
-        >>> import upfeat
-        >>> from upfeat.evaluation.probes.parts import JointMethod
-        >>> method = JointMethod("carafe", upfeat.create_upsampler("carafe", feature_dim=8))
-        >>> method.identity["weights"]
-        'trained with the heads, one copy a seed'
-    """
-
-    label: str
-    upsampler: Upsampler
-    identity: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        identity = Method(self.label, self.upsampler).identity
-        identity["weights"] = "trained with the heads, one copy a seed"
-        object.__setattr__(self, "identity", identity)
-
-    def copy(self, seed: int, device: torch.device) -> Upsampler:
-        """Return a new upsampler with random weights of this seed, in evaluation mode."""
-        with DrawsFrom(torch.Generator().manual_seed(seed)):
-            return type(self.upsampler)(**self.upsampler.config).to(device).eval()
-
-
 class Heads(nn.Module):
     """1x1 convolutions with bias, one a seed, over features and perhaps an image's token.
 
@@ -222,14 +187,14 @@ class ClassTokens:
     """Class tokens of images, L2-normalised and kept on disk.
 
     Args:
-        dense: whose backbone gives them.
+        pipe: whose backbone gives them.
         folder: of the cache.
     """
 
-    def __init__(self, dense: DenseFeatures, folder: Path) -> None:
-        self.backbone = dense.backbone
-        name = dense.identity["name"]
-        key = {**dense.identity, "backbone": f"{name} class token"}
+    def __init__(self, pipe: Pipeline, folder: Path) -> None:
+        self.backbone = pipe.backbone
+        name = pipe.identity["name"]
+        key = {**pipe.identity, "backbone": f"{name} class token"}
         self.cache = FeatureCache(folder, key)
 
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from torch import Tensor
 from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.sizes import Size
 from upfeat.errors import UnsupportedError
-from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
-from upfeat.evaluation.probes.parts import JointMethod
+from upfeat.evaluation.methods import JointMethod, Method
 from upfeat.evaluation.results import Result, result_file_name, stored_result
+from upfeat.pipeline import Encoded, Pipeline
 
-__all__ = ["PixelPool", "PixelRun", "Stages", "run_pixel_methods", "sample_pixels"]
+__all__ = ["PixelPool", "PixelRun", "Stages", "encode_turned", "run_pixel_methods", "sample_pixels"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,42 +48,52 @@ def sample_pixels(known: Tensor, count: int, name: str) -> Tensor:
     return positions[order].sort().values
 
 
+def encode_turned(pipe: Pipeline, image: Tensor) -> Encoded:
+    """Encode an image (3, H, W) at the pipeline's input size, its sides exchanged for portraits.
+
+    Args:
+        pipe: whose ``input_size`` is a pair (height, width).
+        image: in [0, 1].
+    """
+    height, width = cast("Size", pipe.input_size)
+    if (image.shape[1] - image.shape[2]) * (height - width) < 0:
+        height, width = width, height
+    return pipe.encode(image, (height, width))
+
+
 class PixelPool:
     """Samples of one set for one backbone; a file an image and method.
 
     Args:
-        dense: features.
+        pipe: backbone and sizes.
         data: name of the set, for the folders.
         pixels_per_image: size of the samples, part of the folder's name.
         cache: where the folders go.
 
     Example:
         >>> import tempfile, torch, upfeat
-        >>> from upfeat.evaluation.dense import DenseFeatures, Method
+        >>> from upfeat.evaluation.methods import LowRes
         >>> from upfeat.evaluation.probes.pixels import PixelPool
         >>> pooling = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
-        >>> nearest = Method("nearest", upfeat.create_upsampler("nearest"))
+        >>> pipe = upfeat.Pipeline(pooling, input_size=(16, 16))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     dense = DenseFeatures(pooling, (16, 16), folder)
-        ...     pool = PixelPool(dense, "set", 2, folder)
-        ...     encoded = dense.encode(torch.ones(3, 16, 16))
-        ...     pool.read(nearest, encoded, (16, 16), torch.tensor([0, 9]), "image").tolist()
+        ...     pool = PixelPool(pipe, "set", 2, folder)
+        ...     encoded = pipe.encode(torch.ones(3, 16, 16))
+        ...     pool.read(LowRes(), encoded, (16, 16), torch.tensor([0, 9]), "image").tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
 
-    def __init__(
-        self, dense: DenseFeatures, data: str, pixels_per_image: int, cache: str | Path
-    ) -> None:
-        self.dense, self.data, self.cache = dense, data, Path(cache)
+    def __init__(self, pipe: Pipeline, data: str, pixels_per_image: int, cache: str | Path) -> None:
+        self.pipe, self.data, self.cache = pipe, data, Path(cache)
         self.pixels_per_image = pixels_per_image
 
     def folder(self, method: Method) -> Path:
         """Return where a method's pixels lie."""
         key = {
-            "backbone": self.dense.identity,
+            "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "pixels": self.pixels_per_image,
-            "input_size": self.dense.input_size,
+            "input_size": self.pipe.input_size,
         }
         name = result_file_name("pixels", self.data, method.identity["name"], key)
         return self.cache / "pixels" / name.removesuffix(".json")
@@ -102,11 +112,16 @@ class PixelPool:
 
         Returns:
             (P, C) float16 on the CPU.
+
+        Raises:
+            ValueError: a value is not finite or too large for float16.
         """
         path = self.folder(method) / f"{key.replace('/', '_')}.npy"
         found = _read(path)
         if found is None:
-            found = self.dense.at(method, encoded, size, positions)
+            found = method.on(self.pipe).at(encoded, size, positions).to("cpu", torch.float16)
+            if not bool(found.isfinite().all()):
+                raise ValueError(f"{method.label} gives features that are NaN or beyond float16")
             OwnFiles(path.parent).claim_all("the cache of pixels")
             buffer = io.BytesIO()
             np.save(buffer, found.numpy(), allow_pickle=False)
@@ -146,7 +161,7 @@ class PixelRun(Protocol):
 
 def run_pixel_methods(
     probe: PixelRun,
-    methods: Sequence[Method | JointMethod],
+    methods: Sequence[Method],
     *,
     task: str,
     data: str,

@@ -8,8 +8,8 @@
   mean and deviation for every upsampler.
 * ``loftup`` (arXiv 2504.14032): crops of 224, NAdam at 1e-4 (code; the paper says AdamW), batches
   of 8, 10 epochs, no flips, no schedule. Labels are shrunk to the features' size (nearest), and in
-  validation the classes are enlarged to the label's size (nearest). For its low-resolution row set
-  ``target_size`` to the side of the feature grid and use ``nearest``.
+  validation the classes are enlarged to the label's size (nearest). The row ``low-res`` has labels
+  and features at the size of the feature grid.
 
 Cost, checkpoints, heads in front of upsamplers: see :mod:`upfeat.evaluation.probes.crops`. Scores
 are those of the last epoch. Legend: ``B`` batch, ``K`` classes, ``s`` seeds, ``H W`` label,
@@ -29,16 +29,16 @@ from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
 from upfeat.data.transforms import resize_and_crop
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.dense import Method
+from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes.crops import CropProbe
 from upfeat.evaluation.probes.parts import (
     CropProbeConfig,
-    JointMethod,
     mean_class_ious,
 )
 from upfeat.evaluation.registry import Progress, silent
 from upfeat.evaluation.results import Result, Score
+from upfeat.ops.images import Size
 
 __all__ = ["IMAGE_PRESETS", "ImageProbeConfig", "image_probe_preset", "run_image_probe"]
 
@@ -116,7 +116,7 @@ def run_image_probe(
     train: SegmentationData,
     val: SegmentationData,
     backbone: Backbone,
-    methods: Sequence[Method | JointMethod],
+    methods: Sequence[Method],
     *,
     out: str | Path,
     cache: str | Path,
@@ -129,7 +129,8 @@ def run_image_probe(
         train: whole training split; ``train_every`` and ``limit`` of the settings apply.
         val: whole validation split; ``limit`` applies.
         backbone: on the device where everything runs.
-        methods: upsamplers, on the same device; a :class:`JointMethod` is trained with the heads.
+        methods: upsamplers, on the same device; a
+            :class:`~upfeat.evaluation.methods.JointMethod` is trained with the heads.
         out: folder of the results, one JSON a method.
         cache: folder of low-resolution features and of checkpoints, from which an interrupted run
             goes on after its last epoch.
@@ -167,19 +168,17 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
         self.outputs = len(train.classes)
         self.fit, self.boundary_radius = config.fit, config.boundary_radius
         self.ignored = train.ignore_index
-        side = (config.crop_size, config.crop_size)
-        self.pixelwise = self.fit == "labels_nearest" or self.size == side
         self.fingerprints = {
             split.name: {"images": len(split), "fingerprint": split.fingerprint()}
             for split in (train, val)
         }
 
-    def settings(self, method: Method | JointMethod) -> dict[str, Any]:
+    def settings(self, method: Method) -> dict[str, Any]:
         """Return everything that decides the numbers."""
         return self.config.model_dump(mode="json") | {
             "splits": self.fingerprints,
             "classes": self.outputs,
-            "backbone": self.dense.identity,
+            "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "crop": "short side resized (bilinear, antialiased; labels nearest), centre crop",
             "stored_features": "float16",
@@ -191,10 +190,16 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
         image, label = self.splits[split][index]
         return resize_and_crop(image, label, self.config.crop_size)
 
+    def pixelwise(self, size: Size) -> bool:
+        """Whether the loss is a sum over the output's pixels."""
+        side = self.config.crop_size
+        return self.fit == "labels_nearest" or size == (side, side)
+
     def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
         """Return the seeds' mean cross-entropies, added up."""
-        if self.pixelwise:
-            target, counted = self.pixel_target(target)
+        size = (outputs.shape[-2], outputs.shape[-1])
+        if self.pixelwise(size):
+            target, counted = self.pixel_target(target, size)
         else:
             mode = "bilinear" if self.fit == "logits_bilinear" else "nearest"
             resized = F.interpolate(outputs.flatten(0, 1), target.shape[1:], mode=mode)
@@ -202,10 +207,10 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
             counted = int((target != self.ignored).sum())
         return self.pixel_loss(outputs, target, counted) if counted else None
 
-    def pixel_target(self, target: Tensor) -> tuple[Tensor, int]:
+    def pixel_target(self, target: Tensor, size: Size) -> tuple[Tensor, int]:
         """Return the labels at the output's size, and how many of them are known."""
         if self.fit == "labels_nearest":
-            shrunk = F.interpolate(target[:, None].double(), self.size, mode="nearest")
+            shrunk = F.interpolate(target[:, None].double(), size, mode="nearest")
             target = shrunk[:, 0].long()
         return target, int((target != self.ignored).sum())
 

@@ -9,9 +9,6 @@ the map is ``relu(sum_k w_k A_k)``. Where ``info.abilities.linear`` allows, the 
 The image is masked by the map, as a normalised tensor: what is masked becomes the mean colour. Its
 own map for the same class comes out of the whole procedure, guided by the masked image.
 
-The row ``low-res`` (:class:`upfeat.evaluation.dense.LowRes`) is the map of the layer's own grid,
-each cell enlarged to its pixels (nearest).
-
 Legend: ``B`` images, ``C`` channels of the layer, ``h w`` its grid, ``H W`` the classifier's input.
 """
 
@@ -23,23 +20,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
 from upfeat.data import ClassifiedFile, ClassifiedImages, coco_objects, imagenet
-from upfeat.data.sizes import Size, resize, resolve_size
+from upfeat.data.sizes import Frame, Size, resize, resolve_size
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
-from upfeat.evaluation.metrics import CamMetric, gradcam_map, normalize_map
+from upfeat.evaluation.methods import Method
+from upfeat.evaluation.metrics import CamMetric, normalize_map
 from upfeat.evaluation.probes.cam_classifier import CamClassifier, Explanation, create_classifier
 from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.tables.scores import higher, lower
 from upfeat.ops.images import normalize
+from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
 
@@ -124,7 +121,7 @@ def run_cam(
     config: CamConfig,
     data: ClassifiedImages,
     backbone: Backbone,
-    methods: Sequence[Method | LowRes],
+    methods: Sequence[Method],
     *,
     out: str | Path,
     cache: str | Path,
@@ -137,7 +134,7 @@ def run_cam(
         data: the whole split.
         backbone: one of timm with its classifier, on the device where everything runs; see
             :func:`upfeat.evaluation.probes.cam_classifier.create_classifier`.
-        methods: upsamplers, on the same device, and :class:`~upfeat.evaluation.dense.LowRes`.
+        methods: upsamplers, on the same device.
         out: folder of the results, one JSON a method; pictures of three images go to
             ``out/panels`` for ``upfeat report``.
         cache: folder of the choice of images and of scores so far, from which an interrupted run
@@ -186,7 +183,7 @@ class _Rows:
     """The scores of each image for one method, kept on disk until the result is there."""
 
     def __init__(
-        self, method: Method | LowRes, settings: dict[str, Any], result: Path, folder: Path
+        self, method: Method, settings: dict[str, Any], result: Path, folder: Path
     ) -> None:
         self.method, self.settings, self.result = method, settings, result
         self.stored = folder / f"scores-{result.name}"
@@ -218,10 +215,9 @@ class _Scoring:
         self.config, self.data, self.classifier = config, data, classifier
         self.folder, self.on_progress, self.out = folder, on_progress, out
         self.size: Size = config.input_size
+        self.device = next(classifier.model.parameters()).device
         self.crop_fraction = config.crop_fraction or classifier.crop_fraction
-        self.dense = DenseFeatures(
-            classifier.backbone, self.size, folder / "features", classifier.activations
-        )
+        self.identity = Pipeline(classifier.backbone).identity
         if config.choose == "correct" and len(data.classes) != classifier.num_classes:
             raise ValueError(
                 f"{data.name} has {len(data.classes)} classes, {classifier.backbone.name} "
@@ -233,8 +229,9 @@ class _Scoring:
         for file in self.chosen.files:
             digest.update(f"{file.name} {data.file_hash(file)}\n".encode())
         self.fingerprint = digest.hexdigest()
+        self.pipe = Pipeline(classifier.as_backbone(self.size), device=self.device)
 
-    def settings(self, method: Method | LowRes) -> dict[str, Any]:
+    def settings(self, method: Method) -> dict[str, Any]:
         """Return everything that decides the numbers."""
         return self.config.model_dump(mode="json") | {
             "classifier": self.classifier.backbone.name,
@@ -248,7 +245,7 @@ class _Scoring:
                     "fingerprint": self.fingerprint,
                 }
             },
-            "backbone": self.dense.identity,
+            "backbone": self.identity,
             "upsampler": method.identity,
             "image_resize": "short side bicubic, antialiased; centre crop",
             "class_score": "logit",
@@ -260,7 +257,7 @@ class _Scoring:
         """Return the images, in the random order of the seed; the choice is kept on disk."""
         config, files = self.config, self.data.files
         key = {
-            "classifier": self.dense.identity,
+            "classifier": self.identity,
             "files": [[file.name, file.label, file.image.stat().st_size] for file in files],
             "crop_fraction": self.crop_fraction,
             "settings": config.model_dump(
@@ -308,7 +305,7 @@ class _Scoring:
         image = resize(image, (max(height, self.size[0]), max(width, self.size[1])))
         top, left = ((image.shape[2 + i] - self.size[i]) // 2 for i in (0, 1))
         crop = image[:, :, top : top + self.size[0], left : left + self.size[1]]
-        return crop.to(self.dense.device)
+        return crop.to(self.device)
 
     def normalized(self, image: Tensor) -> Tensor:
         backbone = self.classifier.backbone
@@ -341,7 +338,7 @@ class _Scoring:
         return time.perf_counter() - start
 
     def score(
-        self, method: Method | LowRes, image: Tensor, explanation: Explanation
+        self, method: Method, image: Tensor, explanation: Explanation
     ) -> tuple[list[float], Tensor]:
         """Return the scores of one image (1, 3, H, W), and its map (1, H, W) from 0 to 1.
 
@@ -366,21 +363,16 @@ class _Scoring:
         save_panel(self.out, image_panel(image, **common))
         save_panel(self.out, Panel(**common, label=label, kind="cam", values=values.cpu()))
 
-    def map(self, method: Method | LowRes, image: Tensor, explanation: Explanation) -> Tensor:
+    def map(self, method: Method, image: Tensor, explanation: Explanation) -> Tensor:
         """Return the map (1, H, W), not negative and not normalised."""
-        activations, weights = explanation.activations, explanation.weights
-        if isinstance(method, LowRes):
-            small = gradcam_map(activations, weights)[:, None]  # (1, h, w) -> (1, 1, h, w)
-            return F.interpolate(small, self.size, mode="nearest-exact")[:, 0]
-        encoded = Encoded(image, activations)
-        if method.upsampler.info.abilities.linear:
-            # (1, C, h, w) x (1, C) -> (1, 1, h, w)
-            values = torch.einsum("bchw,bc->bhw", activations, weights)[:, None]
-            return self.dense.upsample(method, encoded, self.size, values)[:, 0].relu()
-        result = activations.new_empty(1, *self.size)
-        for rows, tile in self.dense.pieces(method, encoded, self.size):
-            result[:, rows] = gradcam_map(tile, weights)
-        return result
+        weights = explanation.weights
+        frame = Frame(self.size, self.size, self.size)
+        encoded = Encoded(image, image, explanation.activations, frame)
+
+        def head(maps: Tensor) -> Tensor:
+            return torch.einsum("bchw,bc->bhw", maps, weights)[:, None]  # (1, 1, h, w)
+
+        return method.on(self.pipe).upsample(encoded, self.size, head)[0].relu()[None]
 
     def result(self, rows: _Rows, seconds: float) -> Result:
         """Return the result of a method whose images are all scored."""
@@ -397,8 +389,7 @@ class _Scoring:
             details={
                 "images": names,
                 "images_tried": self.chosen.tried,
-                "head_before_upsampling": isinstance(method, LowRes)
-                or method.upsampler.info.abilities.linear,
+                "head_before_upsampling": method.upsampler.info.abilities.linear,
             },
             seconds={"all methods of the run": round(seconds, 1)},
             environment=describe_environment(),
@@ -444,7 +435,6 @@ register_protocol(
         inputs=_inputs,
         backbone=create_classifier,
         run=run_cam,
-        entries="low_res",
         items="images",
     )
 )

@@ -37,7 +37,7 @@ from upfeat.data import (
     resize_and_crop,
 )
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.dense import Method
+from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import DepthMetric
 from upfeat.evaluation.probes.crops import CropProbe
 from upfeat.evaluation.probes.depth_losses import bin_depth, gradient_loss, probe3d_loss, sig_loss
@@ -52,7 +52,6 @@ from upfeat.evaluation.probes.depth_teacher import DepthTeacher
 from upfeat.evaluation.probes.parts import (
     ClassTokens,
     CropProbeConfig,
-    JointMethod,
     head_first_is_cheaper,
 )
 from upfeat.evaluation.registry import (
@@ -150,7 +149,7 @@ def run_depth_probe(
     train: DepthData | SegmentationData,
     val: DepthData | SegmentationData,
     backbone: Backbone,
-    methods: Sequence[Method | JointMethod],
+    methods: Sequence[Method],
     *,
     out: str | Path,
     cache: str | Path,
@@ -236,20 +235,20 @@ class _DepthProbe(CropProbe[DepthMetric]):
         self.counts = {name: len(split) for name, split in self.splits.items()}
         self.outputs = config.bins
         self.token_channels = backbone.dim if config.class_token else 0
-        self.tokens = ClassTokens(self.dense, cache / "features")
+        self.tokens = ClassTokens(self.pipe, cache / "features")
         self.fingerprints = {
             split.name: {"images": len(split), "fingerprint": split.fingerprint()}
             for split in (train, val)
         }
 
-    def settings(self, method: Method | JointMethod) -> dict[str, Any]:
+    def settings(self, method: Method) -> dict[str, Any]:
         """Return everything that decides the numbers."""
         teacher = self.teacher
         return self.config.model_dump(mode="json") | {
             "splits": self.fingerprints,
             "teacher": None if teacher is None else teacher.name,
             "teacher_weights": None if teacher is None else teacher.weights,
-            "backbone": self.dense.identity,
+            "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "crop": "short side resized (bilinear, antialiased; depth nearest), centre crop",
             "stored_features": "float16",
@@ -391,7 +390,7 @@ register_protocol(
         data=(*DEPTH_SETS, "with a teacher any set of seg-probe"),
         inputs=_inputs,
         run=run_depth_probe,
-        entries="joint",
+        weights="joint",
         seeds=True,
         items="images of each split",
         options=(

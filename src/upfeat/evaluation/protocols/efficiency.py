@@ -32,7 +32,7 @@ from upfeat.evaluation.benchmark.measure import (
     in_fresh_process,
     warm_libraries,
 )
-from upfeat.evaluation.dense import Method
+from upfeat.evaluation.methods import Method
 from upfeat.evaluation.registry import Progress, Protocol, register_protocol
 from upfeat.evaluation.results import (
     Result,
@@ -280,7 +280,7 @@ def run_efficiency(
 
     Example:
         >>> import tempfile, upfeat
-        >>> from upfeat.evaluation.dense import Method
+        >>> from upfeat.evaluation.methods import Method
         >>> from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_efficiency
         >>> config = efficiency_preset("naf", cells=((32, 4, 16),), repeats=2, memory=False)
         >>> methods = [Method("bilinear", upfeat.create_upsampler("bilinear"))]
@@ -411,6 +411,6 @@ register_protocol(
         presets=tuple(PRESETS),
         run=run_efficiency,
         width=lambda config: int(config.channels),
-        entries="untrained",
+        weights="untrained",
     )
 )

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
-from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
+from upfeat.evaluation.methods import LowRes, Method
+from upfeat.evaluation.probes.pixels import encode_turned
 from upfeat.evaluation.protocols.seg_probe import (
     PRESETS,
     SCORES,
@@ -39,8 +40,8 @@ from upfeat.evaluation.protocols.seg_probe import (
 from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.tables.scores import higher, lower, prefixed
-from upfeat.ops import cosine
-from upfeat.upsamplers import create_upsampler
+from upfeat.ops.unit_vectors import cosine
+from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]
 
@@ -157,10 +158,10 @@ class _Measure:
     ) -> None:
         self.config, self.val, self.on_progress = config, val, on_progress
         self.probe = PixelProbe(config.probe, train, val, backbone, cache, on_progress)
-        self.dense = self.probe.dense
+        self.pipe = self.probe.pipe
         height, width = config.probe.input_size
         larger = (config.factor * height, config.factor * width)
-        self.larger = DenseFeatures(backbone, larger, cache / "features")
+        self.larger = Pipeline(backbone, input_size=larger, fit="exact", cache=cache / "features")
         self.heads: list[nn.Linear] | None = None
 
     def settings(self, method: Method) -> dict[str, Any]:
@@ -204,13 +205,13 @@ class _Measure:
 
     def compare(self, method: Method, image: Tensor) -> dict[str, float]:
         """Return the measures of one image (3, H, W) that need no labels."""
-        encoded = self.dense.encode(image)
-        seen = encoded.image
-        upsampled = self.dense.upsample(method, encoded, (seen.shape[2], seen.shape[3]))
+        encoded = encode_turned(self.pipe, image)
+        pipe = method.on(self.pipe)
+        upsampled = pipe.upsample(encoded, encoded.frame.input)[None]  # (1, C, H, W)
         grid = (encoded.features.shape[2], encoded.features.shape[3])
         pooled = F.adaptive_avg_pool2d(upsampled, grid)
-        reference = self.larger.encode(image).features  # (1, C, factor * h, factor * w)
-        finer = self.dense.upsample(method, encoded, (reference.shape[2], reference.shape[3]))
+        reference = encode_turned(self.larger, image).features  # (1, C, factor * h, factor * w)
+        finer = pipe.upsample(encoded, (reference.shape[2], reference.shape[3]))[None]
         return {
             "pooled_cosine": 100 * _cosine(pooled, encoded),
             "pooled_mse": float((pooled - encoded.features).square().mean()),
@@ -220,8 +221,8 @@ class _Measure:
     def transfer(self, method: Method) -> dict[str, Score]:
         """Return the scores of heads that were trained on low-resolution features."""
         if self.heads is None:
-            nearest = Method("nearest", create_upsampler("nearest"))  # each pixel its cell
-            self.heads = self.probe.train_heads(nearest, *self.probe.sample(nearest))
+            low = LowRes()
+            self.heads = self.probe.train_heads(low, *self.probe.sample(low))
         metrics = self.probe.validate(method, self.heads)
         scores = [metric.compute() for metric in metrics]
         return {

@@ -18,6 +18,7 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` classes, ``S`` seeds, ``P`` p
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +31,16 @@ from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData, load_segmentation, segmentation_sets
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.dense import DenseFeatures, Encoded, Method
+from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import SegmentationMetric, boundary_band
-from upfeat.evaluation.probes.parts import JointMethod, mean_class_ious
-from upfeat.evaluation.probes.pixels import PixelPool, Stages, run_pixel_methods, sample_pixels
+from upfeat.evaluation.probes.parts import mean_class_ious
+from upfeat.evaluation.probes.pixels import (
+    PixelPool,
+    Stages,
+    encode_turned,
+    run_pixel_methods,
+    sample_pixels,
+)
 from upfeat.evaluation.probes.segmentation_crops import (
     IMAGE_PRESETS,
     ImageProbeConfig,
@@ -51,6 +58,7 @@ from upfeat.evaluation.registry import (
 from upfeat.evaluation.results import Result, Score, describe_environment
 from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.evaluation.tables.scores import higher, prefixed
+from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = [
     "PRESETS",
@@ -149,7 +157,7 @@ def run_seg_probe(
     train: SegmentationData,
     val: SegmentationData,
     backbone: Backbone,
-    methods: Sequence[Method | JointMethod],
+    methods: Sequence[Method],
     *,
     out: str | Path,
     cache: str | Path,
@@ -211,8 +219,10 @@ class PixelProbe:
     ) -> None:
         self.config, self.train, self.val = config, train, val
         self.on_progress, self.panels = on_progress, panels
-        self.dense = DenseFeatures(backbone, config.input_size, cache / "features")
-        self.pool = PixelPool(self.dense, config.data, config.pixels_per_image, cache)
+        self.pipe = Pipeline(
+            backbone, input_size=config.input_size, fit="exact", cache=cache / "features"
+        )
+        self.pool = PixelPool(self.pipe, config.data, config.pixels_per_image, cache)
         self.splits = {
             split.name: {"images": len(split), "fingerprint": split.fingerprint()}
             for split in (train, val)
@@ -222,7 +232,7 @@ class PixelProbe:
         """Return everything that decides the numbers."""
         return self.config.model_dump(mode="json") | {
             "splits": self.splits,
-            "backbone": self.dense.identity,
+            "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
             "stored_features": "float16",
@@ -280,7 +290,7 @@ class PixelProbe:
                 continue
             size: Size = (label.shape[0], label.shape[1])
             key = f"{file.name}-{self.train.file_hash(file)}"
-            encoded = self.dense.encode(image)
+            encoded = encode_turned(self.pipe, image)
             pixels.append(self.pool.read(method, encoded, size, positions, key))
             classes.append(label.flatten()[positions])
         if not pixels:
@@ -291,7 +301,7 @@ class PixelProbe:
 
     def validate(self, method: Method, heads: Sequence[nn.Linear]) -> list[SegmentationMetric]:
         """Score the heads of all seeds in one pass over the validation split."""
-        device, radius = self.dense.device, self.config.boundary_radius
+        device, radius = self.pipe.device, self.config.boundary_radius
         # S x (K, C) -> (S*K, C, 1, 1)
         weight = torch.cat([head.weight for head in heads])[:, :, None, None].to(device)
         bias = torch.cat([head.bias for head in heads]).to(device)
@@ -301,7 +311,7 @@ class PixelProbe:
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
             image, label = self.val.read(file)
-            encoded = self.dense.encode(image)
+            encoded = encode_turned(self.pipe, image)
             predicted = self.predict(
                 method, encoded, (label.shape[0], label.shape[1]), weight, bias
             )
@@ -309,7 +319,7 @@ class PixelProbe:
             for metric, classes in zip(metrics, predicted, strict=True):
                 metric.add(classes, label, band)
             if number in shown:
-                self.draw(method, file.name, encoded.image[0], label, predicted[0])
+                self.draw(method, file.name, encoded.prepared[0], label, predicted[0])
         return metrics
 
     def draw(
@@ -319,7 +329,7 @@ class PixelProbe:
         if self.panels is None:
             return
         common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
-        common["backbone"] = self.dense.identity["name"]
+        common["backbone"] = self.pipe.identity["name"]
         classes: dict[str, Any] = {
             "classes": self.val.classes,
             "ignore_index": self.val.ignore_index,
@@ -332,16 +342,15 @@ class PixelProbe:
         for picture in pictures:
             save_panel(self.panels, picture)
 
+    @torch.no_grad()
     def predict(
         self, method: Method, encoded: Encoded, size: Size, weight: Tensor, bias: Tensor
     ) -> Tensor:
         """Return the classes (S, H, W) that each head says."""
-        first = method.upsampler.info.abilities.linear
-        values = F.conv2d(encoded.features, weight, bias) if first else None
         seeds = len(bias) // len(self.val.classes)
         predicted = torch.empty(seeds, *size, dtype=torch.int64)
-        for rows, tile in self.dense.pieces(method, encoded, size, values):
-            logits = tile if first else F.conv2d(tile, weight, bias)
+        heads = partial(F.conv2d, weight=weight, bias=bias)
+        for rows, logits in method.on(self.pipe).pieces(encoded, size, heads):
             # (1, S*K, R, W') -> (S, K, R, W') -> (S, R, W')
             split = logits.reshape(seeds, -1, *logits.shape[-2:])
             predicted[:, rows] = split.argmax(1).cpu()
@@ -419,7 +428,7 @@ register_protocol(
         data=tuple(segmentation_sets()),
         inputs=_inputs,
         run=run_seg_probe,
-        entries="joint",
+        weights="joint",
         seeds=True,
         items="images of each split",
         options=(

@@ -6,12 +6,13 @@ the image at that size, and masks are handed from the first and the last seven f
 the grid is a multiple of the backbone's own. Scores are those of DAVIS, of the files that are
 written: palette PNGs at the frames' own size, which the official tools read, too.
 
-The row ``low-res`` (:class:`upfeat.evaluation.dense.LowRes`) propagates on the backbone's own grid.
+The row ``low-res`` propagates on the backbone's own grid.
 
 Legend: ``C`` feature channels, ``K`` objects and background, ``N`` context frames, ``T`` frames,
 ``h w`` grid of the propagation, ``H W`` frame.
 """
 
+import dataclasses
 import io
 import time
 from collections import deque
@@ -30,7 +31,7 @@ from upfeat.data import VideoData, VideoSequence, davis
 from upfeat.data.layouts import read_numbers
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError, UnsupportedError
-from upfeat.evaluation.dense import DenseFeatures, Encoded, LowRes, Method
+from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import (
     VideoMetric,
     masks_to_labels,
@@ -47,6 +48,7 @@ from upfeat.evaluation.registry import (
 )
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.tables.scores import higher, lower
+from upfeat.pipeline import Pipeline
 
 __all__ = ["DATA_SETS", "PRESETS", "VosConfig", "run_vos", "vos_preset"]
 
@@ -128,7 +130,7 @@ def run_vos(
     config: VosConfig,
     data: VideoData,
     backbone: Backbone,
-    methods: Sequence[Method | LowRes],
+    methods: Sequence[Method],
     *,
     out: str | Path,
     cache: str | Path,
@@ -140,7 +142,7 @@ def run_vos(
         config: the protocol.
         data: the whole split; ``limit`` of the settings applies.
         backbone: on the device where everything runs.
-        methods: upsamplers, on the same device, and :class:`~upfeat.evaluation.dense.LowRes`.
+        methods: upsamplers, on the same device.
         out: folder of the results: one JSON a method, and beside it a folder of the same name
             with ``SEQUENCE/FRAME.png``. An interrupted run goes on with the first video that
             lacks a frame.
@@ -181,18 +183,17 @@ class _Propagation:
     ) -> None:
         self.config, self.data, self.backbone = config, data, backbone
         self.on_progress = on_progress
-        # The input size is set frame by frame where frames keep their own.
-        self.dense = DenseFeatures(backbone, config.input_size or (1, 1), cache / "features")
+        self.pipe = Pipeline(backbone, fit="exact", cache=cache / "features")
         self.fingerprint = data.fingerprint()
 
-    def settings(self, method: Method | LowRes) -> dict[str, Any]:
+    def settings(self, method: Method) -> dict[str, Any]:
         """Return everything that decides the numbers."""
         size = self.config.input_size
         grid = None if size is None else self.grid(method, size)
         return self.config.model_dump(mode="json") | {
             "output_size": None if grid is None else list(grid),
             "splits": {self.data.name: {"videos": len(self.data), "fingerprint": self.fingerprint}},
-            "backbone": self.dense.identity,
+            "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "image_resize": "bicubic, antialiased",
             "stored_features": "float16",
@@ -200,7 +201,7 @@ class _Propagation:
             "scored": "all frames but the first and last, all objects of the first frame",
         }
 
-    def grid(self, method: Method | LowRes, input_size: Size) -> Size:
+    def grid(self, method: Method, input_size: Size) -> Size:
         """Return the size (h, w) at which masks are handed on."""
         height, width = self.backbone.grid_size(input_size)
         if isinstance(method, LowRes):
@@ -209,7 +210,7 @@ class _Propagation:
             return input_size[0] // 2, input_size[1] // 2
         return height * self.config.factor, width * self.config.factor
 
-    def run(self, method: Method | LowRes, settings: dict[str, Any], folder: Path) -> Result:
+    def run(self, method: Method, settings: dict[str, Any], folder: Path) -> Result:
         """Write the masks of all videos and score them."""
         times = [time.perf_counter()]
         for number, sequence in enumerate(self.data):
@@ -247,7 +248,7 @@ class _Propagation:
             environment=describe_environment(),
         )
 
-    def propagate(self, method: Method | LowRes, sequence: VideoSequence) -> Tensor:
+    def propagate(self, method: Method, sequence: VideoSequence) -> Tensor:
         """Return the labels (T, H, W), uint8, of a video from its first mask."""
         first = self.data.read_mask(sequence, 0)
         if int(first.max()) >= VOID:
@@ -284,24 +285,18 @@ class _Propagation:
             labels[index] = _nearest(found, tuple(first.shape))
         return labels
 
-    def features(self, method: Method | LowRes, frame: Tensor) -> tuple[Tensor, Size]:
+    def features(self, method: Method, frame: Tensor) -> tuple[Tensor, Size]:
         """Return upsampled features (C, h, w) of a frame (3, H, W), and the input size."""
-        if self.config.input_size is None:
-            self.dense.input_size = self._own_size(tuple(frame.shape[1:]))
-        encoded = self.dense.encode(frame)
-        size = (encoded.image.shape[2], encoded.image.shape[3])
+        size = self.config.input_size or self._own_size(tuple(frame.shape[1:]))
+        encoded = self.pipe.encode(frame, size)
         if isinstance(method, LowRes):
             return encoded.features[0], size
         grid = self.grid(method, size)
-        if method.upsampler.info.views:  # they are views of the backbone's own input
-            return self.dense.upsample(method, encoded, grid)[0], size
-        guidance = F.interpolate(
-            encoded.image,
-            grid,
-            mode=self.config.guidance_resize,
-            align_corners=False,
-        )
-        return self.dense.upsample(method, Encoded(guidance, encoded.features), grid)[0], size
+        if not method.upsampler.info.views:  # else they are views of the backbone's own input
+            mode = self.config.guidance_resize
+            guidance = F.interpolate(encoded.prepared, grid, mode=mode, align_corners=False)
+            encoded = dataclasses.replace(encoded, prepared=guidance)
+        return method.on(self.pipe).upsample(encoded, grid), size
 
     def _own_size(self, size: tuple[int, ...]) -> Size:
         multiple = self.backbone.size_multiple
@@ -411,7 +406,6 @@ register_protocol(
         data=tuple(DATA_SETS),
         inputs=_inputs,
         run=run_vos,
-        entries="low_res",
         items="videos",
         options=(Option("split", "Its list of videos: train, val.", default="val"),),
     )
