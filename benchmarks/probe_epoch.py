@@ -21,7 +21,7 @@ from plain import PlainModule
 
 import upfeat
 from upfeat.data import load_segmentation
-from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory
+from upfeat.evaluation.benchmark import BenchmarkRun, Environment, Measurement, measure_memory
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.probes.segmentation_crops import image_probe_preset, run_image_probe
 from upfeat.evaluation.results import Result
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     environment = Environment.here(torch.float32, torch.device("cpu"))
     settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "root")}
-    records: list[Record] = []
+    records: list[Measurement] = []
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as cache:
         with spawn.Pool(1) as pool:
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 result, peak = pool.apply(_run, (way, arguments, cache))
             for stage, seconds in result.seconds.items():
                 records.append(
-                    Record(
+                    Measurement(
                         method=arguments.upsampler.partition(".")[0],
                         case=f"probe epoch, {stage}, {way}",
                         implementation=WAYS[way][0],  # type: ignore[arg-type]
@@ -111,7 +111,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                         peak_bytes=peak,
                     )
                 )
-            Report(environment=environment, settings=settings, records=records).save(arguments.out)
+            BenchmarkRun(environment=environment, settings=settings, records=records).save(
+                arguments.out
+            )
             sys.stdout.write(
                 f"{way:<28} training {result.seconds['training']:6.1f} s, validation "
                 f"{result.seconds['validation']:6.1f} s, {peak / 1e9:5.2f} GB, labelled mIoU "

@@ -23,7 +23,13 @@ from plain import PLAIN, PlainModule
 from torch import Tensor, nn
 
 from upfeat.backbones import create_backbone
-from upfeat.evaluation.benchmark import Environment, Record, Report, measure_memory, measure_time
+from upfeat.evaluation.benchmark import (
+    BenchmarkRun,
+    Environment,
+    Measurement,
+    measure_memory,
+    measure_time,
+)
 from upfeat.objectives import _channel_sums
 from upfeat.ops.runtime import recycled_memory
 from upfeat.training import TrainConfig, build_upsampler, create_recipe, make_optimizer
@@ -80,7 +86,7 @@ def _peak(recipe: str, plain: bool, threads: int) -> int:
         return measure_memory(step)
 
 
-def measure(recipe: str, plain: bool, arguments: argparse.Namespace) -> Record:
+def measure(recipe: str, plain: bool, arguments: argparse.Namespace) -> Measurement:
     """Measure one recipe on one implementation."""
     step = training_step(recipe, plain)
     with recycled_memory():
@@ -88,7 +94,7 @@ def measure(recipe: str, plain: bool, arguments: argparse.Namespace) -> Record:
     del step
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         peak = pool.apply(_peak, (recipe, plain, arguments.threads))
-    return Record(
+    return Measurement(
         method=recipe,
         case="training step",
         implementation="plain" if plain else "upfeat",
@@ -112,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     settings: dict[str, Any] = {"repeats": arguments.repeats, "rival": "plain.py"}
     environment = Environment.here(torch.float32, torch.device("cpu"))
-    records: list[Record] = []
+    records: list[Measurement] = []
     for recipe in arguments.recipes:
         batch = create_recipe(recipe).batch_size
         for plain in (False, True):
@@ -120,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if plain and (arguments.no_plain or not known):
                 continue
             records.append(measure(recipe, plain, arguments))
-            report = Report(environment=environment, settings=settings, records=records)
+            report = BenchmarkRun(environment=environment, settings=settings, records=records)
             report.save(arguments.out)
             seconds = records[-1].median_seconds or float("nan")
             sys.stdout.write(

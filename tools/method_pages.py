@@ -19,7 +19,7 @@ from pathlib import Path
 
 from upfeat._files import write_bytes
 from upfeat.cli.listing import baseline_notes, needs_of
-from upfeat.evaluation.benchmark import Record, Report
+from upfeat.evaluation.benchmark import BenchmarkRun, Measurement
 from upfeat.upsamplers.registry import (
     get_checkpoint,
     get_class,
@@ -45,7 +45,7 @@ NOTE = "<!-- Written by tools/method_pages.py; edit that, or the method's file. 
 def pages(root: Path = ROOT) -> dict[str, str]:
     """File name to content, for all of docs/methods."""
     reports = [
-        (path.name, Report.model_validate_json(path.read_text()))
+        (path.name, BenchmarkRun.model_validate_json(path.read_text()))
         for path in sorted((root / "benchmarks" / "results").glob("*.json"))
     ]
     names = list_upsamplers()
@@ -121,7 +121,7 @@ def index(names: list[str]) -> str:
     return f"{NOTE}# Methods\n\n{table(head, rows)}"
 
 
-def page(name: str, reports: list[tuple[str, Report]]) -> str:
+def page(name: str, reports: list[tuple[str, BenchmarkRun]]) -> str:
     info = get_class(name).info
     width = "feature_dim=384" if needs_feature_dim(name) else ""
     call = f'"{name}", {width}' if width else f'"{name}"'
@@ -159,7 +159,7 @@ def page(name: str, reports: list[tuple[str, Report]]) -> str:
     )
 
 
-def cost(name: str, reports: list[tuple[str, Report]]) -> str:
+def cost(name: str, reports: list[tuple[str, BenchmarkRun]]) -> str:
     rows = []
     for file, report in reports:
         for record in report.records:
@@ -207,7 +207,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def seconds(record: Record | None) -> str:
+def seconds(record: Measurement | None) -> str:
     return seconds_text(None if record is None else record.median_seconds)
 
 
@@ -217,7 +217,7 @@ def seconds_text(value: float | None) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
 
 
-def memory(record: Record | None) -> str:
+def memory(record: Measurement | None) -> str:
     if record is None or record.peak_bytes <= 0:
         return "-"
     return f"{record.peak_bytes / 1e9:.2f} GB"

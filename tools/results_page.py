@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from upfeat._files import write_bytes
-from upfeat.evaluation.tables.build import build_tables, gather_results
+from upfeat.evaluation.tables import build_tables, gather_results
 from upfeat.evaluation.tables.markdown import results_page
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,11 +21,18 @@ from upfeat.cli.eval import kept_protocols, protocol_command
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation import protocols, registry
 from upfeat.evaluation.methods import CallableUpsampler, Method
-from upfeat.evaluation.registry import Option, Protocol, Request, get_protocol, list_protocols
+from upfeat.evaluation.registry import (
+    Option,
+    Protocol,
+    Request,
+    get_protocol,
+    higher,
+    list_protocols,
+    lower,
+)
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.tables.build import build_tables
-from upfeat.evaluation.tables.commands import table_command
-from upfeat.evaluation.tables.scores import higher, lower
+from upfeat.evaluation.tables import build_tables
+from upfeat.evaluation.tables.markdown import table_command
 
 KEPT = Path(__file__).parents[2] / "docs" / "results"
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from upfeat.evaluation.tables.build import gather_results
+from upfeat.evaluation.tables import gather_results
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ import upfeat
 from upfeat.cli.options import CpuOption, checked_file, parse_dtype
 
 if TYPE_CHECKING:
-    from upfeat.evaluation.benchmark import Record, Report
+    from upfeat.evaluation.benchmark import BenchmarkRun, Measurement
 
 
 def bench_command(
@@ -74,14 +74,14 @@ def bench_command(
         raise typer.Exit(1)
 
 
-def _line(record: "Record") -> str:
+def _line(record: "Measurement") -> str:
     start = f"{record.case:>12} {record.method:<16} {record.implementation:<9}"
     if record.error is not None:
         return f"{start} {record.error.splitlines()[0]}"
     return f"{start} {_seconds(record.median_seconds)} {_bytes(record.peak_bytes)}"
 
 
-def _table(report: "Report") -> Table:
+def _table(report: "BenchmarkRun") -> Table:
     """Return ours beside plain, ratio, floor and bilinear."""
     environment = report.environment
     title = (
@@ -117,7 +117,7 @@ def _table(report: "Report") -> Table:
     return table
 
 
-def _losses(report: "Report") -> list[str]:
+def _losses(report: "BenchmarkRun") -> list[str]:
     """Say where ours is slower or larger than the plain implementation, or failed."""
     lines = []
     for record in report.records:

@@ -155,7 +155,7 @@ def print_scores(protocol: "Protocol", results: Sequence["Result"], title: str, 
         title: above the table.
         note: below it.
     """
-    from upfeat.evaluation.tables.scores import column_groups, score_digits, score_text
+    from upfeat.evaluation.registry import column_groups, score_digits, score_text
 
     written = dict.fromkeys(name for result in results for name in result.scores)
     shown = [name for name in protocol.columns or written if name in written]

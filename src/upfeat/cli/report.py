@@ -68,8 +68,8 @@ def report_command(
     """Write one HTML page of results and pictures, to open from disk or print."""
     from upfeat._files import OwnFiles
     from upfeat.evaluation.report import report_page
-    from upfeat.evaluation.report.results import panel_scenes, report_content
-    from upfeat.evaluation.tables.build import build_tables, gather_results
+    from upfeat.evaluation.report.content import panel_scenes, report_content
+    from upfeat.evaluation.tables import build_tables, gather_results
     from upfeat.evaluation.tables.markdown import results_page
     from upfeat.evaluation.tables.panels import load_panel, panel_files
 

@@ -10,16 +10,20 @@ import platform
 import re
 import statistics
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
+import torch.distributed as dist
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from torch import Tensor
 
 from upfeat._files import write_bytes
 
 __all__ = [
+    "Metric",
     "Result",
     "Score",
     "checkout",
@@ -72,6 +76,46 @@ class Score(_Strict):
         known = len(per_seed) > 1 and all(map(math.isfinite, per_seed))
         spread = statistics.stdev(per_seed) if known else None
         return cls(per_seed=tuple(per_seed), mean=statistics.fmean(per_seed), deviation=spread)
+
+
+class Metric(ABC):
+    """Scores of a data set, gathered image by image.
+
+    A subclass keeps sums over images as tensors, names them in :meth:`totals`, and defines ``add``
+    with arguments of its own.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import DepthMetric
+        >>> metric, target = DepthMetric(), torch.tensor([[[1.0, 2.0, 4.0]]])
+        >>> metric.add(target, target)
+        >>> metric.compute()["d1"]
+        1.0
+        >>> metric.reset()
+        >>> metric.compute()["d1"]
+        nan
+    """
+
+    add: Any  # a method; its arguments differ
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """Return the tensors that hold all that was added; they are changed in place."""
+        return ()
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Return the scores of everything added so far; NaN where nothing was."""
+
+    def reset(self) -> None:
+        """Forget everything that was added."""
+        for total in self.totals():
+            total.zero_()
+
+    def sync(self) -> None:
+        """Add up the totals of all processes of ``torch.distributed``; each then has them all."""
+        if dist.is_available() and dist.is_initialized():
+            for total in self.totals():
+                dist.all_reduce(total)
 
 
 class Result(_Strict):

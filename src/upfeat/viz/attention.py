@@ -18,8 +18,8 @@ from torch import Tensor
 
 from upfeat.errors import UnsupportedError, check_call, shape_text
 from upfeat.layers.attention import attention_modules, record_attention
-from upfeat.viz.heat import heat_colors
-from upfeat.viz.panel import Cell, draw_grid, to_pil
+from upfeat.viz.panel import heat_colors
+from upfeat.viz.panel import PanelPicture, draw_grid, to_pil
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -399,11 +399,11 @@ def attention_panel(
         for block, weights in enumerate(method.weights)
     ]
     dots = [
-        Cell(dot_picture(photo, weights, mark, count=count, seed=seed, side=side), title)
+        PanelPicture(dot_picture(photo, weights, mark, count=count, seed=seed, side=side), title)
         for title, weights in shown
     ]
     heat = [
-        Cell(heat_picture(photo, weights, mark, side=side), _caption(weights))
+        PanelPicture(heat_picture(photo, weights, mark, side=side), _caption(weights))
         for _, weights in shown
     ]
     size = (photo.shape[1], photo.shape[2])

@@ -24,7 +24,7 @@ from upfeat.upsamplers.registry import (
     get_class,
     list_upsamplers,
 )
-from upfeat.viz.panel import Cell, draw_grid
+from upfeat.viz.panel import PanelPicture, draw_grid
 from upfeat.viz.pca import PCABasis
 
 if TYPE_CHECKING:
@@ -285,9 +285,9 @@ def compare_upsamplers(
     )
     photo = (encoded.image[0].cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     cells = [
-        Cell(photo, "image"),
-        Cell(low, "features", blocks=True, extent=encoded.low_extent),
-        *(Cell(entry.picture, _caption(entry)) for entry in entries),
+        PanelPicture(photo, "image"),
+        PanelPicture(low, "features", blocks=True, extent=encoded.low_extent),
+        *(PanelPicture(entry.picture, _caption(entry)) for entry in entries),
     ]
     columns = max(2, min(len(cells), round((1.3 * len(cells)) ** 0.5)))
     notes = (*facts, *_notes(entries, missing))

@@ -1,4 +1,4 @@
-"""Drawing pictures side by side with captions, with Pillow only."""
+"""Drawing pictures side by side with captions, with Pillow only, and colours of numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,17 @@ from upfeat.errors import shape_text
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["Cell", "draw_grid", "draw_panel", "to_pil"]
+__all__ = ["PanelPicture", "draw_grid", "draw_panel", "heat_colors", "to_pil"]
 
+# Black, violet, red, orange, pale yellow: lightness rises all the way.
+_STOPS = ((0, 0, 0), (78, 18, 110), (176, 44, 88), (240, 112, 32), (252, 236, 140))
 _BACKGROUND = (255, 255, 255)
 _INK = (32, 32, 32)
 _MIN_SIDE = 256  # small pictures are enlarged to this, so that a caption fits
 
 
 @dataclass(frozen=True)
-class Cell:
+class PanelPicture:
     """One picture of a panel.
 
     Attributes:
@@ -59,7 +61,9 @@ def to_pil(picture: Tensor) -> "Image.Image":
     return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
 
 
-def draw_panel(cells: Sequence[Cell], size: tuple[int, int], max_side: int) -> "Image.Image":
+def draw_panel(
+    cells: Sequence[PanelPicture], size: tuple[int, int], max_side: int
+) -> "Image.Image":
     """Draw pictures of one scene in a row, all at one size, each under its caption.
 
     Args:
@@ -92,7 +96,7 @@ def draw_panel(cells: Sequence[Cell], size: tuple[int, int], max_side: int) -> "
 
 
 def draw_grid(
-    cells: Sequence[Cell],
+    cells: Sequence[PanelPicture],
     size: tuple[int, int],
     side: int,
     *,
@@ -113,8 +117,8 @@ def draw_grid(
 
     Example:
         >>> import torch
-        >>> from upfeat.viz.panel import Cell, draw_grid
-        >>> cells = [Cell(torch.zeros(3, 4, 6, dtype=torch.uint8), name) for name in "abc"]
+        >>> from upfeat.viz.panel import PanelPicture, draw_grid
+        >>> cells = [PanelPicture(torch.zeros(3, 4, 6, dtype=torch.uint8), name) for name in "abc"]
         >>> draw_grid(cells, (40, 60), 60, columns=2).size
         (138, 134)
     """
@@ -157,7 +161,7 @@ def _wrapped(
     return lines
 
 
-def _scaled(cell: Cell, size: tuple[int, int]) -> "Image.Image":
+def _scaled(cell: PanelPicture, size: tuple[int, int]) -> "Image.Image":
     """Return the covered part of a picture at ``size`` (width, height)."""
     from PIL import Image
 
@@ -188,3 +192,25 @@ def _fit_text(
             text = text[:-2] + "…"
         else:
             return font, text
+
+
+def heat_colors(share: Tensor) -> Tensor:
+    """Colour numbers from 0 (black) over violet, red and orange to 1 (pale yellow).
+
+    Args:
+        share: (H, W), clamped to [0, 1].
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.panel import heat_colors
+        >>> heat_colors(torch.tensor([[0.0, 0.25, 1.0]]))[:, 0].T.tolist()
+        [[0, 0, 0], [78, 18, 110], [252, 236, 140]]
+    """
+    stops = torch.tensor(_STOPS, dtype=torch.float64)
+    place = share.detach().to("cpu", torch.float64).clamp(0, 1) * (len(stops) - 1)
+    below = place.floor().long().clamp(max=len(stops) - 2)
+    colors = torch.lerp(stops[below], stops[below + 1], (place - below)[..., None])
+    return colors.round().to(torch.uint8).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from upfeat._files import write_bytes
 from upfeat.errors import shape_text
-from upfeat.viz.panel import Cell, draw_panel
+from upfeat.viz.panel import PanelPicture, draw_panel
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -260,9 +260,9 @@ def pca_panel(
         raise ValueError(f"captions must be three texts, got {len(captions)}")
     pixels = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
     cells = [
-        Cell(pixels, captions[0]),
-        Cell(low, captions[1], blocks=True, extent=low_extent),
-        Cell(high, captions[2]),
+        PanelPicture(pixels, captions[0]),
+        PanelPicture(low, captions[1], blocks=True, extent=low_extent),
+        PanelPicture(high, captions[2]),
     ]
     return draw_panel(cells, (image.shape[-2], image.shape[-1]), max_side)
 

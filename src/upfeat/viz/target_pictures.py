@@ -14,8 +14,7 @@ from torch import Tensor
 
 from upfeat.errors import UnknownNameError, shape_text
 from upfeat.objectives.masks import refine_with_masks
-from upfeat.viz.heat import heat_colors
-from upfeat.viz.panel import Cell, draw_grid
+from upfeat.viz.panel import PanelPicture, draw_grid, heat_colors
 from upfeat.viz.pca import PCABasis
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def targets_panel(
     basis: PCABasis,
     *,
     captions: Mapping[str, str],
-    others: Sequence[Cell] = (),
+    others: Sequence[PanelPicture] = (),
     side: int = 320,
     notes: Sequence[str] = (),
 ) -> "Image.Image":
@@ -134,9 +133,11 @@ def targets_panel(
     """
     pixels = (photo.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     size = (photo.shape[1], photo.shape[2])
-    cells = [Cell(pixels, f"photo  {size[0]}x{size[1]}"), *others]
+    cells = [PanelPicture(pixels, f"photo  {size[0]}x{size[1]}"), *others]
     for name, made in maps.items():
         colors = basis.colors(basis.project(made)).cpu()
-        cells.append(Cell(colors, captions.get(name, name), blocks=2 * made.shape[1] < size[0]))
+        cells.append(
+            PanelPicture(colors, captions.get(name, name), blocks=2 * made.shape[1] < size[0])
+        )
     columns = len(cells) if len(cells) <= 4 else -(-len(cells) // 2)
     return draw_grid(cells, size, side, columns=columns, notes=notes)

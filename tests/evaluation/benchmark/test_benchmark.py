@@ -15,10 +15,10 @@ from upfeat.cli.app import app
 from upfeat.errors import ForeignFileError
 from upfeat.evaluation.benchmark import (
     CASES,
+    BenchmarkRun,
     Case,
     Environment,
-    Record,
-    Report,
+    Measurement,
     Rival,
     load_rival,
     measure_memory,
@@ -120,7 +120,7 @@ def test_a_run_records_everything_and_round_trips(tmp_path: Path) -> None:
     ]
     assert all(len(record.seconds) == 2 and record.error is None for record in report.records)
     report.save(tmp_path / "deep" / "r.json")
-    again = Report.model_validate_json((tmp_path / "deep" / "r.json").read_text())
+    again = BenchmarkRun.model_validate_json((tmp_path / "deep" / "r.json").read_text())
     assert again == report
     assert again.environment.matmul_flops > 1e6
 
@@ -129,7 +129,7 @@ def test_only_reports_are_replaced(tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     for _ in range(2):
         run_benchmark(["nearest"], [SMALL], repeats=1, memory=False, out=out)
-    assert Report.load(out).records
+    assert BenchmarkRun.load(out).records
     for content in (b"{}", b'{"shapes": []}', b"\xff"):
         out.write_bytes(content)
         with pytest.raises(ForeignFileError, match=r"r\.json is there already"):
@@ -188,7 +188,7 @@ def test_time_has_a_budget() -> None:
 
 def test_the_schema_refuses_what_it_does_not_know(environment: Environment) -> None:
     with pytest.raises(pydantic.ValidationError, match="extra"):
-        Record(
+        Measurement(
             method="a",
             case="b",
             implementation="upfeat",
@@ -197,18 +197,18 @@ def test_the_schema_refuses_what_it_does_not_know(environment: Environment) -> N
             surprise=1,  # type: ignore[call-arg]
         )
     with pytest.raises(pydantic.ValidationError, match="implementation"):
-        Record(method="a", case="b", implementation="other", seconds=[], peak_bytes=0)  # type: ignore[arg-type]
-    report = Report(environment=environment, settings={}, records=[])
+        Measurement(method="a", case="b", implementation="other", seconds=[], peak_bytes=0)  # type: ignore[arg-type]
+    report = BenchmarkRun(environment=environment, settings={}, records=[])
     content = json.loads(report.model_dump_json()) | {"schema_version": 2}
     with pytest.raises(pydantic.ValidationError, match="schema_version"):
-        Report.model_validate(content)
+        BenchmarkRun.model_validate(content)
 
 
 def test_kept_results_fit_the_schema(repository: Path) -> None:
     files = sorted((repository / "benchmarks" / "results").glob("*.json"))
     assert files, "the repository keeps its measured results"
     for file in files:
-        Report.model_validate_json(file.read_text())
+        BenchmarkRun.model_validate_json(file.read_text())
 
 
 def test_scaling_reaches_2048() -> None:
@@ -232,7 +232,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     assert "bicubic" in result.stdout
     assert "GFLOP/s" in result.stdout
-    report = Report.model_validate_json(out.read_text())
+    report = BenchmarkRun.model_validate_json(out.read_text())
     assert {record.method for record in report.records} == {"bicubic", "bilinear"}
     unknown = CliRunner().invoke(app, ["bench", "--case", "447"])
     assert unknown.exit_code == 2

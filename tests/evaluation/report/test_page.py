@@ -26,15 +26,15 @@ from upfeat.evaluation.report import (
     Report,
     RowView,
     Scene,
-    Section,
+    TableGroup,
     TableView,
     report_page,
 )
-from upfeat.evaluation.report.chart import cost_plot
 from upfeat.evaluation.report.pictures import (
     RAMP,
     class_colors,
     class_palette,
+    cost_plot,
     covered_part,
     png_bytes,
     ramp_colors,
@@ -124,7 +124,7 @@ def report() -> Report:
         ("9 results",),
         "How to read",
         ranks,
-        (Section("Probe", (table,)),),
+        (TableGroup("Probe", (table,)),),
         (scene,),
     )
 

@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
-from upfeat.evaluation.papers.published import differences, published_for, published_tables
-from upfeat.evaluation.registry import get_protocol, list_protocols
+from upfeat.evaluation.papers import differences, published_for, published_tables
+from upfeat.evaluation.registry import column_groups, get_protocol, list_protocols, score_digits
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.tables.build import Table, build_tables, gather_results
-from upfeat.evaluation.tables.commands import table_command
-from upfeat.evaluation.tables.markdown import results_page
-from upfeat.evaluation.tables.ranks import rank_methods
-from upfeat.evaluation.tables.scores import column_groups, score_digits
+from upfeat.evaluation.tables import Table, build_tables, gather_results, rank_methods
+from upfeat.evaluation.tables.markdown import results_page, table_command
 
 
 def result(

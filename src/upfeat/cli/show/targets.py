@@ -197,7 +197,7 @@ def _panel(
     side: int,
 ) -> "Image.Image":
     """Draw everything; all maps in one basis."""
-    from upfeat.viz.panel import Cell
+    from upfeat.viz.panel import PanelPicture
     from upfeat.viz.target_pictures import (
         depth_picture,
         mask_picture,
@@ -206,11 +206,11 @@ def _panel(
     )
 
     regions = mask_picture(made.image.cpu(), made.masks.cpu())
-    others = [Cell(regions, f"{len(made.masks)} masks ({Path(masks).name})")]
+    others = [PanelPicture(regions, f"{len(made.masks)} masks ({Path(masks).name})")]
     maps = {"low": made.low.cpu()}
     for target in made.targets:
         if target.name == "depth":
-            others.append(Cell(depth_picture(target.map[0]), "depth"))
+            others.append(PanelPicture(depth_picture(target.map[0]), "depth"))
         else:
             maps[target.name] = target.map.cpu()
     captions = {

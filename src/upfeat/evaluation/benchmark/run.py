@@ -14,13 +14,15 @@ from torch import Tensor
 from upfeat.errors import ForeignFileError, UpfeatError
 from upfeat.evaluation.benchmark.cases import Case
 from upfeat.evaluation.benchmark.measure import (
+    BenchmarkRun,
+    Environment,
+    Measurement,
     free_memory_only,
     in_fresh_process,
     measure_memory,
     measure_time,
     warm_libraries,
 )
-from upfeat.evaluation.benchmark.records import Environment, Record, Report
 from upfeat.upsamplers.base import Upsampler
 from upfeat.upsamplers.fitted import short_fit
 from upfeat.upsamplers.registry import get_class
@@ -93,9 +95,9 @@ def run_benchmark(
     warmup: int = 1,
     max_seconds: float = 60.0,
     memory: bool = True,
-    on_record: Callable[[Record], None] | None = None,
+    on_record: Callable[[Measurement], None] | None = None,
     out: str | os.PathLike[str] | None = None,
-) -> Report:
+) -> BenchmarkRun:
     """Measure methods in cases.
 
     Args:
@@ -143,7 +145,7 @@ def run_benchmark(
     }
     with _threads(threads):
         environment = Environment.here(dtype, device)
-        report = Report(environment=environment, settings=settings, records=[])
+        report = BenchmarkRun(environment=environment, settings=settings, records=[])
         for case in cases:
             for method in methods:
                 for record in _cell(
@@ -151,7 +153,9 @@ def run_benchmark(
                     repeats, warmup, max_seconds, memory,
                 ):  # fmt: skip
                     records = [*report.records, record]
-                    report = Report(environment=environment, settings=settings, records=records)
+                    report = BenchmarkRun(
+                        environment=environment, settings=settings, records=records
+                    )
                     if out is not None:
                         report.save(out)
                     if on_record is not None:
@@ -161,7 +165,7 @@ def run_benchmark(
 
 def _check_replaced(out: str | os.PathLike[str]) -> None:
     try:
-        Report.load(out)
+        BenchmarkRun.load(out)
     except (OSError, ValueError) as error:
         raise ForeignFileError(
             f"{os.fspath(out)} is there already and is no report of upfeat bench; name another file"
@@ -179,7 +183,7 @@ def _cell(
     warmup: int,
     max_seconds: float,
     memory: bool,
-) -> Iterator[Record]:
+) -> Iterator[Measurement]:
     """Measure all implementations of one method in one case."""
     implementations: list[Implementation] = ["upfeat"]
     if method in rival.build and not case.tiles:
@@ -213,7 +217,7 @@ def _cell(
             if memory:
                 arguments = (implementation, method, case, rival.path, dtype, device)
                 peak = _memory_in_fresh_process(arguments, torch.get_num_threads())
-            yield Record(
+            yield Measurement(
                 method=method,
                 case=case.name,
                 implementation=implementation,
@@ -224,7 +228,7 @@ def _cell(
                 half_error=half_error,
             )
         except (UpfeatError, ValueError, RuntimeError, MemoryError) as error:
-            yield Record(
+            yield Measurement(
                 method=method,
                 case=case.name,
                 implementation=implementation,

@@ -1,6 +1,5 @@
 """Scores of predictions: pure functions, and classes that gather them over a data set."""
 
-from upfeat.evaluation.metrics.base import Metric
 from upfeat.evaluation.metrics.cam import (
     CamMetric,
     adcc,
@@ -34,6 +33,7 @@ from upfeat.evaluation.metrics.video import (
     object_numbers,
     region_similarity,
 )
+from upfeat.evaluation.results import Metric
 
 __all__ = [
     "CamMetric",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import shape_text
-from upfeat.evaluation.metrics.base import Metric
+from upfeat.evaluation.results import Metric
 
 __all__ = [
     "CamMetric",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import shape_text
-from upfeat.evaluation.metrics.base import Metric
+from upfeat.evaluation.results import Metric
 
 __all__ = ["ALIGNED_SCORES", "DEPTH_SCORES", "DepthMetric", "depth_scores", "fit_scale_and_shift"]
 

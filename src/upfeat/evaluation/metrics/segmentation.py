@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import shape_text
-from upfeat.evaluation.metrics.base import Metric
+from upfeat.evaluation.results import Metric
 
 __all__ = [
     "SegmentationMetric",

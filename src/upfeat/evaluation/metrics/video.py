@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import check_size, shape_text
-from upfeat.evaluation.metrics.base import Metric
+from upfeat.evaluation.results import Metric
 
 __all__ = [
     "FrameStatistics",

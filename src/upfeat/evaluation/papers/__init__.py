@@ -1,1 +1,249 @@
-"""The papers' tables, as printed."""
+"""The numbers of the papers, to stand beside ours, each with the settings in which it differs.
+
+They are as printed by the authors and kept in ``published.json``; where a setting is our reading of
+the paper the record's note says so. They are for orientation: none was measured here.
+"""
+
+from collections.abc import Collection, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+__all__ = [
+    "PublishedBlock",
+    "PublishedColumn",
+    "PublishedRow",
+    "PublishedTable",
+    "differences",
+    "published_for",
+    "published_tables",
+    "setting_text",
+]
+
+
+# Protocols on square crops name one side for the input, and where they do not name the size of the
+# upsampled features (``target_size``), for these too.
+_FROM_CROP = ("input_size", "output_size")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PublishedColumn(_Strict):
+    """One column of a paper's table.
+
+    Attributes:
+        task: our name of the protocol.
+        data: our names of the set, or of the preset where a task has no data.
+        score: our name of the score.
+        unit: of the numbers.
+        setting: what holds for this column only.
+    """
+
+    task: str
+    data: tuple[str, ...]
+    score: str
+    unit: str = "percent"
+    setting: dict[str, Any] = {}
+
+
+class PublishedRow(_Strict):
+    """One row: a method, what holds for this row only, and a number or None for each column."""
+
+    method: str
+    setting: dict[str, Any] = {}
+    values: tuple[float | None, ...]
+
+
+class PublishedTable(_Strict):
+    """A table of a paper.
+
+    Attributes:
+        id: ours.
+        paper: short name.
+        arxiv: number.
+        source: which table of the paper.
+        setting: what holds for all numbers.
+        note: what else must be known.
+        columns: see :class:`PublishedColumn`.
+        rows: see :class:`PublishedRow`.
+    """
+
+    id: str
+    paper: str
+    arxiv: str
+    source: str
+    setting: dict[str, Any]
+    note: str = ""
+    columns: tuple[PublishedColumn, ...]
+    rows: tuple[PublishedRow, ...]
+
+
+class PublishedBlock(_Strict):
+    """The part of a published table that fits one of ours.
+
+    Attributes:
+        source: paper and table.
+        arxiv: number of the paper.
+        setting: of all these numbers.
+        note: of the table.
+        units: of each score.
+        rows: method, with the settings of its own in words, to score to value.
+    """
+
+    source: str
+    arxiv: str
+    setting: dict[str, Any]
+    note: str
+    units: dict[str, str]
+    rows: tuple[tuple[str, dict[str, float]], ...]
+
+
+@cache
+def published_tables() -> tuple[PublishedTable, ...]:
+    """Return every table that is kept.
+
+    Example:
+        >>> from upfeat.evaluation.papers import published_tables
+        >>> first = published_tables()[0]
+        >>> first.paper, first.source, first.rows[1].method, first.rows[1].values[0]
+        ('JAFAR', 'table 1', 'Bilinear', 59.03)
+    """
+    content = files("upfeat.evaluation.papers").joinpath("published.json").read_bytes()
+    return tuple(TypeAdapter(list[PublishedTable]).validate_json(content))
+
+
+def published_for(task: str, data: str, scores: Collection[str]) -> list[PublishedBlock]:
+    """Return what the papers print for a task and a set, in the scores that we have, too.
+
+    Columns of one paper's table with different settings become blocks of their own.
+
+    Args:
+        task: our name of the protocol, such as ``cam``.
+        data: our name of the set, or of the preset where there is none; case, punctuation and
+            a split behind ``/`` do not count.
+        scores: names of ours.
+
+    Example:
+        >>> from upfeat.evaluation.papers import published_for
+        >>> (block,) = published_for("cam", "imagenet_sample", ["adcc", "coherency"])
+        >>> block.source, block.rows[-1]
+        ('JAFAR, table 2', ('JAFAR', {'coherency': 91.4, 'adcc': 73.3}))
+    """
+    blocks = []
+    for table in published_tables():
+        fitting = [
+            (index, column)
+            for index, column in enumerate(table.columns)
+            if column.task == task
+            and column.score in scores
+            and _plain(data) in {_plain(name) for name in column.data}
+        ]
+        settings: list[dict[str, Any]] = []
+        for _, column in fitting:
+            if column.setting not in settings:
+                settings.append(column.setting)
+        for setting in settings:
+            columns = {i: column for i, column in fitting if column.setting == setting}
+            rows = tuple(_rows(table, columns))
+            if rows:
+                blocks.append(
+                    PublishedBlock(
+                        source=f"{table.paper}, {table.source}",
+                        arxiv=table.arxiv,
+                        setting=table.setting | setting,
+                        note=table.note,
+                        units={column.score: column.unit for column in columns.values()},
+                        rows=rows,
+                    )
+                )
+    return blocks
+
+
+def _rows(
+    table: PublishedTable, columns: Mapping[int, PublishedColumn]
+) -> list[tuple[str, dict[str, float]]]:
+    """Return the rows that have a number in these columns."""
+    rows = []
+    for row in table.rows:
+        found = {
+            column.score: value
+            for index, column in columns.items()
+            if (value := row.values[index]) is not None
+        }
+        own = setting_text(row.setting)
+        if found:
+            rows.append((f"{row.method} ({own})" if own else row.method, found))
+    return rows
+
+
+def differences(published: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Say in which settings published numbers and ours differ, or where ours is not comparable.
+
+    Args:
+        published: of a :class:`PublishedBlock`.
+        ours: of a :class:`upfeat.evaluation.results.Result`.
+
+    Example:
+        >>> from upfeat.evaluation.papers import differences
+        >>> differences({"batch": 4, "input_size": [448, 448]}, {"input_size": [224, 224]})
+        ['batch 4 (here: not stated)', 'input size 448×448 (here: 224×224)']
+    """
+    found = []
+    for name, value in published.items():
+        own = ours.get(name)
+        if own is None and name in _FROM_CROP:
+            own = _own_size(name, ours)
+        if isinstance(own, Mapping):
+            own = own.get("name")
+        theirs, here = setting_text(value, name), "not stated"
+        if own is not None:
+            here = setting_text(own, name)
+        if here != theirs:
+            found.append(f"{_words(name)} {theirs} (here: {here})")
+    return found
+
+
+def _own_size(name: str, ours: Mapping[str, Any]) -> list[int] | None:
+    """Return the input's or the output's size of a protocol on square crops."""
+    sides = [ours.get("target_size") if name == "output_size" else None, ours.get("crop_size")]
+    known = [side for side in sides if isinstance(side, int)]
+    return [known[0]] * 2 if known else None
+
+
+def setting_text(value: Any, name: str = "") -> str:
+    """Return a setting's value for people.
+
+    Args:
+        value: of the setting.
+        name: of the setting; that of a size ends with ``size``.
+
+    Example:
+        >>> from upfeat.evaluation.papers import setting_text
+        >>> setting_text([448, 448], "input_size"), setting_text([0, 1], "seeds")
+        ('448×448', '0, 1')
+        >>> setting_text(None)
+        'none'
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        parts = [f"({setting_text(p)})" if isinstance(p, list) else setting_text(p) for p in value]
+        return ("×" if name.endswith("size") else ", ").join(parts)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(key)} {setting_text(part, key)}" for key, part in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(name: str) -> str:
+    """Return a set's name without case and punctuation, and without its split."""
+    return "".join(letter for letter in name.partition("/")[0].lower() if letter.isalnum())

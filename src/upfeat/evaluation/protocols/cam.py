@@ -31,10 +31,17 @@ from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import CamMetric, normalize_map
 from upfeat.evaluation.probes.cam_classifier import CamClassifier, Explanation, create_classifier
-from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
+from upfeat.evaluation.registry import (
+    Progress,
+    Protocol,
+    Request,
+    higher,
+    lower,
+    register_protocol,
+    silent,
+)
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
-from upfeat.evaluation.tables.scores import higher, lower
 from upfeat.ops.images import normalize
 from upfeat.pipeline import Encoded, Pipeline
 

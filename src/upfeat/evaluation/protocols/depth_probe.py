@@ -59,11 +59,13 @@ from upfeat.evaluation.registry import (
     Progress,
     Protocol,
     Request,
+    higher,
+    lower,
+    prefixed,
     register_protocol,
     silent,
 )
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.tables.scores import higher, lower, prefixed
 from upfeat.layers.raw_images import expect_raw_images
 from upfeat.upsamplers import Upsampler
 

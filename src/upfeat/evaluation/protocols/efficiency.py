@@ -33,7 +33,7 @@ from upfeat.evaluation.benchmark.measure import (
     warm_libraries,
 )
 from upfeat.evaluation.methods import Method
-from upfeat.evaluation.registry import Progress, Protocol, register_protocol
+from upfeat.evaluation.registry import Progress, Protocol, cost, register_protocol
 from upfeat.evaluation.results import (
     Result,
     Score,
@@ -41,7 +41,6 @@ from upfeat.evaluation.results import (
     processor,
     stored_result,
 )
-from upfeat.evaluation.tables.scores import cost
 from upfeat.ops.images import Size
 from upfeat.ops.runtime import counting_operations
 from upfeat.upsamplers.fitted import with_views

@@ -37,9 +37,17 @@ from upfeat.evaluation.protocols.seg_probe import (
     run_seg_probe,
     seg_probe_preset,
 )
-from upfeat.evaluation.registry import Progress, Protocol, Request, register_protocol, silent
+from upfeat.evaluation.registry import (
+    Progress,
+    Protocol,
+    Request,
+    higher,
+    lower,
+    prefixed,
+    register_protocol,
+    silent,
+)
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.tables.scores import higher, lower, prefixed
 from upfeat.ops.unit_vectors import cosine
 from upfeat.pipeline import Encoded, Pipeline
 

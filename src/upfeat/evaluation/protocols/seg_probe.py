@@ -52,12 +52,13 @@ from upfeat.evaluation.registry import (
     Progress,
     Protocol,
     Request,
+    higher,
+    prefixed,
     register_protocol,
     silent,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment
 from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
-from upfeat.evaluation.tables.scores import higher, prefixed
 from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = [

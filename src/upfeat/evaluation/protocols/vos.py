@@ -43,11 +43,12 @@ from upfeat.evaluation.registry import (
     Progress,
     Protocol,
     Request,
+    higher,
+    lower,
     register_protocol,
     silent,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.tables.scores import higher, lower
 from upfeat.pipeline import Pipeline
 
 __all__ = ["DATA_SETS", "PRESETS", "VosConfig", "run_vos", "vos_preset"]

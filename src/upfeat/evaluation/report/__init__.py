@@ -11,7 +11,7 @@ from upfeat.evaluation.report.content import (
     Report,
     RowView,
     Scene,
-    Section,
+    TableGroup,
     TableView,
 )
 from upfeat.evaluation.report.page import report_page
@@ -27,7 +27,7 @@ __all__ = [
     "Report",
     "RowView",
     "Scene",
-    "Section",
+    "TableGroup",
     "TableView",
     "report_page",
 ]

@@ -1,8 +1,23 @@
-"""What a report shows, as plain data: no protocol, method or file is known here."""
+"""What a report shows, as plain data, and how results and pictures become that."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from upfeat.evaluation.registry import column_groups, score_digits
+from upfeat.evaluation.report.pictures import (
+    class_colors,
+    class_palette,
+    png_bytes,
+    ramp_colors,
+)
+from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
+from upfeat.evaluation.tables.markdown import table_command
+from upfeat.evaluation.tables.panels import Panel
+
+if TYPE_CHECKING:
+    from upfeat.evaluation.results import Result, Score
 
 __all__ = [
     "Cell",
@@ -15,8 +30,10 @@ __all__ = [
     "Report",
     "RowView",
     "Scene",
-    "Section",
+    "TableGroup",
     "TableView",
+    "panel_scenes",
+    "report_content",
 ]
 
 
@@ -110,7 +127,7 @@ class TableView:
 
 
 @dataclass(frozen=True)
-class Section:
+class TableGroup:
     """Tables under one heading."""
 
     title: str
@@ -192,5 +209,260 @@ class Report:
     facts: tuple[str, ...] = ()
     legend: str = ""
     ranking: TableView | None = None
-    sections: tuple[Section, ...] = ()
+    sections: tuple[TableGroup, ...] = ()
     scenes: tuple[Scene, ...] = ()
+
+
+# -- from results --------------------------------------------------------------------------------
+
+_LEGEND = (
+    "Mean ± sample deviation over the seeds. In each column the best number is bold and marked "
+    "“best”, the second best is underlined and marked “2nd”. ↑: higher is better; ↓: lower is "
+    "better. Time is that of all stages together, not of the upsampler alone."
+)
+_KINDS = {
+    "image": "image",
+    "features": "features, one PCA basis for all",
+    "target": "classes",
+    "prediction": "classes",
+    "depth": "depth",
+    "cam": "class activation map",
+}
+_ORDER = ("image", "features", "target", "prediction", "depth", "cam")
+_FIRST = ("image", "target", "low-res", "low_res", "nearest", "bilinear")
+
+
+def report_content(title: str, tables: Sequence[Table], scenes: Sequence[Scene]) -> Report:
+    """Return the content of the page.
+
+    Args:
+        title: of the page.
+        tables: of :func:`upfeat.evaluation.tables_tables`.
+        scenes: pictures.
+    """
+    ranking = rank_methods(tables)
+    sections = tuple(
+        TableGroup(heading, tuple(view for table in members for view in _table_views(table)))
+        for heading, members in groupby(tables, key=lambda table: table.protocol.title)
+    )
+    return Report(
+        title=title,
+        facts=tuple(_facts([row.result for table in tables for row in table.rows])),
+        legend=_LEGEND if tables else "",
+        ranking=_ranking_view(ranking) if len(ranking.tables) > 1 else None,
+        sections=sections,
+        scenes=tuple(scenes),
+    )
+
+
+def _facts(results: Sequence["Result"]) -> list[str]:
+    """Return how much was measured, when, with which versions, where."""
+    if not results:
+        return []
+    methods = {result.label for result in results}
+    facts = [_count(len(results), "result"), _count(len(methods), "method")]
+    dates = sorted({str(r.environment["date"])[:10] for r in results if "date" in r.environment})
+    if dates:
+        facts.append(f"measured {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}")
+    for name in ("upfeat", "torch", "processor"):
+        values = sorted({str(r.environment[name]) for r in results if name in r.environment})
+        if values:
+            facts.append((f"{name} " if name != "processor" else "") + ", ".join(values))
+    return facts
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _table_views(table: Table) -> list[TableView]:
+    """Return one view, or several where a table has too many columns for a page."""
+    views = []
+    parts = (table.data, table.preset, table.variant)
+    title = " · ".join(part for part in parts if part) or table.protocol.title
+    for heading, names in column_groups(table.kinds):
+        view = _table_view(table, names)
+        views.append(replace(view, title=f"{title} · {heading}" if heading else title))
+    kind = table.protocol.kind(table.headline) if table.headline is not None else None
+    unit = table.unit(table.headline or "")
+    # what lies behind a row stands once, below the last view
+    for i, view in enumerate(views[:-1]):
+        views[i] = replace(view, rows=tuple(replace(row, settings={}) for row in view.rows))
+    views[-1] = replace(
+        views[-1],
+        settings=table.settings,
+        command=table_command(table),
+        points=tuple(_points(table)),
+        cost="time of all stages, s",
+        quality=f"{kind.heading}, {unit}".removesuffix(", ") if kind else "",
+        higher_is_better=kind is None or kind.higher_is_better is not False,
+    )
+    return views
+
+
+def _table_view(table: Table, names: Sequence[str]) -> TableView:
+    digits = {
+        name: score_digits(
+            [row.result.scores[name].mean for row in table.rows if name in row.result.scores]
+        )
+        for name in names
+    }
+    timed = any(row.seconds is not None for row in table.rows)
+    kinds = {name: table.protocol.kind(name) for name in names}
+    columns = [Column(kind.heading, table.unit(name), kind.arrow) for name, kind in kinds.items()]
+    quick = "A quick look at some images only: no number here is to be quoted."
+    return TableView(
+        title=table.title,
+        subtitle=table.backbone,
+        remark=" ".join(filter(None, (quick if table.quick_look else "", table.units))),
+        columns=(*columns, *([Column("time", "s")] if timed else [])),
+        rows=tuple(_row_view(row, table, digits, timed) for row in table.rows),
+        published=tuple(_published(table, names, timed)),
+    )
+
+
+def _row_view(row: Row, table: Table, digits: Mapping[str, int], timed: bool) -> RowView:
+    scores = row.result.scores
+    cells = [
+        _cell(scores[name], count, row.places.get(name)) if name in scores else Cell("")
+        for name, count in digits.items()
+    ]
+    if timed:
+        seconds = row.seconds
+        cells.append(Cell("") if seconds is None else Cell(f"{seconds:.0f}", value=seconds))
+    own = {name: value for name, value in row.result.settings.items() if name not in table.settings}
+    made: dict[str, Any] = own | {
+        "unit": row.result.unit,
+        "per seed": {name: score.per_seed for name, score in scores.items()},
+        "seconds": row.result.seconds,
+        "details": row.result.details,
+        "environment": row.result.environment,
+    }
+    return RowView(row.label, row.note, tuple(cells), made)
+
+
+def _cell(score: "Score", digits: int, place: int | None) -> Cell:
+    if score.mean != score.mean:
+        return Cell("")  # not a number: nothing was counted
+    spread = "" if score.deviation is None else f"± {score.deviation:.{digits}f}"
+    return Cell(f"{score.mean:.{digits}f}", spread, score.mean, place)
+
+
+def _published(table: Table, names: Sequence[str], timed: bool) -> list[Published]:
+    blocks = []
+    for block in table.published:
+        rows = []
+        for label, found in block.rows:
+            cells = [
+                Cell(f"{found[name]:g}", value=found[name]) if name in found else Cell("")
+                for name in names
+            ]
+            if any(cell.text for cell in cells):
+                rows.append(RowView(label, "", (*cells, *([Cell("")] if timed else []))))
+        reference = f"arXiv {block.arxiv}"
+        if rows:
+            blocks.append(Published(block.source, reference, table.remark(block), tuple(rows)))
+    return blocks
+
+
+def _points(table: Table) -> list[Point]:
+    """Return cost and quality of each method that has both."""
+    points = []
+    for row in table.rows:
+        score = row.result.scores.get(table.headline or "")
+        if score is not None and row.rank is not None and row.seconds:
+            points.append(Point(row.name, row.seconds, score.mean, score.deviation))
+    return points
+
+
+def _ranking_view(ranking: Ranking) -> TableView:
+    columns = [Column("mean rank", arrow="↓")]
+    columns += map(Column, ranking.headings)
+    rows = []
+    for row in ranking.rows:
+        cells = [Cell("")]
+        if row.mean is not None:
+            cells = [Cell(f"{row.mean:.2f}", value=row.mean, place=row.place)]
+        cells += [Cell("") if r is None else Cell(f"{r:g}", value=r) for r in row.ranks]
+        rows.append(RowView(row.name, "", tuple(cells)))
+    return TableView("Mean rank", tuple(columns), tuple(rows), remark=ranking.remark)
+
+
+# -- pictures ------------------------------------------------------------------------------------
+
+
+def panel_scenes(panels: Sequence[Panel]) -> list[Scene]:
+    """Return a scene for each image of each task and set, its pictures sharing colours by kind.
+
+    Args:
+        panels: of :func:`upfeat.evaluation.tables.panels.load_panel`.
+    """
+
+    def image(panel: Panel) -> tuple[str, ...]:
+        return (panel.task, panel.data, panel.image, panel.backbone)
+
+    scenes = []
+    for (task, data, name, backbone), members in groupby(sorted(panels, key=image), key=image):
+        own = sorted(members, key=_panel_order)
+        size = _scene_size(own)
+        photos = [panel for panel in own if panel.kind == "image"]
+        groups = []
+        for title in dict.fromkeys(_KINDS[kind] for kind in _ORDER if kind != "image"):
+            same = [panel for panel in own if _KINDS[panel.kind] == title]
+            if same:
+                groups.append(_panel_group(title, photos, same))
+        if photos and not groups:
+            groups.append(_panel_group("image", [], photos))
+        place = (data, name, backbone.rsplit("/", 1)[-1])
+        title = " · ".join(part for part in (task, *place) if part)
+        scenes.append(Scene(title, size, tuple(groups)))
+    return scenes
+
+
+def _panel_order(panel: Panel) -> tuple[int, int, str]:
+    """Image, target and the plainest methods first."""
+    first = _FIRST.index(panel.label) if panel.label in _FIRST else len(_FIRST)
+    return (_ORDER.index(panel.kind), first, panel.label)
+
+
+def _scene_size(panels: Sequence[Panel]) -> tuple[int, int]:
+    """Return (height, width) of the largest picture."""
+    sizes = [(panel.values.shape[-2], panel.values.shape[-1]) for panel in panels]
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _panel_group(title: str, photos: Sequence[Panel], panels: Sequence[Panel]) -> PictureGroup:
+    """Draw panels of one kind with one palette or one scale, behind the photo."""
+    classes = next((panel.classes for panel in panels if panel.classes), ())
+    palette = next((panel.palette for panel in panels if panel.palette), ())
+    palette = palette or class_palette(len(classes))
+    measured = [panel for panel in panels if panel.kind in ("depth", "cam")]
+    low, high = _shared_scale(measured)
+    pictures = []
+    present: set[int] = set()
+    for panel in (*photos, *panels):
+        colors = panel.values
+        if panel.kind in ("prediction", "target"):
+            colors = class_colors(colors, palette, panel.ignore_index)
+            present |= set(panel.values.unique().tolist()) - {panel.ignore_index}
+        elif panel.kind in ("depth", "cam"):
+            colors = ramp_colors(colors, low, high)
+        png, size = png_bytes(colors)
+        blocks = panel.kind != "image" and max(size) < 128
+        pictures.append(Picture(panel.label, png, size, panel.note, blocks))
+    unit = next((f" {panel.unit}" for panel in measured if panel.unit), "")
+    legend = Legend(tuple((classes[i], palette[i]) for i in sorted(present)))
+    if measured:
+        legend = Legend(low=f"{low:.3g}{unit}", high=f"{high:.3g}{unit}")
+    return PictureGroup(title, tuple(pictures), legend, left=min(1, len(pictures) - 1))
+
+
+def _shared_scale(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Return the smallest and the largest number of all panels."""
+    known = [
+        values[values.isfinite()] for panel in panels if (values := panel.values.float()).numel()
+    ]
+    filled = [values for values in known if values.numel()]
+    if not filled:
+        return 0.0, 1.0
+    return min(float(v.min()) for v in filled), max(float(v.max()) for v in filled)
