@@ -46,6 +46,7 @@ from upfeat.ops.coordinates import pixel_centres
 from upfeat.ops.images import known_normalized, normalize
 from upfeat.ops.runtime import check_fits
 from upfeat.upsamplers.base import Upsampler
+from upfeat.upsamplers.fitted import with_views
 
 __all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]
 
@@ -243,7 +244,9 @@ class Pipeline:
 
     def _joined(self, upsampler: Upsampler) -> Upsampler:
         converted = _converted(upsampler, self.device, self._asked_dtype)
-        return converted.with_backbone(self.backbone)
+        joined = with_views(converted, self.backbone)
+        joined.warn_of_other_backbone(self.backbone)
+        return joined
 
     # -- calling ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from upfeat.data.feature_cache import weights_fingerprint
+from upfeat.loading import load_upsampler, split_label, split_specs
 from upfeat.ops.images import Size
 from upfeat.ops.runtime.draws import DrawsFrom
 from upfeat.pipeline import Pipeline
@@ -20,9 +21,7 @@ from upfeat.upsamplers import (
     WholeMapUpsampler,
     create_upsampler,
     list_upsamplers,
-    load_upsampler,
 )
-from upfeat.upsamplers.loading import split_label, split_specs
 
 if TYPE_CHECKING:
     from upfeat.backbones import Backbone

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from upfeat.errors import UnsupportedError, check_call, shape_text
 from upfeat.layers.attention import attention_modules, record_attention
-from upfeat.viz.panel import heat_colors
-from upfeat.viz.panel import PanelPicture, draw_grid, to_pil
+from upfeat.viz.panel import PanelPicture, draw_grid, heat_colors, to_pil
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

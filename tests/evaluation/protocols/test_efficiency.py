@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import upfeat
 from upfeat.cli.app import app
-from upfeat.evaluation.methods import Method
+from upfeat.evaluation.methods import Method, load_methods
 from upfeat.evaluation.protocols.efficiency import (
     PRESETS,
     efficiency_preset,
@@ -193,3 +193,21 @@ def test_command(tmp_path: Path) -> None:
     failed = CliRunner().invoke(app, [*line, str(tmp_path), "--preset", "loftup"])
     assert failed.exit_code == 2
     assert "backbone" in failed.output
+
+
+def test_rows_without_an_upsampler_cost_the_backbone(tmp_path: Path) -> None:
+    backbone = upfeat.CallableBackbone(torch.nn.Conv2d(3, 8, 8, 8), dim=8, patch_size=8)
+    rows = load_methods("low-res, large:2, bilinear", backbone, weights="untrained")
+    small = {"cells": ((32, 4, 32),), "warmup": 1, "repeats": 1, "memory": False}
+    together = efficiency_preset("loftup", **small)
+    low, large, bilinear = run_efficiency(together, rows, backbone=backbone, out=tmp_path)
+    flops = 2 * 8 * (3 * 8 * 8) * 4 * 4  # of the backbone's only convolution
+    assert low.scores["gflop_32"].mean == bilinear.scores["gflop_32"].mean == flops / 1e9
+    assert large.scores["gflop_32"].mean == 4 * flops / 1e9
+    weights = (3 * 8 * 8 + 1) * 8
+    assert [r.scores["parameters"].mean * 1e6 for r in (low, large)] == [weights, weights]
+    alone = efficiency_preset("naf", **small)
+    low, large, _ = run_efficiency(alone, rows, backbone=backbone, out=tmp_path)
+    assert "no upsampler to measure" in low.details["failures"]["forward_32"]
+    assert large.scores["gflop_32"].mean == 4 * flops / 1e9
+    assert "frozen backbone" in large.details["failures"]["backward_32"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from upfeat.data import FeatureCache
 from upfeat.evaluation.metrics import SegmentationMetric, iou_per_class
-from upfeat.ops.unit_vectors import unit_vectors
+from upfeat.ops import unit_vectors
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 

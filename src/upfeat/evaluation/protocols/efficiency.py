@@ -9,12 +9,14 @@ The first three measure the upsampler alone on random tensors. Time: 5 calls to 
 measured ones, mean. Forward: without gradients. Forward and backward: a 1x1 convolution to one
 channel, its sum, backward to image, features and weights, one SGD step. Memory: growth of the peak
 over what is held before the call, weights and inputs not counted; on the CPU in a fresh process.
-Operations: those of the method's definition, the same on every machine.
+Operations: those of the method's definition, the same on every machine. The rows ``large:8`` and
+``strided:6`` are the backbone itself, whose cost is theirs in every preset; ``low-res`` costs the
+backbone, and nothing beside it.
 """
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,7 +34,7 @@ from upfeat.evaluation.benchmark.measure import (
     in_fresh_process,
     warm_libraries,
 )
-from upfeat.evaluation.methods import Method
+from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.registry import Progress, Protocol, cost, register_protocol
 from upfeat.evaluation.results import (
     Result,
@@ -41,6 +43,7 @@ from upfeat.evaluation.results import (
     processor,
     stored_result,
 )
+from upfeat.loading import FinerGrid
 from upfeat.ops.images import Size
 from upfeat.ops.runtime import counting_operations
 from upfeat.upsamplers.fitted import with_views
@@ -145,21 +148,41 @@ class _Cell:
         image, _, output = self.sides
         return f"{output}" if self.config.preset != "jafar_released" else f"{image}"
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What is measured: the upsampler, and the backbone where it counts."""
+        modules: list[nn.Module] = [self.method.upsampler]
+        counts = not isinstance(self.method.upsampler, FinerGrid)  # which holds its backbone
+        return modules if self.backbone is None or not counts else [*modules, self.backbone]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is measured."""
+        weights = itertools.chain(*(module.parameters() for module in self.networks))
+        return next(weights, torch.empty(0)).device
+
     def call(self) -> Callable[[], object]:
         """Return the workload, a call without arguments on the same inputs each time."""
-        device = next(
-            itertools.chain(self.method.upsampler.parameters(), self._backbone_weights()),
-            torch.empty(0),
-        ).device
+        device = self.device
         dtype = getattr(torch, self.config.dtype)
         image_side, grid, output = self.sides
         generator = torch.Generator().manual_seed(0)
         upsampler = copy.deepcopy(self.method.upsampler).to(dtype)  # the step changes weights
         image = torch.randn(1, 3, image_side, image_side, generator=generator).to(device)
-        if self.backbone is not None:
+        finer = isinstance(upsampler, FinerGrid)
+        if isinstance(self.method, LowRes) and self.backbone is None:
+            raise UnsupportedError(
+                "low-res has no upsampler to measure; its cost is the backbone's, which preset "
+                "loftup measures"
+            )
+        if finer and self.which == "backward":
+            raise UnsupportedError(f"{upsampler.info.name} is a frozen backbone: no backward pass")
+        if self.backbone is not None and not finer:
+            if isinstance(self.method, LowRes):
+                return _forward(self.backbone, image)
             upsampler = with_views(upsampler, self.backbone)
             return _with_backbone(self.backbone, upsampler, image, (output, output))
-        if upsampler.info.views:
+        if upsampler.info.views and not finer:
             raise UnsupportedError(
                 f"{upsampler.info.name} looks at views of the image through the backbone, which "
                 f"preset {self.config.preset} does not have; measure it with preset loftup"
@@ -170,16 +193,11 @@ class _Cell:
             return _forward(upsampler, image, features, (output, output))
         return _step(upsampler, image, features, (output, output))
 
-    def _backbone_weights(self) -> Iterator[Tensor]:
-        return iter(()) if self.backbone is None else self.backbone.parameters()
 
-
-def _forward(
-    upsampler: nn.Module, image: Tensor, features: Tensor, size: Size
-) -> Callable[[], object]:
+def _forward(network: nn.Module, *inputs: Any) -> Callable[[], object]:
     def call() -> None:
         with torch.no_grad():
-            upsampler(image, features, size)
+            network(*inputs)
 
     return call
 
@@ -197,7 +215,8 @@ def _with_backbone(
 def _operations(cell: _Cell) -> int:
     """Count the operations of a forward call as the method is defined."""
     upsampler, backbone = cell.method.upsampler, cell.backbone
-    if upsampler.info.abilities.per_image:  # what it does is decided by the values
+    decided = upsampler.info.abilities.per_image  # what it does is decided by the values
+    if decided or isinstance(upsampler, FinerGrid) or isinstance(cell.method, LowRes):
         return _counted(cell.call())
     image_side, grid, output = cell.sides
     shape: tuple[int, ...] = (1, cell.config.channels, grid, grid)
@@ -279,7 +298,8 @@ def run_efficiency(
 
     Example:
         >>> import tempfile, upfeat
-        >>> from upfeat.evaluation.methods import Method
+        >>> from upfeat.evaluation.methods import LowRes, Method
+    from upfeat.loading import FinerGrid
         >>> from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_efficiency
         >>> config = efficiency_preset("naf", cells=((32, 4, 16),), repeats=2, memory=False)
         >>> methods = [Method("bilinear", upfeat.create_upsampler("bilinear"))]
@@ -320,13 +340,14 @@ def _measure(
     on_progress: Progress | None,
 ) -> Result:
     """Measure all columns of one method."""
-    scores = {"parameters": Score.of([_parameters(method, backbone) / 1e6])}
     failures: dict[str, str] = {}
     cells = [
         _Cell(method, backbone, config, sides, which)
         for which in config.passes
         for sides in config.cells
     ]
+    counted = itertools.chain(*(module.parameters() for module in cells[0].networks))
+    scores = {"parameters": Score.of([sum(weight.numel() for weight in counted) / 1e6])}
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
@@ -351,17 +372,9 @@ def _measure(
     )
 
 
-def _parameters(method: Method, backbone: Backbone | None) -> int:
-    modules: list[nn.Module] = [method.upsampler]
-    if backbone is not None:
-        modules.append(backbone)
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
-
-
 def _numbers(cell: _Cell) -> dict[str, Score]:
     """Measure one column."""
-    config, call = cell.config, cell.call()
-    device = torch.device(next(cell.method.upsampler.parameters(), torch.empty(0)).device)
+    config, call, device = cell.config, cell.call(), cell.device
     tail = f"{cell.which}_{cell.name}"
     with free_memory_only(device):
         cost = measure_time(

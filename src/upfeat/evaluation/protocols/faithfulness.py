@@ -48,7 +48,7 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.ops.unit_vectors import cosine
+from upfeat.ops import cosine
 from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]

@@ -330,7 +330,7 @@ def cost_plot(
         ValueError: no points, or a cost that is not above zero.
 
     Example:
-        >>> from upfeat.evaluation.report.pictures import cost_plot
+        >>> from upfeat.evaluation.report.page import cost_plot
         >>> from upfeat.evaluation.report.content import Point
         >>> svg = cost_plot([Point("a", 1.0, 70.0), Point("b", 30.0, 80.0, 0.5)], "time, s", "mIoU")
         >>> svg.startswith("<svg"), svg.count("<circle")
