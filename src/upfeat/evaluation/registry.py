@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from upfeat.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from upfeat.backbones import Backbone
     from upfeat.evaluation.results import Result
 
@@ -27,12 +27,14 @@ __all__ = [
     "Option",
     "Progress",
     "Protocol",
+    "ProtocolConfig",
     "Request",
     "ScoreKind",
     "column_groups",
     "cost",
     "get_protocol",
     "higher",
+    "known_entry",
     "list_protocols",
     "lower",
     "prefixed",
@@ -43,6 +45,8 @@ __all__ = [
     "titled_protocol",
     "unit_text",
 ]
+
+ValueT = TypeVar("ValueT")
 
 Progress = Callable[[str, str, int, int], None]
 """What a protocol calls with label, stage, done and total."""
@@ -209,6 +213,41 @@ def score_digits(values: Sequence[float]) -> int:
     return 2 if largest == 0 else 5
 
 
+# -- settings ------------------------------------------------------------------------------------
+
+
+class ProtocolConfig(BaseModel):
+    """Settings of a protocol; all of them stand in the result. None is unknown, none changes.
+
+    Attributes:
+        preset: the protocol that the settings come from.
+        data: name of the set.
+        limit: at most so many images or videos (a quick look, no result to quote).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str
+    data: str
+    limit: PositiveInt | None = None
+
+
+def known_entry(kind: str, name: str, table: Mapping[str, ValueT]) -> ValueT:
+    """Return an entry of a table.
+
+    Args:
+        kind: what the name is of, for the message.
+        name: of the entry.
+        table: of presets, of data sets.
+
+    Raises:
+        UnknownNameError: there is none of that name; the message lists close ones.
+    """
+    if name not in table:
+        raise UnknownNameError(kind, name, table)
+    return table[name]
+
+
 # -- protocols -----------------------------------------------------------------------------------
 
 
@@ -304,7 +343,7 @@ class Protocol:
     title: str
     summary: str
     scores: Mapping[str, ScoreKind]
-    configure: Callable[..., "BaseModel"]
+    configure: Callable[..., BaseModel]
     run: Callable[..., "list[Result]"]
     headline: tuple[str, ...] = ()
     presets: tuple[str, ...] = ()
@@ -319,7 +358,7 @@ class Protocol:
     caption: str = ""
     options: tuple[Option, ...] = ()
 
-    def settings(self, preset: str, data: str | None, **changes: Any) -> "BaseModel":
+    def settings(self, preset: str, data: str | None, **changes: Any) -> BaseModel:
         """Return the settings of a preset for a set, as far as this protocol has these.
 
         Args:

@@ -30,11 +30,11 @@ from upfeat.evaluation.report import (
     TableView,
     report_page,
 )
+from upfeat.evaluation.report.page import cost_plot
 from upfeat.evaluation.report.pictures import (
     RAMP,
     class_colors,
     class_palette,
-    cost_plot,
     covered_part,
     png_bytes,
     ramp_colors,

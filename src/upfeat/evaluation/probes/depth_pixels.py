@@ -17,21 +17,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from upfeat.backbones import Backbone
 from upfeat.data import DepthData
 from upfeat.data.sizes import Size
-from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import DepthMetric
 from upfeat.evaluation.probes.depth_losses import bin_depth, sig_loss, valid_depth
@@ -42,12 +33,13 @@ from upfeat.evaluation.probes.parts import (
 )
 from upfeat.evaluation.probes.pixels import (
     PixelPool,
+    PixelSampleConfig,
     Stages,
     encode_turned,
     run_pixel_methods,
     sample_pixels,
 )
-from upfeat.evaluation.registry import Progress
+from upfeat.evaluation.registry import Progress, known_entry
 from upfeat.evaluation.results import Result, Score, describe_environment
 from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
 from upfeat.ops.images import normalize
@@ -65,23 +57,14 @@ __all__ = [
 TASK = "depth-probe"
 
 
-class DepthPixelConfig(BaseModel):
-    """Settings of the quick probe; all of them stand in the result.
+class DepthPixelConfig(PixelSampleConfig):
+    """Settings of the quick probe.
 
     Attributes:
-        preset: ``pixel-sample``.
-        data: name of the set.
-        input_size: (H, W) of the image for backbone and guidance; exchanged for portraits.
-        train_every: every n-th training image is used.
-        limit: at most so many training and validation images (a quick look, no result to quote).
-        pixels_per_image: size of the fixed sample of each training image.
-        steps, batch_pixels: of the training; pixels are drawn with replacement.
-        learning_rate, weight_decay: of AdamW; the rate follows a cosine to zero.
         warm_up_steps: in the first of them the loss is without its variance.
         bins, min_depth, max_depth: of the decoding; targets from 0 to ``max_depth`` count.
         class_token: give the head the class token, too.
         head_before_upsampling: ``auto`` where it gives the same numbers for less; ``never``.
-        seeds: each gives a head of its own (initialisation and draws).
 
     Example:
         >>> from upfeat.evaluation.probes.depth_pixels import depth_pixel_preset
@@ -89,25 +72,14 @@ class DepthPixelConfig(BaseModel):
         (432, 560)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preset: Literal["pixel-sample"] = "pixel-sample"
-    data: str
-    input_size: tuple[PositiveInt, PositiveInt]
-    train_every: PositiveInt = 1
-    limit: PositiveInt | None = None
-    pixels_per_image: PositiveInt = 4096
     steps: PositiveInt = 2000
     batch_pixels: PositiveInt = 2048
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 0.01
     warm_up_steps: NonNegativeInt = 100
     bins: int = Field(default=256, ge=2)
     min_depth: PositiveFloat = 1e-3
     max_depth: PositiveFloat = 10.0
     class_token: bool = True
     head_before_upsampling: Literal["auto", "never"] = "auto"
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
 
 
 _SETS: dict[str, dict[str, Any]] = {"nyuv2": {"input_size": (432, 560)}}
@@ -129,9 +101,7 @@ def depth_pixel_preset(data: str, **changes: Any) -> DepthPixelConfig:
         >>> depth_pixel_preset("nyuv2", steps=10).steps
         10
     """
-    if data not in _SETS:
-        raise UnknownNameError("data set", data, _SETS)
-    return DepthPixelConfig(**{"data": data} | _SETS[data] | changes)
+    return DepthPixelConfig(**{"data": data} | known_entry("data set", data, _SETS) | changes)
 
 
 class DepthPool:

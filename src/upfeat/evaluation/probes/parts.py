@@ -11,11 +11,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from upfeat.data import FeatureCache
 from upfeat.evaluation.metrics import SegmentationMetric, iou_per_class
+from upfeat.evaluation.registry import ProtocolConfig
 from upfeat.ops import unit_vectors
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
@@ -35,12 +36,10 @@ WARM_UP_EPOCHS = 1.5  # of Probe3D's schedule
 WARM_UP_START = END_FACTOR = 0.01
 
 
-class CropProbeConfig(BaseModel):
+class CropProbeConfig(ProtocolConfig):
     """Settings of a probe that is trained on whole crops.
 
     Attributes:
-        preset: the protocol that the settings come from.
-        data: name of the set.
         crop_size: images are resized to this short side and cropped to a square of it.
         target_size: side of the upsampled features; None for ``crop_size``.
         optimizer, learning_rate, weight_decay: of the heads (betas 0.9 and 0.999).
@@ -54,15 +53,10 @@ class CropProbeConfig(BaseModel):
             it gives the same numbers; ``never``.
         validate_every: also score after every so many epochs, in the result's details.
         train_every: every n-th training image is used.
-        limit: at most so many training and validation images (a quick look, no result to quote).
         order_seed: of the order of the images and of the flips.
         seeds: each gives a head of its own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preset: str
-    data: str
     crop_size: PositiveInt = 448
     target_size: PositiveInt | None = None
     optimizer: Literal["adamw", "nadam"] = "adamw"
@@ -77,7 +71,6 @@ class CropProbeConfig(BaseModel):
     head_before_upsampling: Literal["auto", "always", "never"] = "auto"
     validate_every: PositiveInt | None = None
     train_every: PositiveInt = 1
-    limit: PositiveInt | None = None
     order_seed: int = 0
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
 

@@ -10,20 +10,30 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.sizes import Size
 from upfeat.errors import UnsupportedError
 from upfeat.evaluation.methods import JointMethod, Method
+from upfeat.evaluation.registry import ProtocolConfig
 from upfeat.evaluation.results import Result, result_file_name, stored_result
 from upfeat.pipeline import Encoded, Pipeline
 
-__all__ = ["PixelPool", "PixelRun", "Stages", "encode_turned", "run_pixel_methods", "sample_pixels"]
+__all__ = [
+    "PixelPool",
+    "PixelRun",
+    "PixelSampleConfig",
+    "Stages",
+    "encode_turned",
+    "run_pixel_methods",
+    "sample_pixels",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +56,30 @@ def sample_pixels(known: Tensor, count: int, name: str) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     order = torch.randperm(len(positions), generator=generator)[:count]
     return positions[order].sort().values
+
+
+class PixelSampleConfig(ProtocolConfig):
+    """Settings of a probe that is trained on sampled pixels.
+
+    Attributes:
+        input_size: (H, W) of the image for backbone and guidance, for images that are wider than
+            high; exchanged for the others.
+        train_every: every n-th training image is used.
+        pixels_per_image: size of the fixed sample of each training image.
+        steps, batch_pixels: of the training; pixels are drawn with replacement.
+        learning_rate, weight_decay: of AdamW; the rate follows a cosine to zero.
+        seeds: each gives a head of its own (initialisation and draws).
+    """
+
+    preset: Literal["pixel-sample"] = "pixel-sample"
+    input_size: tuple[PositiveInt, PositiveInt]
+    train_every: PositiveInt = 1
+    pixels_per_image: PositiveInt = 4096
+    steps: PositiveInt = 3000
+    batch_pixels: PositiveInt = 4096
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
 
 
 def encode_turned(pipe: Pipeline, image: Tensor) -> Encoded:

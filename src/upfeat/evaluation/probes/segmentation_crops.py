@@ -28,7 +28,6 @@ from torch import Tensor
 from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
 from upfeat.data.transforms import resize_and_crop
-from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes.crops import CropProbe
@@ -36,7 +35,7 @@ from upfeat.evaluation.probes.parts import (
     CropProbeConfig,
     mean_class_ious,
 )
-from upfeat.evaluation.registry import Progress, silent
+from upfeat.evaluation.registry import Progress, known_entry, silent
 from upfeat.evaluation.results import Result, Score
 from upfeat.ops.images import Size
 
@@ -103,9 +102,7 @@ def image_probe_preset(preset: str, data: str, **changes: Any) -> ImageProbeConf
         >>> image_probe_preset("jafar", "coco_stuff27").epochs
         5
     """
-    if preset not in IMAGE_PRESETS:
-        raise UnknownNameError("preset", preset, IMAGE_PRESETS)
-    settings = dict(IMAGE_PRESETS[preset])
+    settings = dict(known_entry("preset", preset, IMAGE_PRESETS))
     if preset != "loftup" and data.startswith("coco"):
         settings["epochs"] = COCO_EPOCHS
     return ImageProbeConfig(**{"preset": preset, "data": data} | settings | changes)

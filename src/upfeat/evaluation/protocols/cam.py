@@ -20,22 +20,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
 from upfeat.data import ClassifiedFile, ClassifiedImages, coco_objects, imagenet
 from upfeat.data.sizes import Frame, Size, resize, resolve_size
-from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import CamMetric, normalize_map
 from upfeat.evaluation.probes.cam_classifier import CamClassifier, Explanation, create_classifier
 from upfeat.evaluation.registry import (
     Progress,
     Protocol,
+    ProtocolConfig,
     Request,
     higher,
+    known_entry,
     lower,
     register_protocol,
     silent,
@@ -51,12 +52,10 @@ TASK = "cam"
 SAVE_EVERY = 20  # images
 
 
-class CamConfig(BaseModel):
+class CamConfig(ProtocolConfig):
     """Settings of the protocol; all of them stand in the result.
 
     Attributes:
-        preset: the protocol that the settings come from.
-        data: name of the set.
         images: how many are drawn; all that there are, if there are fewer.
         choose: only images that the classifier gets right, or all; the class is always the one
             that the classifier says.
@@ -67,7 +66,6 @@ class CamConfig(BaseModel):
             transformer's last block, or the output of the last stage of another network.
         side: of that module; None for its output, or without ``layer`` the one named there.
         mask: ``binary`` keeps the pixels where the map is above 0; ``soft`` multiplies by the map.
-        limit: at most so many images (a quick look, no result to quote).
 
     Example:
         >>> from upfeat.evaluation.protocols.cam import cam_preset
@@ -75,10 +73,7 @@ class CamConfig(BaseModel):
         2000
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     preset: Literal["jafar"] = "jafar"
-    data: str
     images: PositiveInt = 2000
     choose: Literal["correct", "all"] = "correct"
     seed: int = 0
@@ -87,7 +82,6 @@ class CamConfig(BaseModel):
     layer: str | None = None
     side: Literal["input", "output"] | None = None
     mask: Literal["binary", "soft"] = "binary"
-    limit: PositiveInt | None = None
 
 
 DATA_SETS: dict[str, Callable[..., ClassifiedImages]] = {
@@ -117,11 +111,8 @@ def cam_preset(preset: str, data: str, **changes: Any) -> CamConfig:
         >>> cam_preset("jafar", "coco_objects", mask="soft").choose
         'all'
     """
-    if preset not in PRESETS:
-        raise UnknownNameError("preset", preset, PRESETS)
-    if data not in PRESETS[preset]:
-        raise UnknownNameError("data set", data, PRESETS[preset])
-    return CamConfig(**{"preset": preset, "data": data} | PRESETS[preset][data] | changes)
+    settings = known_entry("data set", data, known_entry("preset", preset, PRESETS))
+    return CamConfig(**{"preset": preset, "data": data} | settings | changes)
 
 
 def run_cam(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from upfeat.backbones import Backbone
-from upfeat.errors import UnknownNameError, UnsupportedError, UpfeatError
+from upfeat.errors import UnsupportedError, UpfeatError
 from upfeat.evaluation.benchmark import measure_memory, measure_time
 from upfeat.evaluation.benchmark.measure import (
     free_memory_only,
@@ -35,7 +35,7 @@ from upfeat.evaluation.benchmark.measure import (
     warm_libraries,
 )
 from upfeat.evaluation.methods import LowRes, Method
-from upfeat.evaluation.registry import Progress, Protocol, cost, register_protocol
+from upfeat.evaluation.registry import Progress, Protocol, cost, known_entry, register_protocol
 from upfeat.evaluation.results import (
     Result,
     Score,
@@ -127,9 +127,8 @@ def efficiency_preset(preset: str, **changes: Any) -> EfficiencyConfig:
         >>> efficiency_preset("loftup", repeats=3).with_backbone
         True
     """
-    if preset not in PRESETS:
-        raise UnknownNameError("preset", preset, PRESETS)
-    return EfficiencyConfig(**{"preset": preset} | PRESETS[preset] | changes)
+    settings = known_entry("preset", preset, PRESETS)
+    return EfficiencyConfig(**{"preset": preset} | settings | changes)
 
 
 @dataclass(frozen=True)

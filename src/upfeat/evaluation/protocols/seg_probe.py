@@ -20,11 +20,11 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` classes, ``S`` seeds, ``P`` p
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
@@ -36,6 +36,7 @@ from upfeat.evaluation.metrics import SegmentationMetric, boundary_band
 from upfeat.evaluation.probes.parts import mean_class_ious
 from upfeat.evaluation.probes.pixels import (
     PixelPool,
+    PixelSampleConfig,
     Stages,
     encode_turned,
     run_pixel_methods,
@@ -53,6 +54,7 @@ from upfeat.evaluation.registry import (
     Protocol,
     Request,
     higher,
+    known_entry,
     prefixed,
     register_protocol,
     silent,
@@ -74,21 +76,11 @@ __all__ = [
 TASK = "seg-probe"
 
 
-class SegProbeConfig(BaseModel):
-    """Settings of the probe; all of them stand in the result.
+class SegProbeConfig(PixelSampleConfig):
+    """Settings of the preset ``pixel-sample``.
 
     Attributes:
-        preset: the protocol that the settings come from.
-        data: name of the set.
-        input_size: (H, W) of the image for backbone and guidance, for images that are wider than
-            high; exchanged for the others.
-        train_every: every n-th training image is used.
-        limit: at most so many training and validation images (a quick look, no result to quote).
-        pixels_per_image: size of the fixed sample of each training image.
-        steps, batch_pixels: of the training; pixels are drawn with replacement.
-        learning_rate, weight_decay: of AdamW.
         boundary_radius: of the band, in pixels of the label.
-        seeds: each gives a head of its own (initialisation and draws).
 
     Example:
         >>> from upfeat.evaluation.protocols.seg_probe import seg_probe_preset
@@ -96,20 +88,7 @@ class SegProbeConfig(BaseModel):
         (208, 320)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preset: Literal["pixel-sample"] = "pixel-sample"
-    data: str
-    input_size: tuple[PositiveInt, PositiveInt]
-    train_every: PositiveInt = 1
-    limit: PositiveInt | None = None
-    pixels_per_image: PositiveInt = 4096
-    steps: PositiveInt = 3000
-    batch_pixels: PositiveInt = 4096
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 0.01
     boundary_radius: PositiveInt = 5
-    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 # What the preset changes for each set it is meant for.
@@ -148,9 +127,8 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig |
         return image_probe_preset(preset, data, **changes)
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, [*PRESETS, *IMAGE_PRESETS])
-    if data not in PRESETS[preset]:
-        raise UnknownNameError("data set", data, PRESETS[preset])
-    return SegProbeConfig(**{"preset": preset, "data": data} | PRESETS[preset][data] | changes)
+    settings = known_entry("data set", data, PRESETS[preset])
+    return SegProbeConfig(**{"preset": preset, "data": data} | settings | changes)
 
 
 def run_seg_probe(
@@ -415,7 +393,7 @@ SCORES = {
     "miou_labelled": higher("mIoU labelled"),
     "accuracy": higher("accuracy"),
 }
-SCORES |= prefixed(SCORES, "band_", "border ")
+SCORES |= prefixed(SCORES, "band_", "boundary ")
 
 register_protocol(
     Protocol(

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from upfeat._files import OwnFiles, write_bytes
@@ -30,7 +30,7 @@ from upfeat.backbones import Backbone
 from upfeat.data import VideoData, VideoSequence, davis
 from upfeat.data.layouts import read_numbers
 from upfeat.data.sizes import Size
-from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.errors import UnsupportedError
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import (
     VideoMetric,
@@ -42,8 +42,10 @@ from upfeat.evaluation.registry import (
     Option,
     Progress,
     Protocol,
+    ProtocolConfig,
     Request,
     higher,
+    known_entry,
     lower,
     register_protocol,
     silent,
@@ -57,12 +59,10 @@ TASK = "vos"
 VOID = 255
 
 
-class VosConfig(BaseModel):
+class VosConfig(ProtocolConfig):
     """Settings of the propagation; all of them stand in the result.
 
     Attributes:
-        preset: the protocol that the settings come from.
-        data: name of the set.
         input_size: (H, W) to which frames are squashed; None for their own, each side lowered to
             a multiple of what the backbone takes.
         factor: the grid is the backbone's times this; None for half the input size.
@@ -71,7 +71,6 @@ class VosConfig(BaseModel):
         top_k: positions that give a mask to one, of all context frames together.
         radius: of the neighbourhood, in cells of the grid.
         temperature: of the weights.
-        limit: at most so many videos (a quick look, no result to quote).
 
     Example:
         >>> from upfeat.evaluation.protocols.vos import vos_preset
@@ -79,10 +78,7 @@ class VosConfig(BaseModel):
         7
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     preset: Literal["loftup", "naf"] = "loftup"
-    data: str
     input_size: tuple[PositiveInt, PositiveInt] | None = (224, 224)
     factor: PositiveInt | None = None
     guidance_resize: Literal["bilinear", "bicubic"] = "bilinear"
@@ -90,7 +86,6 @@ class VosConfig(BaseModel):
     top_k: PositiveInt = 5
     radius: NonNegativeInt = 12
     temperature: PositiveFloat = 0.1
-    limit: PositiveInt | None = None
 
 
 DATA_SETS: dict[str, Callable[..., VideoData]] = {
@@ -120,11 +115,9 @@ def vos_preset(preset: str, data: str, **changes: Any) -> VosConfig:
         >>> vos_preset("naf", "davis2017", factor=4).guidance_resize
         'bicubic'
     """
-    if preset not in PRESETS:
-        raise UnknownNameError("preset", preset, PRESETS)
-    if data not in DATA_SETS:
-        raise UnknownNameError("data set", data, DATA_SETS)
-    return VosConfig(**{"preset": preset, "data": data} | PRESETS[preset] | changes)
+    settings = known_entry("preset", preset, PRESETS)
+    known_entry("data set", data, DATA_SETS)
+    return VosConfig(**{"preset": preset, "data": data} | settings | changes)
 
 
 def run_vos(
