@@ -131,8 +131,8 @@ def prefixed(scores: Mapping[str, ScoreKind], name: str, heading: str) -> dict[s
 
     Example:
         >>> from upfeat.evaluation.registry import higher, prefixed
-        >>> prefixed({"miou": higher("mIoU")}, "band_", "border ")["band_miou"].heading
-        'border mIoU'
+        >>> prefixed({"miou": higher("mIoU")}, "band_", "boundary ")["band_miou"].heading
+        'boundary mIoU'
     """
     return {
         f"{name}{score}": replace(kind, heading=f"{heading}{kind.heading}")

@@ -178,7 +178,7 @@ def test_a_score_without_direction_is_shown_and_not_marked() -> None:
 
 def test_known_scores() -> None:
     seg, depth, efficiency = map(get_protocol, ("seg-probe", "depth-probe", "efficiency"))
-    assert seg.kind("band_miou_labelled").heading == "border mIoU labelled"
+    assert seg.kind("band_miou_labelled").heading == "boundary mIoU labelled"
     assert get_protocol("cam").kind("complexity_l1").higher_is_better is False
     assert depth.kind("si_d1").higher_is_better is True
     assert depth.kind("si_d1").unit == "percent"
