@@ -35,12 +35,12 @@ class RMSNorm(nn.RMSNorm):
             return rms_norm(x.to(wide), self.weight.to(wide), eps).to(x.dtype)
 
 
-class ChannelNorm(nn.LayerNorm):
+class ChannelLayerNorm(nn.LayerNorm):
     """``torch.nn.LayerNorm`` over the channels of maps (B, C, H, W).
 
     Example:
         >>> import torch
-        >>> ChannelNorm(8)(torch.randn(2, 8, 4, 5)).shape
+        >>> ChannelLayerNorm(8)(torch.randn(2, 8, 4, 5)).shape
         torch.Size([2, 8, 4, 5])
     """
 

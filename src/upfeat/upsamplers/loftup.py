@@ -24,7 +24,7 @@ from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import CheckpointError, check_choice
 from upfeat.layers.attention import CrossAttentionLayer, Memory
 from upfeat.layers.fourier import FourierFeatures, PixelFeatures
-from upfeat.layers.norm import ChannelNorm
+from upfeat.layers.norm import ChannelLayerNorm
 from upfeat.ops import linear, stream
 from upfeat.ops.coordinates import inclusive_grid, sample_around
 from upfeat.ops.images import Size, stretch_colors
@@ -208,7 +208,7 @@ class LoftUp(Upsampler):
             self.position = nn.Parameter(torch.randn(1, lr_size**2, feature_dim))
         self.token_colors = CellColors(width) if token_colors else None
         self.fourier = PixelFeatures(color_feats, n_freqs)
-        self.guidance_norm = ChannelNorm(self.fourier.channels)
+        self.guidance_norm = ChannelLayerNorm(self.fourier.channels)
         self.conv1 = nn.Conv2d(self.fourier.channels, width, 3, padding=1)
         self.batch_norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
-from upfeat.layers.norm import ChannelNorm
+from upfeat.layers.norm import ChannelLayerNorm
 from upfeat.ops import local_attender
 from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import (
@@ -74,7 +74,9 @@ class ConvolutionBlock(nn.Module):
         for channels in (inputs, width)[:convolutions]:
             layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
             batch = norm == "batch"
-            layers.append(nn.BatchNorm2d(width) if batch else ChannelNorm(width, LAYER_NORM_EPS))
+            layers.append(
+                nn.BatchNorm2d(width) if batch else ChannelLayerNorm(width, LAYER_NORM_EPS)
+            )
             layers.append(nn.ReLU(inplace=True))
         self.conv = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
 

@@ -99,13 +99,6 @@ def test_a_part_equals_the_part_of_the_whole():
         queries = query.unflatten(1, (35, 50))[(slice(None), *part)].flatten(1, 2)
         out = windowed_attention(queries, key, value, 2, rows=rows, cols=cols, **options)
         torch.testing.assert_close(out, whole[(slice(None), *part)].flatten(1, 2))
-        with torch.no_grad():
-            options_out = {**options, "out": torch.empty_like(out)}
-            written = windowed_attention(
-                queries, key, value, 2, rows=rows, cols=cols, **options_out
-            )
-        torch.testing.assert_close(options_out["out"], out, rtol=0, atol=0)
-        assert written.data_ptr() == options_out["out"].data_ptr()
 
 
 @pytest.mark.golden

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.layers.fourier import PixelFeatures
-from upfeat.layers.norm import ChannelNorm
+from upfeat.layers.norm import ChannelLayerNorm
 from upfeat.ops import stream
 from upfeat.ops.stream.nodes import Convolution
 
@@ -147,7 +147,7 @@ class Described(nn.Module):
     def __init__(self, colors: bool = True) -> None:
         super().__init__()
         self.features = PixelFeatures(colors, 3)
-        self.norm = ChannelNorm(self.features.channels)
+        self.norm = ChannelLayerNorm(self.features.channels)
         self.conv1 = nn.Conv2d(self.features.channels, WIDTH, 3, padding=1)
         self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
 

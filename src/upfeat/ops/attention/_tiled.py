@@ -122,11 +122,9 @@ def tiled_forward(
     scale: float,
     shared_values: bool,
     max_bytes: int,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Local attention of (B, R, C, d) to (B, h, w, d), values (B, h, w, K): (B, R, C, K)."""
-    if out is None:
-        out = new_large(value, *query.shape[:3], value.shape[-1])
+    out = new_large(value, *query.shape[:3], value.shape[-1])
     groups, dtype = 1 if shared_values else num_heads, compute_dtype(query, key, value)
     share = max(1, max_bytes // worker_count(query.device))
     runs = list(_runs(windows, query, key, value, num_heads, 1, share, dtype))

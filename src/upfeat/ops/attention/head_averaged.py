@@ -72,8 +72,6 @@ def head_averaged_attention(
     *,
     scale: float | None = None,
     max_bytes: int | None = None,
-    keep_bytes: int = 0,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Mean over heads of softmax attention, applied to one set of values.
 
@@ -85,10 +83,6 @@ def head_averaged_attention(
         scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
         max_bytes: bound on the temporaries, default `OPERATOR_BYTES`. The result does not
             depend on it beyond rounding.
-        keep_bytes: where gradients are asked for the values alone and the averaged weights
-            (B, N, n) fit in so many bytes, a CPU keeps them for the backward pass, which then does
-            not compute them again.
-        out: (B, N, K) to write the result into, in the type of ``value``; only without gradients.
 
     Returns:
         (B, N, K) in the type of ``value``; scores and softmax are computed in float32 at least.
@@ -104,15 +98,9 @@ def head_averaged_attention(
     """
     _check(query, key, value, num_heads)
     if dispatch.wants_reference():
-        result = reference.head_averaged_attention(query, key, value, num_heads, scale=scale)
-        return result if out is None else out.copy_(result)
+        return reference.head_averaged_attention(query, key, value, num_heads, scale=scale)
     scale = _default_scale(query, num_heads) if scale is None else scale
-    if out is None and _may_keep_weights(query, key, value, keep_bytes):
-        budget = _BOUNDED.budget(max_bytes)
-        weights = _mean_weights(query, key, value, num_heads, scale, budget)
-        with dispatch.without_autocast(query):
-            return (weights @ value.to(weights.dtype)).to(value.dtype)  # (B, N, K)
-    return _BOUNDED(query, key, value, max_bytes, out=out, num_heads=num_heads, scale=scale)
+    return _BOUNDED(query, key, value, max_bytes, num_heads=num_heads, scale=scale)
 
 
 def _blocks(
@@ -176,51 +164,6 @@ def _cached_budget(floats: int, query: Tensor, dtype: torch.dtype, max_bytes: in
     return min(max_bytes, max(5 * CACHE_BYTES, least) * worker_count(query.device))
 
 
-def _may_keep_weights(query: Tensor, key: Tensor, value: Tensor, keep_bytes: int) -> bool:
-    """Whether a backward pass will need the weights, only them, and they fit; CPU only.
-
-    On an accelerator the kernel computes them again quicker than they are read.
-    """
-    if query.device.type != "cpu":
-        return False
-    if not (torch.is_grad_enabled() and value.requires_grad):
-        return False
-    if query.requires_grad or key.requires_grad:
-        return False
-    size = dispatch.compute_dtype(query, key, value).itemsize
-    return len(query) * query.shape[1] * key.shape[1] * size <= keep_bytes
-
-
-@torch.no_grad()
-def _mean_weights(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, max_bytes: int
-) -> Tensor:
-    """The averaged weights (B, N, n) in the computed type, with bounded temporaries."""
-    dtype = dispatch.compute_dtype(query, key, value)
-    num_keys = key.shape[1]
-    out = new_large(query, *query.shape[:2], num_keys, dtype=dtype)
-    floats = (num_heads + 1) * num_keys + query.shape[2]
-    budget = _cached_budget(floats, query, dtype, max_bytes)
-    blocks = _blocks(query.shape[1], floats, query, dtype, budget)
-    with dispatch.without_autocast(query):
-        for queries, keys, weights in zip(query, key, out, strict=True):
-            k = _scaled_keys(keys, num_heads, scale, dtype)
-            split = queries.unflatten(-1, (num_heads, -1))  # (N, heads, d/heads)
-
-            def fill(
-                rows: slice,
-                scratch: Scratch,
-                weights: Tensor = weights,
-                split: Tensor = split,
-                k: Tensor = k,
-            ) -> None:
-                length = rows.stop - rows.start
-                _fill_weights(weights[rows], split[rows], k, length, scratch)
-
-            run_blocks(blocks, fill, lambda: Scratch(query, dtype), query.device)
-    return out
-
-
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -229,7 +172,6 @@ def _forward(
     num_heads: int,
     scale: float,
     max_bytes: int,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Blocks of queries: scores of all heads, softmax, mean over heads, ONE product with V."""
     batch, num_queries, width = query.shape
@@ -237,8 +179,7 @@ def _forward(
     dtype = dispatch.compute_dtype(query, key, value)
     mix = dispatch.matmul_dtype(value, dtype)
     floats = (num_heads + 1 + _JOINED) * num_keys + width + _JOINED * channels
-    if out is None:
-        out = new_large(value, batch, num_queries, channels)
+    out = new_large(value, batch, num_queries, channels)
     budget = _cached_budget(floats, query, dtype, max_bytes)
     # The scores of a few queries at a time; the product with V, which leaves the cache, of many.
     blocks = _blocks(num_queries, floats, query, dtype, budget)

@@ -52,7 +52,6 @@ def windowed_attention(
     cols: Span | None = None,
     scale: float | None = None,
     max_bytes: int | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Head-averaged attention in which each query sees a window of the low-resolution grid.
 
@@ -72,7 +71,6 @@ def windowed_attention(
         cols: (start, stop) of the output columns in ``query``, default all.
         scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
         max_bytes: bound on the temporaries.
-        out: (B, R*C, K) to write the result into, in the type of ``value``; only without gradients.
 
     Returns:
         (B, R*C, K) in the type of ``value``; scores and softmax are computed in float32 at least.
@@ -83,25 +81,9 @@ def windowed_attention(
     Example:
         >>> import torch
         >>> query, key, value = torch.randn(1, 64, 8), torch.randn(1, 16, 8), torch.randn(1, 16, 3)
-        >>> out = windowed_attention(
-        ...     query,
-        ...     key,
-        ...     value,
-        ...     num_heads=2,
-        ...     output_size=(8, 8),
-        ...     grid_size=(4, 4),
-        ...     window_ratio=0.1,
-        ... )
-        >>> band = windowed_attention(
-        ...     query[:, 16:32],
-        ...     key,
-        ...     value,
-        ...     num_heads=2,
-        ...     output_size=(8, 8),
-        ...     grid_size=(4, 4),
-        ...     window_ratio=0.1,
-        ...     rows=(2, 4),
-        ... )
+        >>> sizes = {"output_size": (8, 8), "grid_size": (4, 4), "window_ratio": 0.1}
+        >>> out = windowed_attention(query, key, value, 2, **sizes)
+        >>> band = windowed_attention(query[:, 16:32], key, value, 2, rows=(2, 4), **sizes)
         >>> torch.allclose(out[:, 16:32], band, atol=1e-6)
         True
     """
@@ -112,17 +94,16 @@ def windowed_attention(
     if dispatch.counts_operations():
         return _operations_of_windows(query, value, row_bounds, col_bounds)
     if dispatch.wants_reference():
-        result = reference.windowed_attention(
+        return reference.windowed_attention(
             query, key, value, num_heads, output_size=output_size, grid_size=grid_size,
             row_bounds=row_bounds, col_bounds=col_bounds, scale=scale,
         )  # fmt: skip
-        return result if out is None else out.copy_(result)
     if (
         visible_cells(row_bounds, grid_size[0]).all()
         and visible_cells(col_bounds, grid_size[1]).all()
     ):
         return head_averaged_attention(
-            query, key, value, num_heads, scale=scale, max_bytes=max_bytes, out=out
+            query, key, value, num_heads, scale=scale, max_bytes=max_bytes
         )
     hints = {
         "origin": (0 if rows is None else rows[0], 0 if cols is None else cols[0]),
@@ -134,7 +115,6 @@ def windowed_attention(
         value,
         max_bytes,
         hints,
-        out,
         num_heads=num_heads,
         scale=(query.shape[-1] / num_heads) ** -0.5 if scale is None else scale,
         grid_size=(grid_size[0], grid_size[1]),
@@ -169,7 +149,6 @@ def _forward(
     num_heads: int,
     scale: float,
     max_bytes: int,
-    out: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     sizes = _sizes(options)
@@ -180,7 +159,6 @@ def _forward(
         scale=scale,
         shared_values=True,
         max_bytes=max_bytes,
-        out=None if out is None else out.unflatten(1, sizes[0]),
     )  # (B, R, C, K)
     return fine.flatten(1, 2)
 

@@ -100,23 +100,16 @@ class BoundedOperator:
         value: Tensor,
         max_bytes: int | None,
         hints: dict[str, Any] | None = None,
-        out: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """Run forward; gradients flow, and nothing of size queries x keys is kept for them.
 
         ``hints`` help the bounded version to cut its work and have no effect on the result, so a
-        Triton kernel does not get them. The result is written into ``out`` where that is given.
+        Triton kernel does not get them.
         """
         max_bytes = self.budget(max_bytes)
         bounded = {**options, **(hints or {}), "max_bytes": max_bytes}
-        if out is None:
-            return _Recomputed.apply(query, key, value, self, options, bounded)
-        check_target(out, query, key, value)
-        if _kernel_for(query, self.name) is not None:
-            return out.copy_(_Recomputed.apply(query, key, value, self, options, bounded))
-        with without_autocast(query):
-            return self.forward(query, key, value, out=out, **bounded)
+        return _Recomputed.apply(query, key, value, self, options, bounded)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -279,18 +272,6 @@ def check_heads(query: Tensor, key: Tensor, num_heads: int, channel_dim: int) ->
             f"num_heads={num_heads} does not divide the {width} channels of query and key; "
             "choose a divisor."
         )
-
-
-def check_target(out: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Raise ValueError unless ``out`` can take the result (B, N, K) and no gradient is asked."""
-    shape = (*query.shape[:2], value.shape[-1])
-    if tuple(out.shape) != shape or out.dtype != value.dtype or out.device != value.device:
-        raise ValueError(
-            f"out must be {shape}, {value.dtype} on {value.device}, got {tuple(out.shape)}, "
-            f"{out.dtype} on {out.device}."
-        )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (out, query, key, value)):
-        raise ValueError("out= has no gradients; call under torch.no_grad(), or without out.")
 
 
 def check_same_place(query: Tensor, key: Tensor, value: Tensor) -> None:
