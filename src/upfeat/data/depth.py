@@ -102,11 +102,6 @@ class DepthMapFolder:
 
     Raises:
         ValueError: ``units`` is not positive.
-
-    Example:
-        >>> from upfeat.data.depth import DepthMapFolder
-        >>> DepthMapFolder("depth", "{stem}.npy").name
-        'depth-{stem}.npy'
     """
 
     def __init__(self, root: PathLike, pattern: str = "{stem}.png", *, units: float = 1.0) -> None:

@@ -245,12 +245,6 @@ def lay_on_image(label: Tensor, path: PathLike, image: PathLike, size: Sequence[
 
     Raises:
         ValueError: the sizes differ otherwise.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.data.layouts import lay_on_image
-        >>> lay_on_image(torch.zeros(4, 6), "a.png", "a.jpg", (4, 6)).shape
-        torch.Size([4, 6])
     """
     height, width = size
     if label.shape == (width, height) and height != width:

@@ -202,14 +202,6 @@ class Masks(ABC):
 
     Attributes:
         size: (H, W) of the stored masks; the aspect ratio is the image's, the size need not be.
-
-    Example:
-        >>> import numpy as np
-        >>> from upfeat.data.mask_sets import LabelMasks
-        >>> from upfeat.data.transforms import CropGeometry
-        >>> masks = LabelMasks(np.array([[1, 2], [1, 3]]))
-        >>> masks.cut(CropGeometry(resized=(4, 4), top=0, left=0, size=(4, 2))).shape
-        torch.Size([1, 4, 2])
     """
 
     size: Size

@@ -143,14 +143,6 @@ class Canvas:
         size: output size (H', W').
         padded: size of the grid that the pieces are given on.
         window: part of that grid that the image covers, from the top left, in pixels.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.data.sizes import Canvas
-        >>> canvas = Canvas((2, 3), (4, 4), (2.0, 3.0))
-        >>> canvas.put(slice(0, 4), torch.ones(1, 5, 4, 4))
-        >>> canvas.result().shape
-        torch.Size([1, 5, 2, 3])
     """
 
     def __init__(self, size: Size, padded: Size, window: tuple[float, float]) -> None:

@@ -113,16 +113,6 @@ class TrainingImages(Dataset[Sample]):
 
     Raises:
         ValueError: there are no images; later, none of ``attempts`` in a row could be used.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from PIL import Image
-        >>> from upfeat.data import CropTransform, TrainingImages, image_folder
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("RGB", (80, 60)).save(pathlib.Path(folder, "a.png"))
-        ...     images = TrainingImages(image_folder(folder), CropTransform(32, 32))
-        ...     images[0]["image"].shape
-        torch.Size([3, 32, 32])
     """
 
     def __init__(

@@ -66,11 +66,6 @@ def affinity_matrix(features: Tensor, border: float = BORDER) -> Tensor:
 
     Raises:
         ValueError: nothing is left.
-
-    Example:
-        >>> import torch
-        >>> affinity_matrix(torch.randn(2, 8, 10, 10)).shape
-        torch.Size([2, 64, 64])
     """
     tokens = unit_vectors(features, border)
     return tokens @ tokens.transpose(1, 2)

@@ -64,16 +64,6 @@ class Crops(Objective):
     has the grid of the large image and is cut at each crop's place. Two consistencies are added:
     a photometrically augmented guidance must give the map of the clean one at the guidance's size
     (no gradient through the latter), and the output, averaged down, the low features.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> upsampler = upfeat.create_upsampler("anyup", qk_dim=8)
-        >>> objective = CropsConfig(crops=2).build()
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 32, 32)}
-        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
-        ['augmented', 'crops', 'downsampling', 'loss']
     """
 
     config: CropsConfig

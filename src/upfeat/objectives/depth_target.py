@@ -58,16 +58,6 @@ class DepthTarget(Objective):
     output, averaged down to the backbone's grid, with the backbone's features (AnyUp's
     downsampling term). The convolution is trained along: hand the objective's parameters to the
     optimiser.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
-        >>> objective = DepthTargetConfig().build()
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 16, 16), "depth": torch.rand(1, 1, 16, 16) + 1}
-        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
-        ['depth', 'downsampling', 'loss']
     """
 
     batch_keys = ("image", "depth")

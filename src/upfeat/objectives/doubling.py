@@ -57,16 +57,6 @@ class RepeatedDoubling(Objective):
     often as the size needs (``uplift`` without ``iterations``) repeats a level's first, small steps
     for each of its later ones. Images whose sides are no multiples of the patch times 2^levels are
     resized to the nearest ones.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
-        >>> objective = RepeatedDoublingConfig(levels=2).build()
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 32, 32)}
-        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
-        ['level_1_step_1', 'level_2_step_1', 'level_2_step_2', 'loss']
     """
 
     config: RepeatedDoublingConfig
@@ -135,16 +125,6 @@ class DoubledInput(Objective):
     With f the backbone, the loss is the sum over the levels of d(up(I/2, f(I/2)), f(I)), then
     d(up(I/4, f(I/4)), f(I/2)), and so on. The guidance is the halved image. Images whose sides are
     no multiples of the patch times 2^levels are resized to the nearest ones.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
-        >>> objective = DoubledInputConfig().build()
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 32, 32)}
-        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
-        ['level_1', 'level_2', 'loss']
     """
 
     config: DoubledInputConfig

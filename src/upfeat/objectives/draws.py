@@ -28,13 +28,7 @@ Clamp = Literal["valid", "released"]
 
 
 def draw_uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
-    """Return a number from [low, high).
-
-    Example:
-        >>> import torch
-        >>> 2 <= draw_uniform(torch.Generator().manual_seed(0), 2, 3) < 3
-        True
-    """
+    """Return a number from [low, high)."""
     drawn = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64)
     return low + (high - low) * drawn.item()
 
@@ -46,26 +40,14 @@ def draw_integer(generator: torch.Generator, count: int) -> int:
 
 
 def draw_chance(generator: torch.Generator, probability: float) -> bool:
-    """Return True with this probability.
-
-    Example:
-        >>> import torch
-        >>> draw_chance(torch.Generator(), 1.0), draw_chance(torch.Generator(), 0.0)
-        (True, False)
-    """
+    """Return True with this probability."""
     return draw_uniform(generator) < probability
 
 
 def draw_like(
     generator: torch.Generator, tensor: Tensor, shape: Sequence[int], *, normal: bool = True
 ) -> Tensor:
-    """Return N(0, 1) or, with ``normal=False``, [0, 1) numbers in dtype and place of ``tensor``.
-
-    Example:
-        >>> import torch
-        >>> draw_like(torch.Generator(), torch.empty(1, dtype=torch.float64), (2, 3)).dtype
-        torch.float64
-    """
+    """Return N(0, 1) or, with ``normal=False``, [0, 1) numbers in dtype and place of ``tensor``."""
     draw = torch.randn if normal else torch.rand
     return draw(tuple(shape), generator=generator, device=generator.device).to(tensor)
 
@@ -129,14 +111,7 @@ def disturb_image(
 def draw_part(
     image: Tensor, masks: Tensor, sizes: Sequence[Size], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return :func:`cut_part` of a size that is drawn; without sizes both as they are.
-
-    Example:
-        >>> import torch
-        >>> image, masks = torch.rand(1, 3, 8, 8), torch.ones(1, 2, 8, 8)
-        >>> draw_part(image, masks, [(2, 4)], torch.Generator())[0].shape
-        torch.Size([1, 3, 2, 4])
-    """
+    """Return :func:`cut_part` of a size that is drawn; without sizes both as they are."""
     if not sizes:
         return image, masks
     height, width = sizes[draw_integer(generator, len(sizes))]

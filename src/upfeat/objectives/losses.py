@@ -244,24 +244,13 @@ def random_projection(like: Tensor, channels: int, generator: torch.Generator) -
         like: map (B, C, h, w) that gives B, C and the device.
         channels: of the projected map (64 in LoftUp's released training, 30 in FeatUp's).
         generator: source of the draws.
-
-    Example:
-        >>> import torch
-        >>> random_projection(torch.empty(2, 8, 1, 1), 3, torch.Generator()).norm(dim=1).shape
-        torch.Size([2, 3])
     """
     drawn = draw_like(generator, to_float32(like), (like.shape[0], like.shape[1], channels))
     return unit_vectors(drawn)
 
 
 def project(x: Tensor, projection: Tensor) -> Tensor:
-    """Project the channels of (B, C, h, w) with (B, C, k): (B, k, h, w).
-
-    Example:
-        >>> import torch
-        >>> project(torch.randn(2, 8, 4, 5), torch.randn(2, 8, 3)).shape
-        torch.Size([2, 3, 4, 5])
-    """
+    """Project the channels of (B, C, h, w) with (B, C, k): (B, k, h, w)."""
     return torch.einsum("bchw,bck->bkhw", x.to(projection.dtype), projection)
 
 

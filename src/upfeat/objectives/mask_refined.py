@@ -84,16 +84,6 @@ class MaskRefined(Objective):
 
     The batch brings ``"masks"`` (B, M, H, W), of any source. The downsampler of ``multi_view`` is
     trained along: hand the objective's parameters to the optimiser.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
-        >>> objective = MaskRefinedConfig().build()
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 16, 16), "masks": torch.ones(1, 1, 16, 16)}
-        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
-        ['loss', 'masks']
     """
 
     batch_keys = ("image", "masks")

@@ -105,16 +105,6 @@ class MaskTransfer(Objective):
     labels are upsampled in place of the features, or one with ``query()`` and attention over the
     cells (``nn.MultiheadAttention``); others need ``transfer_weight=0``. The loss is taken at
     sampled pixels of the full resolution; a method with ``query()`` computes only those.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> upsampler = upfeat.create_upsampler("kin", dim=8)
-        >>> objective = MaskTransferConfig(samples=16).build()
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 16, 16), "masks": torch.ones(1, 1, 16, 16)}
-        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
-        ['features', 'loss', 'transfer']
     """
 
     batch_keys = ("image", "masks")

@@ -31,13 +31,7 @@ def check_masks(masks: Tensor, batch: int) -> None:
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize masks (B, M, H, W) of any dtype to a size by nearest neighbour; returns booleans.
-
-    Example:
-        >>> import torch
-        >>> resize_masks(torch.ones(1, 2, 8, 8, dtype=torch.uint8), (4, 4)).shape
-        torch.Size([1, 2, 4, 4])
-    """
+    """Resize masks (B, M, H, W) of any dtype to a size by nearest neighbour; returns booleans."""
     inside = masks > 0
     if tuple(masks.shape[-2:]) == size or masks.shape[1] == 0:
         return inside if masks.shape[1] else inside.new_zeros(*masks.shape[:2], *size)

@@ -86,16 +86,6 @@ class MultiResolution(Objective):
     compares the map of a blurred, noised guidance with that of the clean one, from the target's
     features up to the guidance's size, with no gradient through the latter. Images are resized
     bilinearly without antialiasing.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
-        >>> objective = MultiResolutionConfig().build()
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 32, 48)}
-        >>> objective.step(batch, backbone, upsampler, torch.Generator())["loss"].dim()
-        0
     """
 
     config: MultiResolutionConfig

@@ -257,13 +257,7 @@ PLACE_VARIANCE, COLOR_VARIANCE, NEAR_VARIANCE = 0.1, 0.15, 0.005
 
 
 def draw_pixels(generator: torch.Generator, size: tuple[int, int], count: int) -> Tensor:
-    """Draw rows and columns of pixels, with repetition: (2, n).
-
-    Example:
-        >>> import torch
-        >>> draw_pixels(torch.Generator(), (4, 6), 5).shape
-        torch.Size([2, 5])
-    """
+    """Draw rows and columns of pixels, with repetition: (2, n)."""
     device = generator.device
     drawn = [torch.randint(n, (count,), generator=generator, device=device) for n in size]
     return torch.stack(drawn)
@@ -349,17 +343,6 @@ class MultiViewReconstruction(Objective):
     learned downsampler and compared with the copy's features. Hand the objective's parameters
     (downsampler, predicted scale) to the optimiser. FeatUp's gradients come from one backward pass
     for each copy; the sum is the same.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
-        >>> views = FEATUP.model_copy(update={"views": 2, "max_pad": 4})
-        >>> objective = MultiViewReconstructionConfig(multi_view=views).build()
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 16, 16)}
-        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
-        ['crf', 'loss', 'reconstruction']
     """
 
     several_backbones = False

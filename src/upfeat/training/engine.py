@@ -151,12 +151,6 @@ class Trainer:
         config, out: the arguments.
         parts: on the run's device once :meth:`fit` has begun.
         step: optimiser steps that are done.
-
-    Example:
-        >>> from upfeat.training import Trainer, create_recipe
-        >>> trainer = Trainer(create_recipe("jafar_small"), "runs/jafar")
-        >>> trainer.step, trainer.config.upsampler.name
-        (0, 'jafar')
     """
 
     def __init__(

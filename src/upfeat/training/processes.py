@@ -72,11 +72,6 @@ def pick_device(config: TrainConfig) -> torch.device:
 
     Raises:
         ValueError: half precision on a CPU, or GPUs that are not there.
-
-    Example:
-        >>> from upfeat.training import create_recipe, pick_device
-        >>> pick_device(create_recipe("jafar_small").model_copy(update={"device": "cpu"}))
-        device(type='cpu')
     """
     cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
     if cuda and not torch.cuda.is_available():
@@ -102,11 +97,6 @@ def derive_seed(*parts: int) -> int:
     Every random draw of a step comes from generators that are seeded this way at its start. The
     state of a generator therefore never has to be stored, and it does not matter which process
     computes which part of a batch.
-
-    Example:
-        >>> from upfeat.training import derive_seed
-        >>> derive_seed(0, 1, 0) == derive_seed(0, 1, 0) != derive_seed(0, 1, 1)
-        True
     """
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

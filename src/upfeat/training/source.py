@@ -52,17 +52,6 @@ class ImageStream:
     Args:
         images: the collection with transform, masks and seed.
         description: what :meth:`describe` returns.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from PIL import Image
-        >>> from upfeat.data import CropTransform, TrainingImages, image_folder
-        >>> from upfeat.training import ImageStream
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("RGB", (80, 60)).save(pathlib.Path(folder, "a.png"))
-        ...     images = TrainingImages(image_folder(folder), CropTransform(32, 32))
-        ...     ImageStream(images, {}).batch(0, 2)["image"].shape
-        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(self, images: TrainingImages, description: dict[str, Any]) -> None:

@@ -45,14 +45,6 @@ def ade20k(
     Raises:
         FileNotFoundError: a folder or a partner of a file is missing; shows the expected tree.
         ValueError: the split or number of classes is unknown.
-
-    Example:
-        >>> from upfeat.data import ade20k
-        >>> try:
-        ...     ade20k("nowhere", "val")
-        ... except FileNotFoundError as error:
-        ...     print("no folder nowhere/images/validation" in str(error))
-        True
     """
     check_split("ADE20K", split, ("train", "val"))
     if classes not in (150, 151):

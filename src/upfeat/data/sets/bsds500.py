@@ -98,14 +98,6 @@ def bsds500(root: PathLike, split: Literal["train", "val", "test"] = "train") ->
     Raises:
         FileNotFoundError: a folder or the regions of an image are missing; shows the expected tree.
         ValueError: the split is unknown.
-
-    Example:
-        >>> from upfeat.data import bsds500
-        >>> try:
-        ...     bsds500("nowhere", "val")
-        ... except FileNotFoundError as error:
-        ...     print("no folder nowhere/images/val" in str(error))
-        True
     """
     check_split("BSDS500", split, ("train", "val", "test"))
     base = find_base(root, ("BSDS500/data", "data"), "images")

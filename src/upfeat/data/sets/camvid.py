@@ -48,14 +48,6 @@ def camvid(root: PathLike, split: Literal["train", "val", "test"] = "train") -> 
     Raises:
         FileNotFoundError: the list or a file that it names is missing; shows the expected tree.
         ValueError: a line of the list is malformed, or the split is unknown.
-
-    Example:
-        >>> from upfeat.data import camvid
-        >>> try:
-        ...     camvid("nowhere", "val")
-        ... except FileNotFoundError as error:
-        ...     print(str(error).splitlines()[0])
-        nowhere is not a copy of CamVid as it is read here: no file val.txt. Expected:
     """
     check_split("CamVid", split, ("train", "val", "test"))
     folder, names = Path(root).expanduser(), f"{split}.txt"

@@ -46,14 +46,6 @@ def cityscapes(
     Raises:
         FileNotFoundError: a folder or a partner of a file is missing; shows the expected tree.
         ValueError: the split or number of classes is unknown.
-
-    Example:
-        >>> from upfeat.data import cityscapes
-        >>> try:
-        ...     cityscapes("nowhere", "val")
-        ... except FileNotFoundError as error:
-        ...     print("no folder nowhere/leftImg8bit/val" in str(error))
-        True
     """
     check_split("Cityscapes", split, ("train", "val"))
     if classes not in (19, 27):

@@ -33,14 +33,6 @@ def coco_objects(root: PathLike) -> ClassifiedImages:
     Raises:
         FileNotFoundError: the list or a file that it names is missing; shows the expected tree.
         ValueError: the list is malformed.
-
-    Example:
-        >>> from upfeat.data import coco_objects
-        >>> try:
-        ...     coco_objects("nowhere")
-        ... except FileNotFoundError as error:
-        ...     print(str(error).splitlines()[1:3])
-        ['  nowhere/', '    classes.csv         two columns with the header name,class']
     """
     folder = Path(root).expanduser()
     listing = folder / "classes.csv"

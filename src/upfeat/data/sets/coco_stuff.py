@@ -72,14 +72,6 @@ def coco_stuff(
         FileNotFoundError: a folder, the list, an image or a label is missing; shows the expected
             tree.
         ValueError: the split or number of classes is unknown.
-
-    Example:
-        >>> from upfeat.data import coco_stuff
-        >>> try:
-        ...     coco_stuff("nowhere", "val")
-        ... except FileNotFoundError as error:
-        ...     print("no file nowhere/curated/val2017" in str(error))
-        True
     """
     check_split("COCO-Stuff", split, ("train", "val"))
     if classes not in (27, 171):

@@ -42,14 +42,6 @@ def davis(
     Raises:
         FileNotFoundError: the list, a video, a frame or a mask is missing; shows the expected tree.
         ValueError: the year or split is unknown, or a list is malformed.
-
-    Example:
-        >>> from upfeat.data import davis
-        >>> try:
-        ...     davis("nowhere")
-        ... except FileNotFoundError as error:
-        ...     print(str(error).splitlines()[0])
-        nowhere is not a copy of DAVIS 2017 as it is read here: no folder JPEGImages. Expected:
     """
     if year not in ADDRESSES:
         raise ValueError(f"DAVIS has the years 2016 and 2017, got {year!r}")

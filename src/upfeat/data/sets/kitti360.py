@@ -47,14 +47,6 @@ def kitti360(
     Raises:
         FileNotFoundError: a folder, an image or a label is missing; shows the expected tree.
         ValueError: the split is unknown.
-
-    Example:
-        >>> from upfeat.data import kitti360
-        >>> try:
-        ...     kitti360("nowhere", "val")
-        ... except FileNotFoundError as error:
-        ...     print("no folder nowhere/data_2d_semantics/train" in str(error))
-        True
     """
     check_split("KITTI-360", split, ("train", "val"))
     base = find_base(root, ("KITTI-360",), "data_2d_semantics")

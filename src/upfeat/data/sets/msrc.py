@@ -59,14 +59,6 @@ def msrc(root: PathLike, split: Literal["train", "val"] = "train") -> Segmentati
     Raises:
         FileNotFoundError: a folder, all images or a label are missing; shows the expected tree.
         ValueError: the split is unknown.
-
-    Example:
-        >>> from upfeat.data import msrc
-        >>> try:
-        ...     msrc("nowhere", "val")
-        ... except FileNotFoundError as error:
-        ...     print(str(error).splitlines()[0])
-        nowhere is not a copy of MSRC as it is read here: no folder nowhere/val/images. Expected:
     """
     check_split("MSRC", split, ("train", "val"))
     folder = Path(root).expanduser() / split

@@ -61,14 +61,6 @@ def voc(
     Raises:
         FileNotFoundError: the list or a file that it names is missing; shows the expected tree.
         ValueError: the split or number of classes is unknown.
-
-    Example:
-        >>> from upfeat.data import voc
-        >>> try:
-        ...     voc("nowhere", "val")
-        ... except FileNotFoundError as error:
-        ...     print(str(error).splitlines()[-1])
-        Get it from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar
     """
     check_split("PASCAL VOC 2012", split, ("train", "val", "trainval"))
     if classes not in (21, 20):

@@ -1,6 +1,6 @@
 """Complete configurations: the papers' own, and small ones that finish on two cores.
 
-One file a paper. Each function says which of its fields are from the paper, from the released code
+Each function says which of its fields are from the paper, from the released code
 or chosen here.
 """
 
@@ -14,10 +14,15 @@ from upfeat.training.recipes.bundled import (
     bundled_universal,
     bundled_universal_stage3,
 )
+from upfeat.training.recipes.doubling import (
+    ifa_small,
+    lift_paper,
+    lift_small,
+    uplift_paper,
+    uplift_small,
+)
 from upfeat.training.recipes.featup import featup_jbu_paper, featup_jbu_small
-from upfeat.training.recipes.ifa import ifa_small
 from upfeat.training.recipes.jafar import jafar_paper, jafar_small
-from upfeat.training.recipes.lift import lift_paper, lift_small
 from upfeat.training.recipes.loftup import (
     loftup_stage1_paper,
     loftup_stage1_small,
@@ -43,7 +48,6 @@ from upfeat.training.recipes.task_dependent import (
     resize_conv_small,
     sapa_small,
 )
-from upfeat.training.recipes.uplift import uplift_paper, uplift_small
 
 __all__ = [
     "anyup_paper",

@@ -45,23 +45,12 @@ def list_recipes(pattern: str = "*") -> list[str]:
 
     Args:
         pattern: shell wildcard, matched against the whole name.
-
-    Example:
-        >>> from upfeat.training import list_recipes
-        >>> list_recipes("jafar*")
-        ['jafar_paper', 'jafar_small']
     """
     return sorted(fnmatch.filter(_RECIPES, pattern))
 
 
 def describe_recipe(name: str) -> str:
-    """Return the first line of a recipe's description.
-
-    Example:
-        >>> from upfeat.training import describe_recipe
-        >>> describe_recipe("naf_paper")
-        'NAF for DINOv3 ViT-B/16, as published.'
-    """
+    """Return the first line of a recipe's description."""
     return (inspect.getdoc(_get(name)) or "").split("\n", 1)[0]
 
 
