@@ -31,7 +31,7 @@ from upfeat.data.mask_sets import mask_to_rle
 from upfeat.data.records import FileRecords, JoinedRecords, Records, SelectedRecords
 from upfeat.data.selection import shorter_sides, with_min_side
 from upfeat.data.tar_shards import find_shards
-from upfeat.data.training_images import Batch, collate, sample_generator
+from upfeat.data.training_images import ImageBatch, collate, sample_generator
 
 TRANSFORM = CropTransform(24, 16, "random", flip=0.5)
 
@@ -72,7 +72,7 @@ def dataset(root: Path, **options: Any) -> TrainingImages:
     return TrainingImages(image_folder(root), TRANSFORM, **options)
 
 
-def take(loader: TrainingLoader, count: int) -> list[Batch]:
+def take(loader: TrainingLoader, count: int) -> list[ImageBatch]:
     batches = []
     for batch in loader:
         batches.append(batch)
@@ -81,7 +81,7 @@ def take(loader: TrainingLoader, count: int) -> list[Batch]:
     return batches
 
 
-def assert_equal(batches: list[Batch], others: list[Batch]) -> None:
+def assert_equal(batches: list[ImageBatch], others: list[ImageBatch]) -> None:
     assert len(batches) == len(others)
     for batch, other in zip(batches, others, strict=True):
         assert batch["name"] == other["name"]

@@ -27,7 +27,7 @@ from upfeat.data.transforms import Transform
 from upfeat.errors import shape_text
 
 __all__ = [
-    "Batch",
+    "ImageBatch",
     "PositionSampler",
     "Sample",
     "SampleKey",
@@ -71,7 +71,7 @@ class Sample(TypedDict):
     skipped: list[Skipped]
 
 
-class Batch(TypedDict):
+class ImageBatch(TypedDict):
     """Images (B, 3, H, W) in [0, 1], masks, bool (B, M, H, W), depth (B, 1, H, W), and names."""
 
     image: Tensor
@@ -205,7 +205,7 @@ def _turn(record: ImageRecord, what: str, stored: tuple[int, int], size: tuple[i
     )
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample]) -> ImageBatch:
     """Stack samples; masks are filled up with empty ones to the largest number in the batch.
 
     Raises:
@@ -227,7 +227,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
             f"images of one batch must have one size, got {', '.join(sorted(shapes))}; give the "
             "transform a crop, or use a batch of one"
         )
-    batch = Batch(
+    batch = ImageBatch(
         image=torch.stack([sample["image"] for sample in samples]),
         name=[sample["name"] for sample in samples],
         index=torch.tensor([sample["index"] for sample in samples]),
@@ -386,7 +386,7 @@ class TrainingLoader:
             raise TypeError("an endless TrainingLoader has no length; pass samples=")
         return -(-self.samples // (self.batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ImageBatch]:
         """Yield batches from the position on."""
         global_batch = self.batch_size * self.world_size
         sampler = PositionSampler(

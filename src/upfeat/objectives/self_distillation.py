@@ -139,6 +139,17 @@ class SelfDistillation(Objective):
     those of a constant map, so nothing here keeps an untrained upsampler from becoming one.
 
     With ``config.refine`` a batch must hold ``"masks"``.
+
+    Example:
+        >>> import torch, upfeat
+        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
+        >>> upsampler = upfeat.create_upsampler("jafar", feature_dim=3, qk_dim=8)
+        >>> objective = SelfDistillationConfig(scale=2.0, refine=False).build()
+        >>> objective.prepare(upsampler, backbone)
+        >>> batch = {"image": torch.rand(1, 3, 32, 32)}
+        >>> terms = objective.step(batch, backbone, upsampler, torch.Generator())
+        >>> terms["loss"].backward()
+        >>> objective.after_step(10, upsampler)  # the teacher follows at every 10th step
     """
 
     config: SelfDistillationConfig

@@ -54,7 +54,6 @@ def model_card(
 
     Example:
         >>> import upfeat
-    from upfeat.backbones import Backbone
         >>> from upfeat.training import create_recipe, model_card
         >>> config = create_recipe("jafar_small")
         >>> model = upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=16)
