@@ -28,11 +28,10 @@ from torch.nn import functional as F
 
 from upfeat.errors import CheckpointError
 from upfeat.ops.coordinates import pixel_centres
+from upfeat.ops.images import Size
 from upfeat.ops.runtime import join_strips
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
-
-Size = tuple[int, int]
 
 NUDGE = 1e-6  # breaks ties between two nearest cells; also how far positions stay off the border
 AREA_EPS = 1e-9

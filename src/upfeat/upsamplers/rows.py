@@ -13,12 +13,11 @@ from torch import Tensor
 
 from upfeat.layers.module_weights import named_weights
 from upfeat.ops import stream
+from upfeat.ops.images import Size
 from upfeat.ops.runtime import MAP_BYTES, Output, assemble, row_strips, wants_reference
 
 if TYPE_CHECKING:
     from upfeat.upsamplers.base import Upsampler
-
-Size = tuple[int, int]
 
 
 def needed_graphs(
