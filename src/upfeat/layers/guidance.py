@@ -6,7 +6,6 @@ low-resolution grid, n = hw.
 
 import math
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -132,16 +131,6 @@ class PointwiseEncoder(nn.Sequential):
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1) -> None:
         first = ReflectConvolution(in_dim, out_dim, kernel_size)
         super().__init__(first, PointwiseResidualBlock(out_dim), PointwiseResidualBlock(out_dim))
-
-    @property
-    def first(self) -> nn.Conv2d:
-        """The first convolution."""
-        return cast(nn.Conv2d, self[0])
-
-    @property
-    def blocks(self) -> list[PointwiseResidualBlock]:
-        """The residual blocks."""
-        return [cast(PointwiseResidualBlock, block) for block in list(self)[1:]]
 
 
 class LearnedPositionCode(nn.Module):
