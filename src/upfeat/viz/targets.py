@@ -11,7 +11,7 @@ the published results). Each is what the objective of the same kind compares an 
   (``self_distillation``).
 
 They are for looking at. The numbers of the table come from training one network on each, with
-``upfeat train loftup_stage1_small --set objective.name=...``, and probing it with ``upfeat eval
+``upfeat train loftup_stage1_small objective.name=...``, and probing it with ``upfeat eval
 seg-probe --preset loftup``; ``docs/pseudo_ground_truth.md`` has these commands. In short::
 
     upfeat train loftup_stage1_small --data IMAGES --out runs/mask_refined
