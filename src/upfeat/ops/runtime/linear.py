@@ -39,21 +39,59 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return rows_product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
-def rows_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def rows_product(
+    rows: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """Return (N, d) of rows (N, c) and a weight (d, c), outside of graphs and of autocast.
 
+    Args:
+        rows: (N, c).
+        weight: (d, c).
+        bias: (d,).
+        out: (N, d), contiguous, to write the result into.
+
     Example:
-        >>> import torch
         >>> rows_product(torch.ones(3, 2), torch.ones(4, 2)).unique().tolist()
         [2.0]
     """
     operands = (rows, weight) if bias is None else (rows, weight, bias)
     if not _by_convolution(operands):
-        return F.linear(rows, weight, bias)
-    image = rows.contiguous()[None, None].permute(0, 3, 1, 2)  # (N, c) -> (1, c, 1, N)
-    kernel = weight[:, :, None, None]
-    out = torch.mkldnn_convolution(image, kernel, bias, (0, 0), (1, 1), (1, 1), 1)
-    return out.permute(0, 2, 3, 1).reshape(len(rows), len(weight))
+        if bias is None:
+            return torch.mm(rows, weight.T, out=out)
+        return torch.addmm(bias, rows, weight.T, out=out)
+    image, kernel = _as_image(rows.contiguous()), weight[:, :, None, None]
+    if out is not None:
+        accumulate_convolution(image, kernel, bias, _as_image(out))
+        return out
+    made = torch.mkldnn_convolution(image, kernel, bias, (0, 0), (1, 1), (1, 1), 1)
+    return made.permute(0, 2, 3, 1).reshape(len(rows), len(weight))
+
+
+def accumulate_convolution(
+    image: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor
+) -> None:
+    """Write oneDNN's convolution without padding into ``out``, all of it channels last.
+
+    oneDNN returns fresh memory, or adds to given memory; the second saves a copy.
+    """
+    if bias is None:
+        out.zero_()
+    else:
+        out.copy_(bias[:, None, None])
+    torch.ops.mkldnn._convolution_pointwise_.binary(
+        out, image, weight, None, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, None, [], None
+    )
+
+
+def by_onednn(*operands: Tensor) -> bool:
+    """Whether oneDNN convolves these tensors, outside of graphs."""
+    plain = operands[0].device.type == "cpu" and all(x.dtype == torch.float32 for x in operands)
+    return plain and not torch.is_autocast_enabled("cpu") and _has_onednn()
+
+
+def _as_image(rows: Tensor) -> Tensor:
+    """(N, c) to (1, c, 1, N), channels last in memory."""
+    return rows[None, None].permute(0, 3, 1, 2)
 
 
 def _records(operands: tuple[Tensor, ...]) -> bool:
@@ -62,10 +100,7 @@ def _records(operands: tuple[Tensor, ...]) -> bool:
 
 def _by_convolution(operands: tuple[Tensor, ...]) -> bool:
     x, weight = operands[:2]
-    plain = x.device.type == "cpu" and all(one.dtype == torch.float32 for one in operands)
-    if not plain or torch.is_autocast_enabled("cpu"):
-        return False
-    return x.numel() > 0 and min(weight.shape) >= FEWEST_CHANNELS and _has_onednn()
+    return x.numel() > 0 and min(weight.shape) >= FEWEST_CHANNELS and by_onednn(*operands)
 
 
 def _has_onednn() -> bool:

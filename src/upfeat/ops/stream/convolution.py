@@ -1,9 +1,9 @@
 """Convolutions of row strips that carry their own border, channels last.
 
 3x3 kernels with many channels in float32 and float64 on the CPU take Winograd's minimal filtering
-F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): 16 products for 4 outputs instead of 36, as 16
-matrix products whose operands are sums of at most four inputs. 1x1 kernels are one matrix product;
-all others are the framework's own convolution, which is faster there.
+F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308): 36 products for 16 outputs instead of 144, as 36
+matrix products whose operands are sums of inputs. 1x1 kernels are one matrix product; all others
+are the framework's own convolution, which is faster there.
 
 Legend: C input and K output channels, R rows and W columns of a strip.
 """
@@ -19,16 +19,17 @@ from upfeat.ops.runtime import Buffers
 from upfeat.ops.runtime.linear import rows_product
 
 # Below this many channels the sums around the products cost more than the products save.
-WINOGRAD_CHANNELS = 192
-# Tiles of 2x2 outputs that Winograd computes at once: long matrices, buffers near the cache.
-WINOGRAD_TILES = 512
+WINOGRAD_CHANNELS = 96
+SIDE = 4  # of a tile of outputs
+# Tiles that Winograd computes at once: long matrices, buffers near the cache.
+WINOGRAD_TILES = 384
 
 
 @dataclass(frozen=True)
 class Kernel:
     """A k x k convolution prepared for :func:`convolve_rows` by :func:`prepare`."""
 
-    weight: Tensor  # (K, C) for 1x1; (16, K, C) for Winograd; else (K, C, k, k), channels last
+    weight: Tensor  # (K, C) for 1x1; (36, K, C) for Winograd; else (K, C, k, k), channels last
     bias: Tensor | None  # (K,)
     channels: tuple[int, int]  # (C, K)
     size: int  # k
@@ -94,8 +95,8 @@ def convolve_rows(strip: Tensor, kernel: Kernel, out: Tensor, buffers: Buffers) 
         True
     """
     if kernel.size == 1:
-        pixels = rows_product(strip.flatten(0, 1), kernel.weight, kernel.bias)
-        return pixels.view(out.shape)
+        rows_product(strip.flatten(0, 1), kernel.weight, kernel.bias, out.flatten(0, 1))
+        return out
     if kernel.winograd:
         return _convolve_by_tiles(strip, kernel, out, buffers)
     image = strip.permute(2, 0, 1)[None]  # (1, C, R + k - 1, W + k - 1), channels last
@@ -106,28 +107,30 @@ def convolve_rows(strip: Tensor, kernel: Kernel, out: Tensor, buffers: Buffers) 
 
 
 def _spread_weight(weight: Tensor) -> Tensor:
-    """G g G^T for every pair of channels: (K, C, 3, 3) to (16, K, C)."""
-    half = 0.5
-    rows = weight.new_tensor([[1, 0, 0], [half, half, half], [half, -half, half], [0, 0, 1]])
-    spread = torch.einsum("ia,jb,kcab->ijkc", rows.double(), rows.double(), weight.double())
+    """G g G^T for every pair of channels: (K, C, 3, 3) to (36, K, C)."""
+    wide = weight.double()
+    rows = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]
+    factors = wide.new_tensor(rows) / 24
+    factors[0] = wide.new_tensor([0.25, 0, 0])
+    spread = torch.einsum("ia,jb,kcab->ijkc", factors, factors, wide)
     return spread.flatten(0, 1).to(weight.dtype).contiguous()
 
 
 def _convolve_by_tiles(strip: Tensor, kernel: Kernel, out: Tensor, buffers: Buffers) -> Tensor:
-    """Convolve a few rows at a time; odd sides are computed with one more row or column."""
+    """Convolve a few rows at a time; sides that tiles do not fill are computed beyond their end."""
     rows, cols = out.shape[:2]
-    even = cols + cols % 2
-    step = 2 * max(1, 2 * WINOGRAD_TILES // even)
+    full = -(-cols // SIDE) * SIDE
+    step = SIDE * max(1, SIDE * WINOGRAD_TILES // full)
     for start in range(0, rows, step):
         count = min(step, rows - start)
         source, target = strip[start : start + count + 2], out[start : start + count]
-        if count % 2 == 0 and cols == even:
+        if count % SIDE == 0 and cols == full:
             _winograd(source, kernel, target, buffers)
             continue
-        tall = count + count % 2
-        grown = buffers.take(strip, strip.dtype, tall + 2, even + 2, strip.shape[2]).zero_()
+        tall = -(-count // SIDE) * SIDE
+        grown = buffers.take(strip, strip.dtype, tall + 2, full + 2, strip.shape[2]).zero_()
         grown[: count + 2, : cols + 2] = source
-        result = buffers.take(out, out.dtype, tall, even, out.shape[2])
+        result = buffers.take(out, out.dtype, tall, full, out.shape[2])
         _winograd(grown, kernel, result, buffers)
         target.copy_(result[:count, :cols])
         buffers.give(grown)
@@ -136,43 +139,57 @@ def _convolve_by_tiles(strip: Tensor, kernel: Kernel, out: Tensor, buffers: Buff
 
 
 def _winograd(padded: Tensor, kernel: Kernel, out: Tensor, buffers: Buffers) -> None:
-    """F(2x2, 3x3) on tiles of 4x4 inputs; both sides of ``out`` are even."""
-    rows, cols = out.shape[0] // 2, out.shape[1] // 2  # of tiles
-    wide, deep = kernel.channels
-    tall = buffers.take(padded, padded.dtype, 4, rows, 2 * cols + 2, wide)
-    spread = buffers.take(padded, padded.dtype, 4, rows, cols, wide)
-    sums = buffers.take(out, out.dtype, 2, 4, rows, cols, deep)
-    _spread([padded[i : i + 2 * rows : 2] for i in range(4)], tall)
-    for i in range(4):
-        _spread([tall[i, :, j : j + 2 * cols : 2] for j in range(4)], spread)
-        for j in range(4):
-            product = rows_product(spread[j].flatten(0, 1), kernel.weight[4 * i + j])
-            if (i, j) == (1, 1) and kernel.bias is not None:
-                product += kernel.bias  # this one enters each of the four outputs once
-            _add_product(product.view(rows, cols, deep), i, sums[:, j])
-    for i in range(2):
-        left, right = (out[i::2, j::2] for j in range(2))
-        torch.add(sums[i, 0], sums[i, 1], out=left).add_(sums[i, 2])
-        torch.sub(sums[i, 1], sums[i, 2], out=right).sub_(sums[i, 3])
-    for one in (tall, spread, sums):
+    """F(4x4, 3x3) on tiles of 6x6 inputs; both sides of ``out`` are multiples of 4."""
+    rows, width = out.shape[0] // SIDE, out.shape[1]
+    cols, (wide, deep) = width // SIDE, kernel.channels
+    tall = buffers.take(padded, padded.dtype, 6, rows, width + 2, wide)
+    spread = buffers.take(padded, padded.dtype, 6, rows, cols, wide)
+    spare = buffers.take(padded, padded.dtype, 2, rows, width + 2, max(wide, deep))
+    products = buffers.take(out, out.dtype, 6, rows, cols, deep)
+    sums = buffers.take(out, out.dtype, 6, rows, cols, SIDE, deep)
+    _spread([padded[i : i + SIDE * rows - 3 : SIDE] for i in range(6)], tall, spare)
+    for i in range(6):
+        _spread([tall[i, :, j : j + width - 3 : SIDE] for j in range(6)], spread, spare)
+        torch.bmm(
+            spread.flatten(1, 2), kernel.weight[6 * i : 6 * i + 6].mT, out=products.flatten(1, 2)
+        )
+        if i == 1 and kernel.bias is not None:
+            products[1] += kernel.bias  # this one enters each of the outputs once
+        _gather(products, [sums[i, :, :, j] for j in range(SIDE)], spare)
+    _gather(sums.view(6, rows, width, deep), [out[j::SIDE] for j in range(SIDE)], spare)
+    for one in (tall, spread, spare, products, sums):
         buffers.give(one)
 
 
-def _spread(source: list[Tensor], out: Tensor) -> None:
-    """B^T: four inputs in a line to the four factors of the products."""
-    torch.sub(source[0], source[2], out=out[0])
-    torch.add(source[1], source[2], out=out[1])
-    torch.sub(source[2], source[1], out=out[2])
-    torch.sub(source[1], source[3], out=out[3])
+def _part(spare: Tensor, like: Tensor) -> Tensor:
+    return spare.flatten()[: like.numel()].view(like.shape)
 
 
-def _add_product(product: Tensor, i: int, sums: Tensor) -> None:
-    """A^T, product by product: the four of a column to two sums."""
-    if i == 0:
-        sums[0].copy_(product)
-    elif i < 3:
-        sums[0].add_(product)
-    if i == 1:
-        sums[1].copy_(product)
-    elif i > 1:
-        sums[1].sub_(product)
+def _spread(lines: list[Tensor], out: Tensor, spare: Tensor) -> None:
+    """B^T: six inputs in a line to the six factors of the products."""
+    left, right = (_part(one, out[0]) for one in spare)
+    torch.sub(lines[4], lines[2], alpha=4, out=left)
+    torch.sub(lines[3], lines[1], alpha=4, out=right)
+    torch.add(left, right, out=out[1])
+    torch.sub(left, right, out=out[2])
+    torch.sub(lines[4], lines[2], out=left)
+    torch.sub(lines[3], lines[1], out=right)
+    torch.add(left, right, alpha=2, out=out[3])
+    torch.sub(left, right, alpha=2, out=out[4])
+    torch.sub(lines[0], lines[2], out=out[0])
+    torch.add(left, out[0], alpha=4, out=out[0])
+    torch.sub(lines[5], lines[3], out=out[5]).sub_(right, alpha=4)
+
+
+def _gather(products: Tensor, out: list[Tensor], spare: Tensor) -> None:
+    """A^T: six products to four outputs in a line; the products are lost."""
+    first, one, two, three, four, last = products
+    near, far = (_part(spare[i], one) for i in range(2))
+    torch.add(one, two, out=near)
+    torch.add(three, four, out=far)
+    one.sub_(two)
+    three.sub_(four)
+    torch.add(first.add_(near), far, out=out[0])
+    torch.add(one, three, alpha=2, out=out[1])
+    torch.add(near, far, alpha=4, out=out[2])
+    torch.add(last.add_(one), three, alpha=8, out=out[3])
