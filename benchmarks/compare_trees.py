@@ -18,9 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 
 
+def say(line: str) -> None:
+    """Write a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def workload(method: str, name: str) -> Callable[[], None]:
     """Return a call of a method in a case, of the tree on the path."""
     import torch
+
     from upfeat.evaluation.benchmark.cases import CASES
 
     side, _, kind = name.partition("-")
@@ -36,6 +43,7 @@ def workload(method: str, name: str) -> Callable[[], None]:
 def serve(threads: int) -> None:
     """Answer ``method case kind`` lines: seconds of one call, or the peak's growth in bytes."""
     import torch
+
     from upfeat.evaluation.benchmark.measure import measure_memory, warm_libraries
 
     torch.set_num_threads(threads)
@@ -53,7 +61,7 @@ def serve(threads: int) -> None:
             wall, cpu = time.perf_counter(), time.process_time()
             call()
             answer = [time.perf_counter() - wall, time.process_time() - cpu]
-        print(json.dumps(answer), flush=True)
+        say(json.dumps(answer))
 
 
 class Server:
@@ -69,7 +77,8 @@ class Server:
 
     def ask(self, method: str, case: str, kind: str) -> list[float]:
         """Return the answer of `serve`."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("the process has no pipes")
         self.process.stdin.write(f"{method} {case} {kind}\n")
         self.process.stdin.flush()
         answer: list[float] = json.loads(self.process.stdout.readline())
@@ -77,9 +86,7 @@ class Server:
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 def compare(trees: list[Path], method: str, case: str, args: argparse.Namespace) -> str:
@@ -118,10 +125,10 @@ def main() -> None:
     if args.serve:
         serve(args.serve)
         return
-    print(f"{'method':<16} {'case':<9}  wall s: old  new  ratio   CPU s: old  new  ratio   peak MB")
+    say(f"{'method':<16} {'case':<9}  wall s: old  new  ratio   CPU s: old  new  ratio   peak MB")
     for method in args.methods:
         for case in args.case:
-            print(compare([args.old, args.new], method, case, args), flush=True)
+            say(compare([args.old, args.new], method, case, args))
 
 
 if __name__ == "__main__":

@@ -67,9 +67,7 @@ def rows_product(
     return made.permute(0, 2, 3, 1).reshape(len(rows), len(weight))
 
 
-def accumulate_convolution(
-    image: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor
-) -> None:
+def accumulate_convolution(image: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """Write oneDNN's convolution without padding into ``out``, all of it channels last.
 
     oneDNN returns fresh memory, or adds to given memory; the second saves a copy.

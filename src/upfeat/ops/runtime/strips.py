@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from upfeat.ops.runtime.budgets import STRIP_BYTES
 from upfeat.ops.runtime.dispatch import wants_reference
-from upfeat.ops.runtime.memory import new_large
+from upfeat.ops.runtime.memory import new_large, recycled_memory
 from upfeat.ops.runtime.threads import run_blocks, worker_count
 
 
@@ -92,21 +92,21 @@ def assemble(
     workers = worker_count(device)
     limit = STRIP_BYTES // workers
     strips = list(row_strips(height, row_bytes, limit))
-    if block <= strips[0].stop:
 
-        def write(rows: slice, _: None) -> None:
-            out.put(item, rows, decode(rows))
-
-        run_blocks(strips, write, lambda: None, device)
-        return
+    def write(rows: slice, _: None) -> None:
+        out.put(item, rows, decode(rows))
 
     def write_block(rows: slice, _: None) -> None:
         with ahead(rows):
             for part in row_strips(rows.stop - rows.start, row_bytes, limit):
-                strip = slice(rows.start + part.start, rows.start + part.stop)
-                out.put(item, strip, decode(strip))
+                write(slice(rows.start + part.start, rows.start + part.stop), None)
 
-    run_blocks(list(row_blocks(height, block, workers)), write_block, lambda: None, device)
+    with recycled_memory():  # a strip lies where the one before it lay
+        if block <= strips[0].stop:
+            run_blocks(strips, write, lambda: None, device)
+        else:
+            blocks = list(row_blocks(height, block, workers))
+            run_blocks(blocks, write_block, lambda: None, device)
 
 
 class Output:

@@ -135,7 +135,8 @@ class Graph:
         """Compute rows into ``out``; ``safe`` if ``out`` is no memory that they are made of."""
         buffers = self.buffers
         with without_autocast(self.like):
-            strip = self._strip(node, rows, buffers, {}, out if safe or node.elementwise else None)
+            target = out if safe or node.elementwise else None
+            strip = self._strip(node, rows, buffers, {}, target, safe)
         if strip.data_ptr() != out.data_ptr():
             out.copy_(strip)
         buffers.reclaim()
@@ -147,14 +148,21 @@ class Graph:
         buffers: Buffers,
         known: dict[tuple[Node, Rows], Tensor],
         out: Tensor | None = None,
+        safe: bool = False,
     ) -> Tensor:
+        """Compute rows, into ``out`` where that can be; ``safe``: nothing is made of its memory."""
         if node.map is not None:
             return node.map[rows[0] : rows[1]]
         if (node, rows) in known:
             return known[node, rows]
         span = node.span(rows)
-        inputs = [self._strip(parent, span, buffers, known) for parent in node.parents]
         ours = [_single(parent) for parent in node.parents]
+        inputs: list[Tensor] = []
+        for parent, own in zip(node.parents, ours, strict=True):
+            # In place from the first operator on: an elementwise one works on its result's memory.
+            below = safe and own and node.elementwise and not inputs and parent.dtype == node.dtype
+            place = out if below and parent.channels == node.channels else None
+            inputs.append(self._strip(parent, span, buffers, known, place, safe))
         target = out
         if target is None and node.elementwise and ours[0] and inputs[0].dtype == node.dtype:
             target = inputs[0]
