@@ -41,6 +41,7 @@ def with_views(upsampler: Upsampler, backbone: Callable[[Tensor], Tensor] | None
 
     Example:
         >>> import torch, upfeat
+        >>> from upfeat.upsamplers.fitted import with_views
         >>> up = upfeat.create_upsampler("bilinear")
         >>> with_views(up, torch.nn.AvgPool2d(8)) is up
         True
@@ -54,6 +55,7 @@ def short_fit(method: type[Upsampler]) -> Mapping[str, Any]:
     """Return the arguments that shorten a method's fit; none where it fits nothing.
 
     Example:
+        >>> from upfeat.upsamplers.fitted import short_fit
         >>> from upfeat.upsamplers.registry import get_class
         >>> short_fit(get_class("jafar")), short_fit(get_class("featup_implicit"))["steps"]
         ({}, 12)
