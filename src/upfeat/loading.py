@@ -54,8 +54,8 @@ class FinerGrid(WholeMapUpsampler):
         >>> import torch, upfeat
         >>> encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
         >>> up = upfeat.load_upsampler("large:2", encoder)
-        >>> image = torch.rand(1, 3, 32, 48)
-        >>> up(image, encoder(image)).shape
+        >>> pixels, guidance = up.prepare(torch.rand(1, 3, 32, 48), encoder)
+        >>> up(guidance, encoder(pixels)).shape
         torch.Size([1, 192, 32, 48])
     """
 
