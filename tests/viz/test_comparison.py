@@ -11,7 +11,7 @@ import upfeat
 from upfeat.checkpoints import write_safetensors
 from upfeat.viz import PCABasis, compare_upsamplers, usable_upsamplers
 from upfeat.viz import comparison as module
-from upfeat.viz.comparison import Contender, SkippedMethod
+from upfeat.viz.comparison import Candidate, SkippedMethod
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def test_nothing_runs_with_random_weights(backbone, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("upfeat.checkpoints.download", download)
     shown, left_out = usable_upsamplers(backbone)
-    names = {contender.name for contender in shown}
+    names = {candidate.name for candidate in shown}
     assert {"bilinear", "joint_bilateral", "guided_filter", "upsample_anything"} <= names
-    for contender in shown:
-        untrained = next(contender.upsampler.parameters(), None) is None
-        per_image = contender.upsampler.info.abilities.per_image
-        assert untrained or per_image or "." in contender.name
+    for candidate in shown:
+        untrained = next(candidate.upsampler.parameters(), None) is None
+        per_image = candidate.upsampler.info.abilities.per_image
+        assert untrained or per_image or "." in candidate.name
     reasons = {left.name: left.reason for left in left_out}
     assert reasons["jafar"] == "no published weights for this backbone"
     assert "$UPFEAT_WEIGHTS" in reasons["anyup"]
@@ -53,8 +53,8 @@ def test_nothing_runs_with_random_weights(backbone, monkeypatch: pytest.MonkeyPa
 def test_weights_of_the_folder_are_taken(backbone, no_weights) -> None:
     state = upfeat.create_upsampler("naf", dim=32, kernel_size=3, heads_rope=2).state_dict()
     write_safetensors(no_weights / "naf_release.safetensors", state)
-    ((contender,), left_out) = usable_upsamplers(backbone, "naf")
-    assert contender.name == "naf.release"
+    ((candidate,), left_out) = usable_upsamplers(backbone, "naf")
+    assert candidate.name == "naf.release"
     assert not left_out
     write_safetensors(no_weights / "naf_release.safetensors", {"other": torch.zeros(1)})
     shown, (left,) = usable_upsamplers(backbone, "naf")
@@ -93,14 +93,14 @@ def test_pictures_share_a_basis_and_the_pipelines_numbers(backbone) -> None:
 
 
 def test_methods_that_fit_each_image_run_on_shared_features(backbone) -> None:
-    quick = Contender("upsample_anything", upfeat.create_upsampler("upsample_anything", steps=1))
+    quick = Candidate("upsample_anything", upfeat.create_upsampler("upsample_anything", steps=1))
     result = compare_upsamplers(backbone, torch.rand(3, 24, 32), [quick])
     assert [entry.name for entry in result.entries] == ["upsample_anything"]
 
 
 def test_large_images_are_not_optimised(backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PER_IMAGE_PIXELS", 24 * 32)
-    up = Contender("upsample_anything", upfeat.create_upsampler("upsample_anything", steps=1))
+    up = Candidate("upsample_anything", upfeat.create_upsampler("upsample_anything", steps=1))
     result = compare_upsamplers(backbone, torch.rand(3, 24, 40), [up], output_size=(8, 8))
     assert not result.entries
     assert "up to 768 pixels" in result.left_out[0].reason
@@ -115,7 +115,7 @@ def test_large_photos_are_compared_at_a_bounded_size(backbone, monkeypatch) -> N
 
 
 def test_what_fails_is_named_on_the_panel(backbone) -> None:
-    narrow = Contender("broken", upfeat.create_upsampler("ifa", feature_dim=7))
+    narrow = Candidate("broken", upfeat.create_upsampler("ifa", feature_dim=7))
     (near,), _ = usable_upsamplers(backbone, "nearest")
     image = torch.rand(3, 32, 32)
     result = compare_upsamplers(
@@ -132,8 +132,8 @@ def test_what_fails_is_named_on_the_panel(backbone) -> None:
 
 
 def test_shortened_methods_say_so(backbone) -> None:
-    (contender,), _ = usable_upsamplers(backbone, "featup_implicit")
+    (candidate,), _ = usable_upsamplers(backbone, "featup_implicit")
     full = upfeat.create_upsampler("featup_implicit", feature_dim=16).config["steps"]
-    steps = contender.upsampler.config["steps"]
+    steps = candidate.upsampler.config["steps"]
     assert 0 < steps < full
-    assert f"{steps} of {full} steps" in contender.note
+    assert f"{steps} of {full} steps" in candidate.note

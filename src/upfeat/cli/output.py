@@ -34,13 +34,7 @@ _HEAD_WIDTH = 7  # heads are broken between words to about this, where room is s
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column's head, and whether its cells are prose that may be wrapped.
-
-    Example:
-        >>> from upfeat.cli.output import TableColumn
-        >>> TableColumn("summary", prose=True).head
-        'summary'
-    """
+    """A column's head, and whether its cells are prose that may be wrapped."""
 
     head: str
     prose: bool = False
@@ -145,11 +139,6 @@ def check_pictures(pictures: Iterable[Path], maker: str) -> None:
 
     Raises:
         ForeignFileError: such a picture, or the JSON beside it, was not written by this command.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.cli.output import check_pictures
-        >>> check_pictures([Path("no-such-folder/a.png")], "a command")
     """
     from upfeat._files import OwnFolders
 

@@ -123,17 +123,17 @@ def _feature_scenes(
     from upfeat.cli.eval import load_networks
     from upfeat.data import image_files
     from upfeat.evaluation.methods import Method
-    from upfeat.viz.comparison import Contender, compare_upsamplers
+    from upfeat.viz.comparison import Candidate, compare_upsamplers
 
     network, methods = load_networks(backbone, weights, upsamplers, device)
     if "bilinear" not in [method.identity["name"] for method in methods]:
         methods.insert(0, Method("bilinear", upfeat.create_upsampler("bilinear")))
-    contenders = [Contender(method.label, method.upsampler) for method in methods]
+    candidates = [Candidate(method.label, method.upsampler) for method in methods]
     size = parse_size(input_size, "--input-size")
     return [
         comparison_scene(
             f"{name.name} · {network.name.rsplit('/', 1)[-1]}",
-            compare_upsamplers(network, path, contenders, input_size=size, device=device),
+            compare_upsamplers(network, path, candidates, input_size=size, device=device),
         )
         for path, name in image_files(images)
     ]

@@ -117,11 +117,6 @@ class LowRes(Method):
 
     Protocols that work on a grid of their own choice (``vos``, the probes on crops) take the
     backbone's own grid instead.
-
-    Example:
-        >>> from upfeat.evaluation.methods import LowRes
-        >>> LowRes().identity
-        {'name': 'low-res'}
     """
 
     NAME: ClassVar[str] = "low-res"

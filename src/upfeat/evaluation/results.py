@@ -23,6 +23,7 @@ from torch import Tensor
 from upfeat._files import write_bytes
 
 __all__ = [
+    "FrozenRecord",
     "Metric",
     "Result",
     "Score",
@@ -36,7 +37,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-class _Strict(BaseModel):
+class FrozenRecord(BaseModel):
     """A record without unknown fields, which never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +51,7 @@ def _undefined(value: object) -> object:
 _Number = Annotated[float, BeforeValidator(_undefined)]
 
 
-class Score(_Strict):
+class Score(FrozenRecord):
     """One number, once for each seed; NaN where there was nothing to score.
 
     Attributes:
@@ -118,7 +119,7 @@ class Metric(ABC):
                 dist.all_reduce(total)
 
 
-class Result(_Strict):
+class Result(FrozenRecord):
     """One method in one protocol.
 
     Attributes:

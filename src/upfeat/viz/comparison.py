@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from upfeat.upsamplers.weights import Checkpoint
 
 __all__ = [
+    "Candidate",
     "Comparison",
-    "Contender",
     "Entry",
     "SkippedMethod",
     "compare_upsamplers",
@@ -56,7 +56,7 @@ _WARM_SECONDS = 2.0  # a quicker first call is repeated: it may have loaded libr
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
+class Candidate:
     """A method that is ready to run.
 
     Attributes:
@@ -87,7 +87,7 @@ class Entry:
         seconds: of one call.
         picture: (3, H', W') uint8.
         three_channels: only the three components were upsampled, as the method allows.
-        note: as the contender's.
+        note: as the candidate's.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Comparison:
 
 def usable_upsamplers(
     backbone: "Backbone", pattern: str = "*"
-) -> tuple[list[Contender], list[SkippedMethod]]:
+) -> tuple[list[Candidate], list[SkippedMethod]]:
     """Build every method that can upsample this backbone's features without random weights.
 
     Of a method with several fitting sets of weights the first that lies here is taken; the package
@@ -143,24 +143,24 @@ def usable_upsamplers(
         ...     lambda x: torch.nn.functional.avg_pool2d(x, 8), dim=3, patch_size=8
         ... )
         >>> shown, left_out = usable_upsamplers(backbone, "[bc]*")
-        >>> [contender.name for contender in shown], [left.name for left in left_out]
+        >>> [candidate.name for candidate in shown], [left.name for left in left_out]
         (['bicubic', 'bilinear'], ['carafe'])
     """
-    shown: list[Contender] = []
+    shown: list[Candidate] = []
     left_out: list[SkippedMethod] = []
     for name in list_upsamplers(pattern):
         try:
             result = _prepare(name, backbone)
         except (UpfeatError, ValueError) as error:
             result = SkippedMethod(name, _first_line(error))
-        if isinstance(result, Contender):
+        if isinstance(result, Candidate):
             shown.append(result)
         else:
             left_out.append(result)
     return shown, left_out
 
 
-def _prepare(name: str, backbone: "Backbone") -> Contender | SkippedMethod:
+def _prepare(name: str, backbone: "Backbone") -> Candidate | SkippedMethod:
     """Build one method, or say why not."""
     method = get_class(name)
     info = method.info
@@ -172,9 +172,9 @@ def _prepare(name: str, backbone: "Backbone") -> Contender | SkippedMethod:
             return SkippedMethod(name, "no published weights for this backbone")
         for tag, record in fitting:
             if record.bundled:
-                return Contender(tag, load_upsampler(tag, backbone))
+                return Candidate(tag, load_upsampler(tag, backbone))
             if (file := _local_file(name, tag, record)) is not None:
-                return Contender(tag, load_upsampler(tag, backbone, weights=file))
+                return Candidate(tag, load_upsampler(tag, backbone, weights=file))
         return SkippedMethod(name, "weights not found here; put them into $UPFEAT_WEIGHTS")
     short = short_fit(method)
     upsampler = load_upsampler(name, backbone, allow_random=True, **short)
@@ -184,7 +184,7 @@ def _prepare(name: str, backbone: "Backbone") -> Contender | SkippedMethod:
         return SkippedMethod(name, "trained together with a task; no weights are published")
     full = load_upsampler(name, backbone, allow_random=True).config if short else {}
     note = ", ".join(f"{value} of {full[key]} {key}" for key, value in short.items())
-    return Contender(name, upsampler, note)
+    return Candidate(name, upsampler, note)
 
 
 def _fits(record: "Checkpoint", backbone: "Backbone") -> bool:
@@ -204,7 +204,7 @@ def _local_file(name: str, tag: str, record: "Checkpoint") -> Path | None:
 def compare_upsamplers(
     backbone: "Backbone",
     image: "ImageSource",
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     left_out: Sequence[SkippedMethod] = (),
     *,
     basis: PCABasis | None = None,
@@ -216,14 +216,14 @@ def compare_upsamplers(
     side: int = 320,
     on_start: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Run all contenders on one photo and draw them side by side, each above its time.
+    """Run all candidates on one photo and draw them side by side, each above its time.
 
-    A contender that fails, or that would optimise for a large image, joins those left out.
+    A candidate that fails, or that would optimise for a large image, joins those left out.
 
     Args:
-        backbone: runs once; its features go to every contender.
+        backbone: runs once; its features go to every candidate.
         image: anything that the pipeline reads.
-        contenders: see :func:`usable_upsamplers`.
+        candidates: see :func:`usable_upsamplers`.
         left_out: what the panel's last lines should name beside them.
         basis: colours of all pictures; None fits one to the coarse features.
         input_size: as the pipeline's; None: the image's own, its shorter side at most 448.
@@ -232,7 +232,7 @@ def compare_upsamplers(
         dtype: as the pipeline's.
         device: as the pipeline's.
         side: longer side of each picture of the panel, in pixels.
-        on_start: called with the name of each contender before it runs.
+        on_start: called with the name of each candidate before it runs.
 
     Example:
         >>> import torch, upfeat
@@ -265,14 +265,14 @@ def compare_upsamplers(
     basis = basis or PCABasis.fit(encoded.low)
     entries: list[Entry] = []
     missing = list(left_out)
-    for contender in contenders:
+    for candidate in candidates:
         if on_start is not None:
-            on_start(contender.name)
+            on_start(candidate.name)
         try:
-            _check_cost(contender, encoded, size)
-            entries.append(_run(pipeline(contender.upsampler), contender, encoded, size, basis))
+            _check_cost(candidate, encoded, size)
+            entries.append(_run(pipeline(candidate.upsampler), candidate, encoded, size, basis))
         except (UpfeatError, ValueError, RuntimeError, MemoryError) as error:
-            missing.append(SkippedMethod(contender.name, _first_line(error)))
+            missing.append(SkippedMethod(candidate.name, _first_line(error)))
     low = basis.colors(basis.project(encoded.low)).cpu()
     place = f"{first.device}, {str(first.dtype).removeprefix('torch.')}"
     if first.device.type == "cpu":
@@ -315,10 +315,10 @@ def _ordinary(encoded: "Encoded") -> "Encoded":
     )
 
 
-def _check_cost(contender: Contender, encoded: "Encoded", size: "Size") -> None:
+def _check_cost(candidate: Candidate, encoded: "Encoded", size: "Size") -> None:
     """Raise where a method would optimise for a long time."""
     pixels = max(height * width for height, width in (encoded.frame.padded, size))
-    if contender.upsampler.info.abilities.per_image and pixels > PER_IMAGE_PIXELS:
+    if candidate.upsampler.info.abilities.per_image and pixels > PER_IMAGE_PIXELS:
         raise ValueError(
             f"optimises for each image, so only up to {PER_IMAGE_PIXELS} pixels; choose a smaller "
             "input and output size"
@@ -326,7 +326,7 @@ def _check_cost(contender: Contender, encoded: "Encoded", size: "Size") -> None:
 
 
 def _run(
-    pipe: Any, contender: Contender, encoded: "Encoded", size: "Size", basis: PCABasis
+    pipe: Any, candidate: Candidate, encoded: "Encoded", size: "Size", basis: PCABasis
 ) -> Entry:
     """Upsample the three components and take the time."""
 
@@ -338,11 +338,11 @@ def _run(
         return high, time.perf_counter() - start
 
     high, seconds = call()
-    info = contender.upsampler.info
+    info = candidate.upsampler.info
     if seconds < _WARM_SECONDS and not info.abilities.per_image:
         high, seconds = call()
     picture = basis.colors(high).cpu()
-    return Entry(contender.name, seconds, picture, info.abilities.linear, contender.note)
+    return Entry(candidate.name, seconds, picture, info.abilities.linear, candidate.note)
 
 
 def _wait(device: torch.device) -> None:

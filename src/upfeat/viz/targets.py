@@ -87,11 +87,6 @@ class PseudoGroundTruthConfig(BaseModel):
         feature_space: see :class:`~upfeat.objectives.base.ObjectiveConfig`; ``"auto"`` without a
             teacher is the channel-normalised space of LoftUp's training.
         seed: of ``implicit``.
-
-    Example:
-        >>> from upfeat.viz.targets import PseudoGroundTruthConfig
-        >>> PseudoGroundTruthConfig(input_size=112).alpha
-        0.8
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

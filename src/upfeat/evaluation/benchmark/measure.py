@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import PositiveFloat, PositiveInt, ValidationError
 
 from upfeat._files import write_bytes
 from upfeat.errors import check_file
-from upfeat.evaluation.results import checkout, processor
+from upfeat.evaluation.results import FrozenRecord, checkout, processor
 
 __all__ = [
     "BenchmarkRun",
@@ -216,20 +216,8 @@ def _wait(device: torch.device | None) -> None:
 # -- records -------------------------------------------------------------------------------------
 
 
-class _Strict(BaseModel):
-    """A record without unknown fields, which never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Environment(_Strict):
-    """Where and with what the numbers were measured.
-
-    Example:
-        >>> from upfeat.evaluation.benchmark import Environment
-        >>> "matmul_flops" in Environment.model_fields
-        True
-    """
+class Environment(FrozenRecord):
+    """Where and with what the numbers were measured."""
 
     date: str
     commit: str
@@ -267,7 +255,7 @@ class Environment(_Strict):
         )
 
 
-class Measurement(_Strict):
+class Measurement(FrozenRecord):
     """One implementation of one method in one case.
 
     Attributes:
@@ -315,14 +303,8 @@ class Measurement(_Strict):
         return (ordered[middle] + ordered[-middle - 1]) / 2
 
 
-class BenchmarkRun(_Strict):
-    """A whole run.
-
-    Example:
-        >>> from upfeat.evaluation.benchmark import BenchmarkRun
-        >>> BenchmarkRun.model_fields["schema_version"].default
-        1
-    """
+class BenchmarkRun(FrozenRecord):
+    """A whole run."""
 
     schema_version: Literal[1] = 1
     environment: Environment

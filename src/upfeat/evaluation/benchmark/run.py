@@ -42,11 +42,6 @@ class Rival:
         build: method name to a function that takes our upsampler and returns
             ``call(image, features, output_size)``.
         flops: method name to the floating point operations that a case cannot avoid.
-
-    Example:
-        >>> from upfeat.evaluation.benchmark import Rival
-        >>> Rival().build
-        {}
     """
 
     path: str | None = None
@@ -62,11 +57,6 @@ def load_rival(path: str | os.PathLike[str] | None) -> Rival:
 
     Raises:
         ValueError: there is no such file, or it lacks the two names.
-
-    Example:
-        >>> from upfeat.evaluation.benchmark import load_rival
-        >>> load_rival(None).path is None
-        True
     """
     if path is None:
         return Rival()

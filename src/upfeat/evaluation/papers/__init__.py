@@ -9,7 +9,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import Field, TypeAdapter
+
+from upfeat.evaluation.results import FrozenRecord
 
 __all__ = [
     "PublishedBlock",
@@ -28,11 +30,7 @@ __all__ = [
 _FROM_CROP = ("input_size", "output_size")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PublishedColumn(_Strict):
+class PublishedColumn(FrozenRecord):
     """One column of a paper's table.
 
     Attributes:
@@ -47,18 +45,18 @@ class PublishedColumn(_Strict):
     data: tuple[str, ...]
     score: str
     unit: str = "percent"
-    setting: dict[str, Any] = {}
+    setting: dict[str, Any] = Field(default_factory=dict)
 
 
-class PublishedRow(_Strict):
+class PublishedRow(FrozenRecord):
     """One row: a method, what holds for this row only, and a number or None for each column."""
 
     method: str
-    setting: dict[str, Any] = {}
+    setting: dict[str, Any] = Field(default_factory=dict)
     values: tuple[float | None, ...]
 
 
-class PublishedTable(_Strict):
+class PublishedTable(FrozenRecord):
     """A table of a paper.
 
     Attributes:
@@ -82,7 +80,7 @@ class PublishedTable(_Strict):
     rows: tuple[PublishedRow, ...]
 
 
-class PublishedBlock(_Strict):
+class PublishedBlock(FrozenRecord):
     """The part of a published table that fits one of ours.
 
     Attributes:

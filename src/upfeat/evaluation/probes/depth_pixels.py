@@ -65,11 +65,6 @@ class DepthPixelConfig(PixelSampleConfig):
         bins, min_depth, max_depth: of the decoding; targets from 0 to ``max_depth`` count.
         class_token: give the head the class token, too.
         head_before_upsampling: ``auto`` where it gives the same numbers for less; ``never``.
-
-    Example:
-        >>> from upfeat.evaluation.probes.depth_pixels import depth_pixel_preset
-        >>> depth_pixel_preset("nyuv2").input_size
-        (432, 560)
     """
 
     steps: PositiveInt = 2000
@@ -95,11 +90,6 @@ def depth_pixel_preset(data: str, **changes: Any) -> DepthPixelConfig:
     Raises:
         UnknownNameError: no such set.
         ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.probes.depth_pixels import depth_pixel_preset
-        >>> depth_pixel_preset("nyuv2", steps=10).steps
-        10
     """
     return DepthPixelConfig(**{"data": data} | known_entry("data set", data, _SETS) | changes)
 

@@ -236,15 +236,7 @@ def run_pixel_methods(
 
 
 class Stages:
-    """Seconds of the stages of a run.
-
-    Example:
-        >>> from upfeat.evaluation.probes.pixels import Stages
-        >>> stages = Stages()
-        >>> stages.end("sampling")
-        >>> list(stages.seconds)
-        ['sampling']
-    """
+    """Seconds of the stages of a run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

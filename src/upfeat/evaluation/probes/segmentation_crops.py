@@ -51,12 +51,6 @@ class ImageProbeConfig(CropProbeConfig):
             are shrunk in training; in validation the classes are enlarged. ``logits_nearest``: the
             logits are resized in training, the classes in validation.
         boundary_radius: also score the band along label boundaries, so many pixels wide.
-
-    Example:
-        >>> from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
-        >>> config = image_probe_preset("jafar", "voc")
-        >>> config.schedule, config.batch, config.epochs
-        ('per_iteration_bug', 2, 20)
     """
 
     fit: Literal["logits_bilinear", "labels_nearest", "logits_nearest"] = "logits_bilinear"

@@ -66,11 +66,6 @@ class CamConfig(ProtocolConfig):
             transformer's last block, or the output of the last stage of another network.
         side: of that module; None for its output, or without ``layer`` the one named there.
         mask: ``binary`` keeps the pixels where the map is above 0; ``soft`` multiplies by the map.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.cam import cam_preset
-        >>> cam_preset("jafar", "imagenet").images
-        2000
     """
 
     preset: Literal["jafar"] = "jafar"

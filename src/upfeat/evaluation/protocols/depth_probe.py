@@ -87,12 +87,6 @@ class DepthProbeConfig(CropProbeConfig):
         gradient: ``spatial``, or ``released`` for differences between images of the batch.
         warm_up_iterations: in the first of them ``sig`` is without its variance.
         normalise: give networks images with their own mean and deviation, else in [0, 1].
-
-    Example:
-        >>> from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
-        >>> config = depth_probe_preset("jafar", "coco_stuff_27")
-        >>> config.bins, config.epochs, config.batch
-        (256, 5, 4)
     """
 
     bins: int = Field(default=256, ge=2)

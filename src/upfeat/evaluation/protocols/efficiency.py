@@ -74,11 +74,6 @@ class EfficiencyConfig(BaseModel):
         operations: count operations of matrix products and convolutions, 2 for a multiply-add, as
             the method is defined: what a faster implementation saves or computes twice is no part.
         with_backbone: measure backbone and upsampler together.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.efficiency import efficiency_preset
-        >>> efficiency_preset("naf").cells[0]
-        (448, 28, 56)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

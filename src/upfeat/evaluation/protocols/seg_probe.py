@@ -81,11 +81,6 @@ class SegProbeConfig(PixelSampleConfig):
 
     Attributes:
         boundary_radius: of the band, in pixels of the label.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.seg_probe import seg_probe_preset
-        >>> seg_probe_preset("pixel-sample", "msrc").input_size
-        (208, 320)
     """
 
     boundary_radius: PositiveInt = 5

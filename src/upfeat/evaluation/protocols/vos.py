@@ -71,11 +71,6 @@ class VosConfig(ProtocolConfig):
         top_k: positions that give a mask to one, of all context frames together.
         radius: of the neighbourhood, in cells of the grid.
         temperature: of the weights.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.vos import vos_preset
-        >>> vos_preset("loftup", "davis2017").context_frames
-        7
     """
 
     preset: Literal["loftup", "naf"] = "loftup"

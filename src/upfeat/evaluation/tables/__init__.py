@@ -412,11 +412,6 @@ def rank_methods(tables: Iterable[Table]) -> Ranking:
 
     Args:
         tables: of :func:`upfeat.evaluation.tables_tables`.
-
-    Example:
-        >>> from upfeat.evaluation.tables import rank_methods
-        >>> rank_methods([]).rows
-        ()
     """
     counted = tuple(
         table

@@ -36,11 +36,6 @@ def results_page(
         link: relative path from the page to the folder of the results.
         remarks: Markdown by hand; what has no heading comes first, a section whose ``##`` heading
             is that of a task follows its tables, the others come last.
-
-    Example:
-        >>> from upfeat.evaluation.tables.markdown import results_page
-        >>> print(results_page([]).splitlines()[0])
-        # Results
     """
     sections = split_remarks(remarks)
     parts = [f"{note}# Results\n", f"{_LEGEND}\n"]
