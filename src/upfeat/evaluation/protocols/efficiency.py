@@ -292,7 +292,7 @@ def run_efficiency(
 
     Example:
         >>> import tempfile, upfeat
-        >>> from upfeat.evaluation.methods import LowRes, Method
+        >>> from upfeat.evaluation.methods import Method
         >>> from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_efficiency
         >>> config = efficiency_preset("naf", cells=((32, 4, 16),), repeats=2, memory=False)
         >>> methods = [Method("bilinear", upfeat.create_upsampler("bilinear"))]
