@@ -53,7 +53,7 @@ def training_step(recipe: str, plain: bool) -> Callable[[], float]:
     objective.prepare(model, backbones, config.data.crop_size)
     optimizer = make_optimizer(config.optimizer, list(model.parameters()))
     batch = random_batch(config)
-    whole = mock.patch.object(_channel_sums, "BAND_BYTES", sys.maxsize)
+    whole = mock.patch.object(_channel_sums, "CACHE_BYTES", sys.maxsize)
 
     def step() -> float:
         generator = torch.Generator().manual_seed(0)

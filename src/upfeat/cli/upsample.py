@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from upfeat.extraction import Job, Outcome, Summary, Writer
     from upfeat.pipeline import Encoded, Pipeline
 
-MANY_BYTES = 4 * 10**9
-
 
 @with_fields
 def upsample_command(
@@ -93,7 +91,7 @@ def _announce(expected: int, out: Path) -> None:
             f"this would write about {_size(expected)}, and {folder} has {_size(free)} free; "
             "choose a smaller --size, --store float16, or --save png"
         )
-    if expected > MANY_BYTES:
+    if expected > 4 * 10**9:
         console.print(f"will write about {_size(expected)} to {out}", highlight=False)
 
 

@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
-HEADER_BYTES = 128  # of a .npy file
-
 
 def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
     """Return 16 hexadecimal digits that change with any name, shape, dtype or value of a state.
@@ -142,7 +140,7 @@ class FeatureCache:
             channels: C.
             grid: (h, w).
         """
-        each = channels * grid[0] * grid[1] * 2 + HEADER_BYTES
+        each = channels * grid[0] * grid[1] * 2 + 128  # with the header of a .npy file
         existing = self.folder
         while not existing.exists():
             existing = existing.parent

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from upfeat.ops.runtime import new_large, wants_reference
-
-BAND_BYTES = 2**20  # of one map
+from upfeat.ops.runtime import CACHE_BYTES, new_large, wants_reference
 
 
 class Products(NamedTuple):
@@ -51,7 +49,7 @@ def products_and_distance(pred: Tensor, target: Tensor) -> tuple[Products, Tenso
 def _channel_sums(
     pred: Tensor, target: Tensor, *, products: bool, distance: bool
 ) -> tuple[Tensor, ...]:
-    small = pred.device.type != "cpu" or pred.numel() * 4 <= BAND_BYTES
+    small = pred.device.type != "cpu" or pred.numel() * 4 <= 2 * CACHE_BYTES
     if small or wants_reference():
         return _plain(pred, target, products, distance)
     sums: tuple[Tensor, ...] = _BandedSums.apply(pred, target, products, distance)
@@ -122,7 +120,7 @@ def _weighed(x: Tensor, x_weight: Tensor, y: Tensor, y_weight: Tensor) -> Tensor
 def _bands(x: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Yield bands of rows of single maps (B, C, h, w)."""
     batch, channels, height, width = x.shape
-    step = max(1, BAND_BYTES // (4 * channels * width))
+    step = max(1, 2 * CACHE_BYTES // (4 * channels * width))
     for item in range(batch):
         for start in range(0, height, step):
             yield slice(item, item + 1), slice(None), slice(start, start + step)

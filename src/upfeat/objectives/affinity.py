@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import shape_text
 from upfeat.objectives.losses import check_pair, to_float32
-from upfeat.ops.runtime import wants_reference
+from upfeat.ops.runtime import TILE_BYTES, wants_reference
 
 __all__ = [
     "AffinityDistance",
@@ -37,7 +37,6 @@ AffinityDistance = Literal["l2", "l1"]
 
 BORDER = 0.1
 NORM_EPS = 1e-6
-BLOCK_BYTES = 64 * 2**20
 
 
 def unit_vectors(features: Tensor, border: float) -> Tensor:
@@ -129,7 +128,7 @@ def affinity_loss_blockwise(
     target: Tensor,
     distance: AffinityDistance = "l2",
     border: float = BORDER,
-    max_bytes: int = BLOCK_BYTES,
+    max_bytes: int = TILE_BYTES // 4,
 ) -> Tensor:
     """Compute :func:`affinity_loss` over blocks of rows of the matrices.
 

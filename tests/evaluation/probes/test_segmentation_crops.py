@@ -190,7 +190,7 @@ def test_gradients_by_rows_are_those_of_the_whole(
         if budget is None:
             losses = found._gradients(trainee, batch, 0)
         else:
-            monkeypatch.setattr(crops, "ROWS_BYTES", budget)
+            monkeypatch.setattr(crops, "TILE_BYTES", 2 * budget)
             losses = found._gradients_by_rows(trainee, batch)
         results.append([*losses, *(p.grad for p in list(trainee.heads.parameters())[:2])])
     for by_rows in results[1:]:

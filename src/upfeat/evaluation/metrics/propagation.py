@@ -16,12 +16,12 @@ from torch import Tensor
 
 from upfeat.errors import check_size, shape_text
 from upfeat.ops import unit_vectors
+from upfeat.ops.runtime import STRIP_BYTES
 
 __all__ = ["masks_to_labels", "propagate_labels"]
 
-# What the similarities of one block of positions, with their temporaries, may take. Small blocks
-# waste less: a block of side b computes (b + 2 radius)^2 similarities a position.
-BLOCK_BYTES = 16 * 2**20
+# Positions on a side of a block. Small blocks waste less: one of side b computes (b + 2 radius)^2
+# similarities a position.
 _LARGEST_BLOCK = 16
 
 
@@ -33,7 +33,7 @@ def propagate_labels(
     radius: int = 12,
     top_k: int = 5,
     temperature: float = 0.1,
-    max_bytes: int = BLOCK_BYTES,
+    max_bytes: int = STRIP_BYTES,
 ) -> Tensor:
     """Give a frame the masks of earlier frames, by similarity of features.
 

@@ -44,6 +44,7 @@ from upfeat.evaluation.probes.parts import (
 from upfeat.evaluation.registry import Progress
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.ops.images import Size, normalize
+from upfeat.ops.runtime import TILE_BYTES
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
@@ -54,9 +55,6 @@ __all__ = ["CropProbe", "ProbeBatch"]
 logger = logging.getLogger(__name__)
 
 MetricT = TypeVar("MetricT")
-
-# What a piece of rows with its weights takes where heads are trained in front of an upsampler.
-ROWS_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -417,7 +415,7 @@ class CropProbe(ABC, Generic[MetricT]):
             values = ahead.detach().requires_grad_()
             total = values.new_zeros(())
             tiles = upsampler.tiles(
-                guidance, batch.features, self.size, values, piece_bytes=ROWS_BYTES
+                guidance, batch.features, self.size, values, piece_bytes=TILE_BYTES // 2
             )
             for rows, tile in tiles:
                 outputs = tile.unflatten(1, (-1, self.outputs))  # (B, s, K, R, w')

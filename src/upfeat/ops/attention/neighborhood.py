@@ -15,10 +15,7 @@ from torch import Tensor
 from upfeat.ops import reference
 from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forward
 from upfeat.ops.reference import neighbor_cells
-from upfeat.ops.runtime import dispatch
-
-DEFAULT_MAX_BYTES = 8 * 2**20
-"""All buffers of one run of tiles; a few MB stay in the caches between the steps."""
+from upfeat.ops.runtime import OPERATOR_BYTES, dispatch
 
 Span = tuple[int, int]
 
@@ -240,6 +237,4 @@ def _resolve_cells(
     return tables[0], tables[1]
 
 
-_BOUNDED = dispatch.BoundedOperator(
-    "neighborhood_attention", _forward, _backward, DEFAULT_MAX_BYTES
-)
+_BOUNDED = dispatch.BoundedOperator("neighborhood_attention", _forward, _backward, OPERATOR_BYTES)
