@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -245,3 +246,57 @@ def test_gradients_work_after_inference_mode(key: str) -> None:
     again = backbone(image.requires_grad_(True))
     again.sum().backward()
     torch.testing.assert_close(again.detach(), first.clone(), **tolerance(torch.float32))
+
+
+def _embedded(tokens: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    return tokens + (added.movedim(1, -1) if tokens.dim() == 4 else added.flatten(2).mT)
+
+
+@pytest.mark.parametrize("key", ["vit", "dinov2_registers", "dinov3"])
+def test_a_map_is_added_to_the_patch_embedding(key: str) -> None:
+    """Equal to a patch embedding whose own forward adds the map."""
+    backbone, patched = build(key), build(key)
+    patch = int(backbone.patch_size)
+    image = torch.randn(2, 3, 2 * patch, 3 * patch)
+    added = torch.randn(2, backbone.dim, 2, 3, requires_grad=True)
+    plain = backbone(image)
+    features = backbone.forward_added(image, added)
+    embed = patched.model.patch_embed
+    forward = embed.forward
+    embed.forward = lambda image: _embedded(forward(image), added)
+    torch.testing.assert_close(features, patched(image), **tolerance(torch.float32))
+    assert torch.equal(backbone(image), plain)  # nothing stays behind
+    (gradient,) = torch.autograd.grad(features.square().sum(), added)
+    assert (gradient != 0).all()
+    one = backbone.forward_added(image, added[:1])
+    torch.testing.assert_close(one[0], features[0], **tolerance(torch.float32))
+
+
+def test_the_added_map_belongs_to_the_calling_thread() -> None:
+    backbone = build("vit")
+    image, added = torch.randn(1, 3, 32, 32), torch.randn(1, 192, 2, 2)
+    expected = backbone(image)
+    seen: list[torch.Tensor] = []
+    other = threading.Thread(target=lambda: seen.append(backbone(image)))
+    embed = backbone.model.patch_embed
+
+    def meanwhile(*_: object) -> None:
+        hook.remove()
+        other.start()
+        other.join()
+
+    hook = embed.register_forward_pre_hook(meanwhile)
+    changed = backbone.forward_added(image, added)
+    assert torch.equal(seen[0], expected)
+    assert not torch.allclose(changed, expected, atol=1e-2)
+
+
+def test_a_map_that_cannot_be_added_is_refused() -> None:
+    image = torch.randn(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"added must be \(1, 192, 2, 2\) .* got \(1, 192, 3, 2\)"):
+        build("vit").forward_added(image, torch.zeros(1, 192, 3, 2))
+    with pytest.raises(UnsupportedError, match="has no patch embedding"):
+        build("resnet").forward_added(image, torch.zeros(1, 512, 1, 1))
+    swin = build("swin")
+    with pytest.raises(UnsupportedError, match="choose a plain transformer"):
+        swin.forward_added(image, torch.zeros(1, swin.dim, 1, 1))

@@ -14,6 +14,7 @@ Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid
 import difflib
 import inspect
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,64 @@ class TimmBackbone(Backbone):
             # Attention over blocks or windows has requirements that timm's description lacks.
             raise ValueError(self._refusal(image, error)) from error
         return features[0]
+
+    def forward_added(self, image: Tensor, added: Tensor) -> Tensor:
+        """Compute the features with a map added to the patch embedding.
+
+        The map is added before positions, class token and blocks, as click maps are in interactive
+        segmentation (Q. Liu et al., "SimpleClick", arXiv 2210.11006, section 3). The result is
+        differentiable with respect to both arguments.
+
+        Args:
+            image: (B, 3, H, W), as :meth:`forward` takes it.
+            added: (B, dim, h, w) or (1, dim, h, w), (h, w) = ``grid_size((H, W))``; it is cast to
+                the dtype of the embedding.
+
+        Returns:
+            (B, dim, h, w), as :meth:`forward`.
+
+        Raises:
+            UnsupportedError: the network has no patch embedding of the output's grid and width.
+            ValueError: as :meth:`forward`, or ``added`` has another shape.
+
+        Example:
+            >>> import torch
+            >>> from upfeat.backbones import create_backbone
+            >>> vit = create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+            >>> image, clicks = torch.rand(1, 3, 32, 48), torch.zeros(1, 192, 2, 3)
+            >>> torch.equal(vit.forward_added(image, clicks), vit(image))
+            True
+        """
+        embed = getattr(self.model, "patch_embed", None)
+        if not isinstance(embed, nn.Module):
+            raise UnsupportedError(f"{self.name} has no patch embedding; choose a transformer")
+        self._check(image)
+        grid = self.grid_size(tuple(image.shape[-2:]))
+        expected = (image.shape[0], self.dim, *grid)
+        if added.shape[1:] != expected[1:] or added.shape[0] not in (1, expected[0]):
+            raise ValueError(
+                f"added must be {expected} for an image {shape_text(image)}, got "
+                f"{shape_text(added)}"
+            )
+        caller = threading.get_ident()
+
+        def add(module: nn.Module, inputs: object, tokens: Tensor) -> Tensor:
+            if threading.get_ident() != caller:  # another thread's image
+                return tokens
+            moved = added.to(tokens.dtype).movedim(1, -1)  # (B, h, w, dim)
+            moved = moved if tokens.dim() == 4 else moved.flatten(1, 2)  # (B, h*w, dim)
+            if tokens.shape[1:] != moved.shape[1:]:
+                raise UnsupportedError(
+                    f"the patch embedding of {self.name} is {shape_text(tokens)}, not of the grid "
+                    f"and width of its features {expected}; choose a plain transformer"
+                )
+            return tokens + moved
+
+        handle = embed.register_forward_hook(add)
+        try:
+            return self(image)
+        finally:
+            handle.remove()
 
     def _class_token(self, image: Tensor) -> Tensor:
         model: Any = self.model
