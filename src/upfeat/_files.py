@@ -41,7 +41,7 @@ __all__ = [
 STATE = ".upfeat"
 LEDGER = "files.jsonl"
 MARK = {"upfeat": 1}  # in every line: whose it is, and the version of the format
-NAME_BYTES = 150  # of a part's name: a target may have the longest name that there is
+_LONGEST_NAME = 150  # of a part's name: a target may have the longest name that there is
 
 # The second form is that of earlier versions.
 _PART = re.compile(r"\..*\.upfeat-[0-9a-f]{8}\.part|\..+\.\d+-\d+\.part", re.DOTALL)
@@ -122,7 +122,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _part_of(path: Path) -> Path:
-    name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
+    name = os.fsdecode(os.fsencode(path.name)[:_LONGEST_NAME])
     return path.with_name(f".{name}.upfeat-{secrets.token_hex(4)}.part")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from upfeat.errors import warn_user
 from upfeat.ops.images import raw_scale
-from upfeat.ops.runtime import is_transformed
+from upfeat.ops.runtime import wants_reference
 
 __all__ = ["expect_raw_images", "warn_of_raw_image"]
 
@@ -34,7 +34,7 @@ def warn_of_raw_image(
         >>> from upfeat.layers.raw_images import warn_of_raw_image
         >>> warn_of_raw_image(set(), torch.randn(1, 3, 8, 8), (0.5,) * 3, (0.5,) * 3, "a network")
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
+    if wants_reference() or torch.jit.is_tracing():
         return
     if type(image) is not Tensor or image.is_meta:
         return

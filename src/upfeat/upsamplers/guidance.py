@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import Tensor
 
 from upfeat.errors import warn_user
 from upfeat.layers.raw_images import warn_of_raw_image
 from upfeat.ops.images import normalize
+from upfeat.ops.runtime import wants_reference
 from upfeat.upsamplers.saving import SavedModel
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class GuidedModel(SavedModel):
         """Warn once of a backbone that the weights were not trained for, where that is known."""
         name = getattr(backbone, "name", None)
         known = self.trained_for is not None and not self.info.abilities.universal
-        if not known or name is None or name in self._warned_of or torch.compiler.is_compiling():
+        if not known or name is None or name in self._warned_of or wants_reference():
             return
         difference = cast("TrainedFor", self.trained_for).difference(cast("Backbone", backbone))
         if difference is not None:

@@ -70,7 +70,7 @@ class Branch(nn.Module):
         return self.blocks(self.stem(image))
 
 
-class Encoded(NamedTuple):
+class NAFState(NamedTuple):
     """Queries (B, D, H', W') and keys (B, D, h, w)."""
 
     query: stream.Map
@@ -228,7 +228,7 @@ class NAF(Upsampler):
         factor = max(height / most[0], width / most[1])
         return max(1, round(height / factor)), max(1, round(width / factor))
 
-    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Encoded:
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> NAFState:
         """Queries from the image; keys are their averages over the cells of the features."""
         size = self.guidance_size(image, output_size)
         if image.shape[-2:] != size:
@@ -238,9 +238,9 @@ class NAF(Upsampler):
         query = F.adaptive_avg_pool2d(query, output_size)
         query = rotary_code(query, self.periods, self.heads_rope, self.rescaling(output_size))
         key = F.adaptive_avg_pool2d(query, (features.shape[2], features.shape[3]))
-        return Encoded(query, stream.whole(key))
+        return NAFState(query, stream.whole(key))
 
-    def decode(self, state: Encoded, values: Tensor, rows: slice) -> Tensor:
+    def decode(self, state: NAFState, values: Tensor, rows: slice) -> Tensor:
         """Attend to the neighbourhood of every pixel; channel group g takes head g's weights."""
         return cross_scale_neighborhood_attention(
             state.query[:, :, rows],
