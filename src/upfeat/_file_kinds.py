@@ -132,18 +132,18 @@ def safetensors_shortage(path: Path) -> str | None:
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > 10**8:
             return None
-        wanted = 8 + length
-        if size >= wanted:
+        expected = 8 + length
+        if size >= expected:
             try:
                 entries = json.loads(stream.read(length)).values()
-                wanted += max(
+                expected += max(
                     (e["data_offsets"][1] for e in entries if "data_offsets" in e), default=0
                 )
             except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError):
                 return None
-    if size >= wanted:
+    if size >= expected:
         return None
-    return f"truncated ({size:,} of {wanted:,} bytes); fetch it again"
+    return f"truncated ({size:,} of {expected:,} bytes); fetch it again"
 
 
 def pickle_globals(path: Path) -> tuple[set[str], bool]:

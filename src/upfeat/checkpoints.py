@@ -225,11 +225,11 @@ def find_weights(
                 raise
             except Exception as error:  # noqa: BLE001  (any failure of the hub is a miss)
                 reason = f"{hub} failed: {type(error).__name__}: {error}".splitlines()[0]
-    wanted = " or ".join(names)
+    expected = " or ".join(names)
     raise WeightsNotFoundError(
         f"no weights found for {what}; looked in four places:\n"
         "  1. an explicit file: none was given; pass weights=FILE (--weights FILE)\n"
-        f"  2. $UPFEAT_WEIGHTS ({folder or 'not set'}): no file {wanted} "
+        f"  2. $UPFEAT_WEIGHTS ({folder or 'not set'}): no file {expected} "
         "[.safetensors, .pth, …]; put one there\n"
         f"  3. the local cache ({cache_dir()}): no such file\n"
         f"  4. the hub: {reason}"

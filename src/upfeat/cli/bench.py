@@ -45,16 +45,16 @@ def bench_command(
     methods = [m for name in names or ["*"] for m in upfeat.list_upsamplers(name)]
     if not methods:
         raise UnknownNameError("upsampler", str(names), upfeat.list_upsamplers())
-    wanted = case or ["224", "448", "448-21", "1024", "224-train"]
+    cases = case or ["224", "448", "448-21", "1024", "224-train"]
     growing = scaling_cases()
     known = CASES | {item.name: item for item in growing}
-    for name in wanted:
+    for name in cases:
         if name not in known:
             raise UnknownNameError("case", name, known)
     console = Console(stderr=True)
     report = run_benchmark(
         list(dict.fromkeys(methods)),
-        growing if scaling else [known[name] for name in wanted],
+        growing if scaling else [known[name] for name in cases],
         rival=load_rival(against),
         dtype=parse_dtype(dtype, "--dtype"),
         device=torch.device(device),

@@ -207,10 +207,10 @@ def sees_colors(model: "LoftUp") -> bool:
 
 def write_code(model: "LoftUp") -> None:
     """Let the last channels of both convolutions carry the codes of position and colour."""
-    solution, used, wanted = fit_code(model)
-    mean, deviation = wanted.mean(0), wanted.std(0)  # (K,)
+    solution, used, target = fit_code(model)
+    mean, deviation = target.mean(0), target.std(0)  # (K,)
     signs = torch.tensor([1.0, -1.0])
-    count = wanted.shape[1]
+    count = target.shape[1]
     part = slice(model.conv1.out_channels - 2 * count, None)
     for conv in (model.conv1, model.conv2):
         conv.weight[part] = 0
@@ -246,14 +246,14 @@ def fit_code(model: "LoftUp") -> tuple[Tensor, Tensor, Tensor]:
     sines = torch.tensor([k * inputs + axis for k in low for axis in axes])
     used = torch.cat((sines, sines + inputs * steps))  # cosines lie behind all sines
     angles = math.exp(FREQUENCY) * OUTER * places.flatten(1)  # (2, N)
-    wanted = torch.stack((angles.sin(), angles.cos()), 1).flatten(0, 1).T  # (2, 2, N) -> (N, 4)
+    target = torch.stack((angles.sin(), angles.cos()), 1).flatten(0, 1).T  # (2, 2, N) -> (N, 4)
     if colored:
         angles = math.pi * colors.flatten(1)  # (3, N)
-        wanted = torch.cat((wanted, angles.sin().T, angles.cos().T), 1)  # (N, 10)
-    known = torch.cat((described[:, used], torch.ones_like(wanted[:, :1])), 1).double()
+        target = torch.cat((target, angles.sin().T, angles.cos().T), 1)  # (N, 10)
+    known = torch.cat((described[:, used], torch.ones_like(target[:, :1])), 1).double()
     ridge = 1e-2 * torch.eye(known.shape[1]).to(known)  # keeps coefficients small
-    solution = torch.linalg.solve(known.T @ known + ridge, known.T @ wanted.double())
-    return solution.to(wanted.dtype), used, wanted
+    solution = torch.linalg.solve(known.T @ known + ridge, known.T @ target.double())
+    return solution.to(target.dtype), used, target
 
 
 def write_attention(

@@ -228,16 +228,16 @@ def _check_shape(size: Size, photo: Size, what: str) -> None:
         )
 
 
-def _teacher_space(teacher: Upsampler, asked: str) -> Literal["raw", "channel_norm"]:
-    """Return the space of a trained upsampler's output; it is what it is, whatever is asked."""
+def _teacher_space(teacher: Upsampler, requested: str) -> Literal["raw", "channel_norm"]:
+    """Return the space of a trained upsampler's output; ``requested`` must agree or be "auto"."""
     regresses = not teacher.info.abilities.mixes_values
     own: Literal["raw", "channel_norm"] = "raw"
     if regresses and normalises_features(teacher):
         own = "channel_norm"
-    if asked not in ("auto", own):
+    if requested not in ("auto", own):
         raise UnsupportedError(
             f"the output of {teacher.info.name} lives in the {own!r} space and cannot be shown in "
-            f"{asked!r}; use feature_space 'auto'"
+            f"{requested!r}; use feature_space 'auto'"
         )
     return own
 
@@ -258,8 +258,8 @@ class _Scene:
         self.masks, self.teacher, self.known_depth = masks, teacher, depth
         own = (photo.shape[1], photo.shape[2])
         multiple = backbone.size_multiple
-        asked = resolve_size(config.input_size, own, "input_size")
-        self.size = fit_multiple(asked, multiple, pad=False)[0]
+        size = resolve_size(config.input_size, own, "input_size")
+        self.size = fit_multiple(size, multiple, pad=False)[0]
         self.large_size = scale_size(self.size, config.scale, multiple)
         self.out_size = scale_size(self.size, config.output_scale)
         self.objective = self._objective()

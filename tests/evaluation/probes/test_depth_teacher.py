@@ -126,5 +126,5 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="teacher"):
         DepthTeacher(folder, tmp_path)(torch.rand(3, 28, 28))
     (folder / "config.json").write_text('{"model_type": "dpt"}')
-    with pytest.raises(CheckpointError, match="'dpt', wanted 'depth_anything'"):
+    with pytest.raises(CheckpointError, match="'dpt', expected 'depth_anything'"):
         DepthTeacher(folder, tmp_path)

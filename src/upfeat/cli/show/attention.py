@@ -85,11 +85,11 @@ def attention_command(
     marks = [parse_mark(text, own) for text in at]
     names = [f"{photo.stem}_attention_{mark.row}_{mark.col}.png" for mark in marks]
     check_pictures([out / name for name in names], MAKER)
-    wanted = parse_size(size, "--size")
+    output_size = parse_size(size, "--size")
     network, methods = load_networks(backbone, backbone_weights, upsampler, device)
     image, features = _encode(network, pixels, parse_size(input_size, "--input-size"))
     seen = (image.shape[2], image.shape[3])
-    output = seen if wanted is None else resolve_size(wanted, own, "--size")
+    output = seen if output_size is None else resolve_size(output_size, own, "--size")
     # Everything is computed before anything is written.
     found = [_attend(network, methods, image, features, mark, output) for mark in marks]
     for mark, name, attended in zip(marks, names, found, strict=True):

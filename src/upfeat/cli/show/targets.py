@@ -83,8 +83,8 @@ def targets_command(
 
     picture = out / f"{photo.stem}_targets.png"
     check_pictures([picture], MAKER)
-    wanted = parse_size(input_size, "--input-size")
-    config = PseudoGroundTruthConfig(**{"input_size": wanted} | parse_settings(settings))
+    size = parse_size(input_size, "--input-size")
+    config = PseudoGroundTruthConfig(**{"input_size": size} | parse_settings(settings))
     names = TARGETS if targets == "all" else tuple(t.strip() for t in targets.split(","))
     pixels = read_image(photo)
     network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)

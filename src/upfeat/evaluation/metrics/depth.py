@@ -57,12 +57,12 @@ def depth_scores(
             f"{shape_text(target)}{other}; resize the prediction to the target first"
         )
     valid = target > 0 if valid is None else valid
-    true, said = target[valid].double(), prediction[valid].double()
+    true, predicted = target[valid].double(), prediction[valid].double()
     if not len(true):
         return dict.fromkeys(DEPTH_SCORES, math.nan)
-    positive = said.clamp(min=LEAST)
+    positive = predicted.clamp(min=LEAST)
     ratio = torch.maximum(true / positive, positive / true)
-    error, log_error = said - true, positive.log() - true.log()
+    error, log_error = predicted - true, positive.log() - true.log()
     variance = log_error.square().mean() - log_error.mean().square()
     scores = {f"d{power}": (ratio < RATIO**power).double().mean() for power in (1, 2, 3)}
     scores |= {
@@ -154,14 +154,14 @@ class DepthMetric(Metric):
                 "prediction and target must have one shape (B, H, W) or (B, 1, H, W), got "
                 f"{shape_text(prediction)} and {shape_text(target)}"
             )
-        for said, true in zip(prediction.detach().cpu(), target.cpu(), strict=True):
+        for predicted, true in zip(prediction.detach().cpu(), target.cpu(), strict=True):
             valid = (true > self.min_depth) & (true < self.max_depth)
             if not bool(valid.any()):
                 continue
-            scores = depth_scores(said, true, valid)
+            scores = depth_scores(predicted, true, valid)
             if self.aligned:
-                scale, shift = fit_scale_and_shift(said[None], true[None], valid[None])
-                fitted = depth_scores(scale * said.double() + shift, true.double(), valid)
+                scale, shift = fit_scale_and_shift(predicted[None], true[None], valid[None])
+                fitted = depth_scores(scale * predicted.double() + shift, true.double(), valid)
                 scores |= {f"si_{name}": fitted[name] for name in ALIGNED_SCORES}
             self.sums += torch.tensor([scores[name] for name in self.names], dtype=torch.float64)
             self.images += 1

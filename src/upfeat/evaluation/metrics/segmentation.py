@@ -53,14 +53,14 @@ def confusion_matrix(
     known = torch.ones_like(target, dtype=torch.bool)
     if ignore_index is not None:
         known = target != ignore_index
-    true, said = target[known].long(), prediction[known].long()
-    for name, classes in (("target", true), ("prediction", said)):
+    true, predicted = target[known].long(), prediction[known].long()
+    for name, classes in (("target", true), ("prediction", predicted)):
         if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
             raise ValueError(
                 f"the {name} holds class {int(classes.min())} to {int(classes.max())}, wanted 0 to "
                 f"{num_classes - 1} or the ignored {ignore_index}; map the labels first"
             )
-    counts = torch.bincount(true * num_classes + said, minlength=num_classes**2)
+    counts = torch.bincount(true * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)  # (K*K,) -> (K, K)
 
 

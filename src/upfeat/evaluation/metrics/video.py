@@ -275,8 +275,8 @@ class VideoMetric(Metric):
         for number in numbers:
             # One frame after the other: the maps of a whole sequence would take much more room.
             pairs = [
-                (said == number, true == number)
-                for said, true in zip(prediction[1:-1], target[1:-1], strict=True)
+                (predicted == number, true == number)
+                for predicted, true in zip(prediction[1:-1], target[1:-1], strict=True)
             ]
             regions = torch.stack([region_similarity(*pair) for pair in pairs])
             boundaries = torch.stack([boundary_similarity(*pair) for pair in pairs])

@@ -4,7 +4,7 @@ One pass over the training images serves all methods: a step reads and encodes i
 (features of an image, flipped or not, are kept on disk), then each method upsamples them and takes
 a step of its own heads. The heads of all seeds are trained together; a seed decides how its head
 starts, the order of the images is one for all. After an epoch every method is written to a
-checkpoint, from which an interrupted run goes on to the same bits.
+checkpoint, from which an interrupted run resumes with bit-identical results.
 
 Where ``info.abilities.linear`` allows, the heads go in front of the upsampler, in training and
 validation: ``head(up(F)) == up(values=head(F))``, with gradients. Where the loss is a sum over the
@@ -140,7 +140,7 @@ class _Trainee:
 
 
 class CropProbe(ABC, Generic[MetricT]):
-    """The training and scoring of several methods; a task says what is read, lost and scored.
+    """The training and scoring of several methods; a task defines inputs, loss and scores.
 
     Args:
         config: the protocol.
@@ -427,7 +427,7 @@ class CropProbe(ABC, Generic[MetricT]):
         return losses
 
     def forward(self, trainee: _Trainee, batch: ProbeBatch) -> Iterator[tuple[slice, Tensor]]:
-        """Yield which seeds, and what their heads say: (B, s, K, h', w')."""
+        """Yield which seeds, and the outputs of their heads: (B, s, K, h', w')."""
         groups = self.seed_groups()
         if trainee.joint:
             groups = [slice(i, i + 1) for i in range(len(self.config.seeds))]

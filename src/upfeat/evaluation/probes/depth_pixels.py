@@ -336,7 +336,7 @@ class _PixelProbe:
     def predict(
         self, method: Method, encoded: Encoded, size: Size, heads: Sequence[Heads]
     ) -> Tensor:
-        """Return the depths (S, H, W) that each head says."""
+        """Return the predicted depths (S, H, W) of each head."""
         config, token, one = self.config, self.token(encoded), slice(0, 1)
         features, upsampler, pipe = encoded.features, method.upsampler, method.on(self.pipe)
         cells = features.shape[2] * features.shape[3]

@@ -72,13 +72,13 @@ class DepthTeacher:
         files = sorted(self.folder.glob("*.safetensors"))
         if not (self.folder / "config.json").is_file() or not files:
             raise WeightsNotFoundError(
-                f"no depth teacher in {self.folder}: wanted config.json and model.safetensors, as "
-                "in https://huggingface.co/depth-anything/Depth-Anything-V2-Small-hf"
+                f"no depth teacher in {self.folder}: expected config.json and model.safetensors, "
+                "as in https://huggingface.co/depth-anything/Depth-Anything-V2-Small-hf"
             )
         config = read_config(self.folder / "config.json")
         if config.get("model_type") != MODEL_TYPE:
             raise CheckpointError(
-                f"{self.folder} holds a model of type {config.get('model_type')!r}, wanted "
+                f"{self.folder} holds a model of type {config.get('model_type')!r}, expected "
                 f"{MODEL_TYPE!r}"
             )
         self.name = _published_name(config)
@@ -119,7 +119,7 @@ class DepthTeacher:
 
         Example: 480 x 640 becomes 518 x 686, the one closest to both sides of 518.
         """
-        scales = [wanted / own for wanted, own in zip(self.side, size, strict=True)]
+        scales = [target / own for target, own in zip(self.side, size, strict=True)]
         if self.keep_ratio:
             # The scale that changes the image less, as in the original of this rule (MiDaS).
             least = scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0]

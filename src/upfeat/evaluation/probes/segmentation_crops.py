@@ -217,16 +217,16 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
         return SegmentationMetric(self.outputs, self.ignored, self.boundary_radius)
 
     def score(self, metrics: Sequence[SegmentationMetric], outputs: Tensor, target: Tensor) -> None:
-        """Add the classes that the heads say of an image."""
+        """Add the predicted classes of an image."""
         logits, size = outputs[0], target.shape[1:]  # (s, K, h', w')
         if self.fit == "logits_bilinear":
             if logits.shape[2:] != size:
                 logits = F.interpolate(logits, size, mode="bilinear")
-            said = logits.argmax(1)
+            predicted = logits.argmax(1)
         else:
             small = logits.argmax(1, keepdim=True).to(torch.float64)
-            said = F.interpolate(small, size, mode="nearest")[:, 0].long()
-        for metric, classes in zip(metrics, said, strict=True):
+            predicted = F.interpolate(small, size, mode="nearest")[:, 0].long()
+        for metric, classes in zip(metrics, predicted, strict=True):
             metric.add(classes, target[0])
 
     def summarise(

@@ -58,7 +58,7 @@ class CamConfig(ProtocolConfig):
     Attributes:
         images: how many are drawn; all that there are, if there are fewer.
         choose: only images that the classifier gets right, or all; the class is always the one
-            that the classifier says.
+            that the classifier predicts.
         seed: of the order in which images are tried.
         input_size: (H, W) of the classifier's input, and of the maps.
         crop_fraction: of the resized short side that the crop keeps; None for the classifier's own.
@@ -215,7 +215,7 @@ class _Scoring:
             raise ValueError(
                 f"{data.name} has {len(data.classes)} classes, {classifier.backbone.name} "
                 f"{classifier.num_classes}; set choose=all to take every image, each for the class "
-                "that the classifier says"
+                "that the classifier predicts"
             )
         self.chosen = self.choose()
         digest = hashlib.blake2b(digest_size=8)
@@ -262,15 +262,15 @@ class _Scoring:
         if path.is_file():
             content = json.loads(path.read_text())
             return _Chosen(tuple(files[index] for index in content["files"]), content["tried"])
-        wanted = min(config.images, config.limit or config.images)
+        count = min(config.images, config.limit or config.images)
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.randperm(len(files), generator=generator).tolist()
         chosen: list[int] = []
         tried = 0
         for index in order:
-            if len(chosen) == wanted:
+            if len(chosen) == count:
                 break
-            self.on_progress("classifier", "choosing images", len(chosen), wanted)
+            self.on_progress("classifier", "choosing images", len(chosen), count)
             tried += 1
             if config.choose == "all" or self.is_right(files[index]):
                 chosen.append(index)
@@ -284,7 +284,7 @@ class _Scoring:
         return _Chosen(tuple(files[index] for index in chosen), tried)
 
     def is_right(self, file: ClassifiedFile) -> bool:
-        """Return whether the classifier says the image's class."""
+        """Return whether the classifier predicts the image's class."""
         pixels = self.normalized(self.prepare(file))
         return int(self.classifier.logits(pixels).argmax()) == file.label
 

@@ -326,7 +326,7 @@ class _DepthProbe(CropProbe[DepthMetric]):
         return DepthMetric(1e-3, self.depth_config.max_depth, aligned=True)
 
     def score(self, metrics: Sequence[DepthMetric], outputs: Tensor, target: Tensor) -> None:
-        """Add the depths that the heads say of an image."""
+        """Add the predicted depths of an image."""
         for metric, depth in zip(metrics, self.depth(outputs, target)[0], strict=True):
             metric.add(depth[None], target)
 

@@ -320,7 +320,7 @@ class PixelProbe:
     def predict(
         self, method: Method, encoded: Encoded, size: Size, weight: Tensor, bias: Tensor
     ) -> Tensor:
-        """Return the classes (S, H, W) that each head says."""
+        """Return the predicted classes (S, H, W) of each head."""
         seeds = len(bias) // len(self.val.classes)
         predicted = torch.empty(seeds, *size, dtype=torch.int64)
         heads = partial(F.conv2d, weight=weight, bias=bias)

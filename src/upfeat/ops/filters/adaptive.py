@@ -198,21 +198,21 @@ def _check(source: Tensor, kernel: Tensor, ratio: int) -> tuple[int, int, int]:
     if ratio not in (1, 2, TILE):
         raise ValueError(f"ratio must be 1, 2 or {TILE}, got {ratio}; resize the source first.")
     height, width, k = kernel.shape[1:4]
-    wanted = (-(-height // ratio) + k - 1, -(-width // ratio) + k - 1)
-    if tuple(source.shape[2:]) != wanted or source.shape[0] != kernel.shape[0] or k % 2 == 0:
+    expected = (-(-height // ratio) + k - 1, -(-width // ratio) + k - 1)
+    if tuple(source.shape[2:]) != expected or source.shape[0] != kernel.shape[0] or k % 2 == 0:
         raise ValueError(
             f"a kernel {shape_text(kernel)} with ratio {ratio} needs k odd and a source of batch "
-            f"{kernel.shape[0]} and size {wanted}, got {shape_text(source)}; pad it by k // 2."
+            f"{kernel.shape[0]} and size {expected}, got {shape_text(source)}; pad it by k // 2."
         )
     _check_place(source, kernel)
     return height, width, k
 
 
 def _check_similarity(query: Tensor, source: Tensor, k: int) -> None:
-    wanted = (*query.shape[:2], *(n + k - 1 for n in query.shape[2:]))
-    if query.dim() != 4 or tuple(source.shape) != wanted or k < 1 or k % 2 == 0:
+    expected = (*query.shape[:2], *(n + k - 1 for n in query.shape[2:]))
+    if query.dim() != 4 or tuple(source.shape) != expected or k < 1 or k % 2 == 0:
         raise ValueError(
-            f"a query {shape_text(query)} (B, C, H, W) with k={k} (odd) needs a source {wanted}, "
+            f"a query {shape_text(query)} (B, C, H, W) with k={k} (odd) needs a source {expected}, "
             f"got {shape_text(source)}; pad it by k // 2."
         )
     _check_place(query, source)
@@ -322,9 +322,9 @@ class WindowTiles:
                 part += patches[:, :, begin : begin + width].transpose(0, 1)
 
         # Patches of tile rows this far apart do not overlap, so that workers do not meet.
-        apart = -(-self.side // self.cells)
-        for phase in range(apart):
-            self._run(pixels, len(pixels), work, phase, apart)
+        spacing = -(-self.side // self.cells)
+        for phase in range(spacing):
+            self._run(pixels, len(pixels), work, phase, spacing)
         return out[:, : like.shape[1], : like.shape[2]]
 
     # -- blocks ------------------------------------------------------------------------------------
@@ -339,9 +339,9 @@ class WindowTiles:
         batch: int,
         work: Callable[[Block, TileScratch], None],
         phase: int = 0,
-        apart: int = 1,
+        spacing: int = 1,
     ) -> None:
-        """Do all blocks, or those of every ``apart``-th tile row from ``phase`` on."""
+        """Do all blocks, or those of every ``spacing``-th tile row from ``phase`` on."""
         channels = like.shape[3]
         per_tile = self.side**2 * (channels + PIXELS) + 2 * PIXELS * channels
         workers = worker_count(like.device)
@@ -350,7 +350,7 @@ class WindowTiles:
         blocks = [
             (image, row, first, min(step, self.tiles[1] - first))
             for image in range(batch)
-            for row in range(phase, self.tiles[0], apart)
+            for row in range(phase, self.tiles[0], spacing)
             for first in range(0, self.tiles[1], step)
         ]
         if blocks:

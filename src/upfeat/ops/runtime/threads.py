@@ -1,9 +1,9 @@
 """Blocks of work on the CPU's cores: one thread a core, each with operators of one thread.
 
-The bounded operators are loops over blocks that fit a core's cache. Were each small operator of
-such a loop spread over all cores, the cores would wait for one another thousands of times in a
-call, and for a whole time slice of the system wherever another process has a core. Whole blocks
-need no such meeting. Torch lets go of the interpreter's lock inside its operators, so threads do.
+The bounded operators are loops over blocks that fit a core's cache. If each small operator of such
+a loop were spread over all cores, the cores would synchronise thousands of times in a call, and
+wait for a whole time slice wherever another process has a core. Whole blocks need no such
+synchronisation. Torch releases the GIL inside its operators, so threads run in parallel.
 """
 
 import os

@@ -363,12 +363,12 @@ def _needed(node: Node, skip: Node | None) -> bool:
 
 def _strip_bytes(node: Node, rows: int) -> int:
     """Bytes of the widest strip on the way to ``rows`` rows of ``node``."""
-    wanted = {node: rows}
+    needed = {node: rows}
     widest = rows * node.row_bytes
     for one in (node, *reversed(_unkept(node))):
         for parent in one.parents:
-            wanted[parent] = max(wanted.get(parent, 0), one.parent_rows(wanted[one]))
-            widest = max(widest, wanted[parent] * parent.row_bytes)
+            needed[parent] = max(needed.get(parent, 0), one.parent_rows(needed[one]))
+            widest = max(widest, needed[parent] * parent.row_bytes)
     return widest
 
 
