@@ -1,24 +1,32 @@
 """The numbers of the papers, to stand beside ours, each with the settings in which it differs.
 
-They are as printed by the authors and kept in ``published.json``; where a setting is our reading of
-the paper the record's note says so. They are for orientation: none was measured here.
+They are as printed by the authors and kept in one file a paper, with what ``upfeat reproduce`` runs
+for each row and column; where a setting is our reading of the paper the record's note says so. They
+are for orientation: none was measured here.
 """
 
 from collections.abc import Collection, Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from pydantic import Field, TypeAdapter
-
+from upfeat.errors import UnknownNameError
+from upfeat.evaluation.papers import anyup, jafar, loftup, naf
+from upfeat.evaluation.papers.records import (
+    PublishedColumn,
+    PublishedFigure,
+    PublishedRow,
+    PublishedTable,
+)
 from upfeat.evaluation.results import FrozenRecord
 
 __all__ = [
     "PublishedBlock",
     "PublishedColumn",
+    "PublishedFigure",
     "PublishedRow",
     "PublishedTable",
     "differences",
+    "find_published",
+    "published_figures",
     "published_for",
     "published_tables",
     "setting_text",
@@ -28,56 +36,6 @@ __all__ = [
 # Protocols on square crops name one side for the input, and where they do not name the size of the
 # upsampled features (``target_size``), for these too.
 _FROM_CROP = ("input_size", "output_size")
-
-
-class PublishedColumn(FrozenRecord):
-    """One column of a paper's table.
-
-    Attributes:
-        task: our name of the protocol.
-        data: our names of the set, or of the preset where a task has no data.
-        score: our name of the score.
-        unit: of the numbers.
-        setting: what holds for this column only.
-    """
-
-    task: str
-    data: tuple[str, ...]
-    score: str
-    unit: str = "percent"
-    setting: dict[str, Any] = Field(default_factory=dict)
-
-
-class PublishedRow(FrozenRecord):
-    """One row: a method, what holds for this row only, and a number or None for each column."""
-
-    method: str
-    setting: dict[str, Any] = Field(default_factory=dict)
-    values: tuple[float | None, ...]
-
-
-class PublishedTable(FrozenRecord):
-    """A table of a paper.
-
-    Attributes:
-        id: ours.
-        paper: short name.
-        arxiv: number.
-        source: which table of the paper.
-        setting: what holds for all numbers.
-        note: what else must be known.
-        columns: see :class:`PublishedColumn`.
-        rows: see :class:`PublishedRow`.
-    """
-
-    id: str
-    paper: str
-    arxiv: str
-    source: str
-    setting: dict[str, Any]
-    note: str = ""
-    columns: tuple[PublishedColumn, ...]
-    rows: tuple[PublishedRow, ...]
 
 
 class PublishedBlock(FrozenRecord):
@@ -100,7 +58,9 @@ class PublishedBlock(FrozenRecord):
     rows: tuple[tuple[str, dict[str, float]], ...]
 
 
-@cache
+_PAPERS = (jafar, loftup, naf, anyup)
+
+
 def published_tables() -> tuple[PublishedTable, ...]:
     """Return every table that is kept.
 
@@ -110,8 +70,43 @@ def published_tables() -> tuple[PublishedTable, ...]:
         >>> first.paper, first.source, first.rows[1].method, first.rows[1].values[0]
         ('JAFAR', 'table 1', 'Bilinear', 59.03)
     """
-    content = files("upfeat.evaluation.papers").joinpath("published.json").read_bytes()
-    return tuple(TypeAdapter(list[PublishedTable]).validate_json(content))
+    return tuple(table for paper in _PAPERS for table in paper.TABLES)
+
+
+def published_figures() -> tuple[PublishedFigure, ...]:
+    """Return every figure that compares methods.
+
+    Example:
+        >>> from upfeat.evaluation.papers import published_figures
+        >>> published_figures()[0].id
+        'jafar:figure-3'
+    """
+    return tuple(figure for paper in _PAPERS for figure in paper.FIGURES)
+
+
+def find_published(names: Collection[str]) -> list[PublishedTable | PublishedFigure]:
+    """Return tables and figures by name, or all of a paper.
+
+    Args:
+        names: ``jafar:table-1``, or ``jafar``; none for everything.
+
+    Raises:
+        UnknownNameError: no such paper, table or figure; the message lists close ones.
+
+    Example:
+        >>> from upfeat.evaluation.papers import find_published
+        >>> [each.id for each in find_published(["jafar:table-1", "anyup"])][:2]
+        ['jafar:table-1', 'anyup:table-segmentation']
+    """
+    known = {each.id: each for each in (*published_tables(), *published_figures())}
+    papers = {id.partition(":")[0] for id in known}
+    found: dict[str, PublishedTable | PublishedFigure] = {}
+    for name in names or sorted(papers):
+        wanted = [id for id in known if name in (id, id.partition(":")[0])]
+        if not wanted:
+            raise UnknownNameError("table or figure", name, [*papers, *known])
+        found |= {id: known[id] for id in wanted}
+    return list(found.values())
 
 
 def published_for(task: str, data: str, scores: Collection[str]) -> list[PublishedBlock]:
