@@ -98,7 +98,8 @@ def find_published(names: Collection[str]) -> list[PublishedTable | PublishedFig
         >>> [each.id for each in find_published(["jafar:table-1", "anyup"])][:2]
         ['jafar:table-1', 'anyup:table-segmentation']
     """
-    known = {each.id: each for each in (*published_tables(), *published_figures())}
+    items: list[PublishedTable | PublishedFigure] = [*published_tables(), *published_figures()]
+    known = {each.id: each for each in items}
     papers = {id.partition(":")[0] for id in known}
     found: dict[str, PublishedTable | PublishedFigure] = {}
     for name in names or sorted(papers):

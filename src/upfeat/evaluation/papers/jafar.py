@@ -6,6 +6,7 @@ Numbers are as printed, ``setting`` is what the paper says; the note names what 
 from typing import Any
 
 from upfeat.evaluation.papers.records import (
+    FigureKind,
     PublishedColumn,
     PublishedFigure,
     PublishedTable,
@@ -554,7 +555,9 @@ _METHODS = ("bilinear", "featup", "lift", "jafar")
 _READING = "That this is what the figure shows is our reading; images and pixels are ours."
 
 
-def _figure(number: int, kind: str, title: str, methods: tuple[str, ...], **more: Any) -> Any:
+def _figure(
+    number: int, kind: FigureKind, title: str, methods: tuple[str, ...], **more: Any
+) -> Any:
     fields = {"backbone": DINOV2, "note": _READING} | more
     return PublishedFigure(
         **PAPER,

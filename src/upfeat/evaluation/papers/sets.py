@@ -159,4 +159,4 @@ SMALL: dict[str, SmallTask] = {
     ),
     "faithfulness": SmallTask(changes={"limit": 2, "transfer": False}),
 }
-"""What a small run changes: sets at hand, few images, small crops, one seed; all of it is chosen."""
+"""What a small run changes: sets at hand, few images, small crops, one seed; all is chosen."""
