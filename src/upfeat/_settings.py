@@ -4,7 +4,9 @@ A misspelt name or a value of a wrong type is refused in one sentence that names
 dotted path from the outermost settings.
 """
 
+import ast
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
@@ -20,7 +22,7 @@ from pydantic import (
 
 from upfeat.errors import UnknownNameError
 
-__all__ = ["Settings", "Share", "Sides", "check_arguments"]
+__all__ = ["Settings", "Share", "Sides", "call_text", "check_arguments", "read_call"]
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Sides: TypeAlias = tuple[PositiveInt, PositiveInt]  # (H, W) in pixels
@@ -152,3 +154,55 @@ def _sentence(path: str, text: str) -> str:
     if text.startswith("="):
         return path + text
     return f"{path} {text}" if text.startswith(("must be ", "is missing")) else f"{path}: {text}"
+
+
+# -- name(option=value) ----------------------------------------------------------------------------
+
+_CALL = re.compile(r"(?P<name>[\w./-]+)\s*\((?P<options>.*)\)", re.DOTALL)
+
+
+def read_call(text: str, what: str) -> tuple[str, dict[str, Any]]:
+    """Read ``name`` or ``name(option=value, ...)``, whose values are literals.
+
+    Args:
+        text: what a user wrote.
+        what: it names, for the message.
+
+    Raises:
+        ValueError: the options are none.
+
+    Example:
+        >>> from upfeat._settings import read_call
+        >>> read_call("guided_filter(radius=4)", "an upsampler")
+        ('guided_filter', {'radius': 4})
+    """
+    match = _CALL.fullmatch(text.strip())
+    if match is None:
+        return text, {}
+    try:
+        call = ast.parse(f"f({match['options']})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("only option=value is read")
+        options = {
+            str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg
+        }
+        if len(options) < len(call.keywords):
+            raise ValueError("only option=value is read")
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{what} with arguments is written name(option=value, other=value) with numbers, "
+            f"quoted text, True, False, None or lists for values; got {text!r}"
+        ) from error
+    return match["name"], options
+
+
+def call_text(name: str, options: Mapping[str, Any]) -> str:
+    """Write what :func:`read_call` reads; without options the name alone.
+
+    Example:
+        >>> from upfeat._settings import call_text
+        >>> call_text("clip/ViT-B-16", {"last_block": "attention"})
+        "clip/ViT-B-16(last_block='attention')"
+    """
+    written = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    return f"{name}({written})" if written else name

@@ -4,7 +4,6 @@ Commands, recipes, pictures and benchmarks all call :func:`load_upsampler`: one 
 what needs weights, one set of messages.
 """
 
-import ast
 import inspect
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from upfeat._settings import read_call
 from upfeat.backbones.base import Backbone
 from upfeat.backbones.large_image import large_image
 from upfeat.backbones.strided import strided
@@ -29,7 +29,6 @@ from upfeat.upsamplers.registry import (
 
 __all__ = ["FinerGrid", "load_upsampler", "split_label", "split_specs"]
 
-_CALL = re.compile(r"(?P<name>[\w.-]+)\s*\((?P<options>.*)\)", re.DOTALL)
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FINER = re.compile(r"(?P<kind>large|strided):(?P<number>\d+)")
 _LOW_RES = "low-res"
@@ -217,29 +216,14 @@ def _is_saved(text: str) -> bool:
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Read ``name`` or ``name(option=value, ...)``."""
-    match = _CALL.fullmatch(text)
-    if match is None:
-        return text, {}
-    try:
-        call = ast.parse(f"f({match['options']})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError("only option=value is read")
-        options = {
-            str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg
-        }
-        if len(options) < len(call.keywords):
-            raise ValueError("only option=value is read")
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"an upsampler with arguments is written name(option=value, other=value) with numbers, "
-            f"quoted text, True, False, None or lists for values; got {text!r}"
-        ) from error
-    known = list(inspect.signature(get_class(match["name"]).__init__).parameters)[1:]
-    for option in options:
-        if option not in known:
-            raise UnknownNameError(f"argument of {match['name']}", option, known)
-    return match["name"], options
+    """Read ``name`` or ``name(option=value, ...)`` and check the options' names."""
+    name, options = read_call(text, "an upsampler")
+    if options:
+        known = list(inspect.signature(get_class(name).__init__).parameters)[1:]
+        for option in options:
+            if option not in known:
+                raise UnknownNameError(f"argument of {name}", option, known)
+    return name, options
 
 
 def _load_named(

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from upfeat._settings import read_call
 from upfeat.errors import (
     UnknownNameError,
     UnsupportedError,
@@ -248,6 +249,7 @@ class _Provider:
 
 # The modules that register the built-in prefixes when they are imported.
 _BUILT_IN = {
+    "clip": "upfeat.backbones.clip_backbone",
     "timm": "upfeat.backbones.timm_backbone",
     "upfeat": "upfeat.backbones.upfeat_vit",
 }
@@ -301,14 +303,15 @@ def create_backbone(spec: str, weights: Weights = None, **options: Any) -> Backb
     """Build a frozen backbone from its name.
 
     Args:
-        spec: ``provider/name``; ``timm/<any timm name>``, ``upfeat/vit_compact_patch16``, or what
-            :func:`register_provider` added. :func:`list_backbones` lists them.
+        spec: ``provider/name`` or ``provider/name(option=value)``; ``timm/<any timm name>``,
+            ``clip/<name of open_clip>``, ``radio/<version>``, ``upfeat/vit_compact_patch16``, or
+            what :func:`register_provider` added. :func:`list_backbones` lists them.
         weights: a file (safetensors or a plain PyTorch state dict); None looks in the folder
             ``$UPFEAT_WEIGHTS``, the local cache and the hub, in this order; ``"random"`` keeps the
             random initialisation (seed it with ``torch.manual_seed``), for tests of an
             architecture.
-        **options: what the provider takes; ``timm/``: ``layer=-1``, ``norm=True``,
-            ``image_size=None`` and the constructor arguments of the network.
+        **options: what the provider takes; those written in ``spec`` win. ``timm/``: ``layer=-1``,
+            ``norm=True``, ``image_size=None`` and the constructor arguments of the network.
 
     Raises:
         UnknownNameError: no such provider or name; the message lists close matches.
@@ -322,14 +325,20 @@ def create_backbone(spec: str, weights: Weights = None, **options: Any) -> Backb
         >>> backbone(torch.rand(1, 3, 64, 96)).shape
         torch.Size([1, 192, 4, 6])
     """
-    prefix, slash, name = str(spec).partition("/")
+    text, written = read_call(str(spec), "a backbone")
+    prefix, slash, name = text.partition("/")
     if not slash or not name:
         raise UnknownNameError("backbone", spec, [f"{p}/<name>" for p in {*_BUILT_IN, *_providers}])
     provider = _provider(prefix)
     if provider is None:
         known = [f"{p}/{name}" for p in {*_BUILT_IN, *_providers}]
         raise UnknownNameError("backbone provider", spec, known)
-    return provider.create(name, weights=weights, **options)
+    try:
+        return provider.create(name, weights=weights, **{**options, **written})
+    except TypeError as error:
+        if not written or "keyword argument" not in str(error):
+            raise
+        raise ValueError(f"{spec} does not fit: {error}") from error
 
 
 def list_backbones(pattern: str = "*", pretrained: bool = False) -> list[str]:

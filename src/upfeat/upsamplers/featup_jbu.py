@@ -172,14 +172,14 @@ AZURE = "https://marhamilresearch4.blob.core.windows.net/feature-upsampling-publ
 _BACKBONES = (
     ("dino16", "dino16", "timm/vit_small_patch16_224.dino", 384),
     ("dinov2", "dinov2", "timm/vit_small_patch14_dinov2.lvd142m", 384),
-    ("clip", "clip", "CLIP ViT-B/16 of OpenAI, final norm, projected", 512),
+    ("clip", "clip", "clip/ViT-B-16.openai(last_block='attention', image_norm='imagenet')", 512),
     ("vit", "vit", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", 384),
     ("resnet50", "resnet50", "timm/resnet50.tv_in1k", 2048),
 )
 CHECKPOINTS = (
     *(_record(*row) for row in _BACKBONES),
     *(_record(f"{row[0]}_no_norm", *row[1:], norm=False) for row in _BACKBONES),
-    _record("maskclip", "maskclip", "CLIP ViT-B/16 of OpenAI, as in MaskCLIP", 512, norm=False),
+    _record("maskclip", "maskclip", "clip/ViT-B-16.openai(image_norm='imagenet')", 512, norm=False),
 )
 
 

@@ -45,7 +45,7 @@ NO_CHANNEL_NORM = (
 # -- published weights -----------------------------------------------------------------------------
 
 SIGLIP = "{} ViT-B/16 of open_clip, normed patch tokens of its timm trunk"
-CLIP = "CLIP ViT-B/16 of OpenAI as in MaskCLIP: value path of the last block, projected"
+CLIP = "clip/ViT-B-16.openai(image_norm='imagenet')"  # MaskCLIP's values of the last block
 # Tag, repository haiwen/loftup-*, backbone, channels.
 PUBLISHED = (
     ("dinov2_vits14", "dinov2s", "timm/vit_small_patch14_dinov2.lvd142m", 384),
