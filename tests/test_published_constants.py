@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from upfeat.evaluation.metrics import boundary_radius, propagate_labels
+from upfeat.evaluation.metrics import boundary_radius, boundary_region, propagate_labels
 from upfeat.evaluation.probes.depth_losses import (
     BIN_FLOOR,
     EPSILON,
@@ -76,6 +76,7 @@ def test_label_propagation_and_boundaries() -> None:
     assert found == {"radius": 12, "top_k": 5, "temperature": 0.1}
     assert boundary_radius((480, 854)) == 8  # 0.008 of the diagonal, rounded up
     assert boundary_radius((1000, 1000)) == 12
+    assert inspect.signature(boundary_region).parameters["share"].default == 0.02
 
 
 SHARED_PROBE = {

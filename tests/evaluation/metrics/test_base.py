@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from upfeat.evaluation.metrics import (
+    BoundaryMetric,
     CamMetric,
     DepthMetric,
     Metric,
@@ -21,6 +22,7 @@ MASK = torch.nn.functional.pad(torch.ones(4, 4, 4, dtype=torch.uint8), (2, 2, 2,
 MAPS = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
 ADDED = [
     (SegmentationMetric(2, boundary_radius=1), (LABEL.flip(2), LABEL)),
+    (BoundaryMetric(2, radii=(1, 2), share=0.1, form="sobel"), (LABEL.repeat(1, 3, 1),) * 2),
     (DepthMetric(aligned=True), (DEPTH.sqrt(), DEPTH)),
     (CamMetric(), (torch.tensor([0.5]), torch.tensor([0.25]), MAPS, MAPS)),
     (VideoMetric(), ("one", MASK, MASK)),

@@ -103,6 +103,15 @@ def test_nearest_solves_a_task_of_whole_patches(root: Path, backbone: upfeat.Bac
     assert nearest.details["pool_pixels"] == 4 * 100
 
 
+def test_scores_along_boundaries_are_options(root: Path, backbone: upfeat.Backbone) -> None:
+    options = tiny(trimap=(1, 2), boundary_iou=0.02, boundary_f="davis", seeds=(0,))
+    (result,) = probe(root, backbone, "nearest", config=options)
+    scores = result.scores
+    assert scores["trimap_miou_2"] == scores["band_miou"]  # of the radius 2, too
+    assert {"trimap_accuracy_1", "boundary_iou", "boundary_f"} < set(scores)
+    assert result.settings["trimap"] == [1, 2]
+
+
 def test_result_holds_its_settings(root: Path, backbone: upfeat.Backbone) -> None:
     (result,) = probe(root, backbone, "bilinear")
     (path,) = (root.parent / "results").glob("*.json")

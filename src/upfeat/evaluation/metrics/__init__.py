@@ -1,5 +1,14 @@
 """Scores of predictions: pure functions, and classes that gather them over a data set."""
 
+from upfeat.evaluation.metrics.boundaries import (
+    boundary_band,
+    boundary_iou,
+    boundary_map,
+    boundary_radius,
+    boundary_region,
+    boundary_similarity,
+    sobel_map,
+)
 from upfeat.evaluation.metrics.cam import (
     CamMetric,
     adcc,
@@ -16,8 +25,8 @@ from upfeat.evaluation.metrics.cam import (
 from upfeat.evaluation.metrics.depth import DepthMetric, depth_scores, fit_scale_and_shift
 from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
 from upfeat.evaluation.metrics.segmentation import (
+    BoundaryMetric,
     SegmentationMetric,
-    boundary_band,
     confusion_matrix,
     iou_per_class,
     mean_iou,
@@ -26,9 +35,6 @@ from upfeat.evaluation.metrics.segmentation import (
 from upfeat.evaluation.metrics.video import (
     FrameStatistics,
     VideoMetric,
-    boundary_map,
-    boundary_radius,
-    boundary_similarity,
     frame_statistics,
     object_numbers,
     region_similarity,
@@ -36,6 +42,7 @@ from upfeat.evaluation.metrics.video import (
 from upfeat.evaluation.results import Metric
 
 __all__ = [
+    "BoundaryMetric",
     "CamMetric",
     "DepthMetric",
     "FrameStatistics",
@@ -47,8 +54,10 @@ __all__ = [
     "average_gain",
     "average_increase",
     "boundary_band",
+    "boundary_iou",
     "boundary_map",
     "boundary_radius",
+    "boundary_region",
     "boundary_similarity",
     "coherency",
     "complexity_l0",
@@ -67,4 +76,5 @@ __all__ = [
     "pixel_accuracy",
     "propagate_labels",
     "region_similarity",
+    "sobel_map",
 ]

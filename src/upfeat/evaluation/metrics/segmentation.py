@@ -4,17 +4,22 @@ Legend: ``K`` classes, ``H W`` label size. Scores are fractions in [0, 1], not p
 """
 
 import math
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import shape_text
+from upfeat.evaluation.metrics.boundaries import (
+    boundary_band,
+    boundary_iou,
+    boundary_similarity,
+)
 from upfeat.evaluation.results import Metric
 
 __all__ = [
+    "BoundaryMetric",
     "SegmentationMetric",
-    "boundary_band",
     "confusion_matrix",
     "iou_per_class",
     "mean_iou",
@@ -121,45 +126,90 @@ def pixel_accuracy(matrix: Tensor) -> float:
     return int(matrix.diagonal().sum()) / total if total else math.nan
 
 
-def boundary_band(label: Tensor, radius: int) -> Tensor:
-    """Return the pixels within ``radius`` of a label boundary.
-
-    A boundary pixel has a neighbour above, below, left or right with another label (an ignored
-    label is another one, too). A pixel is in the band if its Euclidean distance to a boundary
-    pixel is at most ``radius``.
+class BoundaryMetric(Metric):
+    """Scores along label boundaries over a data set.
 
     Args:
-        label: (H, W) or (B, H, W) integers.
-        radius: in pixels, at least 0.
-
-    Returns:
-        Boolean mask of the label's shape.
+        num_classes: K.
+        ignore_index: label that is left out; None if every label counts.
+        radii: widths of bands, in pixels: one confusion matrix each, restricted to
+            :func:`~upfeat.evaluation.metrics.boundary_band` of the label.
+        share: of the diagonal for :func:`~upfeat.evaluation.metrics.boundary_iou`; None for none.
+        form: of :func:`~upfeat.evaluation.metrics.boundary_similarity`; None for none. These two
+            are means over the images that have the class in label or prediction, then over the
+            classes (chosen); ignored pixels are background.
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.metrics import boundary_band
-        >>> boundary_band(torch.tensor([[0, 0, 0, 1, 1, 1]]), 1).int().tolist()
-        [[0, 1, 1, 1, 1, 0]]
+        >>> from upfeat.evaluation.metrics import BoundaryMetric
+        >>> metric = BoundaryMetric(2, radii=(1,), share=0.02)
+        >>> label = torch.tensor([[0, 0, 0, 1, 1, 1]])
+        >>> metric.add(label, label)
+        >>> metric.compute()
+        {'trimap_miou_1': 1.0, 'trimap_accuracy_1': 1.0, 'boundary_iou': 1.0}
     """
-    if label.dim() not in (2, 3) or radius < 0:
-        raise ValueError(
-            f"label must be (H, W) or (B, H, W) and radius at least 0, got {shape_text(label)} and "
-            f"{radius}"
-        )
-    edge = torch.zeros_like(label, dtype=torch.bool)
-    down = label[..., 1:, :] != label[..., :-1, :]
-    right = label[..., :, 1:] != label[..., :, :-1]
-    edge[..., 1:, :] |= down
-    edge[..., :-1, :] |= down
-    edge[..., :, 1:] |= right
-    edge[..., :, :-1] |= right
-    steps = torch.arange(-radius, radius + 1, device=label.device)
-    disk = (steps[:, None] ** 2 + steps**2 <= radius**2).float()
-    # (B, H, W) -> (B, 1, H, W), dilated by the disk, and back
-    count = F.conv2d(
-        edge.reshape(-1, 1, *edge.shape[-2:]).float(), disk[None, None], padding=radius
-    )
-    return (count > 0.5).reshape(label.shape)
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int | None = 255,
+        *,
+        radii: tuple[int, ...] = (),
+        share: float | None = None,
+        form: Literal["davis", "sobel"] | None = None,
+    ) -> None:
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.radii, self.share, self.form = radii, share, form
+        self.matrices = torch.zeros(len(radii), num_classes, num_classes, dtype=torch.int64)
+        # Sums of Boundary IoU and F of each class, and the number of images that have it.
+        self.sums = torch.zeros(3, num_classes, dtype=torch.float64)
+
+    def add(self, prediction: Tensor, target: Tensor) -> None:
+        """Add one image or batch.
+
+        Args:
+            prediction: (H, W) or (B, H, W) class indices.
+            target: the labels, same shape.
+        """
+        for matrix, radius in zip(self.matrices, self.radii, strict=True):
+            band = boundary_band(target, radius)
+            near = confusion_matrix(
+                prediction[band], target[band], self.num_classes, self.ignore_index
+            )
+            matrix += near.to(matrix.device)
+        if self.share is None and self.form is None:
+            return
+        # (B, H, W) or (H, W) -> (B, H, W)
+        said_maps, true_maps = (x.reshape(-1, *x.shape[-2:]) for x in (prediction, target))
+        for said, true in zip(said_maps, true_maps, strict=True):
+            void = torch.zeros_like(true, dtype=torch.bool)
+            if self.ignore_index is not None:
+                void = true == self.ignore_index
+            self._add_classes(said, true, void)
+
+    def _add_classes(self, said: Tensor, true: Tensor, void: Tensor) -> None:
+        for number in torch.cat([said[~void], true[~void]]).unique().tolist():
+            masks = (said == number, true == number, void)
+            near = 0.0 if self.share is None else float(boundary_iou(*masks, share=self.share))
+            f = 0.0 if self.form is None else float(boundary_similarity(*masks, form=self.form))
+            self.sums[:, number] += torch.tensor([near, f, 1.0], dtype=torch.float64)
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """Return the matrices of the bands and the sums of the other two."""
+        return self.matrices, self.sums
+
+    def compute(self) -> dict[str, float]:
+        """Return ``trimap_miou_R``, ``trimap_accuracy_R``, ``boundary_iou``, ``boundary_f``."""
+        scores: dict[str, float] = {}
+        for radius, matrix in zip(self.radii, self.matrices, strict=True):
+            scores[f"trimap_miou_{radius}"] = mean_iou(matrix)
+            scores[f"trimap_accuracy_{radius}"] = pixel_accuracy(matrix)
+        means = self.sums[:2] / self.sums[2]  # NaN for a class that no image has
+        wanted = (("boundary_iou", self.share), ("boundary_f", self.form))
+        for (name, option), mean in zip(wanted, means, strict=True):
+            if option is not None:
+                scores[name] = float(mean.nanmean())
+        return scores
 
 
 class SegmentationMetric(Metric):
@@ -169,6 +219,7 @@ class SegmentationMetric(Metric):
         num_classes: K.
         ignore_index: label that is left out; None if every label counts.
         boundary_radius: width of the band in pixels; None for no band.
+        boundaries: gathers further scores along boundaries; None for none.
 
     Attributes:
         matrix: (K, K) counts so far.
@@ -189,10 +240,12 @@ class SegmentationMetric(Metric):
         num_classes: int,
         ignore_index: int | None = 255,
         boundary_radius: int | None = None,
+        boundaries: BoundaryMetric | None = None,
     ) -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.boundary_radius = boundary_radius
+        self.boundaries = boundaries
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.band_matrix = torch.zeros_like(self.matrix)
 
@@ -206,6 +259,8 @@ class SegmentationMetric(Metric):
         """
         matrix = confusion_matrix(prediction, target, self.num_classes, self.ignore_index)
         self.matrix += matrix.to(self.matrix.device)
+        if self.boundaries is not None:
+            self.boundaries.add(prediction, target)
         if self.boundary_radius is None:
             return
         band = boundary_band(target, self.boundary_radius) if band is None else band
@@ -213,8 +268,9 @@ class SegmentationMetric(Metric):
         self.band_matrix += near.to(self.band_matrix.device)
 
     def totals(self) -> tuple[Tensor, ...]:
-        """Return both matrices."""
-        return self.matrix, self.band_matrix
+        """Return both matrices, and what ``boundaries`` holds."""
+        more = () if self.boundaries is None else self.boundaries.totals()
+        return self.matrix, self.band_matrix, *more
 
     def compute(self) -> dict[str, float]:
         """Return the scores; those with ``band_`` are of the band, where there is one.
@@ -225,7 +281,7 @@ class SegmentationMetric(Metric):
         scores = _scores(self.matrix)
         if self.boundary_radius is not None:
             scores |= {f"band_{name}": score for name, score in _scores(self.band_matrix).items()}
-        return scores
+        return scores if self.boundaries is None else scores | self.boundaries.compute()
 
 
 def _scores(matrix: Tensor) -> dict[str, float]:

@@ -8,23 +8,19 @@ Legend: ``T`` frames, ``H W`` frame. Scores are fractions in [0, 1], not percent
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from upfeat.errors import check_size, shape_text
+from upfeat.errors import shape_text
+from upfeat.evaluation.metrics.boundaries import boundary_similarity, counted_masks
 from upfeat.evaluation.results import Metric
 
 __all__ = [
     "FrameStatistics",
     "VideoMetric",
-    "boundary_map",
-    "boundary_radius",
-    "boundary_similarity",
     "frame_statistics",
     "object_numbers",
     "region_similarity",
@@ -51,117 +47,10 @@ def region_similarity(prediction: Tensor, target: Tensor, void: Tensor | None = 
         >>> float(region_similarity(torch.tensor([[1, 1, 0]]), torch.tensor([[0, 1, 0]])))
         0.5
     """
-    prediction, target = _known(prediction, target, void)
+    prediction, target = counted_masks(prediction, target, void)
     shared = (prediction & target).sum((-2, -1)).double()
     union = (prediction | target).sum((-2, -1)).double()
     return torch.where(union > 0, shared / union, 1.0)
-
-
-def boundary_map(mask: Tensor) -> Tensor:
-    """Return the pixels that differ from their right, lower or lower right neighbour.
-
-    The last row is compared to the right only, the last column downwards only; the last
-    corner is never a boundary.
-
-    Args:
-        mask: (..., H, W), zero or not.
-
-    Returns:
-        Boolean, of the same shape.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import boundary_map
-        >>> boundary_map(torch.tensor([[0, 0, 0], [0, 1, 1]])).int().tolist()
-        [[1, 1, 1], [1, 0, 0]]
-    """
-    mask = mask != 0
-    edge = torch.zeros_like(mask)
-    edge[..., :, :-1] |= mask[..., :, :-1] != mask[..., :, 1:]
-    edge[..., :-1, :] |= mask[..., :-1, :] != mask[..., 1:, :]
-    edge[..., :-1, :-1] |= mask[..., :-1, :-1] != mask[..., 1:, 1:]
-    return edge
-
-
-def boundary_radius(size: Sequence[int], share: float = 0.008) -> int:
-    """Return how far boundaries may lie apart, in pixels: a share of the diagonal, rounded up.
-
-    Example:
-        >>> from upfeat.evaluation.metrics import boundary_radius
-        >>> boundary_radius((480, 854))
-        8
-    """
-    return math.ceil(share * math.hypot(*check_size(size, "size")))
-
-
-def boundary_similarity(
-    prediction: Tensor, target: Tensor, void: Tensor | None = None, *, radius: int | None = None
-) -> Tensor:
-    """Return F, the harmonic mean of precision and recall of boundaries.
-
-    A boundary pixel is matched if the other boundary has a pixel within ``radius`` (Euclidean).
-    Without any boundary in both F is 1, without one in one of them 0.
-
-    Args:
-        prediction: (..., H, W) masks, zero or not.
-        target: masks of the same shape.
-        void: pixels that are background in both, of a shape that broadcasts.
-        radius: in pixels; None for :func:`boundary_radius`.
-
-    Returns:
-        (...) float64.
-
-    Raises:
-        ValueError: shapes differ.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import boundary_similarity
-        >>> mask = torch.zeros(9, 9)
-        >>> mask[2:6, 2:6] = 1
-        >>> [float(boundary_similarity(mask.roll(2, 0), mask, radius=r)) for r in (0, 2)]
-        [0.375, 1.0]
-    """
-    prediction, target = _known(prediction, target, void)
-    reach = boundary_radius(prediction.shape[-2:]) if radius is None else radius
-    found, true = boundary_map(prediction), boundary_map(target)
-    found_count, true_count = (edge.sum((-2, -1)).double() for edge in (found, true))
-    found_hits = (found & _dilate(true, reach)).sum((-2, -1)).double()
-    true_hits = (true & _dilate(found, reach)).sum((-2, -1)).double()
-    precision = torch.where(found_count > 0, found_hits / found_count, 1.0)
-    recall = torch.where(true_count > 0, true_hits / true_count, 1.0)
-    both = precision + recall
-    return torch.where(both > 0, 2 * precision * recall / both, 0.0)
-
-
-def _dilate(mask: Tensor, radius: int) -> Tensor:
-    """Return the pixels within ``radius`` (Euclidean) of a pixel of the mask (..., H, W)."""
-    height, width = mask.shape[-2:]
-    # Pixels of the mask to the left of each column: differences count those of an interval.
-    count = F.pad(mask.cumsum(-1, dtype=torch.int32), (1, 0))
-    column = torch.arange(width, device=mask.device)
-    result = torch.zeros_like(mask)
-    for step in range(min(radius, height - 1) + 1):
-        reach = math.isqrt(radius**2 - step**2)
-        right, left = (column + reach + 1).clamp(max=width), (column - reach).clamp(min=0)
-        wide = count.index_select(-1, right) > count.index_select(-1, left)
-        result[..., step:, :] |= wide[..., : height - step, :]
-        result[..., : height - step, :] |= wide[..., step:, :]
-    return result
-
-
-def _known(prediction: Tensor, target: Tensor, void: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both masks as booleans, without void pixels."""
-    if prediction.shape != target.shape or prediction.dim() < 2:
-        raise ValueError(
-            f"prediction and target must have one shape (..., H, W), got {shape_text(prediction)} "
-            f"and {shape_text(target)}; resize the prediction to the frame"
-        )
-    prediction, target = prediction != 0, target != 0
-    if void is not None:
-        counts = void == 0
-        prediction, target = prediction & counts, target & counts
-    return prediction, target
 
 
 def object_numbers(labels: Tensor, void: int = 255) -> list[int]:

@@ -7,21 +7,30 @@ grid.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 
 from upfeat.data import FeatureCache
-from upfeat.evaluation.metrics import SegmentationMetric, iou_per_class
+from upfeat.evaluation.metrics import BoundaryMetric, SegmentationMetric, iou_per_class
 from upfeat.evaluation.registry import ProtocolConfig
 from upfeat.ops import unit_vectors
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 
 __all__ = [
+    "BoundaryOptions",
     "ClassTokens",
     "CropProbeConfig",
     "Heads",
@@ -34,6 +43,34 @@ __all__ = [
 Schedule = Literal["constant", "per_iteration_bug", "per_epoch", "per_step", "probe3d"]
 WARM_UP_EPOCHS = 1.5  # of Probe3D's schedule
 WARM_UP_START = END_FACTOR = 0.01
+
+
+class BoundaryOptions(BaseModel):
+    """Further scores along label boundaries; those that are not asked for stand in no settings.
+
+    Attributes:
+        trimap: widths of bands in pixels, such as 4 and 8, or 1, 2, 4, ... for a curve.
+        boundary_iou: share of the diagonal, 0.02 in the original.
+        boundary_f: form of the F score.
+    """
+
+    trimap: tuple[PositiveInt, ...] = ()
+    boundary_iou: PositiveFloat | None = None
+    boundary_f: Literal["davis", "sobel"] | None = None
+
+    def boundary_metric(self, classes: int, ignored: int | None) -> BoundaryMetric | None:
+        """Return an empty metric; None where nothing was asked for."""
+        options = {"radii": self.trimap, "share": self.boundary_iou, "form": self.boundary_f}
+        if not any(options.values()):
+            return None
+        return BoundaryMetric(classes, ignored, **options)  # type: ignore[arg-type]
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Results of before these options stay those of equal settings.
+        content: dict[str, Any] = handler(self)
+        unused = [name for name in BoundaryOptions.model_fields if not content.get(name)]
+        return {name: value for name, value in content.items() if name not in unused}
 
 
 class CropProbeConfig(ProtocolConfig):

@@ -32,6 +32,7 @@ from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes.crops import CropProbe
 from upfeat.evaluation.probes.parts import (
+    BoundaryOptions,
     CropProbeConfig,
     mean_class_ious,
 )
@@ -42,7 +43,7 @@ from upfeat.ops.images import Size
 __all__ = ["IMAGE_PRESETS", "ImageProbeConfig", "image_probe_preset", "run_image_probe"]
 
 
-class ImageProbeConfig(CropProbeConfig):
+class ImageProbeConfig(CropProbeConfig, BoundaryOptions):
     """Settings of the probe; all of them stand in the result.
 
     Attributes:
@@ -158,6 +159,7 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
         self.counts = {name: len(split) for name, split in self.splits.items()}
         self.outputs = len(train.classes)
         self.fit, self.boundary_radius = config.fit, config.boundary_radius
+        self.boundary_options: BoundaryOptions = config
         self.ignored = train.ignore_index
         self.fingerprints = {
             split.name: {"images": len(split), "fingerprint": split.fingerprint()}
@@ -214,7 +216,8 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
 
     def metric(self) -> SegmentationMetric:
         """Return an empty confusion matrix."""
-        return SegmentationMetric(self.outputs, self.ignored, self.boundary_radius)
+        more = self.boundary_options.boundary_metric(self.outputs, self.ignored)
+        return SegmentationMetric(self.outputs, self.ignored, self.boundary_radius, more)
 
     def score(self, metrics: Sequence[SegmentationMetric], outputs: Tensor, target: Tensor) -> None:
         """Add the predicted classes of an image."""

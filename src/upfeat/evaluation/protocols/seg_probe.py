@@ -33,7 +33,7 @@ from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import SegmentationMetric, boundary_band
-from upfeat.evaluation.probes.parts import mean_class_ious
+from upfeat.evaluation.probes.parts import BoundaryOptions, mean_class_ious
 from upfeat.evaluation.probes.pixels import (
     PixelPool,
     PixelSampleConfig,
@@ -76,7 +76,7 @@ __all__ = [
 TASK = "seg-probe"
 
 
-class SegProbeConfig(PixelSampleConfig):
+class SegProbeConfig(PixelSampleConfig, BoundaryOptions):
     """Settings of the preset ``pixel-sample``.
 
     Attributes:
@@ -280,7 +280,10 @@ class PixelProbe:
         weight = torch.cat([head.weight for head in heads])[:, :, None, None].to(device)
         bias = torch.cat([head.bias for head in heads]).to(device)
         count, ignored = len(self.val.classes), self.val.ignore_index
-        metrics = [SegmentationMetric(count, ignored, radius) for _ in heads]
+        metrics = [
+            SegmentationMetric(count, ignored, radius, self.config.boundary_metric(count, ignored))
+            for _ in heads
+        ]
         shown = frozenset() if self.panels is None else shown_images(len(self.val))
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "scoring", number, len(self.val))
@@ -389,6 +392,12 @@ SCORES = {
     "accuracy": higher("accuracy"),
 }
 SCORES |= prefixed(SCORES, "band_", "boundary ")
+SCORES |= {
+    "trimap_miou": higher("trimap mIoU", "percent"),
+    "trimap_accuracy": higher("trimap accuracy", "percent"),
+    "boundary_iou": higher("Boundary IoU"),
+    "boundary_f": higher("boundary F"),
+}
 
 register_protocol(
     Protocol(
