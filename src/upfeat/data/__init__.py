@@ -2,6 +2,7 @@
 
 from upfeat.data.classified import ClassifiedFile, ClassifiedImage, ClassifiedImages
 from upfeat.data.depth import DepthData, DepthFile, DepthImage, DepthMapFolder
+from upfeat.data.driving import DrivingData, DrivingFile, DrivingFrame
 from upfeat.data.feature_cache import FeatureCache
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
 from upfeat.data.images import ImageSource, image_size, read_image
@@ -31,6 +32,7 @@ from upfeat.data.sets.davis import davis
 from upfeat.data.sets.imagenet import imagenet
 from upfeat.data.sets.kitti360 import kitti360
 from upfeat.data.sets.msrc import msrc
+from upfeat.data.sets.nuscenes import nuscenes, nuscenes_sample
 from upfeat.data.sets.nyuv2 import nyuv2, nyuv2_depth, unpack_nyuv2
 from upfeat.data.sets.voc import voc
 from upfeat.data.tar_shards import TarRecords, find_images
@@ -49,6 +51,9 @@ __all__ = [
     "DepthFile",
     "DepthImage",
     "DepthMapFolder",
+    "DrivingData",
+    "DrivingFile",
+    "DrivingFrame",
     "FeatureCache",
     "FirstOfMaskSource",
     "ImageSource",
@@ -85,6 +90,8 @@ __all__ = [
     "kitti360",
     "load_segmentation",
     "msrc",
+    "nuscenes",
+    "nuscenes_sample",
     "nyuv2",
     "nyuv2_depth",
     "read_image",

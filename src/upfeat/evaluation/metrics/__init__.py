@@ -1,5 +1,6 @@
 """Scores of predictions: pure functions, and classes that gather them over a data set."""
 
+from upfeat.evaluation.metrics.bev import BevMetric, vehicle_counts
 from upfeat.evaluation.metrics.boundaries import (
     boundary_band,
     boundary_iou,
@@ -42,6 +43,7 @@ from upfeat.evaluation.metrics.video import (
 from upfeat.evaluation.results import Metric
 
 __all__ = [
+    "BevMetric",
     "BoundaryMetric",
     "CamMetric",
     "DepthMetric",
@@ -77,4 +79,5 @@ __all__ = [
     "propagate_labels",
     "region_similarity",
     "sobel_map",
+    "vehicle_counts",
 ]

@@ -1,0 +1,198 @@
+"""nuScenes: key frames of a car with six cameras, and vehicles as boxes.
+
+Caesar et al.: "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020, arXiv 1903.11027.
+Non-commercial use. ``nuscenes`` reads the whole set through its devkit, ``nuscenes_sample`` a
+single key frame from one JSON file.
+"""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from upfeat.data.driving import CAMERAS, Boxes, CameraFile, DrivingData, DrivingFile
+from upfeat.data.layouts import PathLike, check_split, expected_tree
+from upfeat.errors import MissingPackageError
+
+__all__ = ["nuscenes", "nuscenes_sample"]
+
+Array = npt.NDArray[np.float64]
+
+ADDRESS = "https://www.nuscenes.org/nuscenes"
+SPLITS = ("train", "val")
+VEHICLE = "vehicle"  # in the name of a category
+REFERENCE = "LIDAR_TOP"  # whose ego pose is the frame's
+SAMPLE_VEHICLES = (
+    *("car", "truck", "trailer", "bus", "construction_vehicle"),
+    *("bicycle", "motorcycle"),
+)
+VISIBLE = 4
+
+_TREE = """
+v1.0-trainval/*.json            tables (v1.0-mini for version="v1.0-mini")
+samples/CAM_FRONT/*.jpg         images of the key frames, a folder for each of the six cameras
+"""
+
+_SAMPLE_TREE = """
+sample.json       cameras with intrinsics and cam2ego, lidar2ego, ego2global, boxes, categories
+CAM_FRONT.jpg     and the images of the other five cameras
+"""
+
+
+def nuscenes(root: PathLike, split: str = "val", version: str = "v1.0-trainval") -> DrivingData:
+    """List the key frames of a split, sorted by scene and time.
+
+    Vehicles are the annotations whose category contains ``vehicle``. The motion of the car between
+    the cameras' and the LiDAR's time stamps is ignored, as the published protocols do.
+
+    Args:
+        root: the folder that holds ``samples`` and the tables.
+        split: ``train`` or ``val``, the devkit's lists of scenes.
+        version: folder of the tables.
+
+    Raises:
+        MissingPackageError: ``nuscenes-devkit`` is not installed.
+        FileNotFoundError: the tables or an image are missing; shows the expected tree.
+        ValueError: the split is unknown, or a key frame lacks a camera.
+    """
+    check_split("nuScenes", split, SPLITS)
+    folder = Path(root).expanduser()
+    if not (folder / version).is_dir():
+        raise _wrong("nuScenes", root, _TREE, f"no folder {folder / version}")
+    try:
+        from nuscenes.nuscenes import NuScenes
+        from nuscenes.utils.splits import create_splits_scenes
+    except ImportError as error:
+        raise MissingPackageError("nuscenes-devkit", "bev", "readers of nuScenes") from error
+    with contextlib.redirect_stdout(io.StringIO()):  # the devkit announces its tables
+        tables = NuScenes(version=version, dataroot=str(folder), verbose=False)
+    lists = create_splits_scenes()
+    scenes = set(lists[f"mini_{split}" if version == "v1.0-mini" else split])
+    kept = {scene["token"] for scene in tables.scene if scene["name"] in scenes}
+    samples = [sample for sample in tables.sample if sample["scene_token"] in kept]
+    samples.sort(key=lambda sample: (sample["scene_token"], sample["timestamp"]))
+    if not samples:
+        raise _wrong("nuScenes", root, _TREE, f"{version} holds no key frame of {split}")
+    files = tuple(_key_frame(tables, sample, folder) for sample in samples)
+    for camera in files[0].cameras:
+        if not camera.image.is_file():
+            raise _wrong("nuScenes", root, _TREE, f"no file {camera.image}")
+    return DrivingData(f"nuscenes/{split}", files)
+
+
+def _key_frame(tables: Any, sample: dict[str, Any], folder: Path) -> DrivingFile:
+    cameras = []
+    for name in (*CAMERAS, REFERENCE):
+        if name not in sample["data"]:
+            raise ValueError(f"the key frame {sample['token']} of {folder} has no {name}")
+    for name in CAMERAS:
+        data = tables.get("sample_data", sample["data"][name])
+        sensor = tables.get("calibrated_sensor", data["calibrated_sensor_token"])
+        intrinsics = np.array(sensor["camera_intrinsic"], np.float64)
+        cameras.append(CameraFile(name, folder / data["filename"], intrinsics, _pose(sensor)))
+    data = tables.get("sample_data", sample["data"][REFERENCE])
+    found = [tables.get("sample_annotation", token) for token in sample["anns"]]
+    found = [box for box in found if VEHICLE in box["category_name"]]
+    boxes = Boxes(
+        np.array([box["translation"] for box in found], np.float64).reshape(-1, 3),
+        np.array([box["size"] for box in found], np.float64).reshape(-1, 3),
+        np.array([_rotation(box["rotation"]) for box in found], np.float64).reshape(-1, 3, 3),
+        np.array([int(box["visibility_token"]) for box in found], np.int64),
+    )
+    ego = _pose(tables.get("ego_pose", data["ego_pose_token"]))
+    return DrivingFile(sample["token"], tuple(cameras), boxes, ego)
+
+
+def _rotation(quaternion: Any) -> Array:
+    """Return the matrix (3, 3) of a quaternion w, x, y, z."""
+    w, x, y, z = np.array(quaternion, np.float64) / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def _pose(record: dict[str, Any]) -> Array:
+    """Return the pose (4, 4) of a record with a rotation and a translation."""
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = _rotation(record["rotation"]), record["translation"]
+    return pose
+
+
+def nuscenes_sample(root: PathLike, split: str = "val") -> DrivingData:
+    """List the single key frame of a folder with ``sample.json``, whatever the split.
+
+    Boxes are in the LiDAR frame, ``[x, y, z, length, width, height, yaw]`` with z at the centre;
+    all vehicles count as visible, for the file does not say how visible they are.
+
+    Args:
+        root: the folder with ``sample.json``.
+        split: ``train`` or ``val``; both are the one frame.
+
+    Raises:
+        FileNotFoundError: the file or an image is missing; shows the expected tree.
+        ValueError: the split is unknown, the file is malformed, or it lacks a camera.
+    """
+    check_split("the nuScenes sample", split, SPLITS)
+    folder = Path(root).expanduser()
+    path = folder / "sample.json"
+    if not path.is_file():
+        raise _wrong("the nuScenes sample", root, _SAMPLE_TREE, f"no file {path}")
+    try:
+        content = json.loads(path.read_bytes())
+        calibrations = dict(content["cameras"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no key frame as it is read here: {error!r}") from error
+    lacking = [name for name in CAMERAS if name not in calibrations]
+    if lacking:
+        raise ValueError(
+            f"{path} has no calibration of {', '.join(lacking)}; all six cameras are needed"
+        )
+    try:
+        cameras = tuple(_sample_camera(name, calibrations[name], folder) for name in CAMERAS)
+        ego = _matrix(content["ego2global"], 4)
+        boxes = _sample_boxes(content, ego @ _matrix(content["lidar2ego"], 4))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} is no key frame as it is read here: {error!r}") from error
+    for camera in cameras:
+        if not camera.image.is_file():
+            raise _wrong("the nuScenes sample", root, _SAMPLE_TREE, f"no file {camera.image}")
+    frame = DrivingFile("sample", cameras, boxes, ego)
+    return DrivingData(f"nuscenes_sample/{split}", (frame,))
+
+
+def _sample_camera(name: str, record: dict[str, Any], folder: Path) -> CameraFile:
+    intrinsics, pose = _matrix(record["intrinsics"], 3), _matrix(record["cam2ego"], 4)
+    return CameraFile(name, folder / record["file"], intrinsics, pose)
+
+
+def _matrix(rows: Any, side: int) -> Array:
+    matrix = np.array(rows, np.float64)
+    if matrix.shape != (side, side) or not np.isfinite(matrix).all():
+        raise ValueError(f"expected a matrix of {side} x {side} finite numbers, got {rows}")
+    return matrix
+
+
+def _sample_boxes(content: dict[str, Any], lidar: Array) -> Boxes:
+    names = content["categories"]
+    found = [box["box"] for box in content["boxes"] if names[box["label"]] in SAMPLE_VEHICLES]
+    numbers = np.array(found, np.float64).reshape(-1, 7)
+    cos, sin, zero = np.cos(numbers[:, 6]), np.sin(numbers[:, 6]), np.zeros(len(numbers))
+    turned = np.stack([cos, -sin, zero, sin, cos, zero, zero, zero, zero + 1], 1)
+    return Boxes(
+        numbers[:, :3] @ lidar[:3, :3].T + lidar[:3, 3],
+        numbers[:, [4, 3, 5]],
+        lidar[:3, :3] @ turned.reshape(-1, 3, 3),
+        np.full(len(numbers), VISIBLE, np.int64),
+    )
+
+
+def _wrong(name: str, root: PathLike, tree: str, problem: str) -> FileNotFoundError:
+    return FileNotFoundError(expected_tree(name, root, tree, problem, ADDRESS))

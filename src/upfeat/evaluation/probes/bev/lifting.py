@@ -1,0 +1,252 @@
+"""From feature maps of the cameras to voxels: projection, sampling, mean, embedding, compressors.
+
+Camera frame: x right, y down, z along the axis; ``rotations`` and ``translations`` map camera to
+ego frame. Dense (SimpleBeV) and sparse (PointBeV) paths sample the same numbers.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "Cameras",
+    "ConvCompressor",
+    "CoordinateEmbedding",
+    "PillarCompressor",
+    "Projection",
+    "camera_mean",
+    "project",
+    "sampling_grid",
+]
+
+Sampling = Literal["released", "exact"]
+
+MIN_DEPTH = 1e-6
+BORDER = 0.5  # cells of a feature map in which a point does not count
+LIMIT = 2.0  # of sampling coordinates
+MEAN_EPSILON = 1e-6
+FREQUENCIES = (0, 1, 2, 4, 8, 16, 32, 64)  # the first is 0, for the released code halves integers
+EMBEDDING_WIDTH = 256
+EMBEDDING_RANGE = 1.2  # times the largest coordinate
+
+
+class Cameras(NamedTuple):
+    """Calibration of the cameras of some frames.
+
+    Attributes:
+        rotations: (B, N, 3, 3), camera to ego.
+        translations: (B, N, 3), metres.
+        intrinsics: (B, N, 3, 3), camera to cells of the feature map.
+    """
+
+    rotations: Tensor
+    translations: Tensor
+    intrinsics: Tensor
+
+
+class Projection(NamedTuple):
+    """Points in the maps of the cameras.
+
+    Attributes:
+        pixels: (B, N, P, 2), x and y in cells; the map covers [0, w] x [0, h].
+        depth: (B, N, P), metres along the camera's axis.
+    """
+
+    pixels: Tensor
+    depth: Tensor
+
+    def inside(self, size: Sequence[int], border: float = BORDER) -> Tensor:
+        """Return which points (B, N, P) lie in front of a camera and inside its map (h, w)."""
+        (u, v), (height, width) = self.pixels.unbind(-1), size
+        inside = (u > border) & (u < width - border) & (v > border) & (v < height - border)
+        return inside & (self.depth > 0)
+
+
+def project(points: Tensor, cameras: Cameras) -> Projection:
+    """Project points of the ego frame into every camera.
+
+    Args:
+        points: (B, P, 3), metres.
+        cameras: N of each frame.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.lifting import Cameras, project
+        >>> eye = torch.eye(3)[None, None]
+        >>> cameras = Cameras(eye, torch.zeros(1, 1, 3), eye)
+        >>> project(torch.tensor([[[2.0, 4.0, 2.0]]]), cameras).pixels.flatten().tolist()
+        [1.0, 2.0]
+    """
+    poses = F.pad(cameras.rotations, (0, 1, 0, 1))  # (B, N, 4, 4), camera to ego
+    poses[..., :3, 3], poses[..., 3, 3] = cameras.translations, 1
+    extended = F.pad(points, (0, 1), value=1.0).transpose(1, 2)  # (B, 4, P)
+    seen = (poses.inverse() @ extended[:, None])[:, :, :3]  # (B, N, 3, P)
+    found = (cameras.intrinsics @ seen).transpose(2, 3)  # (B, N, P, 3)
+    pixels = found[..., :2] / found[..., 2:].clamp(min=MIN_DEPTH)
+    return Projection(pixels, seen[:, :, 2])
+
+
+def sampling_grid(pixels: Tensor, size: Sequence[int], sampling: Sampling) -> Tensor:
+    """Return coordinates for ``grid_sample`` without aligned corners.
+
+    Args:
+        pixels: (..., 2), x and y in cells.
+        size: (h, w) of the map.
+        sampling: ``exact`` reads at ``pixels``; ``released`` reads about half a cell above and to
+            the left of it, as PointBeV's code does, which divides by ``w - 1``.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.lifting import sampling_grid
+        >>> at = torch.tensor([1.0, 3.0])
+        >>> (
+        ...     sampling_grid(at, (4, 2), "exact").tolist(),
+        ...     sampling_grid(at, (4, 2), "released").tolist(),
+        ... )
+        ([0.0, 0.5], [0.0, 0.6666666865348816])
+    """
+    sides = pixels.new_tensor([size[1], size[0]])
+    if sampling == "exact":
+        return 2 * pixels / sides - 1
+    return ((2 * pixels - sides) / (sides - 1)).clamp(-LIMIT, LIMIT)
+
+
+def camera_mean(
+    features: Tensor,
+    projection: Projection,
+    *,
+    sampling: Sampling = "released",
+    epsilon: float = MEAN_EPSILON,
+) -> Tensor:
+    """Return the mean of what the cameras see at each point.
+
+    A map is sampled only at the points inside it; the others would be multiplied by 0.
+
+    Args:
+        features: (B, N, C, h, w).
+        projection: P points of each frame.
+        sampling: see :func:`sampling_grid`.
+        epsilon: added to the number of cameras (dense path); 0 divides by at least one camera
+            (sparse path).
+
+    Returns:
+        (B, P, C); 0 where no camera sees a point.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.lifting import Projection, camera_mean
+        >>> seen = Projection(torch.full((1, 2, 1, 2), 2.0), torch.tensor([[[1.0], [-1.0]]]))
+        >>> camera_mean(torch.ones(1, 2, 1, 4, 4), seen, epsilon=0).tolist()
+        [[[1.0]]]
+    """
+    size = features.shape[-2:]
+    inside = projection.inside(size)
+    grid = sampling_grid(projection.pixels, size, sampling).to(features.dtype)
+    frames = []
+    for frame, maps in enumerate(features):
+        total = maps.new_zeros(inside.shape[2], maps.shape[1])  # (P, C)
+        for camera, one in enumerate(maps):
+            seen = inside[frame, camera].nonzero()[:, 0]
+            at = grid[frame, camera, seen][None, None]  # (1, 1, p, 2)
+            found = F.grid_sample(one[None], at, align_corners=False)  # (1, C, 1, p)
+            total = total.index_add(0, seen, found[0, :, 0].T)
+        frames.append(total)
+    count = inside.sum(1)[..., None].to(features.dtype)  # (B, P, 1)
+    count = count + epsilon if epsilon else count.clamp(min=1)
+    return torch.stack(frames) / count
+
+
+class CoordinateEmbedding(nn.Module):
+    """Fourier features of a voxel's place, through three layers; seen or unseen voxels alike.
+
+    Args:
+        channels: of the output.
+        bounds: largest absolute x, y and z of the grid, in metres.
+        width: of the layers.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.lifting import CoordinateEmbedding
+        >>> CoordinateEmbedding(16, (49.75, 49.75, 5.375))(torch.zeros(2, 7, 3)).shape
+        torch.Size([2, 7, 16])
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self, channels: int, bounds: Sequence[float], width: int = EMBEDDING_WIDTH
+    ) -> None:
+        super().__init__()
+        sides = (3 * 2 * len(FREQUENCIES), width, width, channels)
+        self.layer = nn.Module()
+        self.layer.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sides))
+        self.limits = [EMBEDDING_RANGE * bound for bound in bounds]
+        self.register_buffer("frequencies", torch.tensor(FREQUENCIES).float(), persistent=False)
+
+    def relative(self, points: Tensor) -> Tensor:
+        """Return points (..., 3) of the ego frame divided by 1.2 times the largest coordinate."""
+        # In float64: the highest frequency multiplies a rounding error by 400.
+        limits = points.new_tensor(self.limits, dtype=torch.float64)
+        return (points.double() / limits).to(points)
+
+    def forward(self, relative: Tensor) -> Tensor:
+        """Return (..., C) of places (..., 3) as :meth:`relative` gives them."""
+        angles = 2 * torch.pi * self.frequencies * relative[..., None]  # (..., 3, 8)
+        # of x, then y, then z: 8 cosines, then 8 sines
+        x = torch.cat((angles.cos(), angles.sin()), -1).flatten(-2)
+        for number, layer in enumerate(self.layer.layers):  # type: ignore[arg-type]
+            x = layer(F.gelu(x) if number else x)
+        return x
+
+
+class ConvCompressor(nn.Sequential):
+    """SimpleBeV's: 3x3 convolution over all heights, instance norm, GELU.
+
+    Args:
+        channels: C of a voxel.
+        heights: Z.
+        width: of the output; C if None.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.lifting import ConvCompressor
+        >>> ConvCompressor(16, 4)(torch.rand(1, 64, 8, 8)).shape
+        torch.Size([1, 16, 8, 8])
+    """
+
+    def __init__(self, channels: int, heights: int, width: int | None = None) -> None:
+        width = width or channels
+        conv = nn.Conv2d(channels * heights, width, 3, padding=1, bias=False)
+        super().__init__(conv, nn.InstanceNorm2d(width), nn.GELU())
+
+
+class PillarCompressor(nn.Module):
+    """PointBeV's: four layers on each pillar alone.
+
+    Args:
+        channels: C of a voxel.
+        heights: Z.
+        width: of the layers; C if None.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.lifting import PillarCompressor
+        >>> PillarCompressor(16, 4)(torch.rand(1, 64, 30, 1)).shape
+        torch.Size([1, 16, 30, 1])
+    """
+
+    def __init__(self, channels: int, heights: int, width: int | None = None) -> None:
+        super().__init__()
+        width = width or channels
+        inputs = (channels * heights, width, width, width)
+        self.layers = nn.ModuleList(nn.Conv2d(count, width, 1) for count in inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width, P, 1) of pillars (B, C*Z, P, 1)."""
+        for number, layer in enumerate(self.layers):
+            x = layer(x.relu() if number else x)
+        return x

@@ -1,0 +1,317 @@
+"""PointBeV's parts: which pillars are computed, a sparse U-net and sparse heads in dense torch.
+
+A sparse map is a dense tensor, 0 off its active cells, with a map of 0 and 1 (B, 1, X, Y) that says
+which are active. Keys of the parameters are those of the published code; kernels are stored as
+(out, kh, kw, in).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upfeat.evaluation.probes.bev.dense import HEADS
+
+__all__ = [
+    "SparseHeads",
+    "SparseMap",
+    "SparseUNet",
+    "coarse_cells",
+    "fine_cells",
+    "merge_passes",
+]
+
+NORM_EPSILON = 1e-5
+
+
+class SparseMap(NamedTuple):
+    """Values (B, C, X, Y), 0 off the active cells, and which cells are active (B, 1, X, Y)."""
+
+    values: Tensor
+    active: Tensor
+
+
+# -- layers --------------------------------------------------------------------------------------
+
+
+class _SubmanifoldConv(nn.Module):
+    """A convolution whose output has the active cells of its input."""
+
+    def __init__(self, channels: int, width: int, kernel: int, bias: bool = False) -> None:
+        super().__init__()
+        # (out, kh, kw, in)
+        self.weight = nn.Parameter(torch.empty(width, kernel, kernel, channels))
+        bound = (channels * kernel**2) ** -0.5  # torch's default of a convolution
+        nn.init.uniform_(self.weight, -bound, bound)
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: SparseMap) -> SparseMap:
+        # (out, kh, kw, in) -> (out, in, kh, kw)
+        kernel = self.weight.permute(0, 3, 1, 2)
+        found = F.conv2d(x.values, kernel, self.bias, padding=kernel.shape[-1] // 2)
+        return SparseMap(found * x.active, x.active)
+
+
+class _InverseConv(nn.Module):
+    """Back to the cells before a pooling of kernel 3 and stride 2."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 3, 3, channels))
+        bound = (9 * channels) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: SparseMap, active: Tensor) -> SparseMap:
+        # (out, kh, kw, in) -> (in, out, kh, kw)
+        kernel = self.weight.permute(3, 0, 1, 2)
+        beyond = [
+            fine - 2 * coarse + 1
+            for fine, coarse in zip(active.shape[-2:], x.values.shape[-2:], strict=True)
+        ]
+        found = F.conv_transpose2d(x.values, kernel, stride=2, padding=1, output_padding=beyond)
+        return SparseMap(found * active, active)
+
+
+class _ActiveNorm(nn.BatchNorm1d):
+    """Batch norm over the active cells of all frames."""
+
+    def __call__(self, x: SparseMap) -> SparseMap:  # type: ignore[override]
+        channels_last = x.values.movedim(1, -1)  # (B, X, Y, C)
+        chosen = x.active[:, 0].bool()
+        found = torch.zeros_like(channels_last)
+        if bool(chosen.any()):
+            found[chosen] = super().__call__(channels_last[chosen])  # (cells, C)
+        return SparseMap(found.movedim(-1, 1), x.active)
+
+
+def _relu(x: SparseMap) -> SparseMap:
+    return SparseMap(x.values.relu(), x.active)
+
+
+def _pool(x: SparseMap) -> SparseMap:
+    """Max-pool of kernel 3 and stride 2; values come from a ReLU, so that 0 never wins wrongly."""
+    return SparseMap(*(F.max_pool2d(part, 3, 2, 1) for part in x))
+
+
+class _ConvNorm(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv, self.bn = _SubmanifoldConv(channels, width, 3), _ActiveNorm(width)
+
+    def forward(self, x: SparseMap) -> SparseMap:
+        return self.bn(self.conv(x))
+
+
+class _Block(nn.Module):
+    """A basic block; where it widens, nothing goes around it.
+
+    The published block computes a shortcut there and never adds it. Its weights get no gradient;
+    they are kept so that a published file loads.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1_bn_relu, self.conv2_bn = _ConvNorm(channels, width), _ConvNorm(width, width)
+        if channels != width:
+            dead = nn.Sequential(_SubmanifoldConv(channels, width, 1), _ActiveNorm(width))
+            self.downsample = dead.requires_grad_(False)
+
+    def forward(self, x: SparseMap) -> SparseMap:
+        found: SparseMap = self.conv2_bn(_relu(self.conv1_bn_relu(x)))
+        if found.values.shape == x.values.shape:
+            found = SparseMap(found.values + x.values, x.active)
+        return _relu(found)
+
+
+class _Up(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.upsample_layer = nn.ModuleList([_InverseConv(channels, width), _ActiveNorm(width)])
+
+    def forward(self, x: SparseMap, skip: SparseMap) -> SparseMap:
+        inverse, norm = self.upsample_layer
+        found = norm(inverse(x, skip.active))
+        return SparseMap(found.values + skip.values, skip.active)
+
+
+# -- networks ------------------------------------------------------------------------------------
+
+
+class SparseUNet(nn.Module):
+    """PointBeV's U-net; on a full grid it is an ordinary dense one.
+
+    Args:
+        channels: of input and output.
+        middle: width of the first stage; 2 and 4 times that in the others.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.sparse import SparseMap, SparseUNet
+        >>> active = (torch.arange(64).view(1, 1, 8, 8) % 3 == 0).float()
+        >>> found = SparseUNet(6, 4)(SparseMap(torch.rand(1, 6, 8, 8) * active, active))
+        >>> bool((found.values * (1 - active)).any())
+        False
+    """
+
+    def __init__(self, channels: int, middle: int = 64) -> None:
+        super().__init__()
+        first, second, third = middle, 2 * middle, 4 * middle
+        stem = nn.ModuleList([_SubmanifoldConv(channels, first, 7), _ActiveNorm(first)])
+        self.encoder = nn.ModuleDict(
+            {
+                "first_conv": stem,
+                "layer_1": nn.Sequential(_Block(first, first), _Block(first, first)),
+                "layer_2": nn.Sequential(_Block(first, second), _Block(second, second)),
+                "layer_3": nn.Sequential(_Block(second, third), _Block(third, third)),
+            }
+        )
+        self.decoder = nn.ModuleDict(
+            {"up_3": _Up(third, second), "up_2": _Up(second, first), "up_1": _Up(first, channels)}
+        )
+
+    def levels(self, x: SparseMap) -> tuple[SparseMap, SparseMap, SparseMap]:
+        """Return the two skip connections, at half and a quarter of the size, and the bottom."""
+        conv, norm = self.encoder["first_conv"]  # type: ignore[misc]
+        skip2 = _pool(self.encoder["layer_1"](_relu(norm(conv(x)))))
+        skip3 = _pool(self.encoder["layer_2"](skip2))
+        return skip2, skip3, _pool(self.encoder["layer_3"](skip3))
+
+    def forward(self, x: SparseMap) -> SparseMap:
+        """Return a map of the same shape and cells."""
+        skip2, skip3, bottom = self.levels(x)
+        found = self.decoder["up_2"](self.decoder["up_3"](bottom, skip3), skip2)
+        result: SparseMap = self.decoder["up_1"](found, x)
+        return result
+
+
+class _CellNorm(nn.Module):
+    """Norm of each active cell over its own channels.
+
+    The published code gives a table (cells, channels) to a 1-D instance norm, which reads it as one
+    sequence a cell.
+    """
+
+    def forward(self, x: SparseMap) -> SparseMap:
+        found = F.layer_norm(x.values.movedim(1, -1), x.values.shape[1:2], eps=NORM_EPSILON)
+        return SparseMap(found.movedim(-1, 1) * x.active, x.active)
+
+
+class _Head(nn.Module):
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.add_module("0", nn.ModuleList([_SubmanifoldConv(channels, channels, 3), _CellNorm()]))
+        self.add_module("1", _SubmanifoldConv(channels, outputs, 1, bias=True))
+
+    def forward(self, x: SparseMap) -> SparseMap:
+        (conv, norm), last = self.children()  # type: ignore[misc]
+        found: SparseMap = last(_relu(norm(conv(x))))
+        return found
+
+
+class SparseHeads(nn.Module):
+    """The three heads on a sparse map; 0 off its cells.
+
+    Args:
+        channels: C of the map.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.sparse import SparseHeads, SparseMap
+        >>> found = SparseHeads(6)(SparseMap(torch.zeros(1, 6, 4, 4), torch.zeros(1, 1, 4, 4)))
+        >>> found["centerness"].abs().sum().item()
+        0.0
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.map_out = nn.ModuleDict({name: _Head(channels, n) for name, n in HEADS.items()})
+
+    def forward(self, x: SparseMap) -> dict[str, Tensor]:
+        """Return logits (B, 1, X, Y), offsets (B, 2, X, Y) and centerness (B, 1, X, Y)."""
+        found = {name: head(x).values for name, head in self.map_out.items()}
+        return found | {"centerness": torch.sigmoid(found["centerness"]) * x.active}
+
+
+# -- points --------------------------------------------------------------------------------------
+
+
+def coarse_cells(size: tuple[int, int], count: int) -> Tensor:
+    """Return random cells (count,), the same for all frames; flat, row by row.
+
+    Args:
+        size: (X, Y) of the grid.
+        count: at most all of them.
+
+    Example:
+        >>> from upfeat.evaluation.probes.bev.sparse import coarse_cells
+        >>> sorted(coarse_cells((2, 2), 4).tolist())
+        [0, 1, 2, 3]
+    """
+    return torch.randperm(math.prod(size))[:count]
+
+
+@torch.no_grad()
+def fine_cells(logits: Tensor, sampled: Tensor, count: int, anchors: int, window: int) -> Tensor:
+    """Return the cells of the second pass: windows around those that look most like a vehicle.
+
+    Of more candidates than asked for, the first from the smallest x, then y are taken, as the
+    published code does; of fewer, all, and random other cells.
+
+    Args:
+        logits: (B, 1, X, Y) of the first pass.
+        sampled: the same shape, 1 where the first pass computed them.
+        count: cells a frame.
+        anchors: cells with the highest probability.
+        window: side of the square around an anchor, odd.
+
+    Returns:
+        (B, count), flat, row by row.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.sparse import fine_cells
+        >>> logits = torch.zeros(1, 1, 5, 5)
+        >>> logits[0, 0, 2, 2] = 4
+        >>> fine_cells(logits, torch.ones_like(logits), 9, 1, 3)[0].sort().values.tolist()
+        [6, 7, 8, 11, 12, 13, 16, 17, 18]
+    """
+    scores = (logits.sigmoid() * sampled).flip(2, 3).flatten(1)  # from the smallest x and y
+    best = scores.topk(min(anchors, scores.shape[1])).indices
+    marks = torch.zeros_like(scores).scatter_(1, best, 1.0).view(logits.shape)
+    near = F.max_pool2d(marks, window, 1, window // 2).flatten(1) > 0
+    chosen = []
+    for candidates in near:
+        first = candidates.nonzero()[:count, 0]
+        others = (~candidates).nonzero()[:, 0]
+        drawn = torch.randperm(len(others)).to(others.device)[: count - len(first)]
+        chosen.append(torch.cat((first, others[drawn])))
+    return scores.shape[1] - 1 - torch.stack(chosen)
+
+
+def merge_passes(
+    coarse: Mapping[str, Tensor], fine: Mapping[str, Tensor], sampled: tuple[Tensor, Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the mean of two passes where both computed a cell, else the one that did.
+
+    Args:
+        coarse: outputs of the heads, 0 off its cells.
+        fine: the same of the second pass.
+        sampled: (B, 1, X, Y) of either pass.
+
+    Returns:
+        The outputs, and the cells of either pass (B, 1, X, Y).
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.sparse import merge_passes
+        >>> first, second = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 5.0, 0.0])
+        >>> passes = (torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 1, 0]))
+        >>> merge_passes({"binimg": first}, {"binimg": second}, passes)[0]["binimg"].tolist()
+        [2.0, 5.0, 0.0]
+    """
+    passes = (sampled[0] + sampled[1]).clamp(min=1)
+    merged = {name: (coarse[name] + fine[name]) / passes for name in coarse}
+    return merged, torch.maximum(*sampled)
