@@ -221,9 +221,9 @@ class BevFormerEncoder(nn.Module):
             nn.Sequential(nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, width))
             for _ in range(count)
         )
-        for name in ("sa", "ca", "last"):
-            norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
-            self.add_module(f"{name}_norm_layers", norms)
+        self.sa_norm_layers = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
+        self.ca_norm_layers = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
+        self.last_norm_layers = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, features: Tensor, views: Views) -> Tensor:
@@ -258,10 +258,10 @@ class BevFormerEncoder(nn.Module):
     ) -> Tensor:
         """Return the queries (B, Q, C) behind one layer; norms come after each sum."""
         seen = self.sa_layers[number](query + position, references, self.size)
-        x = self.sa_norm_layers[number](query + self.dropout(seen))  # type: ignore[index]
+        x = self.sa_norm_layers[number](query + self.dropout(seen))
         seen = self.ca_layers[number](x + position, features, views)
-        x = self.ca_norm_layers[number](x + self.dropout(seen))  # type: ignore[index]
-        result: Tensor = self.last_norm_layers[number](x + self.mlp_layers[number](x))  # type: ignore[index]
+        x = self.ca_norm_layers[number](x + self.dropout(seen))
+        result: Tensor = self.last_norm_layers[number](x + self.mlp_layers[number](x))
         return result
 
     def own_places(self) -> Tensor:

@@ -78,17 +78,18 @@ class _InverseConv(nn.Module):
 class _ActiveNorm(nn.BatchNorm1d):
     """Batch norm over the active cells of all frames."""
 
-    def __call__(self, x: SparseMap) -> SparseMap:  # type: ignore[override]
+    def forward(self, x: SparseMap) -> SparseMap:  # type: ignore[override]
         channels_last = x.values.movedim(1, -1)  # (B, X, Y, C)
         chosen = x.active[:, 0].bool()
         found = torch.zeros_like(channels_last)
         if bool(chosen.any()):
-            found[chosen] = super().__call__(channels_last[chosen])  # (cells, C)
+            found[chosen] = super().forward(channels_last[chosen])  # (cells, C)
         return SparseMap(found.movedim(-1, 1), x.active)
 
 
-def _relu(x: SparseMap) -> SparseMap:
-    return SparseMap(x.values.relu(), x.active)
+class _Relu(nn.Module):
+    def forward(self, x: SparseMap) -> SparseMap:
+        return SparseMap(x.values.relu(), x.active)
 
 
 def _pool(x: SparseMap) -> SparseMap:
@@ -115,15 +116,17 @@ class _Block(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv1_bn_relu, self.conv2_bn = _ConvNorm(channels, width), _ConvNorm(width, width)
+        self.relu = _Relu()
         if channels != width:
             dead = nn.Sequential(_SubmanifoldConv(channels, width, 1), _ActiveNorm(width))
             self.downsample = dead.requires_grad_(False)
 
     def forward(self, x: SparseMap) -> SparseMap:
-        found: SparseMap = self.conv2_bn(_relu(self.conv1_bn_relu(x)))
+        found: SparseMap = self.conv2_bn(self.relu(self.conv1_bn_relu(x)))
         if found.values.shape == x.values.shape:
             found = SparseMap(found.values + x.values, x.active)
-        return _relu(found)
+        result: SparseMap = self.relu(found)
+        return result
 
 
 class _Up(nn.Module):
@@ -159,7 +162,7 @@ class SparseUNet(nn.Module):
     def __init__(self, channels: int, middle: int = 64) -> None:
         super().__init__()
         first, second, third = middle, 2 * middle, 4 * middle
-        stem = nn.ModuleList([_SubmanifoldConv(channels, first, 7), _ActiveNorm(first)])
+        stem = nn.Sequential(_SubmanifoldConv(channels, first, 7), _ActiveNorm(first), _Relu())
         self.encoder = nn.ModuleDict(
             {
                 "first_conv": stem,
@@ -174,8 +177,7 @@ class SparseUNet(nn.Module):
 
     def levels(self, x: SparseMap) -> tuple[SparseMap, SparseMap, SparseMap]:
         """Return the two skip connections, at half and a quarter of the size, and the bottom."""
-        conv, norm = self.encoder["first_conv"]  # type: ignore[misc]
-        skip2 = _pool(self.encoder["layer_1"](_relu(norm(conv(x)))))
+        skip2 = _pool(self.encoder["layer_1"](self.encoder["first_conv"](x)))
         skip3 = _pool(self.encoder["layer_2"](skip2))
         return skip2, skip3, _pool(self.encoder["layer_3"](skip3))
 
@@ -199,16 +201,9 @@ class _CellNorm(nn.Module):
         return SparseMap(found.movedim(-1, 1) * x.active, x.active)
 
 
-class _Head(nn.Module):
-    def __init__(self, channels: int, outputs: int) -> None:
-        super().__init__()
-        self.add_module("0", nn.ModuleList([_SubmanifoldConv(channels, channels, 3), _CellNorm()]))
-        self.add_module("1", _SubmanifoldConv(channels, outputs, 1, bias=True))
-
-    def forward(self, x: SparseMap) -> SparseMap:
-        (conv, norm), last = self.children()  # type: ignore[misc]
-        found: SparseMap = last(_relu(norm(conv(x))))
-        return found
+def _head(channels: int, outputs: int) -> nn.Module:
+    first = nn.Sequential(_SubmanifoldConv(channels, channels, 3), _CellNorm(), _Relu())
+    return nn.Sequential(first, _SubmanifoldConv(channels, outputs, 1, bias=True))
 
 
 class SparseHeads(nn.Module):
@@ -227,7 +222,7 @@ class SparseHeads(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.map_out = nn.ModuleDict({name: _Head(channels, n) for name, n in HEADS.items()})
+        self.map_out = nn.ModuleDict({name: _head(channels, n) for name, n in HEADS.items()})
 
     def forward(self, x: SparseMap) -> dict[str, Tensor]:
         """Return logits (B, 1, X, Y), offsets (B, 2, X, Y) and centerness (B, 1, X, Y)."""
