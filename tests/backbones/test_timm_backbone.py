@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import math
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.backbones.nets import PYRAMIDS, TRANSFORMERS, build
-from tests.tolerances import tolerance
+from tests.goldens import load_golden
+from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from upfeat.backbones import create_backbone
 from upfeat.backbones.timm_backbone import TimmBackbone
 from upfeat.errors import UnsupportedError
@@ -300,3 +303,92 @@ def test_a_map_that_cannot_be_added_is_refused() -> None:
     swin = build("swin")
     with pytest.raises(UnsupportedError, match="choose a plain transformer"):
         swin.forward_added(image, torch.zeros(1, swin.dim, 1, 1))
+
+
+# -- facets, several layers, position rules --------------------------------------------------------
+
+
+def _tokens(features: torch.Tensor) -> torch.Tensor:
+    return features.flatten(2).mT  # (B, C, h, w) -> (B, h*w, C)
+
+
+@pytest.mark.golden
+def test_facets_equal_dinos(golden_dir: Path) -> None:
+    """The image of the golden has another grid than the table, so the rule counts."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    golden, _ = load_golden(golden_dir / "metrics2/dino_keys.safetensors")
+    model = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=0,
+        dynamic_img_size=True,
+    )  # fmt: skip
+    model.load_state_dict({key[2:]: value for key, value in golden.items() if key[:2] == "w."})
+
+    def features(**options: object) -> torch.Tensor:
+        half = (0.5, 0.5, 0.5)
+        backbone = TimmBackbone(
+            copy.deepcopy(model),
+            name="tiny DINO",
+            image_mean=half,
+            image_std=half,
+            positions="offset",
+            **options,  # type: ignore[arg-type]
+        )
+        return _tokens(backbone(golden["images"]))
+
+    for options, key in (
+        ({"facet": "keys", "head_fastest": True}, "keys_lift"),
+        ({"facet": "queries", "head_fastest": True}, "queries_lift"),
+        ({"norm": False}, "tokens_lift"),
+    ):
+        assert max_abs_difference(features(**options), golden[key]) <= GOLDEN_ATOL
+    for options, key in (({"facet": "keys"}, "keys_tokencut"), ({}, "last_layer")):
+        assert max_abs_difference(features(**options), golden[key][:, 1:]) <= GOLDEN_ATOL
+
+
+def test_several_layers_come_one_after_the_other() -> None:
+    image = torch.randn(1, 3, 32, 48)
+    both = build("vit", layers=(1, 0))
+    assert (both.dim, both.layer) == (384, None)
+    assert both.name == "timm/vit_tiny_patch16_224(layers=(1, 0))"
+    last, first = both(image).chunk(2, 1)
+    assert torch.equal(first, build("vit", layer=0)(image))
+    assert torch.equal(last, build("vit", layer=1)(image))
+    keys = build("vit", layers=(0, 1), facet="keys")(image)
+    assert torch.equal(keys.chunk(2, 1)[1], build("vit", facet="keys")(image))
+    with pytest.raises(ValueError, match="several grids"):
+        build("swin", layers=(0, 1))
+    with pytest.raises(ValueError, match="are none"):
+        build("vit", layers=())
+    with pytest.raises(UnsupportedError, match="no single class token"):
+        both.class_token(image)
+
+
+def test_options_may_stand_in_the_name() -> None:
+    spec = "timm/vit_tiny_patch16_224(facet='keys', head_fastest=True, positions='offset')"
+    backbone = create_backbone(spec, weights="random", depth=1)
+    assert backbone.name == spec
+    with pytest.raises(ValueError, match="facet must be 'tokens' or 'keys'"):
+        create_backbone("timm/vit_tiny_patch16_224(facet='key')", weights="random", depth=1)
+
+
+def test_positions_by_timms_rule_are_timms_own() -> None:
+    image = torch.randn(1, 3, 32, 80)
+    for key in ("vit", "deit3"):
+        given = build(key, positions="resize")
+        torch.testing.assert_close(given(image), build(key)(image), **tolerance(torch.float32))
+        other = build(key, positions="offset")
+        assert not torch.equal(other(image), given(image))
+        own = torch.randn(1, 3, 224, 224)
+        torch.testing.assert_close(other(own), given(own), **tolerance(torch.float32))
+        assert torch.equal(copy.deepcopy(other)(image), other(image))
+
+
+def test_what_has_no_facets_or_positions_says_so() -> None:
+    with pytest.raises(UnsupportedError, match="no plain transformer"):
+        build("resnet", facet="keys")
+    small = {"weights": "random", "depth": 1, "embed_dim": 48, "num_heads": 2}
+    with pytest.raises(UnsupportedError, match="no joint projection"):
+        create_backbone("timm/eva02_base_patch14_224", facet="keys", **small)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="no learned position table"):
+        build("dinov3", positions="offset")

@@ -15,17 +15,29 @@ import difflib
 import inspect
 import os
 import threading
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from upfeat._compat import ensure_torchvision_operators
+from upfeat._settings import call_text
 from upfeat.backbones.base import Backbone, register_provider
-from upfeat.errors import UnknownNameError, UnsupportedError, check_size, shape_text
+from upfeat.backbones.positions import PositionRule, resize_positions
+from upfeat.errors import (
+    UnknownNameError,
+    UnsupportedError,
+    check_choice,
+    check_size,
+    shape_text,
+)
 
-__all__ = ["TimmBackbone", "list_timm_names"]
+__all__ = ["Facet", "TimmBackbone", "list_timm_names"]
+
+Facet = Literal["tokens", "keys", "queries", "values"]
 
 # Networks whose final norm belongs to the pooled vector, so that timm refuses it for maps.
 _POOLED_NORM = ("Hiera", "HieraDet")
@@ -42,10 +54,20 @@ class TimmBackbone(Backbone):
         layer: which layer's output is returned: a block of a plain transformer, a stage of a
             hierarchical or convolutional network; negative numbers count from the last.
         norm: apply the network's final norm, as timm does it.
+        layers: several layers of one grid in place of ``layer``; their channels come one layer
+            after the other, so that ``features.chunk(len(layers), 1)`` are theirs.
+        facet: ``"tokens"`` for the layer's output; ``"keys"``, ``"queries"`` or ``"values"`` of its
+            attention, without a final norm (S. Amir et al., "Deep ViT Features as Dense Visual
+            Descriptors", arXiv 2112.05814).
+        head_fastest: order of a facet's channels: False for head * head_dim + d, True for
+            d * heads + head, which LiFT's weights want.
+        positions: rule of the position table at other grids, see
+            :func:`upfeat.backbones.positions.resize_positions`; None for timm's own.
         fixed_size: the only image size (H, W) that the network takes, or None.
 
     Raises:
-        UnsupportedError: the network has no ``forward_intermediates``.
+        UnsupportedError: the network has no ``forward_intermediates``, or no facets or position
+            table to be treated so.
         ValueError: no such layer; the message lists the valid ones.
 
     Example:
@@ -68,37 +90,57 @@ class TimmBackbone(Backbone):
         image_std: Sequence[float],
         layer: int = -1,
         norm: bool = True,
+        layers: Sequence[int] | None = None,
+        facet: Facet = "tokens",
+        head_fastest: bool = False,
+        positions: PositionRule | None = None,
         fixed_size: tuple[int, int] | None = None,
     ) -> None:
+        check_choice("facet", facet, get_args(Facet))
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
             raise UnsupportedError(
                 f"{name} ({type(model).__name__}) has no forward_intermediates to read layers; "
                 "wrap a function that returns (B, C, h, w) in upfeat.CallableBackbone"
             )
         infos = _layer_infos(model)
-        index = _check_layer(name, layer, len(infos))
-        stride = int(infos[index]["reduction"])
+        given = [layer] if layers is None else list(layers)
+        self.layers = [_check_layer(name, each, len(infos)) for each in given]
+        _check_layers(name, self.layers, infos, facet)
+        stride = int(infos[self.layers[0]]["reduction"])
         super().__init__(
             name=name,
-            dim=_channels(model, infos[index], norm),
+            dim=sum(_channels(model, infos[each], norm) for each in self.layers),
             patch_size=stride,
             size_multiple=_size_multiple(model, stride),
             image_mean=image_mean,
             image_std=image_std,
-            layer=index,
+            layer=self.layers[0] if layers is None else None,
             fixed_size=fixed_size,
         )
         self.model = model
+        self.facet, self.head_fastest, self.positions = facet, head_fastest, positions
+        if facet != "tokens":
+            for each in self.layers:
+                _attention(name, model, each)
+        if positions is not None:
+            _set_position_rule(name, model, positions)
         self.norm = norm and type(model).__name__ not in _POOLED_NORM
         self.freeze()
 
     def _extract(self, image: Tensor) -> Tensor:
+        if self.facet != "tokens":
+            return self._facets(image)
+        features = self._intermediates(image, self.norm)
+        return features[0] if len(features) == 1 else torch.cat(features, dim=1)
+
+    def _intermediates(self, image: Tensor, norm: bool) -> list[Tensor]:
+        """Run the network as far as needed: (B, C, h, w) of each layer, in the order asked for."""
         try:
             model: Any = self.model
-            features: list[Tensor] = model.forward_intermediates(
+            found: list[Tensor] = model.forward_intermediates(
                 image,
-                indices=[self.layer],
-                norm=self.norm,
+                indices=sorted(set(self.layers)),
+                norm=norm,
                 stop_early=True,
                 output_fmt="NCHW",
                 intermediates_only=True,
@@ -106,7 +148,36 @@ class TimmBackbone(Backbone):
         except AssertionError as error:
             # Attention over blocks or windows has requirements that timm's description lacks.
             raise ValueError(self._refusal(image, error)) from error
-        return features[0]
+        by_layer = dict(zip(sorted(set(self.layers)), found, strict=True))
+        return [by_layer[each] for each in self.layers]
+
+    def _facets(self, image: Tensor) -> Tensor:
+        """Read keys, queries or values of the layers' attention off its joint projection."""
+        caller = threading.get_ident()
+        seen: dict[int, Tensor] = {}
+        handles = []
+        for each in self.layers:
+
+            def keep(_: nn.Module, __: object, output: Tensor, layer: int = each) -> None:
+                if threading.get_ident() == caller:
+                    seen[layer] = output  # (B, prefix + h*w, 3 * C)
+
+            handles.append(_attention(self.name, self.model, each).qkv.register_forward_hook(keep))
+        try:
+            self._intermediates(image, norm=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        part = ("queries", "keys", "values").index(self.facet)
+        height, width = self.grid_size(tuple(image.shape[-2:]))
+        maps = []
+        for each in self.layers:
+            tokens = seen[each].chunk(3, dim=-1)[part][:, -height * width :]  # (B, h*w, C)
+            if self.head_fastest:
+                heads = int(_attention(self.name, self.model, each).num_heads)
+                tokens = tokens.unflatten(-1, (heads, -1)).transpose(-1, -2).flatten(-2)
+            maps.append(tokens.mT.reshape(len(tokens), -1, height, width))
+        return torch.cat(maps, dim=1)
 
     def forward_added(self, image: Tensor, added: Tensor) -> Tensor:
         """Compute the features with a map added to the patch embedding.
@@ -170,6 +241,8 @@ class TimmBackbone(Backbone):
         model: Any = self.model
         if not isinstance(getattr(model, "cls_token", None), Tensor):
             return super()._class_token(image)
+        if self.layer is None or self.facet != "tokens":
+            raise UnsupportedError(f"{self.name} has no single class token; build it of one layer")
         if "return_prefix_tokens" not in inspect.signature(model.forward_intermediates).parameters:
             raise UnsupportedError(
                 f"{self.name} has no class token beside the cells of a layer, as in networks "
@@ -197,10 +270,10 @@ class TimmBackbone(Backbone):
         expected = (image.shape[0], self.dim, *self.grid_size(tuple(image.shape[-2:])))
         if tuple(features.shape) != expected:
             raise UnsupportedError(
-                f"layer {self.layer} of {self.name} returned {shape_text(features)} for an image "
-                f"{shape_text(image)}, where its description promises {expected}: the map does not "
-                "cover the image evenly (convolutions without padding, windows that do not fit the "
-                "grid, several scales in one). Choose another size, layer or network, "
+                f"layer {_some(self.layers)} of {self.name} returned {shape_text(features)} for an "
+                f"image {shape_text(image)}, where its description promises {expected}: the map "
+                "does not cover the image evenly (convolutions without padding, windows that do "
+                "not fit the grid, several scales in one). Choose another size, layer or network, "
                 "or wrap it in upfeat.CallableBackbone"
             )
 
@@ -211,8 +284,8 @@ class TimmBackbone(Backbone):
         )
         text = str(error) or "a check without message failed"
         return (
-            f"{self.name} does not take images of {tuple(image.shape[-2:])} at layer {self.layer} "
-            f"({text}); {advice or 'try another size'}"
+            f"{self.name} does not take images of {tuple(image.shape[-2:])} at layer "
+            f"{_some(self.layers)} ({text}); {advice or 'try another size'}"
         )
 
 
@@ -248,6 +321,62 @@ def _check_layer(name: str, layer: int, count: int) -> int:
     return layer % count
 
 
+def _some(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _check_layers(
+    name: str, layers: Sequence[int], infos: Sequence[Mapping[str, Any]], facet: str
+) -> None:
+    strides = {int(infos[each]["reduction"]) for each in layers}
+    if len(strides) != 1:
+        what = "have several grids" if strides else "are none"
+        raise ValueError(
+            f"layers {list(layers)} of {name} {what}; name layers of one grid, or build a "
+            "backbone for each"
+        )
+    if facet != "tokens" and len({int(info["reduction"]) for info in infos}) != 1:
+        raise UnsupportedError(f"{name} is no plain transformer: it has no {facet} on its grid")
+
+
+def _attention(name: str, model: nn.Module, layer: int) -> Any:
+    """Return the attention of a block, which must project queries, keys and values at once."""
+    blocks: Any = getattr(model, "blocks", None)
+    attention = getattr(blocks[layer], "attn", None) if blocks is not None else None
+    if not isinstance(getattr(attention, "qkv", None), nn.Linear):
+        raise UnsupportedError(
+            f"block {layer} of {name} has no joint projection of queries, keys and values to read"
+        )
+    return attention
+
+
+def _set_position_rule(name: str, model: Any, rule: PositionRule) -> None:
+    """Let a plain transformer of timm bring its position table to other grids by this rule."""
+    check_choice("positions", rule, get_args(PositionRule))
+    table = getattr(model, "pos_embed", None)
+    known = isinstance(table, nn.Parameter) and hasattr(model, "no_embed_class")
+    if not known or not getattr(model, "dynamic_img_size", False):
+        raise UnsupportedError(f"{name} has no learned position table that can be resized")
+
+    def with_rule(self: Any, cells: Tensor) -> Tensor:
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        positions = resize_positions(self.pos_embed, cells.shape[1:3], rule, prefix=prefix)
+        first = [
+            token.expand(len(cells), -1, -1)
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
+        ]
+        tokens = cells.flatten(1, 2)  # (B, h, w, C) -> (B, h*w, C)
+        if self.no_embed_class:
+            tokens = torch.cat([*first, tokens + positions], dim=1)
+        else:
+            tokens = torch.cat([*first, tokens], dim=1) + positions
+        embedded: Tensor = self.pos_drop(tokens)
+        return embedded
+
+    model._pos_embed = types.MethodType(with_rule, model)
+
+
 def list_timm_names(pretrained: bool = False) -> list[str]:
     """Return the names of timm's networks, with tags if only those with weights are asked for."""
     ensure_torchvision_operators()
@@ -263,6 +392,10 @@ def create_timm_backbone(
     *,
     layer: int = -1,
     norm: bool = True,
+    layers: Sequence[int] | None = None,
+    facet: Facet = "tokens",
+    head_fastest: bool = False,
+    positions: PositionRule | None = None,
     image_size: Sequence[int] | int | None = None,
     **model_options: Any,
 ) -> TimmBackbone:
@@ -273,6 +406,10 @@ def create_timm_backbone(
         weights: a file; None for the lookup; ``"random"`` for the random initialisation.
         layer: as in :class:`TimmBackbone`.
         norm: as in :class:`TimmBackbone`.
+        layers: as in :class:`TimmBackbone`, such as ``(2, 5, 8, 11)``.
+        facet: as in :class:`TimmBackbone`.
+        head_fastest: as in :class:`TimmBackbone`.
+        positions: as in :class:`TimmBackbone`.
         image_size: (H, W) to build the network for, where it is tied to one size; and the size of
             the position table of a network that resizes it.
         **model_options: constructor arguments of the network, such as ``depth=2``.
@@ -295,13 +432,23 @@ def create_timm_backbone(
     if path is not None:
         load_timm_weights(model, path, f"timm/{full_name}")
     config = _data_config(model)
+    changed = {
+        "layers": None if layers is None else tuple(layers),
+        "facet": None if facet == "tokens" else facet,
+        "head_fastest": head_fastest or None,
+        "positions": positions,
+    }
     return TimmBackbone(
         model,
-        name=f"timm/{full_name}",
+        name=call_text(f"timm/{full_name}", {k: v for k, v in changed.items() if v is not None}),
         image_mean=config["mean"],
         image_std=config["std"],
         layer=layer,
         norm=norm,
+        layers=layers,
+        facet=facet,
+        head_fastest=head_fastest,
+        positions=positions,
         fixed_size=fixed_size,
     )
 

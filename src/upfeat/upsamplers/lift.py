@@ -64,13 +64,14 @@ class _Up(nn.Module):
 
 def _record(backbone: str, patch: int, width: int) -> Checkpoint:
     tag = f"dino_{backbone}{patch}"
+    network = f"vit_{'small' if backbone == 'vits' else 'base'}_patch{patch}_224"
     return Checkpoint(
         tag=tag,
         file=HubFile(
             filename=f"lift_{tag}.pth",
             url="https://drive.google.com/drive/folders/12Q8n_vur3njOgAO1iu0P6tDIcszrnadd",
         ),
-        backbone=f"keys of block 11 of DINO {backbone.replace('vit', 'ViT-').upper()}/{patch}",
+        backbone=f"timm/{network}.dino(facet='keys', head_fastest=True, positions='offset')",
         feature_dim=width,
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
@@ -79,8 +80,8 @@ def _record(backbone: str, patch: int, width: int) -> Checkpoint:
         weights_license="not stated",
         backbone_license="Apache-2.0",
         paper="2403.14625",
-        note="Download the file by hand. It wants DINO's keys, not its output tokens, with the "
-        "head as the fastest index: channel = dim * heads + head.",
+        note="Download the file by hand. It wants the keys of DINO's last block, not its output "
+        "tokens, with the head as the fastest index: channel = dim * heads + head.",
     )
 
 
