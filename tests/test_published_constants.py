@@ -12,17 +12,24 @@ from typing import Any
 
 import pytest
 
+from upfeat.data.sets.navi import EVERY, FRAME, SHORT_SIDE, TRAIN_SHARE
+from upfeat.data.sets.nyuv2_surfaces import BROKEN, MARGIN, MEANS, VAL_EVERY
 from upfeat.evaluation.metrics import boundary_radius, boundary_region, propagate_labels
+from upfeat.evaluation.metrics.normals import RECALLS
 from upfeat.evaluation.probes.depth_losses import (
     BIN_FLOOR,
     EPSILON,
     GRADIENT_STRIDES,
     GRADIENT_WEIGHT,
 )
+from upfeat.evaluation.probes.normal_losses import KAPPA_OFFSET, LEAST_ANGLE
+from upfeat.evaluation.probes.parts import END_FACTOR, WARM_UP_EPOCHS, WARM_UP_START
 from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
+from upfeat.evaluation.probes.surfaces import JITTER_STRENGTH, ZOOM_AREA
 from upfeat.evaluation.protocols.cam import cam_preset
 from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
 from upfeat.evaluation.protocols.efficiency import efficiency_preset
+from upfeat.evaluation.protocols.normals_probe import normals_probe_preset
 from upfeat.evaluation.protocols.vos import vos_preset
 from upfeat.objectives import (
     CropsConfig,
@@ -166,6 +173,47 @@ def test_depth_probes(preset: str, expected: dict[str, Any]) -> None:
     pinned(depth_probe_preset(preset, "nyuv2"), shared | expected)
     assert (BIN_FLOOR, EPSILON) == (0.1, 1e-3)
     assert (GRADIENT_WEIGHT, GRADIENT_STRIDES) == (0.5, (1, 2, 4, 6))
+
+
+PROBE3D = {  # head, schedule and optimiser of Probe3D; LoftUp names no others
+    "hidden": 512,
+    "optimizer": "adamw",
+    "learning_rate": 5e-4,
+    "weight_decay": 0.01,
+    "schedule": "probe3d",
+    "epochs": 10,
+    "batch": 8,
+    "flip": 0.0,
+    "jitter": 0.8,
+    "order_seed": 8,
+    "seeds": (8,),
+    "picture": "nearest",
+}
+LOFTUP_SURFACES = {"head": "dpt7", "crop_size": 224, "score_size": 224, "zoom": 0.0}
+PROBE3D_NYU = {"head": "dpt", "crop_size": 480, "score_size": 480, "zoom": 0.5}
+
+
+def test_surface_probes() -> None:
+    navi = {"head": "dpt", "crop_size": 512, "score_size": 512, "zoom": 0.0}
+    for preset, data, own in (
+        ("loftup", "navi", LOFTUP_SURFACES),
+        ("probe3d", "navi", navi),
+        ("probe3d", "nyuv2", PROBE3D_NYU),
+    ):
+        pinned(normals_probe_preset(preset, data), PROBE3D | own)
+    bins = {"bins": 256, "min_depth": 1e-3}
+    relative = bins | {"depth_target": "relative", "max_depth": 1.0}
+    pinned(depth_probe_preset("navi", "navi"), PROBE3D | LOFTUP_SURFACES | relative)
+    metric = bins | {"depth_target": "metric", "max_depth": 10.0}
+    pinned(depth_probe_preset("probe3d-nyu", "nyuv2"), PROBE3D | PROBE3D_NYU | metric)
+    assert depth_probe_preset("navi", "navi", depth_target="metric").max_depth == 1.0
+    assert (JITTER_STRENGTH, ZOOM_AREA) == (0.2, (0.5, 1.0))
+    assert (LEAST_ANGLE, KAPPA_OFFSET) == (1e-4, 1.01)
+    assert list(RECALLS.values()) == [11.25, 22.5, 30.0]
+    assert (WARM_UP_EPOCHS, WARM_UP_START, END_FACTOR) == (1.5, 0.01, 0.01)
+    assert (SHORT_SIDE, FRAME, EVERY, TRAIN_SHARE) == (1024, 512, 4, 0.9)
+    assert (BROKEN, VAL_EVERY, MARGIN) == ((21181, 6919), 20, 80)
+    assert MEANS == (122.175, 116.169, 103.508)
 
 
 def test_class_activation_maps() -> None:

@@ -32,9 +32,13 @@ from upfeat.data.sets.davis import davis
 from upfeat.data.sets.imagenet import imagenet
 from upfeat.data.sets.kitti360 import kitti360
 from upfeat.data.sets.msrc import msrc
+from upfeat.data.sets.navi import navi, shrink_navi
 from upfeat.data.sets.nuscenes import nuscenes, nuscenes_sample
 from upfeat.data.sets.nyuv2 import nyuv2, nyuv2_depth, unpack_nyuv2
+from upfeat.data.sets.nyuv2_surfaces import nyuv2_surfaces, unpack_nyuv2_normals
+from upfeat.data.sets.rgbd import rgbd
 from upfeat.data.sets.voc import voc
+from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth
 from upfeat.data.tar_shards import TarRecords, find_images
 from upfeat.data.training_images import TrainingImages, TrainingLoader
 from upfeat.data.transforms import CropTransform, resize_and_crop
@@ -67,6 +71,8 @@ __all__ = [
     "Sa1bMaskSource",
     "SegmentationData",
     "SuperpixelMaskSource",
+    "SurfaceData",
+    "SurfaceImage",
     "TarRecords",
     "TrainingImages",
     "TrainingLoader",
@@ -90,14 +96,20 @@ __all__ = [
     "kitti360",
     "load_segmentation",
     "msrc",
+    "navi",
+    "normals_from_depth",
     "nuscenes",
     "nuscenes_sample",
     "nyuv2",
     "nyuv2_depth",
+    "nyuv2_surfaces",
     "read_image",
     "resize_and_crop",
+    "rgbd",
     "sa1b_folder",
     "segmentation_sets",
+    "shrink_navi",
     "unpack_nyuv2",
+    "unpack_nyuv2_normals",
     "voc",
 ]

@@ -24,6 +24,7 @@ from upfeat.evaluation.metrics.cam import (
     normalize_map,
 )
 from upfeat.evaluation.metrics.depth import DepthMetric, depth_scores, fit_scale_and_shift
+from upfeat.evaluation.metrics.normals import NormalMetric, angular_error, normal_scores
 from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
 from upfeat.evaluation.metrics.segmentation import (
     BoundaryMetric,
@@ -49,9 +50,11 @@ __all__ = [
     "DepthMetric",
     "FrameStatistics",
     "Metric",
+    "NormalMetric",
     "SegmentationMetric",
     "VideoMetric",
     "adcc",
+    "angular_error",
     "average_drop",
     "average_gain",
     "average_increase",
@@ -73,6 +76,7 @@ __all__ = [
     "iou_per_class",
     "masks_to_labels",
     "mean_iou",
+    "normal_scores",
     "normalize_map",
     "object_numbers",
     "pixel_accuracy",

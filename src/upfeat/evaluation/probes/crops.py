@@ -35,6 +35,7 @@ from upfeat.backbones import Backbone
 from upfeat.checkpoints import read_checkpoint
 from upfeat.errors import CheckpointError
 from upfeat.evaluation.methods import JointMethod, LowRes, Method
+from upfeat.evaluation.probes.dense_heads import DenseHeads
 from upfeat.evaluation.probes.parts import (
     CropProbeConfig,
     Heads,
@@ -73,7 +74,7 @@ class _Trainee:
     def __init__(
         self,
         method: Method,
-        heads: Heads,
+        heads: Heads | DenseHeads,
         config: CropProbeConfig,
         device: torch.device,
         backbone: Backbone | None = None,
@@ -262,6 +263,15 @@ class CropProbe(ABC, Generic[MetricT]):
         return None
 
     token_channels = 0
+    epoch = 0  # of the training, which decides what a task draws
+
+    def heads(self) -> Heads | DenseHeads:
+        """Return the heads of all seeds, untrained."""
+        return Heads(self.backbone.dim, self.outputs, self.config.seeds, self.token_channels)
+
+    def features(self, split: str, pixels: Tensor) -> Tensor:
+        """Return the features (1, C, h, w) of an image of a split, cached or not."""
+        return self.pipe.features(pixels)
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -275,8 +285,7 @@ class CropProbe(ABC, Generic[MetricT]):
             if known is not None:
                 results[method.label] = known
                 continue
-            heads = Heads(self.backbone.dim, self.outputs, self.config.seeds, self.token_channels)
-            trainee = _Trainee(method, heads, self.config, self.pipe.device, self.backbone)
+            trainee = _Trainee(method, self.heads(), self.config, self.pipe.device, self.backbone)
             checkpoint = self.cache / "probes" / f"{path.stem}.pt"
             trainee.load(checkpoint)
             trainees.append(trainee)
@@ -329,7 +338,7 @@ class CropProbe(ABC, Generic[MetricT]):
                 trainee.save(checkpoints[trainee.method.label])
 
     def _train_epoch(self, active: Sequence[_Trainee], epoch: int) -> None:
-        config = self.config
+        config, self.epoch = self.config, epoch
         batches = epoch_batches(
             self.counts["train"], config.batch, config.flip, config.order_seed, epoch
         )
@@ -362,7 +371,7 @@ class CropProbe(ABC, Generic[MetricT]):
             pixels = self.pixels(image).contiguous()
             token = self.token(pixels)
             tokens += [] if token is None else [token]
-            features.append(self.pipe.features(pixels))
+            features.append(self.features(split, pixels))
             images.append(image)
             targets.append(target)
         token = torch.cat(tokens) if tokens else None

@@ -7,6 +7,8 @@
   differences between images of a batch: ``gradient="released"``. Defaults are what was meant.
 * ``nyu``: metric depth of NYU Depth v2 up to 10 m with the same head; loss, schedule, epochs and
   batch of Probe3D (arXiv 2404.08636). The choice of the 1x1 head is ours.
+* ``navi`` (LoftUp, arXiv 2504.14032) and ``probe3d-nyu`` (Probe3D): convolutional heads on square
+  pictures, see :mod:`upfeat.evaluation.probes.surface_depth`.
 * ``pixel-sample``: a quick probe of metric depth, trained on a fixed sample of pixels and scored on
   all, see :mod:`upfeat.evaluation.probes.depth_pixels`.
 
@@ -19,7 +21,7 @@ Legend: ``B`` batch, ``K`` bins, ``s`` seeds, ``H W`` crop, ``h' w'`` upsampled 
 """
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,11 +33,16 @@ from upfeat.backbones import Backbone
 from upfeat.data import (
     DepthData,
     SegmentationData,
+    SurfaceData,
     load_segmentation,
+    navi,
     nyuv2_depth,
+    nyuv2_surfaces,
     read_image,
     resize_and_crop,
+    rgbd,
 )
+from upfeat.data.sets.nyuv2_surfaces import without_normals
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import DepthMetric
@@ -53,6 +60,12 @@ from upfeat.evaluation.probes.parts import (
     ClassTokens,
     CropProbeConfig,
     head_first_is_cheaper,
+)
+from upfeat.evaluation.probes.surface_depth import (
+    SURFACE_DEPTH_PRESETS,
+    SurfaceDepthConfig,
+    SurfaceDepthProbe,
+    surface_depth,
 )
 from upfeat.evaluation.registry import (
     Option,
@@ -114,14 +127,15 @@ CROP_PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def depth_probe_preset(
     preset: str, data: str, **changes: Any
-) -> DepthProbeConfig | DepthPixelConfig:
+) -> DepthProbeConfig | DepthPixelConfig | SurfaceDepthConfig:
     """Return the settings of a protocol for a data set.
 
     Args:
-        preset: ``jafar``, ``nyu`` or ``pixel-sample``.
+        preset: ``jafar``, ``nyu``, ``pixel-sample``, ``navi`` or ``probe3d-nyu``.
         data: name of the set.
-        **changes: fields of :class:`DepthProbeConfig`, or of
-            :class:`upfeat.evaluation.probes.depth_pixels.DepthPixelConfig`.
+        **changes: fields of :class:`DepthProbeConfig`, of
+            :class:`upfeat.evaluation.probes.depth_pixels.DepthPixelConfig` for ``pixel-sample``, of
+            :class:`upfeat.evaluation.probes.surface_depth.SurfaceDepthConfig` for the last two.
 
     Raises:
         UnknownNameError: no such preset.
@@ -134,16 +148,19 @@ def depth_probe_preset(
     """
     if preset == "pixel-sample":
         return depth_pixel_preset(data, **changes)
+    if preset in SURFACE_DEPTH_PRESETS:
+        return surface_depth(preset, data, **changes)
     if preset not in CROP_PRESETS:
-        raise UnknownNameError("preset", preset, [*CROP_PRESETS, "pixel-sample"])
+        known = [*CROP_PRESETS, "pixel-sample", *SURFACE_DEPTH_PRESETS]
+        raise UnknownNameError("preset", preset, known)
     settings = {"preset": preset, "data": data} | dict(CROP_PRESETS[preset])
     return DepthProbeConfig(**settings | changes)
 
 
 def run_depth_probe(
-    config: DepthProbeConfig | DepthPixelConfig,
-    train: DepthData | SegmentationData,
-    val: DepthData | SegmentationData,
+    config: DepthProbeConfig | DepthPixelConfig | SurfaceDepthConfig,
+    train: DepthData | SegmentationData | SurfaceData[Any],
+    val: DepthData | SegmentationData | SurfaceData[Any],
     backbone: Backbone,
     methods: Sequence[Method],
     *,
@@ -177,6 +194,20 @@ def run_depth_probe(
     """
     train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
     shown = on_progress or silent
+    if isinstance(config, SurfaceDepthConfig):
+        pair = [without_normals(x) if isinstance(x, DepthData) else x for x in (train, val)]
+        first, second = pair
+        if teacher or isinstance(first, SegmentationData) or isinstance(second, SegmentationData):
+            raise ValueError(
+                f"{config.preset} needs a set with measured depth, such as navi, and no teacher"
+            )
+        surfaces = SurfaceDepthProbe(config, first, second, backbone, Path(cache), shown)
+        return surfaces.run(methods, Path(out))
+    if isinstance(train, SurfaceData) or isinstance(val, SurfaceData):
+        raise ValueError(
+            f"{config.preset} does not read {train.name}; take a preset of its form: "
+            f"{', '.join(SURFACE_DEPTH_PRESETS)}"
+        )
     real = isinstance(train, DepthData) and isinstance(val, DepthData)
     if isinstance(config, DepthPixelConfig):
         if not isinstance(train, DepthData) or not isinstance(val, DepthData) or teacher:
@@ -350,7 +381,7 @@ def _inputs(request: Request) -> dict[str, Any]:
 
 def _split(
     data: str, root: Path, split: Literal["train", "val"], teacher: Path | None
-) -> DepthData | SegmentationData:
+) -> DepthData | SegmentationData | SurfaceData[Any]:
     """List a split of a set with depth, or with a teacher of any labelled set."""
     if teacher is not None:
         return load_segmentation(data, root, split)
@@ -359,7 +390,18 @@ def _split(
     return DEPTH_SETS[data](root, split)
 
 
-DEPTH_SETS = {"nyuv2": nyuv2_depth}
+def _nyuv2(root: Path, split: Literal["train", "val"]) -> DepthData | SurfaceData[Any]:
+    """List maps of depth, or frames in Probe3D's form where the folder holds those."""
+    if (root / "geonet").is_dir():
+        return nyuv2_surfaces(root, "trainval" if split == "train" else "test")
+    return nyuv2_depth(root, split)
+
+
+DEPTH_SETS: Mapping[str, Callable[..., DepthData | SurfaceData[Any]]] = {
+    "nyuv2": _nyuv2,
+    "navi": lambda root, split: navi(root, "trainval" if split == "train" else "test"),
+    "rgbd": lambda root, split: rgbd(root, "train" if split == "train" else "test"),
+}
 _UNALIGNED = {
     "d1": higher("δ1", "percent"),
     "d2": higher("δ2", "percent"),
@@ -382,7 +424,7 @@ register_protocol(
         columns=("d1", "d2", "abs_rel", "rmse", "log10", "silog", "si_d1", "si_rmse"),
         caption="mean over the images",
         configure=depth_probe_preset,
-        presets=("pixel-sample", *CROP_PRESETS),
+        presets=("pixel-sample", *CROP_PRESETS, *SURFACE_DEPTH_PRESETS),
         data=(*DEPTH_SETS, "with a teacher any set of seg-probe"),
         inputs=_inputs,
         run=run_depth_probe,

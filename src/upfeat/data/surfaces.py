@@ -1,0 +1,174 @@
+"""Images with depth and surface normals: what the readers of such sets give.
+
+Normals are unit vectors in the camera's frame: x right, y down, z forward. Where a set stores none
+they are derived from its depth, as Probe3D does it (El Banani et al., 2024, arXiv 2404.08636);
+these point away from the camera, with a positive z.
+
+Legend: ``H W`` image. Sizes are ``(height, width)``.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upfeat.data.layouts import FileSet, NamedFiles
+from upfeat.errors import shape_text
+from upfeat.ops import unit_vectors
+
+__all__ = [
+    "SurfaceData",
+    "SurfaceImage",
+    "normals_from_depth",
+    "relative_depth",
+    "square_around",
+]
+
+FAR = 1e6  # stands for missing depth where normals are derived
+LEAST_RANGE = 0.01  # of relative depth: a flat object does not divide by zero
+
+
+class SurfaceImage(NamedTuple):
+    """One image (3, H, W) in [0, 1], its depth (H, W) in metres and its normals (3, H, W).
+
+    Depth is 0 where it is missing; a pixel counts where depth is known. ``normals`` is None where
+    the set has none.
+    """
+
+    image: Tensor
+    depth: Tensor
+    normals: Tensor | None
+
+
+FileT = TypeVar("FileT", bound=NamedFiles)
+
+
+@dataclass(frozen=True)
+class SurfaceData(FileSet[FileT, SurfaceImage]):
+    """One split of a set with depth and normals: names of files, read when asked for.
+
+    Attributes:
+        name: of the set and split, such as ``"navi/test"``.
+        files: in a fixed order.
+    """
+
+    name: str
+    files: tuple[FileT, ...]
+
+    @property
+    @abstractmethod
+    def has_normals(self) -> bool:
+        """Whether images come with normals."""
+
+
+def normals_from_depth(
+    depth: Tensor,
+    focal: float | tuple[float, float],
+    center: tuple[float, float] = (0.0, 0.0),
+) -> Tensor:
+    """Return the normals (3, H, W) of a depth map, from each pixel's four neighbours.
+
+    The sum of the cross products of neighbouring differences, normalised. Probe3D gives the camera
+    no principal point (``center`` is the corner), which shears the surface; that is its definition.
+
+    Args:
+        depth: (H, W), 0 where it is missing.
+        focal: focal length in pixels; along x and y if they differ.
+        center: (x, y) of the principal point in pixels, measured from the image's corner.
+
+    Returns:
+        Unit vectors; 0 where depth is missing and along the image's border.
+
+    Raises:
+        ValueError: ``depth`` has another shape, or a focal length is not positive.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.surfaces import normals_from_depth
+        >>> wall = normals_from_depth(torch.full((3, 3), 2.0), 50.0)
+        >>> wall[:, 1, 1].tolist()
+        [0.0, 0.0, 1.0]
+    """
+    fx, fy = focal if isinstance(focal, tuple) else (focal, focal)
+    if depth.dim() != 2:
+        raise ValueError(f"depth must be (H, W), got {shape_text(depth)}")
+    if not (fx > 0 and fy > 0):
+        raise ValueError(f"focal lengths must be positive, got {fx} and {fy}")
+    height, width = depth.shape
+    z = torch.where(depth > 0, depth, FAR)
+    x = torch.arange(width, device=z.device, dtype=z.dtype) + (0.5 - center[0])
+    y = torch.arange(height, device=z.device, dtype=z.dtype) + (0.5 - center[1])
+    points = torch.stack([x * z / fx, y[:, None] * z / fy, z])  # (3, H, W)
+    middle = points[:, 1:-1, 1:-1]
+    around = [  # left, top, right, bottom
+        points[:, 1:-1, :-2] - middle,
+        points[:, :-2, 1:-1] - middle,
+        points[:, 1:-1, 2:] - middle,
+        points[:, 2:, 1:-1] - middle,
+    ]
+    normal = torch.zeros_like(middle)
+    for one, following in zip(around, around[1:] + around[:1], strict=True):
+        normal += torch.linalg.cross(one, following, dim=0) / 4
+    return F.pad(unit_vectors(normal, dim=0), (1, 1, 1, 1)) * (depth > 0)
+
+
+def square_around(depth: Tensor) -> tuple[slice, slice]:
+    """Return rows and columns of the square crop around known depth, as Probe3D cuts it.
+
+    The side is the longer one of the bounding box, whose last row and column are left out. The
+    shorter side is padded by half before and half behind; where that leaves the image, all of it
+    before.
+
+    Args:
+        depth: (H, W), 0 where it is missing.
+
+    Raises:
+        ValueError: fewer than two rows or columns have depth.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.surfaces import square_around
+        >>> depth = torch.zeros(8, 8)
+        >>> depth[3:5, 1:7] = 1
+        >>> square_around(depth)
+        (slice(1, 6, None), slice(1, 6, None))
+    """
+    known = depth > 0
+    starts, lengths = [], []
+    for axis in (1, 0):  # rows, then columns
+        places = known.any(axis).nonzero()[:, 0]
+        if not len(places) or places[0] == places[-1]:
+            raise ValueError("fewer than two rows or columns of the depth map have depth")
+        starts.append(int(places[0]))
+        lengths.append(int(places[-1]) - starts[-1])
+    side = max(lengths)
+    for axis, size in enumerate(depth.shape):
+        padding = side - lengths[axis]
+        start = starts[axis] - padding // 2
+        if start < 0 or start + side > size:
+            start = max(0, starts[axis] - padding)
+        starts[axis] = start
+    return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
+
+
+def relative_depth(depth: Tensor) -> Tensor:
+    """Return depth stretched to [0.01, 1] over an image; missing depth stays 0.
+
+    Args:
+        depth: (H, W) in any unit.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.surfaces import relative_depth
+        >>> relative_depth(torch.tensor([[0.0, 2.0, 4.0]]))
+        tensor([[0.0000, 0.0100, 1.0000]])
+    """
+    known = depth > 0
+    if not bool(known.any()):
+        return depth
+    low, high = float(depth[known].min()), float(depth[known].max())
+    stretched = (depth - low) / max(LEAST_RANGE, high - low) * 0.99 + 0.01
+    return torch.where(known, stretched, 0.0)

@@ -1,0 +1,208 @@
+"""Probe of surface normals on upsampled features: NAVI, NYU Depth v2, frames of an RGB-D camera.
+
+* ``loftup`` (arXiv 2504.14032, appendix A.2): pictures of 224, a DPT head with seven convolutions;
+  trained on NAVI's multiview images, scored on its images in the wild.
+* ``probe3d`` (arXiv 2404.08636): pictures of 512 (NYU 480) and the DPT head on four layers;
+  ``head=linear`` is the choice for AnyUp's tables, whose head is not published.
+
+Both train Probe3D's uncertainty-aware loss with its schedule: AdamW, 10 epochs of batches of 8,
+warm-up of 1.5 epochs, a quarter of a cosine. Images come in a random order in each epoch; the
+released run on one GPU goes through them in a fixed one.
+
+Scores are means over images of the angular error over pixels with depth: RMSE in degrees, recalls
+at 11.25, 22.5 and 30 degrees in percent.
+
+Legend: ``B`` batch, ``s`` seeds, ``h' w'`` upsampled map, ``H W`` target.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upfeat.backbones import Backbone
+from upfeat.data import navi, nyuv2_surfaces, rgbd
+from upfeat.data.surfaces import SurfaceData
+from upfeat.errors import UnknownNameError
+from upfeat.evaluation.methods import Method
+from upfeat.evaluation.metrics import NormalMetric
+from upfeat.evaluation.metrics.normals import RECALLS
+from upfeat.evaluation.probes.normal_losses import uncertain_normals_loss
+from upfeat.evaluation.probes.surfaces import SurfaceProbe, SurfaceProbeConfig, surface_preset
+from upfeat.evaluation.registry import (
+    Progress,
+    Protocol,
+    Request,
+    higher,
+    known_entry,
+    lower,
+    register_protocol,
+    silent,
+)
+from upfeat.evaluation.results import Result, Score
+
+__all__ = [
+    "SURFACE_SETS",
+    "NormalsProbeConfig",
+    "normals_probe_preset",
+    "run_normals_probe",
+]
+
+SURFACE_SETS: Mapping[str, Callable[..., SurfaceData[Any]]] = {
+    "navi": navi,
+    "nyuv2": nyuv2_surfaces,
+    "rgbd": rgbd,
+}
+# What each set trains on; all are scored on ``test``.
+TRAIN_SPLITS = {"navi": "trainval", "nyuv2": "trainval", "rgbd": "train"}
+
+
+class NormalsProbeConfig(SurfaceProbeConfig):
+    """Settings of the normals probe; all of them stand in the result."""
+
+
+def normals_probe_preset(preset: str, data: str, **changes: Any) -> NormalsProbeConfig:
+    """Return the settings of a protocol for a data set.
+
+    Args:
+        preset: ``loftup`` or ``probe3d``.
+        data: name of the set.
+        **changes: fields of :class:`NormalsProbeConfig`.
+
+    Raises:
+        UnknownNameError: no such preset.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.protocols.normals_probe import normals_probe_preset
+        >>> normals_probe_preset("loftup", "navi", epochs=2).crop_size
+        224
+    """
+    if preset not in ("loftup", "probe3d"):
+        raise UnknownNameError("preset", preset, ["loftup", "probe3d"])
+    form = surface_preset("loftup" if preset == "loftup" else "probe3d", data)
+    settings = {"preset": preset, "data": data} | form
+    return NormalsProbeConfig(**settings | changes)
+
+
+def run_normals_probe(
+    config: NormalsProbeConfig,
+    train: SurfaceData[Any],
+    val: SurfaceData[Any],
+    backbone: Backbone,
+    methods: Sequence[Method],
+    *,
+    out: str | Path,
+    cache: str | Path,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Probe several upsamplers on the same pictures; results that exist already are read.
+
+    Args:
+        config: the protocol.
+        train: whole training split.
+        val: whole split that is scored.
+        backbone: on the device where everything runs.
+        methods: upsamplers, on the same device; a ``JointMethod`` is trained with the head.
+        out: folder of the results, one JSON a method.
+        cache: folder of features and checkpoints, from which an interrupted run goes on.
+        on_progress: called with label, stage, done and total.
+
+    Returns:
+        The results, in the order of the methods.
+
+    Raises:
+        ValueError: the data is broken or has no normals, or a method does not fit the features.
+    """
+    for data in (train, val):
+        if not data.has_normals:
+            raise ValueError(
+                f"{data.name} has no normals (its depth is too coarse to derive any); lay out "
+                "geonet/ and test/ as upfeat.data.nyuv2_surfaces says, or take navi or rgbd"
+            )
+    train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
+    probe = _NormalsProbe(config, train, val, backbone, Path(cache), on_progress or silent)
+    return probe.run(methods, Path(out))
+
+
+class _NormalsProbe(SurfaceProbe[NormalMetric]):
+    """Three channels of a normal and one of certainty."""
+
+    task = "normals-probe"
+    unit = "degrees"
+    outputs = 4
+    enlarge = "bicubic"
+
+    def target(self, depth: Tensor, normals: Tensor | None) -> Tensor:
+        """Return normals and depth, (4, H, W)."""
+        if normals is None:
+            raise ValueError("there are no normals")
+        return torch.cat([normals, depth[None]])
+
+    def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
+        """Return the seeds' losses, added up."""
+        normals, valid = target[:, :3], target[:, 3] > 0
+        if not bool(valid.any()):
+            return None
+        losses = [
+            uncertain_normals_loss(self.enlarged(each), normals, valid)
+            for each in outputs.unbind(1)  # (B, 4, h', w') a seed
+        ]
+        return torch.stack(losses).sum()
+
+    def metric(self) -> NormalMetric:
+        """Return an empty metric."""
+        return NormalMetric()
+
+    def score(self, metrics: Sequence[NormalMetric], outputs: Tensor, target: Tensor) -> None:
+        """Add the normals that the heads say of an image."""
+        for metric, each in zip(metrics, outputs.unbind(1), strict=True):
+            metric.add(self.enlarged(each)[:, :3], target[:, :3], target[:, 3] > 0)
+
+    def summarise(self, metrics: Sequence[NormalMetric]) -> tuple[dict[str, Score], dict[str, Any]]:
+        """Return the scores, recalls in percent, and how many images they are the mean of."""
+        each = [metric.compute() for metric in metrics]
+        scores = {
+            name: Score.of([round((100 if name in RECALLS else 1) * one[name], 4) for one in each])
+            for name in each[0]
+        }
+        return scores, {"images": int(metrics[0].images)}
+
+
+def _inputs(request: Request) -> dict[str, Any]:
+    data = str(request.data)
+    reader = known_entry("data set with normals", data, SURFACE_SETS)
+    return {
+        "train": reader(request.root, TRAIN_SPLITS[data]),
+        "val": reader(request.root, "test"),
+        "cache": request.cache,
+    }
+
+
+register_protocol(
+    Protocol(
+        name="normals-probe",
+        title="Surface normals, probe",
+        summary="Train convolutional heads for surface normals on upsampled features.",
+        scores={
+            "rmse": lower("RMSE", "°"),
+            "mean": lower("mean error", "°"),
+            "median": lower("median error", "°"),
+            "recall_11": higher("recall at 11.25°", "percent"),
+            "recall_22": higher("recall at 22.5°", "percent"),
+            "recall_30": higher("recall at 30°", "percent"),
+        },
+        headline=("rmse",),
+        caption="mean over the images",
+        configure=normals_probe_preset,
+        presets=("loftup", "probe3d"),
+        data=tuple(SURFACE_SETS),
+        inputs=_inputs,
+        run=run_normals_probe,
+        weights="joint",
+        seeds=True,
+        items="images of each split",
+    )
+)
