@@ -56,7 +56,8 @@ def normal_scores(prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str
 
     Returns:
         ``recall_11``, ``recall_22``, ``recall_30``: shares of pixels with an angular error below
-        11.25, 22.5 and 30 degrees; ``rmse``, ``mean``, ``median`` of the error in degrees. NaN if no pixel is valid.
+        11.25, 22.5 and 30 degrees; ``rmse``, ``mean``, ``median`` of the error in degrees. NaN if
+        no pixel is valid.
 
     Example:
         >>> import torch
