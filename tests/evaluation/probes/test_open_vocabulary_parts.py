@@ -1,0 +1,174 @@
+"""Words, windows and attention of open-vocabulary segmentation against the original codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.goldens import load_golden
+from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
+from upfeat.errors import UnknownNameError
+from upfeat.evaluation.probes import proxy_attention as module
+from upfeat.evaluation.probes.prompts import (
+    average_prompts,
+    class_words,
+    embed_words,
+    read_words,
+    templates,
+)
+from upfeat.evaluation.probes.proxy_attention import proxy_attention
+from upfeat.evaluation.probes.windows import slide, window_places
+from upfeat.evaluation.probes.word_maps import (
+    classes_of_words,
+    cosine_maps,
+    denoise_words,
+    smooth_by_keys,
+    word_classes,
+)
+
+
+@pytest.mark.golden
+def test_prompts_and_cosines(golden_dir: Path) -> None:
+    golden, _ = load_golden(golden_dir / "metrics2/clip_similarity.safetensors")
+    raw = golden["text_raw"]
+    text = average_prompts(raw)
+    assert max_abs_difference(text, golden["class_embeddings"]) <= GOLDEN_ATOL
+    mean_first = average_prompts(raw, "mean")
+    assert max_abs_difference(mean_first, golden["class_embeddings_mean_first"]) <= GOLDEN_ATOL
+    features = golden["patch_features"].mT.reshape(2, 12, 4, 4)
+    maps = cosine_maps(features, text)
+    assert max_abs_difference(maps, golden["similarity"]) <= GOLDEN_ATOL
+
+
+@pytest.mark.golden
+def test_refinement(golden_dir: Path) -> None:
+    golden, _ = load_golden(golden_dir / "metrics2/maskclip_refine.safetensors")
+    logits, keys = golden["logits"], golden["keys"]
+    assert max_abs_difference(denoise_words(logits, 0.5), golden["denoised"]) <= GOLDEN_ATOL
+    smoothed = smooth_by_keys(logits, keys, 0.9)
+    assert max_abs_difference(smoothed, golden["smoothed"]) <= GOLDEN_ATOL
+    both = smooth_by_keys(denoise_words(logits, 0.5), keys, 0.9)
+    assert max_abs_difference(both, golden["both"]) <= GOLDEN_ATOL
+
+
+def _attended(golden: dict[str, torch.Tensor]) -> torch.Tensor:
+    values = F.linear(golden["tokens_after_ln1"], *_value_part(golden))[1:]  # (h*w, B, D)
+    mixed = proxy_attention(golden["proxy_feats"], values.permute(1, 2, 0).reshape(1, 24, 3, 4))
+    tokens = mixed.flatten(2).permute(2, 0, 1)  # (B, D, H, W) -> (H*W, B, D)
+    return F.linear(tokens, golden["out_proj_weight"], golden["out_proj_bias"])
+
+
+def _value_part(golden: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return golden["in_proj_weight"][48:], golden["in_proj_bias"][48:]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("chunk_bytes", [2**20, 48 * 4 * 5])
+def test_proxy_attention_whole_and_in_blocks(
+    golden_dir: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    golden, _ = load_golden(golden_dir / "metrics/proxy_attention.safetensors")
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
+    assert max_abs_difference(_attended(golden), golden["out"]) <= GOLDEN_ATOL
+
+
+def test_a_cell_without_a_similar_one_takes_its_own_values() -> None:
+    proxy = torch.ones(1, 3, 2, 2)  # all alike: the mean similarity is 1
+    values = torch.randn(1, 5, 2, 2)
+    torch.testing.assert_close(proxy_attention(proxy, values), values, **tolerance(torch.float32))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("key", "window", "stride", "size"),
+    [("a", 64, 24, (47, 66)), ("b", 112, 40, (47, 66)), ("small", 64, 24, (50, 70))],
+)
+def test_windows(
+    golden_dir: Path, key: str, window: int, stride: int, size: tuple[int, int]
+) -> None:
+    golden, _ = load_golden(golden_dir / "metrics2/proxyclip_windows.safetensors")
+    image = golden["image"] if key != "small" else golden["image"][..., :50, :70]
+
+    def toy(part: torch.Tensor) -> torch.Tensor:
+        cells = F.avg_pool2d(part, 8)
+        logits = torch.einsum("kc,bchw->bkhw", golden["weight"], cells)
+        logits = (logits + golden["bias"][:, None, None]) / 10
+        return F.interpolate(logits, part.shape[-2:], mode="bilinear")
+
+    logits = slide(image, toy, window=window, stride=stride, multiple=56)
+    logits = F.interpolate(logits, size, mode="bilinear")
+    assert max_abs_difference(logits, golden[f"logits_{key}"]) <= GOLDEN_ATOL
+    if key == "small":
+        return
+    for threshold, name in ((0.0, "0"), (0.35, "35")):
+        found = classes_of_words(logits, golden["word_class"], scale=40, threshold=threshold)
+        assert torch.equal(found, golden[f"pred_{key}_{name}"])
+
+
+def test_padded_pixels_have_the_given_value() -> None:
+    seen: list[torch.Tensor] = []
+    image = torch.zeros(1, 3, 4, 5)
+
+    def look(part: torch.Tensor) -> torch.Tensor:
+        seen.append(part)
+        return part
+
+    slide(image, look, window=5, stride=5, multiple=8, padding=torch.tensor([1.0, 2.0, 3.0]))
+    (part,) = seen
+    assert part.shape == (1, 3, 8, 8)
+    assert part[0, :, 0, 0].tolist() == [1, 2, 3]
+    assert part[0, :, 2:6, 1:6].abs().sum() == 0
+    with pytest.raises(ValueError, match="from 1 to the window, 4, got 5"):
+        list(window_places((8, 8), 4, 5))
+
+
+def test_words_of_classes() -> None:
+    assert len(templates("maskclip")) == 85
+    for source, data, classes in (
+        ("maskclip", "voc", 21),
+        ("maskclip", "ade20k", 150),
+        ("proxyclip", "cityscapes", 19),
+        ("proxyclip", "coco_stuff_171", 171),
+        ("proxyclip", "voc", 21),
+        ("proxyclip", "coco_object", 81),
+        ("proxyclip", "context_60", 60),
+    ):
+        assert len(class_words(source, data)) == classes
+    assert len(class_words("proxyclip", "voc")[0]) == 26
+    with pytest.raises(UnknownNameError, match="unknown data set 'voce'; did you mean 'voc'"):
+        class_words("maskclip", "voce")
+    assert word_classes([2, 1]).tolist() == [0, 0, 1]
+
+
+def test_an_empty_class_in_a_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("sky, cloud\n\ncar\n")
+    with pytest.raises(ValueError, match=r"words\.txt, line 2: class 1 has an empty word; write"):
+        read_words(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="is empty; write a class a line"):
+        read_words(path)
+    with pytest.raises(FileNotFoundError, match="no list of words"):
+        read_words(tmp_path / "none.txt")
+
+
+def test_embeddings_are_kept(tmp_path: Path) -> None:
+    calls: list[list[str]] = []
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        calls.append(texts)
+        return torch.tensor([[float(len(text)), float(text.count("a")), 1.0] for text in texts])
+
+    prompts = templates("clip")
+    first = embed_words(encode, ["cat", "dog"], prompts, cache=tmp_path, encoder="one")
+    passes = len(calls)
+    again = embed_words(encode, ["cat", "dog"], prompts, cache=tmp_path, encoder="one")
+    assert torch.equal(first, again)
+    assert len(calls) == passes == 3  # 160 prompts, 64 at once
+    expected = average_prompts(encode([p.format("dog") for p in prompts])[None])
+    torch.testing.assert_close(first[1:], expected)
+    embed_words(encode, ["cat", "dog"], prompts, cache=tmp_path, encoder="two")
+    assert len(calls) == 2 * passes + 1
