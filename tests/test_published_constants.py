@@ -26,10 +26,12 @@ from upfeat.evaluation.probes.normal_losses import KAPPA_OFFSET, LEAST_ANGLE
 from upfeat.evaluation.probes.parts import END_FACTOR, WARM_UP_EPOCHS, WARM_UP_START
 from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
 from upfeat.evaluation.probes.surfaces import JITTER_STRENGTH, ZOOM_AREA
+from upfeat.evaluation.probes.word_maps import CLIP_SCALE
 from upfeat.evaluation.protocols.cam import cam_preset
 from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
 from upfeat.evaluation.protocols.efficiency import efficiency_preset
 from upfeat.evaluation.protocols.normals_probe import normals_probe_preset
+from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
 from upfeat.evaluation.protocols.vos import vos_preset
 from upfeat.objectives import (
     CropsConfig,
@@ -219,6 +221,29 @@ def test_surface_probes() -> None:
 def test_class_activation_maps() -> None:
     expected = {"images": 2000, "input_size": (224, 224), "mask": "binary", "choose": "correct"}
     pinned(cam_preset("jafar", "imagenet"), expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "short_side", "window", "threshold"),
+    [
+        ("coco_stuff_171", 336, 336, 0.0),
+        ("cityscapes", 448, 224, 0.0),
+        ("ade20k", 448, 336, 0.0),
+        ("voc", 336, 336, 0.2),
+        ("voc_20", 336, 336, 0.0),
+    ],
+)
+def test_proxyclip(data: str, short_side: int, window: int, threshold: float) -> None:
+    shared = {"stride": 112, "beta": 1.2, "gamma": 3.0, "factor": 8, "logit_scale": 40.0}
+    own = {"short_side": short_side, "window": window, "threshold": threshold, "templates": "clip"}
+    pinned(open_vocabulary_preset("proxyclip", data), shared | own)
+
+
+def test_maskclip() -> None:
+    plain = {"prompt_denoising": None, "key_smoothing": None, "templates": "maskclip"}
+    pinned(open_vocabulary_preset("maskclip", "voc"), plain | {"crop_size": 448, "threshold": 0.0})
+    assert open_vocabulary_preset("maskclip", "voc").background == "ignore"
+    assert CLIP_SCALE == 100
 
 
 def test_efficiency() -> None:

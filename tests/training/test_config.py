@@ -33,6 +33,7 @@ from upfeat.upsamplers import list_upsamplers
 RECIPES = [
     "anyup_paper",
     "anyup_small",
+    "jafar_maskclip_paper",
     "jafar_paper",
     "jafar_small",
     "loftup_stage1_paper",

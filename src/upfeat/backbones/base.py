@@ -326,6 +326,7 @@ def create_backbone(spec: str, weights: Weights = None, **options: Any) -> Backb
         torch.Size([1, 192, 4, 6])
     """
     text, written = read_call(str(spec), "a backbone")
+    weights = written.pop("weights", weights)
     prefix, slash, name = text.partition("/")
     if not slash or not name:
         raise UnknownNameError("backbone", spec, [f"{p}/<name>" for p in {*_BUILT_IN, *_providers}])

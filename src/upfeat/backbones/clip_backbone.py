@@ -175,6 +175,51 @@ class ClipBackbone(Backbone):
             tokens = block(tokens)
         return tokens
 
+    def last_keys(self, image: Tensor) -> Tensor:
+        """Compute the keys of the last block.
+
+        Args:
+            image: (B, 3, H, W), normalised.
+
+        Returns:
+            (B, h*w, D)
+        """
+        return self._projected(image, 1)
+
+    def last_values(self, image: Tensor) -> Tensor:
+        """Compute the values of the last block, before its output projection.
+
+        Args:
+            image: (B, 3, H, W), normalised; sides that are no multiples of the patch are cut.
+
+        Returns:
+            (B, D, h, w)
+        """
+        values = self._projected(image, 2)
+        # (B, h*w, D) -> (B, D, h, w)
+        return values.mT.unflatten(2, self.grid_size(tuple(image.shape[-2:])))
+
+    def _projected(self, image: Tensor, part: int) -> Tensor:
+        """Compute queries, keys or values (0, 1, 2) of the last block as (B, h*w, D)."""
+        block = self.tower.transformer.resblocks[-1]
+        weight, bias = (
+            block.attn.in_proj_weight.chunk(3)[part],
+            block.attn.in_proj_bias.chunk(3)[part],
+        )
+        return nn.functional.linear(block.ln_1(self.penultimate(image))[:, 1:], weight, bias)
+
+    def into_text_space(self, values: Tensor) -> Tensor:
+        """Bring mixed values of the last block into the text space.
+
+        Args:
+            values: (B, D, h, w), such as :meth:`last_values` behind an attention of one's own.
+
+        Returns:
+            (B, C, h, w): output projection, final norm, image projection.
+        """
+        tokens = self.tower.transformer.resblocks[-1].attn.out_proj(values.flatten(2).mT)
+        return self.finish(tokens).mT.unflatten(2, values.shape[2:])
+
     def finish(self, tokens: Tensor) -> Tensor:
         """Apply the final norm and, if the backbone projects, the image projection.
 
@@ -335,11 +380,12 @@ def create_clip_backbone(
     options = {"last_block": last_block, "project": project, "positions": positions}
     usual = {"last_block": "value", "project": True, "positions": "offset", "image_norm": None}
     changed = options | {"image_norm": image_norm}
-    changed = {key: value for key, value in changed.items() if value != usual[key]}
-    tokenizer = open_clip.get_tokenizer(architecture)
+    written = {key: value for key, value in changed.items() if value != usual[key]}
+    length = getattr(model, "context_length", None)
+    tokenizer = open_clip.get_tokenizer(architecture, context_length=length)
     return ClipBackbone(
         model,
-        name=call_text(f"clip/{name}", changed),
+        name=call_text(f"clip/{name}", written),
         tokenize=tokenizer,
         last_block=last_block,
         project=project,

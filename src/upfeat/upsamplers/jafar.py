@@ -51,7 +51,10 @@ SWAPPED = (
     "The original README swaps the links of ViT-B/16 and DINO ViT-B/16; this record goes by the "
     f"file name. {NOTE}"
 )
-TUNED = "The backbone is a CLIP finetuned as a classifier: 768 channels and no text space."
+TUNED = (
+    "The backbone is a CLIP fine-tuned as a classifier: 768 channels and no text space. For open "
+    "vocabulary train the recipe jafar_maskclip_paper."
+)
 IMAGENET, HALF, CLIP = (
     (IMAGENET_MEAN, IMAGENET_STD),
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),

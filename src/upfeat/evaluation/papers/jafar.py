@@ -210,7 +210,7 @@ TABLE_3 = PublishedTable(
         "JAFAR's published CLIP weights belong to a classifier and have no text space: the row is "
         "trained with the recipe jafar_maskclip_paper."
     ),
-    backbone="clip/ViT-B-16-quickgelu",
+    backbone="clip/ViT-B-16.openai(image_norm='imagenet')",
     gpu_hours=20,
     columns=tuple(
         column

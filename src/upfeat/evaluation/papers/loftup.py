@@ -334,7 +334,7 @@ TABLE_B1 = PublishedTable(
     title="CLIP ViT-B/16",
     source="table B.1",
     setting={"backbone": "CLIP ViT-B/16"},
-    backbone="clip/ViT-B-16-quickgelu",
+    backbone="clip/ViT-B-16.openai(image_norm='imagenet')",
     gpu_hours=120,
     columns=probes(),
     rows=(

@@ -22,7 +22,7 @@ from upfeat.training.recipes.doubling import (
     uplift_small,
 )
 from upfeat.training.recipes.featup import featup_jbu_paper, featup_jbu_small
-from upfeat.training.recipes.jafar import jafar_paper, jafar_small
+from upfeat.training.recipes.jafar import jafar_maskclip_paper, jafar_paper, jafar_small
 from upfeat.training.recipes.loftup import (
     loftup_stage1_paper,
     loftup_stage1_small,
@@ -66,6 +66,7 @@ __all__ = [
     "featup_jbu_paper",
     "featup_jbu_small",
     "ifa_small",
+    "jafar_maskclip_paper",
     "jafar_paper",
     "jafar_small",
     "joint_bilateral_learned_small",

@@ -12,7 +12,7 @@ from upfeat.training.config import (
 )
 from upfeat.training.recipes.registry import register_recipe
 
-__all__ = ["jafar_paper", "jafar_small"]
+__all__ = ["jafar_maskclip_paper", "jafar_paper", "jafar_small"]
 
 
 @register_recipe
@@ -46,6 +46,19 @@ def jafar_paper() -> TrainConfig:
         precision="bf16",
         seed=0,
     )
+
+
+@register_recipe
+def jafar_maskclip_paper() -> TrainConfig:
+    """JAFAR for CLIP ViT-B/16 in its text space, for open-vocabulary segmentation (table 3).
+
+    * Paper: features of CLIP ViT-B/16 as in MaskCLIP; everything else as ``jafar_paper``.
+    * Chosen: MaskCLIP's values without residual path and MLP, and ImageNet's normalisation, both as
+      FeatUp's published ``maskclip`` weights have them. The published JAFAR weights for CLIP
+      belong to a fine-tuned classifier of 768 channels without text space.
+    """
+    clip = BackboneConfig(name="clip/ViT-B-16.openai(image_norm='imagenet')")
+    return jafar_paper().model_copy(update={"backbones": (clip,)})
 
 
 @register_recipe

@@ -1,0 +1,577 @@
+"""Open-vocabulary segmentation: classes are words, nothing is trained.
+
+Preset ``maskclip`` (JAFAR, arXiv 2506.11136, table 3): CLIP's patch tokens in the text space,
+upsampled to the image, take the class of the nearest word. The words' embeddings are a linear head,
+so that a method that mixes values upsamples one channel a word.
+
+Preset ``proxyclip`` (LoftUp, arXiv 2504.14032, table 4; M. Lan et al., arXiv 2408.04883): the
+backbone is the proxy. Its upsampled features say how CLIP's values of the last block are mixed, in
+overlapping windows; the mixed values are compared with the words.
+
+Both need CLIP's text space: a backbone ``clip/NAME``. JAFAR's published CLIP weights belong to a
+classifier without one; the recipe ``jafar_maskclip_paper`` trains them anew.
+
+Legend: ``C`` channels of features, ``W`` words, ``K`` classes, ``h w`` feature grid, ``H W`` image.
+"""
+
+import dataclasses
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from safetensors.torch import load_file
+from torch import Tensor
+
+from upfeat.backbones import Backbone, create_backbone
+from upfeat.backbones.clip_backbone import ClipBackbone
+from upfeat.checkpoints import write_safetensors
+from upfeat.data import SegmentationData, load_segmentation, segmentation_sets
+from upfeat.data.feature_cache import weights_fingerprint
+from upfeat.data.segmentation import LabelledFile
+from upfeat.data.sizes import Size
+from upfeat.data.transforms import resize_and_crop
+from upfeat.errors import UnknownNameError, UnsupportedError
+from upfeat.evaluation.methods import LowRes, Method
+from upfeat.evaluation.metrics import SegmentationMetric
+from upfeat.evaluation.probes.parts import mean_class_ious
+from upfeat.evaluation.probes.prompts import (
+    Words,
+    class_words,
+    embed_words,
+    read_words,
+    templates,
+)
+from upfeat.evaluation.probes.proxy_attention import proxy_attention
+from upfeat.evaluation.probes.windows import slide
+from upfeat.evaluation.probes.word_maps import (
+    CLIP_SCALE,
+    classes_of_words,
+    cosine_maps,
+    denoise_words,
+    smooth_by_keys,
+    word_classes,
+)
+from upfeat.evaluation.registry import (
+    Option,
+    Progress,
+    Protocol,
+    ProtocolConfig,
+    Request,
+    higher,
+    register_protocol,
+    silent,
+)
+from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.ops.images import normalize, resize_bilinear
+from upfeat.pipeline import Encoded, Pipeline
+
+__all__ = [
+    "PRESETS",
+    "MaskClipConfig",
+    "ProxyClipConfig",
+    "open_vocabulary_preset",
+    "run_open_vocabulary",
+]
+
+TASK = "open-vocabulary"
+CLIP = "clip/ViT-B-16.openai"
+SAVE_EVERY = 20  # images between two notes of how far a method is
+LONGEST = 2048  # side of an image before its windows are cut
+Background = Literal["word", "ignore", "threshold"]
+
+
+class WordsConfig(ProtocolConfig):
+    """What both presets say of words and background.
+
+    Attributes:
+        words: empty for the preset's own of the data set; ``names`` for the data set's names of
+            its classes; else a text file with a class a line, its words with commas between them.
+        templates: ``clip`` for CLIP's 80, ``maskclip`` for those and five more.
+        background: of a set whose class 0 is the background: ``word`` has it compete by its words,
+            ``ignore`` leaves its pixels out, ``threshold`` puts pixels there whose best word is
+            improbable. None for a set without.
+        threshold: of that probability.
+    """
+
+    words: str = ""
+    templates: Literal["clip", "maskclip"] = "clip"
+    background: Background | None = None
+    threshold: float = Field(default=0.0, ge=0, lt=1)
+
+
+class MaskClipConfig(WordsConfig):
+    """Settings of preset ``maskclip``; all of them stand in the result.
+
+    Attributes:
+        crop_size: images are resized to this short side and cropped to a square of it.
+        prompt_denoising: probability that a word must reach somewhere in the image to stay; None
+            for no such rule (MaskCLIP's option).
+        key_smoothing: probability below which a cell takes what cells of similar keys say; None
+            for no such rule (MaskCLIP's option).
+
+    Example:
+        >>> from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
+        >>> open_vocabulary_preset("maskclip", "voc").background
+        'ignore'
+    """
+
+    preset: Literal["maskclip"] = "maskclip"
+    templates: Literal["clip", "maskclip"] = "maskclip"
+    crop_size: PositiveInt = 448
+    prompt_denoising: float | None = Field(default=None, gt=0, le=1)
+    key_smoothing: float | None = Field(default=None, gt=0, le=1)
+
+
+class ProxyClipConfig(WordsConfig):
+    """Settings of preset ``proxyclip``; all of them stand in the result.
+
+    Attributes:
+        short_side: to which images are resized, the long side to at most 2048.
+        window, stride: of the windows, in pixels of the resized image.
+        factor: the proxy's features are upsampled to so many times a grid.
+        grid: which: the proxy's own or CLIP's.
+        beta, gamma: of the attention, see
+            :func:`upfeat.evaluation.probes.proxy_attention.proxy_attention`.
+        logit_scale: of the cosines in the softmax over the words.
+
+    Example:
+        >>> from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
+        >>> config = open_vocabulary_preset("proxyclip", "cityscapes")
+        >>> config.short_side, config.window, config.stride, config.factor
+        (448, 224, 112, 8)
+    """
+
+    preset: Literal["proxyclip"] = "proxyclip"
+    short_side: PositiveInt = 336
+    window: PositiveInt = 336
+    stride: PositiveInt = 112
+    factor: PositiveInt = 8
+    grid: Literal["proxy", "clip"] = "proxy"
+    beta: float = 1.2
+    gamma: PositiveFloat = 3.0
+    logit_scale: PositiveFloat = 40.0
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "maskclip": {
+        "voc": {"background": "ignore"},
+        "ade20k": {},
+        "cityscapes": {},
+        "coco_stuff_171": {},
+    },
+    "proxyclip": {
+        "coco_stuff_171": {},
+        "cityscapes": {"short_side": 448, "window": 224},
+        "ade20k": {"short_side": 448},
+        "voc": {"background": "threshold", "threshold": 0.2},
+        "voc_20": {},
+    },
+}
+# Sets that share the words of another, without its background.
+_SAME_WORDS = {"voc_20": "voc"}
+NO_TEXT_SPACE = (
+    "{} has no text space; open-vocabulary wants a CLIP, such as clip/ViT-B-16.openai. JAFAR's "
+    "published CLIP weights (jafar.clip_vitb16_384) belong to a classifier of 768 channels without "
+    "one: train JAFAR for CLIP with upfeat train jafar_maskclip_paper"
+)
+
+
+def open_vocabulary_preset(
+    preset: str, data: str, **changes: Any
+) -> MaskClipConfig | ProxyClipConfig:
+    """Return the settings of a preset for a data set.
+
+    Args:
+        preset: ``maskclip`` or ``proxyclip``.
+        data: a set of ``PRESETS``; with ``words=`` any labelled set.
+        **changes: fields of :class:`MaskClipConfig` or :class:`ProxyClipConfig`.
+
+    Raises:
+        UnknownNameError: no such preset or set.
+        ValueError: an impossible value.
+
+    Example:
+        >>> from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
+        >>> open_vocabulary_preset("proxyclip", "msrc", words="names", window=224).short_side
+        336
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    known = PRESETS[preset]
+    if data not in known and not (changes.get("words") and data in segmentation_sets()):
+        raise UnknownNameError("data set", data, known)
+    kind = MaskClipConfig if preset == "maskclip" else ProxyClipConfig
+    settings: dict[str, Any] = {"preset": preset, "data": data} | known.get(data, {}) | changes
+    return kind(**settings)
+
+
+def run_open_vocabulary(
+    config: MaskClipConfig | ProxyClipConfig,
+    val: SegmentationData,
+    backbone: Backbone,
+    methods: Sequence[Method],
+    *,
+    out: str | Path,
+    cache: str | Path,
+    clip: Backbone | None = None,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Segment a validation split by words; results that exist already are read.
+
+    Args:
+        config: the settings.
+        val: whole validation split; ``limit`` applies.
+        backbone: whose features are upsampled: CLIP (``maskclip``) or the proxy (``proxyclip``), on
+            the device where everything runs.
+        methods: upsamplers, on the same device.
+        out: folder of the results, one JSON a method, written as soon as it is known.
+        cache: folder of features, of the words' embeddings, and of how far an interrupted run came.
+        clip: of preset ``proxyclip``; None for the backbone itself if it is one, else for
+            ``clip/ViT-B-16.openai``.
+        on_progress: called with label, stage, done and total.
+
+    Returns:
+        The results, in the order of the methods.
+
+    Raises:
+        UnsupportedError: the backbone, or ``clip``, has no text space.
+        ValueError: words and classes differ in number, or a method does not fit.
+    """
+    judge = backbone if clip is None else clip
+    if config.preset == "proxyclip" and not isinstance(judge, ClipBackbone) and clip is None:
+        device = next((weight.device for weight in backbone.parameters()), None)
+        judge = create_backbone(CLIP).to(device)
+    if not isinstance(judge, ClipBackbone) or not judge.project:
+        raise UnsupportedError(NO_TEXT_SPACE.format(judge.name))
+    _check_background(config, val)
+    val = without_background(val) if config.background == "ignore" else val
+    val = val.select(limit=config.limit)
+    words = words_of(config, val)
+    report, kept = on_progress or silent, Path(cache)
+    run: _Run
+    if isinstance(config, MaskClipConfig):
+        run = _MaskClip(config, val, judge, words, kept, report)
+    else:
+        run = _ProxyClip(config, val, judge, words, kept, report, backbone)
+    results = []
+    for method in methods:
+        run.check(method)
+        settings = run.settings(method)
+        path, known = stored_result(out, TASK, config.data, method.label, settings)
+        if known is None:
+            known = run.measure(method, settings, kept / TASK / f"{path.stem}.safetensors")
+            known.save(path)
+        results.append(known)
+    return results
+
+
+def _check_background(config: WordsConfig, data: SegmentationData) -> None:
+    if config.background is not None and data.classes[0] != "background":
+        raise ValueError(
+            f"{data.name} has no background: its class 0 is {data.classes[0]!r}; leave out "
+            f"background={config.background}"
+        )
+    if config.threshold and config.background != "threshold":
+        raise ValueError(
+            f"threshold={config.threshold} needs background=threshold, got {config.background}"
+        )
+
+
+def without_background(data: SegmentationData) -> SegmentationData:
+    """Return a labelled set whose class 0 is ignored and whose other classes move down by one.
+
+    Example:
+        >>> from upfeat.data.segmentation import SegmentationData
+        >>> from upfeat.evaluation.protocols.open_vocabulary import without_background
+        >>> data = without_background(SegmentationData("a", ("background", "cat"), 255, ()))
+        >>> data.classes, data.table
+        (('cat',), {0: 255, 1: 0, 255: 255})
+    """
+    ignored = data.ignore_index
+    table = data.table or {number: number for number in (*range(len(data.classes)), ignored)}
+    moved = {number: cls - 1 for number, cls in table.items() if cls not in (0, ignored)}
+    moved |= {number: ignored for number, cls in table.items() if cls in (0, ignored)}
+    return dataclasses.replace(data, classes=data.classes[1:], table=dict(sorted(moved.items())))
+
+
+def words_of(config: MaskClipConfig | ProxyClipConfig, data: SegmentationData) -> Words:
+    """Return the words of each class of a set, after the settings.
+
+    Raises:
+        ValueError: a class has none, or there are more or fewer lines than classes.
+    """
+    if config.words == "names":
+        words: Words = tuple((name,) for name in data.classes)
+    elif config.words:
+        words = read_words(config.words)
+    else:
+        words = class_words(config.preset, _SAME_WORDS.get(config.data, config.data))
+        if len(words) == len(data.classes) + 1:
+            words = words[1:]
+    if len(words) != len(data.classes):
+        raise ValueError(
+            f"{config.words or config.preset} has words for {len(words)} classes, {data.name} has "
+            f"{len(data.classes)}: {', '.join(data.classes)}"
+        )
+    if config.background == "threshold" and isinstance(config, MaskClipConfig):
+        words = ((), *words[1:])  # the background is where no word fits
+    return words
+
+
+class _Run(ABC):
+    """One preset on one split; the methods come one after the other."""
+
+    config: MaskClipConfig | ProxyClipConfig
+
+    def __init__(
+        self,
+        config: MaskClipConfig | ProxyClipConfig,
+        val: SegmentationData,
+        clip: ClipBackbone,
+        words: Words,
+        cache: Path,
+        on_progress: Progress,
+    ) -> None:
+        self.config, self.val, self.clip, self.words = config, val, clip, words
+        self.on_progress = on_progress
+        self.clip_identity = {
+            "name": clip.name,
+            "weights": weights_fingerprint(clip.state_dict()),
+        }
+        self.text = embed_words(
+            clip.encode_text,
+            [word for each in words for word in each],
+            templates(config.templates),
+            cache=cache / "words",
+            encoder=str(self.clip_identity["weights"]),
+        ).to(clip.tower.conv1.weight)  # (W, C)
+        self.classes = word_classes([len(each) for each in words]).to(self.text.device)
+
+    @abstractmethod
+    def check(self, method: Method) -> None:
+        """Refuse a method that the settings do not fit."""
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Return everything that decides the numbers."""
+        split = {"images": len(self.val), "fingerprint": self.val.fingerprint()}
+        return self.config.model_dump(mode="json") | {
+            "splits": {self.val.name: split},
+            "clip": self.clip_identity,
+            "upsampler": method.identity,
+            "words": [list(each) for each in self.words],
+        }
+
+    @abstractmethod
+    def read(self, file: LabelledFile) -> tuple[Tensor, Tensor]:
+        """Return an image (3, H, W) in [0, 1] and its label."""
+
+    @abstractmethod
+    def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
+        """Return the classes (H, W) of an image at the size of its label."""
+
+    def measure(self, method: Method, settings: dict[str, Any], kept: Path) -> Result:
+        """Score a method on all images, from where an interrupted run stopped."""
+        start = time.perf_counter()
+        metric = SegmentationMetric(len(self.val.classes), self.val.ignore_index)
+        done = _restore(metric, kept)
+        for number, file in enumerate(self.val.files):
+            self.on_progress(method.label, "segmenting", number, len(self.val))
+            if number < done:
+                continue
+            image, label = self.read(file)
+            with torch.no_grad():
+                predicted = self.predict(method, image, (label.shape[0], label.shape[1]))
+            metric.add(predicted.cpu(), label)
+            if (number + 1) % SAVE_EVERY == 0:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                count = torch.tensor(number + 1)
+                write_safetensors(kept, {"matrix": metric.matrix, "images": count})
+        scores = {n: Score.of([round(100 * v, 4)]) for n, v in metric.compute().items()}
+        kept.unlink(missing_ok=True)
+        return Result(
+            task=TASK,
+            label=method.label,
+            settings=settings,
+            scores=scores,
+            unit="percent",
+            details={"iou_per_class": mean_class_ious(self.val.classes, [metric])},
+            seconds={"all": round(time.perf_counter() - start, 1)},
+            environment=describe_environment(),
+        )
+
+
+def _restore(metric: SegmentationMetric, kept: Path) -> int:
+    """Add what an interrupted run counted; return how many images that were."""
+    if not kept.is_file():
+        return 0
+    state = load_file(kept)
+    metric.matrix += state["matrix"]
+    return int(state["images"])
+
+
+class _MaskClip(_Run):
+    """CLIP's own map, upsampled."""
+
+    config: MaskClipConfig
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        side = self.config.crop_size
+        cache: Path = arguments[4]
+        self.pipe = Pipeline(
+            self.clip, input_size=(side, side), fit="exact", cache=cache / "features"
+        )
+        self.refines = bool(self.config.prompt_denoising or self.config.key_smoothing)
+
+    def check(self, method: Method) -> None:
+        if self.refines and not method.upsampler.info.abilities.linear:
+            raise ValueError(
+                f"prompt_denoising and key_smoothing change the words' maps before they are "
+                f"upsampled, which {method.label} cannot do: it does not mix values linearly"
+            )
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        return super().settings(method) | {
+            "backbone": self.pipe.identity,
+            "image_resize": "short side (bilinear, antialiased; labels nearest), centre crop",
+            "logits": "the head after or before the upsampler, whichever is the same for less",
+        }
+
+    def read(self, file: LabelledFile) -> tuple[Tensor, Tensor]:
+        image, label = self.val.read(file)
+        return resize_and_crop(image, label, self.config.crop_size)
+
+    def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
+        encoded, pipe = self.pipe.encode(image), method.on(self.pipe)
+        found = torch.empty(size, dtype=torch.int64)
+        # A pixel's length changes no ranking of its words, only their probabilities.
+        threshold = self.config.threshold if self.config.background == "threshold" else 0.0
+        by_length = threshold > 0 and not self.refines
+        head = None if by_length else self.head(encoded)
+        for rows, tile in pipe.pieces(encoded, size, head):
+            logits = cosine_maps(tile, self.text) if by_length else tile
+            classes = classes_of_words(logits, self.classes, scale=CLIP_SCALE, threshold=threshold)
+            found[rows] = classes[0].cpu()
+        return found
+
+    def head(self, encoded: Encoded) -> Any:
+        """Return what is applied to features: the words as a linear map, refined if asked for."""
+        if not self.refines:
+            weight = self.text[:, :, None, None]  # (W, C, 1, 1)
+            return lambda features: F.conv2d(features, weight.to(features))
+
+        def refined(features: Tensor) -> Tensor:
+            logits = cosine_maps(features, self.text)
+            if self.config.prompt_denoising:
+                logits = denoise_words(logits, self.config.prompt_denoising)
+            if self.config.key_smoothing:
+                pixels = normalize(encoded.prepared, self.clip.image_mean, self.clip.image_std)
+                keys = self.clip.last_keys(pixels)
+                logits = smooth_by_keys(logits, keys, self.config.key_smoothing)
+            return logits
+
+        return refined
+
+
+class _ProxyClip(_Run):
+    """CLIP's values, mixed by the proxy's upsampled features."""
+
+    config: ProxyClipConfig
+
+    def __init__(self, *arguments: Any) -> None:
+        *shared, proxy = arguments
+        super().__init__(*shared)
+        cache: Path = arguments[4]
+        self.pipe = Pipeline(proxy, fit="exact", cache=cache / "features")
+        # 56 is the original's, for patches of 8 and 14.
+        self.multiple = math.lcm(56, proxy.size_multiple)
+
+    def check(self, method: Method) -> None:
+        """Take any: its whole map is needed."""
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        return super().settings(method) | {
+            "backbone": self.pipe.identity,
+            "image_resize": f"short side (bilinear), long side at most {LONGEST}",
+            "window_multiple": self.multiple,
+        }
+
+    def read(self, file: LabelledFile) -> tuple[Tensor, Tensor]:
+        image, label = self.val.read(file)
+        height, width = image.shape[-2:]
+        factor = min(self.config.short_side / min(height, width), LONGEST / max(height, width))
+        size = (int(height * factor + 0.5), int(width * factor + 0.5))
+        return resize_bilinear(image[None], size)[0].clamp(0, 1), label
+
+    def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
+        config = self.config
+        logits = slide(
+            image[None].to(self.text.device),
+            lambda window: self.logits(method, window.clamp(0, 1)),  # padding rounds
+            window=config.window,
+            stride=config.stride,
+            multiple=self.multiple,
+            padding=torch.tensor(self.clip.image_mean),
+        )
+        logits = resize_bilinear(logits, size)
+        threshold = config.threshold if config.background == "threshold" else 0.0
+        return classes_of_words(
+            logits, self.classes, scale=config.logit_scale, threshold=threshold
+        )[0]
+
+    def logits(self, method: Method, window: Tensor) -> Tensor:
+        """Return cosines (1, W, s, t) of a window (1, 3, s, t) in [0, 1]."""
+        values = self.clip.last_values(normalize(window, self.clip.image_mean, self.clip.image_std))
+        encoded = self.pipe.encode(window)
+        grid = encoded.features if self.config.grid == "proxy" else values
+        size = tuple(self.config.factor * side for side in grid.shape[-2:])
+        if isinstance(method, LowRes):
+            proxy = encoded.features
+        else:
+            proxy = method.on(self.pipe).upsample(encoded, (size[0], size[1]))
+        mixed = proxy_attention(proxy, values, beta=self.config.beta, gamma=self.config.gamma)
+        logits = cosine_maps(self.clip.into_text_space(mixed), self.text)
+        return resize_bilinear(logits, (window.shape[2], window.shape[3]))
+
+
+def _inputs(request: Request) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "val": load_segmentation(str(request.data), request.root, "val"),
+        "cache": request.cache,
+    }
+    if (spec := request.options["clip"]) is not None:
+        weights = request.options["clip_weights"]
+        found["clip"] = create_backbone(spec, weights=weights).to(request.device)
+    return found
+
+
+register_protocol(
+    Protocol(
+        name=TASK,
+        title="Open-vocabulary segmentation",
+        summary="Segment by words, with CLIP's text space as the head.",
+        scores={
+            "miou": higher("mIoU"),
+            "miou_labelled": higher("mIoU labelled"),
+            "accuracy": higher("accuracy"),
+        },
+        headline=("miou",),
+        columns=("miou", "accuracy"),
+        configure=open_vocabulary_preset,
+        presets=tuple(PRESETS),
+        data=tuple(dict.fromkeys(name for sets in PRESETS.values() for name in sets)),
+        inputs=_inputs,
+        run=run_open_vocabulary,
+        items="images",
+        options=(
+            Option("clip", f"CLIP of preset proxyclip, {CLIP} if none is named."),
+            Option("clip_weights", "File of its weights.", kind="path"),
+        ),
+    )
+)
