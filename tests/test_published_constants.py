@@ -76,6 +76,7 @@ def pinned(settings: Any, expected: Mapping[str, Any]) -> None:
 )
 def test_video_object_segmentation(preset: str, expected: dict[str, Any]) -> None:
     shared = {"context_frames": 7, "top_k": 5, "radius": 12, "temperature": 0.1, "limit": None}
+    shared |= {"stored_features": "float32"}
     pinned(vos_preset(preset, "davis2017"), shared | expected)
 
 
@@ -99,6 +100,7 @@ SHARED_PROBE = {
     "guidance": "method",
     "resize_guidance": False,
     "fit": "logits_bilinear",
+    "stored_features": "float32",
     "train_every": 1,
     "limit": None,
 }
@@ -171,6 +173,7 @@ def test_depth_probes(preset: str, expected: dict[str, Any]) -> None:
         "class_token": True,
         "warm_up_iterations": 100,
         "gradient": "spatial",
+        "stored_features": "float32",
     }
     pinned(depth_probe_preset(preset, "nyuv2"), shared | expected)
     assert (BIN_FLOOR, EPSILON) == (0.1, 1e-3)

@@ -146,7 +146,8 @@ class Pipeline:
             or moved are copied first, the caller's stay as they are.
         batch_size: the most images that run at once; lists are grouped by size.
         cache: folder in which features are kept, by image and by the backbone's weights; None
-            keeps none. What is kept, and so what is returned with a cache, is float16.
+            keeps none. What is kept, and so what is returned with a cache, is ``cache_dtype``.
+        cache_dtype: of the kept features, ``torch.float16`` or ``torch.float32``.
 
     Raises:
         ValueError: an argument is out of range, or backbone and upsampler do not fit each other.
@@ -175,6 +176,7 @@ class Pipeline:
         device: torch.device | str | None = None,
         batch_size: int = 8,
         cache: str | os.PathLike[str] | None = None,
+        cache_dtype: torch.dtype = torch.float16,
     ) -> None:
         if fit not in ("pad", "resize", "exact"):
             raise ValueError(f"fit must be 'pad', 'resize' or 'exact', got {fit!r}")
@@ -199,7 +201,7 @@ class Pipeline:
         self.cache: FeatureCache | None = None
         if cache is not None:
             key = {"backbone" if name == "name" else name: v for name, v in self.identity.items()}
-            self.cache = FeatureCache(cache, key)
+            self.cache = FeatureCache(cache, key, cache_dtype)
 
     @property
     def upsampler(self) -> Upsampler:

@@ -61,6 +61,20 @@ def test_another_key_is_another_cache(tmp_path: Path, key: dict[str, str | int])
     assert other.misses == 1
 
 
+def test_float32_is_kept_to_the_bit_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    backbone, images = Counting(), torch.rand(2, 3, 16, 16)
+    exact = FeatureCache(tmp_path, KEY, torch.float32)
+    cold = exact(images, backbone)
+    assert torch.equal(cold, backbone(images).detach())
+    assert torch.equal(FeatureCache(tmp_path, KEY, torch.float32)(images, backbone), cold)
+    half = FeatureCache(tmp_path, KEY)
+    assert half.folder != exact.folder
+    assert torch.equal(half(images, backbone), cold.half().float())
+    assert exact.estimate(1, 100, (10, 10)).bytes > 1.9 * half.estimate(1, 100, (10, 10)).bytes
+    with pytest.raises(ValueError, match="float16 or float32"):
+        FeatureCache(tmp_path, KEY, torch.bfloat16)
+
+
 def test_order_of_the_key_does_not_matter(tmp_path: Path) -> None:
     backwards = dict(reversed(KEY.items()))
     images = torch.rand(1, 3, 8, 8)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from upfeat.cli.files import FiguresOption, TablesOption, write_figures, write_tables
 from upfeat.cli.options import (
     DEFAULT_OUT,
     UPSAMPLERS,
@@ -51,6 +52,7 @@ _WEIGHTS = {
     "untrained": " Random weights do.",
 }
 _MOST_SHOWN = 9  # columns of a printed table
+OWN = "folder"  # upfeat.data.own.FOLDER_SET, whose module imports torch
 
 
 @eval_app.callback()
@@ -231,8 +233,16 @@ def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
     found = {"upsampler": _Parameter(Annotated[str, typer.Option(help=entries)])}
     if facts["data"]:
         sets = f"Data set: {', '.join(facts['data'])}."
+        if OWN in facts["data"]:
+            sets += (
+                " folder: your own, laid out as docs/your_data.md says, or the path of its card."
+            )
         found["data"] = _Parameter(Annotated[str, typer.Option(help=sets)])
-        found["root"] = _Parameter(Annotated[Path, typer.Option(help="Folder of the data set.")])
+        root = Annotated[
+            Path | None,
+            typer.Option(help="Folder of the data set; not needed with the path of a card."),
+        ]
+        found["root"] = _Parameter(root, None)
     if facts["backbone"]:
         found["backbone"] = _Parameter(BackboneOption)
     else:
@@ -259,6 +269,8 @@ def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
             Annotated[kind, typer.Option(flag, help=option["help"])], option["default"]
         )
     found["backbone_weights"] = _Parameter(BackboneWeightsOption, None)
+    found["tables"] = _Parameter(TablesOption, None)
+    found["figures"] = _Parameter(FiguresOption, None)
     if facts["data"]:
         cache = Annotated[
             Path | None,
@@ -278,7 +290,7 @@ def run_protocol(
     out: Path,
     device: str,
     data: str | None = None,
-    root: Path = Path(),
+    root: Path | None = None,
     backbone: str | None = None,
     preset: str = "",
     settings: Sequence[str] | None = None,
@@ -286,6 +298,8 @@ def run_protocol(
     limit: int | None = None,
     backbone_weights: Path | None = None,
     cache: Path | None = None,
+    tables: Path | None = None,
+    figures: Path | None = None,
     **options: Any,
 ) -> None:
     """Run a protocol and print its scores.
@@ -296,7 +310,7 @@ def run_protocol(
         out: folder of the results.
         device: where everything runs.
         data: name of the set.
-        root: folder of it.
+        root: folder of it; None for a card, which names its own.
         backbone: name of it.
         preset: of the settings.
         settings: changes of them, ``name=value``.
@@ -304,6 +318,8 @@ def run_protocol(
         limit: at most so many images or videos.
         backbone_weights: file of its weights; None for the usual lookup.
         cache: folder of features; None for upfeat's.
+        tables: folder of the tables as Markdown, CSV and LaTeX; None writes none.
+        figures: folder of the pictures as PNG and PDF; None writes none.
         **options: of the protocol itself.
 
     Raises:
@@ -311,14 +327,20 @@ def run_protocol(
         typer.Exit: with 1, a method without any result.
     """
     from upfeat.checkpoints import cache_dir
+    from upfeat.data.own import set_name
     from upfeat.evaluation.methods import load_methods
     from upfeat.evaluation.registry import Request, get_protocol
 
     protocol = get_protocol(name)
     changes: dict[str, Any] = {} if seeds is None else {"seeds": parse_seeds(seeds)}
     changes |= ({} if limit is None else {"limit": limit}) | parse_settings(settings)
-    config = checked_settings(partial(protocol.settings, preset, data), changes)
-    request = Request(data, root, cache or cache_dir() / "eval", device, options)
+    place, reader = _place(protocol, data, root)
+    shown, fixed = data, {}
+    if reader == OWN:
+        shown = set_name(place)
+        fixed = {"reader": OWN} | protocol.own_settings(preset, place)
+    config = checked_settings(partial(protocol.settings, preset, shown, **fixed), changes)
+    request = Request(reader, place, cache or cache_dir() / "eval", device, options)
     network = None
     if backbone is not None:
         network = _build(protocol, backbone, backbone_weights).to(device)
@@ -329,7 +351,7 @@ def run_protocol(
         results = protocol.run(
             config=config, backbone=network, methods=methods, out=out, on_progress=show, **inputs
         )
-    titles = (preset or name, data, None if network is None else network.name)
+    titles = (preset or protocol.name, shown, None if network is None else network.name)
     title = ", ".join(filter(None, titles))
     notes = [protocol.caption]
     if "seeds" in results[0].settings:
@@ -338,7 +360,53 @@ def run_protocol(
         notes.append(f"a quick look: {changes['limit']} {protocol.items}")
     print_scores(protocol, results, title, "; ".join(filter(None, notes)))
     typer.echo(f"settings and numbers of each method in {out}")
-    _print_failures(results)
+    for file in _written(results, out, tables, figures):
+        typer.echo(file)
+    _print_notes(results)
+
+
+def _place(protocol: "Protocol", data: str | None, root: Path | None) -> tuple[Path, str | None]:
+    """Return the folder or card of a set, and the set's name; a card is the user's own."""
+    if data is None:
+        return Path(), None
+    card = data.endswith((".yaml", ".yml"))
+    if card and OWN not in protocol.data:
+        raise ValueError(
+            f"{protocol.name} reads no data of your own, got {data}; known: "
+            f"{', '.join(protocol.data)}"
+        )
+    if card and root is not None:
+        raise ValueError(f"--data {data} names its folder itself; leave out --root, or write path:")
+    if card:
+        return Path(data), OWN
+    if root is None:
+        raise ValueError(f"name the folder of {data} with --root")
+    return root, data
+
+
+def _written(
+    results: Sequence["Result"], out: Path, tables: Path | None, figures: Path | None
+) -> list[Path]:
+    """Write the tables and pictures that were asked for, of these results alone."""
+    from upfeat.evaluation.report.content import panel_scenes
+    from upfeat.evaluation.tables import build_tables
+    from upfeat.evaluation.tables.panels import load_panel, panel_files
+
+    scored = [result for result in results if result.scores]
+    files = [] if tables is None else write_tables(tables, build_tables(scored))
+    if figures is None:
+        return files
+    found = build_tables(scored)
+    headings = {(table.task, table.data, table.backbone) for table in found}
+    labels = {"image", "target", *(result.label for result in scored)}
+    panels = [
+        panel
+        for panel in map(load_panel, panel_files(out))
+        if (panel.task, panel.data, panel.backbone) in headings and panel.label in labels
+    ]
+    if not panels:
+        typer.echo("no figures: this protocol or preset leaves no pictures", err=True)
+    return files + write_figures(figures, panel_scenes(panels))
 
 
 def _build(protocol: "Protocol", name: str, weights: Path | None) -> "Backbone":
@@ -356,9 +424,11 @@ def _width(protocol: "Protocol", config: "BaseModel") -> int:
     return protocol.width(config)
 
 
-def _print_failures(results: Sequence["Result"]) -> None:
-    """Name what could not be measured; a method of which nothing could ends the command with 1."""
+def _print_notes(results: Sequence["Result"]) -> None:
+    """Print notes and failures; a method without any score ends the command with 1."""
     for result in results:
+        if note := result.details.get("note"):
+            typer.echo(f"{result.label}: {note}")
         for part, problem in result.details.get("failures", {}).items():
             typer.echo(f"{result.label}, {part}: {problem}", err=True)
     if empty := [result.label for result in results if not result.scores]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upfeat.cli.files import MAKER, FiguresOption, TablesOption, write_figures, write_tables
 from upfeat.cli.options import (
     DEFAULT_BACKBONE,
     DEFAULT_UPSAMPLER,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from upfeat.evaluation.report import Scene
     from upfeat.viz import Comparison
 
-MAKER = "upfeat report"
 PAGE = "index.html"
 REMARKS = "remarks.md"
 
@@ -44,6 +44,8 @@ def report_command(
             "results is put under the headings of its sections.",
         ),
     ] = None,
+    tables: TablesOption = None,
+    figures: FiguresOption = None,
     image: Annotated[
         list[str] | None,
         typer.Option(help="Show upsampled features of photos: file, folder or glob; repeatable."),
@@ -82,15 +84,20 @@ def report_command(
     files = [file for path in paths for file in panel_files(path)]
     only_panels = {file.parent for file in files}
     read = [p for p in paths if not (_has_panels(p, only_panels) and not any(p.glob("*.json")))]
-    tables = build_tables(gather_results(read))
+    found = build_tables(gather_results(read))
     scenes = panel_scenes([load_panel(file) for file in files])
     if image:
         scenes += _feature_scenes(image, backbone, backbone_weights, upsampler, input_size, device)
-    page = report_page(report_content(title, tables, scenes))
-    text = results_page(tables, remarks=_remarks(paths), link=_link(paths, markdown))
+    page = report_page(report_content(title, found, scenes))
+    link = _link(paths, markdown)
+    text = results_page(found, remarks=_remarks(paths), link=link, classes=True)
     for target, content in zip(targets, (page, text), strict=False):
         OwnFiles(target.parent).write(target.name, content.encode(), MAKER)
         typer.echo(target)
+    written = [] if tables is None else write_tables(tables, found)
+    written += [] if figures is None else write_figures(figures, scenes)
+    for file in written:
+        typer.echo(file)
 
 
 def _has_panels(path: Path, folders: set[Path]) -> bool:

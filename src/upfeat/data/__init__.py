@@ -14,6 +14,7 @@ from upfeat.data.masks import (
     Sa1bMaskSource,
     SuperpixelMaskSource,
 )
+from upfeat.data.own import folder, folder_depth, folder_video
 from upfeat.data.records import image_folder, image_list, imagenet_folder, sa1b_folder
 from upfeat.data.segmentation import (
     LabelledFile,
@@ -87,6 +88,9 @@ __all__ = [
     "davis",
     "fill_mask_cache",
     "find_images",
+    "folder",
+    "folder_depth",
+    "folder_video",
     "image_files",
     "image_folder",
     "image_list",

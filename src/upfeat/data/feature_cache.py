@@ -1,8 +1,8 @@
 """Features of a frozen backbone on disk, computed once.
 
 The cache knows no backbone: it takes any callable that turns images into features, and a key that
-says which one it is. Features are stored as float16, one file an image, whole or absent. Legend:
-``B`` batch, ``C`` channels, ``H W`` image, ``h w`` feature grid.
+says which one it is. Features are stored as float16 or float32, one file an image, whole or absent.
+Legend: ``B`` batch, ``C`` channels, ``H W`` image, ``h w`` feature grid.
 """
 
 import hashlib
@@ -95,7 +95,7 @@ class FeatureCache:
     """Features by image, for one backbone with one set of weights and options.
 
     A file's name is made of the hash of the pixels and the image's size; its folder of the key.
-    What is returned is always what float16 holds, computed now or read, so a run on a cold cache
+    What is returned is always what ``dtype`` holds, computed now or read, so a run on a cold cache
     and one on a warm one see the same numbers. If any image of a batch is missing the backbone
     sees the whole batch, as it would have without a cache; stored features stay as they are.
 
@@ -104,6 +104,7 @@ class FeatureCache:
         key: everything that decides the features beside the image: the backbone's spec, the
             fingerprint of its weights (:func:`weights_fingerprint`), layer and options, such as
             ``{"backbone": "timm/vit_tiny_patch16_224", "weights": "0f3a…", "layer": -1}``.
+        dtype: of the stored numbers, float16 or float32; each has a folder of its own.
 
     Attributes:
         hits, misses: images found and computed so far.
@@ -121,11 +122,18 @@ class FeatureCache:
     """
 
     def __init__(
-        self, folder: PathLike, key: Mapping[str, str | int | float | bool | None]
+        self,
+        folder: PathLike,
+        key: Mapping[str, str | int | float | bool | None],
+        dtype: torch.dtype = torch.float16,
     ) -> None:
         if not key:
             raise ValueError("key must say which backbone, weights and options made the features")
-        self.key = json.dumps(dict(key), sort_keys=True)
+        if dtype not in (torch.float16, torch.float32):
+            raise ValueError(f"features are stored as float16 or float32, got {dtype}")
+        self.dtype = dtype
+        stored = {} if dtype == torch.float16 else {"stored": "float32"}
+        self.key = json.dumps(dict(key) | stored, sort_keys=True)
         digest = hashlib.blake2b(self.key.encode(), digest_size=8).hexdigest()
         readable = re.sub(r"[^\w.-]+", "-", str(key.get("backbone", "features")))[:60]
         self.folder = Path(folder).expanduser() / f"{readable}-{digest}"
@@ -140,7 +148,8 @@ class FeatureCache:
             channels: C.
             grid: (h, w).
         """
-        each = channels * grid[0] * grid[1] * 2 + 128  # with the header of a .npy file
+        header = 128  # of a .npy file
+        each = channels * grid[0] * grid[1] * self.dtype.itemsize + header
         existing = self.folder
         while not existing.exists():
             existing = existing.parent
@@ -178,7 +187,7 @@ class FeatureCache:
             (B, C, h, w), without gradient, on the image's device and in its dtype.
 
         Raises:
-            ValueError: features that float16 cannot hold, or of another shape than (B, C, h, w).
+            ValueError: features beyond the stored dtype, or of another shape than (B, C, h, w).
         """
         check_map(image, "image", "(B, 3, H, W)")
         files = [self.file(one) for one in image]
@@ -194,21 +203,22 @@ class FeatureCache:
                     f"the backbone must return (B, C, h, w) for {shape_text(image)}, got "
                     f"{shape_text(features)}"
                 )
-            half = features.detach().to("cpu", torch.float16)
-            self._check_range(features, half)
+            kept = features.detach().to("cpu", self.dtype)
+            self._check_range(features, kept)
             for number in missing:
-                self._write(files[number], half[number])
-                stored[number] = half[number]
+                self._write(files[number], kept[number])
+                stored[number] = kept[number]
         # B x (C, h, w) -> (B, C, h, w)
         batch = torch.stack([features for features in stored if features is not None])
         return batch.to(image.device, image.dtype)
 
-    def _check_range(self, features: Tensor, half: Tensor) -> None:
-        if not bool(half.isfinite().all()):
+    def _check_range(self, features: Tensor, kept: Tensor) -> None:
+        if not bool(kept.isfinite().all()):
+            name = str(self.dtype).removeprefix("torch.")
             raise ValueError(
-                f"features up to {float(features.abs().max()):.3g} do not fit into float16 "
-                "(65504 at most); normalise them (the backbone's final norm), or train without "
-                "the cache"
+                f"features up to {float(features.abs().max()):.3g} do not fit into {name} "
+                f"({torch.finfo(self.dtype).max:.6g} at most); normalise them (the "
+                "backbone's final norm), or train without the cache"
             )
 
     def _write(self, file: Path, features: Tensor) -> None:

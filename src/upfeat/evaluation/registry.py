@@ -12,7 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from upfeat.errors import UnknownNameError
 
@@ -30,6 +36,7 @@ __all__ = [
     "ProtocolConfig",
     "Request",
     "ScoreKind",
+    "StoredFeatures",
     "column_groups",
     "cost",
     "get_protocol",
@@ -216,6 +223,10 @@ def score_digits(values: Sequence[float]) -> int:
 # -- settings ------------------------------------------------------------------------------------
 
 
+StoredFeatures = Literal["float16", "float32"]
+"""How low-resolution features are kept on disk."""
+
+
 class ProtocolConfig(BaseModel):
     """Settings of a protocol; all of them stand in the result. None is unknown, none changes.
 
@@ -223,6 +234,8 @@ class ProtocolConfig(BaseModel):
         preset: the protocol that the settings come from.
         data: name of the set.
         limit: at most so many images or videos (a quick look, no result to quote).
+        reader: how a set of the user's own was read, ``folder``; None, and left out of the stored
+            settings, for a set that has a reader of its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -230,6 +243,14 @@ class ProtocolConfig(BaseModel):
     preset: str
     data: str
     limit: PositiveInt | None = None
+    reader: Literal["folder"] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_reader(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stored: dict[str, Any] = dump(self)
+        if stored.get("reader") is None:
+            stored.pop("reader", None)
+        return stored
 
 
 def known_entry(kind: str, name: str, table: Mapping[str, ValueT]) -> ValueT:
@@ -302,6 +323,10 @@ def _no_inputs(request: Request) -> dict[str, Any]:
     return {}
 
 
+def _no_settings(preset: str, root: Path) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """A protocol: its facts, its settings and how it is run.
@@ -321,6 +346,8 @@ class Protocol:
             ``inputs`` returns, by keyword; returns a result for each method, in their order, and
             has written each to ``out`` as soon as it was known.
         inputs: opens the data of a request: further arguments of ``run``.
+        own_settings: further settings of a preset for a set of the user's own in a folder, where
+            ``data`` names ``folder``.
         backbone: builds the network from its name and file of weights; None for any backbone.
         width: channels of the features by the settings where no backbone is named; None for a
             protocol that needs a backbone.
@@ -349,6 +376,7 @@ class Protocol:
     presets: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     inputs: Callable[[Request], dict[str, Any]] = _no_inputs
+    own_settings: Callable[[str, Path], dict[str, Any]] = _no_settings
     backbone: "Callable[[str, Path | None], Backbone] | None" = None
     width: Callable[[Any], int] | None = None
     weights: Literal["trained", "joint", "untrained"] = "trained"

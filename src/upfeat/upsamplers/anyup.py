@@ -247,6 +247,19 @@ class AnyUp(Upsampler):
                     "use attention='window', or another size or window_ratio"
                 )
 
+    @property
+    def unused_parameters(self) -> int:
+        """Of the value path: two projections d to d, with bias.
+
+        Example:
+            >>> import upfeat
+            >>> up = upfeat.create_upsampler("anyup")
+            >>> sum(weight.numel() for weight in up.parameters()) + up.unused_parameters
+            878080
+        """
+        d = self.attention.conv2d.in_channels
+        return int(2 * (d + 1) * d)
+
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the sizes; ``num_heads`` and ``window_ratio`` cannot be read: defaults."""

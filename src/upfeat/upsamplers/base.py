@@ -188,6 +188,11 @@ class Upsampler(GuidedModel):
         """Compute the output at positions (B, N, 2): (B, N, K); where ``abilities.query``."""
         raise NotImplementedError(f"{type(self).__name__} must implement decode_at")
 
+    @property
+    def unused_parameters(self) -> int:
+        """Parameters of the original that never reach its output; they are not held here."""
+        return 0
+
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
         """Return how many numbers one output row of one image takes with its temporaries.
 

@@ -199,6 +199,20 @@ class JAFAR(Upsampler):
         mixed = values.flatten(2).mT  # (B, K, h, w) -> (B, n, K)
         return head_averaged_attention(query, state.key, mixed, self.attention.num_heads)
 
+    @property
+    def unused_parameters(self) -> int:
+        """Of the value path: ``norm_v`` (C), a projection C to d, one d to d, both with bias.
+
+        Example:
+            >>> import upfeat
+            >>> up = upfeat.create_upsampler("jafar", feature_dim=384)
+            >>> held = sum(weight.numel() for weight in up.parameters())
+            >>> held, up.unused_parameters, held + up.unused_parameters
+            (562304, 66176, 628480)
+        """
+        channels, d = self.config["feature_dim"], self.attention.conv2d.in_channels
+        return int(channels + (channels + 1) * d + (d + 1) * d)
+
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
         """Count a row of values, and of queries on their way."""
         return output_size[1] * (values.shape[1] + 6 * self.attention.conv2d.in_channels)

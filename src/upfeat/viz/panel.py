@@ -12,7 +12,7 @@ from upfeat.errors import shape_text
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["PanelPicture", "draw_grid", "draw_panel", "heat_colors", "to_pil"]
+__all__ = ["PanelPicture", "draw_grid", "draw_panel", "heat_colors", "to_pil", "with_legend"]
 
 # Black, violet, red, orange, pale yellow: lightness rises all the way.
 _STOPS = ((0, 0, 0), (78, 18, 110), (176, 44, 88), (240, 112, 32), (252, 236, 140))
@@ -145,6 +145,41 @@ def draw_grid(
     for i, line in enumerate(lines):
         draw.text((gap, below + (i + 0.5) * bar), line, fill=_INK, font=font, anchor="lm")
     return panel
+
+
+def with_legend(
+    panel: "Image.Image", classes: Sequence[tuple[str, tuple[int, int, int]]]
+) -> "Image.Image":
+    """Return a panel with the names of classes below it, each behind a square of its colour.
+
+    Args:
+        panel: what stands above.
+        classes: names and colours (red, green, blue).
+
+    Example:
+        >>> from PIL import Image
+        >>> from upfeat.viz.panel import with_legend
+        >>> with_legend(Image.new("RGB", (200, 50)), [("road", (128, 64, 128))]).size
+        (200, 78)
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    text, gap = 14, 6
+    font, line = ImageFont.load_default(text), text + 2 * gap
+    places, left, top = [], gap, panel.height
+    for name, _ in classes:
+        width = 2 * gap + text + round(font.getlength(name)) + gap
+        if left > gap and left + width > panel.width:
+            left, top = gap, top + line
+        places.append((left, top))
+        left += width
+    whole = Image.new("RGB", (panel.width, top + line + 2), _BACKGROUND)
+    whole.paste(panel)
+    draw = ImageDraw.Draw(whole)
+    for (name, color), (x, y) in zip(classes, places, strict=True):
+        draw.rectangle((x, y + gap, x + text, y + gap + text), fill=color)
+        draw.text((x + text + gap, y + gap + text / 2), name, fill=_INK, font=font, anchor="lm")
+    return whole
 
 
 def _wrapped(

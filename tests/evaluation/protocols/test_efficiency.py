@@ -18,6 +18,8 @@ from upfeat.evaluation.protocols.efficiency import (
     run_efficiency,
 )
 from upfeat.evaluation.results import Result
+from upfeat.evaluation.tables import build_tables
+from upfeat.evaluation.tables.markdown import results_page
 
 SMALL = {"cells": ((32, 4, 16), (32, 4, 32)), "channels": 8, "warmup": 1, "repeats": 2}
 
@@ -50,6 +52,18 @@ def test_all_numbers_of_a_method(tmp_path: Path) -> None:
     assert [Result.load(path) for path in stored] == [result]
     again = run_efficiency(config, [Method("mine", up)], out=tmp_path)[0]
     assert again == result  # read, not measured anew
+
+
+def test_the_value_path_that_does_nothing_is_said_beside(tmp_path: Path) -> None:
+    config = efficiency_preset("naf", cells=((32, 4, 16),), warmup=1, repeats=1, memory=False)
+    for name, published, unused in (("jafar", 628_480, 66_176), ("anyup", 878_080, 33_024)):
+        width = {"feature_dim": 384} if name == "jafar" else {}
+        method = Method(name, upfeat.create_upsampler(name, **width))
+        result = run_efficiency(config, [method], out=tmp_path / name)[0]
+        assert result.scores["parameters"].mean == pytest.approx((published - unused) / 1e6)
+        assert f"{published:,} parameters; {unused:,} of them" in result.details["note"]
+        (table,) = build_tables([result])
+        assert f"{name}: {result.details['note']}." in results_page([table])
 
 
 def test_memory_is_that_of_a_fresh_process(tmp_path: Path) -> None:
@@ -178,7 +192,8 @@ def test_command(tmp_path: Path) -> None:
     changes = [part for setting in settings for part in ("--set", setting)]
     outcome = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*line, str(tmp_path), *changes])
     assert outcome.exit_code == 0, outcome.output
-    for heading in ("forward time at 32, ms ↓", "forward and backward time at 32, ms ↓"):
+    headings = ("forward time at 32, ms ↓", "operations at 32, GFLOP ↓")
+    for heading in (*headings, "forward and backward time at 32, ms ↓"):
         assert heading in " ".join(outcome.stdout.replace("┃", " ").split())
     (first, second) = (Result.load(path) for path in tmp_path.glob("*.json"))
     assert set(first.scores) == set(second.scores) >= {"ms_forward_32", "ms_backward_32"}

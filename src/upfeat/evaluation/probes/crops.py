@@ -167,7 +167,10 @@ class CropProbe(ABC, Generic[MetricT]):
         self.config, self.backbone, self.cache = config, backbone, cache
         self.on_progress = on_progress
         side = config.crop_size
-        self.pipe = Pipeline(backbone, input_size=(side, side), cache=cache / "features")
+        dtype = getattr(torch, config.stored_features)
+        self.pipe = Pipeline(
+            backbone, input_size=(side, side), cache=cache / "features", cache_dtype=dtype
+        )
         target = config.target_size or side
         self.size = (target, target)
 

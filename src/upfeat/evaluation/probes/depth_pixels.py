@@ -91,7 +91,9 @@ def depth_pixel_preset(data: str, **changes: Any) -> DepthPixelConfig:
         UnknownNameError: no such set.
         ValueError: an impossible value.
     """
-    return DepthPixelConfig(**{"data": data} | known_entry("data set", data, _SETS) | changes)
+    own = changes.get("reader") is not None
+    settings = {} if own else known_entry("data set", data, _SETS)
+    return DepthPixelConfig(**{"data": data} | settings | changes)
 
 
 class DepthPool:
@@ -223,7 +225,13 @@ class _PixelProbe:
         self.config, self.train, self.val = config, train, val
         self.on_progress, self.panels = on_progress, panels
         features = cache / "features"
-        self.pipe = Pipeline(backbone, input_size=config.input_size, fit="exact", cache=features)
+        self.pipe = Pipeline(
+            backbone,
+            input_size=config.input_size,
+            fit="exact",
+            cache=features,
+            cache_dtype=getattr(torch, config.stored_features),
+        )
         self.tokens = ClassTokens(self.pipe, features)
         name = f"{config.data}-depth"
         self.pool = PixelPool(self.pipe, name, config.pixels_per_image, cache)
@@ -240,7 +248,6 @@ class _PixelProbe:
             "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
-            "stored_features": "float16",
             "head": "1x1 convolution, ReLU, + 0.1, mean of uniform bins; AdamW, cosine to 0",
             "loss": "sig of drawn pixels, no gradient term",
             "alignment": "none; scores with si_: scale and shift of each image",

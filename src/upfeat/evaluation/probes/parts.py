@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from upfeat.data import FeatureCache
 from upfeat.evaluation.metrics import BoundaryMetric, SegmentationMetric, iou_per_class
-from upfeat.evaluation.registry import ProtocolConfig
+from upfeat.evaluation.registry import ProtocolConfig, StoredFeatures
 from upfeat.ops import unit_vectors
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
@@ -90,6 +90,7 @@ class CropProbeConfig(ProtocolConfig):
             it gives the same numbers; ``never``.
         validate_every: also score after every so many epochs, in the result's details.
         train_every: every n-th training image is used.
+        stored_features: how low-resolution features are kept; the papers compute in float32.
         order_seed: of the order of the images and of the flips.
         seeds: each gives a head of its own.
     """
@@ -108,6 +109,7 @@ class CropProbeConfig(ProtocolConfig):
     head_before_upsampling: Literal["auto", "always", "never"] = "auto"
     validate_every: PositiveInt | None = None
     train_every: PositiveInt = 1
+    stored_features: StoredFeatures = "float32"
     order_seed: int = 0
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
 
@@ -225,7 +227,8 @@ class ClassTokens:
         self.backbone = pipe.backbone
         name = pipe.identity["name"]
         key = {**pipe.identity, "backbone": f"{name} class token"}
-        self.cache = FeatureCache(folder, key)
+        dtype = torch.float16 if pipe.cache is None else pipe.cache.dtype
+        self.cache = FeatureCache(folder, key, dtype)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return (1, C) for an image (1, 3, H, W) as the backbone takes it."""

@@ -21,7 +21,7 @@ from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.sizes import Size
 from upfeat.errors import UnsupportedError
 from upfeat.evaluation.methods import JointMethod, Method
-from upfeat.evaluation.registry import ProtocolConfig
+from upfeat.evaluation.registry import ProtocolConfig, StoredFeatures
 from upfeat.evaluation.results import Result, result_file_name, stored_result
 from upfeat.pipeline import Encoded, Pipeline
 
@@ -68,6 +68,7 @@ class PixelSampleConfig(ProtocolConfig):
         pixels_per_image: size of the fixed sample of each training image.
         steps, batch_pixels: of the training; pixels are drawn with replacement.
         learning_rate, weight_decay: of AdamW; the rate follows a cosine to zero.
+        stored_features: how features and sampled pixels are kept.
         seeds: each gives a head of its own (initialisation and draws).
     """
 
@@ -79,6 +80,7 @@ class PixelSampleConfig(ProtocolConfig):
     batch_pixels: PositiveInt = 4096
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.01
+    stored_features: StoredFeatures = "float16"
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
 
 
@@ -120,6 +122,7 @@ class PixelPool:
     def __init__(self, pipe: Pipeline, data: str, pixels_per_image: int, cache: str | Path) -> None:
         self.pipe, self.data, self.cache = pipe, data, Path(cache)
         self.pixels_per_image = pixels_per_image
+        self.dtype = torch.float16 if pipe.cache is None else pipe.cache.dtype
 
     def folder(self, method: Method) -> Path:
         """Return where a method's pixels lie."""
@@ -129,6 +132,8 @@ class PixelPool:
             "pixels": self.pixels_per_image,
             "input_size": self.pipe.input_size,
         }
+        if self.dtype != torch.float16:
+            key["stored"] = str(self.dtype)
         name = result_file_name("pixels", self.data, method.identity["name"], key)
         return self.cache / "pixels" / name.removesuffix(".json")
 
@@ -145,17 +150,19 @@ class PixelPool:
             key: name of the file; another for every image, split and content.
 
         Returns:
-            (P, C) float16 on the CPU.
+            (P, C) on the CPU, float16 or what the pipeline keeps.
 
         Raises:
-            ValueError: a value is not finite or too large for float16.
+            ValueError: a value is not finite or too large for what is kept.
         """
         path = self.folder(method) / f"{key.replace('/', '_')}.npy"
         found = _read(path)
         if found is None:
-            found = method.on(self.pipe).at(encoded, size, positions).to("cpu", torch.float16)
+            found = method.on(self.pipe).at(encoded, size, positions).to("cpu", self.dtype)
             if not bool(found.isfinite().all()):
-                raise ValueError(f"{method.label} gives features that are NaN or beyond float16")
+                raise ValueError(
+                    f"{method.label} gives features that are NaN or beyond {self.dtype}"
+                )
             OwnFiles(path.parent).claim_all("the cache of pixels")
             buffer = io.BytesIO()
             np.save(buffer, found.numpy(), allow_pickle=False)

@@ -98,7 +98,8 @@ def image_probe_preset(preset: str, data: str, **changes: Any) -> ImageProbeConf
         5
     """
     settings = dict(known_entry("preset", preset, IMAGE_PRESETS))
-    if preset != "loftup" and data.startswith("coco"):
+    own = changes.get("reader") is not None
+    if preset != "loftup" and data.startswith("coco") and not own:
         settings["epochs"] = COCO_EPOCHS
     return ImageProbeConfig(**{"preset": preset, "data": data} | settings | changes)
 
@@ -174,7 +175,6 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
             "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "crop": "short side resized (bilinear, antialiased; labels nearest), centre crop",
-            "stored_features": "float16",
             "head": "1x1 convolution, mean cross-entropy of labelled pixels",
         }
 

@@ -194,7 +194,7 @@ class SurfaceProbe(CropProbe[MetricT]):
             "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "padding": f"{self.padding} pixels of the mean colour, half on each side",
-            "features": "of a training image float32, of others stored as float16",
+            "features": "of a training image computed for each step, of others stored",
             "enlarged": f"output to target: {self.enlarge}, corners aligned",
         }
 

@@ -42,6 +42,7 @@ from upfeat.data import (
     resize_and_crop,
     rgbd,
 )
+from upfeat.data.own import FOLDER_SET, folder_depth, own_input_size
 from upfeat.data.sets.nyuv2_surfaces import without_normals
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
@@ -278,7 +279,6 @@ class _DepthProbe(CropProbe[DepthMetric]):
             "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "crop": "short side resized (bilinear, antialiased; depth nearest), centre crop",
-            "stored_features": "float16",
             "head": "1x1 convolution, ReLU, + 0.1, mean of uniform bins",
             "alignment": "none; scores with si_: scale and shift of each image",
         }
@@ -390,6 +390,10 @@ def _split(
     return DEPTH_SETS[data](root, split)
 
 
+def _own_settings(preset: str, root: Path) -> dict[str, Any]:
+    return {"input_size": own_input_size(root)} if preset == "pixel-sample" else {}
+
+
 def _nyuv2(root: Path, split: Literal["train", "val"]) -> DepthData | SurfaceData[Any]:
     """List maps of depth, or frames in Probe3D's form where the folder holds those."""
     if (root / "geonet").is_dir():
@@ -399,6 +403,7 @@ def _nyuv2(root: Path, split: Literal["train", "val"]) -> DepthData | SurfaceDat
 
 DEPTH_SETS: Mapping[str, Callable[..., DepthData | SurfaceData[Any]]] = {
     "nyuv2": _nyuv2,
+    FOLDER_SET: folder_depth,
     "navi": lambda root, split: navi(root, "trainval" if split == "train" else "test"),
     "rgbd": lambda root, split: rgbd(root, "train" if split == "train" else "test"),
 }
@@ -427,6 +432,7 @@ register_protocol(
         presets=("pixel-sample", *CROP_PRESETS, *SURFACE_DEPTH_PRESETS),
         data=(*DEPTH_SETS, "with a teacher any set of seg-probe"),
         inputs=_inputs,
+        own_settings=_own_settings,
         run=run_depth_probe,
         weights="joint",
         seeds=True,

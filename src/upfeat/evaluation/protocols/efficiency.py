@@ -360,9 +360,21 @@ def _measure(
         settings=settings,
         scores=scores if measured else {},
         unit="ms, MB, GFLOP (2 a multiply-add), millions of parameters, as the names say",
-        details={"failures": failures},
+        details={"failures": failures} | _parameter_note(method, cells[0].networks),
         environment=describe_environment(),
     )
+
+
+def _parameter_note(method: Method, networks: Sequence[nn.Module]) -> dict[str, str]:
+    """Say how many parameters the published network has where some of them do nothing."""
+    unused = method.upsampler.unused_parameters
+    if not unused:
+        return {}
+    held = sum(weight.numel() for module in networks for weight in module.parameters())
+    return {
+        "note": f"the published network has {held + unused:,} parameters; {unused:,} of them are a "
+        "value path that never reaches the output, and are not held here"
+    }
 
 
 def _numbers(cell: _Cell) -> dict[str, Score]:

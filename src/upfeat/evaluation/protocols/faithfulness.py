@@ -20,12 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData
+from upfeat.data.own import FOLDER_SET
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.probes.pixels import encode_turned
 from upfeat.evaluation.protocols.seg_probe import (
@@ -34,6 +36,7 @@ from upfeat.evaluation.protocols.seg_probe import (
     PixelProbe,
     SegProbeConfig,
     labelled_splits,
+    own_settings,
     run_seg_probe,
     seg_probe_preset,
 )
@@ -169,7 +172,13 @@ class _Measure:
         self.pipe = self.probe.pipe
         height, width = config.probe.input_size
         larger = (config.factor * height, config.factor * width)
-        self.larger = Pipeline(backbone, input_size=larger, fit="exact", cache=cache / "features")
+        self.larger = Pipeline(
+            backbone,
+            input_size=larger,
+            fit="exact",
+            cache=cache / "features",
+            cache_dtype=getattr(torch, config.probe.stored_features),
+        )
         self.heads: list[nn.Linear] | None = None
 
     def settings(self, method: Method) -> dict[str, Any]:
@@ -267,8 +276,9 @@ register_protocol(
         ),
         caption="deviation over images, of mIoU over seeds",
         configure=faithfulness_preset,
-        data=tuple(PRESETS["pixel-sample"]),
+        data=(*PRESETS["pixel-sample"], FOLDER_SET),
         inputs=_inputs,
+        own_settings=own_settings,
         run=run_faithfulness,
         seeds=True,
         items="images of each split",

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from upfeat.backbones import Backbone
 from upfeat.data import SegmentationData, load_segmentation, segmentation_sets
+from upfeat.data.own import own_input_size
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
@@ -69,6 +70,7 @@ __all__ = [
     "PixelProbe",
     "SegProbeConfig",
     "labelled_splits",
+    "own_settings",
     "run_seg_probe",
     "seg_probe_preset",
 ]
@@ -103,7 +105,7 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig |
     Args:
         preset: ``pixel-sample``, ``jafar``, ``anyup``, ``naf`` or ``loftup``.
         data: a name of :func:`upfeat.data.segmentation`; for ``pixel-sample`` one of
-            ``PRESETS``.
+            ``PRESETS``, or any with ``reader="folder"`` and an ``input_size``.
         **changes: fields of :class:`SegProbeConfig`, or of
             :class:`upfeat.evaluation.probes.segmentation_crops.ImageProbeConfig`.
 
@@ -122,7 +124,8 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig |
         return image_probe_preset(preset, data, **changes)
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, [*PRESETS, *IMAGE_PRESETS])
-    settings = known_entry("data set", data, PRESETS[preset])
+    own = changes.get("reader") is not None
+    settings = {} if own else known_entry("data set", data, PRESETS[preset])
     return SegProbeConfig(**{"preset": preset, "data": data} | settings | changes)
 
 
@@ -194,7 +197,11 @@ class PixelProbe:
         self.config, self.train, self.val = config, train, val
         self.on_progress, self.panels = on_progress, panels
         self.pipe = Pipeline(
-            backbone, input_size=config.input_size, fit="exact", cache=cache / "features"
+            backbone,
+            input_size=config.input_size,
+            fit="exact",
+            cache=cache / "features",
+            cache_dtype=getattr(torch, config.stored_features),
         )
         self.pool = PixelPool(self.pipe, config.data, config.pixels_per_image, cache)
         self.splits = {
@@ -209,7 +216,6 @@ class PixelProbe:
             "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
-            "stored_features": "float16",
             "band": "Euclidean distance to a pixel with a 4-neighbour of another label",
             "head": "1x1 convolution, cross-entropy, AdamW, cosine to 0 per step",
         }
@@ -386,6 +392,11 @@ def _inputs(request: Request) -> dict[str, Any]:
     return labelled_splits(request) | kept
 
 
+def own_settings(preset: str, root: Path) -> dict[str, Any]:
+    """Return the settings for a folder of the user's own: the size follows its images."""
+    return {} if preset in IMAGE_PRESETS else {"input_size": own_input_size(root)}
+
+
 SCORES = {
     "miou": higher("mIoU"),
     "miou_labelled": higher("mIoU labelled"),
@@ -410,6 +421,7 @@ register_protocol(
         presets=(*PRESETS, *IMAGE_PRESETS),
         data=tuple(segmentation_sets()),
         inputs=_inputs,
+        own_settings=own_settings,
         run=run_seg_probe,
         weights="joint",
         seeds=True,

@@ -29,6 +29,7 @@ from upfeat._files import OwnFiles, write_bytes
 from upfeat.backbones import Backbone
 from upfeat.data import VideoData, VideoSequence, davis
 from upfeat.data.layouts import read_numbers
+from upfeat.data.own import FOLDER_SET, folder_video
 from upfeat.data.sizes import Size
 from upfeat.errors import UnsupportedError
 from upfeat.evaluation.methods import LowRes, Method
@@ -44,6 +45,7 @@ from upfeat.evaluation.registry import (
     Protocol,
     ProtocolConfig,
     Request,
+    StoredFeatures,
     higher,
     known_entry,
     lower,
@@ -71,6 +73,7 @@ class VosConfig(ProtocolConfig):
         top_k: positions that give a mask to one, of all context frames together.
         radius: of the neighbourhood, in cells of the grid.
         temperature: of the weights.
+        stored_features: how low-resolution features are kept.
     """
 
     preset: Literal["loftup", "naf"] = "loftup"
@@ -81,11 +84,13 @@ class VosConfig(ProtocolConfig):
     top_k: PositiveInt = 5
     radius: NonNegativeInt = 12
     temperature: PositiveFloat = 0.1
+    stored_features: StoredFeatures = "float32"
 
 
 DATA_SETS: dict[str, Callable[..., VideoData]] = {
     "davis2016": lambda root, split: davis(root, 2016, split),
     "davis2017": lambda root, split: davis(root, 2017, split),
+    FOLDER_SET: folder_video,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "loftup": {},
@@ -111,7 +116,8 @@ def vos_preset(preset: str, data: str, **changes: Any) -> VosConfig:
         'bicubic'
     """
     settings = known_entry("preset", preset, PRESETS)
-    known_entry("data set", data, DATA_SETS)
+    if changes.get("reader") is None:
+        known_entry("data set", data, DATA_SETS)
     return VosConfig(**{"preset": preset, "data": data} | settings | changes)
 
 
@@ -172,7 +178,9 @@ class _Propagation:
     ) -> None:
         self.config, self.data, self.backbone = config, data, backbone
         self.on_progress = on_progress
-        self.pipe = Pipeline(backbone, fit="exact", cache=cache / "features")
+        dtype = getattr(torch, config.stored_features)
+        features = cache / "features"
+        self.pipe = Pipeline(backbone, fit="exact", cache=features, cache_dtype=dtype)
         self.fingerprint = data.fingerprint()
 
     def settings(self, method: Method) -> dict[str, Any]:
@@ -185,7 +193,6 @@ class _Propagation:
             "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "image_resize": "bicubic, antialiased",
-            "stored_features": "float16",
             "mask_resize": "nearest to the grid and to the frame, bilinear to the input",
             "scored": "all frames but the first and last, all objects of the first frame",
         }

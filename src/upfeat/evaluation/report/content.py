@@ -13,6 +13,7 @@ from upfeat.evaluation.report.pictures import (
     ramp_colors,
 )
 from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
+from upfeat.evaluation.tables.grid import Grid, class_grid
 from upfeat.evaluation.tables.markdown import table_command
 from upfeat.evaluation.tables.panels import Panel
 
@@ -110,6 +111,7 @@ class TableView:
         cost: axis title.
         quality: axis title.
         higher_is_better: of the quality.
+        first: heading of the labels.
     """
 
     title: str
@@ -124,6 +126,7 @@ class TableView:
     cost: str = ""
     quality: str = ""
     higher_is_better: bool = True
+    first: str = "upsampler"
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,25 @@ def _table_views(table: Table) -> list[TableView]:
         quality=f"{kind.heading}, {unit}".removesuffix(", ") if kind else "",
         higher_is_better=kind is None or kind.higher_is_better is not False,
     )
-    return views
+    classes = class_grid(table)
+    return views if classes is None else [*views, _class_view(title, classes)]
+
+
+def _class_view(title: str, grid: Grid) -> TableView:
+    """Return the IoU of each class, a column a method."""
+    columns = tuple(Column(head.strip("`")) for head in grid.head[1:])
+    rows = tuple(
+        RowView(
+            label,
+            "",
+            tuple(
+                Cell("" if cell.mean is None else cell.text, "", cell.mean, cell.place or None)
+                for cell in cells
+            ),
+        )
+        for label, cells in grid.rows
+    )
+    return TableView(f"{title} · IoU of each class, %", columns, rows, first=grid.head[0])
 
 
 def _table_view(table: Table, names: Sequence[str]) -> TableView:
@@ -314,7 +335,9 @@ def _table_view(table: Table, names: Sequence[str]) -> TableView:
     return TableView(
         title=table.title,
         subtitle=table.backbone,
-        remark=" ".join(filter(None, (quick if table.quick_look else "", table.units))),
+        remark=" ".join(
+            filter(None, (quick if table.quick_look else "", table.units, *table.notes))
+        ),
         columns=(*columns, *([Column("time", "s")] if timed else [])),
         rows=tuple(_row_view(row, table, digits, timed) for row in table.rows),
         published=tuple(_published(table, names, timed)),

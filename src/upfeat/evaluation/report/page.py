@@ -112,11 +112,11 @@ def _table(table: TableView, name: str) -> str:
         f'<th scope="col" aria-sort="none"><button type="button">{_heading(column)}</button></th>'
         for column in table.columns
     )
-    width, title = len(table.columns) + 1, escape(table.title)
+    width, title, first = len(table.columns) + 1, escape(table.title), escape(table.first)
     return (
         f'{remark}<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
         f'<table id="{name}"><caption>{title}</caption><thead><tr>'
-        '<th scope="col" aria-sort="none"><button type="button">upsampler</button></th>'
+        f'<th scope="col" aria-sort="none"><button type="button">{first}</button></th>'
         f"{heads}</tr></thead><tbody>{''.join(map(_row, table.rows))}</tbody>"
         f"{''.join(_published(block, width) for block in table.published)}</table></div>"
     )

@@ -134,6 +134,12 @@ class Table:
         texts = dict.fromkeys(row.result.unit for row in self.rows if ";" in row.result.unit)
         return f"Numbers: {' / '.join(texts)}." if texts else ""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What single results say of themselves, ``details["note"]``, a sentence each."""
+        said = {row.label: row.result.details.get("note") for row in self.rows}
+        return tuple(f"{label}: {note}." for label, note in said.items() if note)
+
     def remark(self, block: PublishedBlock) -> str:
         """Say in what published numbers differ from this table's, and what their paper adds."""
         apart = differences(block.setting, self.rows[0].result.settings)
@@ -281,7 +287,8 @@ def _table(
     ranked = [replace(row, rank=rank) for row, rank in zip(rows, ranks, strict=True)]
     ranked.sort(key=lambda row: (row.rank is None, row.rank or 0.0, row.name))
     task, data, preset, backbone = heading
-    published = tuple(published_for(task, data or preset, shown))
+    own = settings.get("reader") is not None  # whatever it is called, no paper printed it
+    published = () if own else tuple(published_for(task, data or preset, shown))
     parts = (task, data, preset, backbone, settings, variant, shown, best_by)
     return Table(*parts, tuple(ranked), published)
 

@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from upfeat.evaluation.papers import PublishedBlock, setting_text
-from upfeat.evaluation.registry import column_groups, score_digits, score_text, titled_protocol
+from upfeat.evaluation.registry import column_groups, titled_protocol
 from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
+from upfeat.evaluation.tables.grid import class_grid, markdown_grid, markdown_table, score_grid
 
 __all__ = [
-    "markdown_table",
     "results_page",
     "split_remarks",
     "table_command",
@@ -26,7 +26,12 @@ _LEGEND = (
 
 
 def results_page(
-    tables: Sequence[Table], *, note: str = "", link: str = "", remarks: str = ""
+    tables: Sequence[Table],
+    *,
+    note: str = "",
+    link: str = "",
+    remarks: str = "",
+    classes: bool = False,
 ) -> str:
     """Return the page.
 
@@ -36,6 +41,7 @@ def results_page(
         link: relative path from the page to the folder of the results.
         remarks: Markdown by hand; what has no heading comes first, a section whose ``##`` heading
             is that of a task follows its tables, the others come last.
+        classes: show the IoU of each class, too.
     """
     sections = split_remarks(remarks)
     parts = [f"{note}# Results\n", f"{_LEGEND}\n"]
@@ -48,7 +54,7 @@ def results_page(
         parts.append(f"## Mean rank\n\n{_ranking_table(ranking)}")
     for title, members in groupby(tables, key=lambda table: table.protocol.title):
         parts.append(f"## {title}\n")
-        parts += [_section(table) for table in members]
+        parts += [_section(table, classes) for table in members]
         if title in sections:
             parts.append(sections.pop(title))
     parts += [f"## {title}\n\n{text}" for title, text in sections.items()]
@@ -69,22 +75,7 @@ def split_remarks(text: str) -> dict[str, str]:
     return {title: f"{body.strip()}\n" for title, body in found.items() if body.strip()}
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; a bar in a cell is escaped.
-
-    Example:
-        >>> from upfeat.evaluation.tables.markdown import markdown_table
-        >>> print(markdown_table(["a", "b"], [["1", "2"]]), end="")
-        | a | b |
-        | --- | --- |
-        | 1 | 2 |
-    """
-    lines = [head, ["---"] * len(head), *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
-def _section(table: Table) -> str:
+def _section(table: Table, classes: bool) -> str:
     """Return heading, settings, command, table and published numbers."""
     parts = [f"### {table.title}\n"]
     if table.quick_look:
@@ -92,15 +83,17 @@ def _section(table: Table) -> str:
     parts.append(f"```bash\n{table_command(table)}\n```\n")
     if facts := _facts(table):
         parts.append(f"{facts}\n")
-    parts += [f"{table.units}\n"] if table.units else []
+    parts += [f"{text}\n" for text in (table.units, *table.notes) if text]
     for heading, names in column_groups(table.kinds):
         parts += [f"{heading}:\n"] if heading else []
-        parts.append(_score_table(table, names))
+        parts.append(markdown_grid(score_grid(table, names)))
         parts += [
             _published(block, table, [name for name in names if name in block.units])
             for block in table.published
             if not set(names).isdisjoint(block.units)
         ]
+    if classes and (grid := class_grid(table)) is not None:
+        parts.append(f"IoU of each class, %:\n\n{markdown_grid(grid)}")
     return "\n".join(parts)
 
 
@@ -113,33 +106,6 @@ def _facts(table: Table) -> str:
         if name not in named and not isinstance(value, dict) and value is not None
     ]
     return f"Settings: {'; '.join(facts)}." if facts else ""
-
-
-def _score_table(table: Table, names: Sequence[str]) -> str:
-    timed = any(row.seconds is not None for row in table.rows)
-    head = ["upsampler", *(table.heading(name) for name in names)]
-    digits = {
-        name: score_digits(
-            [row.result.scores[name].mean for row in table.rows if name in row.result.scores]
-        )
-        for name in names
-    }
-    rows = []
-    for row in table.rows:
-        cells = [_cell(row, name, digits[name]) for name in names]
-        time = [] if not timed else ["-" if row.seconds is None else f"{row.seconds:.0f}"]
-        label = f"`{row.label}`" + (f" ({row.note})" if row.note else "")
-        rows.append([label, *cells, *time])
-    return markdown_table([*head, "time, s"] if timed else head, rows)
-
-
-def _cell(row: Row, name: str, digits: int) -> str:
-    score = row.result.scores.get(name)
-    if score is None or score.mean != score.mean:  # not a number: nothing was counted
-        return "-"
-    text = score_text(score, digits=digits)
-    mark = {1: "**", 2: "*"}.get(row.places.get(name, 0), "")
-    return f"{mark}{text}{mark}"
 
 
 def _published(block: PublishedBlock, table: Table, names: Sequence[str]) -> str:
@@ -170,7 +136,8 @@ def _ranking_table(ranking: Ranking) -> str:
 
 # -- the command of a table ----------------------------------------------------------------------
 
-_GIVEN = ("data", "preset", "seeds", "limit")  # settings with an option of their own
+_GIVEN = ("data", "preset", "seeds", "limit", "reader")  # settings with an option of their own
+_OWN = ("reader", "input_size")  # of a set of the user's own: the size follows its images
 
 
 def table_command(table: Table) -> str:
@@ -197,7 +164,8 @@ def table_command(table: Table) -> str:
     if table.backbone:
         first += ["--backbone", table.backbone]
     if table.data:
-        first += ["--data", table.data, "--root", f"data/{table.data}"]
+        reader = table.settings.get("reader") or table.data
+        first += ["--data", reader, "--root", f"data/{table.data}"]
     if table.preset and titled_protocol(table.task).presets:
         first += ["--preset", table.preset]
     if table.settings.get("teacher"):
@@ -226,12 +194,19 @@ def _entry(row: Row) -> str:
 
 def _changed(table: Table) -> dict[str, Any]:
     """Return the settings that are not those of preset and data."""
+    own = {}
+    if table.settings.get("reader") is not None:
+        own = {name: table.settings[name] for name in _OWN if name in table.settings}
     try:
-        settings = titled_protocol(table.task).settings(table.preset, table.data)
+        settings = titled_protocol(table.task).settings(table.preset, table.data, **own)
     except ValueError:
         return {}  # no such protocol, preset or set in this version
+    size = type(settings).model_fields.get("input_size")
+    asked = {"input_size"} if own and size is not None and size.is_required() else set()
     return {
         name: table.settings[name]
         for name, value in settings.model_dump(mode="json").items()
-        if name not in _GIVEN and name in table.settings and table.settings[name] != value
+        if name not in _GIVEN
+        and name in table.settings
+        and (table.settings[name] != value or name in asked)
     }
