@@ -91,7 +91,7 @@ def test_places_of_classes() -> None:
     (table,) = build_tables(RESULTS)
     grid = class_grid(table)
     assert grid is not None
-    assert [[cell.place for cell in cells] for _, cells in grid.rows] == [
+    assert [[cell.place for cell in row.cells] for row in grid.rows] == [
         [1, 2, 0],  # road
         [1, 1, 0],  # two best leave no second
         [0, 0, 0],  # occurs nowhere

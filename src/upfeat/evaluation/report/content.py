@@ -309,14 +309,14 @@ def _class_view(title: str, grid: Grid) -> TableView:
     columns = tuple(Column(head.strip("`")) for head in grid.head[1:])
     rows = tuple(
         RowView(
-            label,
-            "",
+            row.label,
+            row.note,
             tuple(
                 Cell("" if cell.mean is None else cell.text, "", cell.mean, cell.place or None)
-                for cell in cells
+                for cell in row.cells
             ),
         )
-        for label, cells in grid.rows
+        for row in grid.rows
     )
     return TableView(f"{title} · IoU of each class, %", columns, rows, first=grid.head[0])
 

@@ -13,6 +13,7 @@ from upfeat.evaluation.tables import Row, Table
 __all__ = [
     "Grid",
     "GridCell",
+    "GridRow",
     "class_grid",
     "csv_text",
     "latex_table",
@@ -39,19 +40,33 @@ class GridCell:
 
 
 @dataclass(frozen=True)
+class GridRow:
+    """A row: label, a note behind it, and the cells."""
+
+    label: str
+    cells: tuple[GridCell, ...]
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """Label and note."""
+        return f"{self.label} ({self.note})" if self.note else self.label
+
+
+@dataclass(frozen=True)
 class Grid:
     """A table.
 
     Attributes:
         title: of it.
         head: of the first column and of each other.
-        rows: label and cells of each.
+        rows: of numbers.
         code: the labels are names of methods.
     """
 
     title: str
     head: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[GridCell, ...]], ...]
+    rows: tuple[GridRow, ...]
     code: bool = True
 
 
@@ -92,7 +107,7 @@ def score_grid(table: Table, names: Sequence[str], title: str = "") -> Grid:
         if timed:
             seconds = row.seconds
             cells.append(EMPTY if seconds is None else GridCell(f"{seconds:.0f}", seconds))
-        rows.append((row.name, tuple(cells)))
+        rows.append(GridRow(row.label, tuple(cells), row.note))
     head = ("upsampler", *map(table.heading, names), *(["time, s"] if timed else []))
     return Grid(title, head, tuple(rows))
 
@@ -142,7 +157,7 @@ def class_grid(table: Table) -> Grid | None:
             )
             for value in values
         ]
-        rows.append((name, tuple(cells)))
+        rows.append(GridRow(name, tuple(cells)))
     head = ("class", *(f"`{row.name}`" for row in scored))
     return Grid(f"{table.title}, IoU of each class in %", head, tuple(rows), code=False)
 
@@ -170,26 +185,21 @@ def markdown_grid(grid: Grid) -> str:
     marks = {1: "**", 2: "*"}
     rows = [
         [
-            _code(label) if grid.code else label,
-            *(f"{(mark := marks.get(cell.place, ''))}{cell.text}{mark}" for cell in cells),
+            (f"`{row.label}`" if grid.code else row.label) + (f" ({row.note})" if row.note else ""),
+            *(f"{(mark := marks.get(cell.place, ''))}{cell.text}{mark}" for cell in row.cells),
         ]
-        for label, cells in grid.rows
+        for row in grid.rows
     ]
     return markdown_table(grid.head, rows)
-
-
-def _code(label: str) -> str:
-    """Return a method's name as code, without the note behind it."""
-    name, space, note = label.partition(" (")
-    return f"`{name}`{space}{note}"
 
 
 def csv_text(grid: Grid) -> str:
     """Return a grid as comma-separated values: full numbers, deviations in columns of their own.
 
     Example:
-        >>> from upfeat.evaluation.tables.grid import Grid, GridCell, csv_text
-        >>> grid = Grid("", ("upsampler", "mIoU, %"), (("jafar", (GridCell("71.0", 71.04, 0.5),)),))
+        >>> from upfeat.evaluation.tables.grid import Grid, GridCell, GridRow, csv_text
+        >>> row = GridRow("jafar", (GridCell("71.0", 71.04, 0.5),))
+        >>> grid = Grid("", ("upsampler", "mIoU, %"), (row,))
         >>> print(csv_text(grid), end="")
         upsampler,"mIoU, %","mIoU, % deviation"
         jafar,71.04,0.5
@@ -197,16 +207,16 @@ def csv_text(grid: Grid) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     spread = [
-        any(cells[i].deviation is not None for _, cells in grid.rows)
+        any(row.cells[i].deviation is not None for row in grid.rows)
         for i in range(len(grid.head) - 1)
     ]
     heads = [_plain(grid.head[0])]
     for text, wide in zip(grid.head[1:], spread, strict=True):
         heads += [_plain(text), f"{_plain(text)} deviation"] if wide else [_plain(text)]
     writer.writerow(heads)
-    for label, cells in grid.rows:
-        line: list[object] = [label]
-        for cell, wide in zip(cells, spread, strict=True):
+    for row in grid.rows:
+        line: list[object] = [row.name]
+        for cell, wide in zip(row.cells, spread, strict=True):
             line += [_number(cell.mean), _number(cell.deviation)] if wide else [_number(cell.mean)]
         writer.writerow(line)
     return stream.getvalue()
@@ -256,8 +266,8 @@ def latex_table(grid: Grid, label: str = "") -> str:
         label: of ``\ref``; none if empty.
 
     Example:
-        >>> from upfeat.evaluation.tables.grid import Grid, GridCell, latex_table
-        >>> rows = (("a", (GridCell("71.0", 71.0, place=1),)),)
+        >>> from upfeat.evaluation.tables.grid import Grid, GridCell, GridRow, latex_table
+        >>> rows = (GridRow("a", (GridCell("71.0", 71.0, place=1),)),)
         >>> print(latex_table(Grid("street", ("upsampler", "mIoU, %"), rows)), end="")
         \begin{table}
           \centering
@@ -272,8 +282,8 @@ def latex_table(grid: Grid, label: str = "") -> str:
         \end{table}
     """
     lines = [" & ".join(map(latex_text, grid.head)) + r" \\", r"\midrule"]
-    for name, cells in grid.rows:
-        lines.append(" & ".join((latex_text(name), *map(_latex_cell, cells))) + r" \\")
+    for row in grid.rows:
+        lines.append(" & ".join((latex_text(row.name), *map(_latex_cell, row.cells))) + r" \\")
     columns = "l" + "r" * (len(grid.head) - 1)
     caption = f"{latex_text(grid.title)}. Best bold, second best underlined."
     named = [f"  \\label{{{label}}}"] if label else []
