@@ -16,6 +16,7 @@ from upfeat.data.sets.navi import EVERY, FRAME, SHORT_SIDE, TRAIN_SHARE
 from upfeat.data.sets.nyuv2_surfaces import BROKEN, MARGIN, MEANS, VAL_EVERY
 from upfeat.evaluation.metrics import boundary_radius, boundary_region, propagate_labels
 from upfeat.evaluation.metrics.normals import RECALLS
+from upfeat.evaluation.probes import object_crops, training_clicks
 from upfeat.evaluation.probes.depth_losses import (
     BIN_FLOOR,
     EPSILON,
@@ -30,6 +31,7 @@ from upfeat.evaluation.probes.word_maps import CLIP_SCALE
 from upfeat.evaluation.protocols.cam import cam_preset
 from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
 from upfeat.evaluation.protocols.efficiency import efficiency_preset
+from upfeat.evaluation.protocols.interactive import interactive_preset
 from upfeat.evaluation.protocols.normals_probe import normals_probe_preset
 from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
 from upfeat.evaluation.protocols.vos import vos_preset
@@ -87,6 +89,54 @@ def test_label_propagation_and_boundaries() -> None:
     assert boundary_radius((480, 854)) == 8  # 0.008 of the diagonal, rounded up
     assert boundary_radius((1000, 1000)) == 12
     assert inspect.signature(boundary_region).parameters["share"].default == 0.02
+
+
+def test_interactive_segmentation() -> None:
+    config = interactive_preset("loftup", "grabcut")
+    pinned(
+        config,
+        {
+            "crop_size": 224,
+            "feature_size": None,
+            "injection": "early",
+            "epochs": 20,
+            "batch": 8,
+            "learning_rate": 5e-5,
+            "drops": (17, 20),
+            "corrective": 3,
+            "encoding": "disk",
+            "radius": 5,
+            "clicks": 20,
+            "flip": True,
+            "thresholds": (80, 85, 90),
+            "released_batchnorm": False,
+            "limit": None,
+        },
+    )
+    rules = {"expansion": 1.4, "smallest": 200, "kept_overlap": 0.5, "threshold": 0.5}
+    pinned(config.rules(), {"size": 224, "clicks": 20, "flip": True, "radius": 5} | rules)
+    clicks = {"SLOTS": 24, "ERODED_CHANCE": 0.9, "EROSIONS": 3, "FEWEST": 10, "COUNT_DECAY": 0.8}
+    negative = {"BACKGROUND": 0.1, "OTHERS": 0.4, "RING": 0.5, "RING_SHARE": 0.1}
+    pinned(training_clicks, clicks | negative | {"CORRECTED": 0.49})
+    pinned(
+        object_crops,
+        {
+            "SCALES": (0.75, 1.25),
+            "FLIP_CHANCE": 0.5,
+            "TURN_CHANCE": 0.5,
+            "AFFINE_CHANCE": 0.75,
+            "SHIFT": 0.03,
+            "ROTATION": 3,
+            "CONTRAST_CHANCE": 0.75,
+            "CONTRAST": (-0.15, 0.4),
+            "BRIGHTNESS": (-0.25, 0.25),
+            "COLOUR_CHANCE": 0.75,
+            "COLOUR": 10 / 255,
+            "EMPTY_CHANCE": 0.01,
+            "SMALLEST": 80,
+            "MERGE_CHANCE": 0.15,
+        },
+    )
 
 
 SHARED_PROBE = {

@@ -14,6 +14,7 @@ from upfeat.data.masks import (
     Sa1bMaskSource,
     SuperpixelMaskSource,
 )
+from upfeat.data.objects import ObjectData, ObjectFile, ObjectImage, load_objects, object_sets
 from upfeat.data.own import folder, folder_depth, folder_video
 from upfeat.data.records import image_folder, image_list, imagenet_folder, sa1b_folder
 from upfeat.data.segmentation import (
@@ -24,12 +25,19 @@ from upfeat.data.segmentation import (
     segmentation_sets,
 )
 from upfeat.data.sets.ade20k import ade20k
-from upfeat.data.sets.bsds500 import RegionData, RegionFile, RegionImage, bsds500
+from upfeat.data.sets.bsds500 import (
+    RegionData,
+    RegionFile,
+    RegionImage,
+    bsds500,
+    bsds500_objects,
+)
 from upfeat.data.sets.camvid import camvid
 from upfeat.data.sets.cityscapes import cityscapes
-from upfeat.data.sets.coco_objects import coco_objects
+from upfeat.data.sets.coco_objects import coco_objects, coco_single_objects
 from upfeat.data.sets.coco_stuff import coco_stuff
 from upfeat.data.sets.davis import davis
+from upfeat.data.sets.grabcut import berkeley, davis_interactive, grabcut
 from upfeat.data.sets.imagenet import imagenet
 from upfeat.data.sets.kitti360 import kitti360
 from upfeat.data.sets.msrc import msrc
@@ -38,6 +46,7 @@ from upfeat.data.sets.nuscenes import nuscenes, nuscenes_sample
 from upfeat.data.sets.nyuv2 import nyuv2, nyuv2_depth, unpack_nyuv2
 from upfeat.data.sets.nyuv2_surfaces import nyuv2_surfaces, unpack_nyuv2_normals
 from upfeat.data.sets.rgbd import rgbd
+from upfeat.data.sets.sbd import sbd
 from upfeat.data.sets.voc import voc
 from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth
 from upfeat.data.tar_shards import TarRecords, find_images
@@ -66,6 +75,9 @@ __all__ = [
     "LabelledFile",
     "LabelledImage",
     "MaskSource",
+    "ObjectData",
+    "ObjectFile",
+    "ObjectImage",
     "RegionData",
     "RegionFile",
     "RegionImage",
@@ -80,17 +92,22 @@ __all__ = [
     "VideoData",
     "VideoSequence",
     "ade20k",
+    "berkeley",
     "bsds500",
+    "bsds500_objects",
     "camvid",
     "cityscapes",
     "coco_objects",
+    "coco_single_objects",
     "coco_stuff",
     "davis",
+    "davis_interactive",
     "fill_mask_cache",
     "find_images",
     "folder",
     "folder_depth",
     "folder_video",
+    "grabcut",
     "image_files",
     "image_folder",
     "image_list",
@@ -98,6 +115,7 @@ __all__ = [
     "imagenet",
     "imagenet_folder",
     "kitti360",
+    "load_objects",
     "load_segmentation",
     "msrc",
     "navi",
@@ -107,10 +125,12 @@ __all__ = [
     "nyuv2",
     "nyuv2_depth",
     "nyuv2_surfaces",
+    "object_sets",
     "read_image",
     "resize_and_crop",
     "rgbd",
     "sa1b_folder",
+    "sbd",
     "segmentation_sets",
     "shrink_navi",
     "unpack_nyuv2",

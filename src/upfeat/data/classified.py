@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from upfeat.data.images import read_image
-from upfeat.data.layouts import FileSet, lay_on_image, read_numbers
+from upfeat.data.layouts import FileSet, lay_on_image
+from upfeat.data.objects import read_mask
 
 __all__ = ["ClassifiedFile", "ClassifiedImage", "ClassifiedImages"]
 
@@ -55,12 +56,7 @@ class ClassifiedImages(FileSet[ClassifiedFile, ClassifiedImage]):
         image = read_image(file.image)
         if file.mask is None:
             return ClassifiedImage(image, file.label, None)
-        mask = read_numbers(file.mask, "mask", "of 0 (background) and 1 (the object)")
-        mask = lay_on_image(mask, file.mask, file.image, image.shape[1:])
-        if mask.max() > 1:
-            raise ValueError(
-                f"{file.mask} holds {int(mask.max())}; expected 0 (background) and 1 (the object)"
-            )
+        mask = lay_on_image(read_mask([file.mask]), file.mask, file.image, image.shape[1:])
         return ClassifiedImage(image, file.label, mask.bool())
 
     def paths(self, file: ClassifiedFile) -> Sequence[Path]:

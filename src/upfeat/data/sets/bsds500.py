@@ -24,9 +24,10 @@ from upfeat.data.layouts import (
     list_images,
     read_numbers,
 )
+from upfeat.data.objects import ObjectData, ObjectFile, register_objects
 from upfeat.errors import MissingPackageError, check_file
 
-__all__ = ["RegionData", "RegionFile", "RegionImage", "bsds500"]
+__all__ = ["RegionData", "RegionFile", "RegionImage", "bsds500", "bsds500_objects"]
 
 ADDRESS = (
     "https://www2.eecs.berkeley.edu/Research/Projects/CS/grouping/resources.html, or "
@@ -79,7 +80,7 @@ class RegionData(FileSet[RegionFile, RegionImage]):
         image = read_image(file.image)
         regions: list[Tensor] = []
         for path in file.regions:
-            maps = _mat_regions(path) if path.suffix == ".mat" else [_png_regions(path)]
+            maps = _read_regions(path)
             regions += [lay_on_image(one, path, file.image, image.shape[1:]) for one in maps]
         return RegionImage(image, tuple(regions))
 
@@ -109,6 +110,40 @@ def bsds500(root: PathLike, split: Literal["train", "val", "test"] = "train") ->
     return RegionData(f"bsds500/{split}", files)
 
 
+# A region is taken for an object if it covers such a share of the image (chosen).
+OBJECT_SHARES = (0.01, 0.4)
+
+
+@register_objects("bsds500")
+def bsds500_objects(root: PathLike, split: Literal["train", "val", "test"] = "train") -> ObjectData:
+    """List a split of BSDS500 with regions as objects.
+
+    Of each image the regions of the annotator who drew the fewest count, those of 1 to 40 % of the
+    image; the rest is background.
+
+    Args:
+        root: as of :func:`bsds500`.
+        split: which folder.
+
+    Raises:
+        FileNotFoundError: as :func:`bsds500`.
+    """
+    data = bsds500(root, split)
+    files = tuple(ObjectFile(file.name, file.image, file.regions) for file in data.files)
+    return ObjectData(data.name, files, _coarsest_objects)
+
+
+def _coarsest_objects(paths: Sequence[Path]) -> Tensor:
+    maps = [one for path in paths for one in _read_regions(path)]
+    regions = min(maps, key=lambda one: len(one.unique()))
+    labels = torch.zeros_like(regions)
+    least, most = (share * regions.numel() for share in OBJECT_SHARES)
+    numbers, areas = regions.unique(return_counts=True)
+    for label, number in enumerate(numbers[(areas >= least) & (areas <= most)], 1):
+        labels[regions == number] = label
+    return labels
+
+
 def _files(base: Path, split: str) -> tuple[RegionFile, ...]:
     folder = base / "images" / split
     if not folder.is_dir():
@@ -131,8 +166,11 @@ def _files(base: Path, split: str) -> tuple[RegionFile, ...]:
     return tuple(files)
 
 
-def _png_regions(path: Path) -> Tensor:
-    return read_numbers(path, "region map", "with region numbers")
+def _read_regions(path: Path) -> list[Tensor]:
+    """Return the region maps of a file: of one annotator (PNG) or of all (MAT)."""
+    if path.suffix == ".mat":
+        return _mat_regions(path)
+    return [read_numbers(path, "region map", "with region numbers")]
 
 
 def _mat_regions(path: Path) -> list[Tensor]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from upfeat.data.classified import ClassifiedFile, ClassifiedImages
 from upfeat.data.layouts import PathLike, expected_tree
+from upfeat.data.objects import ObjectData, ObjectFile, read_mask, register_objects
 
-__all__ = ["coco_objects"]
+__all__ = ["coco_objects", "coco_single_objects"]
 
 # The images and masks; the classes are in their names.
 ADDRESS = (
@@ -51,6 +52,22 @@ def coco_objects(root: PathLike) -> ClassifiedImages:
                 raise _wrong(root, f"classes.csv names {name}, but there is no {path}")
         files.append(ClassifiedFile(name, image, classes.index(kind), mask))
     return ClassifiedImages("coco_objects", classes, tuple(files))
+
+
+@register_objects("coco_objects")
+def coco_single_objects(root: PathLike, split: str = "train") -> ObjectData:
+    """List the same images with one object each for interactive segmentation; without splits.
+
+    Args:
+        root: the folder with ``classes.csv``.
+        split: of no account.
+
+    Raises:
+        FileNotFoundError: as :func:`coco_objects`.
+    """
+    files = coco_objects(root).files
+    pairs = tuple(ObjectFile(f.name, f.image, (f.mask,)) for f in files if f.mask is not None)
+    return ObjectData("coco_objects", pairs, read_mask)
 
 
 def _wrong(root: PathLike, problem: str) -> FileNotFoundError:

@@ -23,7 +23,15 @@ from upfeat.evaluation.metrics.cam import (
     gradcam_weights,
     normalize_map,
 )
+from upfeat.evaluation.metrics.clicks import (
+    Click,
+    ClickMetric,
+    click_maps,
+    clicks_needed,
+    next_click,
+)
 from upfeat.evaluation.metrics.depth import DepthMetric, depth_scores, fit_scale_and_shift
+from upfeat.evaluation.metrics.distances import squared_distance, step_distance
 from upfeat.evaluation.metrics.normals import NormalMetric, angular_error, normal_scores
 from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
 from upfeat.evaluation.metrics.segmentation import (
@@ -47,6 +55,8 @@ __all__ = [
     "BevMetric",
     "BoundaryMetric",
     "CamMetric",
+    "Click",
+    "ClickMetric",
     "DepthMetric",
     "FrameStatistics",
     "Metric",
@@ -64,6 +74,8 @@ __all__ = [
     "boundary_radius",
     "boundary_region",
     "boundary_similarity",
+    "click_maps",
+    "clicks_needed",
     "coherency",
     "complexity_l0",
     "complexity_l1",
@@ -76,6 +88,7 @@ __all__ = [
     "iou_per_class",
     "masks_to_labels",
     "mean_iou",
+    "next_click",
     "normal_scores",
     "normalize_map",
     "object_numbers",
@@ -83,5 +96,7 @@ __all__ = [
     "propagate_labels",
     "region_similarity",
     "sobel_map",
+    "squared_distance",
+    "step_distance",
     "vehicle_counts",
 ]

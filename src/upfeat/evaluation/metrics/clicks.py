@@ -1,0 +1,201 @@
+"""Interactive segmentation: where a user would click, click maps, and scores by number of clicks.
+
+Source: Sofiiuk, Petrov, Konushin, "Reviving iterative training with mask guidance for interactive
+segmentation", arXiv 2102.06583; Liu et al., "SimpleClick", arXiv 2210.11006.
+
+Legend: ``B`` batch, ``n`` slots for clicks of one kind, ``H W`` image, ``T`` clicks. Labels are 1
+on the object, 0 on the background, -1 where nothing counts.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from upfeat.errors import shape_text
+from upfeat.evaluation.metrics.distances import squared_distance
+from upfeat.evaluation.results import Metric
+
+__all__ = ["Click", "ClickMetric", "click_maps", "clicks_needed", "next_click"]
+
+_NO_CLICK = 1e6  # squared distance to the nearest of no clicks
+
+
+class Click(NamedTuple):
+    """A pixel, perhaps between pixels after resizing, and whether it is on the object."""
+
+    row: float
+    col: float
+    positive: bool
+
+
+def next_click(prediction: Tensor, target: Tensor, clicked: Sequence[Click] = ()) -> Click | None:
+    """Return the middle of the largest error: the pixel farthest from the end of its region.
+
+    Missing object and surplus object are looked at apart; the click is positive only if it is
+    strictly farther inside the missing one. Of equal pixels the first in reading order counts.
+
+    Args:
+        prediction: (H, W), zero or not.
+        target: (H, W), labels.
+        clicked: earlier clicks, whose pixels are not clicked again.
+
+    Returns:
+        The click, or None where no pixel is wrong but clicked ones.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import next_click
+        >>> target = torch.zeros(5, 7, dtype=torch.int64)
+        >>> target[1:4, 1:4] = 1
+        >>> next_click(torch.zeros(5, 7), target)
+        Click(row=2, col=2, positive=True)
+    """
+    if prediction.shape != target.shape or target.dim() != 2:
+        raise ValueError(
+            f"prediction and target must be (H, W), got {shape_text(prediction)} and "
+            f"{shape_text(target)}"
+        )
+    said = prediction != 0
+    missing = squared_distance((target == 1) & ~said)
+    surplus = squared_distance((target == 0) & said)
+    for click in clicked:
+        missing[int(click.row), int(click.col)] = surplus[int(click.row), int(click.col)] = 0
+    positive = bool(missing.max() > surplus.max())
+    distance = missing if positive else surplus
+    if not distance.any():
+        return None
+    place = int((distance == distance.max()).flatten().nonzero()[0])
+    return Click(*divmod(place, target.shape[1]), positive)
+
+
+def click_maps(
+    points: Tensor,
+    size: tuple[int, int],
+    radius: float = 5,
+    encoding: Literal["disk", "tanh"] = "disk",
+) -> Tensor:
+    """Draw clicks as maps.
+
+    ``disk``: 1 within ``radius`` of a click, else 0. ``tanh``: tanh(2 d / radius) of the distance d
+    to the nearest click, 1 without clicks.
+
+    Args:
+        points: (B, 2n, 2 or more): row and column, first n positive, then n negative clicks; may
+            be fractional; below 0 where a slot is not used.
+        size: (H, W).
+        radius: in pixels.
+        encoding: see above.
+
+    Returns:
+        (B, 2, H, W) of the type of ``points``: positive, negative.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import click_maps
+        >>> click_maps(torch.tensor([[[0.0, 1.0], [-1.0, -1.0]]]), (1, 4), radius=1).tolist()
+        [[[[1.0, 1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]]]
+    """
+    if points.dim() != 3 or points.shape[1] % 2:
+        raise ValueError(f"points must be (B, 2n, 2 or more), got {shape_text(points)}")
+    batch, slots = len(points), points.shape[1] // 2
+    rows, cols = (torch.arange(side, device=points.device).to(points) for side in size)
+    nearest = points.new_full((batch, 2, *size), _NO_CLICK)
+    places = points[..., :2].reshape(batch, 2, slots, 2)  # (B, 2n, 2) -> (B, 2, n, 2)
+    used = places.amax(-1) >= 0  # (B, 2, n)
+    for slot in used.any(0).any(0).nonzero()[:, 0].tolist():
+        row, col = places[:, :, slot].unbind(-1)  # (B, 2)
+        # (B, 2, H, 1) + (B, 2, 1, W)
+        square = (rows - row[..., None]).square()[..., None]
+        square = square + (cols - col[..., None]).square()[..., None, :]
+        square.masked_fill_(~used[:, :, slot, None, None], _NO_CLICK)
+        nearest = nearest.minimum(square)
+    if encoding == "disk":
+        return (nearest <= radius**2).to(points)
+    return torch.tanh(2 * nearest.sqrt() / radius)
+
+
+def clicks_needed(ious: Sequence[float], threshold: float, never: int = 20) -> int:
+    """Return the number of the first click with which the IoU reaches a threshold (NoC).
+
+    Args:
+        ious: after each click.
+        threshold: in [0, 1].
+        never: what counts if it is never reached.
+
+    Example:
+        >>> from upfeat.evaluation.metrics import clicks_needed
+        >>> clicks_needed([0.5, 0.8, 0.9], 0.8), clicks_needed([0.5, 0.8, 0.9], 0.95)
+        (2, 20)
+    """
+    return next((i for i, iou in enumerate(ious, 1) if iou >= threshold), never)
+
+
+class ClickMetric(Metric):
+    """Scores over objects: IoU after the first click, clicks needed, objects never done.
+
+    Args:
+        clicks: T, made on each object, and counted where a threshold is never reached.
+        thresholds: IoUs to be reached, in percent.
+
+    Attributes:
+        ious: (T,) float64, sums over objects of the IoU after each click.
+        needed: (thresholds,) int64, sums of the clicks needed.
+        missed: (thresholds,) int64, how many objects never got there.
+        objects: (1,) int64, how many there are.
+
+    Example:
+        >>> from upfeat.evaluation.metrics import ClickMetric
+        >>> metric = ClickMetric(clicks=2, thresholds=(80,))
+        >>> metric.add([0.5, 0.9])
+        >>> metric.compute()
+        {'iou_1': 0.5, 'noc_80': 2.0, 'missed_80': 0.0}
+    """
+
+    def __init__(self, clicks: int = 20, thresholds: Sequence[int] = (80, 85, 90)) -> None:
+        self.clicks, self.thresholds = clicks, tuple(thresholds)
+        self.ious = torch.zeros(clicks, dtype=torch.float64)
+        self.needed = torch.zeros(len(self.thresholds), dtype=torch.int64)
+        self.missed = torch.zeros_like(self.needed)
+        self.objects = torch.zeros(1, dtype=torch.int64)
+
+    def add(self, ious: Sequence[float]) -> None:
+        """Add an object.
+
+        Args:
+            ious: (T,) in [0, 1], after each click.
+
+        Raises:
+            ValueError: there are more or fewer than T.
+        """
+        if len(ious) != self.clicks:
+            raise ValueError(f"an object needs the IoU after {self.clicks} clicks, got {len(ious)}")
+        self.ious += torch.tensor(ious, dtype=torch.float64)
+        for i, threshold in enumerate(self.thresholds):
+            self.needed[i] += clicks_needed(ious, threshold / 100, self.clicks)
+            self.missed[i] += max(ious) < threshold / 100
+        self.objects += 1
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """Return all sums."""
+        return self.ious, self.needed, self.missed, self.objects
+
+    def curve(self) -> list[float]:
+        """Return the mean IoU after each click; NaN without objects."""
+        return (self.ious / self.objects).tolist()
+
+    def compute(self) -> dict[str, float]:
+        """Return ``iou_1``, and ``noc_80``, ``missed_80`` of each threshold; NaN without objects.
+
+        ``noc``: mean number of clicks needed. ``missed``: share of objects that never got there.
+        """
+        scores = {"iou_1": self.curve()[0]}
+        for name, sums in (("noc", self.needed), ("missed", self.missed)):
+            means = (sums.double() / self.objects).tolist()
+            pairs = zip(self.thresholds, means, strict=True)
+            scores |= {f"{name}_{threshold}": mean for threshold, mean in pairs}
+        return scores
