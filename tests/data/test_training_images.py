@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from upfeat.checkpoints import write_safetensors
 from upfeat.data import (
     CropTransform,
     Sa1bMaskSource,
@@ -27,9 +28,10 @@ from upfeat.data import (
     sa1b_folder,
 )
 from upfeat.data.depth import DepthMapFolder
+from upfeat.data.feature_maps import FeatureMapFolder
 from upfeat.data.mask_sets import mask_to_rle
 from upfeat.data.records import FileRecords, JoinedRecords, Records, SelectedRecords
-from upfeat.data.selection import shorter_sides, with_min_side
+from upfeat.data.selection import random_subset, shorter_sides, with_min_side
 from upfeat.data.tar_shards import find_shards
 from upfeat.data.training_images import ImageBatch, collate, sample_generator
 
@@ -530,3 +532,31 @@ def test_depth_is_cut_with_its_image(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((7, 60)))
     with pytest.raises(ValueError, match="the depth of a"):
         TrainingImages(records, transform, depth=numbers)[0]
+
+
+def test_stored_features_are_cut_with_their_image(tmp_path: Path) -> None:
+    rows = np.arange(40, dtype=np.uint8)[:, None].repeat(60, 1)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(rows).convert("RGB").save(tmp_path / "images/a.png")
+    stored = torch.arange(20.0)[None, :, None].expand(3, 20, 30)  # the number of its row
+    write_safetensors(tmp_path / "a.safetensors", {"high": stored.contiguous().half()})
+    records, transform = image_folder(tmp_path / "images"), CropTransform(40, 40, flip=1.0)
+    images = TrainingImages(records, transform, features=FeatureMapFolder(tmp_path))
+    target = collate([images[0]])["target"]
+    assert target.shape == (1, 3, 40, 40)
+    expected = torch.arange(40) // 2
+    torch.testing.assert_close(target[0, 1, :, 7], expected.float())
+    write_safetensors(tmp_path / "a.safetensors", {"low": torch.ones(3, 2, 3)})
+    with pytest.raises(ValueError, match="must hold 'high'"):
+        images[0]
+    (tmp_path / "a.safetensors").unlink()
+    with pytest.raises(ValueError, match="upfeat upsample IMAGES"):
+        images[0]
+
+
+def test_a_limit_is_a_seeded_subset(tmp_path: Path) -> None:
+    records = image_folder(folder(tmp_path))
+    first, again, other = (names(random_subset(records, 4, seed)) for seed in (0, 0, 1))
+    assert first == again == sorted(first)
+    assert first != other
+    assert names(random_subset(records, 99, 0)) == names(records)

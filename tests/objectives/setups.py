@@ -16,6 +16,7 @@ from upfeat.objectives import (
     MultiViewReconstructionConfig,
     ObjectiveConfig,
     SelfDistillationConfig,
+    StoredTargetConfig,
 )
 
 DIM, PATCH, SIDE = 12, 4, 48
@@ -44,6 +45,7 @@ CONFIGS: dict[str, ObjectiveConfig] = {
     "depth_target": DepthTargetConfig(output_scale=0.5),
     "multi_view_reconstruction": MultiViewReconstructionConfig(multi_view=CROPS),
     "crops": CropsConfig(crops=2),
+    "stored_target": StoredTargetConfig(output_scale=0.5),
 }
 
 
@@ -81,4 +83,5 @@ def tiny_batch(batch: int = 2, side: int = SIDE, masks: int = 3) -> dict[str, Te
         "image": image,
         "masks": torch.cat((inside, padding), 1),
         "depth": image.mean(1, keepdim=True) + 1,
+        "target": torch.randn(batch, DIM, side, side, generator=generator),
     }

@@ -23,6 +23,33 @@ class TestJafar(UpsamplerContract):
     config = {"qk_dim": 16}  # noqa: RUF012
 
 
+class TestLinearKeys(UpsamplerContract):
+    name = "jafar"
+    config = {"qk_dim": 16, "keys": "linear"}  # noqa: RUF012
+
+
+class TestJoinedKeys(UpsamplerContract):
+    name = "jafar"
+    config = {"qk_dim": 16, "keys": "concat"}  # noqa: RUF012
+
+
+def test_linear_keys_do_not_see_the_image() -> None:
+    """Table 5: with equal features everywhere all cells count alike, whatever the image shows."""
+    torch.manual_seed(0)
+    image, values = torch.rand(1, 3, 16, 16), torch.randn(1, 2, 4, 4)
+    flat = torch.ones(1, 6, 4, 4)
+    seen = {}
+    for keys in ("linear", "concat", "sft"):
+        up = upfeat.create_upsampler("jafar", feature_dim=6, qk_dim=16, keys=keys).eval()
+        seen[keys] = up(image, flat, values=values)
+    mean = values.mean((2, 3), keepdim=True).expand_as(seen["linear"])
+    torch.testing.assert_close(seen["linear"], mean, atol=1e-5, rtol=1e-4)
+    for keys in ("concat", "sft"):
+        assert (seen[keys] - mean).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="keys"):
+        upfeat.create_upsampler("jafar", feature_dim=6, keys="none")
+
+
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "bounded"])
 @pytest.mark.parametrize("case", CASES)
 def test_golden(golden_dir: Path, case: str, grad: bool) -> None:

@@ -36,6 +36,14 @@ class TestContractLearnable(UpsamplerContract):
     half = TestContract.half
 
 
+class TestContractWithoutPositions(UpsamplerContract):
+    name = "loftup"
+    config: ClassVar = {"n_freqs": 3, "num_heads": 2, "position": "none", "conv_kernel": 1}
+    output_sizes = ((20, 28), (23, 31), (45, 52))
+    refused_transforms = ("jvp",)  # torch has no tangents of its fused attention
+    half = TestContract.half
+
+
 class TestContractTokenColors(UpsamplerContract):
     name = "loftup"
     config: ClassVar = {"n_freqs": 3, "num_heads": 2, "token_colors": True}
@@ -57,6 +65,25 @@ def small(**config):
     return upfeat.create_upsampler(
         "loftup", **{"feature_dim": 12, "n_freqs": 3, "num_heads": 2, **config}
     ).eval()
+
+
+def test_ablations_change_what_they_name() -> None:
+    """Table B.3: without a code the order of the cells does not matter; 1x1 sees one pixel."""
+    torch.manual_seed(0)
+    image, features = torch.rand(1, 3, 16, 16), torch.randn(1, 12, 4, 4)
+    turned = features.flip(-1)
+    same = small(position="none")
+    torch.testing.assert_close(same(image, features), same(image, turned), atol=1e-5, rtol=1e-4)
+    sine = small()
+    assert (sine(image, features) - sine(image, turned)).abs().max() > 1e-3
+    other = image.clone()
+    other[..., 8, 8] = 0.5
+    for kernel, changed in ((1, 1), (3, 25)):
+        model = small(conv_kernel=kernel)
+        moved = (model(image, features) - model(other, features)).abs().amax(1) > 1e-6
+        assert int(moved.sum()) == changed
+    with pytest.raises(ValueError, match="conv_kernel"):
+        small(conv_kernel=5)
 
 
 # Our keys -> those of the released file.
@@ -284,7 +311,7 @@ def test_bad_options() -> None:
     with pytest.raises(ValueError, match="num_heads=5 must divide the token width 32"):
         small(num_heads=5)
     with pytest.raises(ValueError, match="position"):
-        small(position="none")
+        small(position="cosine")
     with pytest.raises(ValueError, match="min_max"):
         small(min_max="none")
 

@@ -13,6 +13,7 @@ from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.report import report_command
+from upfeat.cli.reproduce import reproduce_command
 from upfeat.cli.show import show_app
 from upfeat.cli.train import train_command
 from upfeat.cli.upsample import upsample_command
@@ -33,6 +34,7 @@ app.command("train")(train_command)
 app.add_typer(show_app, name="show")
 app.add_typer(eval_app, name="eval")
 app.command("report")(report_command)
+app.command("reproduce")(reproduce_command)
 
 
 def _version(wanted: bool) -> None:

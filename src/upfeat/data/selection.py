@@ -15,7 +15,7 @@ from upfeat.data.masks import PathLike
 from upfeat.data.opening import read_picture
 from upfeat.data.records import ImageRecord, Records, SelectedRecords
 
-__all__ = ["shorter_sides", "with_min_side"]
+__all__ = ["random_subset", "shorter_sides", "with_min_side"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,25 @@ def _shorter_side(record: ImageRecord) -> int:
     except (ValueError, OSError):  # reading the image will report it
         logger.debug("no size of %s", record.name)
         return -1
+
+
+def random_subset(records: Records, count: int, seed: int) -> SelectedRecords:
+    """Return some images, drawn without replacement, in the collection's order.
+
+    Args:
+        records: the images.
+        count: how many; all of them if there are no more.
+        seed: of the draw.
+
+    Example:
+        >>> from upfeat.data.records import FileRecords
+        >>> from upfeat.data.selection import random_subset
+        >>> letters = FileRecords(["a.jpg", "b.jpg", "c.jpg"], ["a", "b", "c"])
+        >>> [record.name for record in random_subset(letters, 2, seed=0)]
+        ['b', 'c']
+    """
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(records))
+    return SelectedRecords(records, np.sort(order[:count]).tolist())
 
 
 def with_min_side(

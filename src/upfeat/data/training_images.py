@@ -11,14 +11,13 @@ Legend: ``B`` batch, ``H W`` image after the transform, ``M`` masks (filled up w
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from upfeat.data.depth import DepthMapFolder
 from upfeat.data.mask_sets import TurnedMasks
 from upfeat.data.masks import MaskSource
 from upfeat.data.opening import turned
@@ -60,23 +59,29 @@ class Skipped(NamedTuple):
 class Sample(TypedDict):
     """One image (3, H, W) in [0, 1] and where it comes from.
 
-    Where there are sources: its masks, bool (M, H, W), and its depth (1, H, W), 0 where missing.
+    Where there are sources: its masks, bool (M, H, W), its depth (1, H, W), 0 where missing, and
+    its stored features (C, H, W).
     """
 
     image: Tensor
     masks: NotRequired[Tensor]
     depth: NotRequired[Tensor]
+    target: NotRequired[Tensor]
     name: str
     index: int
     skipped: list[Skipped]
 
 
 class ImageBatch(TypedDict):
-    """Images (B, 3, H, W) in [0, 1], masks, bool (B, M, H, W), depth (B, 1, H, W), and names."""
+    """Images (B, 3, H, W) in [0, 1], names, and what sources there are for.
+
+    Masks, bool (B, M, H, W), depth (B, 1, H, W), stored features (B, C, H, W) as ``target``.
+    """
 
     image: Tensor
     masks: NotRequired[Tensor]
     depth: NotRequired[Tensor]
+    target: NotRequired[Tensor]
     name: list[str]
     index: Tensor
     skipped: list[Skipped]
@@ -107,7 +112,8 @@ class TrainingImages(Dataset[Sample]):
         records: the images.
         transform: draws the geometry of each sample.
         masks: where masks come from; None for none.
-        depth: where depth maps come from; None for none.
+        depth: where depth maps (1, H', W') come from; None for none.
+        features: where stored features (C, H', W') come from; None for none.
         seed: of all chance.
         attempts: images tried in one place before it is an error.
 
@@ -121,7 +127,8 @@ class TrainingImages(Dataset[Sample]):
         transform: Transform,
         *,
         masks: MaskSource | None = None,
-        depth: DepthMapFolder | None = None,
+        depth: Callable[[ImageRecord], Tensor] | None = None,
+        features: Callable[[ImageRecord], Tensor] | None = None,
         seed: int = 0,
         attempts: int = 16,
     ) -> None:
@@ -132,7 +139,7 @@ class TrainingImages(Dataset[Sample]):
         self.records = records
         self.transform = transform
         self.masks = masks
-        self.depth = depth
+        self.depth, self.features = depth, features
         self.seed = seed
         self.attempts = attempts
 
@@ -177,11 +184,15 @@ class TrainingImages(Dataset[Sample]):
             if number := _turn(record, "masks", masks.size, size):
                 masks = TurnedMasks(masks, number)
             sample["masks"] = masks.cut(geometry)
-        if self.depth is not None:
-            depth = self.depth(record)
-            if number := _turn(record, "depth", (depth.shape[1], depth.shape[2]), size):
-                depth = turned(depth, number)
-            sample["depth"] = geometry.labels(depth)  # nearest: missing depths mix with nothing
+        maps = (("depth", self.depth), ("target", self.features))
+        for name, source in maps:
+            if source is None:
+                continue
+            stored = source(record)
+            if number := _turn(record, name, (stored.shape[1], stored.shape[2]), size):
+                stored = turned(stored, number)
+            # Nearest: missing depths mix with nothing.
+            sample[name] = geometry.labels(stored)  # type: ignore[literal-required]
         return sample
 
 
@@ -243,6 +254,8 @@ def collate(samples: Sequence[Sample]) -> ImageBatch:
             filled[: len(one)] = one
     if all("depth" in sample for sample in samples):
         batch["depth"] = torch.stack([sample["depth"] for sample in samples])
+    if all("target" in sample for sample in samples):
+        batch["target"] = torch.stack([sample["target"] for sample in samples])
     return batch
 
 

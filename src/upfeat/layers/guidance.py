@@ -187,6 +187,7 @@ class GuidanceEncoder(nn.Module):
     Args:
         dim: channels d.
         kernel_size: of the very first convolution.
+        with_keys: build the branch of the keys; without it only :meth:`query` can be called.
 
     Example:
         >>> import torch
@@ -195,12 +196,13 @@ class GuidanceEncoder(nn.Module):
         (torch.Size([1, 16, 6, 5]), torch.Size([1, 16, 3, 2]))
     """
 
-    def __init__(self, dim: int, kernel_size: int = 1) -> None:
+    def __init__(self, dim: int, kernel_size: int = 1, with_keys: bool = True) -> None:
         super().__init__()
         self.image_encoder = PointwiseEncoder(3, dim, kernel_size)
         self.rope = LearnedPositionCode(dim)
         self.query_encoder = PointwiseEncoder(dim, dim)
-        self.key_encoder = PointwiseEncoder(dim, dim)
+        if with_keys:
+            self.key_encoder = PointwiseEncoder(dim, dim)
 
     def forward(
         self, image: Tensor, output_size: tuple[int, int], grid_size: tuple[int, int]
@@ -209,6 +211,11 @@ class GuidanceEncoder(nn.Module):
         encoded = self.rope(self.image_encoder(stream.lazy(image)))  # (B, d, H, W)
         query, key = self.query_encoder(encoded), self.key_encoder(encoded)
         return adaptive_pool(query, output_size), adaptive_pool(key, grid_size)
+
+    def query(self, image: Tensor, output_size: tuple[int, int]) -> Tensor:
+        """Map an image (B, 3, H, W) to queries (B, d, H', W') alone."""
+        encoded = self.rope(self.image_encoder(stream.lazy(image)))  # (B, d, H, W)
+        return adaptive_pool(self.query_encoder(encoded), output_size)
 
 
 def adaptive_pool(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -39,6 +39,7 @@ from upfeat.objectives.self_distillation import (
     ema_update,
     released_stage2_config,
 )
+from upfeat.objectives.stored_target import StoredTarget, StoredTargetConfig
 
 __all__ = [
     "Batch",
@@ -63,6 +64,8 @@ __all__ = [
     "RepeatedDoublingConfig",
     "SelfDistillation",
     "SelfDistillationConfig",
+    "StoredTarget",
+    "StoredTargetConfig",
     "configure_objective",
     "create_objective",
     "ema_update",

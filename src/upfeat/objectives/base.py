@@ -62,7 +62,7 @@ __all__ = [
 
 Batch = Mapping[str, Any]
 """``"image"`` (B, 3, H, W) in [0, 1]; some objectives also ``"masks"`` (B, M, H, W), positive
-inside, padded with maps of -1; ``"depth"`` (B, 1, H, W)."""
+inside, padded with maps of -1; ``"depth"`` (B, 1, H, W); stored ``"target"`` (B, C, H, W)."""
 
 FeatureSpace = Literal["auto", "raw", "channel_norm"]
 

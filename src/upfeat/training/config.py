@@ -39,6 +39,7 @@ __all__ = [
     "DataConfig",
     "DepthConfig",
     "EmaConfig",
+    "FeatureMapConfig",
     "LogConfig",
     "MaskConfig",
     "OptimizerConfig",
@@ -140,17 +141,42 @@ class MaskConfig(Settings):
 
 
 class DepthConfig(Settings):
-    """Where depth maps of training images come from; arguments of ``upfeat.data.DepthMapFolder``.
+    """Where depth maps of training images come from: a folder of them, or a network.
 
     Attributes:
-        root: folder of the depth maps.
+        root: folder of the depth maps, see ``upfeat.data.DepthMapFolder``.
         pattern: name of an image's map below it.
         units: stored numbers per unit of depth.
+        teacher: folder with Depth Anything V2, which makes the maps instead, see
+            ``upfeat.data.depth_teacher``.
+        cache: folder that keeps the teacher's maps.
+    """
+
+    root: str | None = None
+    pattern: str = "{stem}.png"
+    units: PositiveFloat = 1.0
+    teacher: str | None = None
+    cache: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.root is None) == (self.teacher is None):
+            raise ValueError("depth maps come from a folder (root) or from a teacher; name one")
+        if (self.teacher is None) != (self.cache is None):
+            raise ValueError("a depth teacher needs a folder that keeps its maps (cache)")
+        return self
+
+
+class FeatureMapConfig(Settings):
+    """Where stored features of training images lie; see ``upfeat.data.feature_maps``.
+
+    Attributes:
+        root: folder of the files.
+        pattern: name of an image's file below it.
     """
 
     root: str
-    pattern: str = "{stem}.png"
-    units: PositiveFloat = 1.0
+    pattern: str = "{name}.safetensors"
 
 
 class DataConfig(Settings):
@@ -167,7 +193,10 @@ class DataConfig(Settings):
         sides_file: a ``.npy`` file that keeps the sizes that ``min_side`` asks for, so that the
             headers of a large collection are read once.
         masks: sources of masks; the first one that has some for an image is taken.
+        limit: so many images, drawn once by the run's seed; None takes all. The number of steps
+            stays.
         depth: source of depth maps, for the objective ``depth_target``.
+        features: source of stored features, for the objective ``stored_target``.
         feature_cache: folder that keeps the backbones' features of whole crops, as float16; only
             for centre crops that are the same each time. Its size is logged first.
         prefetch: micro-batches that are read ahead, by as many threads; it changes no number.
@@ -182,7 +211,9 @@ class DataConfig(Settings):
     min_side: PositiveInt | None = None
     sides_file: str | None = None
     masks: tuple[MaskConfig, ...] = ()
+    limit: PositiveInt | None = None
     depth: DepthConfig | None = None
+    features: FeatureMapConfig | None = None
     feature_cache: str | None = None
     prefetch: NonNegativeInt = 2
 

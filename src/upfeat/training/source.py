@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from upfeat.data.depth import DepthMapFolder
+from upfeat.data.depth_teacher import TeacherDepth
+from upfeat.data.feature_maps import FeatureMapFolder
 from upfeat.data.mask_cache import CachedMaskSource
 from upfeat.data.masks import FirstOfMaskSource, MaskSource
 from upfeat.data.records import JoinedRecords, Records
-from upfeat.data.selection import with_min_side
+from upfeat.data.selection import random_subset, with_min_side
 from upfeat.data.tar_shards import find_images
 from upfeat.data.training_images import PositionSampler, TrainingImages, collate
 from upfeat.data.transforms import CropTransform
-from upfeat.training.config import MASK_SOURCES, DataConfig, MaskConfig, TrainConfig
+from upfeat.training.config import (
+    MASK_SOURCES,
+    DataConfig,
+    DepthConfig,
+    MaskConfig,
+    TrainConfig,
+)
 
 __all__ = ["BatchSource", "ImageStream", "open_source"]
 
@@ -106,6 +114,8 @@ def open_source(config: TrainConfig) -> ImageStream:
     records: Records = JoinedRecords([find_images(path) for path in data.paths])
     if data.min_side is not None:
         records = with_min_side(records, data.min_side, file=data.sides_file)
+    if data.limit is not None:
+        records = random_subset(records, data.limit, config.seed)
     transform = CropTransform(
         data.resize or (data.crop if isinstance(data.crop, int) else "cover"),
         data.crop,
@@ -114,8 +124,11 @@ def open_source(config: TrainConfig) -> ImageStream:
         scale=data.scale,
     )
     masks = _mask_source(data)
-    depth = None if data.depth is None else DepthMapFolder(**data.depth.model_dump())
-    images = TrainingImages(records, transform, masks=masks, depth=depth, seed=config.seed)
+    depth = None if data.depth is None else _depth_source(data.depth)
+    stored = None if data.features is None else FeatureMapFolder(**data.features.model_dump())
+    images = TrainingImages(
+        records, transform, masks=masks, depth=depth, features=stored, seed=config.seed
+    )
     names = hashlib.sha256("\n".join(record.name for record in records).encode())
     description = {
         "images": len(records),
@@ -125,7 +138,16 @@ def open_source(config: TrainConfig) -> ImageStream:
         "masks": "none" if masks is None else masks.name,
         "depth": "none" if depth is None else depth.name,
     }
+    if stored is not None:
+        description["features"] = stored.name
     return ImageStream(images, description)
+
+
+def _depth_source(config: DepthConfig) -> DepthMapFolder | TeacherDepth:
+    if config.teacher is not None and config.cache is not None:
+        return TeacherDepth(config.teacher, config.cache)
+    assert config.root is not None  # the configuration names one of the two
+    return DepthMapFolder(config.root, config.pattern, units=config.units)
 
 
 def _resize_text(data: DataConfig) -> str:

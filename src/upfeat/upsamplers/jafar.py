@@ -14,11 +14,13 @@ grid, H W guidance image, H' W' output, N = H'W', n = hw.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
+from upfeat.errors import check_choice
 from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, PointwiseEncoder
 from upfeat.layers.guidance import convert_cross_decode, join_official
 from upfeat.ops import group_norm, head_averaged_attention, stream, unit_vectors
@@ -133,6 +135,10 @@ class JAFAR(Upsampler):
         qk_dim: channels d of queries and keys, a multiple of 8 and of ``num_heads``.
         kernel_size: of the first image convolution, odd.
         num_heads: heads of the attention.
+        keys: what keys are made of (table 5): pooled image keys modulated by the features
+            (``"sft"``, the published method); the features alone, by a 1x1 convolution
+            (``"linear"``); both joined, by a 1x1 convolution (``"concat"``). There is no code of
+            the last two: unit-length features and 1x1 without bias are our reading.
 
     Example:
         >>> import torch, upfeat
@@ -165,22 +171,44 @@ class JAFAR(Upsampler):
     official_globals = OMEGACONF_GLOBALS
 
     def __init__(
-        self, feature_dim: int, qk_dim: int = 128, kernel_size: int = 1, num_heads: int = 4
+        self,
+        feature_dim: int,
+        qk_dim: int = 128,
+        kernel_size: int = 1,
+        num_heads: int = 4,
+        keys: Literal["sft", "linear", "concat"] = "sft",
     ) -> None:
         super().__init__()
-        self.guidance = GuidanceEncoder(qk_dim, kernel_size)
-        self.key_features_encoder = PointwiseEncoder(feature_dim, qk_dim)
-        self.sft_key = SpatialFeatureTransform(qk_dim)
+        check_choice("keys", keys, ("sft", "linear", "concat"))
+        self.keys = keys
+        self.guidance = GuidanceEncoder(qk_dim, kernel_size, with_keys=keys != "linear")
+        if keys == "linear":
+            self.linear_key = nn.Conv2d(feature_dim, qk_dim, 1, bias=False)
+        else:
+            self.key_features_encoder = PointwiseEncoder(feature_dim, qk_dim)
+        if keys == "sft":
+            self.sft_key = SpatialFeatureTransform(qk_dim)
+        elif keys == "concat":
+            self.joined_key = nn.Conv2d(2 * qk_dim, qk_dim, 1, bias=False)
         self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
 
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> JAFARState:
         """Queries from the image; keys from the image, modulated by the features (section 3.3)."""
-        grid = (features.shape[2], features.shape[3])
-        query, key = self.guidance(image, output_size, grid)  # (B, d, H', W'), (B, d, h, w)
-        semantics = self.key_features_encoder(unit_vectors(features))  # (B, d, h, w)
-        key = self.sft_key(group_norm(key, 8), semantics)
+        grid, unit = (features.shape[2], features.shape[3]), unit_vectors(features)
+        if self.keys == "linear":
+            query = self.guidance.query(image, output_size)  # (B, d, H', W')
+            key = self.linear_key(unit)  # (B, C, h, w) -> (B, d, h, w)
+        else:
+            query, own = self.guidance(image, output_size, grid)  # (B, d, H', W'), (B, d, h, w)
+            key = self._modulated(group_norm(own, 8), self.key_features_encoder(unit))
         query = self.attention.conv2d(group_norm(query, 8))
         return JAFARState(query, self.attention.keys(key))
+
+    def _modulated(self, key: Tensor, semantics: Tensor) -> Tensor:
+        """Join the image's keys and the features' code, both (B, d, h, w)."""
+        if self.keys == "sft":
+            return self.sft_key(key, semantics)
+        return self.joined_key(torch.cat((semantics, key), dim=1))  # (B, 2d, h, w) -> (B, d, h, w)
 
     def decode(self, state: JAFARState, values: Tensor, rows: slice) -> Tensor:
         """Mix the values with the attention weights, averaged over the heads (equation 1)."""

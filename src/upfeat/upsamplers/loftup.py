@@ -103,6 +103,13 @@ def _our_key(key: str) -> str:
     return next((name for name, hits in renamed if hits), key)
 
 
+def _position(state: Mapping[str, Tensor]) -> str:
+    """Return which code of the tokens' places our state dict has."""
+    if "position" in state:
+        return "learnable"
+    return "sine" if "position.phases" in state else "none"
+
+
 class LoftUpState(NamedTuple):
     """Scaled colours (B, 3, H', W'), the pixels' queries (B, D, H', W'), memory of the layers."""
 
@@ -121,11 +128,13 @@ class LoftUp(Upsampler):
     Args:
         feature_dim: C, channels of the backbone's features.
         n_freqs: of the pixels' Fourier features.
-        num_heads: attention heads; must divide C + 20 ("sine") or C ("learnable").
+        num_heads: attention heads; must divide C + 20 ("sine") or C (the others).
         num_layers: layers of the transformer.
         position: of the tokens (``lr_pe_type``): ``"sine"`` appends 20 Fourier channels,
             ``"learnable"`` adds a table of ``lr_size`` squared places, resized bicubically for
-            other *counts* of tokens (a 2x8 grid takes a 4x4 table as it lies, as in the original).
+            other *counts* of tokens (a 2x8 grid takes a 4x4 table as it lies, as in the original);
+            ``"none"`` leaves them without (table B.3; our reading: otherwise as ``"learnable"``).
+        conv_kernel: of both convolutions of the image, 3 or 1 (table B.3).
         lr_size: side of that table.
         color_feats: whether colours enter the Fourier features beside the positions.
         min_max: colours are scaled to [-0.5, 0.5] over each ``"image"``, or over the whole
@@ -173,7 +182,7 @@ class LoftUp(Upsampler):
         n_freqs: int = 20,
         num_heads: int = 4,
         num_layers: int = 2,
-        position: Literal["sine", "learnable"] = "sine",
+        position: Literal["sine", "learnable", "none"] = "sine",
         lr_size: int = 16,
         color_feats: bool = True,
         min_max: Literal["image", "batch"] = "image",
@@ -181,11 +190,14 @@ class LoftUp(Upsampler):
         token_colors: bool = False,
         start: Literal["random", "interpolation"] = "random",
         feature_scale: float = 1.0,
+        conv_kernel: Literal[1, 3] = 3,
     ) -> None:
         super().__init__()
         if channel_norm is None:  # official_config found none and the caller did not decide
             raise CheckpointError(NO_CHANNEL_NORM)
-        check_choice("position", position, ("sine", "learnable"))
+        check_choice("position", position, ("sine", "learnable", "none"))
+        if conv_kernel not in (1, 3):
+            raise ValueError(f"conv_kernel must be 1 or 3, got {conv_kernel}")
         check_choice("min_max", min_max, ("image", "batch"))
         check_choice("start", start, ("random", "interpolation"))
         if not feature_scale > 0:
@@ -201,17 +213,18 @@ class LoftUp(Upsampler):
         self.num_heads, self.feature_scale = num_heads, feature_scale
         self.streams = min_max == "image"  # otherwise the items of a batch depend on each other
         self.channel_norm = nn.LayerNorm(feature_dim) if channel_norm else nn.Identity()
-        self.position: FourierFeatures | nn.Parameter
+        self.position: FourierFeatures | nn.Parameter | None = None
         if sine:
             self.position = FourierFeatures(2, POSITION_FREQUENCIES)
-        else:
+        elif position == "learnable":
             self.position = nn.Parameter(torch.randn(1, lr_size**2, feature_dim))
         self.token_colors = CellColors(width) if token_colors else None
         self.fourier = PixelFeatures(color_feats, n_freqs)
         self.guidance_norm = ChannelLayerNorm(self.fourier.channels)
-        self.conv1 = nn.Conv2d(self.fourier.channels, width, 3, padding=1)
+        reach = conv_kernel // 2
+        self.conv1 = nn.Conv2d(self.fourier.channels, width, conv_kernel, padding=reach)
         self.batch_norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, conv_kernel, padding=reach)
         self.batch_norm2 = nn.BatchNorm2d(width)
         layers = (CrossAttentionLayer(width, feature_dim, num_heads) for _ in range(num_layers))
         self.layers = nn.ModuleList(layers)
@@ -242,15 +255,16 @@ class LoftUp(Upsampler):
         return self._attend(queries, state).mT.unflatten(2, (-1, state.colors.shape[3]))
 
     def decode_at(self, state: LoftUpState, values: Tensor, coords: Tensor) -> Tensor:
-        """Convolve over the 5x5 positions around each one, a pixel of the image apart."""
+        """Convolve over the 5x5 positions around each one (1x1: itself), a pixel apart."""
+        reach = self.conv1.kernel_size[0] // 2
         parts = []  # in training mode one: the batch norms see the surroundings of all positions
         for some in coords.split(coords.shape[1] if self.training else QUERY_CHUNK, dim=1):
-            color, place, mask = sample_around(state.colors, some, 5)
+            color, place, mask = sample_around(state.colors, some, 1 + 4 * reach)
             x = self.fourier.at(place.to(color.dtype), color)  # (B N, G, 5, 5)
             x = self.guidance_norm(x.to(self.conv1.weight.dtype))
             for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
                 x = norm(F.conv2d(x * mask, conv.weight, conv.bias)).relu()
-                mask = mask[:, :, 1:-1, 1:-1]
+                mask = mask[:, :, reach:-1, reach:-1] if reach else mask
             parts.append(self._attend(x.view(len(coords), -1, x.shape[1]), state))  # (B, N, D)
         return torch.cat(parts, dim=1)
 
@@ -292,6 +306,8 @@ class LoftUp(Upsampler):
             grid = inclusive_grid(size, features.device).to(wide)
             place = self.position(grid).flatten(1).T  # (20, h, w) -> (n, 20)
             tokens = torch.cat((tokens, place.to(tokens.dtype).expand(len(tokens), -1, -1)), -1)
+        elif self.position is None:
+            pass
         elif size[0] * size[1] == self.lr_size**2:
             tokens = tokens + self.position  # (1, n, C)
         else:
@@ -310,8 +326,9 @@ class LoftUp(Upsampler):
             "n_freqs": phases.shape[2],
             "num_layers": len({key.split(".")[1] for key in own if key.startswith("layers.")}),
             "color_feats": phases.shape[1] == 5,
-            "position": "learnable" if "position" in own else "sine",
+            "position": _position(own),
             "channel_norm": True if "channel_norm.weight" in own else None,
+            "conv_kernel": own["conv1.weight"].shape[-1],
         }
         if "position" in own:
             config["lr_size"] = round(own["position"].shape[1] ** 0.5)

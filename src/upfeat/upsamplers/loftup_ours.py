@@ -154,8 +154,8 @@ def start_as_interpolation(model: "LoftUp") -> None:
     the more their colour is the pixel's.
 
     Raises:
-        ValueError: positions are a table, there is no pair of layers, or heads have fewer than 4
-            channels (10 where colours are compared).
+        ValueError: positions have no Fourier code, convolutions are 1x1, there is no pair of
+            layers, or heads have fewer than 4 channels (10 where colours are compared).
 
     Example:
         >>> import torch, upfeat
@@ -170,8 +170,11 @@ def start_as_interpolation(model: "LoftUp") -> None:
     """
     width, channels = model.conv1.out_channels, model.output_norm.normalized_shape[0]
     codes = 10 if sees_colors(model) else 4
-    if isinstance(model.position, nn.Parameter):
-        raise ValueError("start='interpolation' needs position='sine', got 'learnable'")
+    if model.position is None or isinstance(model.position, nn.Parameter):
+        got = "none" if model.position is None else "learnable"
+        raise ValueError(f"start='interpolation' needs position='sine', got {got!r}")
+    if model.conv1.kernel_size != (3, 3):
+        raise ValueError("start='interpolation' needs conv_kernel=3, got 1")
     if len(model.layers) != len(QUERY_DEVIATIONS) or width < codes * model.num_heads:
         raise ValueError(
             f"start='interpolation' needs num_layers=2 and heads of at least {codes} channels, got "

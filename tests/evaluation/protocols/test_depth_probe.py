@@ -13,17 +13,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import upfeat
-from tests.evaluation.probes.test_depth_teacher import write_teacher
+from tests.data.test_depth_teacher import write_teacher
 from tests.tolerances import tolerance
 from upfeat.cli.app import app
 from upfeat.data import nyuv2, nyuv2_depth
+from upfeat.data.depth_teacher import DepthTeacher
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import JointMethod, Method
 from upfeat.evaluation.probes import depth_pixels
 from upfeat.evaluation.probes.crops import _Trainee
 from upfeat.evaluation.probes.depth_losses import bin_depth
 from upfeat.evaluation.probes.depth_pixels import DepthPixelConfig, _PixelProbe
-from upfeat.evaluation.probes.depth_teacher import DepthTeacher
 from upfeat.evaluation.probes.parts import Heads
 from upfeat.evaluation.probes.pixels import encode_turned
 from upfeat.evaluation.protocols.depth_probe import (

@@ -402,7 +402,7 @@ TABLE_8 = PublishedTable(
     source="table 8 (official LiFT checkpoint)",
     setting={"backbone": "DINO ViT-S/16"},
     note="Differs from table 1 even for bilinear; the paper does not say why.",
-    backbone="timm/vit_small_patch16_224.dino",
+    backbone="timm/vit_small_patch16_224.dino(facet='keys', head_fastest=True, positions='offset')",
     gpu_hours=60,
     columns=at_sizes(ADE20K, CITYSCAPES, VOC),
     rows=(

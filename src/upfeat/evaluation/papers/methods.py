@@ -69,7 +69,7 @@ METHODS: dict[str, PaperMethod] = {
         small_recipes=("featup_jbu_small",),
         images="imagenet",
     ),
-    "featup-implicit": _plain("featup_implicit", "featup_implicit(steps=2, n_images=4)"),
+    "featup-implicit": _plain("featup_implicit", "featup_implicit(steps=2, views=4)"),
     "lift": PaperMethod(
         spec="lift", recipes=("lift_paper",), small_recipes=("lift_small",), images="imagenet"
     ),

@@ -12,8 +12,9 @@ from PIL import Image
 
 from tests.tolerances import tolerance
 from upfeat._compat import ensure_torchvision_operators
+from upfeat.data import image_folder
+from upfeat.data.depth_teacher import DepthTeacher, TeacherDepth
 from upfeat.errors import CheckpointError, WeightsNotFoundError
-from upfeat.evaluation.probes.depth_teacher import DepthTeacher
 
 PROCESSOR = {
     "size": {"height": 28, "width": 28},
@@ -128,3 +129,12 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "dpt"}')
     with pytest.raises(CheckpointError, match="'dpt', expected 'depth_anything'"):
         DepthTeacher(folder, tmp_path)
+
+
+def test_a_teacher_gives_depth_of_training_images(folder: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 42, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (record,) = image_folder(tmp_path)
+    depth = TeacherDepth(folder, tmp_path / "cache")(record)
+    assert depth.shape == (1, 28, 42)
+    assert torch.equal(depth[0], DepthTeacher(folder, tmp_path / "cache")(record.read_image()))

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.checkpoints import file_sha256, read_config
-from upfeat.data import FeatureCache
+from upfeat.data.feature_cache import FeatureCache
+from upfeat.data.records import ImageRecord
 from upfeat.data.sizes import Size
 from upfeat.errors import (
     CheckpointError,
@@ -29,11 +30,11 @@ from upfeat.errors import (
     check_normalization,
 )
 from upfeat.ops.images import normalize
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["DepthTeacher"]
+__all__ = ["DepthTeacher", "TeacherDepth"]
 
 MODEL_TYPE = "depth_anything"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 SIDE, MULTIPLE = 518, 14
 _SIZES = {384: "Small", 768: "Base", 1024: "Large", 1536: "Giant"}
 
@@ -57,7 +58,7 @@ class DepthTeacher:
         MissingPackageError: transformers is not installed.
 
     Example:
-        >>> from upfeat.evaluation.probes.depth_teacher import DepthTeacher
+        >>> from upfeat.data.depth_teacher import DepthTeacher
         >>> try:
         ...     DepthTeacher("no-such-folder", "cache")
         ... except FileNotFoundError as error:
@@ -91,8 +92,8 @@ class DepthTeacher:
             self.side: Size = (int(size["height"]), int(size["width"]))
             self.multiple = int(prepared.get("ensure_multiple_of", MULTIPLE))
             self.keep_ratio = bool(prepared.get("keep_aspect_ratio", True))
-            self.mean = prepared.get("image_mean", IMAGENET_MEAN)
-            self.std = prepared.get("image_std", IMAGENET_STD)
+            self.mean = prepared.get("image_mean", MEAN)
+            self.std = prepared.get("image_std", STD)
             check_normalization(self.mean, self.std)
             if min(*self.side, self.multiple) < 1:
                 raise ValueError("sizes must be positive")
@@ -176,6 +177,36 @@ class DepthTeacher:
             )
         self._model = model.to(self.device).eval().requires_grad_(False)
         return self._model
+
+
+class TeacherDepth:
+    """Pseudo depth of training images: a teacher's maps of the whole images, kept on disk.
+
+    It stands where :class:`upfeat.data.DepthMapFolder` does.
+
+    Args:
+        folder: of the teacher, see :class:`DepthTeacher`.
+        cache: folder of the maps.
+        device: where the network runs.
+    """
+
+    def __init__(
+        self, folder: str | Path, cache: str | Path, device: torch.device | str = "cpu"
+    ) -> None:
+        self.teacher = DepthTeacher(folder, cache, device)
+
+    @property
+    def name(self) -> str:
+        """The teacher's."""
+        return f"depth-{self.teacher.name}"
+
+    def __call__(self, record: ImageRecord) -> Tensor:
+        """Return relative inverse depth (1, H, W) of an image, float32; 0 is far away.
+
+        Raises:
+            ValueError: the image cannot be read.
+        """
+        return self.teacher(record.read_image())[None]
 
 
 def _published_name(config: dict[str, Any]) -> str:

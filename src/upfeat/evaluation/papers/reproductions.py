@@ -1,0 +1,335 @@
+"""What ``upfeat reproduce`` found for a table or figure, and a page of all of it.
+
+One JSON file each, ``PAPER-TABLE.json``, written again after every call of a protocol, so that an
+interrupted run leaves what it knew.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from upfeat._files import write_bytes
+from upfeat.evaluation.papers import (
+    PublishedFigure,
+    PublishedTable,
+    differences,
+    published_figures,
+    published_tables,
+    setting_text,
+)
+from upfeat.evaluation.papers.plan import Job, needed_sets, not_ready
+from upfeat.evaluation.papers.sets import SETS
+from upfeat.evaluation.registry import score_digits, titled_protocol, unit_text
+from upfeat.evaluation.results import FrozenRecord, Result
+
+__all__ = ["Ran", "Reproduction", "comparison_rows", "ran", "reproduce_page"]
+
+
+class Ran(FrozenRecord):
+    """One row in one call of a protocol.
+
+    Attributes:
+        row: key of the row.
+        columns: numbers of the table's columns.
+        values: mean of each column's score; None where the protocol has none.
+        units: of these values, which may not be the paper's.
+        task: the protocol.
+        data: the set that was used.
+        published: the paper's name of the set.
+        differs: settings in which it differs from the paper.
+        trained: recipes that were trained for it here.
+        problem: why there is no number.
+    """
+
+    row: str
+    columns: tuple[int, ...]
+    values: tuple[float | None, ...] = ()
+    units: tuple[str, ...] = ()
+    task: str
+    data: str = ""
+    published: str = ""
+    differs: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class Reproduction(FrozenRecord):
+    """All that is known of a table or figure.
+
+    Attributes:
+        id: of the table or figure.
+        small: whether it is a small run, whose numbers say only that everything works.
+        backbone: that was used.
+        ran: a record for each row and call.
+        pictures: files beside this one.
+        seconds: of all runs together.
+        environment: machine, versions, date.
+    """
+
+    schema_version: Literal[1] = 1
+    id: str
+    small: bool = False
+    backbone: str = ""
+    ran: tuple[Ran, ...] = ()
+    pictures: tuple[str, ...] = ()
+    seconds: float = 0.0
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file."""
+        return f"{self.id.replace(':', '-')}.json"
+
+    def value(self, row: str, column: int) -> float | None:
+        """Return our number of a cell, if there is one."""
+        for each in self.ran:
+            if each.row == row and column in each.columns and each.values:
+                return each.values[each.columns.index(column)]
+        return None
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the record, whole or not at all, and return its path."""
+        path = Path(folder) / self.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, f"{self.model_dump_json(indent=1)}\n".encode())
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is no such record.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} is no record of upfeat reproduce: {error}") from error
+
+
+def ran(
+    table: PublishedTable, job: Job, key: str, result: Result, *, trained: Sequence[str] = ()
+) -> Ran:
+    """Return the record of a result, with what differs from the paper's setting.
+
+    Args:
+        table: of the paper.
+        job: the call that made it.
+        key: of the row.
+        result: of the protocol.
+        trained: recipes that were trained for it.
+    """
+    row = next(each for each in job.rows if each.key == key)
+    protocol = titled_protocol(job.task)
+    scores = [table.columns[number].score for number in job.columns]
+    means = [result.scores[name].mean if name in result.scores else None for name in scores]
+    units = [protocol.kind(name).unit for name in scores]
+    column = table.columns[job.columns[0]]
+    setting = table.setting | column.setting | row.setting
+    apart = differences(setting, result.settings)
+    if job.data is not None and job.data != job.published:
+        apart.insert(0, f"data {job.published} (here: {job.data})")
+    if column.preset and job.preset != column.preset:
+        apart.append(f"preset {column.preset} (here: {job.preset})")
+    return Ran(
+        row=key,
+        columns=job.columns,
+        values=tuple(None if mean is None or mean != mean else round(mean, 5) for mean in means),
+        units=tuple(result.unit.partition(";")[0] if unit is None else unit for unit in units),
+        task=job.task,
+        data=job.data or "",
+        published=job.published if job.data is not None else "",
+        differs=tuple(apart),
+        trained=tuple(trained),
+    )
+
+
+# -- tables of both ------------------------------------------------------------------------------
+
+
+def comparison_rows(
+    table: PublishedTable, found: Reproduction | None
+) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the cells of a table, the published number beside ours.
+
+    Args:
+        table: of the paper.
+        found: what was run; None for nothing.
+
+    Example:
+        >>> from upfeat.evaluation.papers import find_published
+        >>> from upfeat.evaluation.papers.reproductions import comparison_rows
+        >>> heads, rows = comparison_rows(find_published(["jafar:table-4"])[0], None)
+        >>> heads[1], rows[3][:2]
+        ('bev nuscenes simplebev IoU, %', ['JAFAR', '36.59 / -'])
+    """
+    heads = ["method"]
+    for column in table.columns:
+        kind = titled_protocol(column.task).kind(column.score)
+        unit = unit_text(column.unit)
+        variant = column.preset if column.task in ("bev", "open-vocabulary", "efficiency") else ""
+        name = kind.heading if kind.heading != column.score else column.score
+        name = {"iou": "IoU", "miou": "mIoU"}.get(name, name)
+        size = column.changes.get("crop_size")
+        data = "" if column.task == "efficiency" else column.data[0]
+        parts = (column.task, data, variant, f"{size} px" if size else "", name)
+        text = " ".join(part for part in parts if part)
+        heads.append(f"{text}, {unit}" if unit else text)
+    rows = []
+    for row in table.rows:
+        cells = [row.method]
+        for number, published in enumerate(row.values):
+            own = None if found is None else found.value(row.key, number)
+            cells.append(f"{_number(published)} / {_number(own)}")
+        rows.append(cells)
+    return heads, rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.{score_digits([value])}f}"
+
+
+def shared_differences(found: Reproduction) -> list[str]:
+    """Return one line for each set of differences, with the rows and columns that it is of.
+
+    Args:
+        found: what was run.
+    """
+    lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for each in found.ran:
+        if not each.problem:
+            place = f"{each.task} {each.data}".strip()
+            lines.setdefault(each.differs, {}).setdefault(place, []).append(each.row)
+    texts = []
+    for apart, places in lines.items():
+        rows = list(dict.fromkeys(row for members in places.values() for row in members))
+        texts.append(f"{', '.join(places)} ({', '.join(rows)}): {'; '.join(apart) or 'none known'}")
+    return texts
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+_HEAD = """# Tables and figures of the papers
+
+Every table and figure that compares methods in the papers of JAFAR, LoftUp, NAF and AnyUp is one
+command, `upfeat reproduce NAME`. `upfeat reproduce --list` says what each needs and what of it is
+there. Folders are given with `--root SET=DIR`, or all at once with `--root data=DIR` for a folder
+that holds them; weight files are looked for as everywhere, and those of backbones in
+`--root weights=DIR`. Rows without published weights are trained by their recipe first. Everything
+resumes.
+
+`--small` runs the same with small sets, the bundled backbone, a few images and a few training
+steps. **Small numbers say that the machinery works, nothing about the methods.** A cell is
+*published / small run here*; `-` is no number.
+"""
+
+
+def reproduce_page(records: Iterable[Reproduction], *, note: str = "") -> str:
+    """Return the Markdown page of all tables and figures.
+
+    Args:
+        records: of small runs; a table without one is listed all the same.
+        note: at the top, such as who writes the page.
+    """
+    known = {record.id: record for record in records}
+    parts = [note + _HEAD]
+    for table in published_tables():
+        parts.append(_table_section(table, known.get(table.id)))
+    parts.append("## Figures\n")
+    for figure in published_figures():
+        parts.append(_figure_section(figure, known.get(figure.id)))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _needs(item: PublishedTable | PublishedFigure) -> str:
+    parts = []
+    for name, purpose in needed_sets(item).items():
+        facts = SETS[name]
+        size = f", {facts.gigabytes:g} GB" if facts.gigabytes else ""
+        parts.append(f"`{name}` ({facts.title}, {facts.where}{size}; {purpose})")
+    data = "; ".join(parts) or "no data"
+    backbone = f" Backbone `{item.backbone}`." if item.backbone else ""
+    hours = f" About {item.gpu_hours:g} GPU hours on one A100 (our estimate)."
+    return f"Needs: {data}.{backbone}{hours}"
+
+
+def _table_section(table: PublishedTable, found: Reproduction | None) -> str:
+    heads, rows = comparison_rows(table, found)
+    lines = [
+        f"## {table.paper}, {table.source}: {table.title}",
+        "",
+        f"[arXiv {table.arxiv}](https://arxiv.org/abs/{table.arxiv}); "
+        f"`upfeat reproduce {table.id} --root data=DIR`. {table.note}".rstrip(),
+        "",
+        _needs(table),
+        "",
+    ]
+    waits = {not_ready(column.task, column.preset) for column in table.columns} - {None}
+    if waits:
+        lines += [f"Waits for: {'; '.join(sorted(map(str, waits)))}.", ""]
+    if table.setting:
+        lines += [f"Setting of the paper: {setting_text(table.setting)}.", ""]
+    lines += [_markdown(heads, rows), ""]
+    lines += _what_ran(found)
+    return "\n".join(lines)
+
+
+def _what_ran(found: Reproduction | None) -> list[str]:
+    """Return what a run took, in what it differs and what failed."""
+    if found is None:
+        return ["Not run here yet.", ""]
+    lines = [
+        f"Run here: small, `{found.backbone or 'no backbone'}`, {found.seconds:.0f} s on "
+        f"{found.environment.get('processor', 'an unknown processor')}. Differences:",
+        "",
+        *(f"- {text}" for text in shared_differences(found)),
+        "",
+    ]
+    trained = {each.row: each.trained for each in found.ran if each.trained}
+    if trained:
+        recipes = "; ".join(f"{row}: {', '.join(names)}" for row, names in trained.items())
+        lines += [f"Trained for it, a few steps each: {recipes}.", ""]
+    problems = dict.fromkeys(f"{each.row}: {each.problem}" for each in found.ran if each.problem)
+    if problems:
+        lines += ["Without a number:", "", *(f"- {text}" for text in problems), ""]
+    return lines
+
+
+def _figure_section(figure: PublishedFigure, found: Reproduction | None) -> str:
+    lines = [
+        f"### {figure.paper}, {figure.source}: {figure.title}",
+        "",
+        f"`upfeat reproduce {figure.id} --root data=DIR`: {', '.join(figure.methods)}. "
+        f"{figure.note}".rstrip(),
+        "",
+        _needs(figure),
+        "",
+    ]
+    if found is None:
+        lines += ["Not run here yet.", ""]
+    elif found.pictures:
+        lines += [f"Run here, small: {len(found.pictures)} pictures in {found.seconds:.0f} s.", ""]
+    if found is not None:
+        lines += [f"- {each.row}: {each.problem}" for each in found.ran if each.problem]
+    return "\n".join(lines)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def by_id(folder: str | os.PathLike[str]) -> Mapping[str, Reproduction]:
+    """Return the records that lie in a folder, by the name of their table or figure.
+
+    Args:
+        folder: of ``upfeat reproduce --out``.
+    """
+    known = {}
+    for path in sorted(Path(folder).glob("*-*.json")):
+        record = Reproduction.load(path)
+        known[record.id] = record
+    return known

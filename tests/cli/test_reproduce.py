@@ -1,0 +1,142 @@
+"""``upfeat reproduce``: the list, and small runs of tables and figures on a tiny set."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from upfeat.cli.app import app
+from upfeat.cli.reproduce.methods import published_name
+from upfeat.evaluation.papers import find_published, published_tables
+from upfeat.evaluation.papers.plan import not_ready, plan_jobs
+from upfeat.evaluation.papers.reproductions import Reproduction, comparison_rows, reproduce_page
+from upfeat.evaluation.papers.sets import Roots
+from upfeat.training import list_recipes
+
+
+def call(*arguments: object) -> Result:
+    runner = CliRunner(env={"COLUMNS": "400", "UPFEAT_OFFLINE": "1"})
+    return runner.invoke(app, ["reproduce", *map(str, arguments)])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder that holds MSRC's layout, training images and photos."""
+    root = tmp_path / "data"
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for number in range(count):
+            pixels = draws.integers(0, 256, (64, 96, 3), np.uint8)
+            labels = np.repeat(draws.integers(0, 23, (1, 96)), 64, 0).astype(np.uint8)
+            for kind, array, suffix in (("images", pixels, "jpg"), ("labels", labels, "png")):
+                path = root / "msrc" / split / kind / f"{number}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    for name in ("imagenet_sample/images", "photos"):
+        (root / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = draws.integers(0, 256, (100, 120, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+def test_the_list_names_every_table_and_what_is_missing(data: Path) -> None:
+    shown = call("--list")
+    assert shown.exit_code == 0, shown.output
+    for table in published_tables():
+        assert table.id in shown.stdout
+    assert "not supported" not in shown.stdout
+    assert "give it with --root voc=DIR" in shown.stdout
+    small = call("jafar:table-1", "--list", "--small", "--root", f"data={data}")
+    assert "msrc (there)" in small.stdout
+    assert "camvid (missing)" in small.stdout
+
+
+def test_a_small_run_of_a_table_resumes_and_says_what_differs(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--small", "--root", f"data={data}", "--out", out, "--rows", "heads-8")
+    first = call("jafar:table-5", *options)
+    assert first.exit_code == 0, first.output
+    record = Reproduction.load(out / "jafar-table-5.json")
+    (table,) = find_published(["jafar:table-5"])
+    voc = [each for each in record.ran if each.published == "voc"]
+    assert {each.row for each in voc if each.values} == {"heads-8"}
+    (trained,) = voc
+    assert trained.trained == ("jafar_small",)
+    assert trained.differs[0] == "data voc (here: msrc)"
+    assert any("input size 448×448 (here: 96×96)" in text for text in trained.differs)
+    missing = [each.problem for each in record.ran if each.published == "ade20k"]
+    assert all("give it with --root nyuv2=DIR" in problem for problem in missing)
+    heads, rows = comparison_rows(table, record)
+    (row,) = (cells for cells in rows if cells[0] == "JAFAR, heads 8")
+    assert row[1].startswith("83.82 / ")
+    assert not row[1].endswith("-")
+    results = {path: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
+    assert len(results) == 1
+    again = call("jafar:table-5", *options)
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in results} == results
+    assert Reproduction.load(out / "jafar-table-5.json").ran == record.ran
+    assert "heads-8" in reproduce_page([record])
+    assert len(heads) == len(row)
+
+
+def test_a_figure_is_drawn(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = call("jafar:figure-8", "--small", "--root", f"data={data}", "--out", out)
+    assert done.exit_code == 0, done.output
+    record = Reproduction.load(out / "jafar-figure-8.json")
+    assert len(record.pictures) == 2
+    for name in record.pictures:
+        assert Image.open(out / name).size[0] > 100
+    picture = json.loads((out / record.pictures[0]).with_suffix(".picture.json").read_text())
+    assert [method["label"] for method in picture["methods"]] == ["bilinear", "jafar"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "name tables or figures"),
+        (("jafar:table-99",), "unknown table or figure"),
+        (("jafar:table-1", "--root", "voc"), "--root must be SET=DIR"),
+        (("jafar:table-1", "--root", "vok=x"), "unknown data set 'vok'"),
+        (("jafar:table-1", "--rows", "jaffar"), "unknown row of jafar:table-1"),
+    ],
+)
+def test_mistakes_are_one_sentence(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = call(*words, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_belong_to_the_backbone() -> None:
+    assert published_name("loftup", "upfeat/vit_compact_patch16") == "loftup.vit_compact_patch16"
+    assert published_name("anyup", "anything") is not None
+    assert published_name("jafar", "anything") is None
+
+
+def test_a_folder_of_several_sets_is_searched(data: Path) -> None:
+    roots = Roots({"data": data, "voc": data / "nowhere"})
+    assert roots.find("imagenet") == data / "imagenet_sample"
+    assert "no folder at" in (roots.missing("voc") or "")
+    assert roots.missing("msrc") is None
+
+
+@pytest.mark.parametrize("table", published_tables(), ids=lambda table: table.id)
+def test_every_table_has_jobs_and_known_recipes(table: object) -> None:
+    """A table whose protocol is not registered yet must say so; then nothing is asked of it."""
+    (found,) = find_published([table.id])  # type: ignore[attr-defined]
+    for small in (False, True):
+        jobs = plan_jobs(found, small=small)
+        assert sum(len(job.rows) * len(job.columns) for job in jobs) == len(found.rows) * len(
+            found.columns
+        )
+    waiting = [not_ready(column.task, column.preset) for column in found.columns]
+    if all(waiting):
+        pytest.skip(f"waits: {waiting[0]}")
+    for row in found.rows:
+        assert set(row.recipes) | set(row.small_recipes) <= set(list_recipes())
