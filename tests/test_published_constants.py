@@ -14,7 +14,13 @@ import pytest
 
 from upfeat.data.sets.navi import EVERY, FRAME, SHORT_SIDE, TRAIN_SHARE
 from upfeat.data.sets.nyuv2_surfaces import BROKEN, MARGIN, MEANS, VAL_EVERY
-from upfeat.evaluation.metrics import boundary_radius, boundary_region, propagate_labels
+from upfeat.evaluation.metrics import (
+    boundary_radius,
+    boundary_region,
+    discovery,
+    propagate_labels,
+    soft_argmax,
+)
 from upfeat.evaluation.metrics.normals import RECALLS
 from upfeat.evaluation.probes import object_crops, training_clicks
 from upfeat.evaluation.probes.depth_losses import (
@@ -29,7 +35,9 @@ from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
 from upfeat.evaluation.probes.surfaces import JITTER_STRENGTH, ZOOM_AREA
 from upfeat.evaluation.probes.word_maps import CLIP_SCALE
 from upfeat.evaluation.protocols.cam import cam_preset
+from upfeat.evaluation.protocols.correspondence import correspondence_preset
 from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
+from upfeat.evaluation.protocols.discovery import discovery_preset
 from upfeat.evaluation.protocols.efficiency import efficiency_preset
 from upfeat.evaluation.protocols.interactive import interactive_preset
 from upfeat.evaluation.protocols.normals_probe import normals_probe_preset
@@ -137,6 +145,56 @@ def test_interactive_segmentation() -> None:
             "MERGE_CHANCE": 0.15,
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("square", {"input_size": 448, "map_size": 448, "strict": False, "soft_window": None}),
+        (
+            "lift",
+            {
+                "input_size": 224,
+                "map_size": None,
+                "strict": True,
+                "pairs_per_category": 100,
+                "replacement": True,
+                "pair_seed": 0,
+            },
+        ),
+        (
+            "probe3d",
+            {"input_size": 800, "strict": True, "pairs_per_category": 200, "pair_seed": 20},
+        ),
+        ("geo-aware", {"input_size": 840, "map_size": 60, "strict": True, "soft_window": 5}),
+    ],
+)
+def test_correspondence(preset: str, expected: dict[str, Any]) -> None:
+    alphas = (0.1,) if preset == "probe3d" else (0.1, 0.05, 0.01)
+    pinned(
+        correspondence_preset(preset, "spair71k"),
+        expected | {"alphas": alphas, "threshold": "box", "limit": None},
+    )
+
+
+def test_proposal_flow() -> None:
+    for data, threshold in (("pf_pascal", "image"), ("pf_willow", "kp_extent")):
+        settings = {"threshold": threshold, "alphas": (0.05, 0.1, 0.15)}
+        pinned(correspondence_preset("square", data), settings)
+    assert inspect.signature(soft_argmax).parameters["temperature"].default == 0.02
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "expected"),
+    [
+        ("tokencut", "coco20k", {"side": None, "tau": 0.2, "weighted": False}),
+        ("lift", "voc2007", {"side": 224, "tau": 0.2, "factor": 2}),
+        ("lift", "coco20k", {"side": 224, "tau": 0.3, "factor": 2}),
+    ],
+)
+def test_object_discovery(preset: str, data: str, expected: dict[str, Any]) -> None:
+    pinned(discovery_preset(preset, data), expected)
+    assert (discovery.WEAK, discovery.HIT, discovery.MOST_CELLS) == (1e-5, 0.5, 64)
 
 
 SHARED_PROBE = {

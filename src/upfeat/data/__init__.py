@@ -1,11 +1,18 @@
 """Images and data sets: reading, listing, transforming. No networks, no downloads."""
 
+from upfeat.data.boxes import BoxData, BoxFile, BoxImage, coco20k, mask_folder, voc_boxes
 from upfeat.data.classified import ClassifiedFile, ClassifiedImage, ClassifiedImages
 from upfeat.data.depth import DepthData, DepthFile, DepthImage, DepthMapFolder
 from upfeat.data.driving import DrivingData, DrivingFile, DrivingFrame
 from upfeat.data.feature_cache import FeatureCache
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
 from upfeat.data.images import ImageSource, image_size, read_image
+from upfeat.data.keypoints import (
+    KeypointData,
+    KeypointFile,
+    KeypointPair,
+    keypoint_folder,
+)
 from upfeat.data.mask_cache import CachedMaskSource, fill_mask_cache
 from upfeat.data.masks import (
     FirstOfMaskSource,
@@ -45,8 +52,10 @@ from upfeat.data.sets.navi import navi, shrink_navi
 from upfeat.data.sets.nuscenes import nuscenes, nuscenes_sample
 from upfeat.data.sets.nyuv2 import nyuv2, nyuv2_depth, unpack_nyuv2
 from upfeat.data.sets.nyuv2_surfaces import nyuv2_surfaces, unpack_nyuv2_normals
+from upfeat.data.sets.pf import pf_pascal, pf_willow
 from upfeat.data.sets.rgbd import rgbd
 from upfeat.data.sets.sbd import sbd
+from upfeat.data.sets.spair71k import spair71k
 from upfeat.data.sets.voc import voc
 from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth
 from upfeat.data.tar_shards import TarRecords, find_images
@@ -56,6 +65,9 @@ from upfeat.data.video import VideoData, VideoSequence
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "BoxData",
+    "BoxFile",
+    "BoxImage",
     "CachedMaskSource",
     "ClassifiedFile",
     "ClassifiedImage",
@@ -71,6 +83,9 @@ __all__ = [
     "FeatureCache",
     "FirstOfMaskSource",
     "ImageSource",
+    "KeypointData",
+    "KeypointFile",
+    "KeypointPair",
     "LabelMaskSource",
     "LabelledFile",
     "LabelledImage",
@@ -97,6 +112,7 @@ __all__ = [
     "bsds500_objects",
     "camvid",
     "cityscapes",
+    "coco20k",
     "coco_objects",
     "coco_single_objects",
     "coco_stuff",
@@ -114,9 +130,11 @@ __all__ = [
     "image_size",
     "imagenet",
     "imagenet_folder",
+    "keypoint_folder",
     "kitti360",
     "load_objects",
     "load_segmentation",
+    "mask_folder",
     "msrc",
     "navi",
     "normals_from_depth",
@@ -126,6 +144,8 @@ __all__ = [
     "nyuv2_depth",
     "nyuv2_surfaces",
     "object_sets",
+    "pf_pascal",
+    "pf_willow",
     "read_image",
     "resize_and_crop",
     "rgbd",
@@ -133,7 +153,9 @@ __all__ = [
     "sbd",
     "segmentation_sets",
     "shrink_navi",
+    "spair71k",
     "unpack_nyuv2",
     "unpack_nyuv2_normals",
     "voc",
+    "voc_boxes",
 ]

@@ -30,7 +30,17 @@ from upfeat.evaluation.metrics.clicks import (
     clicks_needed,
     next_click,
 )
+from upfeat.evaluation.metrics.correspondence import (
+    KeypointMetric,
+    SquareCanvas,
+    match_cells,
+    nearest_points,
+    percent_name,
+    similarities,
+    soft_argmax,
+)
 from upfeat.evaluation.metrics.depth import DepthMetric, depth_scores, fit_scale_and_shift
+from upfeat.evaluation.metrics.discovery import CorLocMetric, Cut, box_iou, normalized_cut
 from upfeat.evaluation.metrics.distances import squared_distance, step_distance
 from upfeat.evaluation.metrics.normals import NormalMetric, angular_error, normal_scores
 from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
@@ -57,11 +67,15 @@ __all__ = [
     "CamMetric",
     "Click",
     "ClickMetric",
+    "CorLocMetric",
+    "Cut",
     "DepthMetric",
     "FrameStatistics",
+    "KeypointMetric",
     "Metric",
     "NormalMetric",
     "SegmentationMetric",
+    "SquareCanvas",
     "VideoMetric",
     "adcc",
     "angular_error",
@@ -74,6 +88,7 @@ __all__ = [
     "boundary_radius",
     "boundary_region",
     "boundary_similarity",
+    "box_iou",
     "click_maps",
     "clicks_needed",
     "coherency",
@@ -87,15 +102,21 @@ __all__ = [
     "gradcam_weights",
     "iou_per_class",
     "masks_to_labels",
+    "match_cells",
     "mean_iou",
+    "nearest_points",
     "next_click",
     "normal_scores",
     "normalize_map",
+    "normalized_cut",
     "object_numbers",
+    "percent_name",
     "pixel_accuracy",
     "propagate_labels",
     "region_similarity",
+    "similarities",
     "sobel_map",
+    "soft_argmax",
     "squared_distance",
     "step_distance",
     "vehicle_counts",
