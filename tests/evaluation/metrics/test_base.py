@@ -10,7 +10,9 @@ import torch
 from upfeat.evaluation.metrics import (
     BoundaryMetric,
     CamMetric,
+    CorLocMetric,
     DepthMetric,
+    KeypointMetric,
     Metric,
     SegmentationMetric,
     VideoMetric,
@@ -25,6 +27,8 @@ ADDED = [
     (BoundaryMetric(2, radii=(1, 2), share=0.1, form="sobel"), (LABEL.repeat(1, 3, 1),) * 2),
     (DepthMetric(aligned=True), (DEPTH.sqrt(), DEPTH)),
     (CamMetric(), (torch.tensor([0.5]), torch.tensor([0.25]), MAPS, MAPS)),
+    (CorLocMetric(), (torch.tensor([0, 0, 4, 4]), torch.tensor([[0, 0, 4, 3]]))),
+    (KeypointMetric(("cat",), (0.1,)), ("cat", DEPTH[0, :, :2], DEPTH[0, :, :2], 9.0)),
     (VideoMetric(), ("one", MASK, MASK)),
 ]
 
