@@ -23,6 +23,11 @@ from upfeat.evaluation.metrics import (
 )
 from upfeat.evaluation.metrics.normals import RECALLS
 from upfeat.evaluation.probes import object_crops, training_clicks
+from upfeat.evaluation.probes.bev.grid import MOTION, TURN, BevGrid
+from upfeat.evaluation.probes.bev.lifting import FREQUENCIES
+from upfeat.evaluation.probes.bev.losses import FACTORS, POSITIVE_WEIGHT
+from upfeat.evaluation.probes.bev.targets import FAINT, SIGMA
+from upfeat.evaluation.probes.bev.views import ROTATION, VIEW_SETTINGS, ZOOM, ViewSettings
 from upfeat.evaluation.probes.depth_losses import (
     BIN_FLOOR,
     EPSILON,
@@ -34,6 +39,7 @@ from upfeat.evaluation.probes.parts import END_FACTOR, WARM_UP_EPOCHS, WARM_UP_S
 from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
 from upfeat.evaluation.probes.surfaces import JITTER_STRENGTH, ZOOM_AREA
 from upfeat.evaluation.probes.word_maps import CLIP_SCALE
+from upfeat.evaluation.protocols.bev import bev_preset
 from upfeat.evaluation.protocols.cam import cam_preset
 from upfeat.evaluation.protocols.correspondence import correspondence_preset
 from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
@@ -355,6 +361,27 @@ def test_maskclip() -> None:
     pinned(open_vocabulary_preset("maskclip", "voc"), plain | {"crop_size": 448, "threshold": 0.0})
     assert open_vocabulary_preset("maskclip", "voc").background == "ignore"
     assert CLIP_SCALE == 100
+
+
+@pytest.mark.parametrize("preset", ["simplebev", "pointbev", "bevformer"])
+def test_vehicles_from_above(preset: str) -> None:
+    """PointBeV's code, and JAFAR's paper for the frozen backbone, batch 1 and 100 epochs."""
+    config = bev_preset(preset, "nuscenes")
+    grid = {"grid_size": (200, 200), "heights": 8, "width": 128, "trunk": (64, 128, 256)}
+    points = {"coarse_points": 2500, "fine_points": 2500, "anchors": 100, "fine_patch_size": 9}
+    layers = {"bevformer_count": 6, "bevformer_feed_forward": 1028, "sparse_width": 64}
+    training = {"epochs": 100, "batch": 1, "weight_decay": 1e-7, "gradient_clip": 5.0}
+    cycle = {"learning_rate": 3e-4, "warm_up": 0.05, "start_division": 3, "end_division": 20}
+    released = {"sampling": "released", "image_filter": "nearest", "embedding_width": 256}
+    released |= {"bevformer_layers": "as_released", "bevformer_references": "as_released"}
+    pinned(config, grid | points | layers | training | cycle | released)
+    extent = BevGrid.around(config.grid_size, config.heights)
+    assert (extent.cell, extent.corner, extent.z) == ((0.5, 0.5), (-50.0, -50.0), (-3.375, 5.375))
+    assert VIEW_SETTINGS["224x480"] == ViewSettings((224, 480), (0.294, 0.308), (0.83, 0.83))
+    assert (ZOOM, ROTATION, MOTION, TURN) == ((0.95, 1.05), (-2.5, 2.5), (30.0, 20.0), 20.0)
+    assert (SIGMA, FAINT, POSITIVE_WEIGHT) == (3.0, 0.1, 2.13)
+    assert FACTORS == {"binimg": (10, 0.5), "centerness": (0.5, 0.5), "offsets": (0.5, 0.5)}
+    assert FREQUENCIES == (0, 1, 2, 4, 8, 16, 32, 64)
 
 
 def test_efficiency() -> None:

@@ -16,8 +16,14 @@ from upfeat.data import nuscenes, nuscenes_sample
 from upfeat.data.driving import CAMERAS
 from upfeat.errors import MissingPackageError
 
-EYE = np.eye(4).tolist()
-INTRINSICS = [[10.0, 0, 3], [0, 10, 2], [0, 0, 1]]
+INTRINSICS = [[4.0, 0, 3], [0, 4, 2], [0, 0, 1]]
+YAWS = dict(zip(CAMERAS, (55, 0, -55, 110, 180, -110), strict=True))
+
+
+def looking(yaw: float) -> list[list[float]]:
+    """The pose of a camera 1.5 m above the ground; its axis is turned to the left by degrees."""
+    cos, sin = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+    return [[sin, 0, cos, 0], [-cos, 0, sin, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]]
 
 
 def write_sample(root: Path, *, without: str = "") -> Path:
@@ -30,7 +36,7 @@ def write_sample(root: Path, *, without: str = "") -> Path:
         "ego2global": pose.tolist(),
         "lidar2ego": lidar,
         "cameras": {
-            name: {"file": f"{name}.jpg", "intrinsics": INTRINSICS, "cam2ego": EYE}
+            name: {"file": f"{name}.jpg", "intrinsics": INTRINSICS, "cam2ego": looking(YAWS[name])}
             for name in CAMERAS
             if name != without
         },
@@ -62,7 +68,7 @@ def test_fingerprint_covers_calibration(tmp_path: Path) -> None:
     before = nuscenes_sample(write_sample(tmp_path)).fingerprint()
     assert before == nuscenes_sample(tmp_path).fingerprint()
     path = tmp_path / "sample.json"
-    path.write_text(path.read_text().replace("10.0", "11.0", 1))
+    path.write_text(path.read_text().replace("4.0, 0, 3", "5.0, 0, 3", 1))
     assert before != nuscenes_sample(tmp_path).fingerprint()
 
 

@@ -182,7 +182,7 @@ def test_grid_and_projection(case: Callable[[str], Case]) -> None:
     found = sampling_grid(projection.pixels, size, "released")
     both = inside & stored
     close(found[both], t["grid_xy"].reshape(found.shape)[both])
-    wider = projection.inside(size, border=0)
+    wider = projection.inside(size, 0.0, 0.0)
     assert float((wider == t["bevformer_valid"].reshape(wider.shape)).float().mean()) >= 0.999
     references = projection.pixels / torch.tensor([size[1], size[0]])
     shown = t["bevformer_ref_valid_only"].reshape(references.shape)
@@ -489,3 +489,35 @@ def test_bevformer_encoder(case: Callable[[str], Case]) -> None:
         found = encoder(t["feats"], views)[0].flatten(1).T[::37]
     # A norm over 8 channels enlarges rounding: the same in float64 is 5e-5 from what is stored.
     assert max_abs_difference(found[same], t["out_every_37"][same]) <= FUSED_GOLDEN_ATOL
+
+
+def test_lift_of_simplebev(case: Callable[[str], Case]) -> None:
+    """In the frame of camera 0: rows are z, heights are y, columns are x."""
+    t, meta = case("bev/bev_simplebev_lift")
+    x0, x1, y0, y1, z0, z1 = meta["bounds"]
+    depth, heights, columns = meta["grid_zyx"]
+
+    def centres(low: float, high: float, count: int) -> Tensor:
+        return low + (torch.arange(count) + 0.5) * (high - low) / count
+
+    z, x, y = torch.meshgrid(
+        *(centres(z0, z1, depth), centres(x0, x1, columns), centres(y0, y1, heights)),
+        indexing="ij",
+    )
+    points = torch.stack((x, y, z), -1).reshape(1, -1, 3)
+    pose = t["cam0_T_camXs"]
+    intrinsics = feature_intrinsics(
+        t["pix_T_cams"][..., :3, :3], tuple(meta["image_hw"]), tuple(meta["feat_hw"]), "fixed"
+    )
+    cameras = Cameras(pose[..., :3, :3], pose[..., :3, 3], intrinsics)
+    mean = camera_mean(t["feats"], project(points, cameras), sampling="simplebev")
+    # (B, P, C) -> (B, row, column, height, C) -> (B, C, height, row, column)
+    volume = mean.unflatten(1, (depth, columns, heights)).permute(0, 4, 3, 1, 2)
+    pillars = volume.flatten(1, 2)
+    # The original multiplies intrinsics and pose before it moves the points.
+    assert max_abs_difference(pillars, t["compressor_in"]) <= FUSED_GOLDEN_ATOL
+    compressor = ConvCompressor(t["feats"].shape[2], heights, 8)
+    compressor.load_state_dict(
+        {key.removeprefix("bev_compressor."): w for key, w in weights(t, "").items()}
+    )
+    close(compressor(t["compressor_in"]), t["bev"])

@@ -78,13 +78,13 @@ class DeformableAttention(nn.Module):
         places = starts + offsets / offsets.new_tensor([width, height])
         weights = self.attention_weights(query).view(batch, count, HEADS, POINTS).softmax(-1)
         # (B, C, h, w) -> (B*H, C/H, h, w)
-        heads = values.reshape(batch * HEADS, -1, height, width)
+        heads = values.reshape(batch * HEADS, values.shape[1] // HEADS, height, width)
         # (B, Q, H, S, 2) -> (B*H, Q, S, 2)
         grid = (2 * places - 1).transpose(1, 2).reshape(batch * HEADS, count, POINTS, 2)
         sampled = F.grid_sample(heads, grid, align_corners=False)  # (B*H, C/H, Q, S)
         share = weights.transpose(1, 2).reshape(batch * HEADS, 1, count, POINTS)
         found = (sampled * share).sum(-1)  # (B*H, C/H, Q)
-        found = found.view(batch, -1, count).transpose(1, 2)  # (B, Q, C)
+        found = found.view(batch, values.shape[1], count).transpose(1, 2)  # (B, Q, C)
         return found if self.output_proj is None else self.output_proj(found)
 
 

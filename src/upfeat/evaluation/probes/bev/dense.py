@@ -3,9 +3,8 @@
 Keys of the parameters are those of the published code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["HEADS", "DenseHeads", "EncoderDecoder", "Neck"]
@@ -129,6 +128,7 @@ class DenseHeads(nn.Module):
 
     Args:
         channels: C of the map.
+        names: which heads, of ``HEADS``.
 
     Example:
         >>> import torch
@@ -137,7 +137,7 @@ class DenseHeads(nn.Module):
         {'binimg': 1, 'offsets': 2, 'centerness': 1}
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, names: Iterable[str] = HEADS) -> None:
         super().__init__()
         self.map_out = nn.ModuleDict(
             {
@@ -145,9 +145,9 @@ class DenseHeads(nn.Module):
                     nn.Sequential(
                         _conv3(channels, channels), nn.InstanceNorm2d(channels), nn.ReLU()
                     ),
-                    nn.Conv2d(channels, count, 1),
+                    nn.Conv2d(channels, HEADS[name], 1),
                 )
-                for name, count in HEADS.items()
+                for name in names
             }
         )
 
@@ -158,4 +158,6 @@ class DenseHeads(nn.Module):
             x: (B, C, X, Y).
         """
         found = {name: head(x) for name, head in self.map_out.items()}
-        return found | {"centerness": torch.sigmoid(found["centerness"])}
+        if "centerness" in found:
+            found["centerness"] = found["centerness"].sigmoid()
+        return found

@@ -94,7 +94,7 @@ def draw_bev_motion(generator: torch.Generator) -> Tensor:
 
 
 def move_points(points: Tensor, motion: Tensor) -> Tensor:
-    """Return points (P, 3) after the motions (B, 4, 4) of some frames, (B, P, 3).
+    """Return points (P, 3) or (B, P, 3) after the motions (B, 4, 4) of some frames, (B, P, 3).
 
     Example:
         >>> import torch
@@ -104,5 +104,5 @@ def move_points(points: Tensor, motion: Tensor) -> Tensor:
         >>> move_points(torch.tensor([[1.0, 1.0, 1.0]]), motion[None]).tolist()
         [[[3.0, 1.0, 1.0]]]
     """
-    extended = F.pad(points, (0, 1), value=1.0)  # (P, 4)
-    return (motion.to(points) @ extended.T)[:, :3].transpose(1, 2)
+    extended = F.pad(points, (0, 1), value=1.0)  # (..., P, 4)
+    return (motion.to(points) @ extended.mT)[:, :3].transpose(1, 2)

@@ -23,7 +23,7 @@ __all__ = [
     "sampling_grid",
 ]
 
-Sampling = Literal["released", "exact"]
+Sampling = Literal["released", "exact", "simplebev"]
 
 MIN_DEPTH = 1e-6
 BORDER = 0.5  # cells of a feature map in which a point does not count
@@ -59,10 +59,16 @@ class Projection(NamedTuple):
     pixels: Tensor
     depth: Tensor
 
-    def inside(self, size: Sequence[int], border: float = BORDER) -> Tensor:
-        """Return which points (B, N, P) lie in front of a camera and inside its map (h, w)."""
+    def inside(self, size: Sequence[int], first: float = BORDER, last: float = BORDER) -> Tensor:
+        """Return which points (B, N, P) lie in front of a camera and inside its map.
+
+        Args:
+            size: (h, w) of the map.
+            first: cells at the top and the left that do not count.
+            last: cells at the bottom and the right that do not count.
+        """
         (u, v), (height, width) = self.pixels.unbind(-1), size
-        inside = (u > border) & (u < width - border) & (v > border) & (v < height - border)
+        inside = (u > first) & (u < width - last) & (v > first) & (v < height - last)
         return inside & (self.depth > 0)
 
 
@@ -97,7 +103,8 @@ def sampling_grid(pixels: Tensor, size: Sequence[int], sampling: Sampling) -> Te
         pixels: (..., 2), x and y in cells.
         size: (h, w) of the map.
         sampling: ``exact`` reads at ``pixels``; ``released`` reads about half a cell above and to
-            the left of it, as PointBeV's code does, which divides by ``w - 1``.
+            the left of it, as PointBeV's code does, which divides by ``w - 1``; ``simplebev`` is
+            SimpleBeV's own, whose first cell has its centre at 0.
 
     Example:
         >>> import torch
@@ -110,6 +117,8 @@ def sampling_grid(pixels: Tensor, size: Sequence[int], sampling: Sampling) -> Te
         ([0.0, 0.5], [0.0, 0.6666666865348816])
     """
     sides = pixels.new_tensor([size[1], size[0]])
+    if sampling == "simplebev":
+        return (2 * pixels / (sides - 1) - 1).clamp(-LIMIT, LIMIT)
     if sampling == "exact":
         return 2 * pixels / sides - 1
     return ((2 * pixels - sides) / (sides - 1)).clamp(-LIMIT, LIMIT)
@@ -129,7 +138,8 @@ def camera_mean(
     Args:
         features: (B, N, C, h, w).
         projection: P points of each frame.
-        sampling: see :func:`sampling_grid`.
+        sampling: see :func:`sampling_grid`. ``simplebev`` has another border, and counts for each
+            channel the cameras whose value is not 0.
         epsilon: added to the number of cameras (dense path); 0 divides by at least one camera
             (sparse path).
 
@@ -144,20 +154,22 @@ def camera_mean(
         [[[1.0]]]
     """
     size = features.shape[-2:]
-    inside = projection.inside(size)
+    own = sampling == "simplebev"
+    inside = projection.inside(size, -BORDER if own else BORDER)
     grid = sampling_grid(projection.pixels, size, sampling).to(features.dtype)
-    frames = []
+    means = []
     for frame, maps in enumerate(features):
         total = maps.new_zeros(inside.shape[2], maps.shape[1])  # (P, C)
+        count = torch.zeros_like(total[:, : maps.shape[1] if own else 1])
         for camera, one in enumerate(maps):
             seen = inside[frame, camera].nonzero()[:, 0]
             at = grid[frame, camera, seen][None, None]  # (1, 1, p, 2)
-            found = F.grid_sample(one[None], at, align_corners=False)  # (1, C, 1, p)
-            total = total.index_add(0, seen, found[0, :, 0].T)
-        frames.append(total)
-    count = inside.sum(1)[..., None].to(features.dtype)  # (B, P, 1)
-    count = count + epsilon if epsilon else count.clamp(min=1)
-    return torch.stack(frames) / count
+            found = F.grid_sample(one[None], at, align_corners=False)[0, :, 0].T  # (p, C)
+            total = total.index_add(0, seen, found)
+            counted = (found != 0).to(count) if own else count.new_ones(len(seen), 1)
+            count = count.index_add(0, seen, counted)
+        means.append(total / (count + epsilon if epsilon else count.clamp(min=1)))
+    return torch.stack(means)
 
 
 class CoordinateEmbedding(nn.Module):

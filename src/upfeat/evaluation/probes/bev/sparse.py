@@ -6,7 +6,7 @@ which are active. Keys of the parameters are those of the published code; kernel
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -211,6 +211,7 @@ class SparseHeads(nn.Module):
 
     Args:
         channels: C of the map.
+        names: which heads, of ``HEADS``.
 
     Example:
         >>> import torch
@@ -220,14 +221,16 @@ class SparseHeads(nn.Module):
         0.0
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, names: Iterable[str] = HEADS) -> None:
         super().__init__()
-        self.map_out = nn.ModuleDict({name: _head(channels, n) for name, n in HEADS.items()})
+        self.map_out = nn.ModuleDict({name: _head(channels, HEADS[name]) for name in names})
 
     def forward(self, x: SparseMap) -> dict[str, Tensor]:
         """Return logits (B, 1, X, Y), offsets (B, 2, X, Y) and centerness (B, 1, X, Y)."""
         found = {name: head(x).values for name, head in self.map_out.items()}
-        return found | {"centerness": torch.sigmoid(found["centerness"]) * x.active}
+        if "centerness" in found:
+            found["centerness"] = found["centerness"].sigmoid() * x.active
+        return found
 
 
 # -- points --------------------------------------------------------------------------------------
