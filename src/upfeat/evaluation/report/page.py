@@ -25,6 +25,7 @@ from upfeat.evaluation.report.content import (
     TableView,
 )
 from upfeat.evaluation.report.pictures import RAMP, data_uri
+from upfeat.evaluation.tables.curves import linear_ticks
 
 __all__ = ["cost_plot", "report_page"]
 
@@ -342,7 +343,7 @@ def cost_plot(
     spreads = [point.spread or 0.0 for point in points]
     lowest = min(p.quality - s for p, s in zip(points, spreads, strict=True))
     highest = max(p.quality + s for p, s in zip(points, spreads, strict=True))
-    ticks = _linear_ticks(lowest, highest)
+    ticks = linear_ticks(lowest, highest)
     bottom, top = min(lowest, ticks[0]), max(highest, ticks[-1])
     pad = max(0.12, 0.08 * (max(costs) - min(costs)))
     first, last = min(costs) - pad, max(costs) + pad
@@ -380,17 +381,6 @@ def cost_plot(
             f"</title></circle>{label}"
         )
     return "".join([*parts, "</svg>"])
-
-
-def _linear_ticks(low: float, high: float) -> list[float]:
-    """Return round numbers that enclose a range."""
-    span = high - low or abs(high) or 1.0
-    raw = span / 4
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
-    first = math.floor(low / step + 1e-9)
-    last = max(math.ceil(high / step - 1e-9), first + 1)
-    return [i * step for i in range(first, last + 1)]
 
 
 def _tick_text(tick: float, ticks: Sequence[float]) -> str:
