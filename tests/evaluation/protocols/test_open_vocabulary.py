@@ -229,6 +229,16 @@ def test_command(root: Path, cache: Path) -> None:
     outcome = CliRunner(env={"COLUMNS": "200", "UPFEAT_OFFLINE": "1"}).invoke(app, line)
     assert outcome.exit_code == 0, outcome.output
     assert "low-res" in outcome.stdout
+    folder = ["folder" if part == "msrc" else part for part in line]
+    (root / "classes.txt").write_text("sky\ngrass\ncar\n")
+    del folder[folder.index("words=names") - 1 : folder.index("words=names") + 1]
+    outcome = CliRunner(env={"COLUMNS": "200", "UPFEAT_OFFLINE": "1"}).invoke(app, folder)
+    assert outcome.exit_code == 0, outcome.output
+    (found,) = {
+        str(Result.load(path).settings["words"])
+        for path in (root.parent / "r").glob("open-vocabulary--set--*.json")
+    }
+    assert found == "[['sky'], ['grass'], ['car']]"
     other = {TINY: "upfeat/vit_compact_patch16", "crop_size=48": "short_side=112"}
     proxy = [other.get(part, part) for part in line]
     more = ["--preset", "proxyclip", "--clip", TINY, "--set", "window=112", "--set", "factor=2"]

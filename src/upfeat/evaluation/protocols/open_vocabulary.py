@@ -33,6 +33,7 @@ from upfeat.backbones.clip_backbone import ClipBackbone
 from upfeat.checkpoints import write_safetensors
 from upfeat.data import SegmentationData, load_segmentation, segmentation_sets
 from upfeat.data.feature_cache import weights_fingerprint
+from upfeat.data.own import FOLDER_SET
 from upfeat.data.segmentation import LabelledFile
 from upfeat.data.sizes import Size
 from upfeat.data.transforms import resize_and_crop
@@ -76,6 +77,7 @@ __all__ = [
     "MaskClipConfig",
     "ProxyClipConfig",
     "open_vocabulary_preset",
+    "own_settings",
     "run_open_vocabulary",
 ]
 
@@ -189,7 +191,8 @@ def open_vocabulary_preset(
 
     Args:
         preset: ``maskclip`` or ``proxyclip``.
-        data: a set of ``PRESETS``; with ``words=`` any labelled set.
+        data: a set of ``PRESETS``; with ``words=`` any labelled set, or one of the user's own
+            (``reader="folder"``).
         **changes: fields of :class:`MaskClipConfig` or :class:`ProxyClipConfig`.
 
     Raises:
@@ -204,7 +207,8 @@ def open_vocabulary_preset(
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
     known = PRESETS[preset]
-    if data not in known and not (changes.get("words") and data in segmentation_sets()):
+    own = changes.get("reader") or data in segmentation_sets()
+    if data not in known and not (changes.get("words") and own):
         raise UnknownNameError("data set", data, known)
     kind = MaskClipConfig if preset == "maskclip" else ProxyClipConfig
     settings: dict[str, Any] = {"preset": preset, "data": data} | known.get(data, {}) | changes
@@ -540,6 +544,11 @@ class _ProxyClip(_Run):
         return resize_bilinear(logits, (window.shape[2], window.shape[3]))
 
 
+def own_settings(preset: str, root: Path) -> dict[str, Any]:
+    """Return the settings for a folder of the user's own: its classes' names are the words."""
+    return {"words": "names"}
+
+
 def _inputs(request: Request) -> dict[str, Any]:
     found: dict[str, Any] = {
         "val": load_segmentation(str(request.data), request.root, "val"),
@@ -565,7 +574,8 @@ register_protocol(
         columns=("miou", "accuracy"),
         configure=open_vocabulary_preset,
         presets=tuple(PRESETS),
-        data=tuple(dict.fromkeys(name for sets in PRESETS.values() for name in sets)),
+        data=(*dict.fromkeys(name for sets in PRESETS.values() for name in sets), FOLDER_SET),
+        own_settings=own_settings,
         inputs=_inputs,
         run=run_open_vocabulary,
         items="images",
