@@ -19,6 +19,7 @@ from upfeat.evaluation.metrics import (
     boundary_region,
     discovery,
     propagate_labels,
+    restoration,
     soft_argmax,
 )
 from upfeat.evaluation.metrics.normals import RECALLS
@@ -48,6 +49,7 @@ from upfeat.evaluation.protocols.efficiency import efficiency_preset
 from upfeat.evaluation.protocols.interactive import interactive_preset
 from upfeat.evaluation.protocols.normals_probe import normals_probe_preset
 from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
+from upfeat.evaluation.protocols.restoration import restoration_preset
 from upfeat.evaluation.protocols.vos import vos_preset
 from upfeat.objectives import (
     CropsConfig,
@@ -201,6 +203,14 @@ def test_proposal_flow() -> None:
 def test_object_discovery(preset: str, data: str, expected: dict[str, Any]) -> None:
     pinned(discovery_preset(preset, data), expected)
     assert (discovery.WEAK, discovery.HIT, discovery.MOST_CELLS) == (1e-5, 0.5, 64)
+
+
+@pytest.mark.parametrize("preset", ["gaussian", "salt-pepper"])
+def test_restoration(preset: str) -> None:
+    expected = {"noise": preset, "deviation": 0.1, "probability": 0.05, "size": 448, "batch": 2}
+    pinned(restoration_preset(preset), expected)
+    assert restoration.LOSS_WEIGHTS == (1, 5, 0.2)
+    assert (restoration.WINDOW, restoration.STABILISERS) == (11, (1e-4, 9e-4))
 
 
 SHARED_PROBE = {

@@ -14,6 +14,7 @@ from upfeat.evaluation.metrics import (
     DepthMetric,
     KeypointMetric,
     Metric,
+    RestorationMetric,
     SegmentationMetric,
     VideoMetric,
 )
@@ -29,6 +30,7 @@ ADDED = [
     (CamMetric(), (torch.tensor([0.5]), torch.tensor([0.25]), MAPS, MAPS)),
     (CorLocMetric(), (torch.tensor([0, 0, 4, 4]), torch.tensor([[0, 0, 4, 3]]))),
     (KeypointMetric(("cat",), (0.1,)), ("cat", DEPTH[0, :, :2], DEPTH[0, :, :2], 9.0)),
+    (RestorationMetric(), (MASK[None].float() / 2, MASK[None].float())),
     (VideoMetric(), ("one", MASK, MASK)),
 ]
 

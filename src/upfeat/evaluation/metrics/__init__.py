@@ -44,6 +44,13 @@ from upfeat.evaluation.metrics.discovery import CorLocMetric, Cut, box_iou, norm
 from upfeat.evaluation.metrics.distances import squared_distance, step_distance
 from upfeat.evaluation.metrics.normals import NormalMetric, angular_error, normal_scores
 from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
+from upfeat.evaluation.metrics.restoration import (
+    RestorationMetric,
+    mean_window,
+    psnr,
+    restoration_loss,
+    ssim,
+)
 from upfeat.evaluation.metrics.segmentation import (
     BoundaryMetric,
     SegmentationMetric,
@@ -74,6 +81,7 @@ __all__ = [
     "KeypointMetric",
     "Metric",
     "NormalMetric",
+    "RestorationMetric",
     "SegmentationMetric",
     "SquareCanvas",
     "VideoMetric",
@@ -104,6 +112,7 @@ __all__ = [
     "masks_to_labels",
     "match_cells",
     "mean_iou",
+    "mean_window",
     "nearest_points",
     "next_click",
     "normal_scores",
@@ -113,11 +122,14 @@ __all__ = [
     "percent_name",
     "pixel_accuracy",
     "propagate_labels",
+    "psnr",
     "region_similarity",
+    "restoration_loss",
     "similarities",
     "sobel_map",
     "soft_argmax",
     "squared_distance",
+    "ssim",
     "step_distance",
     "vehicle_counts",
 ]

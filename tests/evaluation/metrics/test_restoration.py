@@ -1,0 +1,32 @@
+"""PSNR, SSIM and the training loss against stored ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import load_golden
+from tests.tolerances import GOLDEN_ATOL, max_abs_difference
+from upfeat.evaluation.metrics import RestorationMetric, mean_window, restoration_loss, ssim
+
+
+@pytest.mark.golden
+def test_golden(golden_dir: Path) -> None:
+    golden, _ = load_golden(golden_dir / "metrics" / "restoration_metrics.safetensors")
+    pred, clean = golden["pred"], golden["clean"]
+    metric = RestorationMetric()
+    metric.add(pred, clean)
+    scores = metric.compute()
+    assert scores["ssim"] == pytest.approx(float(golden["ssim"]), abs=GOLDEN_ATOL)
+    assert scores["psnr"] == pytest.approx(float(golden["psnr"]), rel=GOLDEN_ATOL)
+    parts = {"loss_ssim": 0.2 * (1 - ssim(pred, clean, mean_window(3)))}
+    parts["loss_total"] = restoration_loss(pred, clean)
+    for name, value in parts.items():
+        assert max_abs_difference(value, golden[name]) < GOLDEN_ATOL
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
+        ssim(torch.zeros(3, 4, 4), torch.zeros(3, 4, 4))
