@@ -234,6 +234,22 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+def test_four_layers_of_a_backbone(tmp_path: Path) -> None:
+    """The head reads the layers apart; without an upsampler it enlarges their maps itself."""
+    vit = upfeat.create_backbone(
+        "timm/vit_tiny_patch16_224", weights="random", depth=4, layers=(0, 1, 2, 3)
+    )
+    small = {"crop_size": 32, "score_size": 32, "epochs": 1, "head": "dpt"}
+    settings = config("probe3d", **small)
+    task = _NormalsProbe(settings, made_up(0, 2), made_up(9, 1), vit, tmp_path, silent)
+    heads = task.heads()
+    assert isinstance(heads, DenseHeads)
+    assert heads(torch.rand(1, 4 * 192, 2, 2), None, slice(0, 1)).shape == (1, 4, 32, 32)
+    assert heads(torch.rand(1, 4 * 192, 32, 32), None, slice(0, 1)).shape == (1, 4, 32, 32)
+    low, bilinear = task.run([LowRes(), method("bilinear")], tmp_path / "results")
+    assert low.scores["rmse"].mean != bilinear.scores["rmse"].mean
+
+
 # -- depth ---------------------------------------------------------------------------------------
 
 

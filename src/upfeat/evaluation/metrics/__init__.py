@@ -66,6 +66,18 @@ from upfeat.evaluation.metrics.video import (
     object_numbers,
     region_similarity,
 )
+from upfeat.evaluation.metrics.view_matching import (
+    MatchErrors,
+    Matches,
+    angle_bins,
+    cell_features,
+    grid_points,
+    match_errors,
+    ratio_matches,
+    recalls,
+    rotation_angle,
+    visible_cells,
+)
 from upfeat.evaluation.results import Metric
 
 __all__ = [
@@ -79,6 +91,8 @@ __all__ = [
     "DepthMetric",
     "FrameStatistics",
     "KeypointMetric",
+    "MatchErrors",
+    "Matches",
     "Metric",
     "NormalMetric",
     "RestorationMetric",
@@ -86,6 +100,7 @@ __all__ = [
     "SquareCanvas",
     "VideoMetric",
     "adcc",
+    "angle_bins",
     "angular_error",
     "average_drop",
     "average_gain",
@@ -97,6 +112,7 @@ __all__ = [
     "boundary_region",
     "boundary_similarity",
     "box_iou",
+    "cell_features",
     "click_maps",
     "clicks_needed",
     "coherency",
@@ -108,9 +124,11 @@ __all__ = [
     "frame_statistics",
     "gradcam_map",
     "gradcam_weights",
+    "grid_points",
     "iou_per_class",
     "masks_to_labels",
     "match_cells",
+    "match_errors",
     "mean_iou",
     "mean_window",
     "nearest_points",
@@ -123,8 +141,11 @@ __all__ = [
     "pixel_accuracy",
     "propagate_labels",
     "psnr",
+    "ratio_matches",
+    "recalls",
     "region_similarity",
     "restoration_loss",
+    "rotation_angle",
     "similarities",
     "sobel_map",
     "soft_argmax",
@@ -132,4 +153,5 @@ __all__ = [
     "ssim",
     "step_distance",
     "vehicle_counts",
+    "visible_cells",
 ]

@@ -51,8 +51,8 @@ class SurfaceProbeConfig(CropProbeConfig):
     Attributes:
         crop_size: side of the square picture that the backbone sees.
         score_size: side of the target; outputs are enlarged to it.
-        head: ``dpt7`` with one input, ``dpt`` with four layers of the backbone, or ``linear``, a
-            1x1 convolution.
+        head: ``dpt7`` with one input, ``dpt`` with four layers of the backbone, each upsampled by
+            the method, or ``linear``, a 1x1 convolution.
         hidden: channels inside a ``dpt`` head.
         flip: off; a mirrored normal would be another.
         jitter: probability of a change of colours of a training image.
@@ -178,10 +178,13 @@ class SurfaceProbe(CropProbe[MetricT]):
         self.padding = -config.crop_size % multiple
         if config.target_size is None:
             self.size = (config.crop_size + self.padding,) * 2
-        if config.head == "dpt":
+        layers = len(getattr(backbone, "layers", (None,)))
+        self.inputs = 4 if config.head == "dpt" else 1
+        if config.head == "dpt" and layers != self.inputs:
             raise ValueError(
-                "the head dpt reads four layers of the backbone, which gives one; take head=dpt7 "
-                "(one layer) or head=linear"
+                f"the head dpt reads four layers of the backbone, {backbone.name} gives {layers}; "
+                "name four, such as 'timm/NAME(layers=(2, 5, 8, 11))', or take head=dpt7 or "
+                "head=linear"
             )
 
     def settings(self, method: Method) -> dict[str, Any]:
@@ -203,7 +206,14 @@ class SurfaceProbe(CropProbe[MetricT]):
         config, channels = self.surface_config, self.backbone.dim
         if config.head == "linear":
             return Heads(channels, self.outputs, config.seeds)
-        return DenseHeads(channels, self.outputs, config.seeds, hidden=config.hidden)
+        return DenseHeads(
+            channels // self.inputs,
+            self.outputs,
+            config.seeds,
+            hidden=config.hidden,
+            inputs=self.inputs,
+            limit=config.score_size,
+        )
 
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go first: only linear ones may."""

@@ -2,8 +2,10 @@
 
 * ``loftup`` (arXiv 2504.14032, appendix A.2): pictures of 224, a DPT head with seven convolutions;
   trained on NAVI's multiview images, scored on its images in the wild.
-* ``probe3d`` (arXiv 2404.08636): pictures of 512 (NYU 480) and the DPT head on four layers;
-  ``head=linear`` is the choice for AnyUp's tables, whose head is not published.
+* ``probe3d`` (arXiv 2404.08636): pictures of 512 (NYU 480) and the DPT head on four layers of the
+  backbone, ``--backbone 'timm/NAME(layers=(2, 5, 8, 11))'``; ``head=linear`` is the choice for
+  AnyUp's tables, whose head is not published. Class tokens are not joined: upsampled features have
+  none, and the row without an upsampler is treated like the others.
 
 Both train Probe3D's uncertainty-aware loss with its schedule: AdamW, 10 epochs of batches of 8,
 warm-up of 1.5 epochs, a quarter of a cosine. Images come in a random order in each epoch; the
