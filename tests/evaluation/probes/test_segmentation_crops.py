@@ -20,7 +20,7 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import JointMethod, LowRes, Method
 from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes import crops
-from upfeat.evaluation.probes.crops import CropProbe, _Trainee
+from upfeat.evaluation.probes.crops import CropProbe, _Trainee, kept_weights
 from upfeat.evaluation.probes.parts import (
     Heads,
     epoch_batches,
@@ -421,6 +421,39 @@ def test_task_dependent_methods_are_trained_once_a_seed(
         pairs = zip(old, upsampler.parameters(), strict=True)
         assert any(not torch.equal(*pair) for pair in pairs)
     assert found.settings(trained)["upsampler"]["weights"].startswith("trained with the heads")
+
+
+def test_what_was_trained_with_the_heads_is_kept_for_other_protocols(
+    root: Path, backbone: upfeat.Backbone
+) -> None:
+    trained = joint("resize_conv")
+
+    def run(keep_weights: bool) -> Result:
+        (result,) = run_image_probe(
+            tiny(epochs=1),
+            msrc(root, "train"),
+            msrc(root, "val"),
+            backbone,
+            [trained],
+            out=root.parent / "results",
+            cache=root.parent / "cache",
+            keep_weights=keep_weights,
+        )
+        return result
+
+    plain = run(keep_weights=False)
+    path = root.parent / "results" / plain.file_name("msrc")
+    folders = kept_weights(path, plain.settings["seeds"])
+    assert not any(folder.exists() for folder in folders)
+    kept = run(keep_weights=True)  # the result is there, its weights are not
+    assert kept.scores == plain.scores
+    first, second = (upfeat.load_upsampler(folder, backbone) for folder in folders)
+    assert type(first) is type(trained.upsampler)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert any(not torch.equal(*pair) for pair in pairs)
+    written = path.stat().st_mtime_ns
+    assert run(keep_weights=True).scores == kept.scores
+    assert path.stat().st_mtime_ns == written
 
 
 def test_frozen_methods_stay_as_they_are(root: Path, backbone: upfeat.Backbone) -> None:

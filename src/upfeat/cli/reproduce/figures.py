@@ -259,7 +259,7 @@ def _job(figure: PublishedFigure, task: str, preset: str, small: bool) -> Job:
     backbone = figure.backbone
     if small:
         stand_in = SMALL.get(task, SmallTask())
-        backbone = stand_in.backbone or SMALL_BACKBONE
+        backbone = stand_in.backbones.get(preset, SMALL_BACKBONE)
         if task == "cam":
             known = type(get_protocol(task).settings(preset, data)).model_fields
             changes = small_settings(stand_in, preset, {}, known)

@@ -124,6 +124,8 @@ class RowMethods:
             options = spec[len(method.arch) :]
             (found,) = load_methods(f"{row.key}={name}{options}", self.backbone, device=self.device)
             return found
+        if method.joint and not self._recipes(row, method):
+            return Method(row.key, self._load_model(self._from_probe(row.key, spec), spec))
         model = self._train(row, method)
         self.trained[row.key] = self._recipes(row, method)
         return Method(row.key, self._load_model(model, spec))
@@ -153,6 +155,34 @@ class RowMethods:
 
     # -- training --------------------------------------------------------------------------------
 
+    def _from_probe(self, key: str, spec: str) -> Path:
+        """Train a method with a segmentation probe on VOC, as table 1 does; return its folder."""
+        from upfeat.evaluation.methods import load_methods
+        from upfeat.evaluation.probes.crops import kept_weights
+        from upfeat.evaluation.registry import Request, get_protocol
+        from upfeat.evaluation.results import result_file_name
+
+        root = self.roots.find("voc")
+        if root is None:
+            raise ValueError(f"{spec} is trained with a probe on {self.roots.missing('voc')}")
+        protocol, out, seeds = get_protocol("seg-probe"), self.folder / "probes", (0,)
+        config = protocol.settings("jafar", "voc", seeds=seeds)
+        options = {option.name: option.default for option in protocol.options}
+        request = Request(
+            "voc", root, self.folder / "cache", self.device, options | {"keep_weights": True}
+        )
+        methods = load_methods(f"{key}={spec}", self.backbone, weights="joint", device=self.device)
+        (result,) = protocol.run(
+            config=config,
+            backbone=self.backbone,
+            methods=methods,
+            out=out,
+            on_progress=None,
+            **protocol.inputs(request),
+        )
+        path = out / result_file_name(result.task, "voc", result.label, result.settings)
+        return kept_weights(path, seeds)[0]
+
     def _recipes(self, row: PublishedRow, method: PaperMethod) -> tuple[str, ...]:
         if self.small:
             return row.small_recipes or method.small_recipes
@@ -165,8 +195,8 @@ class RowMethods:
         recipes = self._recipes(row, method)
         if not recipes:
             raise ValueError(
-                f"{method.arch} has no published weights for {self.name} and no recipe of the "
-                "paper's size; train it with a probe first (upfeat eval seg-probe --keep-weights)"
+                f"{method.arch} has neither published weights for {self.name} nor a recipe of the "
+                "paper's size"
             )
         model: Path | None = None
         for recipe in recipes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upfeat.cli.reproduce.methods import RowMethods, backbone_file
-from upfeat.evaluation.papers.plan import Job, not_ready, plan_jobs
+from upfeat.evaluation.papers.plan import Job, not_ready, plan_jobs, trained_on
 from upfeat.evaluation.papers.records import PublishedRow, PublishedTable
 from upfeat.evaluation.papers.reproductions import Ran, Reproduction, ran
 from upfeat.evaluation.papers.sets import Roots
@@ -91,8 +91,8 @@ class Runner:
         from upfeat.evaluation.registry import get_protocol
 
         problem = not_ready(job.task, job.preset)
-        if problem is None and job.data is not None:
-            problem = self.roots.missing(job.data)
+        wanted = () if job.data is None else (job.data, *trained_on(job.task, self.small))
+        problem = problem or next(filter(None, map(self.roots.missing, wanted)), None)
         if problem is not None:
             return [_failed(job, row, problem) for row in job.rows]
         protocol = get_protocol(job.task)
@@ -147,6 +147,9 @@ class Runner:
 
         options = {option.name: option.default for option in protocol.options} | dict(job.options)
         options |= {name: value for name, value in self.options.items() if name in options}
+        if "train" in options:
+            folders = {name: self.roots.find(name) for name in trained_on(job.task, self.small)}
+            options["train"] = ",".join(f"{name}={folder}" for name, folder in folders.items())
         root = None if job.data is None else self.roots.find(job.data)
         return protocol.inputs(Request(job.data, root or Path(), self.cache, self.device, options))
 
@@ -160,14 +163,18 @@ def load_backbone(protocol: "Protocol", name: str, roots: Roots, device: str) ->
         roots: whose folder ``weights`` is searched, too.
         device: where it runs.
     """
+    import torch
+
     import upfeat
+    from upfeat.ops.runtime.draws import DrawsFrom
 
     if not name:
         return None
     file = backbone_file(name, roots)
-    if protocol.backbone is not None:
-        return protocol.backbone(name, file).to(device)
-    return upfeat.create_backbone(name, weights=file).to(device)
+    with DrawsFrom(torch.Generator().manual_seed(0)):  # weights='random' in a name repeats
+        if protocol.backbone is not None:
+            return protocol.backbone(name, file).to(device)
+        return upfeat.create_backbone(name, weights=file).to(device)
 
 
 def _each(

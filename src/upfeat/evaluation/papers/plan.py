@@ -12,7 +12,15 @@ from upfeat.evaluation.papers.records import PublishedColumn, PublishedRow
 from upfeat.evaluation.papers.sets import SMALL, SmallTask
 from upfeat.evaluation.registry import get_protocol, list_protocols
 
-__all__ = ["SMALL_BACKBONE", "Job", "needed_sets", "not_ready", "plan_jobs", "small_settings"]
+__all__ = [
+    "SMALL_BACKBONE",
+    "Job",
+    "needed_sets",
+    "not_ready",
+    "plan_jobs",
+    "small_settings",
+    "trained_on",
+]
 
 SMALL_BACKBONE = "upfeat/vit_compact_patch16"
 _SIDES = ("crop_size", "target_size")
@@ -133,9 +141,9 @@ def _job(table: PublishedTable, members: list[tuple[int, PublishedRow]], small: 
     options: dict[str, Any] = {}
     if small:
         task = SMALL.get(column.task, SmallTask())
+        preset = task.presets.get(data, preset)
         data = task.data.get(data, data)
-        preset = task.preset if data == "nyuv2" and task.preset else preset
-        backbone = backbone and (task.backbone or SMALL_BACKBONE)
+        backbone = backbone and task.backbones.get(preset, SMALL_BACKBONE)
         known = _fields(column, preset, data)
         changes, options = small_settings(task, preset, changes, known), dict(task.options)
     rows = tuple({row.key: row for _, row in members}.values())
@@ -161,6 +169,23 @@ def _fields(column: PublishedColumn, preset: str, data: str) -> Collection[str]:
     return type(get_protocol(column.task).settings(preset, data)).model_fields
 
 
+def trained_on(task: str, small: bool) -> tuple[str, ...]:
+    """Return the sets that a protocol itself trains on.
+
+    Args:
+        task: the protocol.
+        small: at the size of a test.
+
+    Example:
+        >>> from upfeat.evaluation.papers.plan import trained_on
+        >>> trained_on("interactive", small=False), trained_on("vos", small=False)
+        (('sbd',), ())
+    """
+    if small:
+        return SMALL.get(task, SmallTask()).trained_on
+    return ("sbd",) if task == "interactive" else ()
+
+
 def needed_sets(
     item: PublishedTable | PublishedFigure, *, keys: Collection[str] = (), small: bool = False
 ) -> dict[str, str]:
@@ -180,9 +205,11 @@ def needed_sets(
         for job in plan_jobs(item, keys=keys, small=small):
             if job.data is not None:
                 found[job.data] = job.task
+            found |= dict.fromkeys(trained_on(job.task, small), f"training of {job.task}")
         wanted = [row for row in item.rows if not keys or row.key in keys or row.uses in keys]
         uses = [paper_method(row.uses) for row in wanted]
-    for method in uses:
+    cost_only = isinstance(item, PublishedTable) and set(item.tasks) == {"efficiency"}
+    for method in () if cost_only else uses:
         if method.images:
             images = "imagenet" if small else method.images
             found.setdefault(images, f"training of {method.arch}")

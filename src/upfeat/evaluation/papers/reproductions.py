@@ -25,7 +25,15 @@ from upfeat.evaluation.papers.sets import SETS
 from upfeat.evaluation.registry import score_digits, titled_protocol, unit_text
 from upfeat.evaluation.results import FrozenRecord, Result
 
-__all__ = ["Ran", "Reproduction", "comparison_rows", "ran", "reproduce_page"]
+__all__ = [
+    "Ran",
+    "Reproduction",
+    "by_id",
+    "comparison_rows",
+    "ran",
+    "reproduce_page",
+    "shared_differences",
+]
 
 
 class Ran(FrozenRecord):

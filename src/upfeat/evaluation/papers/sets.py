@@ -111,21 +111,28 @@ class SmallTask(FrozenRecord):
 
     Attributes:
         data: paper's set to the one that stands in for it.
-        preset: instead of the column's own, where the stand-in needs another.
+        presets: of a stand-in to the preset that it needs, where it is not the column's own.
         changes: settings; sizes of a row are halved below them.
         options: of the protocol.
-        backbone: instead of the small one.
+        backbones: for each preset, instead of the small one; empty for all others.
+        trained_on: sets that the protocol itself trains on.
         cells: for each preset of ``efficiency``, its columns.
     """
 
     data: Mapping[str, str] = Field(default_factory=dict)
-    preset: str = ""
+    presets: Mapping[str, str] = Field(default_factory=dict)
     changes: Mapping[str, Any] = Field(default_factory=dict)
     options: Mapping[str, Any] = Field(default_factory=dict)
-    backbone: str = ""
+    backbones: Mapping[str, str] = Field(default_factory=dict)
+    trained_on: tuple[str, ...] = ()
     cells: Mapping[str, tuple[tuple[int, int, int], ...]] = Field(default_factory=dict)
 
 
+# CLIP's form with random weights, so that only the machinery is seen.
+TINY_CLIP = (
+    "clip/ViT-B-16.openai(weights='random', vision={'layers': 2, 'width': 64}, "
+    "text={'layers': 1, 'width': 32, 'heads': 2})"
+)
 _PROBE = {"limit": 4, "epochs": 1, "batch": 2, "crop_size": 96, "seeds": (0,)}
 
 SMALL: dict[str, SmallTask] = {
@@ -141,12 +148,49 @@ SMALL: dict[str, SmallTask] = {
         changes=_PROBE,
     ),
     "depth-probe": SmallTask(
-        data={"coco_stuff_27": "nyuv2", "navi": "rgbd"}, changes=_PROBE, preset="nyu"
+        data={"coco_stuff_27": "nyuv2", "navi": "rgbd"},
+        changes=_PROBE | {"hidden": 16, "score_size": 96},
+        presets={"coco_stuff_27": "nyu"},
     ),
-    "normals-probe": SmallTask(data={"navi": "rgbd"}, changes=_PROBE),
+    "normals-probe": SmallTask(
+        data={"navi": "rgbd", "nyuv2": "rgbd"},
+        changes=_PROBE | {"hidden": 16, "score_size": 96},
+    ),
+    "open-vocabulary": SmallTask(
+        data={
+            "voc": "msrc",
+            "ade20k": "nyuv2_13",
+            "cityscapes": "camvid",
+            "coco_stuff_171": "nyuv2",
+        },
+        changes={
+            "words": "names",
+            "limit": 2,
+            "crop_size": 96,
+            "short_side": 112,
+            "window": 112,
+            "factor": 2,
+        },
+        options={"clip": TINY_CLIP},
+        backbones={"maskclip": TINY_CLIP},
+    ),
+    "interactive": SmallTask(
+        data={"berkeley": "grabcut", "davis_interactive": "grabcut"},
+        changes={
+            "limit": 2,
+            "train_limit": 4,
+            "epochs": 1,
+            "draws": 2,
+            "batch": 2,
+            "drops": (1,),
+            "crop_size": 96,
+            "clicks": 2,
+        },
+        trained_on=("bsds500",),
+    ),
     "cam": SmallTask(
         changes={"images": 2, "limit": 40, "choose": "all"},
-        backbone="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        backbones={"jafar": "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"},
     ),
     "vos": SmallTask(data={"davis2017": "davis2016"}, changes={"limit": 1, "input_size": (96, 96)}),
     "efficiency": SmallTask(

@@ -51,7 +51,7 @@ from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 from upfeat.upsamplers.fitted import with_views
 
-__all__ = ["CropProbe", "ProbeBatch"]
+__all__ = ["CropProbe", "ProbeBatch", "kept_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,24 @@ class ProbeBatch:
     features: Tensor
     token: Tensor | None
     target: Tensor
+
+
+def kept_weights(result: Path, seeds: Sequence[int]) -> list[Path]:
+    """Return the folders of an upsampler that was trained with the heads, one a seed.
+
+    Each is a spec of ``--upsampler`` in every protocol.
+
+    Args:
+        result: path of the method's result.
+        seeds: of the settings.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from upfeat.evaluation.probes.crops import kept_weights
+        >>> [folder.name for folder in kept_weights(Path("seg-probe--voc--carafe.json"), [0])]
+        ['seg-probe--voc--carafe--seed0']
+    """
+    return [result.parent / "weights" / f"{result.stem}--seed{seed}" for seed in seeds]
 
 
 class _Trainee:
@@ -278,14 +296,25 @@ class CropProbe(ABC, Generic[MetricT]):
 
     # -- running ---------------------------------------------------------------------------------
 
-    def run(self, methods: Sequence[Method], out: Path) -> list[Result]:
-        """Train and score the methods that have no result yet; return all results in order."""
+    def run(
+        self, methods: Sequence[Method], out: Path, *, keep_weights: bool = False
+    ) -> list[Result]:
+        """Train and score the methods that have no result yet; return all results in order.
+
+        Args:
+            methods: of which a :class:`JointMethod` is trained with the heads.
+            out: folder of the results.
+            keep_weights: save what was trained with the heads, one folder a seed, see
+                :func:`kept_weights`; a result without these folders is computed again.
+        """
         results: dict[str, Result] = {}
         trainees, paths = [], {}
         for method in methods:
             settings = self.settings(method)
             path, known = stored_result(out, self.task, self.config.data, method.label, settings)
-            if known is not None:
+            lacking = keep_weights and isinstance(method, JointMethod)
+            lacking = lacking and not all(f.is_dir() for f in kept_weights(path, self.config.seeds))
+            if known is not None and not lacking:
                 results[method.label] = known
                 continue
             trainee = _Trainee(method, self.heads(), self.config, self.pipe.device, self.backbone)
@@ -297,6 +326,10 @@ class CropProbe(ABC, Generic[MetricT]):
         for trainee, metrics in zip(trainees, self.validate(trainees), strict=True):
             path, checkpoint, settings = paths[trainee.method.label]
             result = self._result(trainee, metrics, settings)
+            if keep_weights and trainee.joint:
+                folders = kept_weights(path, self.config.seeds)
+                for upsampler, folder in zip(trainee.upsamplers, folders, strict=True):
+                    upsampler.save_pretrained(folder, backbone=self.backbone)
             result.save(path)
             checkpoint.unlink(missing_ok=True)
             results[trainee.method.label] = result

@@ -113,6 +113,7 @@ def run_image_probe(
     *,
     out: str | Path,
     cache: str | Path,
+    keep_weights: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Result]:
     """Probe several upsamplers in one pass over the data; results that exist already are read.
@@ -127,6 +128,7 @@ def run_image_probe(
         out: folder of the results, one JSON a method.
         cache: folder of low-resolution features and of checkpoints, from which an interrupted run
             goes on after its last epoch.
+        keep_weights: save upsamplers that were trained with the heads, in ``out/weights``.
         on_progress: called with label, stage, done and total.
 
     Returns:
@@ -137,7 +139,7 @@ def run_image_probe(
     """
     train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
     probe = _ImageProbe(config, train, val, backbone, Path(cache), on_progress or silent)
-    return probe.run(methods, Path(out))
+    return probe.run(methods, Path(out), keep_weights=keep_weights)
 
 
 class _ImageProbe(CropProbe[SegmentationMetric]):

@@ -139,6 +139,7 @@ def run_seg_probe(
     out: str | Path,
     cache: str | Path,
     keep_pixels: bool = False,
+    keep_weights: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Result]:
     """Probe several upsamplers on the same features; results that exist already are read.
@@ -155,6 +156,8 @@ def run_seg_probe(
             run goes on from what is there.
         keep_pixels: keep a method's sampled pixels after its result is written (about
             ``2 * C * pixels_per_image`` bytes a training image).
+        keep_weights: save methods that are trained with the heads (papers' presets), one folder a
+            seed in ``out/weights``.
         on_progress: called with label, stage, done and total.
 
     Returns:
@@ -165,7 +168,15 @@ def run_seg_probe(
     """
     if isinstance(config, ImageProbeConfig):
         return run_image_probe(
-            config, train, val, backbone, methods, out=out, cache=cache, on_progress=on_progress
+            config,
+            train,
+            val,
+            backbone,
+            methods,
+            out=out,
+            cache=cache,
+            keep_weights=keep_weights,
+            on_progress=on_progress,
         )
     train = train.select(config.train_every, config.limit)
     val = val.select(limit=config.limit)
@@ -388,7 +399,8 @@ def labelled_splits(request: Request) -> dict[str, Any]:
 
 
 def _inputs(request: Request) -> dict[str, Any]:
-    kept = {"cache": request.cache, "keep_pixels": request.options["keep_pixels"]}
+    options = ("keep_pixels", "keep_weights")
+    kept = {"cache": request.cache} | {name: request.options[name] for name in options}
     return labelled_splits(request) | kept
 
 
@@ -428,6 +440,12 @@ register_protocol(
         items="images of each split",
         options=(
             Option("keep_pixels", "Keep the sampled pixels of finished methods.", "flag", False),
+            Option(
+                "keep_weights",
+                "Save methods that are trained with the heads in OUT/weights, for other tasks.",
+                "flag",
+                False,
+            ),
         ),
     )
 )
