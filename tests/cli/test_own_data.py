@@ -169,4 +169,4 @@ def test_settings_of_known_sets_keep_their_names() -> None:
 def test_every_protocol_that_reads_labelled_sets_reads_the_users_own() -> None:
     assert OWN == FOLDER_SET
     reads = {name for name, facts in kept_protocols().items() if OWN in facts["data"]}
-    assert reads >= {"seg-probe", "depth-probe", "faithfulness", "vos"}
+    assert reads >= {"seg-probe", "depth-probe", "faithfulness", "vos", "correspondence"}

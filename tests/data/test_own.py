@@ -11,7 +11,14 @@ import pytest
 from tests.data.trees import write, write_image, write_label
 from upfeat.data import load_segmentation
 from upfeat.data.card import CARD, read_card
-from upfeat.data.own import folder, folder_depth, folder_video, own_input_size, set_name
+from upfeat.data.own import (
+    folder,
+    folder_depth,
+    folder_keypoints,
+    folder_video,
+    own_input_size,
+    set_name,
+)
 
 
 def fill(place: Path, names: str, labels: Path | None = None) -> Path:
@@ -285,6 +292,20 @@ def test_videos_with_missing_and_wrong_masks(tmp_path: Path) -> None:
     (tmp_path / "empty" / "images").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"no folder .*labels"):
         folder_video(tmp_path / "empty")
+
+
+def test_key_points_carry_the_cards_name(tmp_path: Path) -> None:
+    for name in "ab":
+        write_image(tmp_path / "images" / f"{name}.png")
+        content = json.dumps({"keypoints": {"nose": [3, 2]}})
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"{name}.json").write_text(content)
+    (tmp_path / "pairs.csv").write_text("source,target\na,b\n")
+    data = folder_keypoints(card(tmp_path, "name: noses"))
+    assert (data.name, len(data)) == ("noses/all", 1)
+    (tmp_path / "annotations" / "b.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"b\.json"):
+        folder_keypoints(tmp_path)
 
 
 # -- sizes ---------------------------------------------------------------------------------------

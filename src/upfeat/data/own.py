@@ -9,6 +9,7 @@ split is listed, every label included, so that a broken file ends a run before i
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from upfeat.data.card import DataCard, checked_names, read_card
 from upfeat.data.depth import DepthData, DepthFile
 from upfeat.data.images import image_size
+from upfeat.data.keypoints import KeypointData, keypoint_folder
 from upfeat.data.layouts import (
     PathLike,
     check_split,
@@ -35,7 +37,15 @@ from upfeat.data.segmentation import (
 )
 from upfeat.data.video import VideoData, VideoSequence
 
-__all__ = ["FOLDER_SET", "folder", "folder_depth", "folder_video", "own_input_size", "set_name"]
+__all__ = [
+    "FOLDER_SET",
+    "folder",
+    "folder_depth",
+    "folder_keypoints",
+    "folder_video",
+    "own_input_size",
+    "set_name",
+]
 
 FOLDER_SET = "folder"
 """What ``upfeat eval --data`` calls a set of the user's own."""
@@ -359,6 +369,23 @@ def _video(frames: Path, masks: Path) -> VideoSequence:
     _raise_problems(problems)
     images, labels = [frame for _, frame, _ in pairs], [mask for _, _, mask in pairs]
     return VideoSequence(frames.name, tuple(images), tuple(labels))
+
+
+# -- key points ----------------------------------------------------------------------------------
+
+
+def folder_keypoints(root: PathLike) -> KeypointData:
+    """List a user's own pairs of images with key points, see :func:`upfeat.data.keypoint_folder`.
+
+    Args:
+        root: the folder, or its card; the set is called as that says.
+
+    Raises:
+        FileNotFoundError: a folder, the list or a file that it names is missing.
+        ValueError: the list or an annotation is malformed.
+    """
+    card, base = read_card(root)
+    return replace(keypoint_folder(base), name=f"{card.name}/all")
 
 
 # -- sizes ---------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from upfeat.data.folders import image_files
 from upfeat.data.homographies import write_homographies
 from upfeat.data.keypoints import KeypointPair, KeypointView
 from upfeat.data.layouts import hash_files
+from upfeat.data.own import FOLDER_SET, folder_keypoints
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import (
     KeypointMetric,
@@ -133,6 +134,7 @@ DATA_SETS: dict[str, Callable[[Path, Any, Path], KeypointData]] = {
     "pf_pascal": lambda root, split, cache: pf_pascal(root, split),
     "pf_willow": lambda root, split, cache: pf_willow(root),
     "keypoints": _folder,
+    FOLDER_SET: lambda root, split, cache: folder_keypoints(root),
     "homographies": _homographies,
 }
 PRESETS: dict[str, dict[str, Any]] = {
@@ -187,7 +189,8 @@ def correspondence_preset(preset: str, data: str, **changes: Any) -> Corresponde
         'kp_extent'
     """
     settings = known_entry("preset", preset, PRESETS)
-    known_entry("data set", data, DATA_SETS)
+    if changes.get("reader") is None:
+        known_entry("data set", data, DATA_SETS)
     own = _DATA_CHANGES.get(data, {})
     return CorrespondenceConfig(**{"preset": preset, "data": data} | settings | own | changes)
 
