@@ -118,6 +118,28 @@ def test_a_row_on_the_coarse_grid_stays_in_the_table_and_in_the_ranks() -> None:
     assert [row.name for row in rank_methods(tables).rows] == ["a", "low-res", "b"]
 
 
+def test_only_tables_of_the_usual_backbone_are_ranked() -> None:
+    rows = [
+        result(name, {score: float(value)}, task=task, backbone={"name": backbone})
+        for task, score, backbone in (
+            ("vos", "jf", "timm/a"),
+            ("cam", "adcc", "timm/a"),
+            ("interactive", "iou_1", "timm/b"),
+        )
+        for value, name in enumerate("xyz")
+        if backbone == "timm/a" or name != "x"
+    ]
+    ranking = rank_methods(build_tables(rows))
+    assert ranking.headings == ("cam · msrc", "vos · msrc")
+    assert [row.mean for row in ranking.rows] == [1, 2, 3]
+    assert "Tables of timm/a only." in ranking.remark
+
+
+def test_the_command_names_training_sets() -> None:
+    rows = [result("a", {"iou_1": 1.0}, task="interactive", trained_on=["sbd/train", "coco"])]
+    assert "--train sbd=data/sbd,coco=data/coco" in table_command(build_tables(rows)[0])
+
+
 def test_results_in_several_units() -> None:
     unit = "percent; mean squared error in the features' unit; deviation over the images"
     scores: dict[str, float | list[float]] = {

@@ -7,6 +7,7 @@ tables of one heading apart is said in both.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -378,7 +379,8 @@ class Ranking:
     """Ranks over several tables, by the headline of each.
 
     Attributes:
-        tables: those with at least two rows that are ranked by quality.
+        tables: those with at least two rows that are ranked by quality, of the backbone that most
+            of them share (methods are trained for one), of all where none has the most.
         rows: methods that every table has first, by their mean rank; then the others.
     """
 
@@ -394,6 +396,9 @@ class Ranking:
             if table.headline is not None
         )
         text = f"Rank in each table: {', '.join(used)}."
+        backbones = {table.backbone for table in self.tables} - {""}
+        if len(backbones) == 1:
+            text += f" Tables of {backbones.pop()} only."
         if any(row.mean is None for row in self.rows):
             text += " A method that a table lacks has no mean rank."
         return text
@@ -415,7 +420,7 @@ class Ranking:
 def rank_methods(tables: Iterable[Table]) -> Ranking:
     """Return the mean rank of each method that every table has; the others follow without one.
 
-    Quick looks and tables of costs do not count.
+    Quick looks, tables of costs and those of other backbones than most have do not count.
 
     Args:
         tables: of :func:`upfeat.evaluation.tables_tables`.
@@ -428,6 +433,9 @@ def rank_methods(tables: Iterable[Table]) -> Ranking:
         and not table.protocol.kind(table.headline).cost
         and sum(row.rank is not None for row in table.rows) > 1
     )
+    usual = Counter(table.backbone for table in counted).most_common(2)
+    if len(usual) == 2 and usual[0][1] > usual[1][1]:
+        counted = tuple(table for table in counted if table.backbone == usual[0][0])
     ranks: dict[str, list[float | None]] = {}
     for index, table in enumerate(counted):
         labels = [row.label for row in table.rows]

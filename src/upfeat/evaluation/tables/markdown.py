@@ -170,6 +170,9 @@ def table_command(table: Table) -> str:
         first += ["--preset", table.preset]
     if table.settings.get("teacher"):
         first += ["--teacher", "FOLDER"]
+    if trained_on := table.settings.get("trained_on"):
+        names = [name.partition("/")[0] for name in trained_on]
+        first += ["--train", ",".join(f"{name}=data/{name}" for name in names)]
     second = ["--upsampler", ",".join(_entry(row) for row in reversed(table.rows))]
     seeds = table.rows[0].result.settings.get("seeds")
     if seeds is not None:
