@@ -2,17 +2,25 @@
 
 from typing import Any, ClassVar
 
+import pytest
 import torch
 
 import upfeat
 from tests.tolerances import tolerance
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.ops.coordinates import pixel_centres
+from upfeat.ops.images import normalize
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
 
 class TestKIN(UpsamplerContract):
     name = "kin"
     config: ClassVar[dict[str, Any]] = {"dim": 8}
+
+
+class TestKINWithDetail(UpsamplerContract):
+    name = "kin"
+    config: ClassVar[dict[str, Any]] = {"dim": 8, "detail": 1.0}
 
 
 def inputs(height: int = 40, width: int = 56) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,3 +69,37 @@ def test_each_output_stays_within_its_window() -> None:
     assert (out[..., :16, :16] > 0).any()
     assert (out[..., 16:, :] == 0).all()
     assert (out[..., :, 16:] == 0).all()
+
+
+@torch.no_grad()
+def test_detail_is_nothing_for_a_constant_map_and_grows_in_proportion() -> None:
+    image, features = inputs()
+    up = upfeat.create_upsampler("kin", dim=8).eval()
+    plain = up(image, features)
+    differences = []
+    for detail in (0.5, 1.0):
+        with_detail = upfeat.create_upsampler("kin", dim=8, detail=detail).eval()
+        with_detail.load_state_dict(up.state_dict())
+        differences.append(with_detail(image, features) - plain)
+        constant = with_detail(image, features, values=torch.ones(1, 1, 5, 7))
+        torch.testing.assert_close(constant, torch.ones_like(constant))
+    assert differences[0].abs().max() > 0.1
+    torch.testing.assert_close(2 * differences[0], differences[1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_detail_follows_colours_that_explain_the_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 40, 56, generator=generator)
+    red = torch.nn.functional.adaptive_avg_pool2d(image, (5, 7))[:, :1]
+    guidance = normalize(image, IMAGENET_MEAN, IMAGENET_STD)
+    errors = []
+    for detail in (0.0, 1.0):
+        up = upfeat.create_upsampler("kin.upfeat", detail=detail)
+        errors.append(float((up(guidance, red) - image[:, :1]).square().mean()))
+    assert errors[1] < errors[0] / 4
+
+
+def test_detail_must_not_be_negative() -> None:
+    with pytest.raises(ValueError, match="detail must not be negative"):
+        upfeat.create_upsampler("kin", detail=-1.0)

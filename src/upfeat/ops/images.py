@@ -19,6 +19,7 @@ __all__ = [
     "Size",
     "border_index",
     "draw_crop",
+    "enlarge_rows",
     "gaussian_blur",
     "known_normalized",
     "normalize",
@@ -87,6 +88,30 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     out = new_large(x, len(x), *size, x.shape[1]).permute(0, 3, 1, 2)
     with torch.no_grad():
         return torch.ops.aten.upsample_bilinear2d(x, list(size), False, None, None, out=out)
+
+
+def enlarge_rows(x: Tensor, size: Size, rows: slice) -> Tensor:
+    """Rows of the bilinear enlargement of a map: (B, K, h, w) -> (B, K, R, W').
+
+    Args:
+        x: (B, K, h, w).
+        size: (H', W') of the whole enlargement.
+        rows: which of its rows, with start and stop.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.images import enlarge_rows
+        >>> enlarge_rows(torch.tensor([[[[1.0, 2.0]]]]), (1, 4), slice(0, 1)).flatten().tolist()
+        [1.0, 1.25, 1.75, 2.0]
+    """
+    cells = x.shape[2]
+    place = torch.arange(rows.start, rows.stop, device=x.device, dtype=x.dtype)
+    place = ((place + 0.5) * (cells / size[0]) - 0.5).clamp(0, cells - 1)
+    low = place.floor().long()
+    share = (place - low)[:, None]  # (R, 1)
+    high = (low + 1).clamp(max=cells - 1)
+    strip = x[:, :, low] * (1 - share) + x[:, :, high] * share  # (B, K, R, w)
+    return F.interpolate(strip, (len(low), size[1]), mode="bilinear")
 
 
 def resize_antialiased(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops import guided_model
-from upfeat.ops.images import resize_antialiased
+from upfeat.ops.images import enlarge_rows, resize_antialiased
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -87,9 +87,9 @@ class GuidedFilter(Upsampler):
     def decode(self, state: Guide, values: Tensor, rows: slice) -> Tensor:
         """Enlarge the model, and put the guide's pixels in."""
         size, guide = (state.pixels.shape[2], state.pixels.shape[3]), state.pixels[:, :, rows]
-        out = _enlarged(values[:, -1], size, rows)
+        out = enlarge_rows(values[:, -1], size, rows)
         for channel in range(guide.shape[1]):
-            out = out + _enlarged(values[:, channel], size, rows) * guide[:, channel, None]
+            out = out + enlarge_rows(values[:, channel], size, rows) * guide[:, channel, None]
         return out
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
@@ -100,15 +100,3 @@ class GuidedFilter(Upsampler):
         """The guide (B, G, H, W), float32 at least: variances do not survive half precision."""
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         return image if self.guide == "color" else image.mean(1, keepdim=True)
-
-
-def _enlarged(x: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
-    """Rows of the bilinear enlargement: (B, K, h, w) -> (B, K, R, W')."""
-    cells = x.shape[2]
-    place = torch.arange(rows.start, rows.stop, device=x.device, dtype=x.dtype)
-    place = ((place + 0.5) * (cells / size[0]) - 0.5).clamp(0, cells - 1)
-    low = place.floor().long()
-    share = (place - low)[:, None]  # (R, 1)
-    high = (low + 1).clamp(max=cells - 1)
-    strip = x[:, :, low] * (1 - share) + x[:, :, high] * share  # (B, K, R, w)
-    return F.interpolate(strip, (len(low), size[1]), mode="bilinear")

@@ -14,6 +14,12 @@ and a range term in one softmax. New are three things:
 
     score(p, j) = q(p) . k(j) + trust(j) - |p - j|^2 / (2 sigma^2)
 
+Such a combination is smooth within a region: two pixels of one object have nearly the same output
+whatever their colours. Segmentation gains by it; matching pixels between frames loses. ``detail``
+adds what the colours say beyond it, as the guided filter does (He et al., ECCV 2010): a linear
+function of the colours is fitted to the features in windows of cells, and its slopes are multiplied
+by how far the pixel's colour lies from the mean of the cells around it.
+
 Legend: B batch, C feature channels, K value channels, d query/key channels, h w low-resolution
 grid, H W guidance image, H' W' output, R rows of a strip, N positions, n = hw, D = d + 3.
 """
@@ -27,9 +33,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.ops import unit_vectors, windowed_attention
+from upfeat.ops import guided_model, unit_vectors, windowed_attention
 from upfeat.ops.coordinates import cell_bounds, cell_places, sample_at
-from upfeat.ops.images import resize_antialiased
+from upfeat.ops.images import enlarge_rows, resize_antialiased
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -45,6 +51,10 @@ STEP = 16
 """Pixels of the pyramid's coarsest cell."""
 MOST_PIXELS = 32
 """Guidance pixels for each cell of the features; a finer image is reduced to it first."""
+DETAIL_RADIUS = 3
+"""Of the windows in which colours are fitted to features, in cells."""
+DETAIL_EPS = 1e-4
+"""Variance of colours, RGB in [0, 1], below which they say nothing."""
 
 
 class ResidualUnit(nn.Module):
@@ -125,10 +135,19 @@ def neighbour_likeness(features: Tensor) -> Tensor:
 
 
 class KINState(NamedTuple):
-    """Codes of the output's pixels (B, 2 WIDTHS[0], H', W'); keys (B, n, D), float32 at least."""
+    """What the image says.
+
+    Attributes:
+        pixels: codes of the output's pixels, (B, 2 WIDTHS[0], H', W').
+        keys: (B, n, D), float32 at least.
+        colors: means of the cells, (B, 3, h, w), or None without detail.
+        residual: the output's colours less those around, (B, 3, H', W'), or None.
+    """
 
     pixels: Tensor
     keys: Tensor
+    colors: Tensor | None = None
+    residual: Tensor | None = None
 
 
 CHECKPOINT = bundled_checkpoint(
@@ -149,6 +168,10 @@ class KIN(Upsampler):
     Args:
         dim: channels d of the learned part of queries and keys.
         radius: of the window, in cells of the low-resolution grid.
+        detail: weight of the detail that colours add. At 0 the output is a convex combination of
+            the cells around. 1 is for matching pixels between images (video, correspondence), where
+            it gains most; linear probes lose by it. The detail of a constant map is 0, but the
+            output may leave the range of the values.
 
     Example:
         >>> import torch, upfeat
@@ -168,11 +191,13 @@ class KIN(Upsampler):
         image_std=IMAGENET_STD,
     )
 
-    def __init__(self, dim: int = 32, radius: float = 5.0) -> None:
+    def __init__(self, dim: int = 32, radius: float = 5.0, detail: float = 0.0) -> None:
         super().__init__()
         if dim < 1 or not radius > 0:
             raise ValueError(f"dim and radius must be positive, got {dim} and {radius}")
-        self.dim, self.radius = dim, radius
+        if not detail >= 0:
+            raise ValueError(f"detail must not be negative, got {detail}")
+        self.dim, self.radius, self.detail = dim, radius, detail
         self.pyramid = Pyramid()
         self.queries = nn.Sequential(
             nn.Conv2d(2 * WIDTHS[0], 2 * dim, 1), nn.GELU(), nn.Conv2d(2 * dim, dim, 1)
@@ -207,15 +232,34 @@ class KIN(Upsampler):
         trust = key[:, -1:].to(wide.dtype) - sharpness * place.square().sum(1, keepdim=True) / 2
         parts = [(key[:, :-1] + pooled).to(wide.dtype), place.expand(len(image), -1, -1, -1)]
         keys = torch.cat([*parts, trust], dim=1).flatten(2).mT
-        return KINState(resize_map(pixels, output_size), keys)
+        pixels = resize_map(pixels, output_size)
+        if not self.detail:
+            return KINState(pixels, keys)
+        return KINState(pixels, keys, *self._colors(image, grid, output_size))
+
+    def _colors(
+        self, image: Tensor, grid: tuple[int, int], output_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the cells' colours (B, 3, h, w) and what pixels add to those around them."""
+        color = image.to(torch.promote_types(image.dtype, torch.float32))
+        color = color * color.new_tensor(IMAGENET_STD)[:, None, None]  # RGB in [0, 1], shifted
+        cells = F.adaptive_avg_pool2d(color, grid)
+        around = F.avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
+        around = F.interpolate(around, output_size, mode="bilinear")
+        return cells, self.detail * (resize_antialiased(color, output_size) - around)
 
     def encode_values(self, state: KINState, values: Tensor) -> Tensor:
-        """Lay the values of a cell side by side: (B, h, w, K)."""
+        """Lay the values of a cell side by side, and their slopes: (B, h, w, K or 4 K)."""
+        if state.colors is not None:
+            slopes, _ = guided_model(state.colors, values, DETAIL_RADIUS, DETAIL_EPS)
+            # (B, 3, K, h, w) -> (B, 3 K, h, w)
+            values = torch.cat([values, slopes.flatten(1, 2).to(values.dtype)], dim=1)
         return values.permute(0, 2, 3, 1).contiguous()
 
     def decode(self, state: KINState, values: Tensor, rows: slice) -> Tensor:
-        """Mix the values of the cells around each pixel."""
+        """Mix the values of the cells around each pixel, and add the detail."""
         pixels, grid = state.pixels, (values.shape[1], values.shape[2])
+        values, slopes = self._split(state, values)
         size, span = (pixels.shape[2], pixels.shape[3]), (rows.start, rows.stop)
         place = cell_places(grid, size, span, state.keys).expand(len(pixels), -1, -1, -1)
         own = self.queries(pixels[:, :, rows])  # (B, d, R, W')
@@ -231,21 +275,43 @@ class KIN(Upsampler):
             rows=span,
             scale=1.0,
         )
-        return mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
+        out = mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
+        if state.residual is None:
+            return out
+        for color, slope in enumerate(slopes):
+            add = enlarge_rows(slope.permute(0, 3, 1, 2), size, rows)  # (B, K, R, W')
+            out = out + add * state.residual[:, color, None, rows].to(add.dtype)
+        return out
+
+    def _split(self, state: KINState, values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Part encoded values: (B, h, w, K) and, with detail, a slope of that shape a colour."""
+        if state.residual is None:
+            return values, []
+        first, *slopes = values.chunk(4, dim=3)
+        return first, slopes
 
     def decode_at(self, state: KINState, values: Tensor, coords: Tensor) -> Tensor:
         """Read the codes between their pixels, and mix by the same scores."""
         grid, wide = (values.shape[1], values.shape[2]), state.keys.dtype
+        values, slopes = self._split(state, values)
         own = self.queries(sample_at(state.pixels, coords).mT[..., None])  # (B, d, N, 1)
         cells = torch.tensor(grid, device=coords.device, dtype=wide)
         places = coords.to(wide) * cells / 2  # (B, N, 2), in cells from the grid's middle
         scores = self._join(own, places.mT[..., None]) @ state.keys.mT  # (B, N, n)
         weights = scores.masked_fill(~self._visible(places, grid), -math.inf).softmax(-1)
-        return (weights @ values.flatten(1, 2).to(wide)).to(values.dtype)  # (B, N, K)
+        out = (weights @ values.flatten(1, 2).to(wide)).to(values.dtype)  # (B, N, K)
+        if state.residual is None:
+            return out
+        residual = sample_at(state.residual, coords).to(out.dtype)  # (B, N, 3)
+        for color, slope in enumerate(slopes):
+            add = sample_at(slope.permute(0, 3, 1, 2), coords)  # (B, N, K)
+            out = out + add * residual[:, :, color, None]
+        return out
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
-        """Count a row of queries, of the output, and copies of both."""
-        return 2 * output_size[1] * (values.shape[1] + 3 * self.dim)
+        """Count a row of queries, of the output, and copies of both; an enlarged slope, too."""
+        rows = 4 if self.detail else 2
+        return output_size[1] * (rows * values.shape[1] + 6 * self.dim)
 
     def _join(self, own: Tensor, place: Tensor) -> Tensor:
         """Join learned (B, d, R, W) and place parts (B, 2, R, W): queries (B, R W, D)."""
