@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import upfeat
 from tests.layouts import layouts
 from tests.tolerances import tolerance
-from upfeat.ops.images import FEW, resize_antialiased, resize_bilinear
+from upfeat.ops.images import FEW, enlarge_rows, resize_antialiased, resize_bilinear
 
 
 def plain_resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -106,3 +106,11 @@ def calls_torchs_antialias(call: ast.Call) -> bool:
     keywords = {keyword.arg for keyword in call.keywords}
     torchs = name in ("interpolate", "Upsample", "resize") and "antialias" in keywords
     return torchs or (name.startswith("_upsample_") and name.endswith("_aa"))
+
+
+@pytest.mark.parametrize("rows", [slice(0, 19), slice(4, 11)])
+def test_rows_of_an_enlargement_are_those_of_the_whole(rows: slice, device: torch.device) -> None:
+    x = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)).to(device)
+    whole = F.interpolate(x, (19, 30), mode="bilinear")
+    strip = enlarge_rows(x, (19, 30), rows)
+    torch.testing.assert_close(strip, whole[:, :, rows], **tolerance(torch.float32))
