@@ -9,7 +9,6 @@ from torch.nn import functional as F
 import upfeat
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.ops import guided_filter
-from upfeat.upsamplers.guided_filter import _enlarged
 
 
 class TestColor(UpsamplerContract):
@@ -28,14 +27,6 @@ def test_at_the_grids_own_size_it_is_the_filter() -> None:
     up = upfeat.create_upsampler("guided_filter", radius=2, eps=0.01, guide="gray")
     expected = guided_filter(image[:, :1].expand(1, 2, 8, 9), values, 2, 0.01)
     torch.testing.assert_close(up(image, values), expected)
-
-
-@pytest.mark.parametrize("size", [(12, 20), (3, 4), (7, 5)])
-def test_rows_of_the_enlargement_are_torchs(size: tuple[int, int]) -> None:
-    x = torch.randn(1, 2, 4, 5, dtype=torch.float64)
-    expected = F.interpolate(x, size, mode="bilinear")
-    torch.testing.assert_close(_enlarged(x, size, slice(0, size[0])), expected)
-    torch.testing.assert_close(_enlarged(x, size, slice(1, 3)), expected[:, :, 1:3])
 
 
 def test_recovers_what_is_linear_in_the_colours() -> None:
