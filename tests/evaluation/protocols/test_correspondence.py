@@ -82,8 +82,8 @@ def test_colours_are_found(root: Path, backbone: upfeat.Backbone, preset: str) -
         assert scores["pck_image_15"] == scores["pck_pairs_15"] == 100
         assert result.details["categories"]["all"]["pck"] == 100
     low, bilinear = results
-    assert low.settings["map_size"] == 12
-    assert bilinear.settings["map_size"] == 24
+    assert low.settings["output_size"] == [12, 12]
+    assert bilinear.settings["output_size"] == [24, 24]
     if preset == "geo-aware":
         assert low.scores["geo_pck_15"].mean != low.scores["geo_pck_15"].mean  # no groups: NaN
 

@@ -62,7 +62,7 @@ def test_rectangles_are_found(root: Path, backbone: upfeat.Backbone) -> None:
     for result in (low, nearest):
         assert result.scores["corloc"].mean == 100
         assert result.details["boxes"] == {name: list(box) for name, box in PLACES.items()}
-    assert low.settings["factor"] == 1
+    assert low.settings["upsampler"] == {"name": "low-res"}
     assert nearest.settings["splits"]["set/all"]["images"] == 3
     again = run(root, backbone, "low-res", config=discovery_preset("tokencut", "masks"))
     assert again == [low]

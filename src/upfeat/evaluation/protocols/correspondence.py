@@ -274,7 +274,7 @@ class _Matching:
     def settings(self, method: Method) -> dict[str, Any]:
         """Return everything that decides the numbers."""
         return self.config.model_dump(mode="json") | {
-            "map_size": self.grid(method),
+            "output_size": [self.grid(method)] * 2,
             "splits": {self.data.name: {"pairs": len(self.files), "fingerprint": self.fingerprint}},
             "backbone": self.pipe.identity,
             "upsampler": method.identity,
