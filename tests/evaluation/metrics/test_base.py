@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from upfeat.evaluation.metrics import (
+    BevMetric,
     BoundaryMetric,
     CamMetric,
+    ClickMetric,
     CorLocMetric,
     DepthMetric,
     KeypointMetric,
     Metric,
+    NormalMetric,
     RestorationMetric,
     SegmentationMetric,
     VideoMetric,
@@ -24,6 +27,9 @@ DEPTH = torch.tensor([[[1.0, 2.0, 4.0]]])
 MASK = torch.nn.functional.pad(torch.ones(4, 4, 4, dtype=torch.uint8), (2, 2, 2, 2))
 MAPS = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
 ADDED = [
+    (BevMetric(), (torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1, 2))),
+    (ClickMetric(clicks=2, thresholds=(80,)), ([0.5, 0.9],)),
+    (NormalMetric(), (MAPS.expand(1, 3, 4, 4), MAPS.expand(1, 3, 4, 4), MAPS > -1)),
     (SegmentationMetric(2, boundary_radius=1), (LABEL.flip(2), LABEL)),
     (BoundaryMetric(2, radii=(1, 2), share=0.1, form="sobel"), (LABEL.repeat(1, 3, 1),) * 2),
     (DepthMetric(aligned=True), (DEPTH.sqrt(), DEPTH)),

@@ -144,7 +144,7 @@ def _job(table: PublishedTable, members: list[tuple[int, PublishedRow]], small: 
         preset = task.presets.get(data, preset)
         data = task.data.get(data, data)
         backbone = backbone and task.backbones.get(preset, SMALL_BACKBONE)
-        known = _fields(column, preset, data)
+        known = _fields(column, preset, data if preset in task.presets.values() else column.data[0])
         changes, options = small_settings(task, preset, changes, known), dict(task.options)
     rows = tuple({row.key: row for _, row in members}.values())
     columns = tuple(dict.fromkeys(number for number, _ in members))

@@ -202,5 +202,10 @@ SMALL: dict[str, SmallTask] = {
         },
     ),
     "faithfulness": SmallTask(changes={"limit": 2, "transfer": False}),
+    "restoration": SmallTask(changes={"limit": 2, "size": 64}),
+    "bev": SmallTask(
+        data={"nuscenes": "nuscenes_sample"},
+        changes={"epochs": 2, "trunk": (8, 16, 32), "sparse_width": 8, "bevformer_count": 1},
+    ),
 }
 """What a small run changes: sets at hand, few images, small crops, one seed; all is chosen."""

@@ -74,7 +74,7 @@ class RestorationConfig(ProtocolConfig):
 
 
 PRESETS: dict[str, dict[str, Any]] = {"gaussian": {}, "salt-pepper": {"noise": "salt-pepper"}}
-DATA_SETS = ("images",)
+DATA_SETS = ("images", "imagenet")
 
 
 def restoration_preset(preset: str, data: str = "images", **changes: Any) -> RestorationConfig:
@@ -82,7 +82,7 @@ def restoration_preset(preset: str, data: str = "images", **changes: Any) -> Res
 
     Args:
         preset: see ``PRESETS``.
-        data: ``images``, any folder of them.
+        data: ``images``, any folder of them; ``imagenet``, that of its validation images.
         **changes: fields of :class:`RestorationConfig`.
 
     Raises:
