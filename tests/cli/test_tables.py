@@ -57,4 +57,4 @@ def test_the_lists_in_80_columns(show, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = printed(console)
     assert max(map(len, lines)) <= 80
     assert set(names) <= {word for line in lines for word in line.split()[:1]}
-    assert len(lines) < 2.5 * len(names) + 8  # a cell is wrapped to three lines, not letter by letter
+    assert len(lines) < 2.5 * len(names) + 8  # three lines at most
