@@ -135,7 +135,7 @@ def test_layout(tmp_path: Path, name: str, count: int, classes: int, labels: lis
 
 
 def test_every_set_has_a_name_and_names_are_checked() -> None:
-    assert set(MAKERS) | {"camvid", "msrc"} == set(segmentation_sets())
+    assert set(MAKERS) | {"camvid", "msrc", "folder"} == set(segmentation_sets())
     with pytest.raises(ValueError, match="did you mean 'voc'"):
         load_segmentation("vox", "data")
 
