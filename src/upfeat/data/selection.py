@@ -93,7 +93,7 @@ def random_subset(records: Records, count: int, seed: int) -> SelectedRecords:
         >>> from upfeat.data.selection import random_subset
         >>> letters = FileRecords(["a.jpg", "b.jpg", "c.jpg"], ["a", "b", "c"])
         >>> [record.name for record in random_subset(letters, 2, seed=0)]
-        ['b', 'c']
+        ['a', 'c']
     """
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(records))
     return SelectedRecords(records, np.sort(order[:count]).tolist())
