@@ -38,7 +38,7 @@ def test_own_grid_and_prefix_stay() -> None:
 
 
 def test_what_is_no_square_or_no_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"square grid is wanted, got \(1, 7, 5\)"):
+    with pytest.raises(ValueError, match=r"square grid expected, got \(1, 7, 5\)"):
         resize_positions(torch.randn(1, 7, 5), (2, 2), "resize")
     with pytest.raises(ValueError, match="rule"):
         resize_positions(torch.randn(1, 5, 5), (2, 3), "nearest")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import check_choice, shape_text
+from upfeat.ops.images import resize_antialiased
 
 __all__ = ["PositionRule", "resize_positions"]
 
@@ -51,7 +52,7 @@ def resize_positions(
     side = math.isqrt(table.shape[1] - prefix)
     if side * side != table.shape[1] - prefix or not side:
         raise ValueError(
-            f"a table of {prefix} prefix rows and a square grid is wanted, got {shape_text(table)}"
+            f"a table of {prefix} prefix rows and a square grid expected, got {shape_text(table)}"
         )
     height, width = grid
     if (height, width) == (side, side):
@@ -65,7 +66,7 @@ def resize_positions(
             cells, scale_factor=factor, mode="bicubic", recompute_scale_factor=False
         )
     elif rule == "resize":
-        cells = F.interpolate(cells, (height, width), mode="bicubic", antialias=True)
+        cells = resize_antialiased(cells, (height, width), "bicubic")
     else:
         longer = max(height, width)
         corners = rule == "cpe-corners"

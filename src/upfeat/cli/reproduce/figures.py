@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from upfeat.cli.reproduce.methods import RowMethods
 from upfeat.cli.reproduce.running import Runner, load_backbone
-from upfeat.evaluation.papers.plan import SMALL_BACKBONE, Job, not_ready, small_settings
+from upfeat.evaluation.papers.plan import SMALL_BACKBONE, TableJob, not_ready, small_settings
 from upfeat.evaluation.papers.records import PublishedFigure, PublishedRow
 from upfeat.evaluation.papers.reproductions import Ran, Reproduction
 from upfeat.evaluation.papers.sets import SMALL, SmallTask
@@ -250,7 +250,7 @@ def _panels(figure: PublishedFigure, runner: Runner) -> tuple[str, list[Ran], li
     return job.backbone, [*ran, *failed], pictures
 
 
-def _job(figure: PublishedFigure, task: str, preset: str, small: bool) -> Job:
+def _job(figure: PublishedFigure, task: str, preset: str, small: bool) -> TableJob:
     """Return the call whose panels are shown."""
     from upfeat.evaluation.registry import get_protocol
 
@@ -263,7 +263,7 @@ def _job(figure: PublishedFigure, task: str, preset: str, small: bool) -> Job:
         if task == "cam":
             known = type(get_protocol(task).settings(preset, data)).model_fields
             changes = small_settings(stand_in, preset, {}, known)
-    return Job(task, preset, data, figure.data, changes, {}, backbone, (), ())
+    return TableJob(task, preset, data, figure.data, changes, {}, backbone, (), ())
 
 
 def _side_by_side(panels: "list[Panel]") -> Any:

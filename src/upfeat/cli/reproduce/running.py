@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upfeat.cli.reproduce.methods import RowMethods, backbone_file
-from upfeat.evaluation.papers.plan import Job, not_ready, plan_jobs, trained_on
+from upfeat.evaluation.papers.plan import TableJob, not_ready, plan_jobs, trained_on
 from upfeat.evaluation.papers.records import PublishedRow, PublishedTable
 from upfeat.evaluation.papers.reproductions import Ran, Reproduction, ran
 from upfeat.evaluation.papers.sets import Roots
@@ -75,7 +75,7 @@ class Runner:
         return record
 
     def _record(
-        self, table: PublishedTable, jobs: list[Job], found: list[Ran], seconds: float
+        self, table: PublishedTable, jobs: list[TableJob], found: list[Ran], seconds: float
     ) -> Reproduction:
         return Reproduction(
             id=table.id,
@@ -86,7 +86,7 @@ class Runner:
             environment=describe_environment(),
         )
 
-    def _run(self, table: PublishedTable, job: Job) -> list[Ran]:
+    def _run(self, table: PublishedTable, job: TableJob) -> list[Ran]:
         """Run a job; what stands in the way becomes the problem of its rows."""
         from upfeat.evaluation.registry import get_protocol
 
@@ -141,7 +141,7 @@ class Runner:
                 records[key] = ran(table, job, key, result, trained=trained)
         return [records[row.key] for row in job.rows]
 
-    def inputs(self, protocol: "Protocol", job: Job) -> dict[str, Any]:
+    def inputs(self, protocol: "Protocol", job: TableJob) -> dict[str, Any]:
         """Open the data of a job: further arguments of the protocol's ``run``."""
         from upfeat.evaluation.registry import Request
 
@@ -196,7 +196,7 @@ def _each(
     return found
 
 
-def _failed(job: Job, row: PublishedRow, problem: str) -> Ran:
+def _failed(job: TableJob, row: PublishedRow, problem: str) -> Ran:
     return Ran(
         row=row.key,
         columns=job.columns,

@@ -14,7 +14,7 @@ from upfeat.evaluation.registry import get_protocol, list_protocols
 
 __all__ = [
     "SMALL_BACKBONE",
-    "Job",
+    "TableJob",
     "needed_sets",
     "not_ready",
     "plan_jobs",
@@ -28,7 +28,7 @@ _FIGURE_TASKS = {"cam": "cam", "segmentation": "seg-probe", "depth": "depth-prob
 
 
 @dataclass(frozen=True)
-class Job:
+class TableJob:
     """One call of a protocol.
 
     Attributes:
@@ -102,7 +102,7 @@ def small_settings(
 
 def plan_jobs(
     table: PublishedTable, *, keys: Collection[str] = (), small: bool = False
-) -> list[Job]:
+) -> list[TableJob]:
     """Return the calls that fill a table, in the order of its columns.
 
     Args:
@@ -132,7 +132,7 @@ def plan_jobs(
     return [_job(table, members, small) for members in groups.values()]
 
 
-def _job(table: PublishedTable, members: list[tuple[int, PublishedRow]], small: bool) -> Job:
+def _job(table: PublishedTable, members: list[tuple[int, PublishedRow]], small: bool) -> TableJob:
     """Return the call for columns and rows that share all settings."""
     index, first = members[0]
     column = table.columns[index]
@@ -149,7 +149,7 @@ def _job(table: PublishedTable, members: list[tuple[int, PublishedRow]], small: 
     rows = tuple({row.key: row for _, row in members}.values())
     columns = tuple(dict.fromkeys(number for number, _ in members))
     has_data = column.task != "efficiency"
-    return Job(
+    return TableJob(
         column.task,
         preset,
         data if has_data else None,

@@ -20,7 +20,7 @@ from upfeat.evaluation.papers import (
     published_tables,
     setting_text,
 )
-from upfeat.evaluation.papers.plan import Job, needed_sets, not_ready
+from upfeat.evaluation.papers.plan import TableJob, needed_sets, not_ready
 from upfeat.evaluation.papers.sets import SETS
 from upfeat.evaluation.registry import score_digits, titled_protocol, unit_text
 from upfeat.evaluation.results import FrozenRecord, Result
@@ -119,7 +119,7 @@ class Reproduction(FrozenRecord):
 
 
 def ran(
-    table: PublishedTable, job: Job, key: str, result: Result, *, trained: Sequence[str] = ()
+    table: PublishedTable, job: TableJob, key: str, result: Result, *, trained: Sequence[str] = ()
 ) -> Ran:
     """Return the record of a result, with what differs from the paper's setting.
 

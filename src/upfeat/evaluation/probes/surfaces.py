@@ -30,6 +30,7 @@ from upfeat.objectives.augment import (
     adjust_hue,
     adjust_saturation,
 )
+from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers import Upsampler
 
 __all__ = ["SurfaceProbe", "SurfaceProbeConfig", "color_jitter", "surface_preset", "zoomed"]
@@ -245,7 +246,7 @@ class SurfaceProbe(CropProbe[MetricT]):
         size = (self.config.crop_size,) * 2
         if self.surface_config.picture == "nearest":
             return F.interpolate(image[None], size, mode="nearest")[0]
-        shrunk = F.interpolate(image[None], size, mode="bilinear", antialias=True)
+        shrunk = resize_antialiased(image[None], size)
         return shrunk[0].clamp(0, 1)
 
     def _padded(self, image: Tensor) -> Tensor:

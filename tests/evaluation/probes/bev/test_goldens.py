@@ -23,7 +23,7 @@ from upfeat.evaluation.probes.bev.attention import (
     DeformableAttention,
     Views,
 )
-from upfeat.evaluation.probes.bev.dense import DenseHeads, EncoderDecoder, Neck
+from upfeat.evaluation.probes.bev.dense import BevHeads, EncoderDecoder, Neck
 from upfeat.evaluation.probes.bev.grid import BevGrid, move_points
 from upfeat.evaluation.probes.bev.lifting import (
     Cameras,
@@ -251,7 +251,7 @@ def test_neck_and_heads(case: Callable[[str], Case]) -> None:
     neck = Neck(12, 8)
     neck.load_state_dict(weights(t, "neck."))
     close(neck(t["x"]), t["y"])
-    heads = DenseHeads(8)
+    heads = BevHeads(8)
     heads.load_state_dict(weights(t, "head."))
     for name, found in heads(t["bev"]).items():
         close(found, t[f"head.{name}"])
@@ -291,7 +291,7 @@ def test_encoder_decoder(case: Callable[[str], Case], mode: str) -> None:
     network = EncoderDecoder(meta["in_channels"])
     own = {key: state[key] for key in network.state_dict() if not key.endswith("tracked")}
     network.load_state_dict(own, strict=False)
-    heads = DenseHeads(meta["in_channels"])
+    heads = BevHeads(meta["in_channels"])
     names = {
         "binimg": "segmentation_head",
         "offsets": "instance_offset_head",

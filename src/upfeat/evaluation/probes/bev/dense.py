@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-__all__ = ["HEADS", "DenseHeads", "EncoderDecoder", "Neck"]
+__all__ = ["HEADS", "BevHeads", "EncoderDecoder", "Neck"]
 
 HEADS: Mapping[str, int] = {"binimg": 1, "offsets": 2, "centerness": 1}
 """Channels of the heads: a vehicle's logit, offsets to its centre, how close to a centre."""
@@ -123,7 +123,7 @@ class EncoderDecoder(nn.Module):
         return self.up1_skip(self.up2_skip(found, skip2), x)
 
 
-class DenseHeads(nn.Module):
+class BevHeads(nn.Module):
     """The three heads on a dense map.
 
     Args:
@@ -132,8 +132,8 @@ class DenseHeads(nn.Module):
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.bev.dense import DenseHeads
-        >>> {name: map.shape[1] for name, map in DenseHeads(8)(torch.rand(1, 8, 4, 4)).items()}
+        >>> from upfeat.evaluation.probes.bev.dense import BevHeads
+        >>> {name: map.shape[1] for name, map in BevHeads(8)(torch.rand(1, 8, 4, 4)).items()}
         {'binimg': 1, 'offsets': 2, 'centerness': 1}
     """
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from upfeat.evaluation.probes.bev.attention import BevFormerEncoder, Views
-from upfeat.evaluation.probes.bev.dense import HEADS, DenseHeads, EncoderDecoder
+from upfeat.evaluation.probes.bev.dense import HEADS, BevHeads, EncoderDecoder
 from upfeat.evaluation.probes.bev.grid import BevGrid, move_points
 from upfeat.evaluation.probes.bev.lifting import (
     MEAN_EPSILON,
@@ -141,7 +141,7 @@ class SimpleBev(BevNetwork):
         self.view_transform = _Lift(width, grid, sampling, embedding_width)
         self.compressor = ConvCompressor(width, grid.heights)
         self.decoder = EncoderDecoder(width, trunk)
-        self.heads = DenseHeads(width, self.names)
+        self.heads = BevHeads(width, self.names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
         """Return what the heads say; arguments as :class:`BevNetwork`."""
@@ -284,7 +284,7 @@ class BevFormer(BevNetwork):
             references=references,
         )
         self.decoder = EncoderDecoder(width, trunk) if trunk else nn.Identity()
-        self.heads = DenseHeads(width, self.names)
+        self.heads = BevHeads(width, self.names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
         """Return what the heads say; arguments as :class:`BevNetwork`."""
