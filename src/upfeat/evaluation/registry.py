@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     PositiveInt,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
+from pydantic.config import JsonDict
 
 from upfeat.errors import UnknownNameError
 
@@ -227,6 +229,11 @@ StoredFeatures = Literal["float16", "float32"]
 """How low-resolution features are kept on disk."""
 
 
+STORED_IF_SET: JsonDict = {"stored": "if set"}
+"""``json_schema_extra`` of a later setting that stands in a result only where it is used, so that
+results of before it stay those of equal settings."""
+
+
 class ProtocolConfig(BaseModel):
     """Settings of a protocol; all of them stand in the result. None is unknown, none changes.
 
@@ -243,14 +250,16 @@ class ProtocolConfig(BaseModel):
     preset: str
     data: str
     limit: PositiveInt | None = None
-    reader: Literal["folder"] | None = None
+    reader: Literal["folder"] | None = Field(default=None, json_schema_extra=STORED_IF_SET)
 
     @model_serializer(mode="wrap")
-    def _without_reader(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        stored: dict[str, Any] = dump(self)
-        if stored.get("reader") is None:
-            stored.pop("reader", None)
-        return stored
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, stored = type(self).model_fields, dump(self)
+        return {
+            name: value
+            for name, value in stored.items()
+            if value or name not in fields or fields[name].json_schema_extra != STORED_IF_SET
+        }
 
 
 def known_entry(kind: str, name: str, table: Mapping[str, ValueT]) -> ValueT:

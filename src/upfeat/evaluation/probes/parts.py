@@ -7,7 +7,7 @@ grid.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,12 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    SerializerFunctionWrapHandler,
-    model_serializer,
 )
 from torch import Tensor, nn
 
 from upfeat.data import FeatureCache
 from upfeat.evaluation.metrics import BoundaryMetric, SegmentationMetric, iou_per_class
-from upfeat.evaluation.registry import ProtocolConfig, StoredFeatures
+from upfeat.evaluation.registry import STORED_IF_SET, ProtocolConfig, StoredFeatures
 from upfeat.ops import unit_vectors
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
@@ -54,9 +52,11 @@ class BoundaryOptions(BaseModel):
         boundary_f: form of the F score.
     """
 
-    trimap: tuple[PositiveInt, ...] = ()
-    boundary_iou: PositiveFloat | None = None
-    boundary_f: Literal["davis", "sobel"] | None = None
+    trimap: tuple[PositiveInt, ...] = Field(default=(), json_schema_extra=STORED_IF_SET)
+    boundary_iou: PositiveFloat | None = Field(default=None, json_schema_extra=STORED_IF_SET)
+    boundary_f: Literal["davis", "sobel"] | None = Field(
+        default=None, json_schema_extra=STORED_IF_SET
+    )
 
     def boundary_metric(self, classes: int, ignored: int | None) -> BoundaryMetric | None:
         """Return an empty metric; None where nothing was asked for."""
@@ -64,13 +64,6 @@ class BoundaryOptions(BaseModel):
         if not any(options.values()):
             return None
         return BoundaryMetric(classes, ignored, **options)  # type: ignore[arg-type]
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Results of before these options stay those of equal settings.
-        content: dict[str, Any] = handler(self)
-        unused = [name for name in BoundaryOptions.model_fields if not content.get(name)]
-        return {name: value for name, value in content.items() if name not in unused}
 
 
 class CropProbeConfig(ProtocolConfig):
