@@ -26,7 +26,7 @@ def resize_positions(
 
     Args:
         table: (1, N, C), rows of the prefix first, then those of a square grid, row by row.
-        grid: (h, w) that is wanted.
+        grid: (h, w) of the image.
         rule: one of
 
             * ``"offset"``: bicubic by the factor (side + 0.1) / old side, without antialias, as in

@@ -268,7 +268,7 @@ def _from_file(path: Path, name: str, heads: int) -> RadioNetwork:
     side, patch = math.isqrt(table.shape[1]), math.isqrt(embedder.shape[1] // 3)
     if side**2 != table.shape[1] or 3 * patch**2 != embedder.shape[1]:
         raise CheckpointError(
-            f"{path}: a square position table and square patches are wanted, got "
+            f"{path}: a square position table and square patches expected, got "
             f"{shape_text(table)} and {shape_text(embedder)}"
         )
     model = RadioNetwork(

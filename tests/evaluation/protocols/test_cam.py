@@ -152,7 +152,7 @@ def test_results(data: ClassifiedImages, backbone: upfeat.Backbone, tmp_path: Pa
     assert run(data, backbone, tmp_path, method("bilinear")) == [bilinear]
     (alone,) = run(data, backbone, tmp_path / "alone", method("bilinear"))
     assert alone.scores == bilinear.scores
-    assert not list((tmp_path / "cache" / "cam").glob("scores-*"))
+    assert not list((tmp_path / "cache" / "cam").glob("rows-*"))
 
 
 def test_settings_change_the_result(

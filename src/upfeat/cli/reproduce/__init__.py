@@ -56,9 +56,9 @@ def reproduce_command(
     from upfeat.evaluation.papers import PublishedTable, find_published
 
     roots = parse_roots(root or ())
-    wanted = find_published(names or ())
+    chosen = find_published(names or ())
     if list_:
-        _print_list(wanted, roots, small)
+        _print_list(chosen, roots, small)
         return
     if not names:
         raise ValueError(
@@ -68,7 +68,7 @@ def reproduce_command(
     options: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
     with show_progress() as show:
         runner = Runner(roots, out, out / "cache", device, small, options, show)
-        for item in wanted:
+        for item in chosen:
             if isinstance(item, PublishedTable):
                 record = runner.run(item, keys)
                 _print_table(item, record)
@@ -131,8 +131,8 @@ def _print_list(
         lines.append([item.id, item.title, state, data or "-", weights, f"{item.gpu_hours:g}"])
     heads = ("name", "title", "protocols", "data sets", "weights", "GPU hours")
     print_table([TableColumn(head, prose=head != "name") for head in heads], lines)
-    wanted = dict.fromkeys(name for item in items for name in needed_sets(item, small=small))
-    missing = [problem for name in wanted if (problem := roots.missing(name)) is not None]
+    needed = dict.fromkeys(name for item in items for name in needed_sets(item, small=small))
+    missing = [problem for name in needed if (problem := roots.missing(name)) is not None]
     if missing:
         typer.echo("missing:")
         for problem in missing:

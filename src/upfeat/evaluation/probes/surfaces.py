@@ -23,7 +23,7 @@ from upfeat.evaluation.methods import Method
 from upfeat.evaluation.probes.crops import CropProbe
 from upfeat.evaluation.probes.dense_heads import DenseHeads
 from upfeat.evaluation.probes.parts import CropProbeConfig, Heads, Schedule
-from upfeat.evaluation.registry import Progress
+from upfeat.evaluation.registry import Progress, known_entry
 from upfeat.objectives.augment import (
     adjust_brightness,
     adjust_contrast,
@@ -79,8 +79,11 @@ class SurfaceProbeConfig(CropProbeConfig):
     seeds: tuple[int, ...] = Field(default=(8,), min_length=1)
 
 
-def surface_preset(form: Literal["loftup", "probe3d"], data: str) -> dict[str, Any]:
+def surface_preset(form: str, data: str) -> dict[str, Any]:
     """Return the settings of LoftUp's or Probe3D's form for a set.
+
+    Raises:
+        UnknownNameError: no such form.
 
     Example:
         >>> from upfeat.evaluation.probes.surfaces import surface_preset
@@ -88,7 +91,7 @@ def surface_preset(form: Literal["loftup", "probe3d"], data: str) -> dict[str, A
         480
     """
     nyu = _PROBE3D_NYU if form == "probe3d" and data == "nyuv2" else {}
-    return _PRESETS[form] | nyu
+    return known_entry("preset", form, _PRESETS) | nyu
 
 
 def color_jitter(image: Tensor, generator: torch.Generator) -> Tensor:

@@ -43,13 +43,13 @@ from upfeat.evaluation.registry import (
 )
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
+from upfeat.evaluation.unfinished import Unfinished
 from upfeat.ops.images import normalize
 from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = ["DATA_SETS", "PRESETS", "CamConfig", "cam_preset", "run_cam"]
 
 TASK = "cam"
-SAVE_EVERY = 20  # images
 
 
 class CamConfig(ProtocolConfig):
@@ -155,12 +155,13 @@ def run_cam(
         if known is not None:
             results[method.label] = known
         else:
-            pending.append(_Rows(method, settings, path, Path(cache) / "cam"))
+            unfinished = Unfinished(Path(cache) / "cam", path.name, settings)
+            pending.append(_Rows(method, path, unfinished))
     seconds = scoring.run(pending)
     for rows in pending:
         result = scoring.result(rows, seconds)
         result.save(rows.result)
-        rows.stored.unlink(missing_ok=True)
+        rows.unfinished.remove()
         results[rows.method.label] = result
     return [results[method.label] for method in methods]
 
@@ -172,25 +173,12 @@ class _Chosen(NamedTuple):
     tried: int
 
 
-class _Rows:
-    """The scores of each image for one method, kept on disk until the result is there."""
+class _Rows(NamedTuple):
+    """A method, where its result goes, and the scores of each image so far."""
 
-    def __init__(
-        self, method: Method, settings: dict[str, Any], result: Path, folder: Path
-    ) -> None:
-        self.method, self.settings, self.result = method, settings, result
-        self.stored = folder / f"scores-{result.name}"
-        self.scores: dict[str, list[float]] = {}
-        if self.stored.is_file():
-            content = json.loads(self.stored.read_text())
-            if content["settings"] == settings:
-                self.scores = content["scores"]
-
-    def save(self) -> None:
-        """Write the scores so far."""
-        self.stored.parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": self.settings, "scores": self.scores}
-        write_bytes(self.stored, json.dumps(content).encode())
+    method: Method
+    result: Path
+    unfinished: Unfinished
 
 
 class _Scoring:
@@ -313,18 +301,17 @@ class _Scoring:
         shown = shown_images(len(self.chosen.files))
         try:
             for number, file in enumerate(self.chosen.files):
-                missing = [rows for rows in pending if file.name not in rows.scores]
+                missing = [rows for rows in pending if file.name not in rows.unfinished.rows]
                 if not missing:
                     continue
                 self.on_progress(label, "maps and scores", number, len(self.chosen.files))
                 image = self.prepare(file)
                 explanation = self.classifier.explain(self.normalized(image))
                 for rows in missing:
-                    rows.scores[file.name], ready = self.score(rows.method, image, explanation)
+                    scores, ready = self.score(rows.method, image, explanation)
+                    rows.unfinished.put(file.name, scores)
                     if number in shown:
                         self.draw(rows.method.label, file.name, image[0], ready[0])
-                if (number + 1) % SAVE_EVERY == 0:
-                    _save(missing)
         except BaseException:
             _save(pending)
             raise
@@ -371,13 +358,15 @@ class _Scoring:
         """Return the result of a method whose images are all scored."""
         metric = CamMetric()
         names = [file.name for file in self.chosen.files]
-        metric.add_scores(torch.tensor([rows.scores[name] for name in names], dtype=torch.float64))
+        metric.add_scores(
+            torch.tensor([rows.unfinished.rows[name] for name in names], dtype=torch.float64)
+        )
         scores = {name.replace("_l0", ""): score for name, score in metric.compute().items()}
         method = rows.method
         return Result(
             task=TASK,
             label=method.label,
-            settings=rows.settings,
+            settings=rows.unfinished.settings,
             scores={name: Score.of([round(100 * score, 4)]) for name, score in scores.items()},
             details={
                 "images": names,
@@ -391,8 +380,8 @@ class _Scoring:
 
 def _save(pending: Sequence[_Rows]) -> None:
     for rows in pending:
-        if rows.scores:
-            rows.save()
+        if rows.unfinished.rows:
+            rows.unfinished.save()
 
 
 def _inputs(request: Request) -> dict[str, Any]:

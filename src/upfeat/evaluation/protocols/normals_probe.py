@@ -27,7 +27,6 @@ from torch import Tensor
 from upfeat.backbones import Backbone
 from upfeat.data import navi, nyuv2_surfaces, rgbd
 from upfeat.data.surfaces import SurfaceData
-from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import NormalMetric
 from upfeat.evaluation.metrics.normals import RECALLS
@@ -82,10 +81,7 @@ def normals_probe_preset(preset: str, data: str, **changes: Any) -> NormalsProbe
         >>> normals_probe_preset("loftup", "navi", epochs=2).crop_size
         224
     """
-    if preset not in ("loftup", "probe3d"):
-        raise UnknownNameError("preset", preset, ["loftup", "probe3d"])
-    form = surface_preset("loftup" if preset == "loftup" else "probe3d", data)
-    settings = {"preset": preset, "data": data} | form
+    settings = {"preset": preset, "data": data} | surface_preset(preset, data)
     return NormalsProbeConfig(**settings | changes)
 
 
