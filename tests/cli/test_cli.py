@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -145,7 +146,7 @@ def test_files_hold_what_the_pipeline_computes(tmp_path: Path) -> None:
     image = photos / "image0.png"
     result = run(
         "upsample", image, "--out", out, "--input-size", "48", "--size", "40x30", "--upsampler",
-        "bilinear", "--save", "png,safetensors,npz", "--store", "float32",
+        "bilinear", "--save", "png,safetensors,npz", "--save-dtype", "float32",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert names(out) == ["image0.npz", "image0.png", "image0.safetensors"]
@@ -161,6 +162,23 @@ def test_files_hold_what_the_pipeline_computes(tmp_path: Path) -> None:
     record = json.loads((out / RECORDS / "image0.json").read_text())
     assert record["settings"]["upsampler"] == "bilinear"
     assert record["settings"]["output_size"] == [40, 30]
+    with safe_open(out / "image0.safetensors", "pt") as file:
+        said = {name: json.loads(text) for name, text in file.metadata().items()}
+    assert said == json.loads(str(arrays["metadata"]))
+    assert said["layout"] == {"high": "C, H', W'", "low": "C, h, w"}
+    assert said["image_size"] == [50, 64]
+    assert said["low_extent"] == list(expected.low_extent)
+    assert said["settings"].items() <= record["settings"].items()
+
+
+def test_a_run_says_its_bytes_and_stops_above_the_limit(tmp_path: Path) -> None:
+    photos, out = write_images(tmp_path / "photos", 1), tmp_path / "out"
+    arguments = ["upsample", str(photos), "--out", str(out), "--save", "npz", "--size", "3000"]
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, [*arguments, "--max-gb", "4"])
+    assert result.exit_code == 2
+    size = 3000 * 3840 * 192 * 2 / 1e9
+    assert f"about {size:.3g} GB, and --max-gb allows 4; choose a smaller --size" in result.stderr
+    assert not out.exists()
 
 
 def test_one_basis_for_all(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def full_disk(run: Commands, folder: Path, saves: tuple[str, ...] = SAVES) -> Fi
         for number, save in enumerate(saves):
             target = out / str(number)
             command = ("upsample", "in", "--out", target, "--upsampler", "bilinear", "--save", save)
-            ended = run(*command, "--store", "float32", cwd=folder, file_bytes=limit)
+            ended = run(*command, "--save-dtype", "float32", cwd=folder, file_bytes=limit)
             _judge(figures, f"{kind}, upsample --save {save}", ended, target)
         arguments = [str(out / "run") if a == "out" else a for a in TRAIN]
         ended = run(*arguments, cwd=folder / "small", file_bytes=limit)

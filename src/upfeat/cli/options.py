@@ -174,6 +174,10 @@ BasisOption = Annotated[
         "basis file."
     ),
 ]
+SaveDtypeOption = Annotated[str, typer.Option(help="Numbers in files: float16, float32.")]
+MaxGbOption = Annotated[
+    float, typer.Option(min=0.0, help="Stop before any work if more GB would be written.")
+]
 DtypeOption = Annotated[str, typer.Option(help="Computation: float32, bfloat16, float16.")]
 DeviceOption = Annotated[
     str | None, typer.Option(callback=checked_device, help="cpu, cuda, cuda:1, …")

@@ -1,28 +1,23 @@
 """``upfeat upsample``: images in, feature maps and pictures out."""
 
-import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from upfeat.cli.options import PipelineOptions, parse_dtype, parse_size, with_fields
+from upfeat.cli.options import (
+    MaxGbOption,
+    PipelineOptions,
+    SaveDtypeOption,
+    parse_dtype,
+    parse_size,
+    with_fields,
+)
 from upfeat.cli.output import Colors
+from upfeat.cli.progress import announce_bytes, run_with_progress
 
 if TYPE_CHECKING:
-    from upfeat.extraction import Job, Outcome, Summary, Writer
+    from upfeat.extraction import Summary, Writer
     from upfeat.pipeline import Encoded, Pipeline
 
 
@@ -30,11 +25,13 @@ if TYPE_CHECKING:
 def upsample_command(
     options: PipelineOptions,
     save: Annotated[str, typer.Option(help="png, safetensors, npz; several with commas.")] = "png",
-    store: Annotated[str, typer.Option(help="Numbers in files: float16, float32.")] = "float16",
+    save_dtype: SaveDtypeOption = "float16",
+    max_gb: MaxGbOption = 10.0,
     jobs: Annotated[int, typer.Option(min=1, help="Images that are read ahead.")] = 2,
 ) -> None:
     """Upsample the features of images; finished images are skipped on a second run.
 
+    safetensors and npz hold "high" (C, H', W') and "low" (C, h, w), and their settings as JSON.
     Only files that upfeat wrote are replaced; what it wrote is no input of a later run.
     """
     from upfeat.data import image_files
@@ -46,18 +43,16 @@ def upsample_command(
     found = [Job(path, name) for path, name in image_files(options.paths)]
     pipe = options.build()
     colors = Colors(options.basis, out)
-    writers = [_writer(kind, pipe, store, colors) for kind in kinds]
+    numbers = options.settings(pipe)
+    writers = [_writer(kind, pipe, save_dtype, colors, numbers) for kind in kinds]
     if not writers:
         raise ValueError("--save names no format; choose from png, safetensors, npz")
-    settings = options.settings(pipe) | {
-        "save": sorted(kinds),
-        "store": store,
-        "basis": options.basis,
-    }
+    settings = numbers | {"save": sorted(kinds), "save_dtype": save_dtype, "basis": options.basis}
     expected = estimate_bytes(found, writers, output_size, out, settings)
-    _announce(expected, out)
-    summary = _run_with_progress(
-        found, lambda show: run_bulk(
+    smaller = "a smaller --size, --save-dtype float16 or --save png"
+    announce_bytes(expected, out, max_gb, smaller)
+    summary = run_with_progress(
+        "upsampling", len(found), lambda show: run_bulk(
             found, pipe, writers, out, settings, workers=jobs, on_outcome=show
         )
     )  # fmt: skip
@@ -66,7 +61,9 @@ def upsample_command(
         raise typer.Exit(1)
 
 
-def _writer(kind: str, pipe: "Pipeline", store: str, colors: Colors) -> "Writer":
+def _writer(
+    kind: str, pipe: "Pipeline", save_dtype: str, colors: Colors, settings: dict[str, Any]
+) -> "Writer":
     from upfeat.errors import UnknownNameError
     from upfeat.extraction import Writer, tensor_writer
     from upfeat.viz import pca_picture, save_png
@@ -78,62 +75,9 @@ def _writer(kind: str, pipe: "Pipeline", store: str, colors: Colors) -> "Writer"
         return Writer(".png", write_panel, 2.0)
     if kind not in ("safetensors", "npz"):
         raise UnknownNameError("format of --save", kind, ("png", "safetensors", "npz"))
-    return tensor_writer(kind, pipe.backbone.dim, parse_dtype(store, "--store"))
-
-
-def _announce(expected: int, out: Path) -> None:
-    """Say how much will be written, and refuse what does not fit on the disk."""
-    console = Console(stderr=True)
-    folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if expected > free:
-        raise ValueError(
-            f"this would write about {_size(expected)}, and {folder} has {_size(free)} free; "
-            "choose a smaller --size, --store float16, or --save png"
-        )
-    if expected > 4 * 10**9:
-        console.print(f"will write about {_size(expected)} to {out}", highlight=False)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-class RateColumn(ProgressColumn):
-    """Images per second."""
-
-    def render(self, task: Task) -> Text:
-        """Return the rate over the images that were computed."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.2f} images/s", style="cyan")
-
-
-def _run_with_progress(
-    jobs: Sequence["Job"], run: Callable[[Callable[["Outcome"], None]], "Summary"]
-) -> "Summary":
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeRemainingColumn(),
+    return tensor_writer(
+        kind, pipe.backbone.dim, parse_dtype(save_dtype, "--save-dtype"), settings=settings
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("upsampling", total=len(jobs))
-
-        def show(outcome: "Outcome") -> None:
-            progress.advance(task)
-            if outcome.state == "failed":
-                progress.console.print(
-                    f"failed: {outcome.job.source}: {outcome.error}", markup=False
-                )
-
-        return run(show)
 
 
 def _report(summary: "Summary", out: Path) -> None:

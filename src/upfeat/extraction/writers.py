@@ -1,9 +1,11 @@
 """What a bulk run writes for an image: feature maps as safetensors or npz."""
 
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +40,24 @@ class Writer:
     bytes_per_pixel: float
 
 
-def tensor_writer(kind: str, channels: int, dtype: torch.dtype = torch.float16) -> Writer:
+def tensor_writer(
+    kind: str,
+    channels: int,
+    dtype: torch.dtype = torch.float16,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Writer:
     """Return a writer of feature maps: ``high`` (C, H', W') and ``low`` (C, h, w).
+
+    Beside the two maps a file says what they are: ``image_size`` (H, W), ``low_extent`` (what
+    ``low`` covers, see ``PipelineOutput``), ``layout`` and ``settings``, each as JSON. In a
+    safetensors file they are the metadata of its header, in an npz file one text ``metadata``.
 
     Args:
         kind: ``"safetensors"`` or ``"npz"``.
         channels: C, for the estimate.
         dtype: of the stored numbers; npz knows no bfloat16.
+        settings: what made the features, as JSON.
 
     Raises:
         UnknownNameError: another kind.
@@ -63,17 +76,25 @@ def tensor_writer(kind: str, channels: int, dtype: torch.dtype = torch.float16) 
 
     def write(pipe: Pipeline, encoded: Encoded, path: Path) -> None:
         tensors = {"high": pipe.upsample(encoded).to(dtype), "low": encoded.low.to(dtype)}
+        metadata = {
+            "layout": {"high": "C, H', W'", "low": "C, h, w"},
+            "image_size": encoded.frame.own,
+            "low_extent": encoded.low_extent,
+            "settings": dict(settings or {}),
+        }
         if kind == "safetensors":
-            write_safetensors(path, tensors)
+            texts = {name: json.dumps(value) for name, value in metadata.items()}
+            write_safetensors(path, tensors, texts)
         else:
-            write_bytes(path, _npz(tensors))
+            write_bytes(path, _npz(tensors, json.dumps(metadata)))
 
     return Writer(f".{kind}", write, float(channels * dtype.itemsize))
 
 
-def _npz(tensors: dict[str, Tensor]) -> bytes:
+def _npz(tensors: dict[str, Tensor], metadata: str) -> bytes:
     import numpy as np
 
     stream = io.BytesIO()
-    np.savez(stream, high=tensors["high"].cpu().numpy(), low=tensors["low"].cpu().numpy())
+    high, low = (tensors[name].cpu().numpy() for name in ("high", "low"))
+    np.savez(stream, high=high, low=low, metadata=np.array(metadata))
     return stream.getvalue()
