@@ -16,7 +16,9 @@ from pathlib import Path
 from upfeat._files import write_bytes
 from upfeat.checkpoints import file_sha256, read_checkpoint, write_safetensors
 
-BUNDLED = Path(__file__).resolve().parent.parent / "src" / "upfeat" / "upsamplers" / "bundled"
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "src" / "upfeat" / "upsamplers" / "bundled"
+BESIDE = ROOT / "weights"
 LIMIT = 4_000_000
 SCORES = ("miou_labelled", "accuracy", "band_miou_labelled", "band_accuracy")
 
@@ -44,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="architecture.tag")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--label", action="append", default=[], help="of the model in the results")
+    parser.add_argument(
+        "--beside", action="store_true", help="into weights/, which is not in the wheel"
+    )
     parser.add_argument("--notes", type=Path, help="Markdown that is added to the card")
     arguments = parser.parse_args(argv)
     model = arguments.run / "model"
@@ -51,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     half = {
         key: value.half() if value.is_floating_point() else value for key, value in state.items()
     }
-    BUNDLED.mkdir(exist_ok=True)
-    target = BUNDLED / f"{arguments.name}.safetensors"
+    folder = BESIDE if arguments.beside else BUNDLED
+    folder.mkdir(exist_ok=True)
+    target = folder / f"{arguments.name}.safetensors"
     write_safetensors(target, half, {"format": "pt"})
     if target.stat().st_size > LIMIT:
         raise SystemExit(f"{target.name} has {target.stat().st_size} bytes, more than {LIMIT}")

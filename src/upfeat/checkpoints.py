@@ -97,6 +97,7 @@ class HubFile:
         filename: the file's name in that repository, and its name in the local folders.
         url: a plain address, where the file is not on Hugging Face; or None.
         sha256: hash of the file where it is known; checked after a download.
+        place: where the file is, in words, if it cannot be downloaded.
 
     Example:
         >>> from upfeat.checkpoints import HubFile
@@ -108,6 +109,7 @@ class HubFile:
     repository: str | None = None
     url: str | None = None
     sha256: str | None = None
+    place: str | None = None
 
     @property
     def local_name(self) -> str:
@@ -117,8 +119,10 @@ class HubFile:
         return f"{self.repository.rsplit('/', 1)[-1]}/{self.filename}"
 
     def __str__(self) -> str:
-        """Return the address for messages."""
-        return f"{self.repository}/{self.filename}" if self.repository else str(self.url)
+        """Return the address, or the place in words, for messages."""
+        if self.repository:
+            return f"{self.repository}/{self.filename}"
+        return self.url or f"{self.filename} in {self.place or 'a place that is not known'}"
 
 
 def cache_dir() -> Path:
@@ -215,7 +219,9 @@ def find_weights(
     if found := _search(cache_dir(), names):
         return found
     reason = "nothing is published there"
-    if hub is not None:
+    if hub is not None and hub.place is not None:
+        reason = f"it is not there, but {hub}"
+    elif hub is not None:
         if offline():
             reason = f"{hub} not asked: UPFEAT_OFFLINE or HF_HUB_OFFLINE is set"
         else:

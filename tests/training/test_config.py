@@ -59,7 +59,11 @@ def test_a_recipe_is_complete(name: str) -> None:
     assert describe_recipe(name).endswith(".")
 
 
-CARDS = sorted(Path(str(files("upfeat.upsamplers") / "bundled")).glob("*.md"))
+CARDS = sorted(
+    card
+    for folder in (files("upfeat.upsamplers") / "bundled", Path(__file__).parents[2] / "weights")
+    for card in Path(str(folder)).glob("*.md")
+)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)

@@ -1,5 +1,6 @@
-"""The weights of the package: there, intact, small, described, and what their records say."""
+"""Our weights, in the package and beside it: intact, small, described as their records say."""
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -8,26 +9,30 @@ import torch
 
 import upfeat
 from upfeat.checkpoints import file_sha256
+from upfeat.errors import WeightsNotFoundError
 from upfeat.upsamplers.registry import get_checkpoint
 
-FOLDER = Path(str(resources.files("upfeat.upsamplers") / "bundled"))
-NAMES = sorted(
-    name
+PACKAGE = Path(str(resources.files("upfeat.upsamplers") / "bundled"))
+REPOSITORY = Path(__file__).resolve().parents[2] / "weights"  # not in the wheel
+OURS = {
+    name: record
     for name in upfeat.list_upsamplers(pretrained=True)
-    if getattr(get_checkpoint(name), "bundled", False)
-)
+    if (record := get_checkpoint(name)) is not None and record.ours
+}
+BUNDLED = sorted(name for name, record in OURS.items() if record.bundled)
+BESIDE = sorted(OURS.keys() - BUNDLED)
 
 
-def test_every_file_has_a_record() -> None:
-    assert NAMES
-    assert [path.stem for path in sorted(FOLDER.glob("*.safetensors"))] == NAMES
+@pytest.mark.parametrize(("folder", "names"), [(PACKAGE, BUNDLED), (REPOSITORY, BESIDE)])
+def test_every_file_has_a_record(folder: Path, names: list[str]) -> None:
+    assert names
+    assert [path.stem for path in sorted(folder.glob("*.safetensors"))] == names
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_file_and_card(name: str) -> None:
-    record = get_checkpoint(name)
-    assert record is not None
-    file = FOLDER / record.file.filename
+    record = OURS[name]
+    file = (PACKAGE if record.bundled else REPOSITORY) / record.file.filename
     assert file.stat().st_size < 4_000_000
     assert file_sha256(file) == record.file.sha256
     card = file.with_suffix(".md").read_text()
@@ -36,12 +41,39 @@ def test_file_and_card(name: str) -> None:
     assert file.with_suffix(".csv").read_text().startswith("step,loss")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUNDLED)
 @torch.no_grad()
 def test_it_loads_without_any_folder_of_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UPFEAT_WEIGHTS", raising=False)
     monkeypatch.setenv("UPFEAT_OFFLINE", "1")
+    check_loaded(upfeat.create_upsampler(name))
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@torch.no_grad()
+def test_a_file_beside_the_package_is_found_in_the_folder_of_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPFEAT_WEIGHTS", str(REPOSITORY))
     up = upfeat.create_upsampler(name)
+    check_loaded(up)
+    assert up.trained_for is not None
+    assert up.trained_for.name == OURS[name].backbone
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_missing_file_beside_the_package_says_where_it_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("UPFEAT_CACHE", str(tmp_path))
+    monkeypatch.delenv("UPFEAT_OFFLINE", raising=False)
+    place = f"{name}.safetensors in the folder weights of upfeat's source repository"
+    with pytest.raises(WeightsNotFoundError, match=re.escape(place)):
+        upfeat.create_upsampler(name)
+
+
+def check_loaded(up: upfeat.Upsampler) -> None:
     assert not up.training
     assert {parameter.dtype for parameter in up.parameters()} == {torch.float32}
     width = up.config.get("feature_dim", 20)

@@ -137,7 +137,7 @@ def test_records_name_the_published_files() -> None:
     records = {
         name: get_checkpoint(name) for name in upfeat.list_upsamplers("jafar.*", pretrained=True)
     }
-    published = {name: r for name, r in records.items() if r is not None and not r.bundled}
+    published = {name: r for name, r in records.items() if r is not None and not r.ours}
     assert len(published) == 7
     for name, record in published.items():
         assert record.file.url is not None

@@ -203,7 +203,7 @@ def test_hub_file_without_channel_norm_is_refused(tmp_path: Path) -> None:
 
 def test_records() -> None:
     records = [get_checkpoint(n) for n in upfeat.list_upsamplers("loftup*", pretrained=True)]
-    published = [record for record in records if record is not None and not record.bundled]
+    published = [record for record in records if record is not None and not record.ours]
     assert len(published) == 7
     repositories = set()
     for record in published:

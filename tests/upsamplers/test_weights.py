@@ -26,7 +26,7 @@ def test_records_are_complete() -> None:
     for name in upfeat.list_upsamplers(pretrained=True):
         record = get_checkpoint(name)
         assert record is not None
-        assert record.file.repository or record.file.url or record.bundled, name
+        assert record.file.repository or record.file.url or record.file.place, name
         fields = ["backbone", "training_data", "code_license", "weights_license"]
         if get_class(name).info.paper is not None:
             fields.append("paper")

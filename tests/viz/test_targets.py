@@ -241,7 +241,11 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["", "_stage1"])  # the first is not in the wheel
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    weights = Path(__file__).resolve().parents[2] / "weights" if stage else tmp_path / "none"
+    monkeypatch.setenv("UPFEAT_WEIGHTS", str(weights))
+    monkeypatch.setenv("UPFEAT_CACHE", str(tmp_path / "none"))
     photo, out = write_photo(tmp_path), tmp_path / "out"
     Image.fromarray(LABELS.astype(np.uint8)).save(tmp_path / "masks.png")
     np.save(tmp_path / "depth.npy", np.ones((64, 96), np.float32))
@@ -257,7 +261,7 @@ def test_command(tmp_path: Path) -> None:
     ]
     record = json.loads((out / "photo_targets.json").read_text())
     assert [target["name"] for target in record["targets"]] == list(TARGETS)
-    assert record["teacher"]["label"] == "loftup.vit_compact_patch16_stage1"
+    assert record["teacher"]["label"] == f"loftup.vit_compact_patch16{stage}"
     assert record["settings"]["output_scale"] == 0.5
     assert record["masks"] == 6
     assert Image.open(out / "photo_targets.png").width > 4 * 64

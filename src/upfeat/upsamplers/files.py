@@ -4,7 +4,8 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,11 +54,11 @@ def load_checkpoint(
 ) -> ModelType:
     """Find the file of a record, load it, and narrow ``info`` to what the record says."""
     what = f"{cls.info.name}.{record.tag}"
-    if record.bundled and file is None:
-        path, model = _load_bundled(cls, record, config)
-    else:
-        path = find_weights(what, record.local_names(cls.info.name), file=file, hub=record.file)
-        model = load_official(cls, path, {**record.config, **config})
+    with _open_weights(what, record, record.local_names(cls.info.name), file) as path:
+        if record.ours and file is None:
+            model = _load_ours(cls, record, path, config)
+        else:
+            model = load_official(cls, path, {**record.config, **config})
     width = model.config.get("feature_dim")
     if record.feature_dim is not None and width != record.feature_dim:
         raise CheckpointError(
@@ -74,16 +75,27 @@ def load_checkpoint(
     return model
 
 
-def _load_bundled(
-    cls: type[ModelType], record: Checkpoint, config: Mapping[str, Any]
-) -> tuple[Path, ModelType]:
-    """Load a file of the package: float16 on disk, float32 in the model."""
+@contextmanager
+def _open_weights(
+    what: str, record: Checkpoint, names: Sequence[str], file: str | os.PathLike[str] | None
+) -> Iterator[Path]:
+    """Yield the path of a record's weights: the package's own file, or what the lookup finds."""
+    if record.bundled and file is None:
+        inside = resources.files("upfeat.upsamplers") / "bundled" / record.file.filename
+        with resources.as_file(inside) as path:
+            yield path
+    else:
+        yield find_weights(what, names, file=file, hub=record.file)
+
+
+def _load_ours(
+    cls: type[ModelType], record: Checkpoint, path: Path, config: Mapping[str, Any]
+) -> ModelType:
+    """Load a file of our own layout: float16 on disk, float32 in the model."""
     model = cls(**{**record.build_config(cls), **config})
-    file = resources.files("upfeat.upsamplers") / "bundled" / record.file.filename
-    with resources.as_file(file) as path:
-        state = {key: value.float() for key, value in read_checkpoint(path).items()}
-        load_strictly(model, state, origin=str(path), name=type(model).__name__)
-        return path, model.eval()
+    state = {key: value.float() for key, value in read_checkpoint(path).items()}
+    load_strictly(model, state, origin=str(path), name=type(model).__name__)
+    return model.eval()
 
 
 def load_official(

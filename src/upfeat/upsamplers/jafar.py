@@ -27,7 +27,7 @@ from upfeat.ops import group_norm, head_averaged_attention, stream, unit_vectors
 from upfeat.ops.coordinates import sample_at
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
+from upfeat.upsamplers.weights import Checkpoint, own_checkpoint
 
 Triple = tuple[float, float, float]
 
@@ -96,7 +96,7 @@ CHECKPOINTS = tuple(
 )
 
 BUNDLED = tuple(
-    bundled_checkpoint(
+    own_checkpoint(
         "jafar", tag, sha256, backbone, 192, *HALF, paper="2506.11136", config={"qk_dim": 64}
     )
     for tag, backbone, sha256 in (

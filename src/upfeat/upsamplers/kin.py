@@ -44,7 +44,7 @@ from upfeat.upsamplers.base import (
     UpsamplerInfo,
 )
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import bundled_checkpoint
+from upfeat.upsamplers.weights import own_checkpoint
 
 WIDTHS = (16, 32, 64, 96, 128)
 STEP = 16
@@ -150,7 +150,7 @@ class KINState(NamedTuple):
     residual: Tensor | None = None
 
 
-CHECKPOINT = bundled_checkpoint(
+CHECKPOINT = own_checkpoint(
     "kin",
     "upfeat",
     "1d8db3efaf5cdb61292c7d73cd1cbc985b5ff62f5a35d09f2447158731aba37d",

@@ -29,7 +29,7 @@ from upfeat.ops import linear, stream
 from upfeat.ops.coordinates import inclusive_grid, sample_around
 from upfeat.ops.images import Size, stretch_colors
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
-from upfeat.upsamplers.loftup_ours import BUNDLED, CellColors, start_as_interpolation
+from upfeat.upsamplers.loftup_ours import OURS, CellColors, start_as_interpolation
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -118,7 +118,7 @@ class LoftUpState(NamedTuple):
     memory: Sequence[Memory]
 
 
-@register_upsampler("loftup", checkpoints=CHECKPOINTS + BUNDLED)
+@register_upsampler("loftup", checkpoints=CHECKPOINTS + OURS)
 class LoftUp(Upsampler):
     """LoftUp (arXiv 2504.14032): regresses a feature for every pixel.
 

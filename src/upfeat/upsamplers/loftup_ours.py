@@ -1,4 +1,4 @@
-"""What we add to LoftUp: weights in the package, colours of the tokens, a start as interpolation.
+"""What we add to LoftUp: weights of our own, colours of the tokens, a start as interpolation.
 
 The start is for little data; the paper's networks start at random and see a million images. A
 LoftUp must learn
@@ -28,44 +28,47 @@ from torch.nn import functional as F
 
 from upfeat.layers.attention import CrossAttentionLayer
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
-from upfeat.upsamplers.weights import Checkpoint, bundled_checkpoint
+from upfeat.upsamplers.weights import Checkpoint, own_checkpoint
 
 if TYPE_CHECKING:
     from upfeat.upsamplers.loftup import LoftUp
 
-__all__ = ["BUNDLED", "CellColors", "start_as_interpolation"]
+__all__ = ["OURS", "CellColors", "start_as_interpolation"]
 
 TINY = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 TINY_CONFIG = {"token_colors": True, "feature_scale": 3.8}
 COMPACT = "upfeat/vit_compact_patch16"
-STAGE1 = "LoftUp's first stage only; the tag without _stage1 went on with self-distillation."
+STAGE1 = (
+    "LoftUp's first stage only; the tag without _stage1 went on with self-distillation. Not in the "
+    "wheel: the file lies in the folder weights of upfeat's source repository."
+)
 REGIONS = "1041 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with their regions"
 
 
-def _bundled(tag: str, sha256: str, backbone: str, **facts: Any) -> Checkpoint:
+def _ours(tag: str, sha256: str, backbone: str, **facts: Any) -> Checkpoint:
     means = (IMAGENET_MEAN, IMAGENET_STD)
-    return bundled_checkpoint(
+    return own_checkpoint(
         "loftup", tag, sha256, backbone, 192, *means, paper="2504.14032", **facts
     )
 
 
-BUNDLED = (
-    _bundled(
+OURS = (
+    _ours(
         "vit_tiny_patch16_augreg_stage1",
         "1fd0cdc424bcecff12c9c14520bc640e2455319a468f27ba10a66a66df103fdc",
-        TINY, config=TINY_CONFIG, note=STAGE1, training_data=REGIONS,
+        TINY, config=TINY_CONFIG, note=STAGE1, training_data=REGIONS, bundled=False,
     ),
-    _bundled(
+    _ours(
         "vit_tiny_patch16_augreg",
         "ad0ee7174ba55550191a4e65bc83de3e409650d3a47382fbf3bac083f87b1985",
         TINY, config=TINY_CONFIG,
     ),
-    _bundled(
+    _ours(
         "vit_compact_patch16_stage1",
         "589ac52cabbb34a9ef151c2e377c223e596f0d8a54853f843bbfdefeb7849bdd",
-        COMPACT, note=STAGE1,
+        COMPACT, note=STAGE1, bundled=False,
     ),
-    _bundled(
+    _ours(
         "vit_compact_patch16",
         "0a4b1ba6d4930198542fb30c359b809842369f6ec0215ac0e5ab99aff06896b4",
         COMPACT,

@@ -116,8 +116,9 @@ class Checkpoint:
         paper: arXiv number.
         config: constructor arguments that the tensors cannot tell.
         note: what a user should know.
-        bundled: the file comes with the package, in ``upfeat/upsamplers/bundled``, in upfeat's own
-            layout; a model card lies beside it.
+        ours: the file has upfeat's own layout, in float16; a model card lies beside it.
+        bundled: it comes with the package, in ``upfeat/upsamplers/bundled``; ours are there, or in
+            the folder ``weights`` of the source repository.
 
     Example:
         >>> from upfeat.upsamplers.registry import get_checkpoint
@@ -138,6 +139,7 @@ class Checkpoint:
     paper: str
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     note: str = ""
+    ours: bool = False
     bundled: bool = False
 
     def trained_for(self) -> TrainedFor | None:
@@ -167,7 +169,7 @@ BUNDLED_IMAGES = (
 """What the weights in the package were trained on, unless their record says otherwise."""
 
 
-def bundled_checkpoint(
+def own_checkpoint(
     name: str,
     tag: str,
     sha256: str,
@@ -180,8 +182,9 @@ def bundled_checkpoint(
     paper: str = "",
     config: Mapping[str, Any] | None = None,
     note: str = "",
+    bundled: bool = True,
 ) -> Checkpoint:
-    """Return the record of weights that come with the package, ``upfeat/upsamplers/bundled``.
+    """Return the record of weights of ours.
 
     They are trained by ``upfeat.training.recipes.bundled`` and put there, with a model card and the
     loss curve, by ``tools/bundle_upsampler.py``, which prints the hash.
@@ -198,6 +201,8 @@ def bundled_checkpoint(
         paper: arXiv number.
         config: constructor arguments that the tensors cannot tell.
         note: what a user should know.
+        bundled: whether they come with the package, ``upfeat/upsamplers/bundled``; others lie in
+            the folder ``weights`` of the source repository.
 
     Example:
         >>> from upfeat.upsamplers.registry import get_checkpoint
@@ -207,7 +212,11 @@ def bundled_checkpoint(
     universal = feature_dim is None
     return Checkpoint(
         tag=tag,
-        file=HubFile(filename=f"{name}.{tag}.safetensors", sha256=sha256),
+        file=HubFile(
+            filename=f"{name}.{tag}.safetensors",
+            sha256=sha256,
+            place="the package" if bundled else "the folder weights of upfeat's source repository",
+        ),
         backbone=backbone,
         feature_dim=feature_dim,
         image_mean=image_mean,
@@ -221,5 +230,6 @@ def bundled_checkpoint(
         paper=paper,
         config=config or {},
         note=note,
-        bundled=True,
+        ours=True,
+        bundled=bundled,
     )

@@ -1,6 +1,7 @@
 """``upfeat show targets``: the training targets that LoftUp compares, side by side."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,7 @@ def targets_command(
         str,
         typer.Option(
             help="Upsampler that makes the self-distilled target: NAME.TAG or a saved folder; "
-            "'auto': the bundled first stage of LoftUp for this backbone; 'none'."
+            "'auto': our LoftUp for this backbone, its first stage where that is there; 'none'."
         ),
     ] = "auto",
     masks: Annotated[
@@ -121,9 +122,11 @@ def find_teacher(choice: str, backbone: "Backbone", device: str) -> "Method | No
         device: where it runs.
 
     Returns:
-        None for ``"none"``, and for ``"auto"`` where no bundled weights fit.
+        None for ``"none"``, and for ``"auto"`` where no weights of ours fit. Those of LoftUp's
+        first stage, which its second stage takes, come first where their file is there.
     """
     import upfeat
+    from upfeat.errors import WeightsNotFoundError
     from upfeat.evaluation.methods import load_methods
     from upfeat.upsamplers.registry import get_checkpoint
 
@@ -131,10 +134,11 @@ def find_teacher(choice: str, backbone: "Backbone", device: str) -> "Method | No
         return None
     if choice != "auto":
         return load_methods(choice, backbone, device=device)[0]
-    for name in upfeat.list_upsamplers("loftup.*_stage1", pretrained=True):
+    for name in sorted(upfeat.list_upsamplers("loftup.*", pretrained=True), reverse=True):
         record = get_checkpoint(name)
-        if record is not None and record.bundled and record.backbone == backbone.name:
-            return load_methods(name, backbone, device=device)[0]
+        if record is not None and record.ours and record.backbone == backbone.name:
+            with suppress(WeightsNotFoundError):
+                return load_methods(name, backbone, device=device)[0]
     return None
 
 
