@@ -9,11 +9,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # Two test processes of one thread each; `make test WORKERS=0` runs in one process.
 WORKERS ?= 2
 THREADS ?= 1
+# Another torch than that of requirements.lock: a version, or `newest`.
+TORCH ?=
 ARGS ?=
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz faults lint format bench clean
+.PHONY: help venv demo test fuzz faults lint format bench dist clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(PIP) --constraint requirements.lock torch
 	$(PIP) --no-deps -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e .
+	$(if $(TORCH),$(PIP) --upgrade torch$(if $(filter newest,$(TORCH)),,==$(TORCH)) torchvision)
 	@touch $@
 
 demo: $(STAMP)  ## upsample a photo's features, offline, and say where the picture is
@@ -53,6 +56,11 @@ format: $(STAMP)  ## let ruff sort, fix and format
 bench: $(STAMP)  ## time and memory of every method beside the plain implementation
 	$(BIN)/upfeat bench --against benchmarks/plain.py --out benchmarks/results/local.json $(ARGS)
 
+dist: $(STAMP)  ## build wheel and sdist, and try the wheel in a clean environment (ARGS=--install: with its dependencies from the index)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python tools/check_dist.py dist $(ARGS)
+
 clean:  ## remove what the targets made
-	rm -rf $(VENV) demo_out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) dist demo_out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

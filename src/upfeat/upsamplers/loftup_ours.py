@@ -47,9 +47,7 @@ REGIONS = "1041 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 wi
 
 def _ours(tag: str, sha256: str, backbone: str, **facts: Any) -> Checkpoint:
     means = (IMAGENET_MEAN, IMAGENET_STD)
-    return own_checkpoint(
-        "loftup", tag, sha256, backbone, 192, *means, paper="2504.14032", **facts
-    )
+    return own_checkpoint("loftup", tag, sha256, backbone, 192, *means, paper="2504.14032", **facts)
 
 
 OURS = (
