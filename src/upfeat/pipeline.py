@@ -319,6 +319,35 @@ class Pipeline:
             return self._encode(batch, input_size, single=False)
         return self._encode(read_image(images)[None], input_size)
 
+    def join(self, image: ImageSource, features: Tensor) -> Encoded:
+        """Return what :meth:`encode` returns, from an image and features that were kept.
+
+        Args:
+            image: as in :meth:`__call__`, one image.
+            features: (C, h, w), the grid of the padded image: ``encoded.features[0]``.
+
+        Raises:
+            ValueError: features of another width than the backbone's.
+
+        Example:
+            >>> import torch, upfeat
+            >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
+            >>> pipe = upfeat.Pipeline(backbone, upfeat.create_upsampler("bilinear"))
+            >>> image = torch.rand(3, 45, 60)
+            >>> kept = pipe.encode(image).features[0]
+            >>> torch.equal(pipe.upsample(pipe.join(image, kept)), pipe(image).high)
+            True
+        """
+        if features.dim() != 3 or len(features) != self.backbone.dim:
+            raise ValueError(
+                f"features must be (C, h, w) with the {self.backbone.dim} channels of "
+                f"{self.backbone.name}, got {shape_text(features)}"
+            )
+        with self._inference():
+            picture, prepared, frame = self._prepared(read_image(image)[None])
+            kept = features.detach()[None].to(self.device, self.dtype)
+        return Encoded(picture, prepared, kept, frame)
+
     def features(self, pixels: Tensor) -> Tensor:
         """Return the backbone's features (B, C, h, w), from the cache where it has them.
 
@@ -376,14 +405,20 @@ class Pipeline:
 
     def _encode(self, image: Tensor, input_size: SizeRequest, single: bool = True) -> Encoded:
         """Prepare a batch (B, 3, H, W) of equal sizes and run the backbone."""
-        frame = self._frame((image.shape[-2], image.shape[-1]), input_size)
         with self._inference():
-            image = image.detach().to(self.device)
-            prepared = mirror_to(resize(image, frame.input), frame.padded)
+            image, prepared, frame = self._prepared(image, input_size)
             pixels = normalize(prepared, self.backbone.image_mean, self.backbone.image_std)
             features = self.features(known_normalized(pixels.to(self.dtype)))
         # A view that was made without gradients refuses in-place changes that have some.
         return Encoded(image, prepared, features.detach(), frame, single)
+
+    def _prepared(
+        self, image: Tensor, input_size: SizeRequest = None
+    ) -> tuple[Tensor, Tensor, Frame]:
+        """Return a batch on the device, as the networks see it before normalisation, and sizes."""
+        frame = self.frame((image.shape[-2], image.shape[-1]), input_size)
+        image = image.detach().to(self.device)
+        return image, mirror_to(resize(image, frame.input), frame.padded), frame
 
     def _encode_list(self, images: list[Tensor], input_size: SizeRequest) -> list[Encoded]:
         results: dict[int, Encoded] = {}
@@ -472,7 +507,16 @@ class Pipeline:
                 found[inside] = tile[0, :, row[inside] - rows.start, col[inside]].T
             return found
 
-    def _frame(self, own: Size, input_size: SizeRequest) -> Frame:
+    def frame(self, own: Size, input_size: SizeRequest = None) -> Frame:
+        """Return the sizes that an image has on its way, without the image.
+
+        Args:
+            own: (H, W) as it would be read.
+            input_size: overrides the pipeline's.
+
+        Raises:
+            ValueError: the backbone does not take that size.
+        """
         request = self.input_size if input_size is None else input_size
         size = resolve_size(request, own, "input_size")
         backbone = self.backbone

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from upfeat._files import write_bytes
 from upfeat.errors import shape_text
+from upfeat.ops.principal import principal_components, sample_positions
 from upfeat.viz.panel import PanelPicture, draw_panel
 
 if TYPE_CHECKING:
@@ -87,21 +88,9 @@ class PCABasis:
             raise ValueError(f"percentiles must rise within 0 to 100, got {percentiles}")
         if max_samples < 2:
             raise ValueError(f"max_samples must be at least 2, got {max_samples}")
-        samples = _samples(features, max_samples, seed)
-        mean = samples.mean(0)
-        centered = samples - mean
-        # (N, C) -> (C, C)
-        covariance = centered.T @ centered / len(samples)
-        variances, vectors = torch.linalg.eigh(covariance)  # ascending; columns are directions
-        width = samples.shape[1]
-        components = samples.new_zeros(3, width)
-        explained = samples.new_zeros(3)
-        count = min(3, width)
-        components[:count] = _fix_signs(vectors.flip(1)[:, :count].T)
-        total = variances.sum()
-        if total > 0:
-            explained[:count] = variances.flip(0)[:count].clamp(min=0) / total
-        projected = centered @ components.T  # (N, 3)
+        samples = sample_positions(features, max_samples, seed)
+        mean, components, explained = principal_components(samples, 3)
+        projected = (samples - mean) @ components.T  # (N, 3)
         low, high = (
             _percentile(projected, percent).float() for percent in (low_percent, high_percent)
         )
@@ -175,47 +164,6 @@ class PCABasis:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a PCA basis ({_FORMAT}): {error}") from error
         return basis
-
-
-def _samples(features: Tensor | Sequence[Tensor], max_samples: int, seed: int) -> Tensor:
-    """Return at most ``max_samples`` positions of all maps: (N, C), float64."""
-    maps = [features] if isinstance(features, Tensor) else list(features)
-    if not maps:
-        raise ValueError("no feature maps to fit a basis to")
-    for feature in maps:
-        if feature.dim() not in (3, 4) or feature.numel() == 0:
-            raise ValueError(
-                f"feature maps must be (C, h, w) or (B, C, h, w), got {shape_text(feature)}"
-            )
-        if feature.shape[-3] != maps[0].shape[-3]:
-            raise ValueError(
-                f"all feature maps need the same number of channels, got {maps[0].shape[-3]} and "
-                f"{feature.shape[-3]}; fit one basis for each backbone"
-            )
-    counts = [feature.numel() // feature.shape[-3] for feature in maps]
-    total = sum(counts)
-    keep = torch.arange(total)
-    if total > max_samples:
-        generator = torch.Generator().manual_seed(seed)
-        keep = torch.randperm(total, generator=generator)[:max_samples].sort().values
-    rows = []
-    start = 0
-    for feature, count in zip(maps, counts, strict=True):
-        chosen = keep[(keep >= start) & (keep < start + count)] - start
-        start += count
-        # (..., C, h, w) -> (N, C)
-        tokens = feature.detach().movedim(-3, -1).reshape(count, -1)
-        rows.append(tokens[chosen.to(tokens.device)].to(maps[0].device, torch.float64))
-    samples = torch.cat(rows)
-    if not bool(samples.isfinite().all()):
-        raise ValueError("the features hold NaN or infinite values; try a wider dtype")
-    return samples
-
-
-def _fix_signs(components: Tensor) -> Tensor:
-    """Flip rows (K, C) so that the loading of largest magnitude is positive."""
-    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
-    return components * torch.where(largest < 0, -1.0, 1.0)
 
 
 def _percentile(values: Tensor, percent: float) -> Tensor:
