@@ -567,8 +567,10 @@ def test_bad_options(options: dict[str, Any], words: str) -> None:
 def test_bad_pairs() -> None:
     with pytest.raises(ValueError, match="order is Pipeline"):
         Pipeline(Recorder(), pooling_backbone())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="order is Pipeline"):
+        Pipeline(pooling_backbone(), pooled)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="CallableBackbone"):
-        Pipeline(pooled, Recorder())  # type: ignore[arg-type]
+        Pipeline(lambda image: image.mean(), Recorder())
     wide = Recorder()
     wide.config = {"feature_dim": 384}
     with pytest.raises(ValueError, match=r"feature_dim=384.* 3 channels"):
@@ -643,3 +645,76 @@ def test_exact_takes_multiples_only() -> None:
     assert pipe.encode(torch.rand(3, 30, 30), (24, 8)).features.shape[2:] == (3, 1)
     with pytest.raises(ValueError, match="multiples of 8"):
         pipe.encode(torch.rand(3, 30, 30), (20, 24))
+
+
+# -- names, modules, devices, words ----------------------------------------------------------------
+
+
+def test_names_are_loaded() -> None:
+    image = torch.rand(3, 40, 50)
+    pipe = Pipeline("upfeat/vit_compact_patch16", "jafar.vit_compact_patch16")
+    encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    expected = Pipeline(encoder, upfeat.create_upsampler("jafar.vit_compact_patch16"))(image)
+    torch.testing.assert_close(pipe(image).high, expected.high)
+    other = pipe.with_upsampler("bilinear")
+    assert (pipe.upsampler.info.name, other.upsampler.info.name) == ("jafar", "bilinear")
+    with pytest.raises(ValueError, match="did you mean 'jafar'"):
+        pipe.with_upsampler("JAFAR")
+    with pytest.raises(ValueError, match="must be trained first"):
+        Pipeline(encoder, "jafar")
+
+
+def test_to_moves_what_runs_and_leaves_the_callers_modules(tmp_path: Path) -> None:
+    encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    pipe = Pipeline(encoder, "kin.upfeat", cache=tmp_path)
+    image = torch.rand(3, 32, 32)
+    exact = pipe(image)
+    assert pipe.to("cpu", torch.bfloat16) is pipe
+    half = pipe(image)
+    assert half.high.dtype == half.low.dtype == torch.bfloat16
+    assert {p.dtype for p in (*pipe.backbone.parameters(), *pipe.upsampler.parameters())} == {
+        torch.bfloat16
+    }
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(folders) == 2, "rounded weights make other features"
+    back = Pipeline(encoder, "kin.upfeat").to(device=torch.device("cpu"), dtype=torch.float32)
+    torch.testing.assert_close(back(image).high, exact.high, atol=1e-2, rtol=1e-2)
+    with pytest.raises(ValueError, match="floating point"):
+        pipe.to(torch.int8)
+    with pytest.raises(TypeError, match="device and dtype"):
+        pipe.to(non_blocking=True)
+
+
+def test_reprs_hold_no_numbers() -> None:
+    pipe = Pipeline("upfeat/vit_compact_patch16", "bilinear", output_size=64)
+    assert repr(pipe) == (
+        "Pipeline('upfeat/vit_compact_patch16', 'bilinear', output_size=64, float32, cpu)"
+    )
+    image = torch.rand(3, 40, 50)
+    assert repr(pipe(image)) == (
+        "PipelineOutput(image=(3, 40, 50), low=(192, 3, 4), high=(192, 64, 80), float32, cpu)"
+    )
+    assert (
+        repr(pipe.encode(image)) == "Encoded(image=(1, 3, 40, 50), low=(192, 3, 4), float32, cpu)"
+    )
+
+
+def test_one_number_is_the_shorter_side_everywhere() -> None:
+    up = upfeat.create_upsampler("bilinear")
+    image, features = torch.randn(1, 3, 40, 50), torch.randn(1, 8, 4, 5)
+    assert up(image, features, output_size=64).shape[-2:] == (64, 80)
+    assert up(image, features, 8).shape[-2:] == (8, 10)
+    rows = [rows for rows, _ in up.tiles(image, features, 64)]
+    assert rows[-1].stop == 64
+    folded = upfeat.fold_head(up, nn.Conv2d(8, 2, 1))
+    assert folded(image, features, 64).shape == (1, 2, 64, 80)
+    kin = upfeat.create_upsampler("kin.upfeat")
+    assert kin(image, features, 64).shape[-2:] == (64, 80)
+    centre = torch.zeros(1, 1, 2)
+    loftup = upfeat.create_upsampler("loftup", feature_dim=8, num_heads=4).eval()
+    asked = [loftup.query(image, features, centre, output_size=size) for size in (64, (64, 80))]
+    torch.testing.assert_close(*asked)
+    for size in (True, 0, -3):
+        with pytest.raises(ValueError, match="output_size must be a positive"):
+            up(image, features, size)

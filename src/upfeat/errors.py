@@ -61,15 +61,32 @@ class UnknownNameError(UpfeatError, ValueError):
         unknown upsampler 'jafr'; did you mean 'jafar'? Known: jafar, loftup
         >>> print(UnknownNameError("setting", "lrr", ["lr", "eps"], prefix="optimizer."))
         unknown setting 'optimizer.lrr'; did you mean 'optimizer.lr'? Known: eps, lr
+        >>> print(UnknownNameError("upsampler", "JAFAR", ["jafar", "jafar2"]))
+        unknown upsampler 'JAFAR'; did you mean 'jafar'? Known: jafar, jafar2
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], prefix: str = "") -> None:
         known = sorted(known)
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        close = _close_names(name, known)
         hint = f"; did you mean {' or '.join(repr(prefix + c) for c in close)}?" if close else "."
         shown = ", ".join(known[:SHOWN_NAMES])
         more = f", and {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
         super().__init__(f"unknown {kind} {prefix + name!r}{hint} Known: {shown}{more}")
+
+
+def _close_names(name: str, known: Sequence[str]) -> list[str]:
+    """Return the names that were probably meant: the same letters in another case, else like ones.
+
+    A name behind a prefix (``timm/resnet18``) is found by what stands behind it.
+    """
+    plain = name.casefold()
+    same = [each for each in known if plain in (each.casefold(), each.casefold().split("/", 1)[-1])]
+    if same:
+        return same[:3]
+    lower: dict[str, str] = {}
+    for each in known:
+        lower.setdefault(each.casefold(), each)
+    return [lower[each] for each in difflib.get_close_matches(plain, list(lower), n=3, cutoff=0.5)]
 
 
 class ForeignFileError(UpfeatError, ValueError):
@@ -300,6 +317,25 @@ def check_size(size: Sequence[int] | int, name: str = "output_size") -> tuple[in
     return height, width
 
 
+def keep_aspect(own: Sequence[int], shorter: int, name: str = "output_size") -> tuple[int, int]:
+    """Return the (height, width) whose shorter side is ``shorter`` and whose aspect is ``own``'s.
+
+    Example:
+        >>> from upfeat.errors import keep_aspect
+        >>> keep_aspect((480, 640), 240)
+        (240, 320)
+    """
+    if isinstance(shorter, bool) or shorter < 1:
+        raise ValueError(
+            f"{name} must be a positive number of pixels (the shorter side) or a pair (height, "
+            f"width), got {shorter!r}"
+        )
+    short = min(own)
+    # Both sides by the exact ratio: the shorter one comes out as asked, without float error.
+    height, width = (max(1, (2 * side * shorter + short) // (2 * short)) for side in own)
+    return check_size((height, width), name)
+
+
 def check_bytes(max_bytes: object, name: str = "max_bytes") -> int:
     """Return a bound on memory as a positive int, or raise ``ValueError``."""
     number: Any = max_bytes if isinstance(max_bytes, numbers.Real) else math.nan
@@ -313,7 +349,7 @@ def check_bytes(max_bytes: object, name: str = "max_bytes") -> int:
 def check_call(
     image: Tensor,
     features: Tensor,
-    output_size: Sequence[int] | None,
+    output_size: Sequence[int] | int | None,
     values: Tensor | None,
 ) -> tuple[int, int]:
     """Check the arguments of an upsampler call and return the output size ``(H', W')``.
@@ -321,7 +357,7 @@ def check_call(
     Args:
         image: guidance image (B, 3, H, W).
         features: low-resolution features (B, C, h, w).
-        output_size: (H', W') or None for the image's size.
+        output_size: (H', W'), the length of the shorter side, or None for the image's size.
         values: what to mix, (B, K, h, w), or None for the features.
 
     Raises:
@@ -358,6 +394,8 @@ def check_call(
         raise ValueError(
             f"all inputs must be on one device, got {devices}; move them with .to(device)"
         )
+    if isinstance(output_size, int):
+        return keep_aspect(image.shape[-2:], output_size)
     return check_size(image.shape[-2:] if output_size is None else output_size)
 
 

@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from upfeat.backbones.base import Backbone
+from upfeat.backbones.wrapping import AnyBackbone, as_backbone
 from upfeat.data.feature_cache import FeatureCache, weights_fingerprint
 from upfeat.data.images import ImageSource, read_image
 from upfeat.data.sizes import (
@@ -42,6 +43,7 @@ from upfeat.data.sizes import (
     resolve_size,
 )
 from upfeat.errors import shape_text
+from upfeat.loading import load_upsampler
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.ops.images import known_normalized, normalize
 from upfeat.ops.runtime import check_fits
@@ -98,6 +100,10 @@ class Encoded:
         )
         return rows, cols
 
+    def __repr__(self) -> str:
+        """Show shapes, not numbers."""
+        return _shapes(self, image=self.image, low=self.low)
+
 
 @dataclass(frozen=True)
 class PipelineOutput:
@@ -118,6 +124,10 @@ class PipelineOutput:
     high: Tensor
     low_extent: tuple[float, float]
 
+    def __repr__(self) -> str:
+        """Show shapes, not numbers."""
+        return _shapes(self, image=self.image, low=self.low, high=self.high)
+
 
 class Pipeline:
     """From images to pixel-dense features in one call.
@@ -128,9 +138,12 @@ class Pipeline:
     are ordinary tensors without a graph: a head can be trained on them, and they may be changed.
 
     Args:
-        backbone: a frozen feature extractor, see ``upfeat.create_backbone``.
-        upsampler: see ``upfeat.create_upsampler``; None for a pipeline that gives low-resolution
-            features only, until :meth:`with_upsampler` adds one.
+        backbone: a name (``"timm/vit_small_patch14_dinov2.lvd142m"``), an ``upfeat.Backbone``, a
+            network of timm, a backbone of transformers or a function that returns (B, C, h, w);
+            ``upfeat.backbones.as_backbone`` says what is made of each.
+        upsampler: what ``upfeat.load_upsampler`` reads (``"kin.upfeat"``, a saved folder, a hub
+            id), or an ``upfeat.Upsampler``; None for a pipeline that gives low-resolution features
+            only, until :meth:`with_upsampler` adds one.
         input_size: size at which the networks see the image: None for its own, an int for the
             shorter side, a float for a factor, or (height, width). Resizing is bicubic with
             antialiasing. A backbone's cost grows with the square of the area: a camera photo of
@@ -142,8 +155,8 @@ class Pipeline:
             changes the aspect ratio slightly, ``"exact"`` refuses them.
         dtype: dtype in which both networks run, such as ``torch.bfloat16``; None leaves them as
             they are. ``low`` and ``high`` come in the backbone's dtype.
-        device: where both run; None for where the backbone is. Modules that must be converted
-            or moved are copied first, the caller's stay as they are.
+        device: where both run, such as ``"cuda"``; None for where the backbone is. Modules that
+            must be converted or moved are copied first, the caller's stay as they are.
         batch_size: the most images that run at once; lists are grouped by size.
         cache: folder in which features are kept, by image and by the backbone's weights; None
             keeps none. What is kept, and so what is returned with a cache, is ``cache_dtype``.
@@ -152,22 +165,21 @@ class Pipeline:
     Raises:
         ValueError: an argument is out of range, or backbone and upsampler do not fit each other.
         UnsupportedError: the upsampler needs more than image and features.
+        UnknownNameError, WeightsNotFoundError: a name or its weights cannot be found.
 
     Example:
         >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(
-        ...     lambda x: torch.nn.functional.avg_pool2d(x, 8), dim=3, patch_size=8
-        ... )
-        >>> pipe = upfeat.Pipeline(backbone, upfeat.create_upsampler("bilinear"))
-        >>> out = pipe(torch.rand(3, 45, 60))
-        >>> out.low.shape, out.high.shape
-        (torch.Size([3, 6, 8]), torch.Size([3, 45, 60]))
+        >>> pipe = upfeat.Pipeline("upfeat/vit_compact_patch16", "kin.upfeat")
+        >>> pipe(torch.rand(3, 45, 60))
+        PipelineOutput(image=(3, 45, 60), low=(192, 3, 4), high=(192, 45, 60), float32, cpu)
+        >>> pipe.to(torch.bfloat16)
+        Pipeline('upfeat/vit_compact_patch16', 'kin', bfloat16, cpu)
     """
 
     def __init__(
         self,
-        backbone: Backbone,
-        upsampler: Upsampler | None = None,
+        backbone: AnyBackbone,
+        upsampler: Upsampler | str | os.PathLike[str] | None = None,
         *,
         input_size: SizeRequest = None,
         output_size: SizeRequest = None,
@@ -182,11 +194,15 @@ class Pipeline:
             raise ValueError(f"fit must be 'pad', 'resize' or 'exact', got {fit!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype must be floating point, got {dtype}")
+        dtype = None if dtype is None else _checked_dtype(dtype)
         resolve_size(input_size, (1, 1), "input_size")
         resolve_size(output_size, (1, 1), "output_size")
-        _check_pair(backbone, upsampler)
+        if isinstance(backbone, Upsampler):
+            raise ValueError(
+                f"{backbone.info.name} is an upsampler; the order is Pipeline(backbone, upsampler)"
+            )
+        backbone = as_backbone(backbone)
+        upsampler = _loaded(upsampler, backbone)
         networks = [backbone] if upsampler is None else [backbone, upsampler]
         device = torch.device(device) if device is not None else _place(*networks).device
         self.backbone = _converted(backbone, device, dtype)
@@ -198,10 +214,8 @@ class Pipeline:
         self.dtype = dtype or _place(self.backbone).dtype
         self._asked_dtype = dtype
         self._upsampler = None if upsampler is None else self._joined(upsampler)
-        self.cache: FeatureCache | None = None
-        if cache is not None:
-            key = {"backbone" if name == "name" else name: v for name, v in self.identity.items()}
-            self.cache = FeatureCache(cache, key, cache_dtype)
+        self._cache_arguments = None if cache is None else (cache, cache_dtype)
+        self.cache = self._open_cache()
 
     @property
     def upsampler(self) -> Upsampler:
@@ -220,7 +234,54 @@ class Pipeline:
         weights = weights_fingerprint(self.backbone.state_dict())
         return {"name": self.backbone.name, "layer": self.backbone.layer, "weights": weights}
 
-    def with_upsampler(self, upsampler: Upsampler) -> "Pipeline":
+    def _open_cache(self) -> FeatureCache | None:
+        if self._cache_arguments is None:
+            return None
+        folder, dtype = self._cache_arguments
+        key = {"backbone" if name == "name" else name: v for name, v in self.identity.items()}
+        return FeatureCache(folder, key, dtype)
+
+    def to(self, *targets: torch.device | torch.dtype | str | int, **named: Any) -> Self:
+        """Move and convert both networks, as ``nn.Module.to`` does; returns the pipeline itself.
+
+        The modules that came from the caller stay as they are: what must change is copied.
+
+        Args:
+            *targets: a device, a floating point dtype, or both.
+            **named: ``device=`` and ``dtype=``, instead.
+
+        Example:
+            >>> import upfeat
+            >>> pipe = upfeat.Pipeline("upfeat/vit_compact_patch16", "bilinear")
+            >>> pipe.to("cpu", dtype=torch.float16)
+            Pipeline('upfeat/vit_compact_patch16', 'bilinear', float16, cpu)
+        """
+        for target in targets:
+            named["dtype" if isinstance(target, torch.dtype) else "device"] = target
+        if unknown := named.keys() - {"device", "dtype"}:
+            raise TypeError(f"Pipeline.to takes device and dtype, got {', '.join(sorted(unknown))}")
+        device, dtype = named.get("device"), named.get("dtype")
+        if dtype is not None:
+            self._asked_dtype = _checked_dtype(dtype)
+        if device is not None:
+            self.device = torch.device(device)
+        self.backbone = _converted(self.backbone, self.device, self._asked_dtype)
+        self.dtype = self._asked_dtype or _place(self.backbone).dtype
+        if self._upsampler is not None:
+            self._upsampler = self._joined(self._upsampler)
+        self.__dict__.pop("identity", None)  # the weights may have been rounded
+        self.cache = self._open_cache()
+        return self
+
+    def __repr__(self) -> str:
+        """Show the names of both networks, where and in which dtype they run, and the sizes."""
+        parts = [repr(self.backbone.name)]
+        parts += [] if self._upsampler is None else [repr(self._upsampler.info.name)]
+        sizes = {"input_size": self.input_size, "output_size": self.output_size}
+        parts += [f"{name}={size}" for name, size in sizes.items() if size is not None]
+        return f"Pipeline({', '.join([*parts, _text(self.dtype), str(self.device)])})"
+
+    def with_upsampler(self, upsampler: Upsampler | str | os.PathLike[str]) -> "Pipeline":
         """Return a pipeline of the same backbone, sizes and cache with this upsampler.
 
         What one of them encoded the other can upsample.
@@ -237,11 +298,11 @@ class Pipeline:
             >>> pipe = upfeat.Pipeline(backbone)
             >>> encoded = pipe.encode(torch.rand(3, 16, 16))
             >>> for name in ("nearest", "bilinear"):
-            ...     high = pipe.with_upsampler(upfeat.create_upsampler(name)).upsample(encoded)
+            ...     high = pipe.with_upsampler(name).upsample(encoded)
         """
-        _check_pair(self.backbone, upsampler)
         other = copy.copy(self)
-        other._upsampler = self._joined(upsampler)
+        loaded = _loaded(upsampler, self.backbone)
+        other._upsampler = None if loaded is None else self._joined(loaded)
         return other
 
     def _joined(self, upsampler: Upsampler) -> Upsampler:
@@ -568,20 +629,36 @@ def _output(encoded: Encoded, high: Tensor) -> PipelineOutput:
     return PipelineOutput(image, encoded.low, high, encoded.low_extent)
 
 
-def _check_pair(backbone: Backbone, upsampler: Upsampler | None) -> None:
-    """Raise unless the two can work together."""
-    for name, module, wanted in (
-        ("backbone", backbone, Backbone),
-        ("upsampler", upsampler, Upsampler),
-    ):
-        if module is not None and not isinstance(module, wanted):
-            raise ValueError(
-                f"{name} must be an upfeat.{wanted.__name__}, got {type(module).__name__}; the "
-                "order is Pipeline(backbone, upsampler)"
-                + ("; wrap functions in upfeat.CallableBackbone" if name == "backbone" else "")
-            )
+def _shapes(output: object, **tensors: Tensor) -> str:
+    """Write the shapes of tensors, with the dtype and device of the last one."""
+    shapes = [f"{name}={shape_text(tensor)}" for name, tensor in tensors.items()]
+    last = next(reversed(tensors.values()))
+    return f"{type(output).__name__}({', '.join([*shapes, _text(last.dtype), str(last.device)])})"
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating point, such as torch.bfloat16, got {dtype!r}")
+    return dtype
+
+
+def _loaded(
+    upsampler: Upsampler | str | os.PathLike[str] | None, backbone: Backbone
+) -> Upsampler | None:
+    """Load what is named, and raise unless it can work with the backbone."""
+    if isinstance(upsampler, str | os.PathLike):
+        return load_upsampler(upsampler, backbone)
     if upsampler is None:
-        return
+        return None
+    if not isinstance(upsampler, Upsampler):
+        raise ValueError(
+            f"upsampler must be a name, a folder or an upfeat.Upsampler, got "
+            f"{type(upsampler).__name__}; the order is Pipeline(backbone, upsampler)"
+        )
     info = upsampler.info
     width = upsampler.config.get("feature_dim")
     if width is not None and width != backbone.dim:
@@ -590,6 +667,7 @@ def _check_pair(backbone: Backbone, upsampler: Upsampler | None) -> None:
             f"{backbone.name} has {backbone.dim} channels; build it with create_upsampler("
             f"{info.name!r}, feature_dim={backbone.dim}) or load weights trained for this backbone"
         )
+    return upsampler
 
 
 class _Place(NamedTuple):

@@ -7,10 +7,12 @@ from upfeat.backbones.base import Backbone, create_backbone, list_backbones, reg
 from upfeat.backbones.callable import CallableBackbone
 from upfeat.backbones.large_image import large_image
 from upfeat.backbones.strided import strided
+from upfeat.backbones.wrapping import as_backbone
 
 __all__ = [
     "Backbone",
     "CallableBackbone",
+    "as_backbone",
     "create_backbone",
     "large_image",
     "list_backbones",

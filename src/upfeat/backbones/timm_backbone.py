@@ -431,7 +431,7 @@ def create_timm_backbone(
     model, fixed_size = _build(full_name, image_size, model_options)
     if path is not None:
         load_timm_weights(model, path, f"timm/{full_name}")
-    config = _data_config(model)
+    config = data_config(model)
     changed = {
         "layers": None if layers is None else tuple(layers),
         "facet": None if facet == "tokens" else facet,
@@ -453,7 +453,8 @@ def create_timm_backbone(
     )
 
 
-def _data_config(model: nn.Module) -> dict[str, Any]:
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """Return what timm says of a network's input: mean, std, size."""
     from timm.data import resolve_model_data_config
 
     config: dict[str, Any] = resolve_model_data_config(model)
@@ -513,6 +514,17 @@ def _build(
             ) from error
         return model, None if any_size else _fixed_size(model, arguments.get("img_size"))
     raise AssertionError("the last choice adds no argument")
+
+
+def tied_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return the only image size (H, W) that a network takes as it was built; None if any."""
+    if getattr(model, "dynamic_img_size", False):
+        return None
+    embed: Any = getattr(model, "patch_embed", None)
+    if getattr(embed, "strict_img_size", False) and getattr(embed, "img_size", None):
+        height, width = embed.img_size
+        return int(height), int(width)
+    return _fixed_size(model, None)
 
 
 def _fixed_size(model: nn.Module, built_for: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from upfeat.errors import MOST_PIXELS, check_size
+from upfeat.errors import MOST_PIXELS, check_size, keep_aspect
 from upfeat.ops.images import Size, resize_antialiased
 from upfeat.ops.runtime import check_fits
 
@@ -65,10 +65,7 @@ def resolve_size(request: SizeRequest, own: Size, name: str = "output_size") -> 
             f"pair (height, width), got {request!r}"
         )
     if isinstance(request, int):
-        # Both sides by the exact ratio: the shorter one comes out as asked, without float error.
-        short = min(own)
-        height, width = (max(1, (2 * side * request + short) // (2 * short)) for side in own)
-        return check_size((height, width), name)
+        return keep_aspect(own, request, name)
     if isinstance(request, float):
         sides = (min(side * request, MOST_PIXELS + 1) for side in own)
         height, width = (max(1, math.floor(side + 0.5)) for side in sides)

@@ -49,9 +49,9 @@ def warn_of_raw_image(
     warned.add(scale)
     warn_user(
         f"{name} got an image with values in {scale}, which looks as if it were not normalised; it "
-        f"wants RGB in [0, 1], less mean {_numbers(mean)}, over std {_numbers(std)}: "
-        "pixels, guidance = upsampler.prepare(image, backbone) does it for both, upfeat.Pipeline "
-        "does it by itself"
+        f"wants RGB in [0, 1], minus the mean {_numbers(mean)}, divided by the standard deviation "
+        f"{_numbers(std)}: pixels, guidance = upsampler.prepare(image, backbone) normalises it for "
+        "both, and upfeat.Pipeline does so by itself"
     )
 
 

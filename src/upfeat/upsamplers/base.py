@@ -94,7 +94,7 @@ class Upsampler(GuidedModel):
         self,
         image: Tensor,
         features: Tensor,
-        output_size: Sequence[int] | None = None,
+        output_size: Sequence[int] | int | None = None,
         values: Tensor | None = None,
     ) -> Tensor:
         """Upsample ``features`` to ``output_size`` under the guidance of ``image``.
@@ -104,7 +104,7 @@ class Upsampler(GuidedModel):
                 (None: as for the backbone). :meth:`prepare` does it, ``upfeat.Pipeline`` by
                 itself; an image in [0, 1] or [0, 255] where that is wrong is warned of once.
             features: (B, C, h, w).
-            output_size: (H', W'); default (H, W).
+            output_size: (H', W'), or the shorter side with the image's aspect; default (H, W).
             values: (B, K, h, w), what to mix with the weights that image and features decide;
                 default ``features``. Only where ``info.abilities.mixes_values`` (not LoftUp).
 
@@ -125,7 +125,7 @@ class Upsampler(GuidedModel):
         self,
         image: Tensor,
         features: Tensor,
-        output_size: Sequence[int] | None,
+        output_size: Sequence[int] | int | None,
         values: Tensor | None,
     ) -> Tensor:
         tool = tracing()
@@ -204,7 +204,7 @@ class Upsampler(GuidedModel):
         self,
         image: Tensor,
         features: Tensor,
-        output_size: Sequence[int] | None = None,
+        output_size: Sequence[int] | int | None = None,
         values: Tensor | None = None,
         *,
         max_bytes: int = MAP_BYTES + TILE_BYTES,
@@ -215,7 +215,7 @@ class Upsampler(GuidedModel):
         Args:
             image: (B, 3, H, W), as in :meth:`forward`.
             features: (B, C, h, w).
-            output_size: (H', W'); default (H, W).
+            output_size: as in :meth:`forward`.
             values: (B, K, h, w); default ``features``.
             max_bytes: what the call may take. Methods whose encoder streams hold full-resolution
                 maps within it and compute anew what does not fit, which takes several times as
@@ -286,7 +286,7 @@ class Upsampler(GuidedModel):
         features: Tensor,
         coords: Tensor,
         values: Tensor | None = None,
-        output_size: tuple[int, int] | None = None,
+        output_size: Sequence[int] | int | None = None,
     ) -> Tensor:
         """Upsample at single positions, where the method can.
 
@@ -333,7 +333,7 @@ class Upsampler(GuidedModel):
         features: Tensor,
         coords: Tensor,
         values: Tensor | None,
-        output_size: tuple[int, int] | None,
+        output_size: Sequence[int] | int | None,
     ) -> Tensor:
         size = check_call(image, features, output_size, values)
         check_coords(coords, features)

@@ -37,7 +37,7 @@ class FoldedHead(nn.Module):
         self.head = head
 
     def forward(
-        self, image: Tensor, features: Tensor, output_size: Sequence[int] | None = None
+        self, image: Tensor, features: Tensor, output_size: Sequence[int] | int | None = None
     ) -> Tensor:
         """Return logits (B, K, H', W') of features (B, C, h, w)."""
         return self.upsampler(image, features, output_size, values=self.head(features))
@@ -46,7 +46,7 @@ class FoldedHead(nn.Module):
         self,
         image: Tensor,
         features: Tensor,
-        output_size: Sequence[int] | None = None,
+        output_size: Sequence[int] | int | None = None,
         *,
         max_bytes: int = MAP_BYTES + TILE_BYTES,
     ) -> Iterator[Tile]:

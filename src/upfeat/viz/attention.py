@@ -49,7 +49,7 @@ def attended_regions(
     image: Tensor,
     features: Tensor,
     position: Sequence[int],
-    output_size: Sequence[int] | None = None,
+    output_size: Sequence[int] | int | None = None,
 ) -> Tensor:
     """Return the weights over the low-resolution cells of one pixel of the output.
 
@@ -64,7 +64,7 @@ def attended_regions(
         image: (1, 3, H, W), normalised as in ``Upsampler.forward``.
         features: (1, C, h, w).
         position: row and column of the pixel in the output, from 0.
-        output_size: (H', W'); default (H, W).
+        output_size: (H', W') or the shorter side; default (H, W).
 
     Returns:
         (L, h, w), float32 at least; each map sums to 1. L is 1, or the number of attention blocks.
