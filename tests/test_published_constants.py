@@ -39,7 +39,6 @@ from upfeat.evaluation.probes.normal_losses import KAPPA_OFFSET, LEAST_ANGLE
 from upfeat.evaluation.probes.parts import END_FACTOR, WARM_UP_EPOCHS, WARM_UP_START
 from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
 from upfeat.evaluation.probes.surfaces import JITTER_STRENGTH, ZOOM_AREA
-from upfeat.evaluation.probes.word_maps import CLIP_SCALE
 from upfeat.evaluation.protocols.bev import bev_preset
 from upfeat.evaluation.protocols.cam import cam_preset
 from upfeat.evaluation.protocols.correspondence import correspondence_preset
@@ -59,6 +58,7 @@ from upfeat.objectives import (
 )
 from upfeat.objectives.mask_refined import released_stage1_config
 from upfeat.objectives.self_distillation import released_stage2_config
+from upfeat.similarity.maps import CLIP_SCALE
 from upfeat.training.recipes import (
     anyup_paper,
     jafar_paper,

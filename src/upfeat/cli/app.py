@@ -14,6 +14,7 @@ from upfeat.cli.eval import eval_app
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.report import report_command
 from upfeat.cli.reproduce import reproduce_command
+from upfeat.cli.segment import segment_command
 from upfeat.cli.show import show_app
 from upfeat.cli.train import train_command
 from upfeat.cli.upsample import upsample_command
@@ -32,6 +33,7 @@ app.command("upsample")(upsample_command)
 app.command("bench")(bench_command)
 app.command("train")(train_command)
 app.add_typer(show_app, name="show")
+app.command("segment")(segment_command)
 app.add_typer(eval_app, name="eval")
 app.command("report")(report_command)
 app.command("reproduce")(reproduce_command)

@@ -86,6 +86,15 @@ def checked_file(param: typer.CallbackParam, value: Path | None) -> Path | None:
     return value
 
 
+def checked_picture_place(param: typer.CallbackParam, value: Path) -> Path:
+    """Return the place of an option that names a folder, or one picture by ``.png``."""
+    if value.suffix.lower() == ".png":
+        checked_file(param, value)
+    else:
+        checked_folder(param, value)
+    return value
+
+
 def check_folder(folder: Path, what: str) -> None:
     """Raise unless files can be written into a folder, which need not exist yet.
 
@@ -144,6 +153,15 @@ def _pixel_limit(max_pixels: int) -> Iterator[None]:
 PathsArgument = Annotated[list[str], typer.Argument(help="Images, folders or globs.")]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
+]
+PictureOutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        callback=checked_picture_place,
+        help="Folder of the results, or the picture itself: NAME.png.",
+    ),
 ]
 BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
 UPSAMPLERS = (

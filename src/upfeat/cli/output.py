@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Colors",
     "TableColumn",
+    "answer_places",
     "check_pictures",
     "draw_each",
     "picture_places",
@@ -197,6 +198,31 @@ def picture_places(names: Sequence[Path], out: Path, ending: str) -> list[Path]:
     while any(name.with_name(name.name + whole) in known for name in names):
         whole += ending
     return [out / name.parent / f"{name.name}{whole}.png" for name in names]
+
+
+def answer_places(out: Path, names: Sequence[str]) -> list[Path]:
+    """Return where the pictures of a command go: into a folder, or one where ``out`` says.
+
+    Args:
+        out: a folder, or a file ending in ``.png``.
+        names: of the pictures, with ``.png``.
+
+    Raises:
+        ValueError: one file is named for several pictures.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from upfeat.cli.output import answer_places
+        >>> [str(path) for path in answer_places(Path("results"), ["a.png"])]
+        ['results/a.png']
+        >>> [str(path) for path in answer_places(Path("mine.png"), ["a.png"])]
+        ['mine.png']
+    """
+    if out.suffix.lower() != ".png":
+        return [out / name for name in names]
+    if len(names) > 1:
+        raise ValueError(f"--out {out} is one picture and there are {len(names)}; name a folder")
+    return [out]
 
 
 def draw_each(

@@ -11,8 +11,16 @@ from upfeat.viz.attention import (
 )
 from upfeat.viz.comparison import Comparison, compare_upsamplers, usable_upsamplers
 from upfeat.viz.pca import PCABasis, PCAPicture, pca_panel, pca_picture, save_png
+from upfeat.viz.similarity import (
+    AnswerMap,
+    overlay_picture,
+    similarity_panel,
+    similarity_picture,
+    words_panel,
+)
 
 __all__ = [
+    "AnswerMap",
     "Attended",
     "Comparison",
     "PCABasis",
@@ -23,9 +31,13 @@ __all__ = [
     "dot_picture",
     "effective_cells",
     "heat_picture",
+    "overlay_picture",
     "pca_panel",
     "pca_picture",
     "sample_dots",
     "save_png",
+    "similarity_panel",
+    "similarity_picture",
     "usable_upsamplers",
+    "words_panel",
 ]

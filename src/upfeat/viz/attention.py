@@ -18,7 +18,7 @@ from torch import Tensor
 
 from upfeat.errors import UnsupportedError, check_call, shape_text
 from upfeat.layers.attention import attention_modules, record_attention
-from upfeat.viz.panel import PanelPicture, draw_grid, heat_colors, to_pil
+from upfeat.viz.panel import PanelPicture, Place, draw_cross, draw_grid, heat_colors, to_pil
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -38,9 +38,6 @@ __all__ = [
 DOTS = 300  # of a picture, the number that the protocol names
 _FINER = 3  # pictures are drawn so many times larger and reduced, so that edges are smooth
 _DOT, _DOT_EDGE = (255, 214, 10), (40, 20, 0)
-_MARK, _MARK_EDGE = (255, 255, 255), (0, 0, 0)
-
-Place = tuple[float, float]
 
 
 @torch.no_grad()
@@ -334,12 +331,7 @@ def _finished(
     import numpy as np
     from PIL import Image
 
-    y, x = mark[0] * canvas.height, mark[1] * canvas.width
-    arm, line = max(canvas.size) / 36, max(canvas.size) / 240
-    for color, wider in ((_MARK_EDGE, line * 0.6), (_MARK, 0.0)):
-        long, thick = arm + wider, line / 2 + wider
-        draw.rectangle((x - long, y - thick, x + long, y + thick), fill=color)
-        draw.rectangle((x - thick, y - long, x + thick, y + long), fill=color)
+    draw_cross(draw, canvas.size, mark)
     small = canvas.resize((size[1], size[0]), Image.Resampling.BOX)
     # (S, S', 3) -> (3, S, S')
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)

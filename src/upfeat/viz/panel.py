@@ -10,14 +10,27 @@ from torch import Tensor
 from upfeat.errors import shape_text
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["PanelPicture", "draw_grid", "draw_panel", "heat_colors", "to_pil", "with_legend"]
+__all__ = [
+    "PanelPicture",
+    "Place",
+    "draw_cross",
+    "draw_grid",
+    "draw_panel",
+    "heat_colors",
+    "to_pil",
+    "with_legend",
+]
+
+Place = tuple[float, float]
+"""Row and column as shares of height and width, 0 to 1."""
 
 # Black, violet, red, orange, pale yellow: lightness rises all the way.
 _STOPS = ((0, 0, 0), (78, 18, 110), (176, 44, 88), (240, 112, 32), (252, 236, 140))
 _BACKGROUND = (255, 255, 255)
 _INK = (32, 32, 32)
+_MARK, _MARK_EDGE = (255, 255, 255), (0, 0, 0)
 _MIN_SIDE = 256  # small pictures are enlarged to this, so that a caption fits
 
 
@@ -180,6 +193,22 @@ def with_legend(
         draw.rectangle((x, y + gap, x + text, y + gap + text), fill=color)
         draw.text((x + text + gap, y + gap + text / 2), name, fill=_INK, font=font, anchor="lm")
     return whole
+
+
+def draw_cross(draw: "ImageDraw.ImageDraw", size: tuple[int, int], mark: Place) -> None:
+    """Draw a white cross with a dark edge.
+
+    Args:
+        draw: of the picture.
+        size: (width, height) of the picture.
+        mark: place of the cross.
+    """
+    y, x = mark[0] * size[1], mark[1] * size[0]
+    arm, line = max(size) / 36, max(size) / 240
+    for color, wider in ((_MARK_EDGE, line * 0.6), (_MARK, 0.0)):
+        long, thick = arm + wider, line / 2 + wider
+        draw.rectangle((x - long, y - thick, x + long, y + thick), fill=color)
+        draw.rectangle((x - thick, y - long, x + thick, y + long), fill=color)
 
 
 def _wrapped(

@@ -12,22 +12,12 @@ from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.probes import proxy_attention as module
-from upfeat.evaluation.probes.prompts import (
-    average_prompts,
-    class_words,
-    embed_words,
-    read_words,
-    templates,
-)
+from upfeat.evaluation.probes.prompts import class_words, read_words
 from upfeat.evaluation.probes.proxy_attention import proxy_attention
 from upfeat.evaluation.probes.windows import slide, window_places
-from upfeat.evaluation.probes.word_maps import (
-    classes_of_words,
-    cosine_maps,
-    denoise_words,
-    smooth_by_keys,
-    word_classes,
-)
+from upfeat.evaluation.probes.word_maps import denoise_words, smooth_by_keys
+from upfeat.similarity.maps import classes_of_words, cosine_maps, word_classes
+from upfeat.similarity.words import average_prompts, embed_words, templates
 
 
 @pytest.mark.golden

@@ -20,7 +20,6 @@ from upfeat.data.transforms import resize_and_crop
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import LowRes, Method, load_methods
 from upfeat.evaluation.metrics import SegmentationMetric
-from upfeat.evaluation.probes.word_maps import cosine_maps
 from upfeat.evaluation.protocols import open_vocabulary as module
 from upfeat.evaluation.protocols.open_vocabulary import (
     open_vocabulary_preset,
@@ -28,6 +27,7 @@ from upfeat.evaluation.protocols.open_vocabulary import (
     without_background,
 )
 from upfeat.evaluation.results import Result
+from upfeat.similarity.maps import cosine_maps
 
 pytest.importorskip("ftfy")  # comes with open_clip
 

@@ -31,14 +31,7 @@ from upfeat.evaluation.report import (
     report_page,
 )
 from upfeat.evaluation.report.page import cost_plot
-from upfeat.evaluation.report.pictures import (
-    RAMP,
-    class_colors,
-    class_palette,
-    covered_part,
-    png_bytes,
-    ramp_colors,
-)
+from upfeat.evaluation.report.pictures import RAMP, covered_part, png_bytes, ramp_colors
 
 ARROW_RIGHT, END, TAB = "\ue014", "\ue010", "\ue004"  # keys, as WebDriver numbers them
 VOID = {"meta", "img", "input", "wbr"}
@@ -242,15 +235,6 @@ def test_the_ramp_is_shared_rises_and_shows_unknown_in_grey() -> None:
     assert tuple(colors[:, 0, -1].tolist()) == RAMP[-1]
     unknown = ramp_colors(torch.tensor([[float("nan"), 1.0]]), 0.0, 0.0)
     assert unknown[:, 0, 0].tolist() == [128, 128, 128]
-
-
-def test_classes_keep_their_colours() -> None:
-    palette = class_palette(150)
-    assert len(set(palette)) == 150
-    colors = class_colors(torch.tensor([[0, 1, -1]]), palette, -1)
-    assert [tuple(colors[:, 0, i].tolist()) for i in range(2)] == list(palette[:2])
-    with pytest.raises(ValueError, match="as many colours"):
-        class_colors(torch.tensor([[150]]), palette)
 
 
 @pytest.mark.parametrize("count", [2, 256, 4096])

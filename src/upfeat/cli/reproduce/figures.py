@@ -270,7 +270,8 @@ def _side_by_side(panels: "list[Panel]") -> Any:
     """Draw panels of one image in a row; measures share one scale."""
     import torch
 
-    from upfeat.evaluation.report.pictures import class_colors, class_palette, ramp_colors
+    from upfeat.evaluation.report.pictures import ramp_colors
+    from upfeat.ops.colors import class_colors, class_palette
     from upfeat.viz.panel import PanelPicture, draw_panel
 
     measured = [panel.values for panel in panels if panel.kind in ("depth", "cam")]

@@ -18,12 +18,11 @@ import dataclasses
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from safetensors.torch import load_file
 from torch import Tensor
@@ -41,23 +40,10 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes.parts import mean_class_ious
-from upfeat.evaluation.probes.prompts import (
-    Words,
-    class_words,
-    embed_words,
-    read_words,
-    templates,
-)
+from upfeat.evaluation.probes.prompts import Words, class_words, read_words
 from upfeat.evaluation.probes.proxy_attention import proxy_attention
 from upfeat.evaluation.probes.windows import slide
-from upfeat.evaluation.probes.word_maps import (
-    CLIP_SCALE,
-    classes_of_words,
-    cosine_maps,
-    denoise_words,
-    smooth_by_keys,
-    word_classes,
-)
+from upfeat.evaluation.probes.word_maps import denoise_words, smooth_by_keys
 from upfeat.evaluation.registry import (
     Option,
     Progress,
@@ -71,6 +57,13 @@ from upfeat.evaluation.registry import (
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.ops.images import normalize, resize_bilinear
 from upfeat.pipeline import Encoded, Pipeline
+from upfeat.similarity.maps import (
+    classes_of_words,
+    cosine_maps,
+    segment_words,
+    word_classes,
+)
+from upfeat.similarity.words import embed_words, templates
 
 __all__ = [
     "PRESETS",
@@ -453,22 +446,14 @@ class _MaskClip(_Run):
 
     def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
         encoded, pipe = self.pipe.encode(image), method.on(self.pipe)
-        found = torch.empty(size, dtype=torch.int64)
-        # A pixel's length changes no ranking of its words, only their probabilities.
         threshold = self.config.threshold if self.config.background == "threshold" else 0.0
-        by_length = threshold > 0 and not self.refines
-        head = None if by_length else self.head(encoded)
-        for rows, tile in pipe.pieces(encoded, size, head):
-            logits = cosine_maps(tile, self.text) if by_length else tile
-            classes = classes_of_words(logits, self.classes, scale=CLIP_SCALE, threshold=threshold)
-            found[rows] = classes[0].cpu()
-        return found
+        head = self.refinement(encoded) if self.refines else None
+        return segment_words(
+            pipe, encoded, size, self.text, self.classes, threshold=threshold, head=head
+        )
 
-    def head(self, encoded: Encoded) -> Any:
-        """Return what is applied to features: the words as a linear map, refined if asked for."""
-        if not self.refines:
-            weight = self.text[:, :, None, None]  # (W, C, 1, 1)
-            return lambda features: F.conv2d(features, weight.to(features))
+    def refinement(self, encoded: Encoded) -> Callable[[Tensor], Tensor]:
+        """Return the map from features to cosines with MaskCLIP's refinements."""
 
         def refined(features: Tensor) -> Tensor:
             logits = cosine_maps(features, self.text)

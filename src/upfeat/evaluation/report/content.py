@@ -6,16 +6,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from upfeat.evaluation.registry import column_groups, score_digits
-from upfeat.evaluation.report.pictures import (
-    class_colors,
-    class_palette,
-    png_bytes,
-    ramp_colors,
-)
+from upfeat.evaluation.report.pictures import png_bytes, ramp_colors
 from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
 from upfeat.evaluation.tables.grid import Grid, class_grid
 from upfeat.evaluation.tables.markdown import table_command
 from upfeat.evaluation.tables.panels import Panel
+from upfeat.ops.colors import class_colors, class_palette
 
 if TYPE_CHECKING:
     from upfeat.evaluation.results import Result, Score
