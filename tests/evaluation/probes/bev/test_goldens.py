@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.goldens import load_golden
-from tests.tolerances import FUSED_GOLDEN_ATOL, GOLDEN_ATOL, max_abs_difference
+from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from upfeat.data.driving import Boxes
 from upfeat.evaluation.metrics import BevMetric
 from upfeat.evaluation.probes.bev.attention import (
@@ -202,8 +202,8 @@ def test_dense_lift(case: Callable[[str], Case]) -> None:
     kept = {k: v for k, v in weights(t, "embed.").items() if k.startswith("layer")}
     embedding.load_state_dict(kept)
     relative = t["vox_coords_norm"].transpose(3, 4).reshape(1, -1, 3)
-    close(embedding.relative(ego), relative)
-    volume = (mean + embedding(relative))[0].T.unflatten(1, shape)
+    assert torch.equal(embedding.relative(ego), relative)
+    volume = (mean + embedding(embedding.relative(ego)))[0].T.unflatten(1, shape)
     pillars = volume.permute(0, 3, 1, 2).flatten(0, 1)[None]
     close(pillars, t["compressor_in"])
     compressor = ConvCompressor(6, heights, 8)
@@ -216,8 +216,9 @@ def test_sparse_lift(case: Callable[[str], Case]) -> None:
     rows, columns, heights = meta["grid"]
     points = t["dense_vox_coords"].permute(1, 2, 3, 0).reshape(-1, heights, 3)
     cells = rows * columns - 1 - t["perm"]  # numbered from the smallest coordinate there
-    chosen = points[cells]
-    close(chosen.permute(2, 0, 1), t["sparse_vox_coords"])
+    # The published code numbers these cells anew, in float32: the last bit is another.
+    chosen = t["sparse_vox_coords"][0, :, :, 0].permute(1, 2, 0)  # (P, Z, 3)
+    close(points[cells], chosen)
     ego = moved(t, chosen.reshape(-1, 3))
     mean = camera_mean(t["feats"], project(ego, calibration(t)), epsilon=0)
     close(mean[0].T, t["mean_sparse"])
@@ -225,13 +226,10 @@ def test_sparse_lift(case: Callable[[str], Case]) -> None:
     embedding.load_state_dict(
         {k: v for k, v in weights(t, "embed.").items() if k.startswith("layer")}
     )
-    relative = t["vox_coords_norm"][0, 0].transpose(1, 2).reshape(-1, heights, 3)[cells]
-    close(embedding.relative(ego), relative.reshape(1, -1, 3))
-    embedded = mean + embedding(relative.reshape(1, -1, 3))
+    embedded = mean + embedding(embedding.relative(ego))
     pillars = embedded[0].T.unflatten(1, (-1, heights))  # (C, P, Z)
     pillars = pillars.transpose(1, 2).flatten(0, 1)[None, ..., None]
-    # The highest frequency multiplies the last bit of a coordinate by 400; it is not stored here.
-    assert max_abs_difference(pillars, t["mlp_in"]) <= FUSED_GOLDEN_ATOL
+    close(pillars, t["mlp_in"])
     compressor = PillarCompressor(6, heights, 8)
     compressor.load_state_dict(weights(t, "mlp."))
     found = compressor(t["mlp_in"])[0, ..., 0].T
@@ -479,16 +477,29 @@ def test_bevformer_encoder(case: Callable[[str], Case]) -> None:
     encoder = BevFormerEncoder(8, grid.size, count=2, feed_forward=meta["ffn_dim"]).eval()
     query = 0.2 * by_rule([200, 200, 8], "", meta["rule_seed"]).float()
     encoder.load_state_dict(weights(t, "") | {"query": query})
-    size = t["feats"].shape[-2:]
-    projection = project(moved(t, grid.points().reshape(-1, 3)), calibration(t))
-    views = Views.of(projection, size, grid.heights)
-    count = views.seen.sum(0)[0, ::37]
+
+    def every_37th(t: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        points = grid.points().to(t["feats"]).reshape(-1, 3)
+        projection = project(moved(t, points), calibration(t))
+        views = Views.of(projection, t["feats"].shape[-2:], grid.heights)
+        with torch.no_grad():
+            found = encoder.to(t["feats"].dtype)(t["feats"], views)[0].flatten(1).T
+        return found[::37], views.seen.sum(0)[0, ::37]
+
+    found, count = every_37th(t)
     same = count == t["visible_count"]
     assert float(same.float().mean()) >= 0.999
-    with torch.no_grad():
-        found = encoder(t["feats"], views)[0].flatten(1).T[::37]
-    # A norm over 8 channels enlarges rounding: the same in float64 is 5e-5 from what is stored.
-    assert max_abs_difference(found[same], t["out_every_37"][same]) <= FUSED_GOLDEN_ATOL
+    stored = t["out_every_37"]
+    # Coordinates on 200 rows lose bits, and a norm over 8 channels enlarges that: in float64 the
+    # outputs, of size 3, are 5e-5 from what is stored, which is nearer to ours than to those.
+    # So ours is held to the tolerance relative to their size.
+    close(found[same], stored[same], scale=float(stored.abs().max()))
+    exact, _ = every_37th(
+        {key: value.double() if value.is_floating_point() else value for key, value in t.items()}
+    )
+    ours, theirs = ((map_ - exact)[same].abs().max() for map_ in (found, stored))
+    assert theirs > 2 * (found - stored)[same].abs().max()
+    assert ours < 1.1 * theirs
 
 
 def test_lift_of_simplebev(case: Callable[[str], Case]) -> None:
@@ -497,25 +508,30 @@ def test_lift_of_simplebev(case: Callable[[str], Case]) -> None:
     x0, x1, y0, y1, z0, z1 = meta["bounds"]
     depth, heights, columns = meta["grid_zyx"]
 
-    def centres(low: float, high: float, count: int) -> Tensor:
-        return low + (torch.arange(count) + 0.5) * (high - low) / count
-
+    # The original moves numbers of voxels by the inverse of a matrix; centres computed otherwise
+    # have other last bits, which its norm over few cells shows.
+    scale, shift = torch.eye(4), torch.eye(4)
+    for axis, (low, high, count) in enumerate(
+        ((x0, x1, columns), (y0, y1, heights), (z0, z1, depth))
+    ):
+        side = (high - low) / count
+        scale[axis, axis], shift[axis, 3] = 1 / side, -(low + side / 2)
     z, x, y = torch.meshgrid(
-        *(centres(z0, z1, depth), centres(x0, x1, columns), centres(y0, y1, heights)),
-        indexing="ij",
+        *(torch.arange(float(count)) for count in (depth, columns, heights)), indexing="ij"
     )
-    points = torch.stack((x, y, z), -1).reshape(1, -1, 3)
+    numbers = torch.stack((x, y, z), -1).reshape(-1, 3)
+    points = move_points(numbers, (scale @ shift).inverse()[None])
     pose = t["cam0_T_camXs"]
     intrinsics = feature_intrinsics(
         t["pix_T_cams"][..., :3, :3], tuple(meta["image_hw"]), tuple(meta["feat_hw"]), "fixed"
     )
     cameras = Cameras(pose[..., :3, :3], pose[..., :3, 3], intrinsics)
-    mean = camera_mean(t["feats"], project(points, cameras), sampling="simplebev")
+    projection = project(points, cameras, "simplebev")
+    mean = camera_mean(t["feats"], projection, sampling="simplebev")
     # (B, P, C) -> (B, row, column, height, C) -> (B, C, height, row, column)
     volume = mean.unflatten(1, (depth, columns, heights)).permute(0, 4, 3, 1, 2)
     pillars = volume.flatten(1, 2)
-    # The original multiplies intrinsics and pose before it moves the points.
-    assert max_abs_difference(pillars, t["compressor_in"]) <= FUSED_GOLDEN_ATOL
+    close(pillars, t["compressor_in"])
     compressor = ConvCompressor(t["feats"].shape[2], heights, 8)
     compressor.load_state_dict(
         {key.removeprefix("bev_compressor."): w for key, w in weights(t, "").items()}

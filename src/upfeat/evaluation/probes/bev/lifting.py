@@ -72,12 +72,15 @@ class Projection(NamedTuple):
         return inside & (self.depth > 0)
 
 
-def project(points: Tensor, cameras: Cameras) -> Projection:
+def project(points: Tensor, cameras: Cameras, sampling: Sampling = "released") -> Projection:
     """Project points of the ego frame into every camera.
 
     Args:
         points: (B, P, 3), metres.
         cameras: N of each frame.
+        sampling: ``simplebev`` inverts a pose as a rigid motion and multiplies it by the
+            intrinsics before it moves the points, in the order of SimpleBeV's code; otherwise the
+            points go through one after the other, as in PointBeV's. They differ by rounding.
 
     Example:
         >>> import torch
@@ -87,13 +90,25 @@ def project(points: Tensor, cameras: Cameras) -> Projection:
         >>> project(torch.tensor([[[2.0, 4.0, 2.0]]]), cameras).pixels.flatten().tolist()
         [1.0, 2.0]
     """
-    poses = F.pad(cameras.rotations, (0, 1, 0, 1))  # (B, N, 4, 4), camera to ego
-    poses[..., :3, 3], poses[..., 3, 3] = cameras.translations, 1
-    extended = F.pad(points, (0, 1), value=1.0).transpose(1, 2)  # (B, 4, P)
-    seen = (poses.inverse() @ extended[:, None])[:, :, :3]  # (B, N, 3, P)
-    found = (cameras.intrinsics @ seen).transpose(2, 3)  # (B, N, P, 3)
-    pixels = found[..., :2] / found[..., 2:].clamp(min=MIN_DEPTH)
-    return Projection(pixels, seen[:, :, 2])
+    extended = F.pad(points, (0, 1), value=1.0).transpose(1, 2)[:, None]  # (B, 1, 4, P)
+    if sampling == "simplebev":
+        turned = cameras.rotations.mT
+        moves = _homogeneous(turned, -(turned @ cameras.translations[..., None])[..., 0])
+        whole = _homogeneous(cameras.intrinsics, torch.zeros_like(cameras.translations)) @ moves
+        seen, found = moves @ extended, whole @ extended  # (B, N, 4, P)
+    else:
+        moves = _homogeneous(cameras.rotations, cameras.translations).inverse()
+        seen = (moves @ extended)[:, :, :3]  # (B, N, 3, P)
+        found = cameras.intrinsics @ seen
+    pixels = found[:, :, :2] / found[:, :, 2:3].clamp(min=MIN_DEPTH)
+    return Projection(pixels.transpose(2, 3), seen[:, :, 2])
+
+
+def _homogeneous(rotations: Tensor, translations: Tensor) -> Tensor:
+    """Return (B, N, 4, 4) of (B, N, 3, 3) and (B, N, 3)."""
+    poses = F.pad(rotations, (0, 1, 0, 1))
+    poses[..., :3, 3], poses[..., 3, 3] = translations, 1
+    return poses
 
 
 def sampling_grid(pixels: Tensor, size: Sequence[int], sampling: Sampling) -> Tensor:
@@ -201,9 +216,8 @@ class CoordinateEmbedding(nn.Module):
 
     def relative(self, points: Tensor) -> Tensor:
         """Return points (..., 3) of the ego frame divided by 1.2 times the largest coordinate."""
-        # In float64: the highest frequency multiplies a rounding error by 400.
-        limits = points.new_tensor(self.limits, dtype=torch.float64)
-        return (points.double() / limits).to(points)
+        # Divided as in the published code: the highest frequency multiplies rounding by 400.
+        return points / points.new_tensor(self.limits)
 
     def forward(self, relative: Tensor) -> Tensor:
         """Return (..., C) of places (..., 3) as :meth:`relative` gives them."""

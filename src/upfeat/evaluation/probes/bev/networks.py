@@ -71,7 +71,7 @@ class _Lift(nn.Module):
         points = self.points if cells is None else self.points[cells]
         points = move_points(points.flatten(-3, -2), motion)  # (B, P*Z, 3)
         mean = camera_mean(
-            maps, project(points, cameras), sampling=self.sampling, epsilon=epsilon
+            maps, project(points, cameras, self.sampling), sampling=self.sampling, epsilon=epsilon
         )  # (B, P*Z, C)
         if self.coordembd is not None:
             mean = mean + self.coordembd(self.coordembd.relative(points))
