@@ -289,6 +289,18 @@ def test_a_teacher_gives_depth_to_any_images(root: Path, backbone: upfeat.Backbo
     assert torch.equal(plain.target[0], teacher(plain.image[0]))
 
 
+def test_what_was_trained_with_the_heads_goes_on_to_others(root: Path) -> None:
+    tiny = ("--preset", "nyu", "--set", f"crop_size={SIDE}", "--set", "epochs=1", "--set", "bins=8")
+    command(root, "--upsampler", "resfu", "--seeds", "3", "--keep-weights", *tiny)
+    (folder,) = (root.parent / "results/weights").iterdir()
+    backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    kept = upfeat.load_upsampler(folder, backbone)
+    assert isinstance(kept, type(upfeat.create_upsampler("resfu", feature_dim=backbone.dim)))
+    quick = ("--set", "steps=3", "--set", "bins=8", "--set", "input_size=[32, 48]")
+    text = command(root, "--upsampler", f"trained={folder}", *quick)
+    assert "trained" in text
+
+
 # -- errors and the command ----------------------------------------------------------------------
 
 

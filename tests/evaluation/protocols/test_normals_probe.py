@@ -191,6 +191,18 @@ def test_augmentation_changes_with_the_epoch_and_only_in_training(tmp_path: Path
     assert torch.equal(task.read("val", 0)[0], task.splits["val"][0].image)
 
 
+def test_settings_say_which_features_are_stored(tmp_path: Path) -> None:
+    texts = []
+    for changes in ({}, {"jitter": 1.0}, {"zoom": 0.5}):
+        task = engine(tmp_path / str(len(texts)), **changes)
+        task.load("train", [0])
+        kept = list((tmp_path / str(len(texts))).rglob("*.safetensors"))
+        texts.append(task.settings(method("nearest"))["features"])
+        assert bool(kept) == (texts[-1] == "stored")
+    assert texts[0] == "stored"
+    assert texts[1] == texts[2] == "of a training image computed for each step, of others stored"
+
+
 def test_jitter_and_zoom() -> None:
     image = torch.rand(3, 8, 8)
     changed = color_jitter(image, torch.Generator().manual_seed(3))

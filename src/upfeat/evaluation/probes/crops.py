@@ -42,7 +42,7 @@ from upfeat.evaluation.probes.parts import (
     epoch_batches,
     learning_rate_factor,
 )
-from upfeat.evaluation.registry import Progress
+from upfeat.evaluation.registry import Option, Progress
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.ops.images import Size, normalize
 from upfeat.ops.runtime import TILE_BYTES
@@ -51,11 +51,18 @@ from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 from upfeat.upsamplers.fitted import with_views
 
-__all__ = ["CropProbe", "ProbeBatch", "kept_weights"]
+__all__ = ["KEEP_WEIGHTS", "CropProbe", "ProbeBatch", "kept_weights"]
 
 logger = logging.getLogger(__name__)
 
 MetricT = TypeVar("MetricT")
+
+KEEP_WEIGHTS = Option(
+    "keep_weights",
+    "Save methods that are trained with the heads in OUT/weights, for other tasks.",
+    "flag",
+    False,
+)
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,18 @@ class SurfaceProbe(CropProbe[MetricT]):
                 "head=linear"
             )
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether a training image is the same in every epoch, so that its features are kept."""
+        return self.surface_config.jitter + self.surface_config.zoom == 0
+
     def settings(self, method: Method) -> dict[str, Any]:
         """Return everything that decides the numbers."""
+        kept = (
+            "stored"
+            if self.unchanged
+            else "of a training image computed for each step, of others stored"
+        )
         return self.config.model_dump(mode="json") | {
             "splits": {
                 split.name: {"images": len(split), "fingerprint": split.fingerprint()}
@@ -201,7 +211,7 @@ class SurfaceProbe(CropProbe[MetricT]):
             "backbone": self.pipe.identity,
             "upsampler": method.identity,
             "padding": f"{self.padding} pixels of the mean colour, half on each side",
-            "features": "of a training image computed for each step, of others stored",
+            "features": kept,
             "enlarged": f"output to target: {self.enlarge}, corners aligned",
         }
 
@@ -267,8 +277,7 @@ class SurfaceProbe(CropProbe[MetricT]):
 
     def features(self, split: str, pixels: Tensor) -> Tensor:
         """Compute features; those of an image that changes every epoch are not kept."""
-        config = self.surface_config
-        if split == "train" and config.jitter + config.zoom > 0:
+        if split == "train" and not self.unchanged:
             return self.backbone(pixels)
         return super().features(split, pixels)
 

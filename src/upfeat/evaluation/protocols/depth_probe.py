@@ -48,7 +48,7 @@ from upfeat.data.sets.nyuv2_surfaces import without_normals
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import DepthMetric
-from upfeat.evaluation.probes.crops import CropProbe
+from upfeat.evaluation.probes.crops import KEEP_WEIGHTS, CropProbe
 from upfeat.evaluation.probes.depth_losses import bin_depth, gradient_loss, probe3d_loss, sig_loss
 from upfeat.evaluation.probes.depth_losses import valid_depth as where_valid
 from upfeat.evaluation.probes.depth_pixels import (
@@ -169,6 +169,7 @@ def run_depth_probe(
     cache: str | Path,
     teacher: DepthTeacher | None = None,
     keep_pixels: bool = False,
+    keep_weights: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Result]:
     """Probe several upsamplers on the same features; results that exist already are read.
@@ -184,6 +185,8 @@ def run_depth_probe(
             interrupted run goes on.
         teacher: gives the target depth; None for that of the data.
         keep_pixels: keep a method's sampled pixels after its result is written.
+        keep_weights: save methods that are trained with the heads (not ``pixel-sample``), one
+            folder a seed in ``out/weights``.
         on_progress: called with label, stage, done and total.
 
     Returns:
@@ -203,7 +206,7 @@ def run_depth_probe(
                 f"{config.preset} needs a set with measured depth, such as navi, and no teacher"
             )
         surfaces = SurfaceDepthProbe(config, first, second, backbone, Path(cache), shown)
-        return surfaces.run(methods, Path(out))
+        return surfaces.run(methods, Path(out), keep_weights=keep_weights)
     if isinstance(train, SurfaceData) or isinstance(val, SurfaceData):
         raise ValueError(
             f"{config.preset} does not read {train.name}; take a preset of its form: "
@@ -233,7 +236,7 @@ def run_depth_probe(
             "Depth Anything V2), or take a set with depth, such as nyuv2"
         )
     probe = _DepthProbe(config, train, val, backbone, Path(cache), shown, teacher)
-    return probe.run(methods, Path(out))
+    return probe.run(methods, Path(out), keep_weights=keep_weights)
 
 
 class _HasImage(typing.Protocol):
@@ -372,11 +375,8 @@ def _inputs(request: Request) -> dict[str, Any]:
         split: _split(str(request.data), request.root, split, folder) for split in ("train", "val")
     }
     teacher = None if folder is None else DepthTeacher(folder, request.cache, request.device)
-    return splits | {
-        "cache": request.cache,
-        "teacher": teacher,
-        "keep_pixels": request.options["keep_pixels"],
-    }
+    kept = {name: request.options[name] for name in ("keep_pixels", "keep_weights")}
+    return splits | {"cache": request.cache, "teacher": teacher} | kept
 
 
 def _split(
@@ -440,6 +440,7 @@ register_protocol(
         options=(
             Option("teacher", "Folder with Depth Anything V2, for pseudo depth.", "path"),
             Option("keep_pixels", "Keep the sampled pixels of finished methods.", "flag", False),
+            KEEP_WEIGHTS,
         ),
     )
 )

@@ -30,6 +30,7 @@ from upfeat.data.surfaces import SurfaceData
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import NormalMetric
 from upfeat.evaluation.metrics.normals import RECALLS
+from upfeat.evaluation.probes.crops import KEEP_WEIGHTS
 from upfeat.evaluation.probes.normal_losses import uncertain_normals_loss
 from upfeat.evaluation.probes.surfaces import SurfaceProbe, SurfaceProbeConfig, surface_preset
 from upfeat.evaluation.registry import (
@@ -94,6 +95,7 @@ def run_normals_probe(
     *,
     out: str | Path,
     cache: str | Path,
+    keep_weights: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Result]:
     """Probe several upsamplers on the same pictures; results that exist already are read.
@@ -106,6 +108,8 @@ def run_normals_probe(
         methods: upsamplers, on the same device; a ``JointMethod`` is trained with the head.
         out: folder of the results, one JSON a method.
         cache: folder of features and checkpoints, from which an interrupted run goes on.
+        keep_weights: save methods that are trained with the heads, one folder a seed in
+            ``out/weights``.
         on_progress: called with label, stage, done and total.
 
     Returns:
@@ -122,7 +126,7 @@ def run_normals_probe(
             )
     train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
     probe = _NormalsProbe(config, train, val, backbone, Path(cache), on_progress or silent)
-    return probe.run(methods, Path(out))
+    return probe.run(methods, Path(out), keep_weights=keep_weights)
 
 
 class _NormalsProbe(SurfaceProbe[NormalMetric]):
@@ -176,6 +180,7 @@ def _inputs(request: Request) -> dict[str, Any]:
         "train": reader(request.root, TRAIN_SPLITS[data]),
         "val": reader(request.root, "test"),
         "cache": request.cache,
+        "keep_weights": request.options["keep_weights"],
     }
 
 
@@ -202,5 +207,6 @@ register_protocol(
         weights="joint",
         seeds=True,
         items="images of each split",
+        options=(KEEP_WEIGHTS,),
     )
 )

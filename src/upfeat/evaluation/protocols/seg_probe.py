@@ -34,6 +34,7 @@ from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import SegmentationMetric, boundary_band
+from upfeat.evaluation.probes.crops import KEEP_WEIGHTS
 from upfeat.evaluation.probes.parts import BoundaryOptions, mean_class_ious
 from upfeat.evaluation.probes.pixels import (
     PixelPool,
@@ -440,12 +441,7 @@ register_protocol(
         items="images of each split",
         options=(
             Option("keep_pixels", "Keep the sampled pixels of finished methods.", "flag", False),
-            Option(
-                "keep_weights",
-                "Save methods that are trained with the heads in OUT/weights, for other tasks.",
-                "flag",
-                False,
-            ),
+            KEEP_WEIGHTS,
         ),
     )
 )
