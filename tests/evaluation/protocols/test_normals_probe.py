@@ -154,7 +154,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     (resumed,) = probe(tmp_path / "parts", method("nearest"), settings=settings)
     assert resumed.scores == whole.scores
     # Features of changed pictures are not kept, those of the scored ones are.
-    assert len(list((tmp_path / "whole/cache/features").rglob("*.safetensors"))) <= 2
+    assert len(list((tmp_path / "whole/cache/features").rglob("*.npy"))) == 2
 
 
 def engine(tmp_path: Path, **changes: Any) -> _NormalsProbe:
@@ -196,7 +196,7 @@ def test_settings_say_which_features_are_stored(tmp_path: Path) -> None:
     for changes in ({}, {"jitter": 1.0}, {"zoom": 0.5}):
         task = engine(tmp_path / str(len(texts)), **changes)
         task.load("train", [0])
-        kept = list((tmp_path / str(len(texts))).rglob("*.safetensors"))
+        kept = list((tmp_path / str(len(texts))).rglob("*.npy"))
         texts.append(task.settings(method("nearest"))["features"])
         assert bool(kept) == (texts[-1] == "stored")
     assert texts[0] == "stored"
