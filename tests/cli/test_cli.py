@@ -233,12 +233,12 @@ def test_all_methods_on_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["{photos}", "--upsampler", "jafar"], "jafar must be trained first"),
         (["{photos}", "--upsampler", "jafar.dinov2_vits14"], "looked in four places"),
         (["{photos}", "--save", "tiff"], "unknown format of --save 'tiff'"),
-        (["{photos}", "--save", ","], "--save names no format"),
+        (["{photos}", "--save", ","], "--save names nothing to write"),
         (["{photos}", "--size", "3x4x5"], "--size must be"),
         (["{photos}", "--dtype", "int8"], "--dtype must be one of"),
         (["{photos}", "--fit", "crop"], "--fit must be pad or resize"),
         (["{photos}", "--basis", "nowhere.json"], "--basis must be"),
-        (["{photos}", "--save", "npz", "--size", "500000"], "free; choose a smaller"),
+        (["{photos}", "--save", "npz", "--size", "500000"], "choose a smaller --size"),
     ],
 )
 def test_user_errors_are_messages(

@@ -307,7 +307,7 @@ class PipelineOptions(PhotoOptions):
 
 
 def with_fields(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose first parameter, a dataclass of options, is spread into its fields.
+    """Return a command whose parameters that are dataclasses of options are spread into fields.
 
     Args:
         command: a function with annotations; typer reads the signature of what is returned.
@@ -319,27 +319,44 @@ def with_fields(command: Callable[..., None]) -> Callable[..., None]:
         >>> list(inspect.signature(with_fields(count)).parameters)[::12]
         ['paths', 'jobs']
     """
-    first, *others = inspect.signature(command, eval_str=True).parameters.values()
-    fields = get_type_hints(first.annotation, include_extras=True)
+    given = inspect.signature(command, eval_str=True).parameters
+    groups = {name: one.annotation for name, one in given.items() if _is_group(one)}
     parameters = [
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if each.default is MISSING else each.default,
-            annotation=fields[each.name],
-        )
-        for each in dataclasses.fields(first.annotation)
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for one in given.values()
+        for parameter in (_fields_of(one.annotation) if one.name in groups else [one])
     ]
-    parameters += [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in others]
 
     @functools.wraps(command)
-    def spread(**given: Any) -> None:
-        command(first.annotation(**{name: given.pop(name) for name in fields}), **given)
+    def spread(**values: Any) -> None:
+        joined = {
+            name: group(**{each.name: values.pop(each.name) for each in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**joined, **values)
 
     del spread.__wrapped__
     spread.__annotations__ = {each.name: each.annotation for each in parameters}
     vars(spread)["__signature__"] = inspect.Signature(parameters)
     return spread
+
+
+def _is_group(parameter: inspect.Parameter) -> bool:
+    return isinstance(parameter.annotation, type) and dataclasses.is_dataclass(parameter.annotation)
+
+
+def _fields_of(group: type) -> list[inspect.Parameter]:
+    """Return the fields of a dataclass of options as parameters of a function."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if each.default is MISSING else each.default,
+            annotation=hints[each.name],
+        )
+        for each in dataclasses.fields(group)
+    ]
 
 
 # -- values --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from upfeat.cli.films import FilmOptions, upsample_film
 from upfeat.cli.options import (
     MaxGbOption,
     PipelineOptions,
@@ -17,40 +18,90 @@ from upfeat.cli.output import Colors
 from upfeat.cli.progress import announce_bytes, run_with_progress
 
 if TYPE_CHECKING:
-    from upfeat.extraction import Summary, Writer
+    from upfeat.extraction import Job, Summary, Writer
     from upfeat.pipeline import Encoded, Pipeline
+    from upfeat.viz import PCAPicture
+
+KINDS = ("panel", "pca", "overlay", "safetensors", "npz")
 
 
 @with_fields
 def upsample_command(
     options: PipelineOptions,
-    save: Annotated[str, typer.Option(help="png, safetensors, npz; several with commas.")] = "png",
+    films: FilmOptions,
+    save: Annotated[
+        str,
+        typer.Option(
+            help="panel (image, low-res and upsampled features side by side), pca (upsampled "
+            "features at full size), overlay (these over the image), safetensors, npz; several "
+            "with commas."
+        ),
+    ] = "panel",
     save_dtype: SaveDtypeOption = "float16",
     max_gb: MaxGbOption = 10.0,
     jobs: Annotated[int, typer.Option(min=1, help="Images that are read ahead.")] = 2,
 ) -> None:
-    """Upsample the features of images; finished images are skipped on a second run.
+    """Upsample the features of images and films; finished ones are skipped on a second run.
 
     safetensors and npz hold "high" (C, H', W') and "low" (C, h, w), and their settings as JSON.
-    Only files that upfeat wrote are replaced; what it wrote is no input of a later run.
+    A video file, the number of a camera, or with --film a folder of frames becomes a film of its
+    features, all frames in one PCA basis. Only files that upfeat wrote are replaced; what it
+    wrote is no input of a later run.
     """
     from upfeat.data import image_files
-    from upfeat.extraction import Job, estimate_bytes, run_bulk
+    from upfeat.extraction import Job
 
-    kinds = list(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
-    output_size, out = parse_size(options.size, "--size"), options.out
+    kinds = _kinds(save)
+    images, videos = films.split(options.paths)
     options.check()
-    found = [Job(path, name) for path, name in image_files(options.paths)]
+    found = [Job(path, name) for path, name in image_files(images)] if images else []
+    opened = [films.open(path) for path in videos]
+    views = [kind for kind in kinds if kind in KINDS[:3]]
+    if opened and not views:
+        raise ValueError(
+            "--save names no picture, and a film is pictures; choose from panel, pca, overlay"
+        )
     pipe = options.build()
-    colors = Colors(options.basis, out)
+    colors = Colors(options.basis, options.out)
     numbers = options.settings(pipe)
-    writers = [_writer(kind, pipe, save_dtype, colors, numbers) for kind in kinds]
-    if not writers:
-        raise ValueError("--save names no format; choose from png, safetensors, npz")
-    settings = numbers | {"save": sorted(kinds), "save_dtype": save_dtype, "basis": options.basis}
-    expected = estimate_bytes(found, writers, output_size, out, settings)
-    smaller = "a smaller --size, --save-dtype float16 or --save png"
-    announce_bytes(expected, out, max_gb, smaller)
+    settings = numbers | {"save": sorted(kinds), "basis": options.basis}
+    for film in opened:
+        upsample_film(film, pipe, options.out, settings, views, films, colors.basis)
+    if images:
+        drawings = _Drawings(colors)
+        writers = [_writer(kind, pipe, save_dtype, drawings, numbers) for kind in kinds]
+        settings["save_dtype"] = save_dtype
+        _upsample_images(found, pipe, writers, options, settings, max_gb, jobs)
+
+
+def _kinds(save: str) -> list[str]:
+    """Return what is written, each once; ``png`` is the panel."""
+    from upfeat.errors import UnknownNameError
+
+    named = [kind.strip() for kind in save.split(",") if kind.strip()]
+    kinds = list(dict.fromkeys("panel" if kind == "png" else kind for kind in named))
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("format of --save", kind, KINDS)
+    if not kinds:
+        raise ValueError(f"--save names nothing to write; choose from {', '.join(KINDS)}")
+    return kinds
+
+
+def _upsample_images(
+    found: "list[Job]",
+    pipe: "Pipeline",
+    writers: "list[Writer]",
+    options: PipelineOptions,
+    settings: dict[str, Any],
+    max_gb: float,
+    jobs: int,
+) -> None:
+    from upfeat.extraction import estimate_bytes, run_bulk
+
+    out = options.out
+    expected = estimate_bytes(found, writers, parse_size(options.size, "--size"), out, settings)
+    announce_bytes(expected, out, max_gb, "a smaller --size, --save-dtype float16 or --save panel")
     summary = run_with_progress(
         "upsampling", len(found), lambda show: run_bulk(
             found, pipe, writers, out, settings, workers=jobs, on_outcome=show
@@ -61,23 +112,40 @@ def upsample_command(
         raise typer.Exit(1)
 
 
+class _Drawings:
+    """The pictures of the image at hand, computed once for all views."""
+
+    def __init__(self, colors: Colors) -> None:
+        self.colors = colors
+        self.last: tuple[Encoded, PCAPicture] | None = None
+
+    def of(self, pipe: "Pipeline", encoded: "Encoded") -> "PCAPicture":
+        from upfeat.viz import pca_picture
+
+        if self.last is None or self.last[0] is not encoded:
+            basis = self.colors.of(encoded)
+            self.last = (encoded, pca_picture(pipe, encoded, basis=basis))
+        return self.last[1]
+
+
 def _writer(
-    kind: str, pipe: "Pipeline", save_dtype: str, colors: Colors, settings: dict[str, Any]
+    kind: str,
+    pipe: "Pipeline",
+    save_dtype: str,
+    drawings: _Drawings,
+    settings: dict[str, Any],
 ) -> "Writer":
-    from upfeat.errors import UnknownNameError
     from upfeat.extraction import Writer, tensor_writer
-    from upfeat.viz import pca_picture, save_png
+    from upfeat.viz import draw_view, save_png
 
-    def write_panel(pipe: "Pipeline", encoded: "Encoded", path: Path) -> None:
-        save_png(pca_picture(pipe, encoded, basis=colors.of(encoded)).panel, path)
+    def write_view(pipe: "Pipeline", encoded: "Encoded", path: Path) -> None:
+        picture = drawings.of(pipe, encoded)
+        save_png(draw_view(picture, encoded.image[0], kind), path)
 
-    if kind == "png":
-        return Writer(".png", write_panel, 2.0)
-    if kind not in ("safetensors", "npz"):
-        raise UnknownNameError("format of --save", kind, ("png", "safetensors", "npz"))
-    return tensor_writer(
-        kind, pipe.backbone.dim, parse_dtype(save_dtype, "--save-dtype"), settings=settings
-    )
+    if kind in ("safetensors", "npz"):
+        dtype = parse_dtype(save_dtype, "--save-dtype")
+        return tensor_writer(kind, pipe.backbone.dim, dtype, settings=settings)
+    return Writer(".png" if kind == "panel" else f"_{kind}.png", write_view, 2.0)
 
 
 def _report(summary: "Summary", out: Path) -> None:

@@ -5,6 +5,7 @@ from upfeat.data.classified import ClassifiedFile, ClassifiedImage, ClassifiedIm
 from upfeat.data.depth import DepthData, DepthFile, DepthImage, DepthMapFolder
 from upfeat.data.driving import DrivingData, DrivingFile, DrivingFrame
 from upfeat.data.feature_cache import FeatureCache
+from upfeat.data.films import FILM_SUFFIXES, Film, open_film
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
 from upfeat.data.images import ImageSource, image_size, read_image
 from upfeat.data.keypoints import (
@@ -64,6 +65,7 @@ from upfeat.data.transforms import CropTransform, resize_and_crop
 from upfeat.data.video import VideoData, VideoSequence
 
 __all__ = [
+    "FILM_SUFFIXES",
     "IMAGE_SUFFIXES",
     "BoxData",
     "BoxFile",
@@ -81,6 +83,7 @@ __all__ = [
     "DrivingFile",
     "DrivingFrame",
     "FeatureCache",
+    "Film",
     "FirstOfMaskSource",
     "ImageSource",
     "KeypointData",
@@ -144,6 +147,7 @@ __all__ = [
     "nyuv2_depth",
     "nyuv2_surfaces",
     "object_sets",
+    "open_film",
     "pf_pascal",
     "pf_willow",
     "read_image",

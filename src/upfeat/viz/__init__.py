@@ -10,6 +10,7 @@ from upfeat.viz.attention import (
     sample_dots,
 )
 from upfeat.viz.comparison import Comparison, compare_upsamplers, usable_upsamplers
+from upfeat.viz.films import VIEWS, FilmFormat, FilmResult, draw_view, make_film
 from upfeat.viz.pca import PCABasis, PCAPicture, pca_panel, pca_picture, save_png
 from upfeat.viz.similarity import (
     AnswerMap,
@@ -20,17 +21,22 @@ from upfeat.viz.similarity import (
 )
 
 __all__ = [
+    "VIEWS",
     "AnswerMap",
     "Attended",
     "Comparison",
+    "FilmFormat",
+    "FilmResult",
     "PCABasis",
     "PCAPicture",
     "attended_regions",
     "attention_panel",
     "compare_upsamplers",
     "dot_picture",
+    "draw_view",
     "effective_cells",
     "heat_picture",
+    "make_film",
     "overlay_picture",
     "pca_panel",
     "pca_picture",

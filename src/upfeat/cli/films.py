@@ -1,0 +1,100 @@
+"""Films among the inputs of ``upfeat upsample``: MP4 or GIF of every frame in one PCA basis."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from upfeat.data import Film
+    from upfeat.pipeline import Encoded, Pipeline
+    from upfeat.viz import PCABasis
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmOptions:
+    """The options for films; see :func:`upfeat.cli.options.with_fields`."""
+
+    film: Annotated[
+        bool, typer.Option("--film", help="Take a folder of frames, or a GIF, as one film.")
+    ] = False
+    film_format: Annotated[
+        Literal["mp4", "gif"], typer.Option(help="Format of films that are written.")
+    ] = "mp4"
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Frames per second; default the film's, 25 for a folder."),
+    ] = None
+    every: Annotated[int, typer.Option(min=1, help="Keep one of so many frames of a film.")] = 1
+    frames: Annotated[int | None, typer.Option(min=1, help="At most so many frames of a film.")] = (
+        None
+    )
+
+    def split(self, paths: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return the inputs that are images, and those that are films."""
+        films = [path for path in paths if self._is_film(path)]
+        return [path for path in paths if path not in films], films
+
+    def _is_film(self, path: str) -> bool:
+        from upfeat.data import FILM_SUFFIXES
+
+        place = Path(path)
+        if path.isdigit() and not place.exists():  # a camera
+            return True
+        if self.film:
+            return place.is_dir() or place.is_file()
+        return place.suffix.lower() in FILM_SUFFIXES
+
+    def open(self, path: str) -> "Film":
+        """Open a film."""
+        from upfeat.data import open_film
+
+        rate = None if self.fps is None else Fraction(self.fps).limit_denominator(1001)
+        return open_film(path, rate=rate, every=self.every, limit=self.frames)
+
+
+def upsample_film(
+    film: "Film",
+    pipe: "Pipeline",
+    out: Path,
+    settings: Mapping[str, Any],
+    views: Sequence[str],
+    options: FilmOptions,
+    basis: "PCABasis | None",
+) -> None:
+    """Make the films of one input, with a progress bar, and print where they are."""
+    from upfeat.viz import make_film
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} frames"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(film.name, total=film.length())
+
+        def show(number: int, encoded: "Encoded") -> None:
+            progress.update(task, completed=number)
+
+        if film.endless and film.limit is None:
+            console.print("recording; Ctrl-C ends the film", highlight=False)
+        result = make_film(
+            film,
+            pipe,
+            out,
+            settings,
+            views=views,
+            kind=options.film_format,
+            basis=basis,
+            on_frame=show,
+        )
+    what = "frames" if result.state == "done" else "frames, already there"
+    typer.echo(f"{film.name}: {result.frames} {what}")
+    typer.echo("\n".join(str(file) for file in result.files))
