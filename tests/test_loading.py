@@ -46,6 +46,26 @@ def test_a_method_without_weights_is_refused_unless_random_ones_are_asked_for() 
     assert all(torch.equal(named[key], value) for key, value in bundled.items())
 
 
+def test_what_fits_the_backbone_is_named() -> None:
+    encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    with pytest.raises(ValueError, match=r"its published weights \(jafar\.vit_compact_patch16\)"):
+        upfeat.load_upsampler("jafar", encoder)
+    with pytest.raises(ValueError, match=r"its published weights \(kin\.upfeat\)"):
+        upfeat.load_upsampler("kin", 8)
+
+
+def test_the_folder_of_a_run_stands_for_its_model(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.csv").write_text("step,loss\n1,0.5\n")
+    (run / "config.json").write_text("{}")
+    with pytest.raises(WeightsNotFoundError, match=f"--resume --out {run} finishes it"):
+        upfeat.load_upsampler(run, 8)
+    folder.rename(run / "model")
+    assert upfeat.load_upsampler(run, 8).config["qk_dim"] == 8
+    assert upfeat.Upsampler.from_pretrained(run).config["qk_dim"] == 8
+
+
 def test_arguments_are_literals_of_the_methods_class() -> None:
     up = upfeat.load_upsampler(" guided_filter( radius=3, guide='gray' ) ", 8)
     assert (up.config["radius"], up.config["guide"]) == (3, "gray")

@@ -1,18 +1,19 @@
-"""Write docs/methods, the table of methods in README.md, and what `upfeat list` shows.
+"""Write docs/methods, docs/choose.md, README.md's table of methods, what `upfeat list` shows.
 
     python tools/method_pages.py            # write
     python tools/method_pages.py --check    # exit 1 if a file is out of date
 
 The list is kept in upfeat/cli/methods.json, so that the command need not import torch.
 
-Facts come from the registry, where each method's file enters them, and from
-benchmarks/results/*.json.
+Facts come from the registry, where each method's file enters them, from benchmarks/results/*.json
+and, for docs/choose.md, from docs/results/*.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from pathlib import Path
 from upfeat._files import write_bytes
 from upfeat.cli.listing import baseline_notes, needs_of
 from upfeat.evaluation.benchmark import BenchmarkRun, Measurement
+from upfeat.evaluation.tables import Table, build_tables, gather_results
+from upfeat.upsamplers.fitted import short_fit
 from upfeat.upsamplers.registry import (
     get_checkpoint,
     get_class,
@@ -36,7 +39,18 @@ ABILITIES = {
     "commutes with a linear head": "linear",
 }
 README = "../../README.md"  # as docs/methods sees it
+CHOOSE = "../choose.md"
+SUMMARISED = ("kin", "anyup", "loftup", "jafar", "joint_bilateral", "guided_filter", "bilinear")
+# Tables of docs/choose.md, by task and data; each gives the score that ranks in it.
+SCORES = (
+    ("seg-probe", "msrc"),
+    ("seg-probe", "camvid"),
+    ("depth-probe", "nyuv2"),
+    ("normals-probe", "rgbd"),
+    ("vos", "davis2016"),
+)
 TABLE_START = "<!-- Written by tools/method_pages.py. -->\n\n"
+RESULTS_START = "<!-- Results: written by tools/method_pages.py. -->\n\n"
 TABLE_END = "\n<!-- End of what tools/method_pages.py writes. -->"
 PAPERS = {"JAFAR": "2506.11136", "LoftUp": "2504.14032"}
 NOTE = "<!-- Written by tools/method_pages.py; edit that, or the method's file. -->\n\n"
@@ -44,12 +58,21 @@ NOTE = "<!-- Written by tools/method_pages.py; edit that, or the method's file. 
 
 def pages(root: Path = ROOT) -> dict[str, str]:
     """File name to content, for all of docs/methods."""
-    reports = [
+    runs = reports(root)
+    names = list_upsamplers()
+    return (
+        {"README.md": index(names)}
+        | {f"{name}.md": page(name, runs) for name in names}
+        | {CHOOSE: choose(root, runs)}
+    )
+
+
+def reports(root: Path) -> list[tuple[str, BenchmarkRun]]:
+    """The kept benchmarks, by the names of their files."""
+    return [
         (path.name, BenchmarkRun.model_validate_json(path.read_text()))
         for path in sorted((root / "benchmarks" / "results").glob("*.json"))
     ]
-    names = list_upsamplers()
-    return {"README.md": index(names)} | {f"{name}.md": page(name, reports) for name in names}
 
 
 def listing() -> str:
@@ -77,10 +100,28 @@ def listing() -> str:
     return json.dumps(methods, indent=1, ensure_ascii=False) + "\n"
 
 
-def readme(text: str) -> str:
-    """README.md with its table of methods written anew, between the two comments around it."""
-    before, rest = text.split(TABLE_START)
-    return before + TABLE_START + readme_table() + TABLE_END + rest.split(TABLE_END)[1]
+def readme(text: str, root: Path = ROOT) -> str:
+    """README.md with its tables written anew, each between the two comments around it."""
+    written = {RESULTS_START: lambda: summary(root), TABLE_START: readme_table}
+    for start, content in written.items():
+        if start in text:
+            before, rest = text.split(start)
+            text = before + start + content() + TABLE_END + rest.split(TABLE_END, 1)[1]
+    return text
+
+
+def summary(root: Path) -> str:
+    """What was measured here of some methods: a few columns of docs/choose.md."""
+    runs, columns = reports(root), score_columns(root)
+    rows = [
+        [
+            f"`{name}`",
+            *(scores.get(name, "-") for _, scores in columns),
+            seconds(latest(name, runs)),
+        ]
+        for name in SUMMARISED
+    ]
+    return table(["method", *(head for head, _ in columns), "time at 448"], rows)
 
 
 def readme_table() -> str:
@@ -121,6 +162,137 @@ def index(names: list[str]) -> str:
     return f"{NOTE}# Methods\n\n{table(head, rows)}"
 
 
+# -- docs/choose.md --------------------------------------------------------------------------------
+
+FACTS = (
+    *("method", "take it when", "weights", "licence of the code", "of the weights", "`values=`"),
+    *("time", "memory"),
+)
+GROUPS = {
+    "Ready for any backbone": "One set of weights, or none at all, serves every backbone.",
+    "Weights for single backbones": "Load the file of your backbone, or train one: "
+    "`upfeat train NAME_small --backbone B --data DIR`.",
+    "An optimisation for each image": "No training set and no weights; each image takes long.",
+    "Trained first": "No weights are published: `upfeat train` makes them, for a backbone or "
+    "together with a task.",
+}
+CHOOSE_HEAD = """# Which method should I use?
+
+* **Start with `kin.upfeat`**: any backbone, weights in the package, about a second on a CPU. It is
+  what the commands take if you name none.
+* **A linear head follows** (a probe, a 1x1 classifier, text queries): take a method with `values=`
+  and put the head first, so that only its few channels are upsampled.
+* **`upfeat list --pretrained` names your backbone** (`jafar`, `loftup`): see them beside it with
+  `upfeat show compare photo.jpg --backbone B`, and let `upfeat eval seg-probe` on your own labelled
+  images decide ([your_data.md](your_data.md)).
+* **Always keep `bilinear` beside it.** A method that does not beat it on your data is not worth its
+  time.
+
+Scores are ours, of linear and convolutional heads on frozen features of one small backbone,
+{backbone}.
+Settings and deviations are in [results.md](results.md). They rank methods for that backbone and
+these sets, and for no others. Time and memory: one image, 384 channels from 32 x 32 to 448 x 448,
+float32, two cores of a server's CPU ([benchmarks](../benchmarks/README.md)); a GPU is much faster.
+"-": not measured. Licences are those of the original code and of the weights; the terms of the
+backbone and of the training images come on top (`upfeat info NAME`).
+"""
+
+
+def choose(root: Path, runs: list[tuple[str, BenchmarkRun]]) -> str:
+    """One page that says which method to take, with what was measured here."""
+    columns = score_columns(root)
+    parts = []
+    for title, need in GROUPS.items():
+        names = [name for name in by_scores(columns) if group_of(name) == title]
+        shown = [(head, scores) for head, scores in columns if not scores.keys().isdisjoint(names)]
+        rows = [
+            [*facts(name, runs), *(scores.get(name, "-") for _, scores in shown)] for name in names
+        ]
+        heading = [*FACTS, *(head for head, _ in shown)]
+        parts.append(f"## {title}\n\n{need}\n\n{table(heading, rows)}")
+    used = {t.backbone for t in tables(root) if (t.task, t.data) in SCORES}
+    text = CHOOSE_HEAD.format(backbone=", ".join(sorted(used)) or "none yet")
+    return NOTE + "\n".join([text, *parts])
+
+
+@functools.cache
+def tables(root: Path) -> list[Table]:
+    """The results that are kept."""
+    folder = root / "docs" / "results"
+    return build_tables(gather_results([folder])) if any(folder.glob("*.json")) else []
+
+
+def score_columns(root: Path) -> list[tuple[str, dict[str, str]]]:
+    """Heading and means of each of SCORES that there is."""
+    found = (score_column(tables(root), wanted) for wanted in SCORES)
+    return [column for column in found if column is not None]
+
+
+def facts(name: str, runs: list[tuple[str, BenchmarkRun]]) -> list[str]:
+    """Cells under FACTS."""
+    info, record = get_class(name).info, latest(name, runs)
+    records = map(get_checkpoint, list_upsamplers(f"{name}.*", pretrained=True))
+    weights = list(dict.fromkeys(r.weights_license.partition(" (")[0] for r in records if r))
+    steps = ", ".join(f"{key}={value}" for key, value in short_fit(get_class(name)).items())
+    return [
+        f"[`{name}`](methods/{name}.md)",
+        info.when,
+        weights_of(name),
+        info.code_license or "textbook",
+        ", ".join(weights) or "-",
+        "yes" if info.abilities.linear else "-",
+        seconds(record) + (f" ({steps})" if steps and record else ""),
+        memory(record),
+    ]
+
+
+def score_column(kept: list[Table], wanted: tuple[str, str]) -> tuple[str, dict[str, str]] | None:
+    """Heading and, by method, the mean of its best row; None without such a table."""
+    found = [t for t in kept if (t.task, t.data) == wanted and t.headline and not t.quick_look]
+    if not found:
+        return None
+    best = max(found, key=lambda t: len(t.rows))
+    score, values = str(best.headline), {}
+    for row in best.rows:  # best first
+        name = row.label.partition(".")[0]
+        number = row.result.scores[score].mean if score in row.result.scores else None
+        if name in list_upsamplers() and "(" not in row.label and number is not None:
+            values.setdefault(name, f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}")
+    return f"{best.data}, {best.heading(score)}", values
+
+
+def by_scores(columns: list[tuple[str, dict[str, str]]]) -> list[str]:
+    """Names of methods: first those with most scores here, then by name."""
+    counts = {name: sum(name in scores for _, scores in columns) for name in list_upsamplers()}
+    first = list(columns[0][1]) if columns else []
+    order = {name: position for position, name in enumerate(first)}
+    return sorted(counts, key=lambda name: (-counts[name], order.get(name, len(order)), name))
+
+
+def latest(name: str, runs: list[tuple[str, BenchmarkRun]]) -> Measurement | None:
+    """The newest time at 448 in float32."""
+    found = [
+        (run.environment.date, record)
+        for _, run in runs
+        if run.environment.dtype == "float32"
+        and (record := run.find(name, "448", "upfeat")) is not None
+    ]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def group_of(name: str) -> str:
+    info = get_class(name).info
+    titles = list(GROUPS)
+    if info.abilities.per_image:
+        return titles[2]
+    if info.abilities.universal and weights_of(name).partition(" ")[0] != "training":
+        return titles[0]
+    return titles[1] if list_upsamplers(f"{name}.*", pretrained=True) else titles[3]
+
+
+# -- one page a method -----------------------------------------------------------------------------
+
+
 def page(name: str, reports: list[tuple[str, BenchmarkRun]]) -> str:
     info = get_class(name).info
     width = "feature_dim=384" if needs_feature_dim(name) else ""
@@ -148,7 +320,8 @@ def page(name: str, reports: list[tuple[str, BenchmarkRun]]) -> str:
     baseline = [[f"{paper} ({PAPERS[paper]})", how] for paper, how in baseline_notes(name).items()]
     needs = "".join(f"* {need}\n" for need in needs_of(name))
     return (
-        f"{NOTE}# {name}\n\n{info.summary}\n\n"
+        f"{NOTE}# {name}\n\n{info.summary}\n\nTake it when: {info.when} "
+        "[All methods beside each other](../choose.md).\n\n"
         f"```python\nup = upfeat.create_upsampler({call})\n```\n\n"
         f"{table(['', ''], paper)}\n"
         f"## Can\n\n{table(['ability', ''], flags)}\n"
@@ -230,14 +403,14 @@ def differences(root: Path = ROOT) -> list[str]:
     stale = [
         name
         for name, text in wanted.items()
-        if name not in present or (folder / name).read_text(encoding="utf-8") != text
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
     ]
     kept = root / LISTING
     if not kept.is_file() or kept.read_text(encoding="utf-8") != listing():
         stale.append(LISTING.name)
     if (folder / README).is_file():
         text = (folder / README).read_text(encoding="utf-8")
-        stale += [README] * (text != readme(text))
+        stale += [README] * (text != readme(text, root))
     return sorted(stale + list(present - set(wanted)))
 
 

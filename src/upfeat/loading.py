@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from upfeat._settings import read_call
@@ -22,6 +23,7 @@ from upfeat.ops.images import resize_bilinear
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.creation import create_upsampler, from_official
 from upfeat.upsamplers.registry import (
+    get_checkpoint,
     get_class,
     list_upsamplers,
     needs_feature_dim,
@@ -90,6 +92,8 @@ def load_upsampler(
     *,
     weights: str | os.PathLike[str] | None = None,
     allow_random: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Upsampler:
     """Load the upsampler that a name, a folder or a repository stands for, for a backbone.
@@ -101,7 +105,8 @@ def load_upsampler(
             * ``"jafar.dinov2_vits14"``, published weights;
             * ``"guided_filter(radius=4)"``, either of them with arguments of the method's class,
               whose values are literals;
-            * a folder that ``save_pretrained`` wrote (``"./jafar"`` where a method has that name);
+            * a folder that ``save_pretrained`` or ``upfeat train`` wrote (``"./jafar"`` where a
+              method has that name);
             * a Hugging Face repository that holds one, ``"me/name"``;
             * ``"large:8"`` or ``"strided:6"``, the backbone itself on a finer grid
               (:class:`FinerGrid`), or ``"low-res"``, its features as they are: every pixel takes
@@ -111,6 +116,8 @@ def load_upsampler(
             for the method that ``spec`` names.
         allow_random: a method that must be trained and is named without weights gets random ones,
             for training or to measure its cost; by default it is refused.
+        device: where the upsampler goes; None: the CPU.
+        dtype: its floating point type; None: float32.
         **options: further arguments of the method's class; they win over those of ``spec``.
 
     Returns:
@@ -138,7 +145,7 @@ def load_upsampler(
     if text == _LOW_RES or _FINER.fullmatch(text):
         if weights is not None or options:
             raise ValueError(f"{text} is the backbone itself and takes no weights or arguments")
-        return _load_backbone_row(text, backbone)
+        return _load_backbone_row(text, backbone).to(device=device, dtype=dtype)
     if _is_saved(text):
         if weights is not None or options:
             raise ValueError(f"{text} holds weights and arguments already; give no others with it")
@@ -146,7 +153,7 @@ def load_upsampler(
     else:
         name, written = _parse(text)
         try:
-            upsampler = _load_named(name, width, weights, allow_random, written | options)
+            upsampler = _load_named(name, backbone, weights, allow_random, written | options)
         except TypeError as error:
             if not written:
                 raise
@@ -157,7 +164,7 @@ def load_upsampler(
             f"{text} is an upsampler of {own} channels and the backbone has {width}; choose "
             "weights that were trained for this backbone"
         )
-    return upsampler.eval()
+    return upsampler.eval().to(device=device, dtype=dtype)
 
 
 def _load_backbone_row(text: str, backbone: Backbone | int) -> Upsampler:
@@ -228,7 +235,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
 def _load_named(
     name: str,
-    width: int,
+    backbone: Backbone | int,
     weights: str | os.PathLike[str] | None,
     allow_random: bool,
     options: Mapping[str, Any],
@@ -240,16 +247,31 @@ def _load_named(
         return from_official(name, weights, **options)
     if weights is not None or "." in name:
         return create_upsampler(name, weights=weights, **options)
+    width = backbone if isinstance(backbone, int) else backbone.dim
     given = {"feature_dim": width, **options} if needs_feature_dim(name) else dict(options)
-    upsampler = create_upsampler(name, **given)
+    upsampler = create_upsampler(name, pretrained=False, **given)
     learns = next(upsampler.parameters(), None) is not None
     if learns and not allow_random and not upsampler.info.abilities.per_image:
-        published = ", ".join(list_upsamplers(f"{name}.*", pretrained=True)) or "none"
         raise ValueError(
-            f"{name} must be trained first: give published weights ({published}), a folder that "
-            "save_pretrained wrote, or a file where weights= or --weights is taken"
+            f"{name} must be trained first: give {_published(name, backbone)}, a folder that "
+            "save_pretrained or upfeat train wrote, or a file where weights= or --weights is taken"
         )
     return upsampler
+
+
+def _published(name: str, backbone: Backbone | int) -> str:
+    """Say which published weights of a method fit a backbone, or which there are."""
+    tags = list_upsamplers(f"{name}.*", pretrained=True)
+    records = {tag: get_checkpoint(tag) for tag in tags}
+    own = getattr(backbone, "name", None)
+    fitting = [
+        tag
+        for tag, record in records.items()
+        if record is not None and (record.feature_dim is None or record.backbone == own)
+    ]
+    if fitting:
+        return f"its published weights ({', '.join(fitting)})"
+    return f"published weights ({', '.join(tags) or 'none'}; none for this backbone)"
 
 
 def _load_folder(

@@ -113,3 +113,18 @@ def test_list_backbones_takes_wildcards() -> None:
     tagged = list_backbones("timm/resnet18*", pretrained=True)
     assert "timm/resnet18.a1_in1k" in tagged
     assert "timm/resnet18" not in tagged
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("resnet18", "timm/resnet18"),
+        ("ResNet18", "timm/resnet18"),
+        ("vit_small_patch14_dinov2.lvd142m", r"timm/vit_small_patch14_dinov2\.lvd142m"),
+        ("vit_compact_patch16", "upfeat/vit_compact_patch16"),
+        ("TIMM/resnet18", "timm/resnet18"),
+    ],
+)
+def test_names_without_their_provider_or_in_another_case(written: str, meant: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"did you mean '{meant}'"):
+        create_backbone(written)

@@ -35,6 +35,7 @@ def test_every_method_has_its_facts() -> None:
     for name in list_upsamplers():
         assert needs_of(name)
         assert get_class(name).info.claim, name
+        assert get_class(name).info.when.endswith("."), name
         assert set(get_class(name).info.as_baseline) <= set(baseline_notes(name)), name
 
 

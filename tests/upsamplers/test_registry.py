@@ -1,6 +1,7 @@
 """Names: listing, creating, close matches, refusals."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,41 @@ def test_a_tag_whose_weights_are_not_here_says_where_it_looked(
     with pytest.raises(WeightsNotFoundError, match="looked in four places") as caught:
         upfeat.create_upsampler(name)
     assert name in str(caught.value)
+
+
+def test_a_bare_name_has_random_weights_and_says_so() -> None:
+    with pytest.warns(UserWarning, match=r"'kin'\) has random weights.*kin\.upfeat"):
+        bare = upfeat.create_upsampler("kin")
+    assert bare.training
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        meant = upfeat.create_upsampler("kin", pretrained=False)
+        loaded = upfeat.create_upsampler("kin.upfeat")
+        upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=8)  # said by its arguments
+        upfeat.create_upsampler("bilinear")
+        upfeat.load_upsampler("kin", 8, allow_random=True)
+    assert meant.training
+    assert not loaded.training
+    weights, random = (next(up.parameters()) for up in (loaded, meant))
+    assert not torch.equal(weights, random)
+    with pytest.raises(ValueError, match=r"which has random weights, or name published ones: jafa"):
+        upfeat.create_upsampler("jafar")
+
+
+def test_device_and_dtype_are_taken_wherever_something_is_loaded(tmp_path: Path) -> None:
+    wanted = {"device": "meta", "dtype": torch.bfloat16}
+    upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=8).save_pretrained(tmp_path)
+    state = upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=32).state_dict()
+    made = [
+        upfeat.create_upsampler("kin.upfeat", **wanted),
+        upfeat.create_upsampler("jafar", feature_dim=8, **wanted),
+        upfeat.from_official("jafar", state, num_heads=4, **wanted),
+        upfeat.Upsampler.from_pretrained(tmp_path, **wanted),
+        upfeat.load_upsampler("kin.upfeat", 8, **wanted),
+        upfeat.load_upsampler(tmp_path, 8, **wanted),
+        upfeat.create_backbone("upfeat/vit_compact_patch16", **wanted),
+    ]
+    for module in made:
+        assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
+    pipe = upfeat.Pipeline("upfeat/vit_compact_patch16", "kin.upfeat", dtype=torch.bfloat16)
+    assert {p.dtype for p in pipe.upsampler.parameters()} == {torch.bfloat16}

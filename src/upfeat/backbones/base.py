@@ -300,7 +300,14 @@ def _provider(prefix: str) -> _Provider | None:
     return _providers.get(prefix)
 
 
-def create_backbone(spec: str, weights: Weights = None, **options: Any) -> Backbone:
+def create_backbone(
+    spec: str,
+    weights: Weights = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Backbone:
     """Build a frozen backbone from its name.
 
     Args:
@@ -311,6 +318,8 @@ def create_backbone(spec: str, weights: Weights = None, **options: Any) -> Backb
             ``$UPFEAT_WEIGHTS``, the local cache and the hub, in this order; ``"random"`` keeps the
             random initialisation (seed it with ``torch.manual_seed``), for tests of an
             architecture.
+        device: where the backbone goes; None: the CPU.
+        dtype: its floating point type; None: float32.
         **options: what the provider takes; those written in ``spec`` win. ``timm/``: ``layer=-1``,
             ``norm=True``, ``image_size=None`` and the constructor arguments of the network.
 
@@ -330,17 +339,31 @@ def create_backbone(spec: str, weights: Weights = None, **options: Any) -> Backb
     weights = written.pop("weights", weights)
     prefix, slash, name = text.partition("/")
     if not slash or not name:
-        raise UnknownNameError("backbone", spec, [f"{p}/<name>" for p in {*_BUILT_IN, *_providers}])
+        raise UnknownNameError("backbone", text, _likely_specs(prefix))
     provider = _provider(prefix)
     if provider is None:
         known = [f"{p}/{name}" for p in {*_BUILT_IN, *_providers}]
         raise UnknownNameError("backbone provider", spec, known)
     try:
-        return provider.create(name, weights=weights, **{**options, **written})
+        backbone = provider.create(name, weights=weights, **{**options, **written})
     except TypeError as error:
         if not written or "keyword argument" not in str(error):
             raise
         raise ValueError(f"{spec} does not fit: {error}") from error
+    return backbone.to(device=device, dtype=dtype)
+
+
+def _likely_specs(name: str) -> list[str]:
+    """Return specs that a name without a provider may mean, and the form of all."""
+    architecture, _, tag = name.casefold().partition(".")
+    likely = []
+    for prefix in sorted({*_BUILT_IN, *_providers}):
+        provider = _provider(prefix)
+        for known in () if provider is None else provider.names(False):
+            if known.casefold() in (architecture, name.casefold()):
+                with_tag = f"{known}.{tag}" if tag and known.casefold() == architecture else known
+                likely.append(f"{prefix}/{with_tag}")
+    return [*likely, *(f"{prefix}/<name>" for prefix in {*_BUILT_IN, *_providers})]
 
 
 def list_backbones(pattern: str = "*", pretrained: bool = False) -> list[str]:

@@ -146,6 +146,7 @@ def _facts(name: str) -> dict[str, object]:
     facts: dict[str, object] = {
         "name": name,
         "summary": info.summary,
+        "take it when": info.when,
         "claim": info.claim or "none",
         "needs": needs_of(info.name),
         "paper": info.paper or "none",

@@ -17,7 +17,7 @@ from upfeat._files import OwnFiles, write_bytes
 from upfeat.checkpoints import read_checkpoint
 from upfeat.errors import CheckpointError, ForeignFileError
 from upfeat.training.config import TrainConfig
-from upfeat.upsamplers.files import check_model_folder
+from upfeat.upsamplers.files import RUN_LOG, RUN_MODEL, check_model_folder
 
 __all__ = ["SnapshotFolder"]
 
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 MAKER = "upfeat train"
 CONFIG_FILE = "config.json"
-LOG_FILE = "log.csv"
+LOG_FILE = RUN_LOG
 CHECKPOINTS = "checkpoints"
-MODEL = "model"
+MODEL = RUN_MODEL
 BEST = "best.pt"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 

@@ -110,6 +110,7 @@ class CARAFE(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="carafe",
         summary="Mixing weights from the coarse features; four x2 stages, then bilinear.",
+        when="It is trained inside your network, together with the task.",
         claim=(
             "Mixing weights predicted from the content upsample better than interpolation at small "
             "cost, in detection, segmentation and inpainting."

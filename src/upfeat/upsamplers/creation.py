@@ -5,9 +5,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from upfeat.errors import UnknownNameError
+from upfeat.errors import UnknownNameError, warn_user
 from upfeat.upsamplers.base import Upsampler
 from upfeat.upsamplers.files import load_checkpoint, load_official
 from upfeat.upsamplers.registry import get_checkpoint, get_class, list_upsamplers
@@ -20,9 +21,15 @@ def create_upsampler(
     pretrained: bool | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **config: Any,
 ) -> Upsampler:
     """Build an upsampler by name.
+
+    A name with a tag (``"kin.upfeat"``) means weights, a name without one (``"kin"``) the
+    architecture with random weights, to be trained. ``create_upsampler("kin")`` alone warns that
+    its weights are random; ``pretrained=False`` says that this is meant.
 
     Args:
         name: ``"jafar.dinov2_vits14"`` for published weights, ``"jafar"`` for random ones.
@@ -30,6 +37,8 @@ def create_upsampler(
             ``$UPFEAT_WEIGHTS`` → local cache → hub. None loads them where there is a tag;
             False builds what the tag describes with random weights; True insists on a tag.
         weights: an explicit file in the official or in upfeat's layout.
+        device: where the upsampler goes; None: the CPU.
+        dtype: its floating point type; None: float32.
         **config: arguments of the method's class, such as ``feature_dim=384``.
 
     Returns:
@@ -50,6 +59,16 @@ def create_upsampler(
         >>> upfeat.create_upsampler("jafar", feature_dim=384).training
         True
     """
+    upsampler = _build(name, pretrained, weights, config)
+    return upsampler.to(device=device, dtype=dtype)
+
+
+def _build(
+    name: str,
+    pretrained: bool | None,
+    weights: str | os.PathLike[str] | None,
+    config: dict[str, Any],
+) -> Upsampler:
     cls, record = get_class(name), get_checkpoint(name)
     arch = cls.info.name
     if weights is not None and pretrained is False:
@@ -71,10 +90,17 @@ def create_upsampler(
         if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
         if p.name not in config
     ]
+    tags = list_upsamplers(f"{arch}.*", pretrained=True)
     if missing:
+        published = f", or name published ones: {', '.join(tags)}" if tags else ""
         raise ValueError(
             f"{arch} needs {', '.join(missing)}; for a backbone with C channels write "
-            f"create_upsampler({arch!r}, {missing[0]}=C)"
+            f"create_upsampler({arch!r}, {missing[0]}=C), which has random weights{published}"
+        )
+    if tags and not config and pretrained is None:
+        warn_user(
+            f"create_upsampler({arch!r}) has random weights, which must be trained; published "
+            f"ones: {', '.join(tags)}; pretrained=False says that random ones are meant"
         )
     return cls(**config)
 
@@ -82,6 +108,9 @@ def create_upsampler(
 def from_official(
     name: str,
     weights: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **config: Any,
 ) -> Upsampler:
     """Build an upsampler from an official weight file or state dict.
@@ -92,6 +121,8 @@ def from_official(
     Args:
         name: the method, without tag.
         weights: a file (``.pth``, ``.ckpt``, ``.bin``, ``.safetensors``) or a state dict.
+        device: as in :func:`create_upsampler`.
+        dtype: as in :func:`create_upsampler`.
         **config: constructor arguments that the tensors cannot tell.
 
     Raises:
@@ -104,4 +135,5 @@ def from_official(
         >>> upfeat.from_official("jafar", state, num_heads=4).config["feature_dim"]
         24
     """
-    return load_official(get_class(name), weights, config)
+    upsampler = load_official(get_class(name), weights, config)
+    return upsampler.to(device=device, dtype=dtype)

@@ -160,6 +160,7 @@ class DySample(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="dysample",
         summary="Bilinear sampling at positions read from features; four x2 stages, then bilinear.",
+        when="It is trained inside your network, together with the task, and must cost little.",
         claim="Upsampling as learned point sampling: no dynamic convolution, few parameters, fast.",
         as_baseline={
             "JAFAR": (

@@ -156,6 +156,10 @@ class FeatUpImplicit(FittedUpsampler):
     info = UpsamplerInfo(
         name="featup_implicit",
         summary="A network of place and colour, fitted to jittered views of each image.",
+        when=(
+            "Few images, no training set, and minutes to hours for each image; or you compare "
+            "with FeatUp."
+        ),
         claim="A network fitted to jittered views of one image gives features at any resolution.",
         as_baseline={
             "LoftUp": "without PCA (303 to 384 channels, +0.4 M parameters; read from the count)",

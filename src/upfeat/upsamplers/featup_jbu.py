@@ -213,6 +213,7 @@ class FeatUpJBU(Upsampler):
     info = UpsamplerInfo(
         name="featup_jbu",
         summary="Four learned joint bilateral x2 stages (x16), then a bilinear resize.",
+        when="Your backbone is one of those with published weights, or you compare with FeatUp.",
         claim=(
             "A feed-forward stack that restores lost resolution and can replace the features of a "
             "network in any task."

@@ -42,6 +42,9 @@ MAKER = "save_pretrained"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+# In the folder of a training run.
+RUN_LOG = "log.csv"
+RUN_MODEL = "model"
 
 ModelType = TypeVar("ModelType", bound="SavedModel")
 
@@ -223,8 +226,7 @@ def check_model_folder(folder: Path) -> None:
 def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "SavedModel":
     """Load a folder of :func:`save_folder`, or a Hugging Face repository that holds one."""
     folder = Path(folder_or_id).expanduser()
-    if not folder.is_dir():
-        folder = _download_folder(str(folder_or_id), hub)
+    folder = _of_run(folder) if folder.is_dir() else _download_folder(str(folder_or_id), hub)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise WeightsNotFoundError(
@@ -239,6 +241,19 @@ def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "SavedModel
     model.info = dataclasses.replace(model.info, **told)
     model.trained_for = backbone
     return model.eval()
+
+
+def _of_run(folder: Path) -> Path:
+    """Return the model in the folder of a run of ``upfeat train``; another folder as it is."""
+    if not (folder / RUN_LOG).is_file() or (folder / WEIGHTS_FILE).is_file():
+        return folder
+    model = folder / RUN_MODEL
+    if not (model / CONFIG_FILE).is_file():
+        raise WeightsNotFoundError(
+            f"{folder} is a run of upfeat train without a model yet: it was interrupted, or is "
+            f"still running; upfeat train --resume --out {folder} finishes it"
+        )
+    return model
 
 
 def _read_own_config(

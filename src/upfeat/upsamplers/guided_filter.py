@@ -50,6 +50,10 @@ class GuidedFilter(Upsampler):
     info = UpsamplerInfo(
         name="guided_filter",
         summary="Local linear models of the image's colours (He et al.); no training.",
+        when=(
+            "No weights wanted, and smooth targets such as depth, where it is first in our "
+            "table; weak at the borders of classes."
+        ),
         claim="An edge-preserving filter in linear time, whatever its radius.",
         as_baseline={
             "JAFAR": "not compared; part of ReSFU",

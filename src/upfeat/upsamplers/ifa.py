@@ -49,6 +49,7 @@ class IFA(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="ifa",
         summary="A network of the nearest feature and the pixel's place (x2), then bilinear.",
+        when="You compare with IFA; it is trained for each backbone.",
         claim=(
             "Aligns features of several levels by an implicit function of position; FeatUp's paper "
             "uses it as a x2 baseline."

@@ -75,6 +75,7 @@ class UpsamplerInfo:
     Attributes:
         name: registry name.
         summary: one line.
+        when: when to take it, one sentence about whoever reads.
         claim: what its authors say for it, in our words.
         as_baseline: how a paper ran the method as a baseline, by the paper's name ("JAFAR",
             "LoftUp"), read from the paper and its code; a paper without an entry did not run it.
@@ -101,6 +102,7 @@ class UpsamplerInfo:
 
     name: str
     summary: str
+    when: str = ""
     claim: str = ""
     as_baseline: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paper: str | None = None

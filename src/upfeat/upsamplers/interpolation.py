@@ -25,12 +25,18 @@ LOBES = 3
 def _info(
     name: str,
     summary: str,
+    when: str,
     claim: str = "Textbook interpolation; no claim.",
     **as_baseline: str,
 ) -> UpsamplerInfo:
     abilities = Abilities(linear=True, universal=True, tiles=True)
     return UpsamplerInfo(
-        name=name, summary=summary, claim=claim, as_baseline=as_baseline, abilities=abilities
+        name=name,
+        summary=summary,
+        when=when,
+        claim=claim,
+        as_baseline=as_baseline,
+        abilities=abilities,
     )
 
 
@@ -97,7 +103,10 @@ class Nearest(Interpolation):
     """
 
     info = _info(
-        "nearest", "Nearest-neighbour interpolation of the features.", JAFAR="to the target size"
+        "nearest",
+        "Nearest-neighbour interpolation of the features.",
+        "You want to see the coarse grid as it is, or the values must not be mixed.",
+        JAFAR="to the target size",
     )
     mode = "nearest"
 
@@ -116,6 +125,7 @@ class Bilinear(Interpolation):
     info = _info(
         "bilinear",
         "Bilinear interpolation of the features.",
+        "Speed is all that counts; and beside any other method, as the baseline that it must beat.",
         claim="Textbook interpolation; the baseline that every method has to beat.",
         JAFAR="to the target size; also the last step of every method with a fixed factor",
         LoftUp="to the target size",
@@ -141,6 +151,7 @@ class Bicubic(Interpolation):
     info = _info(
         "bicubic",
         "Bicubic interpolation of the features.",
+        "You compare with a table that has it; below bilinear interpolation in most of ours.",
         LoftUp="no row of the tables; the start of its mask-refined pseudo ground truth",
     )
     mode = "bicubic"
@@ -159,7 +170,11 @@ class Area(Interpolation):
         [1.0, 1.5, 2.0]
     """
 
-    info = _info("area", "Area interpolation of the features: means of overlapped cells.")
+    info = _info(
+        "area",
+        "Area interpolation of the features: means of overlapped cells.",
+        "The output is smaller than the grid: each cell counts by its share.",
+    )
     mode = "area"
 
 
@@ -176,7 +191,11 @@ class Lanczos(Interpolation):
         torch.Size([1, 5, 8, 8])
     """
 
-    info = _info("lanczos", "Lanczos interpolation (three lobes) of the features.")
+    info = _info(
+        "lanczos",
+        "Lanczos interpolation (three lobes) of the features.",
+        "You compare with a table that has it; it overshoots at edges.",
+    )
     mode = "lanczos"
 
     def resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:

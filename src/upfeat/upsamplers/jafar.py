@@ -150,6 +150,10 @@ class JAFAR(Upsampler):
     info = UpsamplerInfo(
         name="jafar",
         summary="Cross-attention of image queries to all low-resolution features, kept raw.",
+        when=(
+            "There are weights for your backbone, or you can train them; sharp at any size, and "
+            "a linear head may go first."
+        ),
         claim=(
             "Attention from image queries to semantically modulated keys gives sharp features at "
             "any size, though trained at low resolution only."

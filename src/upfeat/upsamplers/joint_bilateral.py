@@ -60,6 +60,10 @@ class JointBilateral(Upsampler):
     info = UpsamplerInfo(
         name="joint_bilateral",
         summary="Gaussian weights over distance and image colour (Kopf et al.); no training.",
+        when=(
+            "No weights wanted, and edges of the image kept: the strongest method without "
+            "training in our tables."
+        ),
         claim=(
             "A cheap solution at low resolution, upsampled under a high-resolution image, keeps "
             "edges."

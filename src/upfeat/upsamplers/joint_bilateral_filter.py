@@ -70,6 +70,7 @@ class JointBilateralFilter(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="joint_bilateral_filter",
         summary="Joint bilateral blur of the features enlarged x4 (NAF's baseline); no training.",
+        when="You compare with NAF's table, whose untrained filter it is.",
         claim="NAF's baseline without training; no claim of its own.",
         paper=PAPER,
         year=2025,
@@ -152,6 +153,7 @@ class LearnedJointBilateral(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="joint_bilateral_learned",
         summary="One joint bilateral filter with a learned range kernel (NAF's JBU baseline).",
+        when="You compare with NAF's table, whose learned filter it is.",
         claim="NAF's learned baseline; no claim of its own.",
         paper=PAPER,
         year=2025,

@@ -187,6 +187,7 @@ class LIIF(Upsampler):
     info = UpsamplerInfo(
         name="liif",
         summary="A network answers for any position from the features of the cells around it.",
+        when="You train it for your backbone and ask for features at single positions (query()).",
         claim="A continuous image representation: one network decodes at any resolution.",
         as_baseline={
             "LoftUp": (

@@ -154,6 +154,10 @@ class LoftUp(Upsampler):
     info = UpsamplerInfo(
         name="loftup",
         summary="Cross-attention transformer from pixel coordinates and colours to features.",
+        when=(
+            "There are weights for your backbone and time is no concern; strong on segmentation "
+            "and surface normals in our tables."
+        ),
         claim=(
             "A coordinate-based cross-attention network, trained on mask-refined pseudo ground "
             "truth, gives better dense features than earlier upsamplers."

@@ -135,6 +135,9 @@ class NAF(Upsampler):
     info = UpsamplerInfo(
         name="naf",
         summary="Neighbourhood attention from a filtered image to any backbone's features.",
+        when=(
+            "Any backbone, from one downloaded file; the output mixes only features near the pixel."
+        ),
         claim=(
             "Upsamples any backbone's features without retraining, faster than earlier attention."
         ),

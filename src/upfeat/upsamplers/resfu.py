@@ -235,6 +235,10 @@ class ReSFU(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="resfu",
         summary="Attention to nine neighbours, straight to the next whole ratio; then bilinear.",
+        when=(
+            "It is trained inside your network, together with the task, with the image as a "
+            "guide and one step to the output."
+        ),
         claim=(
             "Similarity-based upsampling, straight to a high ratio, with finer detail than stacks."
         ),

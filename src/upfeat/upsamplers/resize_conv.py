@@ -45,6 +45,7 @@ class ResizeConv(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="resize_conv",
         summary="Bilinear x2 plus a convolution of features and image, four times; then bilinear.",
+        when="You want the simplest trained baseline, as FeatUp and LoftUp compare with.",
         claim="FeatUp's convolutional baseline; no claim of its own.",
         as_baseline={
             "LoftUp": (

@@ -161,6 +161,9 @@ class SAPA(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="sapa",
         summary="Image pixels attend to a window of features; four x2 stages, then bilinear.",
+        when=(
+            "It is trained inside your network, together with the task, with the image as a guide."
+        ),
         claim=(
             "Every fine point is assigned to the coarse cells it resembles, so that regions stay "
             "smooth and edges sharp."

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from upfeat.errors import CheckpointError
@@ -118,11 +119,21 @@ class SavedModel(nn.Module):
         save_folder(self, Path(folder), card, None if universal else trained_for)
 
     @classmethod
-    def from_pretrained(cls, folder_or_id: str | os.PathLike[str], **hub: Any) -> Self:
+    def from_pretrained(
+        cls,
+        folder_or_id: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **hub: Any,
+    ) -> Self:
         """Load what :meth:`save_pretrained` wrote, from a folder or a Hugging Face repository.
 
         Args:
-            folder_or_id: a folder, or a repository id such as ``"user/name"``.
+            folder_or_id: a folder (of a model, or of the run that trained it), or a repository id
+                such as ``"user/name"``.
+            device: where the model goes; None: the CPU.
+            dtype: its floating point type; None: float32.
             **hub: passed to ``huggingface_hub.snapshot_download`` (``revision``, ``token``, …).
 
         Raises:
@@ -135,7 +146,7 @@ class SavedModel(nn.Module):
                 f"{folder_or_id} holds a {type(model).__name__}, not a {cls.__name__}; "
                 "load it with upfeat.Upsampler.from_pretrained"
             )
-        return model
+        return model.to(device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
         """Show the configuration in ``print(upsampler)``."""

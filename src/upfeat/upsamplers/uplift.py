@@ -234,6 +234,7 @@ class UPLiFT(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="uplift",
         summary="Doubles the grid repeatedly, mixing features with local attenders.",
+        when="Your backbone is one of those with published weights, or you compare with UPLiFT.",
         claim=(
             "Repeated doubling with local attenders is as good as cross-attention and scales "
             "better."
