@@ -8,6 +8,7 @@ hand, with the hash that this prints.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,11 @@ from pathlib import Path
 
 from upfeat._files import write_bytes
 from upfeat.checkpoints import file_sha256, read_checkpoint, write_safetensors
+from upfeat.data.feature_cache import weights_fingerprint
+from upfeat.evaluation.card_scores import card_scores
+from upfeat.evaluation.tables import gather_results
+from upfeat.upsamplers.cards import PLACE, card_for, split_card
+from upfeat.upsamplers.files import load_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "upfeat" / "upsamplers" / "bundled"
@@ -37,6 +43,15 @@ def score_lines(results: Path, labels: Sequence[str]) -> list[str]:
     header = ("data", "backbone", "upsampler", "mIoU", "accuracy", "border mIoU", "border accuracy")
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return lines + ["| " + " | ".join(row) + " |" for row in sorted(rows)]
+
+
+def with_front_matter(model: Path, text: str, results: Path | None) -> str:
+    """Return a card's text behind what the hub reads of the model: licence, backbone, scores."""
+    up = load_folder(model)
+    up.info = dataclasses.replace(up.info, weights_license="Apache-2.0")
+    own = weights_fingerprint(up.state_dict())
+    scores = [] if results is None else card_scores(gather_results([results]), own)
+    return card_for(up, up.trained_for, text, scores)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_safetensors(target, half, {"format": "pt"})
     if target.stat().st_size > LIMIT:
         raise SystemExit(f"{target.name} has {target.stat().st_size} bytes, more than {LIMIT}")
-    card = (model / "README.md").read_text()
+    _, card = split_card((model / "README.md").read_text())
     first, rest = card.split("\n", 1)
     call = f'upsampler = upfeat.create_upsampler("{arguments.name}")'
-    rest = rest.replace('upsampler = upfeat.Upsampler.from_pretrained("this folder")', call)
+    rest = rest.replace(f'upsampler = upfeat.Upsampler.from_pretrained("{PLACE}")', call)
     extra = [] if arguments.notes is None else [arguments.notes.read_text().rstrip(), ""]
     if arguments.results is not None:
         extra += [
@@ -79,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     before, settings = rest.split("## All settings", 1)
     text = "\n".join([f"{first} (`{arguments.name}`)", before.rstrip("\n"), "", *extra])
-    write_bytes(target.with_suffix(".md"), f"{text}\n## All settings{settings}".encode())
+    write_bytes(
+        target.with_suffix(".md"),
+        with_front_matter(model, f"{text}\n## All settings{settings}", arguments.results).encode(),
+    )
     write_bytes(target.with_suffix(".csv"), (arguments.run / "log.csv").read_bytes())
     sys.stdout.write(f"{target.name}: {target.stat().st_size:,} bytes, {file_sha256(target)}\n")
 

@@ -254,7 +254,7 @@ def download(hub: HubFile) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s", hub.url)
     with new_file(target) as stream:
-        with _answer(lambda: urllib.request.urlopen(str(hub.url), timeout=60)) as response:
+        with answer(lambda: urllib.request.urlopen(str(hub.url), timeout=60)) as response:
             shutil.copyfileobj(response, stream)
         stream.seek(0)
         _check_hash(hashlib.file_digest(stream, "sha256").hexdigest(), hub)
@@ -271,7 +271,7 @@ def _from_hugging_face(repository: str, filename: str) -> Path:
 
     url = huggingface_hub.hf_hub_url(repository, filename)
     try:
-        _answer(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS))
+        answer(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS))
     except HfHubHTTPError:  # the hub is there; what it says against the file, the download says
         pass
     except Exception:
@@ -283,7 +283,7 @@ def _from_hugging_face(repository: str, filename: str) -> Path:
     return Path(huggingface_hub.hf_hub_download(repository, filename))
 
 
-def _answer(request: Callable[[], T]) -> T:
+def answer(request: Callable[[], T]) -> T:
     """Return what a request of the network returns; ``TimeoutError`` after ``ANSWER_SECONDS``.
 
     The limits of HTTP clients hold for each address of a name in turn, and not for its lookup.

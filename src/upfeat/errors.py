@@ -22,6 +22,7 @@ from torch import Tensor
 __all__ = [
     "CheckpointError",
     "ForeignFileError",
+    "HubError",
     "MissingPackageError",
     "UnknownNameError",
     "UnsafeCheckpointError",
@@ -95,6 +96,16 @@ class ForeignFileError(UpfeatError, ValueError):
     Example:
         >>> from upfeat.errors import ForeignFileError
         >>> issubclass(ForeignFileError, ValueError)
+        True
+    """
+
+
+class HubError(UpfeatError, RuntimeError):
+    """The Hugging Face hub refused a model or cannot be reached; nothing was changed there.
+
+    Example:
+        >>> from upfeat.errors import HubError
+        >>> issubclass(HubError, RuntimeError)
         True
     """
 

@@ -94,6 +94,7 @@ def load_upsampler(
     allow_random: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    any_backbone: bool = False,
     **options: Any,
 ) -> Upsampler:
     """Load the upsampler that a name, a folder or a repository stands for, for a backbone.
@@ -118,6 +119,8 @@ def load_upsampler(
             for training or to measure its cost; by default it is refused.
         device: where the upsampler goes; None: the CPU.
         dtype: its floating point type; None: float32.
+        any_backbone: weights that were trained for another backbone of as many channels are taken
+            without a word; by default a warning says whose they are.
         **options: further arguments of the method's class; they win over those of ``spec``.
 
     Returns:
@@ -164,6 +167,9 @@ def load_upsampler(
             f"{text} is an upsampler of {own} channels and the backbone has {width}; choose "
             "weights that were trained for this backbone"
         )
+    if isinstance(backbone, Backbone):
+        check = upsampler.accept_backbone if any_backbone else upsampler.warn_of_other_backbone
+        check(backbone)
     return upsampler.eval().to(device=device, dtype=dtype)
 
 

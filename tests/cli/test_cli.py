@@ -369,3 +369,16 @@ def test_what_a_folder_holds_beside_images(tmp_path: Path) -> None:
     assert said.count("2 .heic files") == 1
     assert "pipe.png, a named pipe" in said
     assert "loop.png: it is a link that leads to no file" in said
+
+
+def test_weights_of_another_backbone_are_warned_of_in_a_line_unless_they_are_meant(
+    tmp_path: Path,
+) -> None:
+    photos = write_images(tmp_path / "in", 1)
+    call = ("upsample", photos, *TINY, "--upsampler", "jafar.vit_tiny_patch16_augreg")
+    warned = run(*call, "--out", tmp_path / "a")
+    assert warned.returncode == 0, warned.stderr
+    assert warned.stderr.startswith("warning: the weights of jafar were trained for timm/vit_tiny")
+    assert len(warned.stderr.splitlines()) == 1
+    meant = run(*call, "--out", tmp_path / "b", "--any-backbone")
+    assert (meant.returncode, meant.stderr) == (0, "")

@@ -102,6 +102,7 @@ def test_hub_id_goes_through_huggingface_hub(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("upfeat.upsamplers.hub._reachable", lambda *_: True)
     loaded = upfeat.Upsampler.from_pretrained("someone/model", revision="v1")
     assert loaded.config == small.config
     assert asked["repository"] == "someone/model"
@@ -132,7 +133,7 @@ def test_card_names_licences_and_paper(small: upfeat.Upsampler, tmp_path: Path) 
     assert "2506.11136" in card
     assert "Apache-2.0" in card
     small.save_pretrained(tmp_path / "b", card="my card")
-    assert (tmp_path / "b" / "README.md").read_text() == "my card"
+    assert (tmp_path / "b" / "README.md").read_text().endswith("\n\nmy card")
 
 
 def test_saving_replaces_what_was_saved_and_nothing_else(
@@ -141,7 +142,7 @@ def test_saving_replaces_what_was_saved_and_nothing_else(
     small.save_pretrained(tmp_path / "a", card="first")
     small.save_pretrained(tmp_path / "a", card="second")
     card = tmp_path / "a" / "README.md"
-    assert card.read_text() == "second"
+    assert card.read_text().endswith("\n\nsecond")
     card.write_text("by hand")
     small.save_pretrained(tmp_path / "a", card="third")
     assert card.read_text() == "by hand"
@@ -374,6 +375,15 @@ def test_whoever_normalises_for_another_backbone_is_warned() -> None:
     up = upfeat.create_upsampler("jafar.vit_compact_patch16")
     pipe = upfeat.Pipeline(other)
     assert len(mismatches(lambda: [pipe.with_upsampler(up) for _ in range(2)])) == 1
+
+
+def test_another_backbone_is_warned_of_at_loading_unless_it_is_meant() -> None:
+    other = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+    tag = "jafar.vit_compact_patch16"
+    assert len(mismatches(lambda: upfeat.load_upsampler(tag, other))) == 1
+    loaded = upfeat.load_upsampler(tag, other, any_backbone=True)
+    assert mismatches(lambda: upfeat.Pipeline(other, loaded)) == []
+    assert mismatches(lambda: upfeat.load_upsampler(tag, other, any_backbone=True)) == []
 
 
 @pytest.mark.parametrize("name", ["kin.upfeat", "bilinear", "joint_bilateral", "anyup", "naf"])

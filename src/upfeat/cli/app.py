@@ -9,6 +9,7 @@ from rich.console import Console
 
 import upfeat
 from upfeat.cli.bench import bench_command
+from upfeat.cli.card import card_command
 from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
 from upfeat.cli.listing import info_command, list_command
@@ -37,6 +38,7 @@ app.command("segment")(segment_command)
 app.add_typer(eval_app, name="eval")
 app.command("report")(report_command)
 app.command("reproduce")(reproduce_command)
+app.command("card")(card_command)
 
 
 def _version(wanted: bool) -> None:

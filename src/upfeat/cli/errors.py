@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
-        with user_errors():
+        with user_errors(), plain_warnings():
             return super().invoke(ctx)
 
 
@@ -84,6 +85,23 @@ def user_errors() -> Iterator[None]:
         logger.debug("where it happened:", exc_info=True)
         _complain(f"error: {sentence}", style="red")
         raise typer.Exit(USAGE_ERROR) from error
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show warnings for users as one line, without the line of code that raised them."""
+    usual = warnings.formatwarning
+
+    def shown(message: Any, category: type[Warning], *place: Any, **more: Any) -> str:
+        if category is UserWarning:
+            return f"warning: {message}\n"
+        return usual(message, category, *place, **more)
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def user_message(error: Exception) -> str | None:

@@ -173,6 +173,10 @@ UpsamplerOption = Annotated[str, typer.Option(help="Upsampler; arch.tag loads pu
 WeightsOption = Annotated[
     Path | None, typer.Option(help="Weights of the upsampler: a file or a saved folder.")
 ]
+AnyBackboneOption = Annotated[
+    bool,
+    typer.Option("--any-backbone", help="Take weights of another backbone without a warning."),
+]
 BackboneWeightsOption = Annotated[
     Path | None, typer.Option(help="Weights of the backbone: a file.")
 ]
@@ -272,6 +276,7 @@ class PipelineOptions(PhotoOptions):
 
     upsampler: UpsamplerOption = DEFAULT_UPSAMPLER
     weights: WeightsOption = None
+    any_backbone: AnyBackboneOption = False
 
     def build(self) -> "Pipeline":
         """Load backbone and upsampler and join them."""
@@ -283,6 +288,7 @@ class PipelineOptions(PhotoOptions):
             str(self.weights) if saved else self.upsampler,
             backbone,
             weights=None if saved else self.weights,
+            any_backbone=self.any_backbone,
         )
         return upfeat.Pipeline(backbone, upsampler, **arguments)
 

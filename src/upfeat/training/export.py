@@ -12,6 +12,7 @@ import upfeat
 from upfeat.backbones import Backbone
 from upfeat.training.config import TrainConfig
 from upfeat.upsamplers import Upsampler
+from upfeat.upsamplers.cards import PLACE
 
 __all__ = ["export_model", "model_card"]
 
@@ -72,7 +73,7 @@ def model_card(
         "",
         "```python",
         "import upfeat",
-        'upsampler = upfeat.Upsampler.from_pretrained("this folder")',
+        f'upsampler = upfeat.Upsampler.from_pretrained("{PLACE}")',
         "```",
         "",
         "## Training",

@@ -1,5 +1,6 @@
 """From settings to objects: backbones, upsampler, objective, images."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,9 @@ class Parts:
         Raises:
             ValueError: the objective cannot train this upsampler with these backbones and images.
         """
-        self.upsampler.trained_for = None  # whatever it starts from: these backbones from now on
+        # Whatever it starts from: weights of their own, for these backbones, from now on.
+        self.upsampler.trained_for = None
+        self.upsampler.info = dataclasses.replace(self.upsampler.info, weights_license=None)
         for module in (*self.backbones, self.upsampler):
             expect_raw_images(module)  # crops of normalised images, which may be pale
             module.to(device)
@@ -110,8 +113,10 @@ def build_upsampler(config: UpsamplerConfig, backbones: Sequence[Backbone]) -> U
             )
     start = None if config.start_from is None else Path(config.start_from).expanduser()
     if start is not None:
-        return load_upsampler(name, backbones[0], weights=start, **config.config)
-    return load_upsampler(config.name, backbones[0], allow_random=True, **config.config)
+        return load_upsampler(name, backbones[0], weights=start, any_backbone=True, **config.config)
+    return load_upsampler(
+        config.name, backbones[0], allow_random=True, any_backbone=True, **config.config
+    )
 
 
 class CachedBackbone(Backbone):

@@ -17,7 +17,6 @@ from upfeat._files import OwnFiles
 from upfeat.checkpoints import (
     find_weights,
     load_strictly,
-    offline,
     read_checkpoint,
     read_config,
     some_names,
@@ -30,6 +29,18 @@ from upfeat.errors import (
     WeightsNotFoundError,
     check_normalization,
 )
+from upfeat.upsamplers.cards import (
+    CARD_FILE,
+    CONFIG_FILE,
+    LICENCE_IDS,
+    OWN_FIELDS,
+    WEIGHTS_FILE,
+    CardScore,
+    card_for,
+    check_licence,
+    split_card,
+)
+from upfeat.upsamplers.hub import download_folder
 from upfeat.upsamplers.registry import get_class
 from upfeat.upsamplers.weights import Checkpoint, TrainedFor
 
@@ -39,9 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAKER = "save_pretrained"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "README.md"
 # In the folder of a training run.
 RUN_LOG = "log.csv"
 RUN_MODEL = "model"
@@ -121,6 +129,7 @@ def load_official(
     sizes, own = _read_official(cls, state, origin)
     model = _build(cls, sizes, config, f"{origin} does not fit {cls.info.name}: the sizes in it")
     load_strictly(model, own, origin=origin, name=type(model).__name__)
+    model.info = dataclasses.replace(model.info, weights_license=cls.info.weights_license)
     return model.eval()
 
 
@@ -184,7 +193,11 @@ def _named_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def save_folder(
-    model: "SavedModel", folder: Path, card: str | None, backbone: TrainedFor | None
+    model: "SavedModel",
+    folder: Path,
+    card: str | None,
+    backbone: TrainedFor | None,
+    scores: Sequence[CardScore] = (),
 ) -> None:
     """Write the three files; the configuration last, so that a folder with one is complete.
 
@@ -207,7 +220,7 @@ def save_folder(
         write_safetensors(parts / WEIGHTS_FILE, model.state_dict(), {"format": "pt"})
         own.take(parts / WEIGHTS_FILE, WEIGHTS_FILE, MAKER)
     try:
-        own.write(CARD_FILE, (card or model_card(model, backbone)).encode(), MAKER)
+        own.write(CARD_FILE, card_for(model, backbone, card, scores).encode(), MAKER)
     except ForeignFileError:
         logger.warning("%s was not written by upfeat and is kept", folder / CARD_FILE)
     own.write(CONFIG_FILE, f"{text}\n".encode(), MAKER)
@@ -223,10 +236,42 @@ def check_model_folder(folder: Path) -> None:
         OwnFiles(folder).check(name, MAKER)
 
 
+def rewrite_card(
+    model: "SavedModel", folder: Path, licence: str | None, scores: Sequence[CardScore] | None
+) -> None:
+    """Write the front matter of a saved model's card anew; its Markdown stays as it is.
+
+    Args:
+        model: that of the folder.
+        folder: of the model.
+        licence: of its weights, kept in ``config.json``, too; None leaves what the card says.
+        scores: numbers of the model; None leaves those of the card.
+
+    Raises:
+        UnknownNameError: the hub knows no such licence.
+        CheckpointError: the card's front matter cannot be read.
+    """
+    own, card = OwnFiles(folder), folder / CARD_FILE
+    front, text = split_card(card.read_text(encoding="utf-8")) if card.is_file() else ({}, None)
+    stated = front.get("license") if licence is None else check_licence(licence)
+    if licence is not None or (stated in LICENCE_IDS and stated != "other"):
+        model.info = dataclasses.replace(model.info, weights_license=str(stated))
+    if licence is not None:
+        config = read_config(folder / CONFIG_FILE) | {"weights_license": stated}
+        own.adopt(CONFIG_FILE, MAKER)
+        own.write(CONFIG_FILE, f"{json.dumps(config, indent=2)}\n".encode(), MAKER)
+    kept = {key: value for key, value in front.items() if key not in OWN_FIELDS}
+    if scores is None:
+        kept |= {key: front[key] for key in ("metrics", "model-index") if key in front}
+    own.adopt(CARD_FILE, MAKER)
+    written = card_for(model, model.trained_for, text, scores or (), kept)
+    own.write(CARD_FILE, written.encode(), MAKER)
+
+
 def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "SavedModel":
     """Load a folder of :func:`save_folder`, or a Hugging Face repository that holds one."""
     folder = Path(folder_or_id).expanduser()
-    folder = _of_run(folder) if folder.is_dir() else _download_folder(str(folder_or_id), hub)
+    folder = model_folder(folder) if folder.is_dir() else download_folder(str(folder_or_id), hub)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise WeightsNotFoundError(
@@ -243,7 +288,7 @@ def load_folder(folder_or_id: str | os.PathLike[str], **hub: Any) -> "SavedModel
     return model.eval()
 
 
-def _of_run(folder: Path) -> Path:
+def model_folder(folder: Path) -> Path:
     """Return the model in the folder of a run of ``upfeat train``; another folder as it is."""
     if not (folder / RUN_LOG).is_file() or (folder / WEIGHTS_FILE).is_file():
         return folder
@@ -288,40 +333,3 @@ def _read_own_config(
         "weights_license": license_name,
     }
     return cls, config["config"], told, backbone
-
-
-def _download_folder(repository: str, hub: Mapping[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
-        options = {"local_files_only": True, **hub} if offline() else hub
-        return Path(snapshot_download(repository, allow_patterns=files, **options))
-    except Exception as error:  # any failure of the hub is a miss
-        raise WeightsNotFoundError(
-            f"{repository!r} is neither a folder nor a reachable Hugging Face repository: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def model_card(model: "SavedModel", backbone: TrainedFor | None) -> str:
-    """Return a model card: what it is, how to load it, licences."""
-    info = model.info
-    arxiv = f"arXiv {info.arxiv}" if info.arxiv else "no paper"
-    parameters = sum(p.numel() for p in model.parameters())
-    return (
-        "---\n"
-        "library_name: upfeat\n"
-        "tags: [feature-upsampling]\n"
-        f"license: {info.weights_license or 'unknown'}\n"
-        "---\n\n"
-        f"# {info.name}\n\n{info.summary}\n\n"
-        f"* paper: {info.paper or 'none'} ({arxiv})\n"
-        f"* parameters: {parameters:,}\n"
-        f"* configuration: `{json.dumps(model.config)}`\n"
-        f"* backbone: {'not named' if backbone is None else f'`{backbone.name}`'}\n"
-        f"* licence of the original code: {info.code_license or 'none'}\n"
-        f"* licence of these weights: {info.weights_license or 'not stated'}\n\n"
-        "```python\nimport upfeat\n\n"
-        'upsampler = upfeat.Upsampler.from_pretrained("this folder or repository")\n```\n'
-    )

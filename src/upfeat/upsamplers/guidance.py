@@ -84,6 +84,18 @@ class GuidedModel(SavedModel):
             name = self.info.name
             warn_of_raw_image(self._warned_of, image, known.image_mean, known.image_std, name)
 
+    def accept_backbone(self, backbone: "Backbone") -> None:
+        """Take features of a backbone that the weights were not trained for, without a warning.
+
+        Example:
+            >>> import upfeat
+            >>> up = upfeat.create_upsampler("jafar.vit_tiny_patch16_augreg")
+            >>> encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
+            >>> up.accept_backbone(encoder)
+            >>> up.warn_of_other_backbone(encoder)  # nothing
+        """
+        self._warned_of.add(backbone.name)
+
     def warn_of_other_backbone(self, backbone: object) -> None:
         """Warn once of a backbone that the weights were not trained for, where that is known."""
         name = getattr(backbone, "name", None)

@@ -1,18 +1,21 @@
 """What a model records of itself, and how it is saved and loaded."""
 
+import dataclasses
 import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from upfeat.errors import CheckpointError
+from upfeat.errors import CheckpointError, warn_user
+from upfeat.upsamplers.cards import CardScore, check_licence, licence_id
 from upfeat.upsamplers.files import load_folder, save_folder
+from upfeat.upsamplers.hub import push_folder
 from upfeat.upsamplers.info import UpsamplerInfo
 from upfeat.upsamplers.weights import TrainedFor
 
@@ -69,6 +72,9 @@ class SavedModel(nn.Module):
     def __init__(self) -> None:
         self.__dict__.setdefault("config", {})
         super().__init__()
+        if hasattr(type(self), "info"):
+            # The licence that the method's authors gave is that of their weights, not of new ones.
+            self.info = dataclasses.replace(self.info, weights_license=None)
 
     # -- official files --------------------------------------------------------------------------
 
@@ -90,18 +96,26 @@ class SavedModel(nn.Module):
         *,
         card: str | None = None,
         backbone: "Backbone | None" = None,
+        license: str | None = None,
+        scores: Sequence[CardScore] = (),
     ) -> None:
         """Write ``config.json``, ``model.safetensors`` and a model card into a folder.
 
         Args:
             folder: created if need be.
             card: text of the model card (``README.md``); default: made from ``info`` and
-                the configuration. A card that was written or changed by hand is kept.
+                the configuration. Front matter for the hub is put before it. A card that was
+                written or changed by hand is kept.
             backbone: what the weights were trained for, unless they serve any; default: what
                 ``trained_for`` says. ``config.json`` names it with layer and normalisation, and
                 ``guidance_image`` of the loaded upsampler warns of another.
+            license: of your weights, as the hub spells it (``"apache-2.0"``, ``"cc-by-nc-4.0"``,
+                …). By default that of published weights, which stays with them; of others the card
+                says ``unknown``.
+            scores: numbers of the model, for the card.
 
         Raises:
+            UnknownNameError: the hub knows no such licence.
             ForeignFileError: the folder holds weights or a ``config.json`` that upfeat did not
                 write.
 
@@ -116,7 +130,59 @@ class SavedModel(nn.Module):
         """
         trained_for = self.trained_for if backbone is None else TrainedFor.of(backbone)
         universal = self.info.abilities.universal
-        save_folder(self, Path(folder), card, None if universal else trained_for)
+        if license is not None:
+            stated = check_licence(license)
+            self.info = dataclasses.replace(self.info, weights_license=stated)
+        save_folder(self, Path(folder), card, None if universal else trained_for, scores)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        license: str | None = None,
+        backbone: "Backbone | None" = None,
+        card: str | None = None,
+        scores: Sequence[CardScore] = (),
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload with upfeat",
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub, as one commit.
+
+        Args:
+            repository: ``"me/name"``, or ``"name"`` for one of your own; created if need be. One
+                that upfeat wrote is updated, its history keeps the former files.
+            license: of your weights, as in :meth:`save_pretrained`; a warning says if none is
+                known.
+            backbone: as in :meth:`save_pretrained`.
+            card: as in :meth:`save_pretrained`.
+            scores: as in :meth:`save_pretrained`.
+            private: whether a new repository is private; None for your account's default.
+            token: access token; default: the one you logged in with (``hf auth login``).
+            message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HubError: there is no token, it may not write there, the hub cannot be reached, or the
+                repository holds files of something else.
+            UnknownNameError: the hub knows no such licence.
+            ValueError: it is no name of a repository.
+
+        Example:
+            >>> import upfeat
+            >>> up = upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=32)
+            >>> up.push_to_hub("me/my-jafar", license="apache-2.0")  # doctest: +SKIP
+            'https://huggingface.co/me/my-jafar/commit/…'
+        """
+        if license is None and licence_id(self.info.weights_license) == "unknown":
+            warn_user(
+                f"no licence is stated for these weights of {self.info.name}, so the card says "
+                'unknown; give license="apache-2.0" or another id of the hub'
+            )
+        saving = {"card": card, "backbone": backbone, "license": license, "scores": scores}
+        return push_folder(self, repository, saving, token=token, private=private, message=message)
 
     @classmethod
     def from_pretrained(
