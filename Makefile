@@ -15,7 +15,7 @@ ARGS ?=
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz faults lint format bench dist clean
+.PHONY: help venv demo docs test fuzz faults lint format bench dist clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 format: $(STAMP)  ## let ruff sort, fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## build the documentation site in docs/_build/html; its tutorials run
+	UPFEAT_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: $(STAMP)  ## time and memory of every method beside the plain implementation
 	$(BIN)/upfeat bench --against benchmarks/plain.py --out benchmarks/results/local.json $(ARGS)

@@ -34,7 +34,9 @@ for number in range(16):
         left, top, side = (int(n) for n in draw.integers((0, 0, 28), (50, 50, 44)))
         box = (left, top, left + side, top + side)
         for picture, fill in ((image, color), (label, kind)):
-            shape = ImageDraw.Draw(picture).ellipse if kind == 1 else ImageDraw.Draw(picture).rectangle
+            shape = (
+                ImageDraw.Draw(picture).ellipse if kind == 1 else ImageDraw.Draw(picture).rectangle
+            )
             shape(box, fill=fill)
     image.save(root / "images" / f"{number:02d}.png")
     label.save(root / "labels" / f"{number:02d}.png")

@@ -76,7 +76,12 @@ assert torch.allclose(before, after, atol=1e-4)
 # `upfeat list` names all of them. Those that need no weights, or whose weights are in the package, run as they are:
 
 # %%
-for name in ("bilinear", "guided_filter", "jafar.vit_compact_patch16", "loftup.vit_compact_patch16"):
+for name in (
+    "bilinear",
+    "guided_filter",
+    "jafar.vit_compact_patch16",
+    "loftup.vit_compact_patch16",
+):
     other = pipe.with_upsampler(upfeat.load_upsampler(name, backbone))
     print(f"{name:30}", tuple(other(photo, output_size=112).high.shape))
 

@@ -39,11 +39,11 @@ config = create_recipe(
     [
         'backbones=[{"name": "upfeat/vit_compact_patch16"}]',
         f'data.paths=["{images}"]',
-        "steps=12",
+        "steps=8",
         "batch_size=2",
         "schedule.warmup_steps=0",
-        "logging.every=4",
-        "checkpoint.every=6",
+        "logging.every=2",
+        "checkpoint.every=4",
         "device=cpu",
     ],
 )

@@ -53,9 +53,7 @@ class Backbone(nn.Module):
             choice.
         fixed_size: the only image size (H, W) that the network takes; None if it takes any.
 
-    Attributes:
-        name, dim, patch_size, image_mean, image_std, size_multiple, layer, fixed_size: the
-            arguments.
+    The arguments are attributes of the same names.
 
     Example:
         >>> import torch
