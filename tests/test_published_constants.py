@@ -19,7 +19,6 @@ from upfeat.evaluation.metrics import (
     boundary_region,
     discovery,
     propagate_labels,
-    restoration,
     soft_argmax,
 )
 from upfeat.evaluation.metrics.normals import RECALLS
@@ -55,9 +54,11 @@ from upfeat.objectives import (
     MaskRefinedConfig,
     MultiResolutionConfig,
     SelfDistillationConfig,
+    restoration,
 )
 from upfeat.objectives.mask_refined import released_stage1_config
 from upfeat.objectives.self_distillation import released_stage2_config
+from upfeat.ops import images
 from upfeat.similarity.maps import CLIP_SCALE
 from upfeat.training.recipes import (
     anyup_paper,
@@ -65,6 +66,7 @@ from upfeat.training.recipes import (
     loftup_stage1_paper,
     loftup_stage2_paper,
     naf_paper,
+    naf_restoration_paper,
 )
 
 ADAMW = {"optimizer.name": "adamw", "optimizer.betas": (0.9, 0.999)}
@@ -209,8 +211,12 @@ def test_object_discovery(preset: str, data: str, expected: dict[str, Any]) -> N
 def test_restoration(preset: str) -> None:
     expected = {"noise": preset, "deviation": 0.1, "probability": 0.05, "size": 448, "batch": 2}
     pinned(restoration_preset(preset), expected)
-    assert restoration.LOSS_WEIGHTS == (1, 5, 0.2)
-    assert (restoration.WINDOW, restoration.STABILISERS) == (11, (1e-4, 9e-4))
+    assert (restoration.LOSS_WEIGHTS, len(restoration.MEAN_WINDOW)) == ((1, 5, 0.2), 3)
+    window = (images.SSIM_WINDOW, images.SSIM_SIGMA, images.SSIM_STABILISERS)
+    assert window == (11, 11 / 6, (1e-4, 9e-4))
+    recipe = naf_restoration_paper()
+    assert (recipe.steps, recipe.batch_size, recipe.data.crop) == (25_000, 4, 448)
+    pinned(recipe.objective, {"deviation": (0.1, 0.1), "probability": (0.05, 0.05)})
 
 
 SHARED_PROBE = {

@@ -248,6 +248,7 @@ class _Provider:
 # The modules that register the built-in prefixes when they are imported.
 _BUILT_IN = {
     "clip": "upfeat.backbones.clip_backbone",
+    "image": "upfeat.backbones.rgb",
     "radio": "upfeat.backbones.radio_backbone",
     "timm": "upfeat.backbones.timm_backbone",
     "upfeat": "upfeat.backbones.upfeat_vit",

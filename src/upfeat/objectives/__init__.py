@@ -33,6 +33,12 @@ from upfeat.objectives.multi_view import (
     MultiViewReconstruction,
     MultiViewReconstructionConfig,
 )
+from upfeat.objectives.restoration import (
+    Restoration,
+    RestorationConfig,
+    noisy_image,
+    restoration_terms,
+)
 from upfeat.objectives.self_distillation import (
     SelfDistillation,
     SelfDistillationConfig,
@@ -62,6 +68,8 @@ __all__ = [
     "ObjectiveConfig",
     "RepeatedDoubling",
     "RepeatedDoublingConfig",
+    "Restoration",
+    "RestorationConfig",
     "SelfDistillation",
     "SelfDistillationConfig",
     "StoredTarget",
@@ -71,7 +79,9 @@ __all__ = [
     "ema_update",
     "list_objectives",
     "naf_config",
+    "noisy_image",
     "register_objective",
     "released_stage1_config",
     "released_stage2_config",
+    "restoration_terms",
 ]

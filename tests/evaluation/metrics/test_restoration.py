@@ -9,7 +9,10 @@ import torch
 
 from tests.conftest import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
-from upfeat.evaluation.metrics import RestorationMetric, mean_window, restoration_loss, ssim
+from upfeat.evaluation.metrics import RestorationMetric
+from upfeat.objectives import restoration_terms
+from upfeat.objectives.base import weighted_sum
+from upfeat.ops.images import ssim
 
 
 @pytest.mark.golden
@@ -21,8 +24,9 @@ def test_golden(golden_dir: Path) -> None:
     scores = metric.compute()
     assert scores["ssim"] == pytest.approx(float(golden["ssim"]), abs=GOLDEN_ATOL)
     assert scores["psnr"] == pytest.approx(float(golden["psnr"]), rel=GOLDEN_ATOL)
-    parts = {"loss_ssim": 0.2 * (1 - ssim(pred, clean, mean_window(3)))}
-    parts["loss_total"] = restoration_loss(pred, clean)
+    terms = restoration_terms(pred, clean)
+    weight, structure = terms["structure"]
+    parts = {"loss_ssim": weight * structure, "loss_total": weighted_sum(terms)["loss"]}
     for name, value in parts.items():
         assert max_abs_difference(value, golden[name]) < GOLDEN_ATOL
 

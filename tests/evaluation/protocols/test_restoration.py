@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import upfeat
+from upfeat.cli.app import app
 from upfeat.data import image_files
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.protocols.restoration import (
@@ -48,11 +50,33 @@ def test_a_filter_removes_noise_and_nearest_does_not(root: Path) -> None:
     assert run(root, config, LowRes()) == [low]
 
 
-def test_a_network_runs_with_random_weights(root: Path) -> None:
-    naf = Method("naf", upfeat.create_upsampler("naf", dim=32, heads_attn=1))
-    (result,) = run(root, restoration_preset("salt-pepper", size=24, limit=2), naf)
-    assert set(result.scores) == {"psnr", "ssim"}
-    assert result.settings["splits"]["images"]["images"] == 2
+def command(*arguments: object, code: int = 0) -> str:
+    outcome = CliRunner(env={"COLUMNS": "300"}).invoke(app, [str(part) for part in arguments])
+    assert outcome.exit_code == code, outcome.output
+    return " ".join(outcome.output.split())
+
+
+def test_a_trained_network_denoises(root: Path, tmp_path: Path) -> None:
+    """The recipe trains; what it leaves is a row, better than the noisy image and than nearest."""
+    narrow = ["dim=32", "kernel_size=3"]
+    changes = ["steps=25", "batch_size=2", "data.crop=24", "data.resize=24", "optimizer.lr=5e-3"]
+    changes += [f"upsampler.config.{change}" for change in narrow]
+    changes += ["device=cpu", "checkpoint.every=25", "schedule.warmup_steps=0"]
+    command("train", "naf_restoration_small", "--data", root, "--out", tmp_path / "run", *changes)
+    fixed = ("eval", "restoration", "--data", "images", "--root", root, "--set", "size=32")
+    out = tmp_path / "results"
+    methods = f"low-res,naf={tmp_path / 'run/model'}"
+    text = command(*fixed, "--upsampler", methods, "--out", out)
+    assert "PSNR, dB" in text
+    found = {r.label: r for r in map(Result.load, out.glob("*.json"))}
+    assert found["naf"].scores["psnr"].mean > found["low-res"].scores["psnr"].mean + 3
+    assert found["naf"].settings["splits"]["images"]["images"] == 3
+
+
+def test_a_network_without_weights_is_refused(root: Path, tmp_path: Path) -> None:
+    line = ("eval", "restoration", "--data", "images", "--root", root, "--out", tmp_path / "none")
+    assert "must be trained first" in command(*line, "--upsampler", "naf(heads_attn=1)", code=2)
+    assert not (tmp_path / "none").exists()
 
 
 def test_noise_is_what_the_settings_say() -> None:

@@ -278,10 +278,12 @@ class RowMethods:
 
     def _changes(self, recipe: str, own: Sequence[str]) -> list[str]:
         """Return what changes of a recipe for this backbone, this row and a small run."""
-        changes = [f"backbones.0.name={self.name}"]
+        # Where a width is enough the recipe names the backbone itself.
+        changes = [f"backbones.0.name={self.name}"] if self.name else []
         file = backbone_file(self.name, self.roots)
         if file is not None:
             changes.append(f"backbones.0.weights={file}")
+        changes += own
         if self.small:
             changes += [*_SMALL, *_small_data(recipe)]
-        return [*changes, *own]
+        return changes

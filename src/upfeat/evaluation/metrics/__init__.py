@@ -44,13 +44,7 @@ from upfeat.evaluation.metrics.discovery import CorLocMetric, Cut, box_iou, norm
 from upfeat.evaluation.metrics.distances import squared_distance, step_distance
 from upfeat.evaluation.metrics.normals import NormalMetric, angular_error, normal_scores
 from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
-from upfeat.evaluation.metrics.restoration import (
-    RestorationMetric,
-    mean_window,
-    psnr,
-    restoration_loss,
-    ssim,
-)
+from upfeat.evaluation.metrics.restoration import RestorationMetric, psnr
 from upfeat.evaluation.metrics.segmentation import (
     BoundaryMetric,
     SegmentationMetric,
@@ -130,7 +124,6 @@ __all__ = [
     "match_cells",
     "match_errors",
     "mean_iou",
-    "mean_window",
     "nearest_points",
     "next_click",
     "normal_scores",
@@ -144,13 +137,11 @@ __all__ = [
     "ratio_matches",
     "recalls",
     "region_similarity",
-    "restoration_loss",
     "rotation_angle",
     "similarities",
     "sobel_map",
     "soft_argmax",
     "squared_distance",
-    "ssim",
     "step_distance",
     "vehicle_counts",
     "visible_cells",

@@ -2,11 +2,10 @@
 
 NAF (arXiv 2511.18452): an image of 448 gets noise and is given to the method twice, normalised as
 guidance and in [0, 1] as values; the output of the same size is compared with the clean image.
-Presets ``gaussian`` (deviation 0.1) and ``salt-pepper`` (0.05 of the values become 0 or 1). The
-paper trains its method for that, 25,000 steps of
-:func:`upfeat.evaluation.metrics.restoration_loss`;
-here methods are measured with the weights that they have. Three channels must suit the method: NAF
-wants ``naf(heads_attn=1)``.
+Presets ``gaussian`` (deviation 0.1) and ``salt-pepper`` (0.05 of the values become 0 or 1). Methods
+that learn are trained for it first, by the objective ``restoration``: ``upfeat train
+naf_restoration_paper``, or with ``upsampler.name=...`` another method of three channels. Weights
+for a backbone's features are of no use here.
 
 Legend: ``B`` images, ``H W`` image.
 """
@@ -38,6 +37,7 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.objectives.restoration import Noise, noisy_image
 from upfeat.ops.images import normalize
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
@@ -65,7 +65,7 @@ class RestorationConfig(ProtocolConfig):
     """
 
     preset: Literal["gaussian", "salt-pepper"] = "gaussian"
-    noise: Literal["gaussian", "salt-pepper"] = "gaussian"
+    noise: Noise = "gaussian"
     deviation: NonNegativeFloat = 0.1
     probability: float = Field(default=0.05, ge=0, le=1)
     size: PositiveInt = 448
@@ -110,11 +110,8 @@ def add_noise(image: Tensor, config: RestorationConfig, name: str) -> Tensor:
         [0.0, 1.0]
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed} {name}".encode()))
-    if config.noise == "gaussian":
-        return image + config.deviation * torch.randn(image.shape, generator=generator)
-    replaced = torch.rand(image.shape, generator=generator) < config.probability
-    salt = torch.rand(image.shape, generator=generator) < 0.5
-    return torch.where(replaced, salt.to(image), image)
+    amount = config.deviation if config.noise == "gaussian" else config.probability
+    return noisy_image(image, config.noise, amount, generator)
 
 
 def run_restoration(
@@ -210,7 +207,7 @@ register_protocol(
     Protocol(
         name=TASK,
         title="Restoration",
-        summary="Denoise images with upsamplers at ratio 1, with the weights that they have.",
+        summary="Denoise images with upsamplers at ratio 1.",
         scores={"psnr": higher("PSNR", "dB"), "ssim": higher("SSIM", "")},
         headline=("psnr",),
         configure=restoration_preset,
@@ -219,7 +216,6 @@ register_protocol(
         inputs=_inputs,
         run=run_restoration,
         width=_width,
-        weights="untrained",
         items="images",
     )
 )

@@ -52,6 +52,8 @@ from upfeat.training.recipes.loftup import (
 from upfeat.training.recipes.naf import (
     joint_bilateral_learned_small,
     naf_paper,
+    naf_restoration_paper,
+    naf_restoration_small,
     naf_small,
 )
 from upfeat.training.recipes.registry import (
@@ -114,6 +116,8 @@ __all__ = [
     "loftup_stage2_paper",
     "loftup_stage2_small",
     "naf_paper",
+    "naf_restoration_paper",
+    "naf_restoration_small",
     "naf_small",
     "register_recipe",
     "resfu_small",
