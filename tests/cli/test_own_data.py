@@ -122,6 +122,23 @@ def test_depth_and_video_of_the_users_own(tmp_path: Path) -> None:
     }
 
 
+def test_normals_of_the_users_own(tmp_path: Path) -> None:
+    for number in range(5):
+        write(tmp_path / "hall" / "images" / f"{number}.png", np.full((*SIZE, 3), 90, np.uint8))
+        write(tmp_path / "hall" / "normals" / f"{number}.png", np.full((*SIZE, 3), 200, np.uint8))
+    hall = ("--data", "folder", "--root", str(tmp_path / "hall"), "--seeds", "0")
+    quick = ("crop_size=32", "score_size=32", "hidden=4", "epochs=1", "batch=4")
+    outcome = call(tmp_path, "normals-probe", *hall, quick=quick)
+    assert outcome.exit_code == 0, outcome.output
+    (stored,) = (tmp_path / "out").glob("normals-probe--hall--nearest*.json")
+    settings = Result.load(stored).settings
+    assert settings["reader"] == "folder"
+    assert {name: v["images"] for name, v in settings["splits"].items()} == {
+        "hall/train": 4,
+        "hall/val": 1,
+    }
+
+
 @pytest.mark.parametrize("damage", ["class", "size", "names"])
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path, damage: str) -> None:
     root = labelled(tmp_path / "my_photos", 10)
@@ -169,4 +186,11 @@ def test_settings_of_known_sets_keep_their_names() -> None:
 def test_every_protocol_that_reads_labelled_sets_reads_the_users_own() -> None:
     assert OWN == FOLDER_SET
     reads = {name for name, facts in kept_protocols().items() if OWN in facts["data"]}
-    assert reads >= {"seg-probe", "depth-probe", "faithfulness", "vos", "correspondence"}
+    assert reads >= {
+        "seg-probe",
+        "depth-probe",
+        "normals-probe",
+        "faithfulness",
+        "vos",
+        "correspondence",
+    }

@@ -24,6 +24,7 @@ from upfeat.data.masks import (
 )
 from upfeat.data.objects import ObjectData, ObjectFile, ObjectImage, load_objects, object_sets
 from upfeat.data.own import folder, folder_depth, folder_video
+from upfeat.data.own_surfaces import folder_surfaces
 from upfeat.data.records import image_folder, image_list, imagenet_folder, sa1b_folder
 from upfeat.data.segmentation import (
     LabelledFile,
@@ -125,6 +126,7 @@ __all__ = [
     "find_images",
     "folder",
     "folder_depth",
+    "folder_surfaces",
     "folder_video",
     "grabcut",
     "image_files",

@@ -11,6 +11,8 @@ cards of YOLO-style training tools, so that such a card is read as it is::
     names: [road, car, person]  # or {0: road, 1: car, 2: person}
     ignore: 255                 # label without meaning
     units: 1000                 # depth: stored numbers a metre
+    focal: 525                  # depth: focal length in pixels, or [fx, fy], for normals
+    center: [320, 240]          # depth: principal point in pixels
     one_object: false           # video: every number but 0 is the one object
 """
 
@@ -87,6 +89,8 @@ class DataCard(Settings):
         names: of the classes; None for ``classes.txt``, ``meta.json``, or counted.
         ignore: the label without meaning; None for 255.
         units: stored numbers a metre of depth; None for millimetres in 16 bit.
+        focal: focal length of depth maps in pixels, or (fx, fy), for normals derived from them.
+        center: (x, y) of their principal point in pixels; None for the middle.
         one_object: every number but 0 in a video's masks is the one object.
 
     Example:
@@ -102,6 +106,8 @@ class DataCard(Settings):
     names: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
     ignore: NonNegativeInt | None = None
     units: PositiveFloat | None = None
+    focal: PositiveFloat | tuple[PositiveFloat, PositiveFloat] | None = None
+    center: tuple[float, float] | None = None
     one_object: bool = False
 
 

@@ -39,10 +39,12 @@ from upfeat.data.video import VideoData, VideoSequence
 
 __all__ = [
     "FOLDER_SET",
+    "OwnSplit",
     "folder",
     "folder_depth",
     "folder_keypoints",
     "folder_video",
+    "list_own_split",
     "own_input_size",
     "set_name",
 ]
@@ -83,7 +85,7 @@ def set_name(root: PathLike) -> str:
     return str(read_card(root)[0].name)
 
 
-class _Split(NamedTuple):
+class OwnSplit(NamedTuple):
     """The pairs of a split, and the set that it is of."""
 
     card: DataCard
@@ -91,8 +93,19 @@ class _Split(NamedTuple):
     pairs: list[tuple[str, Path, Path]]
 
 
-def _list_split(root: PathLike, split: str, kind: str, what: str) -> _Split:
-    """Find the images of a split and the file of each in the folder ``kind``."""
+def list_own_split(root: PathLike, split: str, kind: str, what: str) -> OwnSplit:
+    """Find the images of a split and the file of each in the folder ``kind``.
+
+    Args:
+        root: folder or card.
+        split: ``"train"`` or ``"val"``.
+        kind: name of the folder beside ``images``.
+        what: its files hold, for the message.
+
+    Raises:
+        FileNotFoundError: a folder, all images or a file are missing; shows the expected tree.
+        ValueError: the split is unknown, or the card is broken.
+    """
     card, base = read_card(root)
     name = str(card.name)
     check_split(name, split, ("train", "val"))
@@ -101,7 +114,7 @@ def _list_split(root: PathLike, split: str, kind: str, what: str) -> _Split:
         pairs = _pairs(card, base, split, kind)
     except FileNotFoundError as error:
         raise FileNotFoundError(expected_tree("your own data", root, tree, str(error))) from error
-    return _Split(card, base, pairs)
+    return OwnSplit(card, base, pairs)
 
 
 def _pairs(card: DataCard, base: Path, split: str, kind: str) -> list[tuple[str, Path, Path]]:
@@ -209,7 +222,7 @@ def folder(root: PathLike, split: str = "train") -> SegmentationData:
         ...     folder(place).classes
         ('road', 'car')
     """
-    card, base, pairs = _list_split(root, split, "labels", _LABELS)
+    card, base, pairs = list_own_split(root, split, "labels", _LABELS)
     files = tuple(LabelledFile(*three) for three in pairs)
     classes, ignored, source = _named_classes(card, base)
     largest = _check_labels(files, classes, ignored, source)
@@ -296,7 +309,7 @@ def folder_depth(root: PathLike, split: str = "train") -> DepthData:
         FileNotFoundError: a folder, all images or a depth map are missing; shows the expected tree.
         ValueError: a depth map has another size than its image, or 8 bit and nobody says the units.
     """
-    card, _, pairs = _list_split(root, split, "depth", _DEPTHS)
+    card, _, pairs = list_own_split(root, split, "depth", _DEPTHS)
     problems = []
     for _, image, depth in pairs:
         size, mode = read_picture(depth, lambda p: ((p.height, p.width), p.mode), what="depth map")

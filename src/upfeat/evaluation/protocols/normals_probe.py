@@ -1,4 +1,4 @@
-"""Probe of surface normals on upsampled features: NAVI, NYU Depth v2, frames of an RGB-D camera.
+"""Probe of surface normals on upsampled features: NAVI, NYU Depth v2, RGB-D frames, own images.
 
 * ``loftup`` (arXiv 2504.14032, appendix A.2): pictures of 224, a DPT head with seven convolutions;
   trained on NAVI's multiview images, scored on its images in the wild.
@@ -26,6 +26,8 @@ from torch import Tensor
 
 from upfeat.backbones import Backbone
 from upfeat.data import navi, nyuv2_surfaces, rgbd
+from upfeat.data.own import FOLDER_SET
+from upfeat.data.own_surfaces import folder_surfaces
 from upfeat.data.surfaces import SurfaceData
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import NormalMetric
@@ -56,9 +58,15 @@ SURFACE_SETS: Mapping[str, Callable[..., SurfaceData[Any]]] = {
     "navi": navi,
     "nyuv2": nyuv2_surfaces,
     "rgbd": rgbd,
+    FOLDER_SET: folder_surfaces,
 }
-# What each set trains on; all are scored on ``test``.
-TRAIN_SPLITS = {"navi": "trainval", "nyuv2": "trainval", "rgbd": "train"}
+# What each set trains on, and what it is scored on.
+SPLITS = {
+    "navi": ("trainval", "test"),
+    "nyuv2": ("trainval", "test"),
+    "rgbd": ("train", "test"),
+    FOLDER_SET: ("train", "val"),
+}
 
 
 class NormalsProbeConfig(SurfaceProbeConfig):
@@ -176,9 +184,10 @@ class _NormalsProbe(SurfaceProbe[NormalMetric]):
 def _inputs(request: Request) -> dict[str, Any]:
     data = str(request.data)
     reader = known_entry("data set with normals", data, SURFACE_SETS)
+    train, val = SPLITS[data]
     return {
-        "train": reader(request.root, TRAIN_SPLITS[data]),
-        "val": reader(request.root, "test"),
+        "train": reader(request.root, train),
+        "val": reader(request.root, val),
         "cache": request.cache,
         "keep_weights": request.options["keep_weights"],
     }
