@@ -46,7 +46,14 @@ def test_upsamplers_load_nothing_heavy_beyond_torch(code: str):
 TYPED = (
     *("--help", "--version", "upsampel", "eval seg-prob"),
     *("list", "list jaf*", "list --json", "list --pretrained", "list zzz"),
-    *("upsample --help", "train --help", "bench --help", "report --help", "list --help"),
+    *(
+        "upsample --help",
+        "extract --help",
+        "train --help",
+        "bench --help",
+        "report --help",
+        "list --help",
+    ),
     *("eval", "eval vos --help", "eval efficiency --help"),
     *("show", "show targets --help", "show compare --help", "show pca --help"),
     *("upsample", "upsample a.png --sise 3", "upsample a.png --out pyproject.toml"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         list_backbones,
         strided,
     )
+    from upfeat.extraction import open_store
     from upfeat.loading import load_upsampler
     from upfeat.pipeline import Pipeline, PipelineOutput
     from upfeat.upsamplers import (
@@ -45,6 +46,7 @@ _HOMES = {
     "list_backbones": "upfeat.backbones",
     "list_upsamplers": "upfeat.upsamplers",
     "load_upsampler": "upfeat.loading",
+    "open_store": "upfeat.extraction",
     "strided": "upfeat.backbones",
 }
 
@@ -64,6 +66,7 @@ __all__ = [
     "list_backbones",
     "list_upsamplers",
     "load_upsampler",
+    "open_store",
     "strided",
 ]
 

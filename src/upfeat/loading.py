@@ -29,7 +29,7 @@ from upfeat.upsamplers.registry import (
     needs_feature_dim,
 )
 
-__all__ = ["FinerGrid", "load_upsampler", "split_label", "split_specs"]
+__all__ = ["FinerGrid", "load_upsampler", "runs_backbone", "split_label", "split_specs"]
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FINER = re.compile(r"(?P<kind>large|strided):(?P<number>\d+)")
@@ -145,7 +145,7 @@ def load_upsampler(
     """
     text = os.fspath(spec).strip()
     width = backbone if isinstance(backbone, int) else backbone.dim
-    if text == _LOW_RES or _FINER.fullmatch(text):
+    if text == _LOW_RES or runs_backbone(text):
         if weights is not None or options:
             raise ValueError(f"{text} is the backbone itself and takes no weights or arguments")
         return _load_backbone_row(text, backbone).to(device=device, dtype=dtype)
@@ -180,6 +180,17 @@ def _load_backbone_row(text: str, backbone: Backbone | int) -> Upsampler:
     if isinstance(backbone, int):
         raise ValueError(f"{text} runs the backbone itself; give the backbone, not its channels")
     return FinerGrid(text, backbone).eval()
+
+
+def runs_backbone(spec: str) -> bool:
+    """Whether a spec means the backbone itself on a finer grid.
+
+    Example:
+        >>> from upfeat.loading import runs_backbone
+        >>> runs_backbone("large:8"), runs_backbone("kin.upfeat")
+        (True, False)
+    """
+    return _FINER.fullmatch(spec.strip()) is not None
 
 
 def split_specs(text: str) -> list[str]:

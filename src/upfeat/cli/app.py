@@ -12,6 +12,7 @@ from upfeat.cli.bench import bench_command
 from upfeat.cli.card import card_command
 from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
+from upfeat.cli.extract import extract_command
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.report import report_command
 from upfeat.cli.reproduce import reproduce_command
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("list")(list_command)
 app.command("info")(info_command)
 app.command("upsample")(upsample_command)
+app.command("extract")(extract_command)
 app.command("bench")(bench_command)
 app.command("train")(train_command)
 app.add_typer(show_app, name="show")

@@ -223,7 +223,7 @@ SettingsOption = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotoOptions:
+class NetworkOptions:
     """The options of the commands that run a backbone on images; see :func:`with_fields`."""
 
     paths: PathsArgument
@@ -234,7 +234,6 @@ class PhotoOptions:
     input_size: InputSizeOption = None
     fit: FitOption = "pad"
     layer: LayerOption = -1
-    basis: BasisOption = "image"
     dtype: DtypeOption = "float32"
     device: DeviceOption = None
     max_pixels: MaxPixelsOption = None
@@ -271,7 +270,14 @@ class PhotoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineOptions(PhotoOptions):
+class PhotoOptions(NetworkOptions):
+    """The options of the commands that draw features in the colours of a PCA."""
+
+    basis: BasisOption = "image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions(NetworkOptions):
     """The options of the commands that upsample images by one method."""
 
     upsampler: UpsamplerOption = DEFAULT_UPSAMPLER
@@ -310,6 +316,11 @@ class PipelineOptions(PhotoOptions):
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "upfeat": upfeat.__version__,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions(PhotoOptions, MethodOptions):
+    """The options of the commands that upsample images by one method and draw them."""
 
 
 def with_fields(command: Callable[..., None]) -> Callable[..., None]:

@@ -62,7 +62,7 @@ def announce_bytes(
             f"this would write about {size_text(expected)}, and {folder} has {size_text(free)} "
             f"free; choose {smaller}"
         )
-    if always or expected > _WORTH_SAYING:
+    if expected > (0 if always else _WORTH_SAYING):
         text = f"will write about {size_text(expected)} to {out}; {size_text(free)} are free"
         Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -171,14 +171,14 @@ def run_bulk(
                 outcome = run.skip(job) if image is None else run.compute(job, image)
                 summary.outcomes.append(outcome)
                 if outcome.state == "failed":
-                    summary.failures = run.write_failures(summary)
+                    summary.failures = write_failures(run.own[out], summary.outcomes, MAKER)
                 if on_outcome is not None:
                     on_outcome(outcome)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if summary.failures is None:
-        run.forget_failures()
+        forget_failures(run.own[out], MAKER)
     return summary
 
 
@@ -304,13 +304,13 @@ class _Run:
             fingerprint = sha256_of(job.source)
             encoded = self.pipe.encode(image.result())
         except Exception as error:  # noqa: BLE001  (readers raise anything; the others go on)
-            return _failed(job, error)
+            return failed(job, error)
         try:
             files = self.write(job, encoded, fingerprint)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _FATAL:
                 raise
-            return _failed(job, error)
+            return failed(job, error)
         return Outcome(job, "done", files, time.perf_counter() - start)
 
     def write(self, job: Job, encoded: Encoded, fingerprint: str) -> tuple[Path, ...]:
@@ -336,37 +336,41 @@ class _Run:
         write_bytes(record, f"{json.dumps(content, indent=2)}\n".encode())
         return files
 
-    def write_failures(self, summary: Summary) -> Path:
-        """Name the failures of this run in a file, one a line, and return where."""
-        lines = [
-            json.dumps({"file": os.fspath(outcome.job.source), "error": outcome.error})
-            for outcome in summary.outcomes
-            if outcome.state == "failed"
-        ]
-        content = ("\n".join(lines) + "\n").encode()
-        own = self.own[self.out]
-        try:
-            return own.write(FAILURES, content, MAKER)
-        except ForeignFileError:  # a file of the user's, which stays
-            own.state.mkdir(parents=True, exist_ok=True)
-            write_bytes(own.state / FAILURES, content)
-            return own.state / FAILURES
 
-    def forget_failures(self) -> None:
-        """Remove what an earlier run wrote about failures, where that can be removed."""
-        own = self.own[self.out]
-        try:
-            own.remove(FAILURES, MAKER)
-            if (own.state / FAILURES).exists():
-                (own.state / FAILURES).unlink()
-        except OSError as error:
-            logger.warning("%s is of an earlier run: %s", self.out / FAILURES, error)
+# -- failures --------------------------------------------------------------------------------------
+
+
+def write_failures(own: OwnFiles, outcomes: Sequence[Outcome], maker: str) -> Path:
+    """Name the failures of a run in a file, one a line, and return where."""
+    lines = [
+        json.dumps({"file": os.fspath(outcome.job.source), "error": outcome.error})
+        for outcome in outcomes
+        if outcome.state == "failed"
+    ]
+    content = ("\n".join(lines) + "\n").encode()
+    try:
+        return own.write(FAILURES, content, maker)
+    except ForeignFileError:  # a file of the user's, which stays
+        own.state.mkdir(parents=True, exist_ok=True)
+        write_bytes(own.state / FAILURES, content)
+        return own.state / FAILURES
+
+
+def forget_failures(own: OwnFiles, maker: str) -> None:
+    """Remove what an earlier run wrote about failures, where that can be removed."""
+    try:
+        own.remove(FAILURES, maker)
+        if (own.state / FAILURES).exists():
+            (own.state / FAILURES).unlink()
+    except OSError as error:
+        logger.warning("%s is of an earlier run: %s", own.folder / FAILURES, error)
 
 
 # -- one image -------------------------------------------------------------------------------------
 
 
-def _failed(job: Job, error: Exception) -> Outcome:
+def failed(job: Job, error: Exception) -> Outcome:
+    """Return the outcome of an image that an error ended."""
     logger.debug("%s failed", job.source, exc_info=error)
     return Outcome(job, "failed", error=f"{type(error).__name__}: {error}")
 
