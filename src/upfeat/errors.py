@@ -312,7 +312,7 @@ def _is_number(value: object) -> bool:
 
 def check_size(size: Sequence[int] | int, name: str = "output_size") -> tuple[int, int]:
     """Return ``size`` as a ``(height, width)`` pair of positive ints, or raise ``ValueError``."""
-    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str | bytes) else ()
+    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, (str, bytes)) else ()
     if len(pair) != 2:
         raise ValueError(f"{name} must be a pair (height, width), got {size!r}")
     try:

@@ -707,7 +707,8 @@ class UpsamplerContract:
             ("empty", (image, features[:, :, :0])),
             ("empty", (image[:, :, :, :0], features)),
             ("floating point", (image.to(torch.uint8), features)),
-            ("pair", (image, features, 14)),
+            ("pair", (image, features, "14")),
+            ("positive", (image, features, 0)),
             ("positive", (image, features, (0, 5))),
             ("torch.Tensor", (image.numpy(), features)),
         ]

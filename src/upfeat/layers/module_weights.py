@@ -33,7 +33,9 @@ def first_weight(module: nn.Module) -> Tensor | None:
         >>> first_weight(nn.Linear(2, 3)).shape, first_weight(nn.ReLU())
         (torch.Size([3, 2]), None)
     """
-    return next((weight for _, weight in named_weights(module)), None)
+    for _, weight in named_weights(module):  # next(..., None) is not traced by PyTorch 2.6
+        return weight
+    return None
 
 
 def _of_replica(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

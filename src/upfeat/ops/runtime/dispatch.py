@@ -229,7 +229,10 @@ def tracing() -> Literal["compile", "export"] | None:
     """What traces the call: ``torch.compile``, ``torch.export``, or nothing."""
     if not torch.compiler.is_compiling():
         return None
-    return "export" if torch.compiler.is_exporting() else "compile"
+    if hasattr(torch.compiler, "is_exporting"):
+        return "export" if torch.compiler.is_exporting() else "compile"
+    # PyTorch 2.6 tells only whether Dynamo traces, which torch.export(strict=True) lets it do, too.
+    return "compile" if torch.compiler.is_dynamo_compiling() else "export"
 
 
 def output_dtype(features: Tensor) -> torch.dtype:
