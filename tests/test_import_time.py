@@ -55,6 +55,7 @@ TYPED = (
         "list --help",
     ),
     *("eval", "eval vos --help", "eval efficiency --help"),
+    *("app --help", "app --port x", "segment --help", "show similarity --help"),
     *("show", "show targets --help", "show compare --help", "show pca --help"),
     *("upsample", "upsample a.png --sise 3", "upsample a.png --out pyproject.toml"),
 )

@@ -14,6 +14,7 @@ from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
 from upfeat.cli.extract import extract_command
 from upfeat.cli.listing import info_command, list_command
+from upfeat.cli.page import app_command
 from upfeat.cli.report import report_command
 from upfeat.cli.reproduce import reproduce_command
 from upfeat.cli.segment import segment_command
@@ -38,6 +39,7 @@ app.command("train")(train_command)
 app.add_typer(show_app, name="show")
 app.command("segment")(segment_command)
 app.add_typer(eval_app, name="eval")
+app.command("app")(app_command)
 app.command("report")(report_command)
 app.command("reproduce")(reproduce_command)
 app.command("card")(card_command)

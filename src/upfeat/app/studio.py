@@ -1,0 +1,350 @@
+"""What the page computes, in bounded memory and without Gradio.
+
+Legend: ``C`` channels, ``h w`` feature grid, ``H W`` the photo, reduced, and the output; the
+networks see it with sides that are multiples of the patch.
+"""
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from upfeat.backbones import Backbone, create_backbone
+from upfeat.data.images import read_image
+from upfeat.data.sizes import Size
+from upfeat.errors import UnknownNameError
+from upfeat.extraction import tensor_writer
+from upfeat.loading import load_upsampler
+from upfeat.pipeline import Encoded, Pipeline
+from upfeat.similarity import (
+    embed_words,
+    pixel_similarity,
+    segment_words,
+    split_words,
+    templates,
+    text_encoder,
+)
+from upfeat.upsamplers import Upsampler
+from upfeat.viz import AnswerMap, PCABasis
+from upfeat.viz.comparison import usable_upsamplers
+
+__all__ = ["Drawn", "Prepared", "Studio", "example_photos"]
+
+LOW_RES = "low-res"
+SIDES = (224, 336, 448)
+"""Shorter sides to choose from, in pixels."""
+
+LARGEST_PHOTO = 25_000_000  # pixels of a file
+LONGEST = 2  # longer side, in shorter sides asked for
+MOST_WORDS = 12
+LARGEST_FILE = 256_000_000  # bytes of a file of features
+_LIKE_LOW_RES = ("nearest", "area")  # the same pictures under other names
+_KEPT = 4  # photos whose features are kept
+_BACKBONES = 2  # that are kept
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A photo and its features.
+
+    Attributes:
+        pipe: of the backbone, without an upsampler.
+        encoded: the photo and its features (1, C, h, w).
+        basis: colours of the features.
+        seconds: of the backbone.
+    """
+
+    pipe: Pipeline
+    encoded: Encoded
+    basis: PCABasis
+    seconds: float
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the photo as it is shown, and of the output."""
+        return self.encoded.frame.own
+
+    @property
+    def photo(self) -> Tensor:
+        """(3, H, W) in [0, 1]."""
+        return self.encoded.image[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What a method made of the features: name, picture (3, H, W) uint8, seconds of the call."""
+
+    name: str
+    picture: Tensor
+    seconds: float
+
+
+def example_photos() -> list[Path]:
+    """Return the photos that come with the package.
+
+    Example:
+        >>> from upfeat.app.studio import example_photos
+        >>> [path.name for path in example_photos()]
+        ['astronaut.jpg', 'cat.jpg', 'coffee.jpg']
+    """
+    return sorted((Path(__file__).parent / "photos").glob("*.jpg"))
+
+
+def _alone(
+    method: Callable[Concatenate["Studio", _Parameters], _Result],
+) -> Callable[Concatenate["Studio", _Parameters], _Result]:
+    """Let one call of a studio run at a time: its memory is that of one call."""
+
+    @wraps(method)
+    def locked(self: "Studio", *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
+class Studio:
+    """Backbones and methods to choose from, and the answers about a photo.
+
+    One call runs at a time. Two backbones with their methods and the features of four photos are
+    kept.
+
+    Args:
+        backbones: specs, as ``upfeat.create_backbone`` reads them; the first is loaded at once.
+        upsamplers: specs that are offered beside those that have their weights here.
+        device: where everything runs.
+
+    Raises:
+        UpfeatError: the first backbone, or one of the upsamplers for it, cannot be loaded.
+
+    Example:
+        >>> from upfeat.app import Studio
+        >>> from upfeat.app.studio import example_photos
+        >>> studio = Studio(["upfeat/vit_compact_patch16"])
+        >>> "kin.upfeat" in studio.methods("upfeat/vit_compact_patch16")
+        True
+        >>> prepared = studio.prepare(example_photos()[1], "upfeat/vit_compact_patch16", 64)
+        >>> prepared.size
+        (64, 96)
+    """
+
+    def __init__(
+        self,
+        backbones: Sequence[str],
+        upsamplers: Sequence[str] = (),
+        *,
+        device: str = "cpu",
+    ) -> None:
+        if not backbones:
+            raise ValueError("no backbone to choose from; name at least one")
+        self.lock = threading.RLock()
+        self.backbones, self.upsamplers, self.device = tuple(backbones), tuple(upsamplers), device
+        self._loaded: OrderedDict[str, tuple[Pipeline, dict[str, Upsampler]]] = OrderedDict()
+        self._prepared: OrderedDict[tuple[Any, ...], Prepared] = OrderedDict()
+        self._words: dict[tuple[Any, ...], Tensor] = {}
+        self._load(self.backbones[0])
+
+    # -- what there is ---------------------------------------------------------------------------
+
+    @_alone
+    def methods(self, backbone: str) -> list[str]:
+        """Return the names of the methods for a backbone, those that were asked for first."""
+        return list(self._load(backbone)[1])
+
+    @_alone
+    def takes_words(self, backbone: str) -> bool:
+        """Whether a backbone has a text space."""
+        try:
+            text_encoder(self._load(backbone)[0].backbone)
+        except ValueError:
+            return False
+        return True
+
+    def _load(self, name: str) -> tuple[Pipeline, dict[str, Upsampler]]:
+        """Return backbone and methods; what was used longest ago goes."""
+        if name not in self.backbones:
+            raise UnknownNameError("backbone of this page", name, self.backbones)
+        if name not in self._loaded:
+            network = create_backbone(name).to(self.device)
+            self._loaded[name] = (Pipeline(network, fit="resize"), self._offer(network))
+            while len(self._loaded) > _BACKBONES:
+                gone, _ = self._loaded.popitem(last=False)
+                self._prepared = OrderedDict(
+                    (key, kept) for key, kept in self._prepared.items() if gone not in key
+                )
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
+    def _offer(self, network: Backbone) -> dict[str, Upsampler]:
+        """Return the methods that were asked for, and all others with their weights here.
+
+        Those that optimise for each image take minutes: only if asked for.
+        """
+        offered = {spec: load_upsampler(spec, network) for spec in self.upsamplers}
+        for candidate in usable_upsamplers(network)[0]:
+            name, abilities = candidate.name, candidate.upsampler.info.abilities
+            if name not in _LIKE_LOW_RES and not abilities.per_image:
+                offered.setdefault(candidate.name, candidate.upsampler)
+        return {name: upsampler.to(self.device) for name, upsampler in offered.items()}
+
+    def _on(self, prepared: Prepared, backbone: str, method: str) -> Pipeline:
+        """Return the pipeline of a method."""
+        if method == LOW_RES:
+            return prepared.pipe.with_upsampler(load_upsampler(LOW_RES, prepared.pipe.backbone))
+        methods = self._load(backbone)[1]
+        if method not in methods:
+            raise UnknownNameError(f"method for {backbone}", method, methods)
+        return prepared.pipe.with_upsampler(methods[method])
+
+    # -- what is asked ---------------------------------------------------------------------------
+
+    @_alone
+    def prepare(self, photo: str | os.PathLike[str], backbone: str, side: int) -> Prepared:
+        """Read a photo and run the backbone, or return what was kept of it.
+
+        Args:
+            photo: a file.
+            backbone: one of those of the page.
+            side: shorter side at which the networks see it, in pixels; a photo that is more than
+                twice as long as wide gets a longer side of twice that.
+
+        Raises:
+            ValueError: the file is no image or holds more than 25 megapixels, or the side is
+                larger than the page offers.
+        """
+        if not 1 <= side <= SIDES[-1]:
+            raise ValueError(f"the size must be from 1 to {SIDES[-1]} pixels, got {side}")
+        path = Path(photo)
+        state = path.stat()
+        key = (str(path), state.st_mtime_ns, state.st_size, backbone, side)
+        if key not in self._prepared:
+            self._prepared[key] = self._encode(path, backbone, side)
+            while len(self._prepared) > _KEPT:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        return self._prepared[key]
+
+    def _encode(self, path: Path, backbone: str, side: int) -> Prepared:
+        pipe, _ = self._load(backbone)
+        small = _reduced(read_image(path, max_pixels=LARGEST_PHOTO), side)
+        start = time.perf_counter()
+        encoded = pipe.encode(small)
+        seconds = time.perf_counter() - start
+        return Prepared(pipe, encoded, PCABasis.fit(encoded.low), seconds)
+
+    @_alone
+    def draw(self, prepared: Prepared, backbone: str, method: str) -> Drawn:
+        """Upsample the three principal components and colour them.
+
+        Args:
+            prepared: the photo.
+            backbone: its name.
+            method: of :meth:`methods`, or ``low-res``.
+        """
+        pipe, basis = self._on(prepared, backbone, method), prepared.basis
+        start = time.perf_counter()
+        high = pipe.upsample(prepared.encoded, prepared.size, head=basis.project)
+        seconds = time.perf_counter() - start
+        return Drawn(method, basis.colors(high).cpu(), seconds)
+
+    @_alone
+    def similar(
+        self, prepared: Prepared, backbone: str, method: str, pixel: tuple[int, int]
+    ) -> AnswerMap:
+        """Compute the cosine of every pixel's features with those of one.
+
+        Args:
+            prepared: the photo.
+            backbone: its name.
+            method: of :meth:`methods`, or ``low-res``.
+            pixel: row and column in the photo as it is shown.
+        """
+        pipe = self._on(prepared, backbone, method)
+        start = time.perf_counter()
+        maps = pixel_similarity(pipe, prepared.encoded, [pixel], prepared.size)
+        return AnswerMap(method, maps[0], seconds_text(time.perf_counter() - start))
+
+    @_alone
+    def segment(self, prepared: Prepared, backbone: str, method: str, text: str) -> AnswerMap:
+        """Give every pixel the nearest of at most twelve words.
+
+        Args:
+            prepared: the photo, of a backbone with a text space.
+            backbone: its name.
+            method: of :meth:`methods`, or ``low-res``.
+            text: words with commas between them.
+
+        Raises:
+            UnsupportedError: the backbone has no text space.
+            ValueError: no words, or too many.
+        """
+        words = split_words(text, MOST_WORDS)
+        encode = text_encoder(prepared.pipe.backbone)
+        if (backbone, words) not in self._words:
+            self._words.clear()
+            self._words[backbone, words] = embed_words(encode, words, templates("clip7"))
+        pipe, vectors = self._on(prepared, backbone, method), self._words[backbone, words]
+        start = time.perf_counter()
+        found = segment_words(pipe, prepared.encoded, prepared.size, vectors)
+        return AnswerMap(method, found, seconds_text(time.perf_counter() - start))
+
+    @_alone
+    def save_features(
+        self, prepared: Prepared, backbone: str, method: str, kind: str, folder: Path
+    ) -> Path:
+        """Write upsampled and low-resolution features, as ``upfeat upsample`` does.
+
+        Args:
+            prepared: the photo.
+            backbone: its name.
+            method: of :meth:`methods`, or ``low-res``.
+            kind: ``safetensors`` or ``npz``.
+            folder: of the file.
+
+        Raises:
+            ValueError: the file would be larger than 256 MB.
+        """
+        channels = prepared.pipe.backbone.dim
+        settings = {"backbone": backbone, "upsampler": method, "input_size": prepared.size}
+        writer = tensor_writer(kind, channels, torch.float16, settings=settings)
+        size = int(writer.bytes_per_pixel * prepared.size[0] * prepared.size[1])
+        if size > LARGEST_FILE:
+            raise ValueError(
+                f"the features would take {size / 1e6:.0f} MB and the page gives up to "
+                f"{LARGEST_FILE / 1e6:.0f} MB; choose a smaller size, or run upfeat upsample"
+            )
+        path = folder / f"features_{method.replace('/', '_')}{writer.suffix}"
+        writer.write(self._on(prepared, backbone, method), prepared.encoded, path)
+        return path
+
+
+def seconds_text(seconds: float) -> str:
+    """Write a time in seconds or milliseconds.
+
+    Example:
+        >>> from upfeat.app.studio import seconds_text
+        >>> seconds_text(2.345), seconds_text(0.0123)
+        ('2.3 s', '12 ms')
+    """
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def _reduced(pixels: Tensor, side: int) -> Tensor:
+    """Resize (3, H, W): shorter side ``side``, longer side at most twice that."""
+    from upfeat.data.sizes import resize
+
+    height, width = pixels.shape[1:]
+    scale = min(side / min(height, width), LONGEST * side / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return resize(pixels[None], size)[0]
