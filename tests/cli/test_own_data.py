@@ -50,6 +50,7 @@ def test_one_command_gives_tables_classes_and_figures(tmp_path: Path) -> None:
     )
     assert outcome.exit_code == 0, outcome.output
     assert "pixel-sample, my_photos, upfeat/vit_compact_patch16" in outcome.output
+    assert "one seed" in outcome.output
     (stored,) = (tmp_path / "out").glob("*.json")
     result = Result.load(stored)
     assert stored.name.startswith("seg-probe--my_photos--nearest")

@@ -1,6 +1,10 @@
 """``upfeat reproduce``: the list, and small runs of tables and figures on a tiny set."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,12 @@ from upfeat.cli.app import app
 from upfeat.cli.reproduce.methods import published_name
 from upfeat.evaluation.papers import find_published, published_tables
 from upfeat.evaluation.papers.plan import not_ready, plan_jobs
-from upfeat.evaluation.papers.reproductions import Reproduction, comparison_rows, reproduce_page
+from upfeat.evaluation.papers.reproductions import (
+    Ran,
+    Reproduction,
+    comparison_rows,
+    reproduce_page,
+)
 from upfeat.evaluation.papers.sets import Roots
 from upfeat.training import list_recipes
 
@@ -82,6 +91,42 @@ def test_a_small_run_of_a_table_resumes_and_says_what_differs(data: Path, tmp_pa
     assert Reproduction.load(out / "jafar-table-5.json").ran == record.ran
     assert "heads-8" in reproduce_page([record])
     assert len(heads) == len(row)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_gives_the_same_numbers(data: Path, tmp_path: Path) -> None:
+    """Killed between two methods of one call; the first one's result is not computed again."""
+    options = ["--small", "--root", f"data={data}", "--rows", "bilinear,jafar"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert call("jafar:table-6", *options, "--out", whole).exit_code == 0
+    command = [sys.executable, "-m", "upfeat", "reproduce", "jafar:table-6", *options]
+    process = subprocess.Popen([*command, "--out", str(killed)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (first := list((killed / "results").glob("*--bilinear--*.json"))):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    (kept,) = first
+    written = kept.stat().st_mtime_ns
+    assert len(list((killed / "results").glob("*.json"))) == 1
+    assert call("jafar:table-6", *options, "--out", killed).exit_code == 0
+    assert kept.stat().st_mtime_ns == written
+    records = [Reproduction.load(folder / "jafar-table-6.json") for folder in (whole, killed)]
+    assert records[0].ran == records[1].ran
+    assert [each.row for each in records[1].ran if each.values] == ["bilinear", "jafar"]
+
+
+def test_our_megabytes_stand_beside_the_papers_gigabytes() -> None:
+    (table,) = find_published(["jafar:table-11"])
+    number = [column.score for column in table.columns].index("mb_forward_224")
+    one = Ran(
+        row="jafar", columns=(number,), values=(512.0,), units=("MB",), task="efficiency", data=""
+    )
+    _, rows = comparison_rows(table, Reproduction(id=table.id, ran=(one,)))
+    assert rows[2][0] == "JAFAR"
+    assert rows[2][1 + number] == "1.10 / 0.500"
 
 
 def test_a_figure_is_drawn(data: Path, tmp_path: Path) -> None:

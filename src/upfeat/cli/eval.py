@@ -354,8 +354,9 @@ def run_protocol(
     titles = (preset or protocol.name, shown, None if network is None else network.name)
     title = ", ".join(filter(None, titles))
     notes = [protocol.caption]
-    if "seeds" in results[0].settings:
-        notes.append(f"mean ± deviation over {len(results[0].settings['seeds'])} seeds")
+    count = len(results[0].settings.get("seeds", ()))
+    if count:
+        notes.append("one seed" if count == 1 else f"mean ± deviation over {count} seeds")
     if "limit" in changes:
         notes.append(f"a quick look: {changes['limit']} {protocol.items}")
     print_scores(protocol, results, title, "; ".join(filter(None, notes)))

@@ -59,8 +59,10 @@ TABLES = (
         "Depth and surface normals",
         "Losses and scores of Probe3D on NYU v2; head and training data are our choice.",
         40,
-        *columns_of("depth-probe", "nyuv2", "d1 rmse", "probe3d-nyu"),
-        *columns_of("normals-probe", "nyuv2", "rmse recall_30", "probe3d"),
+        *columns_of("depth-probe", "nyuv2", "d1", "probe3d-nyu"),
+        *columns_of("depth-probe", "nyuv2", "rmse", "probe3d-nyu", unit="m"),
+        *columns_of("normals-probe", "nyuv2", "rmse", "probe3d", unit="degrees"),
+        *columns_of("normals-probe", "nyuv2", "recall_30", "probe3d"),
     ),
     _table(
         "table-faithfulness",

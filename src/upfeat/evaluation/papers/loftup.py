@@ -292,12 +292,11 @@ TABLE_7 = PublishedTable(
     id="loftup:table-7",
     title="Quality, size and time",
     source="table 7",
-    setting={
-        "backbone": DINOV2,
-        "input_size": [224, 224],
-        "note": "parameters include the backbone's 22.1 million",
-    },
-    note="Printed in seconds an image, backbone and upsampler together.",
+    setting={"backbone": DINOV2, "input_size": [224, 224]},
+    note=(
+        "Printed in seconds an image, backbone and upsampler together; parameters include the "
+        "backbone's 22.1 million."
+    ),
     backbone=DINOV2,
     gpu_hours=900,
     columns=(

@@ -624,7 +624,8 @@ TABLES = (
         "Depth",
         "NAF 1, AnyUp 2, JAFAR 3, FeatUp 4",
         20,
-        *columns_of("depth-probe", "nyuv2", "d1 rmse", "nyu"),
+        *columns_of("depth-probe", "nyuv2", "d1", "nyu"),
+        *columns_of("depth-probe", "nyuv2", "rmse", "nyu", unit="m"),
     ),
     _ranked(
         "table-open-vocabulary",

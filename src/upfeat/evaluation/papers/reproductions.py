@@ -35,6 +35,9 @@ __all__ = [
     "shared_differences",
 ]
 
+# Our unit and the paper's, to what a number of ours is multiplied by.
+_FACTORS = {("MB", "GB"): 1 / 1024}
+
 
 class Ran(FrozenRecord):
     """One row in one call of a protocol.
@@ -91,11 +94,20 @@ class Reproduction(FrozenRecord):
         """Name of its file."""
         return f"{self.id.replace(':', '-')}.json"
 
-    def value(self, row: str, column: int) -> float | None:
-        """Return our number of a cell, if there is one."""
+    def value(self, row: str, column: int, unit: str = "") -> float | None:
+        """Return our number of a cell, if there is one.
+
+        Args:
+            row: key of the row.
+            column: number of the column.
+            unit: that it is wanted in, where ours is another that can be converted.
+        """
         for each in self.ran:
             if each.row == row and column in each.columns and each.values:
-                return each.values[each.columns.index(column)]
+                place = each.columns.index(column)
+                value = each.values[place]
+                factor = _FACTORS.get((each.units[place], unit), 1.0) if each.units else 1.0
+                return None if value is None else value * factor
         return None
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -188,9 +200,9 @@ def comparison_rows(
         heads.append(f"{text}, {unit}" if unit else text)
     rows = []
     for row in table.rows:
-        cells = [row.method]
-        for number, published in enumerate(row.values):
-            own = None if found is None else found.value(row.key, number)
+        cells = [", ".join(filter(None, (row.method, setting_text(row.setting))))]
+        for number, (published, column) in enumerate(zip(row.values, table.columns, strict=True)):
+            own = None if found is None else found.value(row.key, number, column.unit)
             cells.append(f"{_number(published)} / {_number(own)}")
         rows.append(cells)
     return heads, rows
@@ -201,21 +213,50 @@ def _number(value: float | None) -> str:
 
 
 def shared_differences(found: Reproduction) -> list[str]:
-    """Return one line for each set of differences, with the rows and columns that it is of.
+    """Return each difference once, with the calls and rows that it is of.
 
     Args:
         found: what was run.
+
+    Example:
+        >>> from upfeat.evaluation.papers.reproductions import Ran, Reproduction, shared_differences
+        >>> fields = {"columns": (0,), "task": "vos"}
+        >>> small = Ran(row="a", data="x", differs=("batch 4 (here: 2)",), **fields)
+        >>> other = Ran(row="a", data="y", differs=("batch 4 (here: 2)", "images 9"), **fields)
+        >>> shared_differences(Reproduction(id="jafar:table-1", ran=(small, other)))
+        ['everywhere: batch 4 (here: 2)', 'vos y: images 9']
     """
-    lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    for each in found.ran:
-        if not each.problem:
-            place = f"{each.task} {each.data}".strip()
-            lines.setdefault(each.differs, {}).setdefault(place, []).append(each.row)
-    texts = []
-    for apart, places in lines.items():
-        rows = list(dict.fromkeys(row for members in places.values() for row in members))
-        texts.append(f"{', '.join(places)} ({', '.join(rows)}): {'; '.join(apart) or 'none known'}")
-    return texts
+    done = [each for each in found.ran if not each.problem]
+    members: dict[str, list[Ran]] = {}
+    for each in done:
+        for text in each.differs:
+            members.setdefault(text, []).append(each)
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for text, those in members.items():
+        groups.setdefault(tuple(done.index(each) for each in those), []).append(text)
+    lines = [
+        f"{_where([done[number] for number in those], done)}: {'; '.join(texts)}"
+        for those, texts in sorted(groups.items(), key=lambda item: len(item[0]) < len(done))
+    ]
+    return lines or ["none known"]
+
+
+def _where(those: Sequence[Ran], done: Sequence[Ran]) -> str:
+    """Name calls, and their columns or rows where it is not all of them."""
+    places = list(dict.fromkeys((each.task, each.data) for each in those))
+    here = [each for each in done if (each.task, each.data) in places]
+    text = ", ".join(f"{task} {data}".strip() for task, data in places)
+    if len(here) == len(done):
+        text = ""
+    if len(those) == len(here):
+        return text or "everywhere"
+    rows = list(dict.fromkeys(each.row for each in those))
+    if len(rows) == len({each.row for each in here}):  # in some columns of theirs
+        columns = sorted({number for each in those for number in each.columns})
+        part = f"columns {', '.join(str(number + 1) for number in columns)}"
+    else:
+        part = ", ".join(rows)
+    return f"{text} ({part})" if text else part
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -226,12 +267,17 @@ Every table and figure that compares methods in the papers of JAFAR, LoftUp, NAF
 command, `upfeat reproduce NAME`. `upfeat reproduce --list` says what each needs and what of it is
 there. Folders are given with `--root SET=DIR`, or all at once with `--root data=DIR` for a folder
 that holds them; weight files are looked for as everywhere, and those of backbones in
-`--root weights=DIR`. Rows without published weights are trained by their recipe first. Everything
-resumes.
+`--root weights=DIR`. Rows without published weights are trained by their recipe first.
 
 `--small` runs the same with small sets, the bundled backbone, a few images and a few training
-steps. **Small numbers say that the machinery works, nothing about the methods.** A cell is
-*published / small run here*; `-` is no number.
+steps. **Small numbers say that the machinery works, nothing about the methods.** Heads that saw
+four images once, a CLIP of random weights and a bird's-eye network after two epochs on one key
+frame stay near chance: mIoU, accuracy and IoU of these columns mean nothing, and rows that fall
+back on one class are equal. Seconds and milliseconds are wall time on two cores that other work
+shared; alone, a table takes 10 to 70 s of one core. A run that was interrupted, with `kill -9` too,
+goes on from what it finished and ends with the same numbers.
+
+A cell is *published / small run here*; `-` is no number.
 """
 
 
@@ -296,9 +342,14 @@ def _what_ran(found: Reproduction | None) -> list[str]:
         *(f"- {text}" for text in shared_differences(found)),
         "",
     ]
-    trained = {each.row: each.trained for each in found.ran if each.trained}
+    trained: dict[tuple[str, ...], dict[str, None]] = {}
+    for each in found.ran:
+        if each.trained:
+            trained.setdefault(each.trained, {})[each.row] = None
     if trained:
-        recipes = "; ".join(f"{row}: {', '.join(names)}" for row, names in trained.items())
+        recipes = "; ".join(
+            f"{', then '.join(names)} ({', '.join(rows)})" for names, rows in trained.items()
+        )
         lines += [f"Trained for it, a few steps each: {recipes}.", ""]
     problems = dict.fromkeys(f"{each.row}: {each.problem}" for each in found.ran if each.problem)
     if problems:

@@ -196,7 +196,7 @@ SMALL: dict[str, SmallTask] = {
     "efficiency": SmallTask(
         changes={"warmup": 1, "repeats": 1, "memory": False, "threads": 1},
         cells={
-            "jafar_paper": ((112, 8, 56), (112, 8, 112)),
+            "jafar_paper": tuple((112, 8, side) for side in (56, 112, 224, 448)),
             "naf": ((112, 7, 56), (112, 7, 112)),
             "loftup": ((224, 14, 224),),
         },
