@@ -253,7 +253,8 @@ def _where(those: Sequence[Ran], done: Sequence[Ran]) -> str:
     rows = list(dict.fromkeys(each.row for each in those))
     if len(rows) == len({each.row for each in here}):  # in some columns of theirs
         columns = sorted({number for each in those for number in each.columns})
-        part = f"columns {', '.join(str(number + 1) for number in columns)}"
+        names = ", ".join(str(number + 1) for number in columns)
+        part = f"column{'s' * (len(columns) > 1)} {names}"
     else:
         part = ", ".join(rows)
     return f"{text} ({part})" if text else part
