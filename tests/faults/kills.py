@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from tests.faults.figures import Figures
 from tests.faults.processes import Commands, Ended
@@ -21,7 +22,8 @@ TRAIN = (
     *("--set", "steps=6", "--set", "checkpoint.every=2", "--set", "logging.every=1"),
     *("--set", "device=cpu"),
 )
-COMMANDS = {"upsample": UPSAMPLE, "train": TRAIN}
+EXTRACT = ("extract", "in", "--out", "out", "--features", "pca64", "--shards", "2")
+COMMANDS = {"upsample": UPSAMPLE, "train": TRAIN, "extract": EXTRACT}
 NEVER_EQUAL = ("seconds", "images_per_second", "time")
 
 
@@ -44,14 +46,16 @@ def outcome(out: Path) -> dict[str, Any]:
 
 def _content(path: Path) -> Any:
     data = path.read_bytes()
+    if path.name.startswith("shard-"):  # beside the features it names the images' folder
+        return _without_times(load(data))
     if path.suffix == ".pt":
         return _without_times(torch.load(io.BytesIO(data), weights_only=True))
     if path.suffix == ".csv":
         rows = [line.split(",") for line in data.decode().splitlines()]
         kept = [i for i, name in enumerate(rows[0]) if not name.startswith(NEVER_EQUAL)]
         return [[row[i] for i in kept] for row in rows]
-    if path.name in ("README.md", "training.json"):
-        return None  # they tell how long it took
+    if path.name in ("README.md", "training.json", "store.json"):
+        return None  # they tell how long it took, or where the images are
     return data
 
 

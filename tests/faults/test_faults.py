@@ -62,6 +62,10 @@ def test_kills_of_upsample(run: Commands, tmp_path: Path) -> None:
     sound(killed(run, "upsample", 2, tmp_path))
 
 
+def test_kills_of_extract(run: Commands, tmp_path: Path) -> None:
+    sound(killed(run, "extract", 2, tmp_path))
+
+
 def test_kills_of_train(run: Commands, tmp_path: Path) -> None:
     sound(killed(run, "train", 2, tmp_path))
 

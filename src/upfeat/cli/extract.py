@@ -1,5 +1,6 @@
 """``upfeat extract``: the features of many images into one store."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,19 +78,22 @@ def extract_command(
     )
     smaller = "--features low or pca64, a smaller --input-size or --save-dtype float16"
     announce_bytes(plan.bytes_left(), options.out, max_gb, smaller, always=True)
+    start = time.perf_counter()
     summary = run_with_progress(
         "extracting", len(found), lambda show: write_store(
             plan, pipe, engine=engine, workers=workers, threads=threads, on_outcome=show
         )
     )  # fmt: skip
-    _report(summary, options.out, len(plan.shards))
+    _report(summary, options.out, len(plan.shards), time.perf_counter() - start)
     if summary.count("failed"):
         raise typer.Exit(1)
 
 
-def _report(summary: "Summary", out: Path, shards: int) -> None:
+def _report(summary: "Summary", out: Path, shards: int, seconds: float) -> None:
     done, skipped, failed = (summary.count(state) for state in ("done", "skipped", "failed"))
     line = f"{done} done, {skipped} already there, {failed} failed"
+    if done:
+        line += f" in {seconds:.1f} s ({done / seconds:.2f} images/s)"
     files = "1 shard" if shards == 1 else f"{shards} shards"
     typer.echo(f"{line}; {files} in {out}, upfeat.open_store({str(out)!r}) reads them")
     if failed:
