@@ -42,6 +42,8 @@ RECIPES = [
     "loftup_stage2_small",
     "naf_paper",
     "naf_small",
+    "raysup_paper",
+    "raysup_small",
 ]
 
 

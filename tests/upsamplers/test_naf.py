@@ -59,6 +59,23 @@ def test_golden(golden_dir: Path, case: str, grad: bool) -> None:
     assert difference <= FUSED_GOLDEN_ATOL
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["strips", "plain"])
+@pytest.mark.parametrize("case", ["grid_below_kernel", "smaller_than_features"])
+def test_diveup_golden(golden_dir: Path, case: str, grad: bool) -> None:
+    tensors, meta = load_golden(golden_dir / "diveup" / f"{case}.safetensors")
+    record = get_checkpoint("naf.diveup")
+    assert record is not None
+    untold = {k: v for k, v in meta["constructor"].items() if k in ("heads_attn", "kernel_size")}
+    model = upfeat.from_official("naf", golden_state(tensors), **untold, **record.config)
+    image, features = tensors["input.image"], tensors["input.features"]
+    grid = features.shape[2:]
+    steps = [model.dilation(n, length) for n, length in zip(grid, meta["output_size"], strict=True)]
+    assert steps == meta["dilation"]
+    with torch.set_grad_enabled(grad):
+        out = model(image, features, meta["output_size"])
+    assert max_abs_difference(out, tensors["output"]) <= FUSED_GOLDEN_ATOL
+
+
 def test_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = get_checkpoint("naf.release")
     assert record is not None
@@ -85,7 +102,7 @@ def test_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_limits_are_explained() -> None:
     image, features = torch.randn(1, 3, 32, 32), torch.randn(1, 8, 8, 8)
-    with pytest.raises(ValueError, match=r"kernel_size x dilation.*9 x 4.*grid has only 8"):
+    with pytest.raises(ValueError, match=r"kernel_size x dilation.*9 x 4.*grid has 8"):
         small(kernel_size=9)(image, features)
     with pytest.raises(ValueError, match="cannot reduce"):
         small()(image, features, (7, 16))

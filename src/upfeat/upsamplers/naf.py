@@ -104,6 +104,24 @@ CHECKPOINTS = (
         paper="2511.18452",
         note="Guidance with ImageNet mean and std, whatever the backbone.",
     ),
+    Checkpoint(
+        tag="diveup",
+        file=HubFile(
+            filename="model_25000steps.pth",
+            url="https://github.com/Xiaoqiong-Liu/DiveUp/releases/download/v1.0/model_25000steps.pth",
+        ),
+        backbone="any (trained with SigLIP-B, DINOv2-S, RADIOv2.5 and DINOv3-B)",
+        feature_dim=None,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        training_data="ImageNet-1k, 25,000 steps",
+        code_license="MIT by its badge, without a licence file",
+        weights_license="not stated",
+        backbone_license="those of four backbones, DINOv3 License among them",
+        paper="2603.13571",
+        config={"clamp_dilation": True},
+        note="DiveUp: NAF with other training; takes grids smaller than the kernel.",
+    ),
 )
 
 
@@ -124,6 +142,9 @@ class NAF(Upsampler):
             the published model does, to at most 4 times the *shorter* side of the output on both
             axes, which bends the aspect ratio; ``"aspect"`` keeps it.
         rope_cache: keep the drawn factor while the output size stays the same, as released.
+        clamp_dilation: as DiveUp (arXiv 2603.13571): the neighbourhood of a grid smaller than the
+            kernel is drawn together until it fits the output, and outputs may be smaller than the
+            features. Other grids give the same numbers.
 
     Example:
         >>> import torch, upfeat
@@ -169,6 +190,7 @@ class NAF(Upsampler):
         img_layers: int = 2,
         prescale: Literal["released", "aspect"] = "released",
         rope_cache: bool = True,
+        clamp_dilation: bool = False,
     ) -> None:
         super().__init__()
         if dim % (4 * heads_rope) or dim % heads_attn or dim % (2 * GROUPS):
@@ -182,6 +204,7 @@ class NAF(Upsampler):
             raise ValueError(f"rope_rescale must be at least 1 or None, got {rope_rescale}")
         self.heads_attn, self.heads_rope, self.kernel_size = heads_attn, heads_rope, kernel_size
         self.rope_rescale, self.rope_cache, self.prescale = rope_rescale, rope_cache, prescale
+        self.clamp_dilation = clamp_dilation
         self._rescaled: tuple[tuple[int, int], float] | None = None
         self.pixel = Branch(dim // 2, 1, img_layers)
         self.context = Branch(dim // 2, 3, img_layers)
@@ -206,8 +229,8 @@ class NAF(Upsampler):
             raise ValueError(f"naf {what}, got {shape_text(image)}; enlarge the image")
         for axis, name in enumerate(("rows", "columns")):
             cells, length = features.shape[2 + axis], output_size[axis]
-            reach = self.kernel_size * (length // cells)
-            if length < cells:
+            reach = self.kernel_size * self.dilation(cells, length)
+            if length < cells and not self.clamp_dilation:
                 raise ValueError(
                     f"naf cannot reduce: the output has {length} {name}, the features {cells}; ask "
                     "for an output at least as large as the feature grid"
@@ -215,10 +238,16 @@ class NAF(Upsampler):
             if reach > length:
                 raise ValueError(
                     f"naf needs kernel_size x dilation <= output size, got {self.kernel_size} x "
-                    f"{length // cells} > {length} {name}, as the feature grid has only {cells} "
-                    f"{name}; enlarge the backbone's image until the grid has {self.kernel_size}, "
-                    f"or build naf with kernel_size={cells}"
+                    f"{reach // self.kernel_size} > {length} {name}, as the feature grid has "
+                    f"{cells} {name}; enlarge the backbone's image until the grid has "
+                    f"{self.kernel_size}, or build naf with kernel_size={cells}"
                 )
+
+    def dilation(self, cells: int, length: int) -> int:
+        """Pixels of the output between neighbouring cells, along one axis."""
+        if not self.clamp_dilation:
+            return length // cells
+        return min(max(length // cells, 1), max(length // self.kernel_size, 1))
 
     def guidance_size(self, image: Tensor, output_size: tuple[int, int]) -> tuple[int, int]:
         """The size at which the image is looked at."""
@@ -245,13 +274,18 @@ class NAF(Upsampler):
 
     def decode(self, state: NAFState, values: Tensor, rows: slice) -> Tensor:
         """Attend to the neighbourhood of every pixel; channel group g takes head g's weights."""
+        size = (state.query.shape[2], state.query.shape[3])
         return cross_scale_neighborhood_attention(
             state.query[:, :, rows],
             state.key,
             values,
             self.heads_attn,
             kernel_size=self.kernel_size,
-            output_size=(state.query.shape[2], state.query.shape[3]),
+            output_size=size,
+            dilation=(
+                self.dilation(values.shape[2], size[0]),
+                self.dilation(values.shape[3], size[1]),
+            ),
             rows=(rows.start, rows.stop),
         )
 

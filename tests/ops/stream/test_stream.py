@@ -1,5 +1,7 @@
 """Networks by row strips: the numbers of the whole network, whatever is kept and in what order."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,6 +95,35 @@ def test_borders(height: int, width: int, mode: str, kernel: int, start: int) ->
     with torch.no_grad(), stream.bounded(0):
         rows = conv(stream.lazy(image))[:, :, start:]
         torch.testing.assert_close(rows, conv(image)[:, :, start:], atol=1e-5, rtol=0)
+
+
+@given(
+    height=st.integers(3, 20),
+    width=st.integers(3, 20),
+    kernel=st.sampled_from([(1, 3), (3, 1), (2, 2), (3, 3)]),
+    step=st.sampled_from([(1, 1), (2, 2), (1, 2)]),
+    mode=st.sampled_from(["constant", "reflect"]),
+    start=st.integers(0, 19),
+)
+@settings(max_examples=60, deadline=None)
+def test_kernels_with_gaps_and_of_two_sides(
+    height: int, width: int, kernel: tuple[int, int], step: tuple[int, int], mode: str, start: int
+) -> None:
+    weight, bias = torch.randn(4, 2, *kernel), torch.randn(4)
+    border = [s * (k - 1) - s * (k - 1) // 2 for s, k in zip(step, kernel, strict=True)]
+    if min(height - border[0], width - border[1]) < 1:
+        return
+    image, start = torch.randn(1, 2, height, width), min(start, height - 1)
+
+    def convolved(x: Any) -> Any:
+        padded = F.pad(x, (border[1], border[1], border[0], border[0]), mode=mode)
+        return F.conv2d(padded, weight, bias, dilation=step)
+
+    with torch.no_grad(), stream.bounded(0):
+        recorded = convolved(stream.lazy(image))
+        assert not isinstance(recorded, Tensor)
+        rows = recorded[:, :, start:]
+        torch.testing.assert_close(rows, convolved(image)[:, :, start:], atol=1e-5, rtol=0)
 
 
 def test_an_unknown_operator_gets_the_whole_map() -> None:

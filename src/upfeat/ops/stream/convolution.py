@@ -35,13 +35,19 @@ WINOGRAD_TILES = 384
 
 @dataclass(frozen=True)
 class Kernel:
-    """A k x k convolution prepared for :func:`convolve_rows` by :func:`prepare`."""
+    """A convolution prepared for :func:`convolve_rows` by :func:`prepare`."""
 
-    weight: Tensor  # (K, C) for 1x1; (36, K, C) for Winograd; else (K, C, k, k), channels last
+    weight: Tensor  # (K, C) for 1x1; (36, K, C) for Winograd; else (K, C, k, l), channels last
     bias: Tensor | None  # (K,)
     channels: tuple[int, int]  # (C, K)
-    size: int  # k
+    reach: tuple[int, int]  # rows and columns that the output is smaller by: d (k - 1), e (l - 1)
+    dilation: tuple[int, int] = (1, 1)  # (d, e)
     winograd: bool = False
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether every pixel is taken by itself: 1x1."""
+        return self.weight.dim() == 2
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Self:
         """Return the kernel of ``scale * convolution + shift``, (K,) each: a norm is folded in."""
@@ -53,15 +59,20 @@ class Kernel:
 
 
 def prepare(
-    weight: Tensor, bias: Tensor | None, dtype: torch.dtype, winograd: bool | None = None
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    winograd: bool | None = None,
+    dilation: tuple[int, int] = (1, 1),
 ) -> Kernel:
     """Bring the weights of a convolution into the form that runs fastest.
 
     Args:
-        weight: (K, C, k, k).
+        weight: (K, C, k, l).
         bias: (K,) or None.
         dtype: of the maps.
         winograd: force the choice for 3x3; default: by channels, type and device.
+        dilation: steps between the kernel's taps, in rows and columns.
 
     Example:
         >>> prepare(torch.zeros(5, 2, 3, 3), None, torch.float32).channels
@@ -69,23 +80,24 @@ def prepare(
     """
     weight = weight.detach().to(dtype)
     bias = None if bias is None else bias.detach().to(dtype)
-    channels, size = (weight.shape[1], weight.shape[0]), weight.shape[2]
-    if size == 1:
-        return Kernel(weight.flatten(1), bias, channels, size)
+    channels, size = (weight.shape[1], weight.shape[0]), (weight.shape[2], weight.shape[3])
+    reach = dilation[0] * (size[0] - 1), dilation[1] * (size[1] - 1)
+    if size == (1, 1):
+        return Kernel(weight.flatten(1), bias, channels, reach)
     if winograd is None:
         exact = weight.device.type == "cpu" and dtype in (torch.float32, torch.float64)
         winograd = exact and min(channels) >= WINOGRAD_CHANNELS
-    if size == 3 and winograd:
-        return Kernel(_spread_weight(weight), bias, channels, size, winograd=True)
+    if size == (3, 3) and dilation == (1, 1) and winograd:
+        return Kernel(_spread_weight(weight), bias, channels, reach, winograd=True)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return Kernel(weight, bias, channels, size)
+    return Kernel(weight, bias, channels, reach, dilation)
 
 
 def convolve_rows(strip: Tensor, kernel: Kernel, out: Tensor, buffers: Buffers) -> Tensor:
     """Convolve rows that carry their own border.
 
     Args:
-        strip: (R + k - 1, W + k - 1, C).
+        strip: (R + rows, W + columns, C), more by the kernel's reach.
         kernel: of :func:`prepare`.
         out: (R, W, K), contiguous.
         buffers: of the calling thread.
@@ -102,16 +114,18 @@ def convolve_rows(strip: Tensor, kernel: Kernel, out: Tensor, buffers: Buffers) 
         >>> torch.allclose(rows, expected, atol=1e-5)
         True
     """
-    if kernel.size == 1:
+    if kernel.pointwise:
         rows_product(strip.flatten(0, 1), kernel.weight, kernel.bias, out.flatten(0, 1))
         return out
     if kernel.winograd:
         return _convolve_by_tiles(strip, kernel, out, buffers)
-    image = strip.permute(2, 0, 1)[None]  # (1, C, R + k - 1, W + k - 1), channels last
-    if min(kernel.channels) >= FEWEST_CHANNELS and by_onednn(strip, kernel.weight):
+    image = strip.permute(2, 0, 1)[None]  # (1, C, R + rows, W + columns), channels last
+    dense = kernel.dilation == (1, 1)
+    if dense and min(kernel.channels) >= FEWEST_CHANNELS and by_onednn(strip, kernel.weight):
         accumulate_convolution(image, kernel.weight, kernel.bias, out.permute(2, 0, 1)[None])
         return out
-    return F.conv2d(image, kernel.weight, kernel.bias)[0].permute(1, 2, 0)
+    result = F.conv2d(image, kernel.weight, kernel.bias, dilation=kernel.dilation)
+    return result[0].permute(1, 2, 0)
 
 
 # -- Winograd's filtering --------------------------------------------------------------------------

@@ -103,9 +103,9 @@ class Convolution(Node):
     """
 
     def __init__(self, parent: Node, kernel: Kernel, buffers: Callable[[], Buffers]) -> None:
-        self.kernel, self.reach, self.buffers = kernel, kernel.size - 1, buffers
+        self.kernel, self.reach, self.buffers = kernel, kernel.reach[0], buffers
         self.row_by_row = not self.reach
-        size = (parent.size[0] - self.reach, parent.size[1] - self.reach)
+        size = (parent.size[0] - kernel.reach[0], parent.size[1] - kernel.reach[1])
         super().__init__((parent,), size, kernel.channels[1], parent.dtype)
 
     def scaled(self, scale: Tensor, shift: Tensor) -> "Convolution":
@@ -123,18 +123,24 @@ class Convolution(Node):
 
 
 class Pad(Node):
-    """A border of ``width`` pixels on all sides: zeros, or reflected or repeated pixels."""
+    """A border of zeros, or of reflected or repeated pixels.
+
+    Args:
+        parent: what is bordered.
+        border: rows above and below, columns at the left and right.
+        mode: ``"constant"``, ``"reflect"`` or ``"replicate"``.
+    """
 
     row_by_row = False
 
-    def __init__(self, parent: Node, width: int, mode: str) -> None:
-        self.width, self.mode = width, mode
-        size = (parent.size[0] + 2 * width, parent.size[1] + 2 * width)
+    def __init__(self, parent: Node, border: tuple[int, int], mode: str) -> None:
+        self.height, self.width, self.mode = *border, mode
+        size = (parent.size[0] + 2 * self.height, parent.size[1] + 2 * self.width)
         super().__init__((parent,), size, parent.channels, parent.dtype)
 
     def _source(self, row: int) -> int:
         """The parent's row that a row of the padded map shows."""
-        row, last = row - self.width, self.parents[0].size[0] - 1
+        row, last = row - self.height, self.parents[0].size[0] - 1
         if self.mode == "reflect":
             row = abs(row)
             return row if row <= last else 2 * last - row
@@ -144,7 +150,7 @@ class Pad(Node):
         """Find the rows that show, some of them mirrored."""
         first, last = rows[0], rows[1] - 1
         # The source turns around at the map's first and last row.
-        turns = (self.width, self.parents[0].size[0] - 1 + self.width)
+        turns = (self.height, self.parents[0].size[0] - 1 + self.height)
         edges = (first, last, *(min(max(turn, first), last) for turn in turns))
         sources = [self._source(row) for row in edges]
         return min(sources), max(sources) + 1
@@ -154,9 +160,9 @@ class Pad(Node):
         strip, first = strips[0], self.span(rows)[0]
         last = self.parents[0].size[0] - 1
         inner = out[:, self.width : out.shape[1] - self.width]
-        start = min(max(self.width - rows[0], 0), len(out))
-        stop = max(min(last + 1 + self.width - rows[0], len(out)), start)
-        begin = rows[0] + start - self.width - first
+        start = min(max(self.height - rows[0], 0), len(out))
+        stop = max(min(last + 1 + self.height - rows[0], len(out)), start)
+        begin = rows[0] + start - self.height - first
         inner[start:stop] = strip[begin : begin + stop - start]
         for place in (*range(start), *range(stop, len(out))):  # rows beyond the map
             if self.mode == "constant":

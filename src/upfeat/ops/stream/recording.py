@@ -95,16 +95,12 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    if not is_map(x) or groups != 1 or _pair(stride) != (1, 1) or _pair(dilation) != (1, 1):
+    if not is_map(x) or groups != 1 or _pair(stride) != (1, 1) or padding == "same":
         return None
-    if padding == "valid":
-        padding = 0
-    kernel, border = (weight.shape[2], weight.shape[3]), _pair(padding)
-    if kernel[0] != kernel[1] or border[0] != border[1]:
-        return None
+    border = (0, 0) if padding == "valid" else _pair(padding)
     node, graph = _cast(x.node, _autocast_dtype(x)), x.graph
-    node = nodes.Pad(node, border[0], "constant") if border[0] else node
-    prepared = convolution.prepare(weight, bias, node.dtype)
+    node = nodes.Pad(node, border, "constant") if any(border) else node
+    prepared = convolution.prepare(weight, bias, node.dtype, dilation=_pair(dilation))
     return _like(x, nodes.Convolution(node, prepared, lambda: graph.buffers))
 
 
@@ -128,14 +124,15 @@ def _to(x: Any, dtype: Any, *rest: Any, **options: Any) -> Any:
 
 @_records(F.pad, torch.nn.functional.pad)
 def _pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
-    same = len(pad) == 4 and len(set(pad)) == 1
-    if not same or mode not in ("constant", "reflect", "replicate") or value not in (None, 0):
+    even = len(pad) == 4 and pad[0] == pad[1] and pad[2] == pad[3] and min(pad) >= 0
+    if not even or mode not in ("constant", "reflect", "replicate") or value not in (None, 0):
         return None
-    if pad[0] == 0:
+    border = (pad[2], pad[0])  # rows, columns; the framework counts from the last axis
+    if not any(border):
         return x
-    if mode == "reflect" and min(x.node.size) <= pad[0]:
+    if mode == "reflect" and any(n <= b for n, b in zip(x.node.size, border, strict=True)):
         return None
-    return _like(x, nodes.Pad(x.node, pad[0], mode))
+    return _like(x, nodes.Pad(x.node, border, mode))
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

@@ -376,7 +376,7 @@ def _summands(node: Node) -> tuple[list[Node], Kernel | None]:
     """Terms whose averages make up that of ``node``, and the 1x1 convolution of the second."""
     if isinstance(node, Elementwise) and node.function is ADD and node.map is None:
         first, last = node.parents
-        if isinstance(last, Convolution) and last.kernel.size == 1 and _single(last):
+        if isinstance(last, Convolution) and last.kernel.pointwise and _single(last):
             hidden = last.parents[0]
             if hidden.channels == node.channels:
                 return [first, hidden], last.kernel

@@ -56,6 +56,7 @@ from upfeat.training.recipes.naf import (
     naf_restoration_small,
     naf_small,
 )
+from upfeat.training.recipes.raysup import raysup_paper, raysup_small
 from upfeat.training.recipes.registry import (
     create_recipe,
     describe_recipe,
@@ -119,6 +120,8 @@ __all__ = [
     "naf_restoration_paper",
     "naf_restoration_small",
     "naf_small",
+    "raysup_paper",
+    "raysup_small",
     "register_recipe",
     "resfu_small",
     "resize_conv_loftup_objective",
