@@ -37,7 +37,7 @@ def app_command(
 ) -> None:
     """Open a page to try upsamplers on photos: compare, click pixels, ask for words; offline.
 
-    Needs upfeat[app]. Uploaded photos stay on this machine and are removed after an hour.
+    Needs the extra app. Uploaded photos stay on this machine and are removed after an hour.
     """
     from upfeat.app import launch, write_space
     from upfeat.loading import split_specs

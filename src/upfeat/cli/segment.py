@@ -53,7 +53,7 @@ def segment_command(
 ) -> None:
     """Give every pixel the nearest of some words: a label PNG a method, and an overlay with legend.
 
-    Nothing is trained: CLIP's patch features are upsampled in its text space. Needs upfeat[clip].
+    Nothing is trained: CLIP's patch features are upsampled in its text space. Needs the extra clip.
     """
     from upfeat._files import OwnFiles
     from upfeat.data import read_image

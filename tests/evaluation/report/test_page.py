@@ -171,6 +171,14 @@ def test_tables_are_complete_and_marked_in_words() -> None:
     assert {a.get("aria-sort") for a in page.all("th") if a["scope"] == "col"} == {"none"}
 
 
+def test_only_columns_with_marks_keep_room_for_them() -> None:
+    text = report_page(report())
+    assert text.count('<span class="mark">') == 4  # three of mIoU, and the published one
+    assert '<td class="none" data-bare>' in text
+    assert 'data-bare><button type="button">time' in text
+    assert 'data-bare><button type="button">mIoU' not in text
+
+
 def test_settings_of_every_result_are_there() -> None:
     text = report_page(report())
     for wanted in ("<dt>steps</dt><dd>3</dd>", "<dt>backbone.name</dt><dd>vit</dd>", "<dt>a</dt>"):

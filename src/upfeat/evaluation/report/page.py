@@ -109,23 +109,32 @@ def _section(section: TableGroup, name: str, numbers: Iterable[int]) -> str:
 def _table(table: TableView, name: str) -> str:
     """Return a sortable table in a box that scrolls sideways where it is too wide."""
     remark = f'<p class="remark">{escape(table.remark)}</p>' if table.remark else ""
+    # A column whose cells bear no mark keeps no room for one.
+    marked = [
+        any(row.cells[i].place in _PLACES for row in table.rows) for i in range(len(table.columns))
+    ]
     heads = "".join(
-        f'<th scope="col" aria-sort="none"><button type="button">{_heading(column)}</button></th>'
-        for column in table.columns
+        f'<th scope="col" aria-sort="none"{"" if mark else " data-bare"}>'
+        f'<button type="button">{_heading(column)}</button></th>'
+        for column, mark in zip(table.columns, marked, strict=True)
     )
-    width, title, first = len(table.columns) + 1, escape(table.title), escape(table.first)
+    rows = "".join(_row(row, marked) for row in table.rows)
+    title, first = escape(table.title), escape(table.first)
     return (
         f'{remark}<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
         f'<table id="{name}"><caption>{title}</caption><thead><tr>'
         f'<th scope="col" aria-sort="none"><button type="button">{first}</button></th>'
-        f"{heads}</tr></thead><tbody>{''.join(map(_row, table.rows))}</tbody>"
-        f"{''.join(_published(block, width) for block in table.published)}</table></div>"
+        f"{heads}</tr></thead><tbody>{rows}</tbody>"
+        f"{''.join(_published(block, marked) for block in table.published)}</table></div>"
     )
 
 
 def _heading(column: Column) -> str:
     unit = " ".join(filter(None, (column.unit, column.arrow)))
-    return escape(column.heading) + (f" <i>{escape(unit)}</i>" if unit else "")
+    # A point between two words stays with the second.
+    return escape(column.heading.replace("· ", "·\N{NO-BREAK SPACE}")) + (
+        f" <i>{escape(unit)}</i>" if unit else ""
+    )
 
 
 def _breakable(name: str) -> str:
@@ -133,20 +142,22 @@ def _breakable(name: str) -> str:
     return re.sub(r"([._/])(?=\w)", r"\1<wbr>", escape(name))
 
 
-def _row(row: RowView) -> str:
+def _row(row: RowView, marked: Sequence[bool]) -> str:
     note = f" <small>{escape(row.note)}</small>" if row.note else ""
-    cells = "".join(map(_cell, row.cells))
+    cells = "".join(map(_cell, row.cells, marked))
     return f'<tr><th scope="row">{_breakable(row.label)}{note}</th>{cells}</tr>'
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, marked: bool) -> str:
+    bare = "" if marked else " data-bare"
     if not cell.text:
-        return '<td class="none">–</td>'
+        return f'<td class="none"{bare}>–</td>'
     value = "" if cell.value is None else f' data-value="{cell.value!r}"'
     spread = f" <small>{escape(cell.spread)}</small>" if cell.spread else ""
     text = escape(cell.text)
     if cell.place not in _PLACES:
-        return f'<td{value}>{text}{spread}<span class="mark"></span></td>'
+        room = '<span class="mark"></span>' if marked else ""
+        return f"<td{value}{bare}>{text}{spread}{room}</td>"
     tag, kind, word = _PLACES[cell.place]
     return (
         f'<td class="{kind}"{value}><{tag}>{text}</{tag}>{spread}'
@@ -154,11 +165,12 @@ def _cell(cell: Cell) -> str:
     )
 
 
-def _published(block: Published, width: int) -> str:
+def _published(block: Published, marked: Sequence[bool]) -> str:
+    rows = "".join(_row(row, marked) for row in block.rows)
     return (
-        f'<tbody class="published"><tr><th colspan="{width}" scope="rowgroup"><div>'
+        f'<tbody class="published"><tr><th colspan="{len(marked) + 1}" scope="rowgroup"><div>'
         f"<strong>{escape(block.source)}</strong>, {escape(block.reference)}, not measured here. "
-        f"{escape(block.remark)}</div></th></tr>{''.join(map(_row, block.rows))}</tbody>"
+        f"{escape(block.remark)}</div></th></tr>{rows}</tbody>"
     )
 
 
