@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from upfeat.cli.app import app
@@ -53,6 +55,22 @@ def test_the_script_is_installed() -> None:
 
     (script,) = entry_points(group="console_scripts", name="upfeat")
     assert script.value == "upfeat.cli:main"
+
+
+def test_no_flag_of_any_command_shows_a_type() -> None:
+    runner = CliRunner(env={"COLUMNS": "200"})
+    seen, left = [], [()]
+    while left:
+        words = left.pop()
+        shown = runner.invoke(app, [*words, "--help"]).stdout
+        assert "bool" not in shown.lower(), words
+        assert "--help" in shown, words
+        seen.append(words)
+        command: Any = get_command(app)
+        for word in words:
+            command = command.commands[word]
+        left += [(*words, name) for name in getattr(command, "commands", {})]
+    assert len(seen) > 20
 
 
 def test_version_and_help() -> None:

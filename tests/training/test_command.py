@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -28,7 +29,10 @@ from upfeat.training import (
     read_log,
 )
 
-SMALL = ("batch_size=2", "steps=2", "data.crop=64", "data.resize=64", "device=cpu")
+SMALL = (
+    *("batch_size=2", "steps=2", "schedule.warmup_steps=0"),
+    *("data.crop=64", "data.resize=64", "device=cpu"),
+)
 
 
 @pytest.fixture
@@ -44,21 +48,103 @@ def images(tmp_path: Path) -> Path:
 
 def train(*arguments: object, code: int = 0) -> Result:
     settings = [text for setting in SMALL for text in ("--set", setting)]
-    command = ["train", *map(str, arguments), *settings]
+    command = ["train", *map(str, arguments[:1]), *settings, *map(str, arguments[1:])]
     result = CliRunner(env={"COLUMNS": "300", "UPFEAT_OFFLINE": "1"}).invoke(app, command)
     assert result.exit_code == code, result.output
     return result
 
 
-def test_dry_run_prints_settings_and_cost_and_writes_nothing(tmp_path: Path, images: Path) -> None:
+def test_dry_run_says_what_would_run_and_its_cost_and_writes_nothing(
+    tmp_path: Path, images: Path
+) -> None:
     out = tmp_path / "run"
     text = train("jafar_small", "--data", images, "--out", out, "--dry-run").stdout
-    config = TrainConfig.from_json(text[: text.index("\n}") + 2])
-    assert config.data.paths == (str(images),)
-    assert config.steps == 2
+    assert len(text.splitlines()) < 8
+    assert "2 steps of 2 images" in text
     assert "two real steps on cpu" in text
     assert "peak memory of the process" in text
     assert not out.exists()
+
+
+def test_all_settings_are_printed_where_asked_for(images: Path) -> None:
+    options = ("--backbone", "upfeat/vit_compact_patch16", "--dtype", "bfloat16", "--device", "cpu")
+    text = train("anyup_small", "--data", images, *options, *options[:2], "--print-config").stdout
+    config = TrainConfig.from_json(text)
+    assert config.data.paths == (str(images),)
+    assert [backbone.name for backbone in config.backbones] == ["upfeat/vit_compact_patch16"] * 2
+    assert (config.steps, config.precision, config.device) == (2, "bf16", "cpu")
+    assert "--dtype must be one of" in train("jafar_small", "--dtype", "half", code=2).stderr
+    two = ("--backbone", "a/b", "--backbone", "a/c", "--backbone-weights", "w.pth")
+    assert "a file of one backbone" in train("jafar_small", *two, code=2).stderr
+
+
+def test_a_run_for_another_backbone(tmp_path: Path, images: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    backbone = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random")
+    torch.save(backbone.model.state_dict(), weights)  # type: ignore[union-attr]
+    named = ("--backbone", "timm/vit_tiny_patch16_224", "--backbone-weights", weights)
+    out = tmp_path / "run"
+    train("jafar_small", "--data", images, "--out", out, *named, "--panels", 0)
+    card = (out / "model" / "README.md").read_text()
+    assert "timm/vit_tiny_patch16_224" in card
+    # The run's folder stands for its model.
+    assert upfeat.load_upsampler(out, backbone).config["feature_dim"] == backbone.dim
+
+
+def test_a_warm_up_longer_than_the_run_is_refused(images: Path) -> None:
+    longer = ("--set", "schedule.warmup_steps=3")
+    errors = train("jafar_small", "--data", images, *longer, code=2).stderr
+    assert "schedule.warmup_steps=3 is longer than the run, steps=2" in errors
+
+
+def test_the_loss_on_held_out_images_and_a_probe_are_logged(tmp_path: Path, images: Path) -> None:
+    for i in range(3, 12):  # enough to hold one out
+        shutil.copy(images / f"image{i % 3}.png", images / f"image{i}.png")
+    labelled, out = tmp_path / "labelled", tmp_path / "run"
+    (labelled / "labels").mkdir(parents=True)
+    shutil.copytree(images, labelled / "images")
+    generator = np.random.default_rng(0)
+    for path in (labelled / "images").iterdir():
+        with Image.open(path) as image:
+            size = (image.height, image.width)
+        label = generator.integers(0, 2, size, dtype=np.uint8)
+        Image.fromarray(label).save(labelled / "labels" / path.name)
+    run = ("jafar_small", "--data", images, "--out", out, "--panels", 0, "--probe", labelled)
+    every = ("--set", "validation.every=1")
+    result = train(*run, *every)
+    rows = read_log(out / "validation.csv")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["loss"] > 0
+    assert f"(validation {rows[-1]['loss']:.5g})" in result.stdout
+    assert f"step 1: validation loss {rows[0]['loss']:.4g}" in result.stderr
+    (probe,) = read_log(out / "probe.csv")
+    assert probe["step"] == 2
+    assert 0 <= probe["miou"] <= 100
+    assert 0 <= probe["miou_bilinear"] <= 100
+    assert "images 11" in (out / "model" / "README.md").read_text()
+    other = ("--val", images, "--set", "validation.images=2")
+    plain = train(*run[:3], "--out", tmp_path / "b", "--panels", 0, *other)
+    assert "(validation " in plain.stdout
+    assert "images 12" in (tmp_path / "b" / "model" / "README.md").read_text()
+
+
+def test_a_finished_run_answers_at_once(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    run = ("jafar_small", "--data", images, "--out", out, "--panels", 1)
+    train(*run)
+
+    def not_again(*_: object) -> None:
+        raise AssertionError("nothing is to be computed")
+
+    monkeypatch.setattr("upfeat.training.measure_cost", not_again)
+    monkeypatch.setattr(Trainer, "fit", not_again)
+    before = (out / "model" / "model.safetensors").stat().st_mtime_ns
+    text = train(*run, "--resume").stdout
+    assert "this run is finished: 2 steps" in text
+    assert f"--resume --out {out} steps=4" in text
+    assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_run_trains_pictures_resumes_and_exports(tmp_path: Path, images: Path) -> None:
@@ -125,7 +211,11 @@ def test_a_kill_before_the_picture_of_a_checkpoint_loses_none(tmp_path: Path, im
 
 
 def test_the_list_and_user_errors(tmp_path: Path, images: Path) -> None:
-    assert "naf_paper" in train("--list").stdout
+    short, everything = train("--list").stdout, train("--all").stdout
+    assert "jafar_small" in short
+    assert "start here" in short
+    assert "jafar_maskclip_paper" not in short
+    assert "jafar_maskclip_paper" in everything
     assert "jafar_small" in train("jafar_smal", "--data", images, code=2).stderr
     assert "--data" in train("jafar_small", code=2).stderr
     assert "optimizer.lr" in train(

@@ -61,6 +61,27 @@ class Commands(TyperGroup):
         with user_errors(), plain_warnings():
             return super().invoke(ctx)
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command whose flags show no type in the help: they take no value."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            return None
+        for each in (command, *getattr(command, "commands", {}).values()):
+            _without_types(each.get_params(ctx))
+        return command
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options in front of the commands, likewise."""
+        return _without_types(super().get_params(ctx))
+
+
+def _without_types(parameters: list[Any]) -> list[Any]:
+    """Return the parameters, whose flags show no type such as ``<bool>`` any more."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:

@@ -1,24 +1,19 @@
 """``upfeat train``: an upsampler for a backbone, from a recipe and a folder of images."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from upfeat.cli.errors import INTERRUPTED
 from upfeat.cli.options import check_folder, checked_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from upfeat.training import Callback, CostEstimate, TrainConfig, Trainer, TrainResult
 
-    from upfeat.training import Callback, CostEstimate, TrainConfig
-
-logger = logging.getLogger(__name__)
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def train_command(
@@ -38,6 +33,29 @@ def train_command(
         list[str] | None,
         typer.Option("--data", help="Folder, list or shards of images; repeat for several."),
     ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Backbone to train for, timm/NAME or upfeat/NAME; repeat for a universal "
+            "upsampler. Default: the recipe's."
+        ),
+    ] = None,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(help="Weights of the backbone: a file.")
+    ] = None,
+    val: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder of images to validate on; repeat for several. Default: some of --data."
+        ),
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of labelled images (images/ and labels/): score a small segmentation "
+            "probe at each checkpoint."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="As PATH=VALUE, spelled as in upfeat eval."),
@@ -52,8 +70,15 @@ def train_command(
         bool, typer.Option("--resume", help="Continue the run in the folder, or begin it.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print settings and cost, then stop.")
+        bool, typer.Option("--dry-run", help="Show what would run and its cost, then stop.")
     ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings as JSON, then stop.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Computation: float32, bfloat16, float16.")
+    ] = None,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine (not under torchrun).")
     ] = None,
@@ -64,35 +89,64 @@ def train_command(
         list[Path] | None,
         typer.Option(help="An image to show instead of the first of --data; repeat for several."),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List recipes to start with, and when to take each.")
+    ] = False,
+    all_: Annotated[bool, typer.Option("--all", help="List all recipes.")] = False,
 ) -> None:
-    """Train an upsampler; print all settings and the measured cost first."""
-    from upfeat.training import Trainer, is_main_process, measure_cost, pick_device
-    from upfeat.training.run_folder import check_run_folder
-
-    if list_:
-        _print_recipes()
+    """Train an upsampler for a backbone; the measured cost is shown first."""
+    if list_ or all_:
+        _print_recipes(all_)
         return
     changes = [*(overrides or ()), *(settings or ())]
     if recipe is not None and "=" in recipe:  # an override, where --resume goes without a recipe
         recipe, changes = None, [recipe, *changes]
-    config = _configuration(recipe, data, changes, devices, out, resume)
-    folder = out or Path("runs") / config.recipe
+    named = {"device": device, "devices": devices, "precision": _precision(dtype)}
+    changes += [f"{name}={value}" for name, value in named.items() if value is not None]
+    config = _configuration(recipe, out, resume)
+    config = _with_options(config, data, backbone, backbone_weights, val, changes)
+    if print_config:
+        typer.echo(config.to_json().rstrip())
+        return
+    _train(config, out or Path("runs") / config.recipe, resume, dry_run, panels, panel_image, probe)
+
+
+def _train(
+    config: "TrainConfig",
+    folder: Path,
+    resume: bool,
+    dry_run: bool,
+    panels: int,
+    panel_image: Sequence[Path] | None,
+    probe: Path | None,
+) -> None:
+    """Show what will run, then run it."""
+    from upfeat.cli.train_watch import Panels, Probe, progress_bar
+    from upfeat.training import Trainer, is_main_process, measure_cost, pick_device
+    from upfeat.training.run_folder import check_run_folder
+
     check_folder(folder, "the run's folder")
     check_run_folder(folder)
     pick_device(config)
-    callbacks: list[Callback] = []
     console = Console(stderr=True)
+    callbacks: list[Callback] = []
     if is_main_process():
-        typer.echo(config.to_json().rstrip())
-        _print_cost(config, measure_cost(config))
-        if panels or panel_image:
-            callbacks.append(_panels(config, panels, panel_image))
+        pictures = Panels(config, panels, panel_image) if panels or panel_image else None
+        if resume and _is_finished(config, folder, pictures):
+            typer.echo(
+                f"this run is finished: {config.steps} steps; model in {folder / 'model'}. To go "
+                f"on, give more steps: upfeat train --resume --out {folder} steps="
+                f"{2 * config.steps}"
+            )
+            return
+        callbacks += [] if pictures is None else [pictures]
+        callbacks += [] if probe is None else [Probe(probe, console)]
+        _print_summary(config, folder, measure_cost(config))
     if dry_run:
         return
     trainer = Trainer(config, folder, callbacks=callbacks)
     try:
-        with _progress(config, console) as bar:
+        with progress_bar(config, console) as bar:
             trainer.callbacks += (bar,)
             result = trainer.fit(resume=resume)
     except KeyboardInterrupt:
@@ -104,22 +158,15 @@ def train_command(
             )
         raise typer.Exit(INTERRUPTED) from None
     if is_main_process():
-        typer.echo(
-            f"loss {result.loss:.5g} after {config.steps} steps, "
-            f"{_duration(result.seconds)}; model in {result.model}"
-        )
+        _print_result(trainer, result)
 
 
-def _configuration(
-    recipe: str | None,
-    data: Sequence[str] | None,
-    changes: list[str],
-    devices: int | None,
-    out: Path | None,
-    resume: bool,
-) -> "TrainConfig":
-    """Return the settings of the recipe, file or interrupted run, with all changes."""
-    from upfeat.training import TrainConfig, apply_overrides, create_recipe
+# -- settings --------------------------------------------------------------------------------------
+
+
+def _configuration(recipe: str | None, out: Path | None, resume: bool) -> "TrainConfig":
+    """Return the settings of the recipe, file or interrupted run."""
+    from upfeat.training import TrainConfig, create_recipe
 
     if recipe is None:
         saved = None if out is None else out / "config.json"
@@ -128,134 +175,122 @@ def _configuration(
                 "name a recipe (upfeat train --list shows them) or a configuration file; only "
                 "--resume --out FOLDER of an earlier run goes without"
             )
-        config = TrainConfig.load(saved)
-    elif recipe.endswith(".json"):
-        config = TrainConfig.load(recipe)
-    else:
-        config = create_recipe(recipe)
+        return TrainConfig.load(saved)
+    return TrainConfig.load(recipe) if recipe.endswith(".json") else create_recipe(recipe)
+
+
+def _with_options(
+    config: "TrainConfig",
+    data: Sequence[str] | None,
+    backbones: Sequence[str] | None,
+    weights: Path | None,
+    val: Sequence[str] | None,
+    changes: Sequence[str],
+) -> "TrainConfig":
+    """Return the settings with what the command line changes."""
+    from upfeat.training import BackboneConfig, ValidationConfig, apply_overrides
+
+    updates: dict[str, Any] = {}
     if data:
-        content = config.data.model_copy(update={"paths": tuple(data)})
-        config = config.model_copy(update={"data": content})
-    if devices is not None:
-        changes = [*changes, f"devices={devices}"]
-    return apply_overrides(config, changes)
+        updates["data"] = config.data.model_copy(update={"paths": tuple(data)})
+    if backbones:
+        updates["backbones"] = tuple(BackboneConfig(name=name) for name in backbones)
+    if weights is not None:
+        wanted = updates.get("backbones", config.backbones)
+        if len(wanted) > 1:
+            raise ValueError(
+                f"--backbone-weights is a file of one backbone, and there are {len(wanted)}; write "
+                "--set backbones.0.weights=FILE for the first"
+            )
+        updates["backbones"] = (wanted[0].model_copy(update={"weights": str(weights)}),)
+    if val:
+        content = config.validation or ValidationConfig()
+        updates["validation"] = content.model_copy(update={"paths": tuple(val)})
+    return apply_overrides(config.model_copy(update=updates), changes)
 
 
-def _print_recipes() -> None:
-    from upfeat.training import describe_recipe, list_recipes
+def _precision(dtype: str | None) -> str | None:
+    if dtype is None:
+        return None
+    if dtype not in PRECISIONS:
+        raise ValueError(f"--dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")
+    return PRECISIONS[dtype]
 
-    for name in list_recipes():
-        typer.echo(f"{name:<24} {describe_recipe(name)}")
+
+def _is_finished(config: "TrainConfig", folder: Path, pictures: Any) -> bool:
+    """Whether a folder holds all that this run would leave."""
+    from upfeat.training import TrainConfig
+    from upfeat.training.engine import RESUMABLE
+    from upfeat.training.run_folder import CONFIG_FILE, finished_steps
+
+    done = finished_steps(folder)
+    if done is None or done < config.steps or not (folder / CONFIG_FILE).is_file():
+        return False
+    same = TrainConfig.load(folder / CONFIG_FILE).model_dump(exclude=set(RESUMABLE))
+    if same != config.model_dump(exclude=set(RESUMABLE)):
+        return False  # the run itself says what differs
+    return pictures is None or bool(pictures.complete(folder, done))
 
 
-def _print_cost(config: "TrainConfig", cost: "CostEstimate") -> None:
-    """Say what the run will take, and how that is known."""
+# -- words -----------------------------------------------------------------------------------------
+
+
+def _print_recipes(everything: bool) -> None:
+    """Print one line for each recipe, or for those that most people need."""
+    from upfeat.training import describe_recipe, list_recipes, when_to_take
+
+    names = sorted(list_recipes(), key=lambda name: not name.endswith("_small"))
+    chosen = names if everything else [name for name in names if when_to_take(name)]
+    width = max(map(len, chosen))
+    for name in chosen:
+        text = describe_recipe(name) if everything else when_to_take(name)
+        typer.echo(f"{name:<{width}}  {text}")
+    if not everything:
+        typer.echo(
+            f"\nAny of them takes --backbone B. {len(names) - len(chosen)} more, such as those of "
+            "the papers' tables: upfeat train --all"
+        )
+
+
+def _print_summary(config: "TrainConfig", folder: Path, cost: "CostEstimate") -> None:
+    """Say in a few lines what will run, what it takes, and how that is known."""
     kind = "GPU memory" if cost.device.startswith("cuda") else "memory of the process"
-    typer.echo(
-        f"estimated, by two real steps on {cost.device} of which the second was timed: "
-        f"{cost.step_seconds:.3g} s a step, {_duration(cost.seconds)} for {config.steps} steps "
+    backbones = ", ".join(backbone.name for backbone in config.backbones)
+    height, width = config.data.crop_size
+    upsampler, validation = config.upsampler, config.validation
+    held = "no validation"
+    if validation is not None and validation.paths:
+        held = f"validation on {', '.join(validation.paths)}"
+    elif validation is not None:
+        held = f"validation on {validation.images} of them, or a tenth if that is less"
+    lines = {
+        "recipe": f"{config.recipe}: {upsampler.name} for {backbones}, {config.objective.name}",
+        "images": f"{', '.join(config.data.paths)}, cut to {height} x {width}; {held}",
+        "run": f"{config.steps} steps of {config.batch_size} images, {config.optimizer.name} with "
+        f"{config.optimizer.lr:g} ({config.schedule.name}), {config.precision}, {cost.device}",
+        "cost": f"{cost.step_seconds:.3g} s a step, {_duration(cost.seconds)} in all "
         f"({config.batch_size / cost.step_seconds:.3g} images/s), peak {kind} "
-        f"{cost.peak_bytes / 1e9:.2f} GB"
+        f"{cost.peak_bytes / 1e9:.2f} GB; estimated by two real steps on {cost.device} of which "
+        "the second was timed",
+        "settings": f"--print-config shows all; a run keeps them in {folder / 'config.json'}",
+    }
+    for name, text in lines.items():
+        typer.echo(f"{name:<9} {text}")
+
+
+def _print_result(trainer: "Trainer", result: "TrainResult") -> None:
+    from upfeat.training import read_log
+    from upfeat.training.run_folder import VALIDATION_FILE
+
+    rows = read_log(result.folder / VALIDATION_FILE)
+    validation = f" (validation {rows[-1]['loss']:.5g})" if rows else ""
+    typer.echo(
+        f"loss {result.loss:.5g}{validation} after {trainer.config.steps} steps, "
+        f"{_duration(result.seconds)}; model in {result.model}"
     )
 
 
 def _duration(seconds: float) -> str:
-    """Write seconds as people do.
+    from upfeat.cli.train_watch import duration
 
-    Example:
-        >>> from upfeat.cli.train import _duration
-        >>> _duration(42.4), _duration(600), _duration(9000)
-        ('42 s', '10.0 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def _progress(config: "TrainConfig", console: Console) -> Iterator["Callback"]:
-    """Show steps, loss, images/s and time left while the block runs."""
-    from upfeat.training import Callback, StepReport, Trainer, is_main_process
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-    )
-    hidden = not (console.is_terminal and is_main_process())
-    with Progress(*columns, console=console, disable=hidden) as progress:
-        task = progress.add_task("training", total=config.steps, numbers="")
-
-        class Bar(Callback):
-            def on_start(self, trainer: Trainer, step: int) -> None:
-                progress.update(task, completed=step)
-
-            def on_step(self, trainer: Trainer, report: StepReport) -> None:
-                numbers = (
-                    f"loss {report.numbers['loss']:.4g}, {report.images_per_second:.3g} images/s, "
-                    f"{_duration(report.seconds_left)} left"
-                )
-                progress.update(task, completed=report.step, numbers=numbers)
-
-        yield Bar()
-
-
-def _panels(config: "TrainConfig", count: int, files: Sequence[Path] | None) -> "Callback":
-    """Return a callback that pictures fixed images at each checkpoint."""
-    from upfeat._files import OwnFiles
-    from upfeat.errors import ForeignFileError
-    from upfeat.pipeline import Pipeline
-    from upfeat.training import Callback, Trainer
-    from upfeat.training.run_folder import MAKER
-    from upfeat.viz import pca_picture
-    from upfeat.viz.pca import png_bytes
-
-    images = _panel_images(config, count, files)
-    size = config.data.crop_size
-
-    class Panels(Callback):
-        def on_start(self, trainer: Trainer, step: int) -> None:
-            # A kill may have come between the checkpoint and its pictures.
-            if step and not all(self._file(trainer, name, step).exists() for name in images):
-                self._draw(trainer, step)
-
-        def on_checkpoint(self, trainer: Trainer, step: int, path: Path) -> None:
-            self._draw(trainer, step)
-
-        def _file(self, trainer: Trainer, name: str, step: int) -> Path:
-            return trainer.out / "panels" / f"{name}-step{step:08d}.png"
-
-        def _draw(self, trainer: Trainer, step: int) -> None:
-            backbone = trainer.networks.backbones[0]
-            pipe = Pipeline(
-                backbone, trainer.current_model(), input_size=size, output_size=size, fit="resize"
-            )
-            own = OwnFiles(trainer.out / "panels")
-            for name, image in images.items():
-                picture = png_bytes(pca_picture(pipe, image).panel)
-                try:
-                    own.write(self._file(trainer, name, step).name, picture, MAKER)
-                except ForeignFileError as error:  # no reason to stop the training
-                    logger.warning("a panel was not written: %s", error)
-
-    return Panels()
-
-
-def _panel_images(
-    config: "TrainConfig", count: int, files: Sequence[Path] | None
-) -> dict[str, "Tensor"]:
-    """Read the images that are shown: those asked for, or the first readable ones of the data."""
-    from upfeat.data import find_images, read_image
-
-    if files:
-        return {file.stem: read_image(file) for file in files}
-    images: dict[str, Tensor] = {}
-    for record in (record for path in config.data.paths for record in find_images(path)):
-        if len(images) == count:
-            break
-        try:
-            images[record.name.replace("/", "_")] = record.read_image()
-        except ValueError:
-            continue  # the run itself reports broken images
-    return images
+    return duration(seconds)

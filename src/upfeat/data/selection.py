@@ -15,7 +15,7 @@ from upfeat.data.masks import PathLike
 from upfeat.data.opening import read_picture
 from upfeat.data.records import ImageRecord, Records, SelectedRecords
 
-__all__ = ["random_subset", "shorter_sides", "with_min_side"]
+__all__ = ["hold_out", "random_subset", "shorter_sides", "with_min_side"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,27 @@ def random_subset(records: Records, count: int, seed: int) -> SelectedRecords:
     """
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(records))
     return SelectedRecords(records, np.sort(order[:count]).tolist())
+
+
+def hold_out(records: Records, count: int, seed: int) -> tuple[SelectedRecords, SelectedRecords]:
+    """Return the images without some, and those, drawn once; each in the collection's order.
+
+    Args:
+        records: the images.
+        count: how many are held out.
+        seed: of the draw.
+
+    Example:
+        >>> from upfeat.data.records import FileRecords
+        >>> from upfeat.data.selection import hold_out
+        >>> letters = FileRecords(["a.jpg", "b.jpg", "c.jpg"], ["a", "b", "c"])
+        >>> [[record.name for record in part] for part in hold_out(letters, 1, seed=0)]
+        [['a', 'b'], ['c']]
+    """
+    # Of another seed than `random_subset`'s, whose choice would otherwise come first here.
+    order = np.random.Generator(np.random.PCG64((seed, 1))).permutation(len(records))
+    held, rest = np.sort(order[:count]), np.sort(order[count:])
+    return SelectedRecords(records, rest.tolist()), SelectedRecords(records, held.tolist())
 
 
 def with_min_side(

@@ -15,6 +15,7 @@ from upfeat.training.config import (
     StopConfig,
     TrainConfig,
     UpsamplerConfig,
+    ValidationConfig,
     apply_overrides,
 )
 from upfeat.training.cost import CostEstimate, measure_cost
@@ -30,9 +31,16 @@ from upfeat.training.optimization import (
 )
 from upfeat.training.parts import CachedBackbone, Parts, build_parts, build_upsampler
 from upfeat.training.processes import derive_seed, is_main_process, pick_device
-from upfeat.training.recipes import create_recipe, describe_recipe, list_recipes, register_recipe
+from upfeat.training.recipes import (
+    create_recipe,
+    describe_recipe,
+    list_recipes,
+    register_recipe,
+    when_to_take,
+)
 from upfeat.training.run_folder import SnapshotFolder
-from upfeat.training.source import BatchSource, ImageStream, open_source
+from upfeat.training.source import BatchSource, ImageStream, open_source, open_validation
+from upfeat.training.validation import validation_loss
 
 __all__ = [
     "BackboneConfig",
@@ -65,6 +73,7 @@ __all__ = [
     "Trainer",
     "TrainingFailedError",
     "UpsamplerConfig",
+    "ValidationConfig",
     "WeightAverage",
     "apply_overrides",
     "build_parts",
@@ -79,7 +88,10 @@ __all__ = [
     "measure_cost",
     "model_card",
     "open_source",
+    "open_validation",
     "pick_device",
     "read_log",
     "register_recipe",
+    "validation_loss",
+    "when_to_take",
 ]

@@ -47,6 +47,7 @@ __all__ = [
     "StopConfig",
     "TrainConfig",
     "UpsamplerConfig",
+    "ValidationConfig",
     "apply_overrides",
 ]
 
@@ -332,6 +333,21 @@ class LogConfig(Settings):
     tensorboard: bool = False
 
 
+class ValidationConfig(Settings):
+    """Images that a run does not train on, and how often the loss on them is measured.
+
+    Attributes:
+        paths: folders, lists, shards; without any, images are held out of the training images.
+        images: so many, drawn by the run's seed; of those held out at most a tenth of all, so that
+            collections of less than ten lose none.
+        every: steps between two measurements; None for each checkpoint. The last step has one.
+    """
+
+    paths: tuple[str, ...] = ()
+    images: PositiveInt = 16
+    every: PositiveInt | None = None
+
+
 class StopConfig(Settings):
     """When a run counts as failed; NaN and infinite losses always do.
 
@@ -354,6 +370,8 @@ class TrainConfig(Settings):
         backbones: for one, or for several in one run.
         objective: settings of an objective; their ``name`` says of which.
         upsampler, data, optimizer, schedule, clip, ema, stop: see their classes.
+        validation: which images are held out, and how often the loss on them is measured; None for
+            no validation.
         checkpoint, logging: what is written; they do not change the weights.
         steps: optimiser steps.
         batch_size: images of one optimiser step, over all processes and accumulation.
@@ -383,6 +401,7 @@ class TrainConfig(Settings):
     clip: ClipConfig = ClipConfig()
     ema: EmaConfig = EmaConfig()
     stop: StopConfig = StopConfig()
+    validation: ValidationConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LogConfig = LogConfig()
     steps: PositiveInt
@@ -396,6 +415,17 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         self.micro_batch(self.devices)
+        return self
+
+    @model_validator(mode="after")
+    def _warmed_up(self) -> Self:
+        warmup = self.schedule.warmup_steps
+        if warmup > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps={warmup} is longer than the run, steps={self.steps}: it "
+                "would end before its full learning rate; lower schedule.warmup_steps or raise "
+                "steps"
+            )
         return self
 
     def micro_batch(self, processes: int) -> int:
@@ -414,7 +444,9 @@ class TrainConfig(Settings):
 
     def to_json(self) -> str:
         """Return the whole configuration as indented JSON."""
-        return self.model_dump_json(indent=2) + "\n"
+        # A later option: without it, settings read and compare as they always did.
+        unused = {"validation"} if self.validation is None else None
+        return self.model_dump_json(indent=2, exclude=unused) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

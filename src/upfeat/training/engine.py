@@ -50,10 +50,12 @@ from upfeat.training.run_folder import (
     CHECKPOINTS,
     LOG_FILE,
     MODEL,
+    VALIDATION_FILE,
     SnapshotFolder,
     check_run_folder,
     write_config,
 )
+from upfeat.training.validation import validation_loss
 from upfeat.upsamplers import Upsampler
 
 __all__ = ["Callback", "StepReport", "TrainResult", "Trainer"]
@@ -127,6 +129,9 @@ class Callback:
     def on_step(self, trainer: "Trainer", report: StepReport) -> None:
         """Called after each step."""
 
+    def on_validation(self, trainer: "Trainer", step: int, numbers: Mapping[str, float]) -> None:
+        """Called with the loss, and its terms, on the images that are held out."""
+
     def on_checkpoint(self, trainer: "Trainer", step: int, path: Path) -> None:
         """Called after a checkpoint was written."""
 
@@ -138,7 +143,7 @@ class Trainer:
     """Trains an upsampler by a configuration, into a folder.
 
     The folder then holds ``config.json``, ``log.csv``, ``checkpoints/`` and ``model/``, the
-    exported upsampler.
+    exported upsampler; and ``validation.csv`` where images are held out.
 
     Args:
         config: the settings.
@@ -340,11 +345,33 @@ class Trainer:
             row["images_per_second"] = config.batch_size / row.pop("seconds_per_step")
             for log in self.logs:
                 log.write(row)
+        self._validate()
         if step % config.checkpoint.every == 0:
             self._save(regular=True)
         self.rate = 0.9 * self.rate + 0.1 * seconds if self.rate else seconds
         left = self.rate * (config.steps - step)
         self._call("on_step", StepReport(step, numbers, config.batch_size / self.rate, left))
+
+    def _validate(self) -> None:
+        """Measure the loss on the held-out images where it is due; the first process does it."""
+        settings, parts = self.config.validation, self.networks
+        if settings is None or parts.validation is None:
+            return
+        every = settings.every or self.config.checkpoint.every
+        if self.step % every and self.step != self.config.steps:
+            return
+        if self.fabric.is_global_zero:
+            numbers = validation_loss(
+                parts,
+                self.current_model(),
+                batch_size=self.micro,
+                device=self.fabric.device,
+                autocast=self.fabric.autocast,
+                seed=self.config.seed,
+            )
+            self.validation.write({"step": float(self.step)} | numbers)
+            self._call("on_validation", self.step, numbers)
+        self.fabric.barrier()
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -494,6 +521,7 @@ class Trainer:
         self.logs: list[CsvLog | TensorBoardLog] = []
         if self.fabric.is_global_zero:
             self.logs.append(CsvLog(self.out / LOG_FILE, self.step))
+            self.validation = CsvLog(self.out / VALIDATION_FILE, self.step)
             if self.config.logging.tensorboard:
                 self.logs.append(TensorBoardLog(self.out / "tensorboard", self.step))
         try:

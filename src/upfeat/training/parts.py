@@ -16,7 +16,7 @@ from upfeat.layers.raw_images import expect_raw_images
 from upfeat.loading import load_upsampler
 from upfeat.objectives import Objective
 from upfeat.training.config import BackboneConfig, DataConfig, TrainConfig, UpsamplerConfig
-from upfeat.training.source import BatchSource, open_source
+from upfeat.training.source import BatchSource, open_source, open_validation
 from upfeat.upsamplers import Upsampler, needs_feature_dim
 
 __all__ = ["CachedBackbone", "Parts", "build_parts", "build_upsampler"]
@@ -32,6 +32,7 @@ class Parts:
         objective: the training signal.
         source: the images.
         freeze_batch_norm: batch norms keep their running averages and normalise with them.
+        validation: images that are held out, or None.
     """
 
     backbones: Sequence[Backbone]
@@ -39,6 +40,7 @@ class Parts:
     objective: Objective
     source: BatchSource
     freeze_batch_norm: bool = False
+    validation: BatchSource | None = None
 
     def prepare(self, image_size: tuple[int, int], device: torch.device) -> list[nn.Parameter]:
         """Move everything to a device, let the objective check and build, return what is trained.
@@ -81,6 +83,7 @@ def build_parts(config: TrainConfig) -> Parts:
         config.objective.build(),
         source,
         config.upsampler.freeze_batch_norm,
+        open_validation(config),
     )
 
 

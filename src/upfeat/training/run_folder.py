@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 MAKER = "upfeat train"
 CONFIG_FILE = "config.json"
 LOG_FILE = RUN_LOG
+VALIDATION_FILE = "validation.csv"
 CHECKPOINTS = "checkpoints"
 MODEL = RUN_MODEL
 BEST = "best.pt"
@@ -116,6 +117,15 @@ class SnapshotFolder:
         return None
 
 
+def finished_steps(out: Path) -> int | None:
+    """Return the last step of a run that has exported its model; None for any other folder."""
+    newest = SnapshotFolder(out / CHECKPOINTS, 1).latest()
+    if newest is None or not (out / MODEL / CONFIG_FILE).is_file():
+        return None
+    match = _NAME.fullmatch(newest.name)
+    return None if match is None else int(match[1])
+
+
 def check_run_folder(out: Path) -> None:
     """Refuse a folder in which a run would replace somebody else's file.
 
@@ -128,7 +138,12 @@ def check_run_folder(out: Path) -> None:
     check_model_folder(out / MODEL)
     if _has_run(out) or OwnFiles(out).wrote(CONFIG_FILE, MAKER):
         return
-    for path in (out / CONFIG_FILE, out / LOG_FILE, out / CHECKPOINTS / BEST):
+    for path in (
+        out / CONFIG_FILE,
+        out / LOG_FILE,
+        out / VALIDATION_FILE,
+        out / CHECKPOINTS / BEST,
+    ):
         if os.path.lexists(path):
             raise ForeignFileError(
                 f"{path} is there already, and no run of upfeat wrote it; name another folder for "

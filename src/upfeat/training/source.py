@@ -12,8 +12,8 @@ from upfeat.data.depth_teacher import TeacherDepth
 from upfeat.data.feature_maps import FeatureMapFolder
 from upfeat.data.mask_cache import CachedMaskSource
 from upfeat.data.masks import FirstOfMaskSource, MaskSource
-from upfeat.data.records import JoinedRecords, Records
-from upfeat.data.selection import random_subset, with_min_side
+from upfeat.data.records import JoinedRecords, Records, SelectedRecords
+from upfeat.data.selection import hold_out, random_subset, with_min_side
 from upfeat.data.tar_shards import find_images
 from upfeat.data.training_images import PositionSampler, TrainingImages, collate
 from upfeat.data.transforms import CropTransform
@@ -25,7 +25,7 @@ from upfeat.training.config import (
     TrainConfig,
 )
 
-__all__ = ["BatchSource", "ImageStream", "open_source"]
+__all__ = ["BatchSource", "ImageStream", "open_source", "open_validation"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +99,38 @@ class ImageStream:
 
 
 def open_source(config: TrainConfig) -> ImageStream:
-    """Open the images that a configuration names.
+    """Open the images that a configuration names, without those that are held out.
 
     Raises:
         ValueError: no path is given, or nothing usable is there.
         FileNotFoundError: a path does not exist.
     """
-    data = config.data
+    return _stream(config, _split(config)[0], config.data.paths)
+
+
+def open_validation(config: TrainConfig) -> ImageStream | None:
+    """Open the images on which a run is validated, cut as the training images; None without any.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+    """
+    validation = config.validation
+    if validation is None:
+        return None
+    if validation.paths:
+        records: Records = JoinedRecords([find_images(path) for path in validation.paths])
+        records = random_subset(records, validation.images, config.seed)
+        return _stream(config, records, validation.paths)
+    held = _split(config)[1]
+    if not len(held):
+        logger.info("too few images to hold some out: no validation")
+        return None
+    return _stream(config, held, config.data.paths)
+
+
+def _split(config: TrainConfig) -> tuple[Records, Records]:
+    """Return the images to train on, and those that are held out of them."""
+    data, validation = config.data, config.validation
     if not data.paths:
         raise ValueError(
             "there are no training images; name a folder, list or shards with --data DIR "
@@ -116,6 +141,13 @@ def open_source(config: TrainConfig) -> ImageStream:
         records = with_min_side(records, data.min_side, file=data.sides_file)
     if data.limit is not None:
         records = random_subset(records, data.limit, config.seed)
+    if validation is None or validation.paths:
+        return records, SelectedRecords(records, [])
+    return hold_out(records, min(validation.images, len(records) // 10), config.seed)
+
+
+def _stream(config: TrainConfig, records: Records, paths: tuple[str, ...]) -> ImageStream:
+    data = config.data
     transform = CropTransform(
         data.resize or (data.crop if isinstance(data.crop, int) else "cover"),
         data.crop,
@@ -132,7 +164,7 @@ def open_source(config: TrainConfig) -> ImageStream:
     names = hashlib.sha256("\n".join(record.name for record in records).encode())
     description = {
         "images": len(records),
-        "from": " and ".join(Path(path).name or str(path) for path in data.paths),
+        "from": " and ".join(Path(path).name or str(path) for path in paths),
         "names": f"sha256 {names.hexdigest()[:12]}",
         "crop": f"{data.crop} ({data.position}) {_resize_text(data)}",
         "masks": "none" if masks is None else masks.name,

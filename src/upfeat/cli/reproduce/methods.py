@@ -238,7 +238,10 @@ class RowMethods:
         images = self._folder(name, method) / part
         inner = images / "images"
         update["paths"] = (str(inner if inner.is_dir() else images),)
-        return config.model_copy(update={"data": data.model_copy(update=update)})
+        # All images are trained on, as in the papers.
+        return config.model_copy(
+            update={"data": data.model_copy(update=update), "validation": None}
+        )
 
     def _folder(self, name: str, method: PaperMethod) -> Path:
         found = self.roots.find(name)

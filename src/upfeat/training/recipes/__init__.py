@@ -62,6 +62,7 @@ from upfeat.training.recipes.registry import (
     describe_recipe,
     list_recipes,
     register_recipe,
+    when_to_take,
 )
 from upfeat.training.recipes.task_dependent import (
     carafe_small,
@@ -131,4 +132,5 @@ __all__ = [
     "sapa_small",
     "uplift_paper",
     "uplift_small",
+    "when_to_take",
 ]

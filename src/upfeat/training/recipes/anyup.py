@@ -9,13 +9,14 @@ from upfeat.training.config import (
     ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
+    ValidationConfig,
 )
 from upfeat.training.recipes.registry import register_recipe
 
 __all__ = ["anyup_paper", "anyup_small"]
 
 
-@register_recipe
+@register_recipe(when="AnyUp as published: ImageNet and a GPU.")
 def anyup_paper() -> TrainConfig:
     """AnyUp trained on DINOv2 ViT-S/14, as published.
 
@@ -49,7 +50,7 @@ def anyup_paper() -> TrainConfig:
     )
 
 
-@register_recipe
+@register_recipe(when="One upsampler for several backbones: give --backbone more than once.")
 def anyup_small() -> TrainConfig:
     """AnyUp trained on the bundled encoder, on two cores.
 
@@ -59,6 +60,7 @@ def anyup_small() -> TrainConfig:
       few, 1,000 steps with a higher learning rate that falls.
     """
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="anyup", config={"qk_dim": 64}),
         objective=CropsConfig(crops=2),

@@ -109,7 +109,9 @@ def cosine(warmup_steps: int) -> ScheduleConfig:
 CLIP = ClipConfig(max_norm=1.0)
 
 
-@register_recipe
+@register_recipe(
+    when="How kin.upfeat began: one light upsampler for any backbone, from label images."
+)
 def bundled_universal() -> TrainConfig:
     """KIN for any backbone, the package's default upsampler: first stage.
 

@@ -13,6 +13,7 @@ from upfeat.training.config import (
     ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
+    ValidationConfig,
 )
 from upfeat.training.recipes.registry import register_recipe
 
@@ -57,6 +58,7 @@ def lift_small() -> TrainConfig:
       are few, 1,000 steps with a learning rate that falls.
     """
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="lift"),
         objective=LIFT,
@@ -100,6 +102,7 @@ def uplift_small() -> TrainConfig:
       the data are few, 1,000 steps with a learning rate that falls.
     """
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="uplift"),
         objective=RepeatedDoublingConfig(levels=2),
@@ -123,6 +126,7 @@ def ifa_small() -> TrainConfig:
       data are few, 1,000 steps with a learning rate that falls.
     """
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="ifa"),
         objective=DoubledInputConfig(levels=1, distance="cosine", feature_space="raw"),

@@ -11,6 +11,7 @@ from upfeat.training.config import (
     ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
+    ValidationConfig,
 )
 from upfeat.training.recipes.registry import register_recipe
 
@@ -43,7 +44,7 @@ def featup_jbu_paper() -> TrainConfig:
     )
 
 
-@register_recipe
+@register_recipe(when="A baseline of the papers: FeatUp's joint bilateral stages.")
 def featup_jbu_small() -> TrainConfig:
     """FeatUp's joint bilateral upsampler for the bundled encoder, on two cores.
 
@@ -53,6 +54,7 @@ def featup_jbu_small() -> TrainConfig:
     """
     views = FEATUP.model_copy(update={"views": 2, "max_pad": 12})
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="featup_jbu"),
         objective=MultiViewReconstructionConfig(feature_space="channel_norm", multi_view=views),

@@ -9,13 +9,14 @@ from upfeat.training.config import (
     ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
+    ValidationConfig,
 )
 from upfeat.training.recipes.registry import register_recipe
 
 __all__ = ["jafar_maskclip_paper", "jafar_paper", "jafar_small"]
 
 
-@register_recipe
+@register_recipe(when="JAFAR as published, for DINOv2 ViT-S/14: ImageNet and a GPU.")
 def jafar_paper() -> TrainConfig:
     """JAFAR for DINOv2 ViT-S/14, as published.
 
@@ -61,7 +62,7 @@ def jafar_maskclip_paper() -> TrainConfig:
     return jafar_paper().model_copy(update={"backbones": (clip,)})
 
 
-@register_recipe
+@register_recipe(when="One backbone of yours, any images, sharp at any size: start here.")
 def jafar_small() -> TrainConfig:
     """JAFAR for the bundled encoder, on two cores.
 
@@ -70,6 +71,7 @@ def jafar_small() -> TrainConfig:
       are few, keys and queries of 64 channels, 1,000 steps with a higher learning rate that falls.
     """
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="jafar", config={"qk_dim": 64}),
         objective=MultiResolutionConfig(),

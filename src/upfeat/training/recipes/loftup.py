@@ -11,6 +11,7 @@ from upfeat.training.config import (
     ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
+    ValidationConfig,
 )
 from upfeat.training.recipes.registry import register_recipe
 
@@ -27,7 +28,7 @@ BUNDLED = BackboneConfig(name="upfeat/vit_compact_patch16")
 SUPERPIXELS = MaskConfig(kind="superpixels", options={"method": "felzenszwalb"})
 
 
-@register_recipe
+@register_recipe(when="LoftUp as published, first stage: SA-1B with its masks and several GPUs.")
 def loftup_stage1_paper() -> TrainConfig:
     """LoftUp's first stage for DINOv2 ViT-S/14, as published: mask-refined features.
 
@@ -101,7 +102,9 @@ def loftup_stage2_paper() -> TrainConfig:
     )
 
 
-@register_recipe
+@register_recipe(
+    when="Borders of objects from superpixels as masks; slower than JAFAR to train and to run."
+)
 def loftup_stage1_small() -> TrainConfig:
     """LoftUp's first stage for the bundled encoder with superpixels as masks, on two cores.
 
@@ -111,6 +114,7 @@ def loftup_stage1_small() -> TrainConfig:
       learning rate that falls.
     """
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BUNDLED,),
         upsampler=UpsamplerConfig(name="loftup"),
         objective=MaskRefinedConfig(alpha=0.8, output_scale=0.25),
@@ -124,7 +128,9 @@ def loftup_stage1_small() -> TrainConfig:
     )
 
 
-@register_recipe
+@register_recipe(
+    when="After loftup_stage1_small, on its model: sharper still, by self-distillation."
+)
 def loftup_stage2_small() -> TrainConfig:
     """LoftUp's second stage for the bundled encoder with superpixels as masks, on two cores.
 
@@ -136,6 +142,7 @@ def loftup_stage2_small() -> TrainConfig:
       the input's size, 500 steps.
     """
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BUNDLED,),
         upsampler=UpsamplerConfig(name="loftup", start_from="runs/loftup_stage1_small/model"),
         objective=SelfDistillationConfig(input_sizes=(224,), crops=2, output_scale=0.25),

@@ -9,6 +9,7 @@ from upfeat.training.config import (
     ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
+    ValidationConfig,
 )
 from upfeat.training.recipes.registry import register_recipe
 
@@ -26,7 +27,7 @@ OBJECTIVE = MultiResolutionConfig(
 )
 
 
-@register_recipe
+@register_recipe(when="NAF as published, for DINOv3 ViT-B/16: ImageNet and a GPU.")
 def naf_paper() -> TrainConfig:
     """NAF for DINOv3 ViT-B/16, as published.
 
@@ -51,7 +52,9 @@ def naf_paper() -> TrainConfig:
     )
 
 
-@register_recipe
+@register_recipe(
+    when="Several backbones, too, with features mixed from the neighbourhood of a pixel only."
+)
 def naf_small() -> TrainConfig:
     """NAF for the bundled encoder, on two cores.
 
@@ -61,6 +64,7 @@ def naf_small() -> TrainConfig:
       few, 2,000 steps with a higher learning rate that falls.
     """
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name="naf", config={"kernel_size": 7}),
         objective=OBJECTIVE,

@@ -3,22 +3,36 @@
 import fnmatch
 import inspect
 from collections.abc import Callable, Iterable
+from typing import overload
 
 from upfeat.errors import UnknownNameError
 from upfeat.training.config import TrainConfig, apply_overrides
 
-__all__ = ["create_recipe", "describe_recipe", "list_recipes", "register_recipe"]
+__all__ = ["create_recipe", "describe_recipe", "list_recipes", "register_recipe", "when_to_take"]
 
 Recipe = Callable[[], TrainConfig]
 
 _RECIPES: dict[str, Recipe] = {}
+_WHEN: dict[str, str] = {}
 
 
-def register_recipe(recipe: Recipe) -> Recipe:
+@overload
+def register_recipe(recipe: Recipe) -> Recipe: ...
+
+
+@overload
+def register_recipe(*, when: str) -> Callable[[Recipe], Recipe]: ...
+
+
+def register_recipe(
+    recipe: Recipe | None = None, *, when: str = ""
+) -> Recipe | Callable[[Recipe], Recipe]:
     """Enter a function that returns a full configuration under its name.
 
     Args:
         recipe: takes no argument; its docstring says where each field comes from.
+        when: when to take it, in a line, of a recipe that people start with: the short list holds
+            these.
 
     Raises:
         ValueError: the name is taken.
@@ -32,11 +46,18 @@ def register_recipe(recipe: Recipe) -> Recipe:
         >>> create_recipe("my_recipe").recipe
         'my_recipe'
     """
+    if recipe is None:
+        return lambda function: _register(function, when)
+    return _register(recipe, when)
+
+
+def _register(recipe: Recipe, when: str) -> Recipe:
     name = recipe.__name__
     known = _RECIPES.get(name)
     if known is not None and known.__module__ != recipe.__module__:
         raise ValueError(f"a recipe named {name!r} is registered already; choose another name")
     _RECIPES[name] = recipe
+    _WHEN[name] = when
     return recipe
 
 
@@ -52,6 +73,18 @@ def list_recipes(pattern: str = "*") -> list[str]:
 def describe_recipe(name: str) -> str:
     """Return the first line of a recipe's description."""
     return (inspect.getdoc(_get(name)) or "").split("\n", 1)[0]
+
+
+def when_to_take(name: str) -> str:
+    """Return when to take a recipe; nothing for those that few people start with.
+
+    Example:
+        >>> from upfeat.training import when_to_take
+        >>> when_to_take("jafar_small")[:40]
+        'One backbone of yours, any images, sharp'
+    """
+    _get(name)
+    return _WHEN[name]
 
 
 def create_recipe(name: str, overrides: Iterable[str] = ()) -> TrainConfig:

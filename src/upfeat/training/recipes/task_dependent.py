@@ -28,6 +28,7 @@ from upfeat.training.config import (
     ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
+    ValidationConfig,
 )
 from upfeat.training.recipes.registry import register_recipe
 
@@ -52,6 +53,7 @@ def _small(name: str, objective: ObjectiveConfig, lr: float, **config: Any) -> T
     """The settings that all recipes of this file share."""
     masks = (SUPERPIXELS,) if objective is MASK_REFINED else ()
     return TrainConfig(
+        validation=ValidationConfig(),
         backbones=(BackboneConfig(name="upfeat/vit_compact_patch16"),),
         upsampler=UpsamplerConfig(name=name, config=config),
         objective=objective,
@@ -97,7 +99,7 @@ def dysample_small() -> TrainConfig:
     return _small("dysample", MASK_REFINED, lr=1e-3)
 
 
-@register_recipe
+@register_recipe(when="The simplest baseline that learns.")
 def resize_conv_small() -> TrainConfig:
     """Resize-convolution for the bundled encoder, on two cores, from mask-refined features.
 
