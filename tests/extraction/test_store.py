@@ -196,6 +196,23 @@ def test_another_upsampler_and_other_processes(
         upfeat.open_store(tmp_path / "store")["1"].upsample()
 
 
+def test_names_that_formats_may_refuse(pipe: upfeat.Pipeline, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "a").mkdir(parents=True)
+    names = [b"a.png", b"a.b.png", b"a/b.png", b"__init__.png", b"%2e.png", b"new\nline.png"]
+    for name in (*names, "ü ß.png".encode(), b"\xff.png"):
+        Image.new("RGB", (16, 8)).save(tmp_path / "one.png")
+        Path(os.fsdecode(os.path.join(os.fsencode(photos), name))).write_bytes(
+            (tmp_path / "one.png").read_bytes()
+        )
+    for form in SHARD_FORMATS:
+        for state in ("done", "skipped"):
+            assert extracted(photos, pipe, tmp_path / form, store=form).count(state) == 8
+        store = upfeat.open_store(tmp_path / form)
+        assert {"a", "a.b", "a/b", "__init__", "ü ß", "new\nline", "\\udcff"} < set(store)
+        assert all(features.upsample().shape == (70, 8, 16) for features in store.values())
+
+
 # -- runs that end and go on -----------------------------------------------------------------------
 
 

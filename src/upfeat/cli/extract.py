@@ -76,7 +76,7 @@ def extract_command(
         upsampler_file=weights if folder is None else None,
         backbone_file=options.backbone_weights,
     )
-    smaller = "--features low or pca64, a smaller --input-size or --save-dtype float16"
+    smaller = "--features low or pca64, a smaller --size or --input-size, or --save-dtype float16"
     announce_bytes(plan.bytes_left(), options.out, max_gb, smaller, always=True)
     start = time.perf_counter()
     summary = run_with_progress(

@@ -207,7 +207,8 @@ class StorePlan:
             return
         own = OwnFiles(self.root)
         own.claim_all(MAKER)
-        own.write(CARD, f"{self.card.model_dump_json()}\n".encode(), MAKER)
+        # Of the standard library: names of files need not be UTF-8, which pydantic's JSON demands.
+        own.write(CARD, f"{json.dumps(self.card.model_dump())}\n".encode(), MAKER)
 
 
 def shard_place(root: Path, number: int, kind: type[ShardFile]) -> Path:
