@@ -25,6 +25,7 @@ Offset = tuple[int, int]
 # A gathered value costs about as much as this many multiply-adds (measured).
 _GATHER_COST = 40
 _LARGEST_TILE = 16
+_PADDINGS = get_args(Padding)
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,7 @@ def _check(logits: Tensor, value: Tensor, offsets: Sequence[Offset], padding: Pa
             f"{tuple(logits.shape)} and {tuple(value.shape)}."
         )
     dispatch.check_same_place(logits, logits, value)
-    if padding not in get_args(Padding):
+    if padding not in _PADDINGS:
         raise ValueError(f"padding must be 'replicate' or 'reflect', got {padding!r}.")
     if len(offsets) == 0 or len(offsets) != logits.shape[1]:
         raise ValueError(
