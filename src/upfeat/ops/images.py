@@ -176,14 +176,11 @@ def gaussian_blur(
     offsets = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
     taps = torch.exp(-offsets.square() / (2 * sigma**2))
     taps = taps / taps.sum()
-    batch, channels, height, width = image.shape
+    kernel = torch.outer(taps, taps).expand(image.shape[1], 1, -1, -1)
     mirrored = padding == "reflect"
     with without_autocast(image):
         padded = reflect_pad(image, reach) if mirrored else F.pad(image, [reach] * 4, mode=padding)
-        planes = padded.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
-        planes = F.conv2d(planes, taps.view(1, 1, -1, 1))
-        planes = F.conv2d(planes, taps.view(1, 1, 1, -1))
-    return planes.reshape(batch, channels, height, width)
+        return F.conv2d(padded, kernel, groups=image.shape[1])
 
 
 def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -66,6 +66,8 @@ class Upsampler(GuidedModel):
             where no graph is recorded, by row strips (``upfeat.ops.stream``).
         bounded_decode: whether decoding all rows at once keeps little beside the output; a plain
             call then does so, in one strip.
+        overlap: about how many rows' work a strip repeats of its neighbours'; strips of a plain
+            call are not so low that this counts.
         whole_in_training: whether training mode needs whole maps: batch norm, dropout of channels.
         feature_scale: deviation over the channels of what the method regresses; it counts for those
             that regress channel-normalised features alone.
@@ -85,6 +87,7 @@ class Upsampler(GuidedModel):
     feature_scale: float = 1.0
     streams: bool = False
     bounded_decode: ClassVar[bool] = False
+    overlap: ClassVar[int] = 0
     whole_in_training: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False
 

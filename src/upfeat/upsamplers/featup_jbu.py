@@ -48,6 +48,9 @@ KEY_DIM = 32
 STAGES = 4
 
 
+Taps = tuple[Tensor, Tensor]
+
+
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of each pixel; its affine part is a constant, never trained."""
 
@@ -82,15 +85,14 @@ class Stage(nn.Module):
         size = (guidance.shape[2], guidance.shape[3])
         kernel = self.kernel(guidance, self.keys(guidance))
         if size == (2 * source.shape[2], 2 * source.shape[3]):
-            return self.mix(source, kernel, (0, size[0]))
+            return self.mix(source, kernel, taps_of(source), (0, size[0]))
         fine = F.interpolate(source, size, mode="bicubic")
         return adaptive_convolution(reflect_pad(fine, RADIUS), kernel)
 
-    def mix(self, source: Tensor, kernel: Tensor, rows: tuple[int, int]) -> Tensor:
+    def mix(self, source: Tensor, kernel: Tensor, taps: Taps, rows: tuple[int, int]) -> Tensor:
         """Resize and mix (B, C, h, w) into fine rows (even to even): (B, C, rows, 2w)."""
-        height, width = source.shape[2:]
-        down = resizing_taps(height, source)[rows[0] : rows[1]]  # (rows, k, k)
-        across = resizing_taps(width, source)  # (2w, k, k)
+        height = source.shape[2]
+        down, across = taps[0][rows[0] : rows[1]], taps[1]  # (rows, k, k), (2w, k, k)
         coarse = torch.einsum("byxij,yiu,xjv->byxuv", kernel, down, across)
         first, last = rows[0] // 2 - RADIUS, rows[1] // 2 + RADIUS
         above, below = max(0, -first), max(0, last - height)
@@ -128,6 +130,11 @@ def _mlp(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 1), nn.GELU(), nn.Dropout2d(0.1), nn.Conv2d(outputs, outputs, 1)
     )
+
+
+def taps_of(source: Tensor) -> Taps:
+    """Return `resizing_taps` of the rows and of the columns of a map (B, C, h, w)."""
+    return resizing_taps(source.shape[2], source), resizing_taps(source.shape[3], source)
 
 
 def resizing_taps(cells: int, like: Tensor) -> Tensor:
@@ -189,6 +196,7 @@ class State(NamedTuple):
     source: Tensor  # (B, C, 8h, 8w)
     guidance: Tensor  # (B, 3, 16h, 16w)
     keys: Tensor  # (B, 32, 16h + 6, 16w + 6)
+    taps: Taps  # (16h, 7, 7) and (16w, 7, 7)
     output_size: tuple[int, int]
 
 
@@ -240,6 +248,7 @@ class FeatUpJBU(Upsampler):
         image_std=IMAGENET_STD,
     )
     whole_in_training = True
+    overlap = 3  # fine rows between an output row's and its neighbours'
     official_keys = ("state_dict",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -273,14 +282,15 @@ class FeatUpJBU(Upsampler):
         for stage in first:
             x = stage(x, _shrunk(image, x))
         guidance = _shrunk(image, x)
-        return State(x, guidance, last.keys(guidance), output_size)
+        return State(x, guidance, last.keys(guidance), taps_of(x), output_size)
 
     def decode(self, state: State, values: Tensor, rows: slice) -> Tensor:
         """Run the last stage for the fine rows between which the output's lie, and resize them."""
         fine, size = state.guidance.shape[2], state.output_size
         part = source_rows(rows, size[0], fine)
         stage = self.stages()[-1]
-        x = stage.mix(state.source, stage.kernel(state.guidance, state.keys, part), part)
+        kernel = stage.kernel(state.guidance, state.keys, part)
+        x = stage.mix(state.source, kernel, state.taps, part)
         if self.training:
             x = x + 0.1 * self.fixup_proj(x)
         x = bilinear_rows(x, part[0], fine, rows, size)  # (B, C, r, 16w) -> (B, C, R, W')
@@ -289,7 +299,7 @@ class FeatUpJBU(Upsampler):
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
         """Count the fine rows of a row with their weights, and the row's resizing."""
         channels, height, width = features.shape[1:]
-        fine = -(-(2**STAGES) * height // output_size[0]) * 2**STAGES * width
+        fine = 2 ** (2 * STAGES) * height * width // output_size[0]
         return fine * (channels + 4 * SIDE * SIDE) + 3 * channels * output_size[1]
 
     @property

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.layers.stages import resize_to
-from upfeat.ops import local_attender
+from upfeat.ops import local_attender, window_similarity
 from upfeat.ops.images import reflect_pad, resize_bilinear
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
@@ -184,20 +184,15 @@ class LearnedJointBilateral(WholeMapUpsampler):
 
     def _logits(self, guide: Tensor) -> Tensor:
         """Logarithm of the kernel, up to a constant: (B, 3, H', W') -> (B, n, H', W')."""
-        size = (guide.shape[2], guide.shape[3])
         key = self.range_proj(guide)  # (B, d, H', W')
         key = key.to(torch.promote_types(key.dtype, torch.float32))
         tau = self.range_temp.to(key.dtype).exp().clamp(*TEMPERATURE)
         spread = 2 * self.sigma_spatial.to(key.dtype).square()
-        logits = [
-            tau * (near * key).sum(1) - (row**2 + col**2) / self.radius**2 / spread
-            for near, (row, col) in zip(
-                _shifted(reflect_pad(key, self.radius), size, self.radius),
-                _offsets(self.radius),
-                strict=True,
-            )
-        ]
-        return torch.stack(logits, dim=1)
+        side = 2 * self.radius + 1
+        likeness = window_similarity(key, reflect_pad(key, self.radius), side)  # (B, H', W', k, k)
+        square = key.new_tensor([row**2 + col**2 for row, col in _offsets(self.radius)])
+        logits = tau * likeness.flatten(3) - square / self.radius**2 / spread
+        return logits.permute(0, 3, 1, 2)
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from upfeat.ops.runtime import MAP_BYTES, Output, assemble, row_strips, wants_re
 if TYPE_CHECKING:
     from upfeat.upsamplers.base import Upsampler
 
+OVERLAPS = 4  # least height of a strip that repeats work of its neighbours, in such overlaps
+
 
 def needed_graphs(
     upsampler: "Upsampler", image: Tensor, features: Tensor, values: Tensor
@@ -67,7 +69,8 @@ def decode_whole(
             decode = functools.partial(upsampler.decode, state, mixed)
             block = stream.block_rows(state, height)
             ahead = functools.partial(stream.read_ahead, state, height=height)
-            assemble(decode, height, row_bytes, out, item, block=block, ahead=ahead)
+            least = OVERLAPS * upsampler.overlap
+            assemble(decode, height, row_bytes, out, item, block=block, least=least, ahead=ahead)
     return out.result()
 
 

@@ -233,3 +233,33 @@ def test_autocast_runs_convolutions_in_its_type_and_places_in_float32(half: torc
     assert strip.dtype == whole.dtype == half
     limit = 8 * torch.finfo(half).eps
     torch.testing.assert_close(strip.float(), exact[:, :, 2:9], atol=limit, rtol=0)
+
+
+class Sums(nn.Module):
+    """Sums one of whose terms is a 1x1 convolution, of maps that others read as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.inner, self.outer = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (1, 16, H, W)."""
+        x = self.first(image)
+        hidden = torch.relu(self.norm(x))
+        y = self.inner(hidden) + x  # the product comes first
+        z = torch.relu(y + self.outer(y))  # both terms are made of one map
+        return z + self.inner(torch.sigmoid(z)) + self.outer(hidden)
+
+
+@pytest.mark.parametrize("max_bytes", [0, 10**7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sums_with_a_product(max_bytes: int, dtype: torch.dtype) -> None:
+    module, image = Sums().to(dtype), torch.randn(1, 3, 23, 17, dtype=dtype)
+    with torch.no_grad():
+        expected = module(image)
+        with stream.bounded(max_bytes):
+            out = module(stream.lazy(image))
+            rows = torch.cat([out[:, :, :9], out[:, :, 9:]], dim=2)
+    atol = 1e-5 if dtype != torch.bfloat16 else 5e-2
+    torch.testing.assert_close(rows, expected, atol=atol, rtol=atol)

@@ -67,6 +67,23 @@ def rows_product(
     return made.permute(0, 2, 3, 1).reshape(len(rows), len(weight))
 
 
+def add_product(out: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Add :func:`rows_product` to ``out`` (N, d), contiguous, in place.
+
+    Example:
+        >>> out = torch.ones(3, 4)
+        >>> add_product(out, torch.ones(3, 2), torch.ones(4, 2))
+        >>> out.unique().tolist()
+        [3.0]
+    """
+    if bias is not None:
+        out += bias
+    if _by_convolution((rows, weight, out)):
+        _add_convolution(_as_image(rows.contiguous()), weight[:, :, None, None], _as_image(out))
+    else:
+        out.addmm_(rows, weight.T)
+
+
 def accumulate_convolution(image: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """Write oneDNN's convolution without padding into ``out``, all of it channels last.
 
@@ -76,6 +93,10 @@ def accumulate_convolution(image: Tensor, weight: Tensor, bias: Tensor | None, o
         out.zero_()
     else:
         out.copy_(bias[:, None, None])
+    _add_convolution(image, weight, out)
+
+
+def _add_convolution(image: Tensor, weight: Tensor, out: Tensor) -> None:
     torch.ops.mkldnn._convolution_pointwise_.binary(
         out, image, weight, None, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, None, [], None
     )

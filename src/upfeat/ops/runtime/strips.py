@@ -75,6 +75,7 @@ def assemble(
     item: slice,
     *,
     block: int = 0,
+    least: int = 1,
     ahead: Callable[[slice], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> None:
     """Compute all strips of some items' output, on a CPU in parallel, and put them in place.
@@ -85,12 +86,13 @@ def assemble(
         row_bytes: what one output row takes with its temporaries.
         out: takes the strips.
         item: the items' place in the batch.
+        least: rows of a strip, also where they take more than the budget.
         block: rows whose inputs should be computed at once, 0 where it makes no difference.
         ahead: ``ahead(rows)`` computes those inputs; the strips of ``rows`` are decoded within it.
     """
     device = out.like.device
     workers = worker_count(device)
-    limit = STRIP_BYTES // workers
+    limit = max(STRIP_BYTES // workers, least * row_bytes)
     strips = list(row_strips(height, row_bytes, limit))
 
     def write(rows: slice, _: None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops.runtime import Buffers
+from upfeat.ops.runtime.linear import add_product
 from upfeat.ops.stream.convolution import Kernel, convolve_rows
 from upfeat.ops.stream.moments import Statistics
 
@@ -120,6 +121,10 @@ class Convolution(Node):
         """Convolve."""
         strip = strips[0].to(self.dtype)
         return convolve_rows(strip, self.kernel, out, self.buffers())
+
+    def add_to(self, out: Tensor, strip: Tensor) -> None:
+        """Add the strip's convolution, 1x1, to ``out``."""
+        add_product(out.flatten(0, 1), strip.flatten(0, 1), self.kernel.weight, self.kernel.bias)
 
 
 class Pad(Node):

@@ -37,15 +37,18 @@ from upfeat.ops.stream.nodes import (
     pool_columns,
 )
 
+# Types in which a sum of products is rounded as little as the sum of two maps.
+EXACT = (torch.float32, torch.float64)
 HALO_ROWS = 4  # least rows of a strip for each row that it reads beyond itself
 
 
 class _ThreadState(threading.local):
     """What each thread has of its own: buffers for strips, and blocks of rows read ahead."""
 
-    def __init__(self) -> None:
+    def __init__(self, everybodys: list[Buffers]) -> None:
         self.buffers, self.blocks = Buffers(), Buffers()
         self.ahead: dict[Node, tuple[Rows, Tensor]] = {}
+        everybodys.append(self.buffers)
 
 
 class Graph:
@@ -60,7 +63,8 @@ class Graph:
         self.like, self.max_bytes = like.new_empty(0), max_bytes
         self.kept: weakref.WeakSet[Node] = weakref.WeakSet()
         self._spare: list[Tensor] = []  # memory of maps that are needed no more
-        self._state = _ThreadState()
+        self._buffers: list[Buffers] = []  # of all threads
+        self._state = _ThreadState(self._buffers)
         self._sweeping = threading.RLock()
 
     @property
@@ -155,6 +159,9 @@ class Graph:
             return node.map[rows[0] : rows[1]]
         if (node, rows) in known:
             return known[node, rows]
+        term = _added_product(node)
+        if term is not None:
+            return self._accumulated(term, node, rows, buffers, known, out, safe)
         span = node.span(rows)
         ours = [_single(parent) for parent in node.parents]
         inputs: list[Tensor] = []
@@ -176,6 +183,35 @@ class Graph:
         if node.readers > 1:
             known[node, rows] = strip
         return strip
+
+    def _accumulated(
+        self,
+        term: Convolution,
+        node: Node,
+        rows: Rows,
+        buffers: Buffers,
+        known: dict[tuple[Node, Rows], Tensor],
+        out: Tensor | None,
+        safe: bool,
+    ) -> Tensor:
+        """Compute rows of ``x + product``, the product being added to the rows of x in place."""
+        (x,) = (parent for parent in node.parents if parent is not term)
+        hidden = self._strip(term.parents[0], rows, buffers, known)
+        place = out if safe and _single(x) else None
+        strip = self._strip(x, rows, buffers, known, place, safe)
+        target = strip if out is None and _single(x) else out
+        if target is None or target.data_ptr() == hidden.data_ptr():
+            shape = (rows[1] - rows[0], node.size[1], node.channels)
+            target = buffers.take(self.like, node.dtype, *shape)
+        if strip.data_ptr() != target.data_ptr():
+            target.copy_(strip)
+        term.add_to(target, hidden)
+        for one, parent in ((strip, x), (hidden, term.parents[0])):
+            if _single(parent) and one.data_ptr() != target.data_ptr():
+                buffers.give(one)
+        if node.readers > 1:
+            known[node, rows] = target
+        return target
 
     def _pooled(self, node: Pool) -> Tensor:
         """A smaller average of a map, summed up in one pass over its strips.
@@ -217,14 +253,20 @@ class Graph:
         if node.map is not None:
             return
         with self._sweeping:
-            self._prepare(node)
-            self._spare.clear()
+            if self._prepare(node):
+                self._spare.clear()
+                for buffers in self._buffers:
+                    buffers.free.clear()
 
-    def _prepare(self, node: Node) -> None:
+    def _prepare(self, node: Node) -> bool:
+        """Make the sweeps, and return whether there were any."""
+        swept = False
         for ancestor in _unkept(node):
             norms = [c for c in ancestor.children if isinstance(c, GroupNorm) and not c.folded]
             if ancestor.map is None and (norms or self._pays(ancestor)):
                 self._sweep(ancestor, norms)
+                swept = True
+        return swept
 
     def _pays(self, node: Node) -> bool:
         """Whether a map should be kept that could be computed again: it is read more than once."""
@@ -318,6 +360,15 @@ def _moments(settings: set[tuple[int, float]]) -> list[GroupMoments]:
 def _single(node: Node) -> bool:
     """Whether a strip of this node is a buffer that its one reader may overwrite."""
     return node.map is None and node.readers < 2
+
+
+def _added_product(node: Node) -> Convolution | None:
+    """The 1x1 convolution that a sum of two maps has as a term, if nothing else reads it."""
+    if isinstance(node, Elementwise) and node.function is ADD and node.parents[0].dtype in EXACT:
+        for term in reversed(node.parents):
+            if isinstance(term, Convolution) and term.kernel.pointwise and _single(term):
+                return term
+    return None
 
 
 def _unkept(node: Node) -> list[Node]:
