@@ -22,6 +22,7 @@ from upfeat.ops import unit_vectors
 __all__ = [
     "SurfaceData",
     "SurfaceImage",
+    "grid_points",
     "normals_from_depth",
     "relative_depth",
     "square_around",
@@ -62,6 +63,29 @@ class SurfaceData(FileSet[FileT, SurfaceImage]):
     @abstractmethod
     def has_normals(self) -> bool:
         """Whether images come with normals."""
+
+
+def grid_points(depth: Tensor, camera: Tensor) -> Tensor:
+    """Return the points (3, H, W) of a depth map: ``K^-1 (x + 0.5, y + 0.5, 1) depth``.
+
+    Args:
+        depth: (H, W), 0 where there is none.
+        camera: (3, 3), K in pixels of this map.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.data.surfaces import grid_points
+        >>> grid_points(torch.full((1, 1), 2.0), torch.eye(3)).flatten().tolist()
+        [1.0, 1.0, 2.0]
+    """
+    height, width = depth.shape
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=depth.dtype, device=depth.device) + 0.5,
+        torch.arange(width, dtype=depth.dtype, device=depth.device) + 0.5,
+        indexing="ij",
+    )
+    pixels = torch.stack([x, y, torch.ones_like(x)])  # (3, H, W)
+    return torch.einsum("ij,jhw->ihw", camera.inverse(), pixels) * depth
 
 
 def normals_from_depth(

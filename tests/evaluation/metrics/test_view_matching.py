@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.conftest import load_golden
 from tests.tolerances import max_abs_difference
+from upfeat.data.surfaces import grid_points
 from upfeat.evaluation.metrics import (
     angle_bins,
     cell_features,
-    grid_points,
     match_errors,
     ratio_matches,
     recalls,

@@ -24,7 +24,6 @@ __all__ = [
     "Matches",
     "angle_bins",
     "cell_features",
-    "grid_points",
     "match_errors",
     "moved_points",
     "projected_points",
@@ -64,29 +63,6 @@ def cell_features(features: Tensor, size: tuple[int, int]) -> Tensor:
         torch.Size([24, 8])
     """
     return F.interpolate(features[None], size, mode="bicubic")[0].flatten(1).T
-
-
-def grid_points(depth: Tensor, camera: Tensor) -> Tensor:
-    """Return the points (3, H, W) of a depth map: ``K^-1 (x + 0.5, y + 0.5, 1) depth``.
-
-    Args:
-        depth: (H, W), 0 where there is none.
-        camera: (3, 3), K in pixels of this map.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import grid_points
-        >>> grid_points(torch.full((1, 1), 2.0), torch.eye(3)).flatten().tolist()
-        [1.0, 1.0, 2.0]
-    """
-    height, width = depth.shape
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=depth.dtype, device=depth.device) + 0.5,
-        torch.arange(width, dtype=depth.dtype, device=depth.device) + 0.5,
-        indexing="ij",
-    )
-    pixels = torch.stack([x, y, torch.ones_like(x)])  # (3, H, W)
-    return torch.einsum("ij,jhw->ihw", camera.inverse(), pixels) * depth
 
 
 def ratio_matches(sources: Tensor, targets: Tensor, count: int = 1000) -> Matches:
