@@ -58,10 +58,20 @@ def test_the_list_names_every_table_and_what_is_missing(data: Path) -> None:
     for table in published_tables():
         assert table.id in shown.stdout
     assert "not supported" not in shown.stdout
-    assert "give it with --root voc=DIR" in shown.stdout
-    small = call("jafar:table-1", "--list", "--small", "--root", f"data={data}")
-    assert "msrc (there)" in small.stdout
-    assert "camvid (missing)" in small.stdout
+    assert "give it with --root voc=DIR" in " ".join(shown.stdout.split())
+    assert max(map(len, shown.stdout.splitlines())) <= 100
+    small = call("jafar:table-1", "--needs", "--small", "--root", f"data={data}")
+    assert "set msrc (there): seg-probe" in small.stdout
+    assert "set camvid (missing): seg-probe" in small.stdout
+    assert "set imagenet (there): training of" in small.stdout
+
+
+def test_all_that_a_table_needs_has_addresses_and_remarks() -> None:
+    text = " ".join(call("loftup:table-4", "jafar:table-6", "--needs").stdout.split())
+    assert "set sbd (missing): training of interactive" in text
+    assert "--train sbd=DIR" in text
+    assert "weights loftup.dinov2_vits14: haiwen/loftup-dinov2s/pytorch_model.bin" in text
+    assert "These rows are our reading" in text
 
 
 def test_a_small_run_of_a_table_resumes_and_says_what_differs(data: Path, tmp_path: Path) -> None:

@@ -202,9 +202,9 @@ def _scannet(root: Path) -> ViewPairs:
     files = []
     for scene, part, *frames in names:
         folder = root / f"scene{scene:04d}_{part:02d}"
-        views = [_scannet_view(folder, frame) for frame in frames]
-        pose = _between(*(np.array(view.pose).reshape(4, 4) for view in views))
-        files.append(_pair(f"{folder.name}/{frames[0]}-{frames[1]}", *views, pose))
+        first, second = (_scannet_view(folder, frame) for frame in frames)
+        name = f"{folder.name}/{frames[0]}-{frames[1]}"
+        files.append(_pair(name, first, second, _relative(first, second)))
     return ViewPairs("scannet-pairs/test", tuple(files), _frame)
 
 

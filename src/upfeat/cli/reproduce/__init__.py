@@ -23,7 +23,10 @@ def reproduce_command(
         typer.Argument(help="Tables and figures, such as jafar:table-1, or papers: jafar, loftup."),
     ] = None,
     list_: Annotated[
-        bool, typer.Option("--list", help="Show what each needs and what is there; run nothing.")
+        bool, typer.Option("--list", help="Show how much of what each needs is there; run nothing.")
+    ] = False,
+    needs: Annotated[
+        bool, typer.Option("--needs", help="Show all that each needs, with addresses of weights.")
     ] = False,
     root: Annotated[
         list[str] | None,
@@ -52,13 +55,14 @@ def reproduce_command(
     """Run tables and figures of the papers, and print ours beside the published numbers."""
     from upfeat.cli.eval import show_progress
     from upfeat.cli.reproduce.figures import draw_figure
+    from upfeat.cli.reproduce.needs import print_list, print_needs
     from upfeat.cli.reproduce.running import Runner
     from upfeat.evaluation.papers import PublishedTable, find_published
 
     roots = parse_roots(root or ())
     chosen = find_published(names or ())
-    if list_:
-        _print_list(chosen, roots, small)
+    if list_ or needs:
+        (print_needs if needs else print_list)(chosen, roots, small)
         return
     if not names:
         raise ValueError(
@@ -109,64 +113,6 @@ def parse_roots(given: Sequence[str]) -> "Roots":
 # -- printing ------------------------------------------------------------------------------------
 
 
-def _print_list(
-    items: "Sequence[PublishedTable | PublishedFigure]", roots: "Roots", small: bool
-) -> None:
-    """Say of each what it needs and what of that is there."""
-    from upfeat.evaluation.papers import PublishedTable
-    from upfeat.evaluation.papers.plan import needed_sets, not_ready
-
-    lines = []
-    for item in items:
-        sets = needed_sets(item, small=small)
-        data = ", ".join(
-            f"{name} {'(there)' if roots.missing(name) is None else '(missing)'}" for name in sets
-        )
-        state = "figure"
-        if isinstance(item, PublishedTable):
-            waits = {not_ready(column.task, column.preset) for column in item.columns} - {None}
-            state = "; ".join(sorted(map(str, waits))) or "ready"
-        rows = [row.uses for row in item.rows] if isinstance(item, PublishedTable) else item.methods
-        weights = _weights_text(list(rows), item.backbone)
-        lines.append([item.id, item.title, state, data or "-", weights, f"{item.gpu_hours:g}"])
-    heads = ("name", "title", "protocols", "data sets", "weights", "GPU hours")
-    print_table([TableColumn(head, prose=head != "name") for head in heads], lines)
-    needed = dict.fromkeys(name for item in items for name in needed_sets(item, small=small))
-    missing = [problem for name in needed if (problem := roots.missing(name)) is not None]
-    if missing:
-        typer.echo("missing:")
-        for problem in missing:
-            typer.echo(f"  {problem}")
-
-
-def _weights_text(uses: Sequence[str], backbone: str) -> str:
-    """Say where the weights of a table's methods come from."""
-    from upfeat.checkpoints import find_weights
-    from upfeat.cli.reproduce.methods import published_name
-    from upfeat.errors import WeightsNotFoundError
-    from upfeat.evaluation.papers.methods import paper_method
-    from upfeat.upsamplers.registry import get_checkpoint
-
-    parts = []
-    for name in dict.fromkeys(uses):
-        method = paper_method(name)
-        if method.joint:
-            parts.append(f"{method.arch} (trained with the probe)")
-        elif method.recipes:
-            tag = published_name(method.arch, backbone)
-            record = None if tag is None else get_checkpoint(tag)
-            if tag is None or record is None:
-                parts.append(f"{method.arch} (to train: {', '.join(method.recipes)})")
-                continue
-            try:
-                if not record.bundled:
-                    find_weights(tag, record.local_names(method.arch))
-                parts.append(f"{tag} (there)")
-            except WeightsNotFoundError:
-                parts.append(f"{tag} ({record.file})")
-    return ", ".join(parts) or "-"
-
-
 def _print_table(table: "PublishedTable", record: "Reproduction") -> None:
     from upfeat.evaluation.papers.reproductions import comparison_rows, shared_differences
 
@@ -176,6 +122,8 @@ def _print_table(table: "PublishedTable", record: "Reproduction") -> None:
     kind = "a small run, no result to quote" if record.small else "ours"
     title = f"{table.paper}, {table.source}: {table.title}; published / {kind}"
     print_table([TableColumn(head) for head in heads], shown, title=title)
+    if table.note:
+        typer.echo(f"note: {table.note}")
     for text in shared_differences(record):
         typer.echo(f"differs: {text}")
     problems = dict.fromkeys(f"{each.row}: {each.problem}" for each in record.ran if each.problem)
