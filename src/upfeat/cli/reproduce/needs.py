@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["print_list", "print_needs"]
 
 WIDTH = 100  # of what is printed, but for addresses
+TITLE_WIDTH = 50  # of the last column of the list
 
 
 class _Weights(NamedTuple):
@@ -38,15 +39,18 @@ def print_list(items: "Sequence[Item]", roots: "Roots", small: bool) -> None:
 
     rows = []
     for item in items:
-        sets = needed_sets(item, small=small)
-        weights = _weights(item)
-        there = sum(roots.missing(name) is None for name in sets)
-        title = "; ".join([item.title, *_waits(item)])
-        first, *more = textwrap.wrap(title, 47)
-        counts = [_share(there, len(sets)), _share(sum(w.there for w in weights), len(weights))]
+        sets, weights = needed_sets(item, small=small), _weights(item)
+        there = [name for name in sets if roots.missing(name) is None]
+        named = [f"{name} (there)" if name in there else name for name in sets]
+        first, *more = textwrap.wrap("; ".join([item.title, *_waits(item)]), TITLE_WIDTH)
+        more += textwrap.wrap(", ".join(named), TITLE_WIDTH, initial_indent="needs ")
+        counts = [
+            _share(len(there), len(sets)),
+            _share(sum(w.there for w in weights), len(weights)),
+        ]
         rows.append([item.id, *counts, f"{item.gpu_hours:g}", first])
         rows += [[""] * 4 + [line] for line in more]
-    heads = ("name", "sets", "weights", "GPU h", "title")
+    heads = ("name", "sets", "weights", "GPU h", "title and sets")
     print_table([TableColumn(head) for head in heads], rows)
     typer.echo("sets, weights: how many of those needed are there; upfeat reproduce NAME --needs")
     _print_missing(items, roots, small)
@@ -79,8 +83,9 @@ def print_needs(items: "Sequence[Item]", roots: "Roots", small: bool) -> None:
 
 def _echo(text: str) -> None:
     """Print an indented sentence, wrapped between words; addresses stay whole."""
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    typer.echo(textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="    ", **options))
+    wrapper = textwrap.TextWrapper(WIDTH, initial_indent="  ", subsequent_indent="    ")
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    typer.echo(wrapper.fill(text))
 
 
 def _share(there: int, of: int) -> str:
