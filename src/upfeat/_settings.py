@@ -22,7 +22,41 @@ from pydantic import (
 
 from upfeat.errors import UnknownNameError
 
-__all__ = ["Settings", "Share", "Sides", "call_text", "check_arguments", "read_call"]
+__all__ = [
+    "Settings",
+    "Share",
+    "Sides",
+    "call_text",
+    "check_arguments",
+    "read_call",
+    "readable_error",
+]
+
+SHOWN_LETTERS = 100  # of a value that does not fit
+
+# What a value must be, by pydantic's name of its complaint; braces hold what it says beside.
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list such as [1, 2]",
+    "list_type": "a list such as [1, 2]",
+    "dict_type": 'named values such as {"name": 1}',
+    "model_type": 'named values such as {"name": 1}',
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+}
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Sides: TypeAlias = tuple[PositiveInt, PositiveInt]  # (H, W) in pixels
@@ -62,7 +96,7 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _readable(error) from error
+            raise readable_error(error) from error
 
     @model_validator(mode="before")
     @classmethod
@@ -116,8 +150,18 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     return checked
 
 
-def _readable(error: ValidationError) -> ValueError:
-    """Return pydantic's complaints, with those of nested settings, as one error of one sentence."""
+def readable_error(error: ValidationError) -> ValueError:
+    """Return pydantic's complaints, with those of nested settings, as one error of one sentence.
+
+    Example:
+        >>> from pydantic import TypeAdapter, ValidationError
+        >>> from upfeat._settings import readable_error
+        >>> try:
+        ...     TypeAdapter(dict[str, int]).validate_python({"steps": "many"})
+        ... except ValidationError as error:
+        ...     print(readable_error(error))
+        steps must be a whole number, got 'many'
+    """
     problems = []
     for item in error.errors():
         # The alternatives of a union are in the path too, under names that are no settings.
@@ -128,7 +172,7 @@ def _readable(error: ValidationError) -> ValueError:
             return inner.inside(path)
         if isinstance(inner, SettingsError):
             problems += [(_joined(path, below), text) for below, text in inner.problems]
-        elif inner is not None:
+        elif isinstance(inner, Exception):
             problems.append((path, str(inner)))
         else:
             problems.append((path, _expected(item)))
@@ -140,12 +184,26 @@ def _joined(*paths: str) -> str:
 
 
 def _expected(item: Mapping[str, Any]) -> str:
-    if item["type"] == "missing":
+    kind = str(item["type"])
+    if kind == "missing":
         return "is missing"
+    if kind == "json_invalid":
+        return f"no valid JSON ({item['ctx']['error']})"
+    if kind == "extra_forbidden":
+        return "is not known here"
+    if kind in _WANTED:
+        wanted = _WANTED[kind]
+        wanted = wanted.format(**item["ctx"]) if "{" in wanted and "ctx" in item else wanted
+        return f"must be {wanted}, got {_short(item['input'])}"
     text = str(item["msg"])
     if text.startswith("Input should be "):
         return f"must be {text.removeprefix('Input should be ')}, got {item['input']!r}"
     return f"={item['input']!r}: {text}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}…"
 
 
 def _sentence(path: str, text: str) -> str:
@@ -153,7 +211,7 @@ def _sentence(path: str, text: str) -> str:
         return text
     if text.startswith("="):
         return path + text
-    return f"{path} {text}" if text.startswith(("must be ", "is missing")) else f"{path}: {text}"
+    return f"{path} {text}" if text.startswith(("must be ", "is ")) else f"{path}: {text}"
 
 
 # -- name(option=value) ----------------------------------------------------------------------------

@@ -19,7 +19,12 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
 from upfeat.cli.app import app
-from upfeat.cli.options import checked_device, checked_file, checked_folder
+from upfeat.cli.options import (
+    checked_device,
+    checked_file,
+    checked_folder,
+    checked_picture_place,
+)
 from upfeat.errors import UpfeatError
 
 ROOT: Any = typer.main.get_command(app)
@@ -95,7 +100,7 @@ def test_options_of_these_names_are_checked(words: tuple[str, ...]) -> None:
     """A new command must not forget it."""
     checks = {
         "device": (checked_device,),
-        "out": (checked_folder, checked_file),
+        "out": (checked_folder, checked_file, checked_picture_place),
         "cache": (checked_folder,),
         "markdown": (checked_file,),
     }
@@ -207,3 +212,12 @@ def test_the_disk_of_the_output_is_full() -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: no more can be written (No space left on device)")
     assert "Traceback" not in result.stderr
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    parameter: Any = None
+    for found, wanted in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
+        assert checked_device(parameter, "auto") == wanted

@@ -228,12 +228,15 @@ def test_the_list_and_user_errors(tmp_path: Path, images: Path) -> None:
     ("setting", "message"),
     [
         ("upsampler.config.qkdim=1", "did you mean 'upsampler.config.qk_dim'"),
-        ("upsampler.config.qk_dim=big", "upsampler.config.qk_dim must be a valid integer"),
+        (
+            "upsampler.config.qk_dim=big",
+            "upsampler.config.qk_dim must be a whole number, got 'big'",
+        ),
         ("upsampler.name=jafr", "upsampler.name: unknown upsampler 'jafr'; did you mean 'jafar'"),
         ("backbones.0.options.foo=1", "backbones.options={'foo': 1} does not fit"),
         ('data.masks=[{"kind": "superpixels", "options": {"a": 1}}]', "data.masks.0.options.a"),
         ("objective.scal=[0.3, 0.5]", "did you mean 'objective.scale'"),
-        ("objective.scale=half", "objective.scale must be a valid tuple, got 'half'"),
+        ("objective.scale=half", "objective.scale must be a list such as [1, 2], got 'half'"),
         ("objective.scale=[0.5, 0.3]", "objective: scale must be a range"),
         ("objective.name=crop", "did you mean 'crops'"),
         ("device=gpu", "device must be 'auto', 'cpu' or 'cuda', got 'gpu'"),

@@ -9,6 +9,7 @@ from rich.console import Console
 
 import upfeat
 from upfeat.cli.bench import bench_command
+from upfeat.cli.cache import cache_app
 from upfeat.cli.card import card_command
 from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
@@ -39,6 +40,7 @@ app.command("train")(train_command)
 app.add_typer(show_app, name="show")
 app.command("segment")(segment_command)
 app.add_typer(eval_app, name="eval")
+app.add_typer(cache_app, name="cache")
 app.command("app")(app_command)
 app.command("report")(report_command)
 app.command("reproduce")(reproduce_command)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import upfeat
-from upfeat.cli.options import CpuOption, checked_file, parse_dtype
+from upfeat.cli.options import DeviceOption, checked_file, parse_dtype
 
 if TYPE_CHECKING:
     from upfeat.evaluation.benchmark import BenchmarkRun, Measurement
@@ -26,7 +26,7 @@ def bench_command(
         Path | None, typer.Option(help="Python file with other implementations (PLAIN, FLOPS).")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
-    device: CpuOption = "cpu",
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls per cell.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before them.")] = 1,

@@ -25,7 +25,7 @@ from upfeat.cli.options import (
     UPSAMPLERS,
     BackboneOption,
     BackboneWeightsOption,
-    CpuOption,
+    DeviceOption,
     OutOption,
     SettingsOption,
     checked_folder,
@@ -34,7 +34,7 @@ from upfeat.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
+    from pydantic import BaseModel
 
     from upfeat.backbones import Backbone
     from upfeat.evaluation.methods import Method
@@ -103,26 +103,17 @@ def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, A
     """
     from pydantic import ValidationError
 
+    from upfeat._settings import readable_error
+    from upfeat.errors import UnknownNameError
+
     try:
         return preset(**changes)
     except ValidationError as error:
-        known = type(preset()).model_fields
-        raise _setting_error(error, known) from error
-
-
-def _setting_error(error: "ValidationError", known: Mapping[str, Any]) -> ValueError:
-    """Return pydantic's complaints as one sentence."""
-    from upfeat.errors import UnknownNameError
-
-    problems = []
-    for detail in error.errors():
-        name = ".".join(str(part) for part in detail["loc"]) or "the settings"
-        if detail["type"] == "extra_forbidden":
-            return UnknownNameError("setting", name, known)
-        message = detail["msg"].removeprefix("Value error, ")
-        message = message.removeprefix("Input should be ")
-        problems.append(f"{name} must be {message}, got {detail['input']!r}")
-    return ValueError("; ".join(problems))
+        for detail in error.errors():
+            if detail["type"] == "extra_forbidden":
+                name, known = ".".join(map(str, detail["loc"])), type(preset()).model_fields
+                raise UnknownNameError("setting", name, known) from error
+        raise readable_error(error) from error
 
 
 @contextmanager
@@ -279,7 +270,7 @@ def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
             ),
         ]
         found["cache"] = _Parameter(cache, None)
-    found["device"] = _Parameter(CpuOption, "cpu")
+    found["device"] = _Parameter(DeviceOption, "auto")
     return found
 
 

@@ -31,7 +31,8 @@ def checked_device(param: typer.CallbackParam, value: str | None) -> str | None:
 
     Args:
         param: the option, for the message.
-        value: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, …; None stays None.
+        value: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, …; ``auto`` is a GPU if there is one,
+            None stays None.
 
     Raises:
         ValueError: no device of that name, or none that works here.
@@ -40,12 +41,14 @@ def checked_device(param: typer.CallbackParam, value: str | None) -> str | None:
         return value
     import torch
 
+    if value == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(value)
     except RuntimeError as error:
         raise ValueError(
-            f"{_name(param)} must be cpu, cuda, cuda:1, mps or another device of PyTorch, got "
-            f"{value!r}"
+            f"{_name(param)} must be auto, cpu, cuda, cuda:1, mps or another device of PyTorch, "
+            f"got {value!r}"
         ) from error
     try:
         torch.ones(1, device=device).cpu()
@@ -202,9 +205,9 @@ MaxGbOption = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option(help="Computation: float32, bfloat16, float16.")]
 DeviceOption = Annotated[
-    str | None, typer.Option(callback=checked_device, help="cpu, cuda, cuda:1, …")
+    str,
+    typer.Option(callback=checked_device, help="auto (a GPU if there is one), cpu, cuda, cuda:1."),
 ]
-CpuOption = Annotated[str, typer.Option(callback=checked_device, help="cpu, cuda, …")]
 MaxPixelsOption = Annotated[
     int | None,
     typer.Option(
@@ -235,7 +238,7 @@ class NetworkOptions:
     fit: FitOption = "pad"
     layer: LayerOption = -1
     dtype: DtypeOption = "float32"
-    device: DeviceOption = None
+    device: DeviceOption = "auto"
     max_pixels: MaxPixelsOption = None
 
     def check(self) -> None:
@@ -257,7 +260,7 @@ class NetworkOptions:
             "output_size": parse_size(self.size, "--size"),
             "fit": self.fit,
             "dtype": parse_dtype(self.dtype, "--dtype"),
-            "device": torch.device(self.device) if self.device else None,
+            "device": torch.device(self.device),
         }
 
     def load_backbone(self) -> "Backbone":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from upfeat.cli.options import DEFAULT_BACKBONE, CpuOption, checked_folder
+from upfeat.cli.options import DEFAULT_BACKBONE, DeviceOption, checked_folder
 
 __all__ = ["app_command"]
 
@@ -33,7 +33,7 @@ def app_command(
             help="Write the files of a Hugging Face Space into this folder instead.",
         ),
     ] = None,
-    device: CpuOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Open a page to try upsamplers on photos: compare, click pixels, ask for words; offline.
 

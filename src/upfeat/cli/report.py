@@ -12,7 +12,7 @@ from upfeat.cli.options import (
     DEFAULT_BACKBONE,
     DEFAULT_UPSAMPLER,
     BackboneWeightsOption,
-    CpuOption,
+    DeviceOption,
     checked_file,
     checked_folder,
     parse_size,
@@ -65,7 +65,7 @@ def report_command(
         str | None,
         typer.Option(help="Size of --image: shorter side (448) or HxW. Default: at most 448."),
     ] = None,
-    device: CpuOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Write one HTML page of results and pictures, to open from disk or print."""
     from upfeat._files import OwnFiles

@@ -14,7 +14,7 @@ from upfeat.cli.options import (
     DEFAULT_OUT,
     DEFAULT_UPSAMPLER,
     BackboneWeightsOption,
-    CpuOption,
+    DeviceOption,
     InputSizeOption,
     OutOption,
     SizeOption,
@@ -49,7 +49,7 @@ def segment_command(
     size: SizeOption = None,
     side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 448,
     backbone_weights: BackboneWeightsOption = None,
-    device: CpuOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Give every pixel the nearest of some words: a label PNG a method, and an overlay with legend.
 

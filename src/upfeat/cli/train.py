@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from upfeat.cli.errors import INTERRUPTED
-from upfeat.cli.options import check_folder, checked_folder
+from upfeat.cli.options import check_folder, checked_device, checked_folder
 
 if TYPE_CHECKING:
     from upfeat.training import Callback, CostEstimate, TrainConfig, Trainer, TrainResult
@@ -75,7 +75,9 @@ def train_command(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings as JSON, then stop.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: Annotated[
+        str | None, typer.Option(callback=checked_device, help="auto, cpu or cuda.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Computation: float32, bfloat16, float16.")
     ] = None,

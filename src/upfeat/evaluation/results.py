@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from torch import Tensor
 
 from upfeat._files import write_bytes
+from upfeat._settings import readable_error
 
 __all__ = [
     "FrozenRecord",
@@ -173,7 +174,9 @@ class Result(FrozenRecord):
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except ValidationError as error:
-            raise ValueError(f"{path} is not a result of upfeat eval: {error}") from error
+            raise ValueError(
+                f"{path} is not a result of upfeat eval: {readable_error(error)}"
+            ) from error
 
 
 def result_file_name(task: str, group: str, label: str, settings: Mapping[str, Any]) -> str:

@@ -355,7 +355,7 @@ def test_command(root: Path) -> None:
     ("arguments", "problem"),
     [
         (("--set", "bin=3"), "unknown setting 'bin'; did you mean 'bins'"),
-        (("--set", "bins=1"), "bins must be greater than or equal to 2, got 1"),
+        (("--set", "bins=1"), "bins must be at least 2, got 1"),
         (("--preset", "nyuv"), "unknown preset 'nyuv'; did you mean 'nyu'"),
         (("--preset", "nyu", "--data", "msrc"), "data set with depth (without --teacher)"),
         (("--preset", "jafar", "--teacher", "nowhere"), "no depth teacher in nowhere"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upfeat.cli.options import CpuOption, checked_folder
+from upfeat.cli.options import DeviceOption, checked_folder
 from upfeat.cli.output import TableColumn, print_table
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def reproduce_command(
     teacher: Annotated[
         Path | None, typer.Option(help="Folder with Depth Anything V2, for JAFAR's depth column.")
     ] = None,
-    device: CpuOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Run tables and figures of the papers, and print ours beside the published numbers."""
     from upfeat.cli.eval import show_progress

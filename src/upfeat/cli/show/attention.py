@@ -16,7 +16,7 @@ from upfeat.cli.options import (
     DEFAULT_UPSAMPLER,
     BackboneOption,
     BackboneWeightsOption,
-    CpuOption,
+    DeviceOption,
     OutOption,
     UpsamplersOption,
     parse_size,
@@ -73,7 +73,7 @@ def attention_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the dots.")] = 0,
     side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 320,
     backbone_weights: BackboneWeightsOption = None,
-    device: CpuOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Draw which coarse cells a pixel takes from: dots, and heat maps, of several upsamplers."""
     from upfeat.data import read_image

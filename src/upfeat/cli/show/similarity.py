@@ -14,7 +14,7 @@ from upfeat.cli.options import (
     DEFAULT_UPSAMPLER,
     BackboneOption,
     BackboneWeightsOption,
-    CpuOption,
+    DeviceOption,
     InputSizeOption,
     PictureOutOption,
     SizeOption,
@@ -48,7 +48,7 @@ def similarity_command(
     size: SizeOption = None,
     side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 448,
     backbone_weights: BackboneWeightsOption = None,
-    device: CpuOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Draw how alike a pixel's features and all others' are, for the low-res map and upsamplers.
 

@@ -13,7 +13,7 @@ from upfeat.cli.options import (
     DEFAULT_OUT,
     BackboneOption,
     BackboneWeightsOption,
-    CpuOption,
+    DeviceOption,
     OutOption,
     SettingsOption,
     parse_settings,
@@ -71,7 +71,7 @@ def targets_command(
     settings: SettingsOption = None,
     side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 320,
     backbone_weights: BackboneWeightsOption = None,
-    device: CpuOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Draw what an upsampler can be trained on for one photo: LoftUp's pseudo ground truths."""
     import upfeat

@@ -19,6 +19,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt, ValidationError
 
 from upfeat._files import write_bytes
+from upfeat._settings import readable_error
 from upfeat.errors import check_file
 from upfeat.evaluation.results import FrozenRecord, checkout, processor
 
@@ -327,7 +328,9 @@ class BenchmarkRun(FrozenRecord):
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except ValidationError as error:
-            raise ValueError(f"{path} is not a report of upfeat bench: {error}") from error
+            raise ValueError(
+                f"{path} is not a report of upfeat bench: {readable_error(error)}"
+            ) from error
 
     def find(self, method: str, case: str, implementation: str) -> Measurement | None:
         """Return a record that succeeded, or None."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from upfeat._files import write_bytes
+from upfeat._settings import readable_error
 from upfeat.evaluation.papers import (
     PublishedFigure,
     PublishedTable,
@@ -127,7 +128,9 @@ class Reproduction(FrozenRecord):
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except ValidationError as error:
-            raise ValueError(f"{path} is no record of upfeat reproduce: {error}") from error
+            raise ValueError(
+                f"{path} is no record of upfeat reproduce: {readable_error(error)}"
+            ) from error
 
 
 def ran(
