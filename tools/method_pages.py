@@ -312,11 +312,12 @@ def page(name: str, reports: list[tuple[str, BenchmarkRun]]) -> str:
         "single positions (`query`)": "query",
         "carries gradients": "gradients",
         "`torch.compile`": "compile",
-        "`torch.export`": "export",
     }
     flags = [["task-agnostic", "yes" if info.task_agnostic else "no"]]
     for label, field in fields.items():
         flags.append([label, "yes" if getattr(info.abilities, field) else "no"])
+    for format, sizes in vars(info.abilities.export).items():
+        flags.append([f"`upfeat export --format {format}`: sizes", sizes])
     baseline = [[f"{paper} ({PAPERS[paper]})", how] for paper, how in baseline_notes(name).items()]
     needs = "".join(f"* {need}\n" for need in needs_of(name))
     return (

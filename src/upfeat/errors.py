@@ -405,6 +405,8 @@ def check_call(
         raise ValueError(
             f"all inputs must be on one device, got {devices}; move them with .to(device)"
         )
+    if output_size is None and torch.compiler.is_exporting():  # may be symbols: kept as they are
+        return image.shape[2], image.shape[3]
     if isinstance(output_size, int):
         return keep_aspect(image.shape[-2:], output_size)
     return check_size(image.shape[-2:] if output_size is None else output_size)

@@ -126,11 +126,14 @@ class Backbone(nn.Module):
             ValueError: wrong rank, channels, dtype, size or device; the message says what would
                 work.
         """
-        self._check(image)
+        exporting = torch.compiler.is_exporting()  # sizes may be symbols
+        if not exporting:
+            self._check(image)
         warn_of_raw_image(self._warned_of, image, self.image_mean, self.image_std, self.name)
         dtype = self._weights_dtype()
         features = self._extract(image if dtype is None else image.to(dtype))
-        self._check_features(image, features)
+        if not exporting:
+            self._check_features(image, features)
         return features
 
     def class_token(self, image: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from upfeat.cli.cache import cache_app
 from upfeat.cli.card import card_command
 from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
+from upfeat.cli.export import export_command
 from upfeat.cli.extract import extract_command
 from upfeat.cli.listing import info_command, list_command
 from upfeat.cli.page import app_command
@@ -42,6 +43,7 @@ app.command("segment")(segment_command)
 app.add_typer(eval_app, name="eval")
 app.add_typer(cache_app, name="cache")
 app.command("app")(app_command)
+app.command("export")(export_command)
 app.command("report")(report_command)
 app.command("reproduce")(reproduce_command)
 app.command("card")(card_command)

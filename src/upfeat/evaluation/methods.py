@@ -22,6 +22,7 @@ from upfeat.upsamplers import (
     create_upsampler,
     list_upsamplers,
 )
+from upfeat.upsamplers.base import NO_EXPORT
 
 if TYPE_CHECKING:
     from upfeat.backbones import Backbone
@@ -53,7 +54,7 @@ class CallableUpsampler(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="callable",
         summary="A function of the user's.",
-        abilities=Abilities(mixes_values=False, universal=True, compile=False, export=False),
+        abilities=Abilities(mixes_values=False, universal=True, compile=False, export=NO_EXPORT),
     )
 
     def __init__(self, function: Callable[..., Tensor]) -> None:

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.ops import linear
+from upfeat.ops.symbolic import exporting, pieces
 
 __all__ = ["Attention", "CrossAttentionLayer", "Memory", "attention_modules", "record_attention"]
 
@@ -53,13 +55,25 @@ class Attention(nn.MultiheadAttention):
             mixed = weights @ values  # (B, heads, N, D / heads)
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            mixed = F.scaled_dot_product_attention(query, keys, values)
+            mixed = _mix(query, keys, values)
         output = self.out_proj
         return linear(mixed.transpose(1, 2).flatten(2), output.weight, output.bias), weights
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, heads, N, D / heads)."""
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _mix(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Torch's attention (B, heads, N, D / heads); an exported graph cuts a known N into pieces."""
+    if not exporting():
+        return F.scaled_dot_product_attention(query, keys, values)
+    floats = query.shape[1] * keys.shape[2]
+    parts = [
+        (query[:, :, part] @ keys.mT * query.shape[3] ** -0.5).softmax(-1) @ values
+        for part in pieces(query.shape[2], floats)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 class CrossAttentionLayer(nn.Module):

@@ -21,7 +21,8 @@ from upfeat.ops import (
     position_code,
     stream,
 )
-from upfeat.ops.images import reflect_pad
+from upfeat.ops.images import average_areas, reflect_pad
+from upfeat.ops.symbolic import same_size
 
 
 class PointwiseResidualBlock(nn.Module):
@@ -220,7 +221,7 @@ class GuidanceEncoder(nn.Module):
 
 def adaptive_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Adaptive average pooling (B, d, H, W) -> (B, d, *size); nothing to do at equal sizes."""
-    return x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)
+    return x if same_size((x.shape[2], x.shape[3]), size) else average_areas(x, size)
 
 
 class CrossAttentionQueriesAndKeys(nn.Module):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from upfeat.ops.symbolic import linspace
+
 
 def pixel_centres(
     size: tuple[int, int],
@@ -121,7 +123,8 @@ def cell_bounds(size: int, cells: int, radius: float) -> Tensor:
         >>> cell_bounds(4, 2, 0.5).tolist()
         [[0, 1], [0, 1], [1, 2], [1, 2]]
     """
-    centre = (torch.arange(size, dtype=torch.float64) + 0.5) * (cells / size) - 0.5
+    ratio = torch.ones((), dtype=torch.float64) * cells / size  # of symbols, too, in float64
+    centre = (torch.arange(size, dtype=torch.float64) + 0.5) * ratio - 0.5
     first = (centre - radius).ceil().clamp(0, cells - 1)
     last = (centre + radius).floor().clamp(0, cells - 1)
     nearest = centre.round().clamp(0, cells - 1)
@@ -163,6 +166,6 @@ def inclusive_grid(
         >>> inclusive_grid((1, 3), torch.device("cpu"))[1].tolist()
         [[-1.0, 0.0, 1.0]]
     """
-    row = torch.linspace(-1, 1, size[0], device=device, dtype=torch.float32)[rows]
-    col = torch.linspace(-1, 1, size[1], device=device, dtype=torch.float32)
+    row = linspace(-1, 1, size[0], device=device, dtype=torch.float32)[rows]
+    col = linspace(-1, 1, size[1], device=device, dtype=torch.float32)
     return torch.stack(torch.meshgrid(row, col, indexing="ij"))

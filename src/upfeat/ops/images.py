@@ -3,6 +3,7 @@
 Bilinear resizing comes plain and antialiased where a map shrinks; the blur mirrors its borders.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -13,12 +14,15 @@ from torch.nn import functional as F
 
 from upfeat.errors import check_map, shape_text
 from upfeat.ops.runtime import new_large, wants_reference, without_autocast
+from upfeat.ops.symbolic import antialias_weights, area_weights, exporting, resize_axes
 
 __all__ = [
     "Crop",
     "Padding",
     "Size",
+    "average_areas",
     "border_index",
+    "crop",
     "draw_crop",
     "enlarge_rows",
     "gaussian_blur",
@@ -143,12 +147,35 @@ def resize_antialiased(
         >>> resize_antialiased(torch.tensor([[[[0.0, 0.0, 3.0, 3.0]]]]), (1, 1)).item()
         1.5
     """
+    if exporting():
+        return resize_axes(x, size, functools.partial(antialias_weights, mode=mode))
     if _in_one_piece(x):
         return _antialiased(x, size, mode)
     out = new_large(x, *x.shape[:2], *size)
     for own, part in zip(out.split(FEW, dim=1), x.split(FEW, dim=1), strict=True):
         own.copy_(_antialiased(part, size, mode))
     return out
+
+
+def average_areas(x: Tensor, size: Size) -> Tensor:
+    """Average the pixels of each cell of a coarser grid: torch's adaptive average pooling.
+
+    Args:
+        x: (B, C, H, W), or a map whose rows are computed when they are read.
+        size: (h, w) of the grid; cells overlap by a pixel where it does not divide the map.
+
+    Returns:
+        (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.images import average_areas
+        >>> average_areas(torch.tensor([[[[0.0, 2.0, 4.0, 6.0]]]]), (1, 2)).flatten().tolist()
+        [1.0, 5.0]
+    """
+    if exporting():
+        return resize_axes(x, size, area_weights)
+    return F.adaptive_avg_pool2d(x, size)
 
 
 def _antialiased(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -301,6 +328,23 @@ def reflect_pad(x: Tensor, reach: int) -> Tensor:
         return F.pad(x, [reach] * 4, mode="reflect")
     for axis in (2, 3):
         x = x.index_select(axis, border_index(x.shape[axis], reach, "reflect").to(x.device))
+    return x
+
+
+def crop(x: Tensor, size: Size) -> Tensor:
+    """Return the upper left part of a map: (B, C, H, W) -> (B, C, *size).
+
+    An exported graph copies it: whether a part that may be the whole is contiguous depends on
+    symbols.
+
+    Example:
+        >>> crop(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), (2, 1)).flatten().tolist()
+        [1.0, 3.0]
+    """
+    if not exporting():
+        return x[:, :, : size[0], : size[1]]
+    for axis, length in zip((2, 3), size, strict=True):
+        x = x.index_select(axis, torch.arange(length, device=x.device))
     return x
 
 

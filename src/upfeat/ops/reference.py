@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from upfeat.ops.images import Padding, border_index
 from upfeat.ops.runtime import compute_dtype, is_transformed, without_autocast
+from upfeat.ops.symbolic import linspace
 
 Span = tuple[int, int]
 
@@ -156,9 +157,24 @@ def neighbor_cells(length: int, cells: int, kernel_size: int, dilation: int) -> 
     first = (place - kernel_size // 2).clamp(min=0).minimum(class_size - kernel_size)
     taps = first[:, None] + torch.arange(kernel_size)  # (H', K)
     positions = residue[:, None] + dilation * taps  # (H', K)
-    ramp = torch.arange(cells, dtype=torch.float32)[None, None, :, None]  # (1, 1, h, 1)
-    cell_of = F.interpolate(ramp, size=(length, 1), mode="nearest-exact").long().flatten()  # (H',)
-    return cell_of[positions]
+    return nearest_cells(length, cells)[positions]
+
+
+def nearest_cells(length: int, cells: int, shift: float = 0.5) -> Tensor:
+    """Return the cell that torch's resizing to ``length`` takes for each pixel, (length,) int64.
+
+    Args:
+        length: pixels of the axis.
+        cells: cells of the axis.
+        shift: 0.5 as "nearest-exact", 0 as "nearest".
+
+    Example:
+        >>> nearest_cells(4, 2).tolist()
+        [0, 0, 1, 1]
+    """
+    factor = torch.ones((), dtype=torch.float32) * cells / length  # with torch's rounding
+    place = torch.arange(length).to(torch.float32) + shift
+    return (place * factor).floor().long().clamp(max=cells - 1)
 
 
 def cross_scale_neighborhood_attention(
@@ -299,7 +315,7 @@ def unit_coordinates(length: int, dtype: torch.dtype, device: torch.device) -> T
         >>> unit_coordinates(3, torch.float32, torch.device("cpu")).tolist()
         [0.0, 0.5, 1.0]
     """
-    return torch.linspace(0, 1, length, dtype=dtype, device=device)
+    return linspace(0, 1, length, dtype=dtype, device=device)
 
 
 def position_angles(freqs: Tensor, size: tuple[int, int], rows: Span | None = None) -> Tensor:

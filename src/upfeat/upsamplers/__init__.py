@@ -7,7 +7,7 @@ below. A new method is a new file.
 import importlib
 import pkgutil
 
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.base import Abilities, Exports, Upsampler, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.creation import create_upsampler, from_official
 from upfeat.upsamplers.fitted import FittedUpsampler
 from upfeat.upsamplers.folding import FoldedHead, fold_head
@@ -21,6 +21,7 @@ from upfeat.upsamplers.weights import Checkpoint
 __all__ = [
     "Abilities",
     "Checkpoint",
+    "Exports",
     "FittedUpsampler",
     "FoldedHead",
     "Upsampler",

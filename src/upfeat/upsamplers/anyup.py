@@ -28,7 +28,14 @@ from upfeat.layers.feature_unification import FeatureUnification, Unification
 from upfeat.layers.guidance import convert_cross_decode, join_official
 from upfeat.ops import cross_scale_neighborhood_attention, stream, unit_vectors, windowed_attention
 from upfeat.ops.runtime import without_autocast
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    ANY_SIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -143,7 +150,7 @@ class AnyUp(Upsampler):
         code="https://github.com/wimmerth/anyup",
         code_license="CC-BY-4.0",
         weights_license="CC-BY-4.0",
-        abilities=Abilities(linear=True, universal=True, tiles=True),
+        abilities=Abilities(linear=True, universal=True, tiles=True, export=ANY_SIZE),
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )

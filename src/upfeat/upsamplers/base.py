@@ -35,16 +35,27 @@ from upfeat.ops.runtime import (
     tracing,
 )
 from upfeat.upsamplers.guidance import GuidedModel
-from upfeat.upsamplers.info import IMAGENET_MEAN, IMAGENET_STD, Abilities, UpsamplerInfo
+from upfeat.upsamplers.info import (
+    ANY_SIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NO_EXPORT,
+    Abilities,
+    Exports,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.rows import decode_positions, decode_strips, decode_whole
 
 if TYPE_CHECKING:
     pass
 
 __all__ = [
+    "ANY_SIZE",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "NO_EXPORT",
     "Abilities",
+    "Exports",
     "Tile",
     "Upsampler",
     "UpsamplerInfo",

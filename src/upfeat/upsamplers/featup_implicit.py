@@ -31,7 +31,7 @@ from upfeat.ops import magnitude
 from upfeat.ops.coordinates import inclusive_grid, inclusive_places, sample_at
 from upfeat.ops.images import Crop, Size, draw_crop, gaussian_blur, take_crop, total_variation
 from upfeat.ops.runtime import DrawsFrom
-from upfeat.upsamplers.base import Abilities, UpsamplerInfo
+from upfeat.upsamplers.base import NO_EXPORT, Abilities, UpsamplerInfo
 from upfeat.upsamplers.fitted import FittedUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -177,7 +177,7 @@ class FeatUpImplicit(FittedUpsampler):
             query=True,
             gradients=False,
             compile=False,
-            export=False,
+            export=NO_EXPORT,
         ),
         views=True,
     )

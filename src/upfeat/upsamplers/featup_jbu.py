@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import shape_text
 from upfeat.ops import adaptive_convolution, window_similarity
-from upfeat.ops.images import border_index, reflect_pad, resize_bilinear
+from upfeat.ops.images import average_areas, border_index, reflect_pad, resize_bilinear
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -331,7 +331,7 @@ class FeatUpJBU(Upsampler):
 
 def _shrunk(image: Tensor, source: Tensor) -> Tensor:
     """The guidance of a stage: the image averaged to twice the source's size."""
-    return F.adaptive_avg_pool2d(image, (2 * source.shape[2], 2 * source.shape[3]))
+    return average_areas(image, (2 * source.shape[2], 2 * source.shape[3]))
 
 
 def source_rows(rows: slice, height: int, source: int) -> tuple[int, int]:

@@ -12,10 +12,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from upfeat.ops import guided_model
-from upfeat.ops.images import enlarge_rows, resize_antialiased
+from upfeat.ops.images import average_areas, enlarge_rows, resize_antialiased
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -80,7 +79,7 @@ class GuidedFilter(Upsampler):
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Guide:
         """Bring the guide to the grid, where the model is fitted, and to the output's size."""
         guide = self._guide(image)
-        cells = F.adaptive_avg_pool2d(guide, (features.shape[2], features.shape[3]))
+        cells = average_areas(guide, (features.shape[2], features.shape[3]))
         return Guide(cells, resize_antialiased(guide, output_size))
 
     def encode_values(self, state: Guide, values: Tensor) -> Tensor:

@@ -5,14 +5,54 @@ Legend: ``H' W'`` output grid. Sizes are ``(height, width)``.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Literal, Self
 
 from upfeat.errors import check_normalization
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Abilities", "UpsamplerInfo"]
+__all__ = [
+    "ANY_SIZE",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "NO_EXPORT",
+    "Abilities",
+    "Exports",
+    "UpsamplerInfo",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+ExportSizes = Literal["dynamic", "static", "no"]
+"""Any height and width, those that were traced, or no export at all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exports:
+    """At which sizes an exported graph of a method runs, by format.
+
+    Attributes:
+        torch: ``torch.export``, and AOTInductor behind it.
+        onnx: ONNX Runtime, on machines and in browsers.
+        openvino: OpenVINO, which reads the ONNX graph.
+
+    Example:
+        >>> import upfeat
+        >>> upfeat.create_upsampler("bilinear").info.abilities.export.onnx
+        'dynamic'
+    """
+
+    torch: ExportSizes = "static"
+    onnx: ExportSizes = "static"
+    openvino: ExportSizes = "static"
+
+    def __bool__(self) -> bool:
+        """Whether ``torch.export``, on which all formats build, takes the method."""
+        return self.torch != "no"
+
+
+ANY_SIZE = Exports("dynamic", "dynamic", "dynamic")
+NO_EXPORT = Exports("no", "no", "no")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +73,7 @@ class Abilities:
         gradients: the output carries gradients; a method that optimises for each image and
             regresses the result has none to give.
         compile: ``torch.compile(fullgraph=True)`` takes it.
-        export: ``torch.export`` takes it.
+        export: at which sizes its exported graphs run, by format (`Exports`).
 
     Raises:
         ValueError: ``linear`` without ``mixes_values``.
@@ -61,7 +101,7 @@ class Abilities:
     query: bool = False
     gradients: bool = True
     compile: bool = True
-    export: bool = True
+    export: Exports = Exports()
 
     def __post_init__(self) -> None:
         if self.linear and not self.mixes_values:
@@ -123,6 +163,6 @@ class UpsamplerInfo:
         """Refuse a normalisation that divides by zero or is none."""
         check_normalization(self.image_mean, self.image_std)
 
-    def with_abilities(self, **changes: bool) -> Self:
+    def with_abilities(self, **changes: Any) -> Self:
         """Return a copy with other abilities, for an instance whose options change them."""
         return dataclasses.replace(self, abilities=dataclasses.replace(self.abilities, **changes))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.ops.images import resize_bilinear
+from upfeat.ops.images import average_areas, resize_bilinear
 from upfeat.ops.runtime import without_autocast
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import ANY_SIZE, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 LOBES = 3
@@ -29,7 +29,7 @@ def _info(
     claim: str = "Textbook interpolation; no claim.",
     **as_baseline: str,
 ) -> UpsamplerInfo:
-    abilities = Abilities(linear=True, universal=True, tiles=True)
+    abilities = Abilities(linear=True, universal=True, tiles=True, export=ANY_SIZE)
     return UpsamplerInfo(
         name=name,
         summary=summary,
@@ -177,6 +177,10 @@ class Area(Interpolation):
     )
     mode = "area"
 
+    def resize(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        """Average the cells that a pixel overlaps."""
+        return average_areas(values, size)
+
 
 @register_upsampler("lanczos")
 class Lanczos(Interpolation):
@@ -218,8 +222,8 @@ def lanczos_weights(length: int, wanted: int, like: Tensor) -> Tensor:
         >>> lanczos_weights(4, 4, torch.empty(())).round().diag().tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    factor = length / wanted
-    stretch = max(factor, 1.0)  # downwards the filter is widened: antialiasing
+    factor = torch.ones((), dtype=torch.float64, device=like.device) * length / wanted
+    stretch = factor.clamp(min=1.0)  # downwards the filter is widened: antialiasing
     centre = (torch.arange(wanted, dtype=torch.float64, device=like.device) + 0.5) * factor
     place = torch.arange(length, dtype=torch.float64, device=like.device) + 0.5
     x = (place - centre[:, None]) / stretch

@@ -25,7 +25,14 @@ from upfeat.layers import CrossAttentionQueriesAndKeys, GuidanceEncoder, Pointwi
 from upfeat.layers.guidance import convert_cross_decode, join_official
 from upfeat.ops import group_norm, head_averaged_attention, stream, unit_vectors
 from upfeat.ops.coordinates import sample_at
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    ANY_SIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint, own_checkpoint
 
@@ -168,7 +175,7 @@ class JAFAR(Upsampler):
         code="https://github.com/PaulCouairon/JAFAR",
         code_license="Apache-2.0",
         weights_license="not stated (the code is Apache-2.0)",
-        abilities=Abilities(linear=True, tiles=True, query=True),
+        abilities=Abilities(linear=True, tiles=True, query=True, export=ANY_SIZE),
     )
     streams = True
     official_keys = ("jafar",)

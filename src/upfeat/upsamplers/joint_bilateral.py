@@ -22,12 +22,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from upfeat.ops import windowed_attention
-from upfeat.ops.coordinates import cell_bounds, cell_places
-from upfeat.ops.images import resize_antialiased
-from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo
+from upfeat.ops.coordinates import cell_places
+from upfeat.ops.images import average_areas, resize_antialiased
+from upfeat.upsamplers.base import ANY_SIZE, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 
@@ -71,7 +70,7 @@ class JointBilateral(Upsampler):
         paper="Joint Bilateral Upsampling (Kopf et al., SIGGRAPH 2007)",
         year=2007,
         code_license="none (textbook)",
-        abilities=Abilities(linear=True, universal=True, tiles=True),
+        abilities=Abilities(linear=True, universal=True, tiles=True, export=ANY_SIZE),
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1.0, 1.0, 1.0),
     )
@@ -94,7 +93,7 @@ class JointBilateral(Upsampler):
     ) -> JointBilateralState:
         """Colours of the pixels; of each cell its colour, position, and the terms of it alone."""
         grid, image = (features.shape[2], features.shape[3]), _wide(image)
-        color = F.adaptive_avg_pool2d(image, grid)
+        color = average_areas(image, grid)
         place = cell_places(grid, grid, (0, grid[0]), color) / self.sigma_space
         color = color / self.sigma_color
         square = color.square().sum(1, keepdim=True) + place.square().sum(1, keepdim=True)
@@ -120,8 +119,7 @@ class JointBilateral(Upsampler):
             num_heads=1,
             output_size=size,
             grid_size=grid,
-            row_bounds=cell_bounds(size[0], grid[0], self.radius),
-            col_bounds=cell_bounds(size[1], grid[1], self.radius),
+            radius=self.radius,
             rows=span,
             scale=1.0,
         )

@@ -26,7 +26,7 @@ grid, H W guidance image, H' W' output, R rows of a strip, N positions, n = hw, 
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -34,9 +34,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.ops import guided_model, unit_vectors, windowed_attention
-from upfeat.ops.coordinates import cell_bounds, cell_places, sample_at
-from upfeat.ops.images import enlarge_rows, resize_antialiased
+from upfeat.ops.coordinates import cell_places, sample_at
+from upfeat.ops.images import Size, average_areas, crop, enlarge_rows, resize_antialiased
+from upfeat.ops.symbolic import (
+    antialias_weights,
+    area_weights,
+    exporting,
+    resize_axes,
+    same_size,
+)
 from upfeat.upsamplers.base import (
+    ANY_SIZE,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Abilities,
@@ -113,11 +121,24 @@ class Pyramid(nn.Module):
 def resize_map(x: Tensor, size: tuple[int, int], *, pool: bool = True) -> Tensor:
     """Resize (B, C, H, W): averages of areas where it shrinks, else bilinear interpolation."""
     own = (x.shape[2], x.shape[3])
-    if own == size:
+    if same_size(own, size):
         return x
+    if exporting() and pool:
+        return resize_axes(x, size, _weights_of(own, size))
     if pool and own[0] >= size[0] and own[1] >= size[1]:
-        return F.adaptive_avg_pool2d(x, size)
+        return average_areas(x, size)
     return resize_antialiased(x, size) if pool else F.interpolate(x, size, mode="bilinear")
+
+
+def _weights_of(own: Size, size: Size) -> Callable[[int, int, Tensor], Tensor]:
+    """Return the weights of `resize_map`, for a graph that decides by sizes it will be given."""
+
+    def weights(length: int, wanted: int, like: Tensor) -> Tensor:
+        sides = [torch.full((), a, device=like.device) >= b for a, b in zip(own, size, strict=True)]
+        enlarged = antialias_weights(length, wanted, like)
+        return torch.where(sides[0] & sides[1], area_weights(length, wanted, like), enlarged)
+
+    return weights
 
 
 def neighbour_likeness(features: Tensor) -> Tensor:
@@ -187,7 +208,13 @@ class KIN(Upsampler):
         claim="Ours, without a paper: `docs/results.md` holds what was measured.",
         code_license="Apache-2.0",
         weights_license="Apache-2.0",
-        abilities=Abilities(linear=True, universal=True, tiles=True, query=True),
+        abilities=Abilities(
+            linear=True,
+            universal=True,
+            tiles=True,
+            query=True,
+            export=ANY_SIZE,
+        ),
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
@@ -220,12 +247,14 @@ class KIN(Upsampler):
         unit = unit_vectors(wide - wide.mean((2, 3), keepdim=True))
         likeness = neighbour_likeness(unit).to(image.dtype)
         size = (image.shape[2], image.shape[3])
-        reduced = tuple(min(n, MOST_PIXELS * cells) for n, cells in zip(size, grid, strict=True))
+        reduced = [
+            torch.sym_min(n, MOST_PIXELS * cells) for n, cells in zip(size, grid, strict=True)
+        ]
         guidance = resize_map(image, (reduced[0], reduced[1]))
-        edge = [-reduced[1] % STEP, -reduced[0] % STEP]
+        edge = [(n + STEP - 1) // STEP * STEP - n for n in reversed(reduced)]  # right, bottom
         padded = F.pad(guidance, [0, edge[0], 0, edge[1]], mode="replicate")
         pixels, cells = self.pyramid(padded, likeness)
-        pixels = pixels[:, :, : reduced[0], : reduced[1]]
+        pixels = crop(pixels, (reduced[0], reduced[1]))
         pooled = self.queries(resize_map(pixels, grid))  # (B, d, h, w)
         key = self.keys(torch.cat([cells, pooled], dim=1))  # (B, d + 1, h, w)
         place = cell_places(grid, grid, (0, grid[0]), wide)  # (1, 2, h, w)
@@ -244,7 +273,7 @@ class KIN(Upsampler):
         """Return the cells' colours (B, 3, h, w) and what pixels add to those around them."""
         color = image.to(torch.promote_types(image.dtype, torch.float32))
         color = color * color.new_tensor(IMAGENET_STD)[:, None, None]  # RGB in [0, 1], shifted
-        cells = F.adaptive_avg_pool2d(color, grid)
+        cells = average_areas(color, grid)
         around = F.avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
         around = F.interpolate(around, output_size, mode="bilinear")
         return cells, self.detail * (resize_antialiased(color, output_size) - around)
@@ -271,8 +300,7 @@ class KIN(Upsampler):
             num_heads=1,
             output_size=size,
             grid_size=grid,
-            row_bounds=cell_bounds(size[0], grid[0], self.radius),
-            col_bounds=cell_bounds(size[1], grid[1], self.radius),
+            radius=self.radius,
             rows=span,
             scale=1.0,
         )

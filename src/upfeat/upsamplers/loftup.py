@@ -28,7 +28,14 @@ from upfeat.layers.norm import ChannelLayerNorm
 from upfeat.ops import linear, stream
 from upfeat.ops.coordinates import inclusive_grid, sample_around
 from upfeat.ops.images import Size, stretch_colors
-from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import (
+    ANY_SIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Abilities,
+    Upsampler,
+    UpsamplerInfo,
+)
 from upfeat.upsamplers.loftup_ours import OURS, CellColors, start_as_interpolation
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
@@ -174,7 +181,7 @@ class LoftUp(Upsampler):
         weights_license="not stated (the code is MIT)",
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
-        abilities=Abilities(mixes_values=False, tiles=True, query=True),
+        abilities=Abilities(mixes_values=False, tiles=True, query=True, export=ANY_SIZE),
     )
     whole_in_training = True
     official_keys = ("state_dict",)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.layers.attention import CrossAttentionLayer
+from upfeat.ops.images import average_areas
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 from upfeat.upsamplers.weights import Checkpoint, own_checkpoint
 
@@ -96,7 +97,7 @@ def cell_colors(colors: Tensor, grid: tuple[int, int]) -> Tensor:
         >>> cell_colors(torch.zeros(1, 3, 8, 12), (2, 3)).shape
         torch.Size([1, 6, 30])
     """
-    quarters = F.adaptive_avg_pool2d(colors, (2 * grid[0], 2 * grid[1]))  # (B, 3, 2h, 2w)
+    quarters = average_areas(colors, (2 * grid[0], 2 * grid[1]))  # (B, 3, 2h, 2w)
     quarters = F.pixel_unshuffle(quarters, 2)  # (B, 12, h, w)
     mean = quarters.unflatten(1, (3, 4)).mean(2)  # (B, 3, h, w)
     angles = torch.cat([math.pi * step * mean for step in COLOR_FREQUENCIES], dim=1)

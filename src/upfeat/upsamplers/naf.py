@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from upfeat.checkpoints import HubFile
 from upfeat.errors import shape_text
 from upfeat.ops import cross_scale_neighborhood_attention, rotary_code, stream
+from upfeat.ops.images import average_areas
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -267,9 +268,9 @@ class NAF(Upsampler):
             image = F.interpolate(image, size, mode="bilinear")
         image = stream.lazy(image)
         query = torch.cat((self.pixel(image), self.context(image)), dim=1)  # (B, D, H, W)
-        query = F.adaptive_avg_pool2d(query, output_size)
+        query = average_areas(query, output_size)
         query = rotary_code(query, self.periods, self.heads_rope, self.rescaling(output_size))
-        key = F.adaptive_avg_pool2d(query, (features.shape[2], features.shape[3]))
+        key = average_areas(query, (features.shape[2], features.shape[3]))
         return NAFState(query, stream.whole(key))
 
     def decode(self, state: NAFState, values: Tensor, rows: slice) -> Tensor:

@@ -31,6 +31,7 @@ from upfeat.layers.stages import (
     stage_keys,
 )
 from upfeat.ops import window_products, window_reassembly
+from upfeat.ops.images import average_areas
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
@@ -226,7 +227,7 @@ class SAPA(WholeMapUpsampler):
         both = features if values is features else torch.cat((features, values), dim=1)
         for stage in self.children():
             size = (self.up_factor * both.shape[2], self.up_factor * both.shape[3])
-            guide = F.adaptive_avg_pool2d(image, size)
+            guide = average_areas(image, size)
             both = stage(guide, both[:, :width], None if values is features else both)
         return resize_to(both if values is features else both[:, width:], output_size)
 

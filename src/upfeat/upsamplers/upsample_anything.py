@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from upfeat.layers.stages import resize_to
 from upfeat.ops.images import resize_antialiased
-from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.base import NO_EXPORT, Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 
 MAX_RADIUS = 8  # cells
@@ -303,7 +303,12 @@ class UpsampleAnything(WholeMapUpsampler):
         "Baseline-for-Feature-Upsampling",
         code_license="not recorded; see the repository",
         abilities=Abilities(
-            linear=True, any_size=False, universal=True, per_image=True, compile=False, export=False
+            linear=True,
+            any_size=False,
+            universal=True,
+            per_image=True,
+            compile=False,
+            export=NO_EXPORT,
         ),
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1.0, 1.0, 1.0),

@@ -24,6 +24,7 @@ from upfeat.ops.runtime import (
     sum_parts,
     worker_count,
 )
+from upfeat.ops.symbolic import exporting, pieces
 
 # A block of queries should stay in its core's cache between the steps; but below some queries the
 # matrix products slow down more than the other steps gain.
@@ -97,10 +98,23 @@ def head_averaged_attention(
         torch.Size([1, 100, 7])
     """
     _check(query, key, value, num_heads)
+    if exporting():
+        return _exported(query, key, value, num_heads, scale)
     if dispatch.wants_reference():
         return reference.head_averaged_attention(query, key, value, num_heads, scale=scale)
     scale = _default_scale(query, num_heads) if scale is None else scale
     return _BOUNDED(query, key, value, max_bytes, num_heads=num_heads, scale=scale)
+
+
+def _exported(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float | None
+) -> Tensor:
+    """The definition, for some queries after the others where their number is known."""
+    parts = [
+        reference.head_averaged_attention(query[:, part], key, value, num_heads, scale=scale)
+        for part in pieces(query.shape[1], num_heads * key.shape[1])
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _blocks(

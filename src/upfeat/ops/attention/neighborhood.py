@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from upfeat.ops import reference
+from upfeat.ops.attention._per_cell import attend_per_cell, neighbor_axis
 from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forward
 from upfeat.ops.reference import neighbor_cells
 from upfeat.ops.runtime import OPERATOR_BYTES, dispatch
+from upfeat.ops.symbolic import exporting, same_size
 
 Span = tuple[int, int]
 
@@ -74,6 +76,9 @@ def cross_scale_neighborhood_attention(
         >>> out.shape, torch.allclose(out, torch.ones(()))
         (torch.Size([1, 4, 12, 12]), True)
     """
+    whole = cols is None and (rows is None or same_size(rows, (0, query.shape[2])))
+    if exporting() and dilation is None and whole:
+        return _exported(query, key, value, num_heads, kernel_size, head_values == "shared", scale)
     row_cells, col_cells = _resolve_cells(
         query, key, value, num_heads, kernel_size, output_size, dilation, head_values, rows, cols
     )
@@ -99,6 +104,29 @@ def cross_scale_neighborhood_attention(
         row_cells=row_cells,
         col_cells=col_cells,
     )
+
+
+def _exported(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    kernel_size: int | tuple[int, int],
+    shared_values: bool,
+    scale: float | None,
+) -> Tensor:
+    """Compute the whole output cell by cell, for a graph that lays no window out for each pixel."""
+    axes = []
+    for axis, kernel in enumerate(_pair(kernel_size)):
+        length, cells = query.shape[2 + axis], key.shape[2 + axis]
+        table = neighbor_cells(length, cells, kernel, length // cells)
+        axes.append(neighbor_axis(table, length, cells))
+    scale = (query.shape[1] / num_heads) ** -0.5 if scale is None else scale
+    tokens = _channels_last(query, key, value)
+    out = attend_per_cell(
+        tokens, (axes[0], axes[1]), num_heads, scale, shared_values=shared_values
+    )  # (B, H', W', C)
+    return out.permute(0, 3, 1, 2)
 
 
 def _log_counts(cells: Tensor, grid: int) -> Tensor:

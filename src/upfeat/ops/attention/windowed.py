@@ -14,10 +14,18 @@ import torch
 from torch import Tensor
 
 from upfeat.ops import reference
+from upfeat.ops.attention._per_cell import (
+    attend_per_cell,
+    radius_width,
+    ratio_width,
+    window_axis,
+)
 from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forward
 from upfeat.ops.attention.head_averaged import head_averaged_attention
+from upfeat.ops.coordinates import cell_bounds
 from upfeat.ops.reference import visible_cells, window_bounds
 from upfeat.ops.runtime import OPERATOR_BYTES, dispatch
+from upfeat.ops.symbolic import exporting, same_size
 
 Span = tuple[int, int]
 
@@ -46,6 +54,7 @@ def windowed_attention(
     output_size: tuple[int, int],
     grid_size: tuple[int, int],
     window_ratio: float | None = None,
+    radius: float | None = None,
     row_bounds: Tensor | None = None,
     col_bounds: Tensor | None = None,
     rows: Span | None = None,
@@ -65,6 +74,7 @@ def windowed_attention(
         grid_size: (h, w).
         window_ratio: half width of the window as a share of the image; 0 or less means no window.
             Not needed when both bounds are given.
+        radius: half width of the window in cells instead, as `cell_bounds` takes it.
         row_bounds: (H', 2) instead of those of `window_bounds`.
         col_bounds: (W', 2) likewise.
         rows: (start, stop) of the output rows in ``query``, default all.
@@ -87,6 +97,12 @@ def windowed_attention(
         >>> torch.allclose(out[:, 16:32], band, atol=1e-6)
         True
     """
+    if exporting() and (radius is not None or window_ratio) and _all_rows(rows, output_size):
+        return _exported(
+            query, key, value, num_heads, output_size, grid_size, window_ratio, radius, scale
+        )
+    if radius is not None:
+        row_bounds, col_bounds = _cells_within(radius, output_size, grid_size)
     row_bounds, col_bounds = _resolve_bounds(
         query, key, value, num_heads, output_size, grid_size, window_ratio,
         row_bounds, col_bounds, rows, cols,
@@ -121,6 +137,46 @@ def windowed_attention(
         row_bounds=row_bounds,
         col_bounds=col_bounds,
     )
+
+
+def _cells_within(
+    radius: float, output_size: tuple[int, int], grid_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    rows, cols = (
+        cell_bounds(length, cells, radius)
+        for length, cells in zip(output_size, grid_size, strict=True)
+    )
+    return rows, cols
+
+
+def _all_rows(rows: Span | None, output_size: tuple[int, int]) -> bool:
+    return rows is None or same_size(rows, (0, output_size[0]))
+
+
+def _exported(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    output_size: tuple[int, int],
+    grid_size: tuple[int, int],
+    window_ratio: float | None,
+    radius: float | None,
+    scale: float | None,
+) -> Tensor:
+    """Compute the whole output cell by cell, for a graph whose sizes may be symbols."""
+    if radius is not None:
+        bounds = _cells_within(radius, output_size, grid_size)
+        widths = [radius_width(radius)] * 2
+    else:
+        bounds = window_bounds(output_size, grid_size, window_ratio or 0)
+        widths = [ratio_width(window_ratio or 0, cells) for cells in grid_size]
+    rows, cols = (
+        window_axis(*each) for each in zip(bounds, output_size, grid_size, widths, strict=True)
+    )
+    tokens = _on_grids((query, key, value), (output_size, grid_size, grid_size))
+    scale = (query.shape[-1] / num_heads) ** -0.5 if scale is None else scale
+    return attend_per_cell(tokens, (rows, cols), num_heads, scale).flatten(1, 2)
 
 
 def _local_windows(options: dict[str, Any]) -> LocalWindows:

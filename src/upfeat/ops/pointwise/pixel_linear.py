@@ -36,7 +36,7 @@ def pixel_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         True
     """
     size = x[..., 0].numel() * len(weight) * x.element_size()
-    if x.device.type != "cpu" or size < LARGE or wants_reference():
+    if wants_reference() or x.device.type != "cpu" or size < LARGE:
         return F.linear(x, weight, bias)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     with without_autocast(x):

@@ -1,0 +1,110 @@
+"""``upfeat export``: a method, with its backbone or without, as a graph for other runtimes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from upfeat.cli.options import OutOption, parse_dtype
+
+if TYPE_CHECKING:
+    from upfeat.export import Exported
+
+
+def export_command(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            help="Upsampler: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder or a hub id; none "
+            "exports the backbone alone."
+        ),
+    ],
+    format: Annotated[
+        Literal["onnx", "torch", "openvino", "aoti"],
+        typer.Option(help="ONNX, torch.export, OpenVINO, or a library by AOTInductor."),
+    ] = "onnx",
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Backbone: timm/NAME or upfeat/NAME, put into the graph with both normalisations; "
+            "the graph then takes an image in [0, 1]. Without it: normalised image and features."
+        ),
+    ] = None,
+    height: Annotated[
+        str, typer.Option(help="Of image and output: pixels, or dynamic for any.")
+    ] = "dynamic",
+    width: Annotated[
+        str, typer.Option(help="Of image and output: pixels, or dynamic for any.")
+    ] = "dynamic",
+    dtype: Annotated[str, typer.Option(help="Weights: float32, float16, bfloat16.")] = "float32",
+    uint8: Annotated[
+        bool, typer.Option("--uint8", help="With --backbone: the image holds bytes, 0 to 255.")
+    ] = False,
+    values: Annotated[
+        bool,
+        typer.Option(
+            "--values",
+            help="Without --backbone: a third input, what is upsampled (logits, colours).",
+        ),
+    ] = False,
+    feature_dim: Annotated[
+        int, typer.Option(min=1, help="Channels of the features of a method that takes any.")
+    ] = 384,
+    out: OutOption = Path("exported"),
+) -> None:
+    """Export an upsampler to ONNX, torch.export, OpenVINO or AOTInductor.
+
+    The file is run again on random inputs, of three sizes where they are free, and compared with
+    PyTorch; what was measured lies as JSON beside it.
+
+      upfeat export kin.upfeat --out exported
+      upfeat export kin.upfeat --backbone upfeat/vit_compact_patch16 --height 448 --width 448
+    """
+    import torch
+
+    import upfeat
+    from upfeat.export import export_model
+
+    sides = _side(height, "--height"), _side(width, "--width")
+    network = None if backbone is None else upfeat.create_backbone(backbone)
+    if uint8 and network is None:
+        raise ValueError("--uint8 is for graphs that hold the normalisation; name a --backbone")
+    upsampler = None
+    if spec != "none":
+        upsampler = upfeat.load_upsampler(spec, feature_dim if network is None else network)
+    made = export_model(
+        out,
+        upsampler,
+        network,
+        format=format,
+        spec=spec,
+        height=sides[0],
+        width=sides[1],
+        dtype=parse_dtype(dtype, "--dtype"),
+        image_dtype=torch.uint8 if uint8 else torch.float32,
+        values=values,
+        channels=feature_dim,
+    )
+    _print(made)
+
+
+def _side(text: str, option: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{option} must be a number of pixels or dynamic, got {text!r}")
+    return int(text)
+
+
+def _print(made: "Exported") -> None:
+    """Print the file and how it compares with PyTorch."""
+    record = made.record
+    typer.echo(f"{made.path}  {record.bytes / 1e6:.1f} MB")
+    for each in (*record.inputs, record.output):
+        typer.echo(f"  {each['name']}: {each['dtype']} {tuple(each['shape'])}")
+    for one in record.parity:
+        height, width = one.image
+        typer.echo(
+            f"  image {height}x{width}: at most {one.difference:.1e} from PyTorch "
+            f"(largest value {one.scale:.3g})"
+        )
