@@ -147,8 +147,13 @@ def test_everything_comes_from_the_page_itself(browser: Browser, page: Any) -> N
     no_errors(browser)
 
 
-def test_words_files_and_messages_on_a_narrow_screen(browser: Browser, page: Any) -> None:
+def test_words_files_and_messages_on_a_narrow_screen(
+    browser: Browser, page: Any, tmp_path: Path
+) -> None:
     show(browser, page, NARROW)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    upload(browser, tmp_path / "broken.png")
+    until(browser, "document.body.innerText.includes('\\nbroken.png cannot be read')")
     width = "return document.documentElement.scrollWidth"
     browser.script("document.querySelector('#examples button').click()")
     until(browser, f"{count('#pictures img')} == 4")

@@ -163,6 +163,7 @@ def _choices(gr: Any, studio: Studio, methods: Sequence[str], chosen: Sequence[s
         height=260,
         elem_id="photo",
     )
+    photo.preprocess = _path_of  # Gradio's own reading names no cause in its messages
     _examples(gr, photo)
     backbone = gr.Dropdown(
         list(studio.backbones), value=studio.backbones[0], label="Backbone", elem_id="backbone"
@@ -182,6 +183,11 @@ def _choices(gr: Any, studio: Studio, methods: Sequence[str], chosen: Sequence[s
         elem_id="side",
     )
     return [photo, backbone, names, side]
+
+
+def _path_of(payload: Any) -> str | None:
+    """Return the file of an upload."""
+    return None if payload is None else payload.path
 
 
 def _examples(gr: Any, photo: Any) -> None:
@@ -336,7 +342,6 @@ def _connect(
     names_of_parts = ("gallery", "slider", "left", "right", "times", "target", "whose")
     outputs = [parts[name] for name in names_of_parts]
 
-    @_shown
     def run(*given: Any) -> Iterator[Any]:
         asked = Choice(*given)
         for pictures, times in answers.features(asked):
@@ -368,7 +373,7 @@ def _connect(
         hint = "" if studio.takes_words(name) else NO_WORDS
         yield gr.update(choices=methods, value=_usual(methods)), hint
 
-    button.click(run, choice, outputs, **_one())
+    button.click(_shown(run), choice, outputs, **_one())
     photo.change(run_if_there, choice, outputs, **_one())
     backbone.change(change, backbone, [names, parts["hint"]], **_one())
     sides = [parts["left"], parts["right"]]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from upfeat.backbones import Backbone, create_backbone
-from upfeat.data.images import read_image
+from upfeat.data.images import decode_image
+from upfeat.data.opening import read_picture
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.extraction import tensor_writer
@@ -237,7 +238,7 @@ class Studio:
 
     def _encode(self, path: Path, backbone: str, side: int) -> Prepared:
         pipe, _ = self._load(backbone)
-        small = _reduced(read_image(path, max_pixels=LARGEST_PHOTO), side)
+        small = _reduced(_read(path), side)
         start = time.perf_counter()
         encoded = pipe.encode(small)
         seconds = time.perf_counter() - start
@@ -338,6 +339,17 @@ def seconds_text(seconds: float) -> str:
         ('2.3 s', '12 ms')
     """
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def _read(path: Path) -> Tensor:
+    """Read a photo (3, H, W) in [0, 1]; messages name the file, not the folder of uploads."""
+    width, height = read_picture(path, lambda image: image.size, name=path.name)
+    if width * height > LARGEST_PHOTO:
+        raise ValueError(
+            f"{path.name} has {height} x {width} pixels, up to {LARGEST_PHOTO // 10**6} million "
+            "are taken; make it smaller"
+        )
+    return decode_image(path, path.name, max_pixels=LARGEST_PHOTO)
 
 
 def _reduced(pixels: Tensor, side: int) -> Tensor:
