@@ -718,3 +718,40 @@ def test_one_number_is_the_shorter_side_everywhere() -> None:
     for size in (True, 0, -3):
         with pytest.raises(ValueError, match="output_size must be a positive"):
             up(image, features, size)
+
+
+# -- guidance ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["pad", "resize"])
+def test_guidance_is_reduced_and_the_output_keeps_its_size(fit: Any) -> None:
+    backbone = upfeat.CallableBackbone(lambda x: F.avg_pool2d(x, 8), dim=3, patch_size=8)
+    seen = []
+
+    class Looking(WholeMapUpsampler):
+        info = UpsamplerInfo(name="looking", summary="Keeps its guidance.", abilities=Abilities())
+
+        def upsample(self, image, features, output_size, values):  # type: ignore[no-untyped-def]
+            seen.append(image)
+            return F.interpolate(values, output_size)
+
+    image = torch.rand(3, 42, 64)
+    half = (21, 32) if fit == "pad" else (20, 32)
+    for size in (None, 24, half, 0.5, 400):
+        pipe = upfeat.Pipeline(backbone, Looking(), guidance_size=size, fit=fit)
+        assert pipe(image).high.shape == (3, 42, 64)
+    tall = 48 if fit == "pad" else 40
+    whole, by_side, by_pair, by_factor, larger = seen
+    assert whole.shape[2:] == larger.shape[2:] == (tall, 64)
+    assert by_pair.shape[2:] == by_factor.shape[2:] == (tall // 2, 32)
+    assert by_side.shape[2] == round(tall * 24 / (42 if fit == "pad" else 40))
+    pooled = F.avg_pool2d(whole, 2)
+    assert (by_pair - pooled).abs().mean() < 0.5 * pooled.std()
+
+
+def test_guidance_size_is_checked_and_shown() -> None:
+    backbone = upfeat.CallableBackbone(lambda x: F.avg_pool2d(x, 8), dim=3, patch_size=8)
+    pipe = upfeat.Pipeline(backbone, "bilinear", guidance_size=24)
+    assert "guidance_size=24" in repr(pipe)
+    with pytest.raises(ValueError, match="guidance_size"):
+        upfeat.Pipeline(backbone, "bilinear", guidance_size=0)

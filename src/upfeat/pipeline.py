@@ -150,6 +150,10 @@ class Pipeline:
             12 megapixels wants ``input_size`` of a few hundred.
         output_size: size of ``high``, in the same terms, relative to the image as read; None for
             the image's own size.
+        guidance_size: size to which the image is reduced for the upsampler, in the same terms,
+            relative to ``input_size``; None for no reduction. Encoders that look at the whole image
+            (``jafar``, ``anyup``, ``naf``, ``kin``) cost in proportion to its area; detail finer
+            than its pixels is lost. It never enlarges.
         fit: what to do with sides that are no multiple of ``backbone.size_multiple``: ``"pad"``
             mirrors the image over its right and bottom edge and cuts the result back, ``"resize"``
             changes the aspect ratio slightly, ``"exact"`` refuses them.
@@ -183,6 +187,7 @@ class Pipeline:
         *,
         input_size: SizeRequest = None,
         output_size: SizeRequest = None,
+        guidance_size: SizeRequest = None,
         fit: Literal["pad", "resize", "exact"] = "pad",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -197,6 +202,7 @@ class Pipeline:
         dtype = None if dtype is None else _checked_dtype(dtype)
         resolve_size(input_size, (1, 1), "input_size")
         resolve_size(output_size, (1, 1), "output_size")
+        resolve_size(guidance_size, (1, 1), "guidance_size")
         if isinstance(backbone, Upsampler):
             raise ValueError(
                 f"{backbone.info.name} is an upsampler; the order is Pipeline(backbone, upsampler)"
@@ -207,6 +213,7 @@ class Pipeline:
         device = torch.device(device) if device is not None else _place(*networks).device
         self.backbone = _converted(backbone, device, dtype)
         self.input_size = input_size
+        self.guidance_size = guidance_size
         self.output_size = output_size
         self.fit = fit
         self.batch_size = batch_size
@@ -277,7 +284,8 @@ class Pipeline:
         """Show the names of both networks, where and in which dtype they run, and the sizes."""
         parts = [repr(self.backbone.name)]
         parts += [] if self._upsampler is None else [repr(self._upsampler.info.name)]
-        sizes = {"input_size": self.input_size, "output_size": self.output_size}
+        names = ("input_size", "output_size", "guidance_size")
+        sizes = {name: getattr(self, name) for name in names}
         parts += [f"{name}={size}" for name, size in sizes.items() if size is not None]
         return f"Pipeline({', '.join([*parts, _text(self.dtype), str(self.device)])})"
 
@@ -528,7 +536,7 @@ class Pipeline:
             no gradients are recorded.
         """
         features, info = encoded.features, self.upsampler.info
-        guidance = self.upsampler.guidance_image(encoded.prepared, self.backbone)
+        guidance = self.guidance(encoded)
         values = None
         if head is not None and info.abilities.linear:
             values, head = head(features), None
@@ -539,6 +547,24 @@ class Pipeline:
             pieces = iter([(slice(0, size[0]), whole)])
         for rows, tile in pieces:
             yield rows, tile if head is None else head(tile).to(tile.dtype)
+
+    def guidance(self, encoded: Encoded) -> Tensor:
+        """Return what the upsampler looks at, (B, 3, H, W): the image, reduced and normalised.
+
+        Args:
+            encoded: one image, or one batch of equal sizes.
+        """
+        image = encoded.prepared
+        if self.guidance_size is not None:
+            size = resolve_size(self.guidance_size, encoded.frame.input, "guidance_size")
+            own = encoded.frame.input
+            # The padding is reduced by the same factor as the image.
+            tall, wide = (
+                max(1, round(side * min(asked / inner, 1)))
+                for side, asked, inner in zip(encoded.frame.padded, size, own, strict=True)
+            )
+            image = resize(image, (tall, wide))
+        return self.upsampler.guidance_image(image, self.backbone)
 
     def at(self, encoded: Encoded, size: Size, positions: Tensor) -> Tensor:
         """Return upsampled features at some positions only, by ``query()`` where there is one.
@@ -554,7 +580,7 @@ class Pipeline:
         positions = positions.to(self.device)
         with self._inference():
             if self.upsampler.info.abilities.query:
-                guidance = self.upsampler.guidance_image(encoded.prepared, self.backbone)
+                guidance = self.guidance(encoded)
                 # float64: the coordinate codes of some methods have very high frequencies
                 centres = pixel_centres(size, self.device, torch.float64)[positions][None]
                 return self.upsampler.query(guidance, encoded.features, centres, output_size=size)[

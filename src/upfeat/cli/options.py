@@ -190,6 +190,10 @@ SizeOption = Annotated[
 InputSizeOption = Annotated[
     str | None, typer.Option(help="Size at which the networks see the image, as --size.")
 ]
+GuidanceSizeOption = Annotated[
+    str | None,
+    typer.Option(help="Reduce the image to this for the upsampler, as --size: faster, less sharp."),
+]
 FitOption = Annotated[str, typer.Option(help="Sides that the patch does not divide: pad, resize.")]
 LayerOption = Annotated[int, typer.Option(help="Layer of the backbone.")]
 BasisOption = Annotated[
@@ -235,6 +239,7 @@ class NetworkOptions:
     backbone_weights: BackboneWeightsOption = None
     size: SizeOption = None
     input_size: InputSizeOption = None
+    guidance_size: GuidanceSizeOption = None
     fit: FitOption = "pad"
     layer: LayerOption = -1
     dtype: DtypeOption = "float32"
@@ -257,6 +262,7 @@ class NetworkOptions:
             raise ValueError(f"--fit must be pad or resize, got {self.fit!r}")
         return {
             "input_size": parse_size(self.input_size, "--input-size"),
+            "guidance_size": parse_size(self.guidance_size, "--guidance-size"),
             "output_size": parse_size(self.size, "--size"),
             "fit": self.fit,
             "dtype": parse_dtype(self.dtype, "--dtype"),
@@ -315,6 +321,7 @@ class MethodOptions(NetworkOptions):
             "upsampler_weights": weights_fingerprint(pipe.upsampler.state_dict()),
             "input_size": pipe.input_size,
             "output_size": pipe.output_size,
+            **({"guidance_size": pipe.guidance_size} if pipe.guidance_size is not None else {}),
             "fit": self.fit,
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "upfeat": upfeat.__version__,

@@ -81,7 +81,7 @@ class StoreCard(Settings):
         pictures: whether the images' files are kept, too.
         batch_size: images that the backbone saw together, at most.
         backbone, upsampler: what made the features and is to upsample them.
-        input_size, output_size, fit, compute_dtype: of the pipeline.
+        input_size, output_size, guidance_size, fit, compute_dtype: of the pipeline.
         versions: of upfeat, torch and timm; for the record.
         shards: (key, file) of every image, shard by shard.
     """
@@ -96,6 +96,7 @@ class StoreCard(Settings):
     upsampler: UpsamplerCard
     input_size: Size
     output_size: Size
+    guidance_size: Size = None
     fit: str
     compute_dtype: str
     versions: dict[str, str]
@@ -400,6 +401,7 @@ def _sizes_and_versions(pipe: Pipeline) -> dict[str, Any]:
         "batch_size": pipe.batch_size,
         "input_size": pipe.input_size,
         "output_size": pipe.output_size,
+        "guidance_size": pipe.guidance_size,
         "fit": pipe.fit,
         "compute_dtype": str(pipe.dtype).removeprefix("torch."),
         "versions": {"upfeat": upfeat.__version__, **others},

@@ -210,6 +210,7 @@ class Store(Mapping[str, "StoredFeatures"]):
             loaded,
             input_size=self.card.input_size,
             output_size=self.card.output_size,
+            guidance_size=self.card.guidance_size,
             fit=self.card.fit,  # type: ignore[arg-type]
             dtype=getattr(torch, self.card.compute_dtype),
             device=self._device,

@@ -210,6 +210,7 @@ def compare_upsamplers(
     basis: PCABasis | None = None,
     input_size: "SizeRequest" = None,
     output_size: "SizeRequest" = None,
+    guidance_size: "SizeRequest" = None,
     fit: Literal["pad", "resize"] = "pad",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -228,6 +229,7 @@ def compare_upsamplers(
         basis: colours of all pictures; None fits one to the coarse features.
         input_size: as the pipeline's; None: the image's own, its shorter side at most 448.
         output_size: as the pipeline's; None: the input size.
+        guidance_size: as the pipeline's.
         fit: as the pipeline's.
         dtype: as the pipeline's.
         device: as the pipeline's.
@@ -258,6 +260,7 @@ def compare_upsamplers(
 
     def pipeline(upsampler: "Upsampler") -> Pipeline:
         options: dict[str, Any] = {"fit": fit, "dtype": dtype, "device": device}
+        options["guidance_size"] = guidance_size
         return Pipeline(backbone, upsampler, input_size=seen, **options)
 
     first = pipeline(create_upsampler("bilinear"))
