@@ -157,6 +157,8 @@ def _is_ours(error: Exception) -> bool:
 
 def _os_message(error: OSError) -> str:
     """Say what the system refused, where, and what to do."""
+    if error.errno is None and str(error):
+        return str(error)  # not the system's: a reader's own words, with the files that it expects
     place = None if error.filename is None else os.fsdecode(error.filename)
     reason = error.strerror or _first_line(error) or type(error).__name__
     if error.errno in _DISK_FULL:

@@ -229,7 +229,8 @@ def folder(root: PathLike, split: str = "train") -> SegmentationData:
     if classes is None:
         for other in ("train", "val"):
             if other != split:
-                rest = [LabelledFile(*three) for three in _pairs(card, base, other, "labels")]
+                pairs = list_own_split(root, other, "labels", _LABELS).pairs
+                rest = [LabelledFile(*three) for three in pairs]
                 largest = max(largest, _check_labels(rest, None, ignored, source))
         if largest < 1:
             raise ValueError(
