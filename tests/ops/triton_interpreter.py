@@ -50,8 +50,8 @@ def compare(name, expected, query, key, value, **options) -> None:
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward passes in several chunks also at these sizes."""
-    monkeypatch.setattr(load("head_averaged_attention"), "DEVICE_BYTES", 1)
-    monkeypatch.setattr(load("windowed_attention")._cells, "DEVICE_BYTES", 100_000)
+    monkeypatch.setattr(load("head_averaged_attention"), "block_bytes", lambda _: 1)
+    monkeypatch.setattr(load("windowed_attention")._cells, "block_bytes", lambda _: 100_000)
 
 
 def tokens(batch: int, length: int, channels: int, dtype: torch.dtype) -> Tensor:

@@ -200,7 +200,7 @@ def test_strips_equal_plain_for_every_budget(
 ) -> None:
     monkeypatch.setattr("upfeat.upsamplers.base.MAP_BYTES", kept)
     monkeypatch.setattr("upfeat.ops.runtime.strips.STRIP_BYTES", 80_000)
-    monkeypatch.setattr("upfeat.ops.stream.sweep.CACHE_BYTES", 12_000)
+    monkeypatch.setattr("upfeat.ops.stream.sweep.block_bytes", lambda _: 12_000)
     image, features = torch.randn(2, 3, 24, 20), torch.randn(2, 8, 5, 6)
     model = small()
     for module in model.modules():

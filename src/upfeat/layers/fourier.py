@@ -1,7 +1,10 @@
-"""Fourier features with learned phases, the position and colour code of FeatUp and LoftUp."""
+"""Codes of places and colours: Fourier features with learned phases (FeatUp, LoftUp), tables."""
+
+import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from upfeat.ops import describe, fourier_features, pixel_features
 
@@ -52,3 +55,27 @@ class PixelFeatures(FourierFeatures):
     def at(self, places: Tensor, colors: Tensor) -> Tensor:
         """Places (..., 2, H, W) and their colours (..., 3, H, W) -> (..., channels, H, W)."""
         return describe(places, colors, self.phases)
+
+
+def resized_places(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the learned code of each cell of a grid, as LoftUp's official code reads it.
+
+    The table is resized bicubically for other *counts* of cells alone: a 2 x 8 grid takes a 4 x 4
+    table as it lies.
+
+    Args:
+        table: (1, s s, C).
+        size: (h, w).
+
+    Returns:
+        (1, h w, C).
+
+    Example:
+        >>> resized_places(torch.ones(1, 16, 3), (5, 6)).shape
+        torch.Size([1, 30, 3])
+    """
+    if size[0] * size[1] == table.shape[1]:
+        return table
+    side = math.isqrt(table.shape[1])
+    places = table.mT.unflatten(2, (side, side))  # (1, C, s, s)
+    return F.interpolate(places, size, mode="bicubic").flatten(2).mT

@@ -82,6 +82,8 @@ class Upsampler(GuidedModel):
         whole_in_training: whether training mode needs whole maps: batch norm, dropout of channels.
         feature_scale: deviation over the channels of what the method regresses; it counts for those
             that regress channel-normalised features alone.
+        positions_apart: whether ``decode_at`` treats each position by itself; without a graph it is
+            then called for some at a time, as many as pixels of a row strip.
         channels_last: whether image and features are brought to that memory format where no graph
             is recorded, which suits networks of convolutions on a CPU.
 
@@ -100,6 +102,7 @@ class Upsampler(GuidedModel):
     bounded_decode: ClassVar[bool] = False
     overlap: ClassVar[int] = 0
     whole_in_training: ClassVar[bool] = False
+    positions_apart: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False
 
     # -- calling ---------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ grid, H W guidance image, H' W' output, N = H'W', n = hw.
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
@@ -33,10 +32,9 @@ from upfeat.upsamplers.base import (
     Upsampler,
     UpsamplerInfo,
 )
+from upfeat.upsamplers.jafar_ours import OURS, ablated_keys, ablation_layers
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import Checkpoint, own_checkpoint
-
-Triple = tuple[float, float, float]
+from upfeat.upsamplers.weights import Checkpoint
 
 
 class SpatialFeatureTransform(nn.Module):
@@ -70,7 +68,7 @@ IMAGENET, HALF, CLIP = (
     ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 )
 # Tag, file name, what timm's name has beyond it, channels, mean and std, note.
-PUBLISHED: tuple[tuple[str, str, str, int, tuple[Triple, Triple], str], ...] = (
+PUBLISHED = (
     ("dinov2_vits14", "vit_small_patch14_dinov2.lvd142m", "", 384, IMAGENET, NOTE),
     ("dinov2_vitb14", "vit_base_patch14_dinov2.lvd142m", "", 768, IMAGENET, NOTE),
     ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2", ".lvd142m", 384, IMAGENET, NOTE),
@@ -102,24 +100,6 @@ CHECKPOINTS = tuple(
     for tag, model, rest, feature_dim, (mean, std), note in PUBLISHED
 )
 
-BUNDLED = tuple(
-    own_checkpoint(
-        "jafar", tag, sha256, backbone, 192, *HALF, paper="2506.11136", config={"qk_dim": 64}
-    )
-    for tag, backbone, sha256 in (
-        (
-            "vit_tiny_patch16_augreg",
-            "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-            "f05bf9090e2e8045427fba2fd05c7d398701c1b3181e551a42dc43cd86d2c8d7",
-        ),
-        (
-            "vit_compact_patch16",
-            "upfeat/vit_compact_patch16",
-            "0405f30d945237dec682c1e4b0055e55d2709112320c6fde0c20eedbd332a8d3",
-        ),
-    )
-)
-
 
 class JAFARState(NamedTuple):
     """Convolved queries (B, d, H', W') and projected keys (B, n, d)."""
@@ -128,7 +108,7 @@ class JAFARState(NamedTuple):
     key: Tensor
 
 
-@register_upsampler("jafar", checkpoints=CHECKPOINTS + BUNDLED)
+@register_upsampler("jafar", checkpoints=CHECKPOINTS + OURS)
 class JAFAR(Upsampler):
     """JAFAR (arXiv 2506.11136): global cross-attention with head-averaged weights on raw features.
 
@@ -142,10 +122,8 @@ class JAFAR(Upsampler):
         qk_dim: channels d of queries and keys, a multiple of 8 and of ``num_heads``.
         kernel_size: of the first image convolution, odd.
         num_heads: heads of the attention.
-        keys: what keys are made of (table 5): pooled image keys modulated by the features
-            (``"sft"``, the published method); the features alone, by a 1x1 convolution
-            (``"linear"``); both joined, by a 1x1 convolution (``"concat"``). There is no code of
-            the last two: unit-length features and 1x1 without bias are our reading.
+        keys: what keys are made of (table 5): ``"sft"``, the published method, ``"linear"`` or
+            ``"concat"``; see `ablation_layers`.
 
     Example:
         >>> import torch, upfeat
@@ -193,33 +171,23 @@ class JAFAR(Upsampler):
         check_choice("keys", keys, ("sft", "linear", "concat"))
         self.keys = keys
         self.guidance = GuidanceEncoder(qk_dim, kernel_size, with_keys=keys != "linear")
-        if keys == "linear":
-            self.linear_key = nn.Conv2d(feature_dim, qk_dim, 1, bias=False)
-        else:
-            self.key_features_encoder = PointwiseEncoder(feature_dim, qk_dim)
         if keys == "sft":
+            self.key_features_encoder = PointwiseEncoder(feature_dim, qk_dim)
             self.sft_key = SpatialFeatureTransform(qk_dim)
-        elif keys == "concat":
-            self.joined_key = nn.Conv2d(2 * qk_dim, qk_dim, 1, bias=False)
+        for name, layer in ablation_layers(keys, feature_dim, qk_dim):
+            self.add_module(name, layer)
         self.attention = CrossAttentionQueriesAndKeys(qk_dim, num_heads)
 
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> JAFARState:
         """Queries from the image; keys from the image, modulated by the features (section 3.3)."""
         grid, unit = (features.shape[2], features.shape[3]), unit_vectors(features)
-        if self.keys == "linear":
-            query = self.guidance.query(image, output_size)  # (B, d, H', W')
-            key = self.linear_key(unit)  # (B, C, h, w) -> (B, d, h, w)
-        else:
+        if self.keys == "sft":
             query, own = self.guidance(image, output_size, grid)  # (B, d, H', W'), (B, d, h, w)
-            key = self._modulated(group_norm(own, 8), self.key_features_encoder(unit))
+            key = self.sft_key(group_norm(own, 8), self.key_features_encoder(unit))
+        else:
+            query, key = ablated_keys(self, image, unit, output_size)
         query = self.attention.conv2d(group_norm(query, 8))
         return JAFARState(query, self.attention.keys(key))
-
-    def _modulated(self, key: Tensor, semantics: Tensor) -> Tensor:
-        """Join the image's keys and the features' code, both (B, d, h, w)."""
-        if self.keys == "sft":
-            return self.sft_key(key, semantics)
-        return self.joined_key(torch.cat((semantics, key), dim=1))  # (B, 2d, h, w) -> (B, d, h, w)
 
     def decode(self, state: JAFARState, values: Tensor, rows: slice) -> Tensor:
         """Mix the values with the attention weights, averaged over the heads (equation 1)."""
@@ -240,15 +208,7 @@ class JAFAR(Upsampler):
 
     @property
     def unused_parameters(self) -> int:
-        """Of the value path: ``norm_v`` (C), a projection C to d, one d to d, both with bias.
-
-        Example:
-            >>> import upfeat
-            >>> up = upfeat.create_upsampler("jafar", feature_dim=384)
-            >>> held = sum(weight.numel() for weight in up.parameters())
-            >>> held, up.unused_parameters, held + up.unused_parameters
-            (562304, 66176, 628480)
-        """
+        """Of the value path: ``norm_v`` (C), a projection C to d, one d to d, both with bias."""
         channels, d = self.config["feature_dim"], self.attention.conv2d.in_channels
         return int(channels + (channels + 1) * d + (d + 1) * d)
 

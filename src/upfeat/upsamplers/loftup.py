@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import CheckpointError, check_choice
 from upfeat.layers.attention import CrossAttentionLayer, Memory
-from upfeat.layers.fourier import FourierFeatures, PixelFeatures
+from upfeat.layers.fourier import FourierFeatures, PixelFeatures, resized_places
 from upfeat.layers.norm import ChannelLayerNorm
 from upfeat.ops import linear, stream
 from upfeat.ops.coordinates import inclusive_grid, sample_around
@@ -40,14 +40,12 @@ from upfeat.upsamplers.loftup_ours import OURS, CellColors, start_as_interpolati
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
-QUERY_CHUNK = 1024  # positions of query(), each with its neighbourhood
 POSITION_FREQUENCIES = 5  # of the low-resolution tokens: 2 x 2 x 5 = 20 channels
 NO_CHANNEL_NORM = (
     "this LoftUp file holds the upsampler without the channel norm of the features, so its output "
     "would be wrong for raw backbone features; take the complete pytorch_model.bin beside it, or "
     "pass channel_norm=False and normalise the features yourself"
 )
-
 
 # -- published weights -----------------------------------------------------------------------------
 
@@ -110,13 +108,6 @@ def _our_key(key: str) -> str:
     return next((name for name, hits in renamed if hits), key)
 
 
-def _position(state: Mapping[str, Tensor]) -> str:
-    """Return which code of the tokens' places our state dict has."""
-    if "position" in state:
-        return "learnable"
-    return "sine" if "position.phases" in state else "none"
-
-
 class LoftUpState(NamedTuple):
     """Scaled colours (B, 3, H', W'), the pixels' queries (B, D, H', W'), memory of the layers."""
 
@@ -138,9 +129,8 @@ class LoftUp(Upsampler):
         num_heads: attention heads; must divide C + 20 ("sine") or C (the others).
         num_layers: layers of the transformer.
         position: of the tokens (``lr_pe_type``): ``"sine"`` appends 20 Fourier channels,
-            ``"learnable"`` adds a table of ``lr_size`` squared places, resized bicubically for
-            other *counts* of tokens (a 2x8 grid takes a 4x4 table as it lies, as in the original);
-            ``"none"`` leaves them without (table B.3; our reading: otherwise as ``"learnable"``).
+            ``"learnable"`` adds `resized_places` of ``lr_size`` squared; ``"none"`` leaves them
+            without (table B.3; our reading: otherwise as ``"learnable"``).
         conv_kernel: of both convolutions of the image, 3 or 1 (table B.3).
         lr_size: side of that table.
         color_feats: whether colours enter the Fourier features beside the positions.
@@ -169,10 +159,7 @@ class LoftUp(Upsampler):
             "A coordinate-based cross-attention network, trained on mask-refined pseudo ground "
             "truth, gives better dense features than earlier upsamplers."
         ),
-        as_baseline={
-            "JAFAR": "compared inside LoftUp's code base",
-            "LoftUp": "the paper's own method",
-        },
+        as_baseline={"JAFAR": "compared in LoftUp's code base", "LoftUp": "the paper's own method"},
         paper="LoftUp: Learning a Coordinate-Based Feature Upsampler for Vision Foundation Models",
         year=2025,
         arxiv="2504.14032",
@@ -184,6 +171,7 @@ class LoftUp(Upsampler):
         abilities=Abilities(mixes_values=False, tiles=True, query=True, export=ANY_SIZE),
     )
     whole_in_training = True
+    positions_apart = True
     official_keys = ("state_dict",)
     official_globals = OMEGACONF_GLOBALS
 
@@ -207,8 +195,7 @@ class LoftUp(Upsampler):
         if channel_norm is None:  # official_config found none and the caller did not decide
             raise CheckpointError(NO_CHANNEL_NORM)
         check_choice("position", position, ("sine", "learnable", "none"))
-        if conv_kernel not in (1, 3):
-            raise ValueError(f"conv_kernel must be 1 or 3, got {conv_kernel}")
+        check_choice("conv_kernel", conv_kernel, (1, 3))
         check_choice("min_max", min_max, ("image", "batch"))
         check_choice("start", start, ("random", "interpolation"))
         if not feature_scale > 0:
@@ -220,7 +207,7 @@ class LoftUp(Upsampler):
                 f"num_heads={num_heads} must divide the token width {width} (feature_dim="
                 f"{feature_dim}{' + 20 position channels' if sine else ''}); choose a divisor"
             )
-        self.color_feats, self.min_max, self.lr_size = color_feats, min_max, lr_size
+        self.color_feats, self.min_max = color_feats, min_max
         self.num_heads, self.feature_scale = num_heads, feature_scale
         self.streams = min_max == "image"  # otherwise the items of a batch depend on each other
         self.channel_norm = nn.LayerNorm(feature_dim) if channel_norm else nn.Identity()
@@ -268,16 +255,13 @@ class LoftUp(Upsampler):
     def decode_at(self, state: LoftUpState, values: Tensor, coords: Tensor) -> Tensor:
         """Convolve over the 5x5 positions around each one (1x1: itself), a pixel apart."""
         reach = self.conv1.kernel_size[0] // 2
-        parts = []  # in training mode one: the batch norms see the surroundings of all positions
-        for some in coords.split(coords.shape[1] if self.training else QUERY_CHUNK, dim=1):
-            color, place, mask = sample_around(state.colors, some, 1 + 4 * reach)
-            x = self.fourier.at(place.to(color.dtype), color)  # (B N, G, 5, 5)
-            x = self.guidance_norm(x.to(self.conv1.weight.dtype))
-            for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
-                x = norm(F.conv2d(x * mask, conv.weight, conv.bias)).relu()
-                mask = mask[:, :, reach:-1, reach:-1] if reach else mask
-            parts.append(self._attend(x.view(len(coords), -1, x.shape[1]), state))  # (B, N, D)
-        return torch.cat(parts, dim=1)
+        color, place, mask = sample_around(state.colors, coords, 1 + 4 * reach)
+        x = self.fourier.at(place.to(color.dtype), color)  # (B N, G, 5, 5)
+        x = self.guidance_norm(x.to(self.conv1.weight.dtype))
+        for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
+            x = norm(F.conv2d(x * mask, conv.weight, conv.bias)).relu()
+            mask = mask[:, :, reach:-1, reach:-1] if reach else mask
+        return self._attend(x.view(len(coords), -1, x.shape[1]), state)  # (B, N, D)
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: Size) -> int:
         """Count five rows of queries, and a row of features."""
@@ -317,13 +301,8 @@ class LoftUp(Upsampler):
             grid = inclusive_grid(size, features.device).to(wide)
             place = self.position(grid).flatten(1).T  # (20, h, w) -> (n, 20)
             tokens = torch.cat((tokens, place.to(tokens.dtype).expand(len(tokens), -1, -1)), -1)
-        elif self.position is None:
-            pass
-        elif size[0] * size[1] == self.lr_size**2:
-            tokens = tokens + self.position  # (1, n, C)
-        else:
-            table = self.position.mT.unflatten(2, (self.lr_size, self.lr_size))  # (1, C, s, s)
-            tokens = tokens + F.interpolate(table, size, mode="bicubic").flatten(2).mT
+        elif self.position is not None:
+            tokens = tokens + resized_places(self.position, size)  # (1, n, C)
         added = self.token_colors
         return tokens if added is None else tokens + added(colors, size, tokens.dtype)
 
@@ -332,12 +311,13 @@ class LoftUp(Upsampler):
         """Read the sizes; a file without channel norm gives ``channel_norm=None`` (undecided)."""
         own = cls.convert_official(state)
         phases = own["fourier.phases"]  # (2, inputs, n_freqs)
+        unlearned = "sine" if "position.phases" in own else "none"
         config = {
             "feature_dim": own["output_norm.weight"].shape[0],
             "n_freqs": phases.shape[2],
             "num_layers": len({key.split(".")[1] for key in own if key.startswith("layers.")}),
             "color_feats": phases.shape[1] == 5,
-            "position": _position(own),
+            "position": "learnable" if "position" in own else unlearned,
             "channel_norm": True if "channel_norm.weight" in own else None,
             "conv_kernel": own["conv1.weight"].shape[-1],
         }
@@ -349,9 +329,8 @@ class LoftUp(Upsampler):
     def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map the released wrapper, a Lightning training checkpoint or the bare upsampler."""
         if "model.1.norm.weight" in state:  # training checkpoint: other networks lie beside ours
-            state = {
-                k: v for k, v in state.items() if k.startswith(("upsampler.", "model.1.norm."))
-            }
+            parts = ("upsampler.", "model.1.norm.")
+            state = {key: value for key, value in state.items() if key.startswith(parts)}
         own = {_our_key(key.removeprefix("upsampler.")): value for key, value in state.items()}
         if "project.weight" in own:
             own["project.weight"] = own["project.weight"].flatten(1)  # (C, D, 1, 1) -> (C, D)

@@ -14,7 +14,14 @@ from torch import Tensor
 from upfeat.layers.module_weights import named_weights
 from upfeat.ops import stream
 from upfeat.ops.images import Size
-from upfeat.ops.runtime import MAP_BYTES, Output, assemble, row_strips, wants_reference
+from upfeat.ops.runtime import (
+    MAP_BYTES,
+    STRIP_BYTES,
+    Output,
+    assemble,
+    row_strips,
+    wants_reference,
+)
 
 if TYPE_CHECKING:
     from upfeat.upsamplers.base import Upsampler
@@ -117,14 +124,18 @@ def decode_positions(
     if encoder:
         state = upsampler.encode(image, features, output_size)
         return upsampler.decode_at(state, upsampler.encode_values(state, values), coords)
+    step = coords.shape[1]
+    if upsampler.positions_apart and not decoder:
+        floats = upsampler.row_floats(features, values, output_size) // output_size[1]
+        step = max(1, STRIP_BYTES // (floats * values.element_size()))
+    found = []
     with torch.set_grad_enabled(decoder):
         items = _encode_items(upsampler, image, features, values, output_size, MAP_BYTES)
-        return torch.cat(
-            [
-                upsampler.decode_at(state, upsampler.encode_values(state, mixed), coords[item])
-                for item, state, mixed in items
-            ]
-        )
+        for item, state, mixed in items:
+            mixed = upsampler.encode_values(state, mixed)
+            parts = [upsampler.decode_at(state, mixed, p) for p in coords[item].split(step, dim=1)]
+            found.append(torch.cat(parts, dim=1))
+    return torch.cat(found)
 
 
 def _encode_items(

@@ -61,7 +61,7 @@ def test_proxy_attention_whole_and_in_blocks(
     golden_dir: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     golden, _ = load_golden(golden_dir / "metrics/proxy_attention.safetensors")
-    monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(module, "STRIP_BYTES", chunk_bytes)
     assert max_abs_difference(_attended(golden), golden["out"]) <= GOLDEN_ATOL
 
 

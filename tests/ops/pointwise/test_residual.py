@@ -19,7 +19,7 @@ from upfeat.ops.stream.moments import GroupMoments
 @pytest.fixture(autouse=True)
 def _narrow_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make even tiny maps take several bands."""
-    monkeypatch.setattr(group_moments, "CACHE_BYTES", 1500)
+    monkeypatch.setattr(group_moments, "block_bytes", lambda _: 1500)
     monkeypatch.setattr(position_code, "BAND_PIXELS", 12)
 
 

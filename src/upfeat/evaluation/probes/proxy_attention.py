@@ -12,10 +12,9 @@ from torch import Tensor
 
 from upfeat.ops import unit_vectors
 from upfeat.ops.images import resize_bilinear
+from upfeat.ops.runtime import STRIP_BYTES
 
 __all__ = ["proxy_attention"]
-
-CHUNK_BYTES = 64 * 2**20  # of a block of rows of the N x N matrix
 
 
 def proxy_attention(
@@ -50,7 +49,7 @@ def proxy_attention(
     vectors = unit_vectors(proxy.to(values.dtype), dim=1).flatten(2)  # (B, P, N)
     mean = vectors.mean(2).square().sum(1)[:, None, None]  # (B, 1, 1)
     count = cells.shape[1]
-    step = max(1, CHUNK_BYTES // (len(proxy) * count * values.element_size()))
+    step = max(1, STRIP_BYTES // (len(proxy) * count * values.element_size()))
     mixed = torch.empty_like(cells)
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))

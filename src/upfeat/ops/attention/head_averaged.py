@@ -16,7 +16,6 @@ from torch import Tensor
 from upfeat.ops import reference
 from upfeat.ops.runtime import (
     CACHE_BYTES,
-    OPERATOR_BYTES,
     Scratch,
     dispatch,
     new_large,
@@ -82,7 +81,7 @@ def head_averaged_attention(
         value: (B, n, K); K is free.
         num_heads: heads are consecutive groups of ``d / num_heads`` channels.
         scale: factor on the inner products, default ``(d / num_heads) ** -0.5``.
-        max_bytes: bound on the temporaries, default `OPERATOR_BYTES`. The result does not
+        max_bytes: bound on the temporaries, default `operator_bytes`. The result does not
             depend on it beyond rounding.
 
     Returns:
@@ -317,4 +316,4 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int) -> 
         )
 
 
-_BOUNDED = dispatch.BoundedOperator("head_averaged_attention", _forward, _backward, OPERATOR_BYTES)
+_BOUNDED = dispatch.BoundedOperator("head_averaged_attention", _forward, _backward)

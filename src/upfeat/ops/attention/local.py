@@ -18,7 +18,7 @@ from torch import Tensor
 from upfeat.errors import check_bytes
 from upfeat.ops import reference
 from upfeat.ops.images import Padding, border_index
-from upfeat.ops.runtime import OPERATOR_BYTES, dispatch, new_large, run_blocks, sum_parts
+from upfeat.ops.runtime import dispatch, new_large, operator_bytes, run_blocks, sum_parts
 
 Offset = tuple[int, int]
 
@@ -82,7 +82,7 @@ def local_attender(
     taps = _check(logits, value, offsets, padding)
     if dispatch.wants_reference():
         return reference.local_attender(logits, value, offsets, padding=padding)
-    max_bytes = OPERATOR_BYTES if max_bytes is None else check_bytes(max_bytes)
+    max_bytes = operator_bytes() if max_bytes is None else check_bytes(max_bytes)
     return _LocalAttender.apply(logits, value, taps, max_bytes)
 
 

@@ -16,7 +16,7 @@ from upfeat.ops import reference
 from upfeat.ops.attention._per_cell import attend_per_cell, neighbor_axis
 from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forward
 from upfeat.ops.reference import neighbor_cells
-from upfeat.ops.runtime import OPERATOR_BYTES, dispatch
+from upfeat.ops.runtime import dispatch
 from upfeat.ops.symbolic import exporting, same_size
 
 Span = tuple[int, int]
@@ -265,4 +265,4 @@ def _resolve_cells(
     return tables[0], tables[1]
 
 
-_BOUNDED = dispatch.BoundedOperator("neighborhood_attention", _forward, _backward, OPERATOR_BYTES)
+_BOUNDED = dispatch.BoundedOperator("neighborhood_attention", _forward, _backward)

@@ -24,7 +24,7 @@ from upfeat.ops.attention._tiled import LocalWindows, tiled_backward, tiled_forw
 from upfeat.ops.attention.head_averaged import head_averaged_attention
 from upfeat.ops.coordinates import cell_bounds
 from upfeat.ops.reference import visible_cells, window_bounds
-from upfeat.ops.runtime import OPERATOR_BYTES, dispatch
+from upfeat.ops.runtime import dispatch
 from upfeat.ops.symbolic import exporting, same_size
 
 Span = tuple[int, int]
@@ -307,4 +307,4 @@ def _slice_bounds(bounds: Tensor, length: int, cells: int, span: Span | None, na
     return bounds
 
 
-_BOUNDED = dispatch.BoundedOperator("windowed_attention", _forward, _backward, OPERATOR_BYTES)
+_BOUNDED = dispatch.BoundedOperator("windowed_attention", _forward, _backward)

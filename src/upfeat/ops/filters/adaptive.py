@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from upfeat.errors import check_bytes, shape_text
 from upfeat.ops import reference
 from upfeat.ops.runtime import (
-    OPERATOR_BYTES,
     Scratch,
     dispatch,
     new_large,
+    operator_bytes,
     run_blocks,
     worker_count,
 )
@@ -176,7 +176,7 @@ def _once(grads: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | N
 
 
 def _budget(max_bytes: int | None) -> int:
-    return OPERATOR_BYTES if max_bytes is None else check_bytes(max_bytes)
+    return operator_bytes() if max_bytes is None else check_bytes(max_bytes)
 
 
 def _tiles(kernel: Tensor, ratio: int, max_bytes: int) -> "WindowTiles":

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from upfeat.errors import check_bytes
 from upfeat.ops import reference
 from upfeat.ops.runtime import (
-    OPERATOR_BYTES,
     dispatch,
     new_large,
+    operator_bytes,
     run_blocks,
     sum_parts,
     worker_count,
@@ -115,7 +115,7 @@ def _weights_for(query: Tensor, cells: Tensor, kernel_size: int) -> Tensor:
 
 def _budget(like: Tensor, max_bytes: int | None) -> int:
     if max_bytes is None:
-        return 2 * OPERATOR_BYTES * (1 if like.device.type == "cpu" else 32)
+        return 2 * operator_bytes() * (1 if like.device.type == "cpu" else 32)
     return check_bytes(max_bytes)
 
 

@@ -2,11 +2,11 @@
 
 from upfeat.ops.runtime.budgets import (
     CACHE_BYTES,
-    DEVICE_BYTES,
     MAP_BYTES,
-    OPERATOR_BYTES,
     STRIP_BYTES,
     TILE_BYTES,
+    block_bytes,
+    operator_bytes,
 )
 from upfeat.ops.runtime.dispatch import (
     compute_dtype,
@@ -33,10 +33,8 @@ from upfeat.ops.runtime.threads import Block, run_blocks, sum_parts, worker_coun
 
 __all__ = [
     "CACHE_BYTES",
-    "DEVICE_BYTES",
     "LARGE",
     "MAP_BYTES",
-    "OPERATOR_BYTES",
     "STRIP_BYTES",
     "TILE_BYTES",
     "Block",
@@ -46,12 +44,14 @@ __all__ = [
     "Scratch",
     "ThreadScratch",
     "assemble",
+    "block_bytes",
     "check_fits",
     "compute_dtype",
     "counting_operations",
     "is_transformed",
     "join_strips",
     "new_large",
+    "operator_bytes",
     "output_dtype",
     "records_graph",
     "recycled_memory",

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from upfeat.errors import check_bytes
+from upfeat.ops.runtime.budgets import operator_bytes
 
 _counting: ContextVar[bool] = ContextVar("counting", default=False)
 
@@ -74,7 +75,6 @@ class BoundedOperator:
         backward: ``(grad_output, query, key, value, max_bytes=..., needs=..., **options, **hints)``
             to the three gradients; ``needs`` is a triple of flags, an unneeded gradient may be
             None.
-        default_max_bytes: bound on the temporaries where the caller gives none.
     """
 
     def __init__(
@@ -82,16 +82,14 @@ class BoundedOperator:
         name: str,
         forward: Callable[..., Tensor],
         backward: Callable[..., tuple[Tensor | None, ...]],
-        default_max_bytes: int,
     ) -> None:
         self.name = name
         self.forward = forward
         self.backward = backward
-        self.default_max_bytes = default_max_bytes
 
     def budget(self, max_bytes: int | None) -> int:
         """The bound on the temporaries that a caller means; ValueError below 1."""
-        return self.default_max_bytes if max_bytes is None else check_bytes(max_bytes)
+        return operator_bytes() if max_bytes is None else check_bytes(max_bytes)
 
     def __call__(
         self,

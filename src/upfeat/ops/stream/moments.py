@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from upfeat.ops.runtime import (
-    CACHE_BYTES,
-    DEVICE_BYTES,
     Block,
+    block_bytes,
     compute_dtype,
     run_blocks,
 )
@@ -25,8 +24,7 @@ BLOCK = 64  # bands whose moments lie in one tensor
 
 def band_pixels(x: Tensor) -> int:
     """Return how many pixels of d = ``x.shape[-1]`` channels a band on this device should have."""
-    budget = CACHE_BYTES if x.device.type == "cpu" else DEVICE_BYTES
-    return max(1, budget // (x.shape[-1] * x.element_size()))
+    return max(1, block_bytes(x.device) // (x.shape[-1] * x.element_size()))
 
 
 class Statistics(NamedTuple):

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from upfeat.ops.runtime import (
-    CACHE_BYTES,
-    DEVICE_BYTES,
     Buffers,
+    block_bytes,
     compute_dtype,
     new_large,
     run_blocks,
@@ -129,7 +128,7 @@ class Graph:
 
     def strip_rows(self, node: Node) -> int:
         """Rows of a strip of ``node`` whose widest ancestor stays in the cache."""
-        budget = CACHE_BYTES if self.like.device.type == "cpu" else DEVICE_BYTES
+        budget = block_bytes(self.like.device)
         rows, halo = 1, HALO_ROWS * sum(one.reach for one in (node, *_unkept(node)))
         while rows < node.size[0] and (rows < halo or _strip_bytes(node, 2 * rows) <= budget):
             rows *= 2

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from upfeat.ops.runtime import DEVICE_BYTES
+from upfeat.ops.runtime import block_bytes
 from upfeat.ops.triton import _common
 from upfeat.ops.triton._common import (
     HIDDEN,
@@ -383,7 +383,7 @@ def backward(
     grad_key = query.new_zeros(batch, *key.shape[2:], dim, dtype=torch.float32)
     grad_value = query.new_zeros(batch, *value.shape[2:], value.shape[1], dtype=torch.float32)
     per_tile = batch * groups * TILE_SIDE**2 * plan.max_cells
-    chunk = min(plan.tiles, max(1, DEVICE_BYTES // (4 * per_tile)))
+    chunk = min(plan.tiles, max(1, block_bytes(query.device) // (4 * per_tile)))
     grad_mean = query.new_empty(chunk * per_tile, dtype=torch.float32)
     width, group_heads = dim // num_heads, num_heads // groups
     size = _common.block(channels, 32 if value.dtype == torch.float32 else 64)

@@ -10,7 +10,7 @@ Backward, per chunk of queries, with P_h recomputed from the log-sum-exp and G =
     dQ_h = scale * dS_h K_h              dK_h = scale * dS_h^T Q_h
 
 G does not depend on the head: it is computed once per chunk and read by all of them. The chunk
-bounds A and G (`DEVICE_BYTES`).
+bounds A and G (`block_bytes`).
 """
 
 # Kernels are a language of their own: untyped, and tuples grow by concatenation.
@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from upfeat.ops.runtime import DEVICE_BYTES
+from upfeat.ops.runtime import block_bytes
 from upfeat.ops.triton import _common
 from upfeat.ops.triton._common import (
     HIDDEN,
@@ -354,7 +354,7 @@ def backward(
     )  # one per part
     grad_value = torch.zeros(value.shape, device=value.device, dtype=torch.float32)
     size = 4 + value.element_size()
-    chunk = max(64, DEVICE_BYTES // (size * max(1, batch * num_keys)) // 64 * 64)
+    chunk = max(64, block_bytes(key.device) // (size * max(1, batch * num_keys)) // 64 * 64)
     for start in range(0, num_queries if batch else 0, chunk):
         rows = slice(start, min(start + chunk, num_queries))
         _backward_chunk(
