@@ -188,3 +188,8 @@ def test_kernel_larger_than_the_image(size: tuple[int, int]) -> None:
 def test_even_kernels_are_refused() -> None:
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         upfeat.create_upsampler("anyup", qk_dim=16, kernel_size=2)
+
+
+def test_parameters_of_the_original_are_counted() -> None:
+    up = upfeat.create_upsampler("anyup")
+    assert sum(weight.numel() for weight in up.parameters()) + up.unused_parameters == 878080

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
+from upfeat.errors import check_choice
 from upfeat.layers import (
     CrossAttentionQueriesAndKeys,
     GuidanceEncoder,
@@ -40,7 +41,6 @@ from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
 Attention = Literal["window", "natten"]
-
 Span = tuple[int, int]
 
 
@@ -171,10 +171,8 @@ class AnyUp(Upsampler):
         unification: Unification = "released",
     ) -> None:
         super().__init__()
-        if attention not in ("window", "natten"):
-            raise ValueError(f"attention must be 'window' or 'natten', got {attention!r}")
-        if unification not in ("released", "filterwise"):
-            raise ValueError(f"unification must be 'released' or 'filterwise', got {unification!r}")
+        check_choice("attention", attention, ("window", "natten"))
+        check_choice("unification", unification, ("released", "filterwise"))
         filters = qk_dim if lfu_dim is None else lfu_dim
         self.kind = attention
         self.window_ratio = window_ratio
@@ -260,14 +258,7 @@ class AnyUp(Upsampler):
 
     @property
     def unused_parameters(self) -> int:
-        """Of the value path: two projections d to d, with bias.
-
-        Example:
-            >>> import upfeat
-            >>> up = upfeat.create_upsampler("anyup")
-            >>> sum(weight.numel() for weight in up.parameters()) + up.unused_parameters
-            878080
-        """
+        """Of the value path: two projections d to d, with bias."""
         d = self.attention.conv2d.in_channels
         return int(2 * (d + 1) * d)
 

@@ -52,7 +52,6 @@ class SpatialFeatureTransform(nn.Module):
 
 # -- published weights ------------------------------------------------------------------------
 
-
 NOTE = "The guidance image is normalised as the backbone's input."
 SWAPPED = (
     "The original README swaps the links of ViT-B/16 and DINO ViT-B/16; this record goes by the "
@@ -113,9 +112,8 @@ class JAFAR(Upsampler):
     """JAFAR (arXiv 2506.11136): global cross-attention with head-averaged weights on raw features.
 
     Official state dicts load strictly, in both layouts of the attention's projections. The
-    original's attention also stores a value path (``norm_v``, value and output projections) that
-    has no influence on the output: those tensors must be there in the right shapes, and are
-    dropped.
+    original's attention also stores a value path (``norm_v``, value and output projections) without
+    influence on the output: those tensors must be there in the right shapes, and are dropped.
 
     Args:
         feature_dim: channels C of the features (``v_dim`` of the original).
@@ -143,10 +141,7 @@ class JAFAR(Upsampler):
             "Attention from image queries to semantically modulated keys gives sharp features at "
             "any size, though trained at low resolution only."
         ),
-        as_baseline={
-            "JAFAR": "the paper's own method",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline={"JAFAR": "the paper's own method", "LoftUp": "not compared (published later)"},
         paper="JAFAR: Jack up Any Feature at Any Resolution",
         year=2025,
         arxiv="2506.11136",
@@ -197,8 +192,7 @@ class JAFAR(Upsampler):
     def decode_at(self, state: JAFARState, values: Tensor, coords: Tensor) -> Tensor:
         """Attend from the queries of all pixels, read between them bilinearly."""
         query = state.query[:, :, :]  # (B, d, H', W')
-        tokens = self.attention.queries(query)  # (B, N, d)
-        pixels = tokens.mT.unflatten(2, query.shape[2:])
+        pixels = self.attention.queries(query).mT.unflatten(2, query.shape[2:])
         return self._attend(sample_at(pixels, coords), state, values)
 
     def _attend(self, query: Tensor, state: JAFARState, values: Tensor) -> Tensor:
