@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,7 +26,23 @@ WIDE, NARROW = 1280, 390
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
+def asked() -> Iterator[set[str]]:
+    """The hosts that this process, which serves the page, connects to."""
+    hosts: set[str] = set()
+    connect = socket.socket.connect
+
+    def record(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            hosts.add(address[0])
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", record)
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def page(asked: set[str]) -> Iterator[Any]:
     if reason := missing_browser():
         pytest.skip(reason)
     from upfeat.app import launch
@@ -137,13 +154,16 @@ def test_upload_slider_and_click(browser: Browser, page: Any, tmp_path: Path) ->
     no_errors(browser)
 
 
-def test_everything_comes_from_the_page_itself(browser: Browser, page: Any) -> None:
+def test_everything_comes_from_the_page_itself(
+    browser: Browser, page: Any, asked: set[str]
+) -> None:
     show(browser, page, WIDE)
     hosts = browser.script(
         "return performance.getEntriesByType('resource').map((entry) => new URL(entry.name).origin)"
     )
     assert len(hosts) > 5
     assert set(hosts) == {page.local_url.rstrip("/")}
+    assert asked == {"127.0.0.1"}
     no_errors(browser)
 
 

@@ -35,7 +35,7 @@ from upfeat.similarity import (
 )
 from upfeat.upsamplers import Upsampler
 from upfeat.viz import AnswerMap, PCABasis
-from upfeat.viz.comparison import usable_upsamplers
+from upfeat.viz.comparison import usable_upsamplers, wait_for_device
 
 __all__ = ["Drawn", "Prepared", "Studio", "example_photos"]
 
@@ -241,6 +241,7 @@ class Studio:
         small = _reduced(_read(path), side)
         start = time.perf_counter()
         encoded = pipe.encode(small)
+        wait_for_device(pipe.device)
         seconds = time.perf_counter() - start
         return Prepared(pipe, encoded, PCABasis.fit(encoded.low), seconds)
 
@@ -256,6 +257,7 @@ class Studio:
         pipe, basis = self._on(prepared, backbone, method), prepared.basis
         start = time.perf_counter()
         high = pipe.upsample(prepared.encoded, prepared.size, head=basis.project)
+        wait_for_device(pipe.device)
         seconds = time.perf_counter() - start
         return Drawn(method, basis.colors(high).cpu(), seconds)
 

@@ -334,10 +334,10 @@ def _run(
     """Upsample the three components and take the time."""
 
     def call() -> tuple[Tensor, float]:
-        _wait(pipe.device)
+        wait_for_device(pipe.device)
         start = time.perf_counter()
         high = pipe.upsample(encoded, size, head=basis.project)
-        _wait(pipe.device)
+        wait_for_device(pipe.device)
         return high, time.perf_counter() - start
 
     high, seconds = call()
@@ -348,7 +348,8 @@ def _run(
     return Entry(candidate.name, seconds, picture, info.abilities.linear, candidate.note)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for_device(device: torch.device) -> None:
+    """Return when a GPU has done what it was asked for: only then is a time one."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
