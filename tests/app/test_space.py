@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_without_gradio_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyP
     assert code == 2
     assert "upfeat[app]" in output
     assert "Traceback" not in output
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    pytest.importorskip("gradio")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        code, output = run("app", "--port", port)
+    assert code == 2
+    assert f"the page cannot be served at port {port}, it is taken" in output
 
 
 def test_a_method_that_cannot_be_loaded_ends_the_command() -> None:

@@ -111,23 +111,31 @@ def launch(
 
     Raises:
         MissingPackageError: Gradio is not installed.
-        OSError: the port is taken.
+        ValueError: the port is taken.
     """
     gr = _gradio()
     page = build_page(Studio(backbones, upsamplers, device=device))
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        prevent_thread_lock=not block,
-        quiet=True,
-        show_error=True,
-        max_file_size=UPLOAD,
-        footer_links=[],
-        ssr_mode=False,
-        theme=_theme(gr),
-        css_paths=Path(__file__).with_name("page.css"),
-    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            prevent_thread_lock=not block,
+            quiet=True,
+            show_error=True,
+            max_file_size=UPLOAD,
+            footer_links=[],
+            ssr_mode=False,
+            theme=_theme(gr),
+            css_paths=Path(__file__).with_name("page.css"),
+        )
+    except OSError as error:
+        if port is None:
+            raise
+        raise ValueError(
+            f"the page cannot be served at port {port}, it is taken; name another one, or none "
+            "for the first that is free"
+        ) from error
     return page
 
 
