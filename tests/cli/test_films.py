@@ -109,3 +109,24 @@ def test_wrong_calls(arguments: list[str], message: str, film: Path, tmp_path: P
     assert result.exit_code != 0
     assert message in " ".join(result.output.split()), result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_frames_of_a_film_become_a_store(film: Path, tmp_path: Path) -> None:
+    import upfeat
+
+    out = tmp_path / "features"
+    arguments = ["extract", str(film), "--every", "2", "--out", str(out), "--input-size", "48"]
+    result = CliRunner().invoke(app, [*arguments, "--upsampler", "bilinear"])
+    assert result.exit_code == 0, result.output
+    store = upfeat.open_store(out)
+    assert list(store) == ["walk/000000", "walk/000001"]
+    assert store["walk/000001"].upsample((48, 64)).shape == (192, 48, 64)
+    assert sorted(path.name for path in (tmp_path / "features_frames" / "walk").glob("*.png")) == [
+        "000000.png",
+        "000001.png",
+    ]
+    (tmp_path / "features_frames" / "walk" / "000001.png").unlink()
+    again = CliRunner().invoke(app, [*arguments, "--upsampler", "bilinear"])
+    assert "2 already there" in again.output
+    endless = CliRunner().invoke(app, ["extract", "97", "--out", str(out)])
+    assert "cannot open camera 97" in endless.output

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upfeat.cli.films import FrameOptions
 from upfeat.cli.options import (
     MaxGbOption,
     MethodOptions,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @with_fields
 def extract_command(
     options: MethodOptions,
+    films: FrameOptions,
     store: Annotated[
         str, typer.Option(help="safetensors, or with the extra store zarr, parquet, lance.")
     ] = "safetensors",
@@ -51,18 +53,28 @@ def extract_command(
 ) -> None:
     """Store the features of many images; finished shards are skipped on a second run.
 
+    Frames of a film (a video file, a folder with --film) are written to OUT_frames and then count
+    as images.
     Read them with upfeat.open_store(OUT)["name"].upsample(448); docs/bulk.md shows more.
     """
-    from upfeat.data import image_files
+    from upfeat.data import image_files, write_frames
     from upfeat.extraction import Job, plan_store, write_store
 
     options.check()
     dtype = parse_dtype(save_dtype, "--save-dtype")
-    found = [Job(path, name) for path, name in image_files(options.paths)]
+    images, videos = films.split(options.paths)
+    found = [Job(path, name) for path, name in image_files(images)] if images else []
+    opened = [films.open(video) for video in videos]
+    if any(film.endless and film.limit is None for film in opened):
+        raise ValueError("a camera has no last frame; say how many are wanted with --frames")
+    for film in opened:
+        folder = options.out.with_name(f"{options.out.name}_frames") / film.name
+        files = write_frames(film, folder, "upfeat extract")
+        found += [Job(file, Path(film.name, file.stem)) for file in files]
     pipe = options.build()
     pipe.batch_size = batch_size
     weights = options.weights
-    folder = weights if weights is not None and weights.is_dir() else None
+    saved = weights if weights is not None and weights.is_dir() else None
     plan = plan_store(
         found,
         pipe,
@@ -72,8 +84,8 @@ def extract_command(
         dtype=dtype,
         shards=shards,
         pictures=keep_images,
-        upsampler=options.upsampler if folder is None else str(folder.absolute()),
-        upsampler_file=weights if folder is None else None,
+        upsampler=options.upsampler if saved is None else str(saved.absolute()),
+        upsampler_file=weights if saved is None else None,
         backbone_file=options.backbone_weights,
     )
     smaller = "--features low or pca64, a smaller --size or --input-size, or --save-dtype float16"

@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilmOptions:
-    """The options for films; see :func:`upfeat.cli.options.with_fields`."""
+class FrameOptions:
+    """Which inputs are films, and which of their frames count; see ``options.with_fields``."""
 
     film: Annotated[
         bool, typer.Option("--film", help="Take a folder of frames, or a GIF, as one film.")
     ] = False
-    film_format: Annotated[
-        Literal["mp4", "gif"], typer.Option(help="Format of films that are written.")
-    ] = "mp4"
-    fps: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="Frames per second; default the film's, 25 for a folder."),
-    ] = None
     every: Annotated[int, typer.Option(min=1, help="Keep one of so many frames of a film.")] = 1
     frames: Annotated[int | None, typer.Option(min=1, help="At most so many frames of a film.")] = (
         None
@@ -49,6 +42,25 @@ class FilmOptions:
         if self.film:
             return place.is_dir() or place.is_file()
         return place.suffix.lower() in FILM_SUFFIXES
+
+    def open(self, path: str) -> "Film":
+        """Open a film."""
+        from upfeat.data import open_film
+
+        return open_film(path, every=self.every, limit=self.frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmOptions(FrameOptions):
+    """The options of films that are written, too."""
+
+    film_format: Annotated[
+        Literal["mp4", "gif"], typer.Option(help="Format of films that are written.")
+    ] = "mp4"
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Frames per second; default the film's, 25 for a folder."),
+    ] = None
 
     def open(self, path: str) -> "Film":
         """Open a film."""

@@ -5,7 +5,7 @@ from upfeat.data.classified import ClassifiedFile, ClassifiedImage, ClassifiedIm
 from upfeat.data.depth import DepthData, DepthFile, DepthImage, DepthMapFolder
 from upfeat.data.driving import DrivingData, DrivingFile, DrivingFrame
 from upfeat.data.feature_cache import FeatureCache
-from upfeat.data.films import FILM_SUFFIXES, Film, open_film
+from upfeat.data.films import FILM_SUFFIXES, Film, open_film, write_frames
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
 from upfeat.data.images import ImageSource, image_size, read_image
 from upfeat.data.keypoints import (
@@ -164,4 +164,5 @@ __all__ = [
     "unpack_nyuv2_normals",
     "voc",
     "voc_boxes",
+    "write_frames",
 ]

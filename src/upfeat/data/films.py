@@ -5,6 +5,8 @@ the memory of one frame. Video files and cameras are read by PyAV (``pip install
 """
 
 import hashlib
+import io
+import json
 import os
 import re
 import sys
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from upfeat._files import sha256_of
+from upfeat._files import OwnFiles, sha256_of, write_bytes
 from upfeat.data.folders import image_files
 from upfeat.data.images import read_image
 from upfeat.errors import MissingPackageError, check_file
@@ -28,7 +30,7 @@ from upfeat.errors import MissingPackageError, check_file
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-__all__ = ["FILM_SUFFIXES", "Film", "open_film", "require_pyav"]
+__all__ = ["FILM_SUFFIXES", "Film", "open_film", "require_pyav", "write_frames"]
 
 _KINDS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 FILM_SUFFIXES = frozenset(f".{name}" for name in _KINDS.split())
@@ -148,6 +150,54 @@ def open_film(
     with _opened(path) as container:
         own = wanted or container.streams.video[0].average_rate or FOLDER_RATE
     return FilmFile(path, path.stem, Fraction(own) / every, every, limit)
+
+
+def write_frames(film: Film, folder: Path, maker: str) -> list[Path]:
+    """Write the frames of a film as PNGs ``000000.png``, …; those that are there stay.
+
+    Args:
+        film: where the frames come from.
+        folder: of the PNGs.
+        maker: the command that writes, for what is known of its files.
+
+    Returns:
+        The files in order.
+
+    Raises:
+        ForeignFileError: a file that ``maker`` did not write has such a name.
+        ValueError: a frame cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> from upfeat.data.films import open_film, write_frames
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     place = pathlib.Path(folder, "walk")
+        ...     place.mkdir()
+        ...     for number in (10, 9):
+        ...         Image.new("RGB", (6, 4)).save(place / f"frame_{number}.png")
+        ...     written = write_frames(open_film(place), pathlib.Path(folder, "out"), "a test")
+        ...     [file.name for file in written]
+        ['000000.png', '000001.png']
+    """
+    from PIL import Image
+
+    own, asked = OwnFiles(folder), json.dumps(film.describe())
+    record = own.state / "film.json"
+    same = record.is_file() and record.read_text() == asked and not film.endless
+    files: list[Path] = []
+    if same:
+        while own.wrote(f"{len(files):06d}.png", maker):
+            files.append(folder / f"{len(files):06d}.png")
+    else:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(record, asked.encode())
+    for frame in film.frames(len(files)):
+        stream = io.BytesIO()
+        pixels = (frame * 255).round().byte().permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+        Image.fromarray(pixels.contiguous().numpy()).save(stream, "PNG", compress_level=1)
+        files.append(own.write(f"{len(files):06d}.png", stream.getvalue(), maker))
+    return files
 
 
 def _camera(number: int, rate: Fraction | None, every: int, limit: int | None) -> Film:
