@@ -43,6 +43,16 @@ def make_voc(root: Path) -> None:
         listing.write_text(f"2007_{split}\n")
 
 
+def make_context(root: Path) -> None:
+    base = root / "VOCdevkit" / "VOC2010"
+    for split in SPLITS:
+        write_image(base / "JPEGImages" / f"2008_{split}.jpg")
+        write_label(base / "SegmentationClassContext" / f"2008_{split}.png", [0, 1, 59, 255])
+        listing = base / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text(f"2008_{split}\n")
+
+
 def make_ade20k(root: Path) -> None:
     base = root / "ADEChallengeData2016"
     for split, part in (("train", "training"), ("val", "validation")):
@@ -99,6 +109,9 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "cityscapes_27": make_cityscapes,
     "coco_stuff_27": make_coco_stuff,
     "coco_stuff_171": make_coco_stuff,
+    "coco_object": make_coco_stuff,
+    "context_60": make_context,
+    "context_59": make_context,
     "kitti360": make_kitti360,
     "nyuv2": make_nyuv2,
     "nyuv2_13": make_nyuv2,
@@ -113,6 +126,9 @@ EXPECTED = [
     ("cityscapes_27", 2, 27, [0, 2, 26, 255]),
     ("coco_stuff_27", 2, 27, [9, 24, 255]),
     ("coco_stuff_171", 3, 171, [0, 170, 255]),
+    ("coco_object", 3, 81, [0, 1]),
+    ("context_60", 1, 60, [0, 1, 59, 255]),
+    ("context_59", 1, 59, [0, 58, 255]),
     ("kitti360", 2, 19, [0, 2, 255]),
     ("nyuv2", 1, 39, [0, 38, 255]),
     ("nyuv2_13", 1, 13, [5, 11, 255]),
@@ -166,7 +182,11 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str, kind: str) -> None:
     file = load_segmentation(name, tmp_path, "val").files[0]
     path = getattr(file, kind)
     path.unlink()
-    if (name, kind) in {("kitti360", "label"), ("coco_stuff_171", "image")}:
+    if (name, kind) in {
+        ("kitti360", "label"),
+        ("coco_stuff_171", "image"),
+        ("coco_object", "image"),
+    }:
         assert file not in load_segmentation(name, tmp_path, "val").files
         return
     # Where it was the only image, its folder is named.

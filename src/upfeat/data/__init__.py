@@ -54,6 +54,7 @@ from upfeat.data.sets.navi import navi, shrink_navi
 from upfeat.data.sets.nuscenes import nuscenes, nuscenes_sample
 from upfeat.data.sets.nyuv2 import nyuv2, nyuv2_depth, unpack_nyuv2
 from upfeat.data.sets.nyuv2_surfaces import nyuv2_surfaces, unpack_nyuv2_normals
+from upfeat.data.sets.pascal_context import pascal_context
 from upfeat.data.sets.pf import pf_pascal, pf_willow
 from upfeat.data.sets.rgbd import rgbd
 from upfeat.data.sets.sbd import sbd
@@ -150,6 +151,7 @@ __all__ = [
     "nyuv2_surfaces",
     "object_sets",
     "open_film",
+    "pascal_context",
     "pf_pascal",
     "pf_willow",
     "read_image",

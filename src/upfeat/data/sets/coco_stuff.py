@@ -1,4 +1,4 @@
-"""COCO-Stuff 164k: photographs with things and stuff, 27 coarse or 171 fine classes.
+"""COCO-Stuff 164k: photographs with things and stuff, 27 coarse or 171 fine classes; COCO-Object.
 
 Caesar, Uijlings, Ferrari: "COCO-Stuff: thing and stuff classes in context", CVPR 2018; the 27
 groups and the curated lists of Ji, Henriques, Vedaldi: "Invariant information clustering", ICCV
@@ -32,6 +32,7 @@ ADDRESS = (
 )
 CURATED_LIST = "Coco164kFull_Stuff_Coarse.txt"
 TRAIN_IDS = "_labelTrainIds"
+THINGS = 80  # the first of the 171 classes
 # Number of images by split and whether only those of the curated list count.
 SIZES = {
     ("train", True): 97_702,
@@ -49,12 +50,13 @@ and the same with train2017
 """
 
 
+@register_segmentation("coco_object", classes=81)
 @register_segmentation("coco_stuff_171", classes=171)
 @register_segmentation("coco_stuff_27")
 def coco_stuff(
     root: PathLike,
     split: Literal["train", "val"] = "train",
-    classes: Literal[27, 171] = 27,
+    classes: Literal[27, 81, 171] = 27,
     curated: bool | None = None,
 ) -> SegmentationData:
     """List a split of COCO-Stuff 164k; label 255 is ignored.
@@ -64,9 +66,10 @@ def coco_stuff(
     Args:
         root: the folder that holds ``images`` and ``annotations``, or ``dataset`` with both.
         split: ``"train"`` or ``"val"``.
-        classes: 27 groups, or 171 classes.
+        classes: 27 groups, 171 classes, or 81 for COCO-Object: the 80 things, all else is
+            background and nothing is ignored.
         curated: only the images of the curated list; None for what the protocols do: yes for 27
-            classes, no for 171.
+            classes, else no.
 
     Raises:
         FileNotFoundError: a folder, the list, an image or a label is missing; shows the expected
@@ -74,8 +77,8 @@ def coco_stuff(
         ValueError: the split or number of classes is unknown.
     """
     check_split("COCO-Stuff", split, ("train", "val"))
-    if classes not in (27, 171):
-        raise ValueError(f"COCO-Stuff has 27 or 171 classes, got {classes}")
+    if classes not in (27, 81, 171):
+        raise ValueError(f"COCO-Stuff has 27, 81 or 171 classes, got {classes}")
     curated = classes == 27 if curated is None else curated
     below, part = ("dataset", "COCOStuff", "COCOStuff/dataset"), f"{split}2017"
     base = find_base(root, below, "annotations")
@@ -96,8 +99,8 @@ def coco_stuff(
         )
     names_of, table = _table(classes, suffix)
     listed = "" if curated == (classes == 27) else "-curated" if curated else "-all"
-    name = f"coco_stuff_{classes}{listed}/{split}"
-    return SegmentationData(name, names_of, IGNORED, tuple(files), table)
+    name = f"coco_object{listed}" if classes == 81 else f"coco_stuff_{classes}{listed}"
+    return SegmentationData(f"{name}/{split}", names_of, IGNORED, tuple(files), table)
 
 
 def _curated(base: Path, part: str) -> list[str]:
@@ -137,8 +140,12 @@ def _table(classes: int, suffix: str) -> ClassTable:
     stuff = load_table("coco_stuff")
     to_171: list[int] = stuff["to_171"]
     fine = tuple(n for n, k in zip(stuff["names"], to_171, strict=True) if k != IGNORED)
-    names = fine if classes == 171 else tuple(stuff["names_27"])
-    target: list[int] = to_171 if classes == 171 else stuff["to_27"]
+    names = {27: tuple(stuff["names_27"]), 81: ("background", *fine[:THINGS]), 171: fine}[classes]
+    target: list[int] = stuff["to_27"] if classes == 27 else to_171
+    unlabelled = IGNORED
+    if classes == 81:
+        target = [kind + 1 if kind < THINGS else 0 for kind in to_171]
+        unlabelled = 0
     stored = to_171 if suffix else range(len(to_171))
-    table = dict(zip(stored, target, strict=True)) | {IGNORED: IGNORED}
+    table = dict(zip(stored, target, strict=True)) | {IGNORED: unlabelled}
     return ClassTable(names, table)

@@ -166,10 +166,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "ade20k": {"short_side": 448},
         "voc": {"background": "threshold", "threshold": 0.2},
         "voc_20": {},
+        "coco_object": {"background": "threshold", "threshold": 0.25},
+        "context_60": {"background": "threshold", "threshold": 0.15},
+        "context_59": {},
     },
 }
 # Sets that share the words of another, without its background.
-_SAME_WORDS = {"voc_20": "voc"}
+_SAME_WORDS = {"voc_20": "voc", "context_59": "context_60"}
 NO_TEXT_SPACE = (
     "{} has no text space; open-vocabulary wants a CLIP, such as clip/ViT-B-16.openai. JAFAR's "
     "published CLIP weights (jafar.clip_vitb16_384) belong to a classifier of 768 channels without "
