@@ -191,5 +191,8 @@ def test_every_table_has_jobs_and_known_recipes(table: object) -> None:
             found.columns
         )
     assert not any(not_ready(column.task, column.preset) for column in found.columns)
+    heads, shown = comparison_rows(found, None)
+    assert len(set(heads)) == len(heads)
+    assert len({cells[0] for cells in shown}) == len(found.rows)
     for row in found.rows:
         assert set(row.recipes) | set(row.small_recipes) <= set(list_recipes())

@@ -278,7 +278,7 @@ steps. **Small numbers say that the machinery works, nothing about the methods.*
 four images once, a CLIP of random weights and a bird's-eye network after two epochs on one key
 frame stay near chance: mIoU, accuracy and IoU of these columns mean nothing, and rows that fall
 back on one class are equal. Seconds and milliseconds are wall time on two cores that other work
-shared; alone, a table takes 10 to 70 s of one core. A run that was interrupted, with `kill -9` too,
+shared; a table needs 20 to 90 s of one core. A run that was interrupted, with `kill -9` too,
 goes on from what it finished and ends with the same numbers.
 
 A cell is *published / small run here*; `-` is no number.
