@@ -7,11 +7,63 @@ import pytest
 import torch
 
 import upfeat
+from tools.export_table import SIDES, WIDTH, small
 from upfeat.errors import UnsupportedError
 from upfeat.export import ExportRecord, export_model
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.export
+
+# Seconds of tracing and converting each.
+SLOW_AT_ANY_SIZE = {"anyup", "jafar", "joint_bilateral", "kin", "loftup"}
+SLOW = {"anyup", "carafe", "featup_jbu", "joint_bilateral_learned", "liif", "sapa", "uplift"}
+# Fourier features and the network behind them multiply a rounding, by up to 22,000.
+TOLERANCES = {"ifa": 1e-3, "loftup": 1e-2}
+
+
+def methods(sizes: str, slow: set[str]) -> list[object]:
+    """Names of the methods whose ONNX graphs declare these sizes."""
+    known = upfeat.list_upsamplers()
+    names = [name for name in known if small(name).info.abilities.export.onnx in sizes.split()]
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
+
+
+@pytest.mark.parametrize("name", methods("dynamic static", SLOW))
+def test_fixed_size_in_onnxruntime(name: str, tmp_path: Path) -> None:
+    made = export_model(tmp_path, small(name), height=SIDES[0], width=SIDES[1], channels=WIDTH)
+    assert made.record.inputs[0]["shape"] == [1, 3, *SIDES]
+    assert max(p.relative for p in made.record.parity) < TOLERANCES.get(name, 1e-4)
+
+
+@pytest.mark.parametrize("name", methods("dynamic", SLOW_AT_ANY_SIZE))
+def test_any_size_in_onnxruntime(name: str, tmp_path: Path) -> None:
+    made = export_model(tmp_path, small(name), channels=WIDTH)
+    assert made.record.inputs[0]["shape"] == [1, 3, "H", "W"]
+    assert max(p.relative for p in made.record.parity) < TOLERANCES.get(name, 1e-4)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    upsampler = upfeat.create_upsampler("bilinear")
+    made = export_model(tmp_path, upsampler, height=32, width=48, channels=4, dtype=torch.float16)
+    assert made.path.name == "bilinear_float16_32x48.onnx"
+    assert made.record.inputs[1]["dtype"] == "float16"
+    assert max(p.relative for p in made.record.parity) < 2e-3
+
+
+def test_backbone_and_normalisation_in_the_graph(tmp_path: Path) -> None:
+    backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    upsampler = upfeat.create_upsampler("bilinear")
+    made = export_model(tmp_path, upsampler, backbone, height=32, width=48, image_dtype=torch.uint8)
+    assert made.record.inputs == [{"name": "image", "dtype": "uint8", "shape": [1, 3, 32, 48]}]
+    assert made.record.output["shape"] == [1, 192, 32, 48]
+    assert made.record.image_mean is None
+    assert max(p.relative for p in made.record.parity) < 1e-4
+
+
+def test_sides_that_the_patch_does_not_divide_are_refused(tmp_path: Path) -> None:
+    backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    with pytest.raises(ValueError, match="height must be a multiple of 16, got 30"):
+        export_model(tmp_path, None, backbone, height=30, width=32)
 
 
 def test_any_size_matches_at_two_other_sizes(tmp_path: Path) -> None:

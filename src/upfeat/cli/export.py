@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from upfeat.cli.options import OutOption, parse_dtype
+from upfeat.cli.options import DEFAULT_BACKBONE, OutOption, checked_folder, parse_dtype
 
 if TYPE_CHECKING:
     from upfeat.export import Exported
@@ -50,6 +50,18 @@ def export_command(
     feature_dim: Annotated[
         int, typer.Option(min=1, help="Channels of the features of a method that takes any.")
     ] = 384,
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            callback=checked_folder,
+            help="Instead: write a page into this folder that upsamples in the browser, with "
+            "--backbone or the bundled encoder.",
+        ),
+    ] = None,
+    ort_web: Annotated[
+        Path | None,
+        typer.Option(help="With --web: the folder dist of onnxruntime-web, copied into the page."),
+    ] = None,
     out: OutOption = Path("exported"),
 ) -> None:
     """Export an upsampler to ONNX, torch.export, OpenVINO or AOTInductor.
@@ -65,6 +77,10 @@ def export_command(
     import upfeat
     from upfeat.export import export_model
 
+    if web is not None:
+        return _write_page(spec, backbone or DEFAULT_BACKBONE, web, ort_web)
+    if ort_web is not None:
+        raise ValueError("--ort-web belongs to --web FOLDER; name the page's folder, too")
     sides = _side(height, "--height"), _side(width, "--width")
     network = None if backbone is None else upfeat.create_backbone(backbone)
     if uint8 and network is None:
@@ -86,6 +102,23 @@ def export_command(
         channels=feature_dim,
     )
     _print(made)
+
+
+def _write_page(spec: str, backbone: str, folder: Path, runtime: Path | None) -> None:
+    """Write the page, and say how to serve it."""
+    import upfeat
+    from upfeat.export import RUNTIME_FILES, write_web_page
+
+    network = upfeat.create_backbone(backbone)
+    upsampler = upfeat.load_upsampler(spec, network)
+    for made in write_web_page(folder, upsampler, network, runtime=runtime, spec=spec):
+        _print(made)
+    if runtime is None:
+        typer.echo(
+            f"put {', '.join(RUNTIME_FILES)} into {folder / 'ort'}: npm pack onnxruntime-web, "
+            "folder dist"
+        )
+    typer.echo(f"serve it: python -m http.server --directory {folder}")
 
 
 def _side(text: str, option: str) -> int | None:

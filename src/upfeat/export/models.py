@@ -285,7 +285,10 @@ def _write(job: _Job, form: Format, stem: Path) -> list[Path]:
 
 
 def _refusal(job: _Job, form: Format, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
+    root: BaseException = error
+    while root.__cause__ is not None:  # torch wraps what an operator lacks in steps of its own
+        root = root.__cause__
+    reason = str(root).strip().partition("\n")[0].rstrip(". ") or type(root).__name__
     what = job.name if job.backbone is None else f"{job.name} with {job.backbone.name}"
     advice = "give height and width in pixels" if None in job.sides else "take the format torch"
     if form.name == "torch" and None not in job.sides:

@@ -11,7 +11,7 @@ let running = false;
 let again = false;
 
 async function load() {
-  ort.env.wasm.wasmPaths = "ort/";
+  ort.env.wasm.wasmPaths = new URL("ort/", document.baseURI).href;
   // Threads need SharedArrayBuffer, which browsers give to isolated pages only.
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 8) : 1;
   const settings = await (await fetch("settings.json")).json();
