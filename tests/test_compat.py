@@ -74,3 +74,22 @@ def test_a_gpu_build_of_torch_is_left_alone(attribute: str):
         "assert not _compat._declared and not _compat.ensure_torchvision_operators()"
     )
     assert result.returncode == 0, result.stderr
+
+
+WITHOUT_IS_EXPORTING = """
+import torch
+if hasattr(torch.compiler, "is_exporting"):
+    del torch.compiler.is_exporting
+import upfeat
+from upfeat import _compat
+pipe = upfeat.Pipeline("upfeat/vit_compact_patch16", "kin.upfeat")
+print(tuple(pipe(torch.rand(3, 32, 48)).high.shape), _compat.is_exporting())
+torch.compiler.is_compiling = lambda: True  # as torch.export(strict=False) lets it say
+print(_compat.is_exporting())
+"""
+
+
+def test_calls_need_no_function_that_pytorch_2_6_lacks():
+    result = run_python(WITHOUT_IS_EXPORTING)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["(192, 32, 48) False", "True"]

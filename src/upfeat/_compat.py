@@ -79,3 +79,13 @@ def ensure_torchvision_operators() -> bool:
 
 
 ensure_torchvision_operators()
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces the call.
+
+    PyTorch 2.6 has no function for it, and none at all where Dynamo traces for an export.
+    """
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upfeat._compat import is_exporting
+
 __all__ = [
     "CheckpointError",
     "ForeignFileError",
@@ -405,7 +407,7 @@ def check_call(
         raise ValueError(
             f"all inputs must be on one device, got {devices}; move them with .to(device)"
         )
-    if output_size is None and torch.compiler.is_exporting():  # may be symbols: kept as they are
+    if output_size is None and is_exporting():  # may be symbols: kept as they are
         return image.shape[2], image.shape[3]
     if isinstance(output_size, int):
         return keep_aspect(image.shape[-2:], output_size)

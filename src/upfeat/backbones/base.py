@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from upfeat._compat import is_exporting
 from upfeat._settings import read_call
 from upfeat.errors import (
     UnknownNameError,
@@ -126,7 +127,7 @@ class Backbone(nn.Module):
             ValueError: wrong rank, channels, dtype, size or device; the message says what would
                 work.
         """
-        exporting = torch.compiler.is_exporting()  # sizes may be symbols
+        exporting = is_exporting()  # sizes may be symbols
         if not exporting:
             self._check(image)
         warn_of_raw_image(self._warned_of, image, self.image_mean, self.image_std, self.name)

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from upfeat._compat import is_exporting
 from upfeat.errors import check_bytes
 from upfeat.ops.runtime.budgets import operator_bytes
 
@@ -227,10 +228,7 @@ def tracing() -> Literal["compile", "export"] | None:
     """What traces the call: ``torch.compile``, ``torch.export``, or nothing."""
     if not torch.compiler.is_compiling():
         return None
-    if hasattr(torch.compiler, "is_exporting"):
-        return "export" if torch.compiler.is_exporting() else "compile"
-    # PyTorch 2.6 tells only whether Dynamo traces, which torch.export(strict=True) lets it do, too.
-    return "compile" if torch.compiler.is_dynamo_compiling() else "export"
+    return "export" if is_exporting() else "compile"
 
 
 def output_dtype(features: Tensor) -> torch.dtype:
