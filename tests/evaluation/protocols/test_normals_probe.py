@@ -107,7 +107,7 @@ def probe(
 
 
 def test_normals_in_the_features_are_learnt(tmp_path: Path) -> None:
-    settings = config(head="linear", epochs=60, learning_rate=0.05)
+    settings = config(head="linear", epochs=20, learning_rate=0.1)
     nearest, bilinear, low = probe(
         tmp_path, method("nearest"), method("bilinear"), LowRes(), settings=settings
     )
@@ -280,9 +280,9 @@ def depth(folder: Path, data: str = "navi", **changes: Any) -> Result:
 
 
 def test_depth_is_learnt(tmp_path: Path) -> None:
-    relative = depth(tmp_path, head="linear", bins=16, epochs=40, learning_rate=0.05)
+    relative = depth(tmp_path, head="linear", bins=16, epochs=20, learning_rate=0.1)
     metric = depth(
-        tmp_path, head="linear", bins=16, epochs=40, learning_rate=0.05, depth_target="metric"
+        tmp_path, head="linear", bins=16, epochs=20, learning_rate=0.1, depth_target="metric"
     )
     assert (relative.unit, metric.unit) == ("", "m")
     assert metric.settings["max_depth"] == 1.0
