@@ -8,7 +8,7 @@ Used by upsamplers and backbones alike. A file is looked for in four places, in 
 4. the hub: a Hugging Face repository or the address that the record holds.
 
 Nothing is downloaded unless a caller asks for weights that the first three places lack; setting
-``UPFEAT_OFFLINE=1`` or ``HF_HUB_OFFLINE=1`` closes the fourth.
+``UPFEAT_OFFLINE=1`` or ``HF_HUB_OFFLINE=1`` disables the hub.
 """
 
 import hashlib
@@ -194,7 +194,7 @@ def find_weights(
         hub: where to download from; None if nothing is published.
 
     Raises:
-        WeightsNotFoundError: no place has the file; the message names all four.
+        WeightsNotFoundError: no place has the file; the message lists the four places.
         CheckpointError: ``file`` is a folder.
 
     Example:
@@ -272,7 +272,7 @@ def _from_hugging_face(repository: str, filename: str) -> Path:
     url = huggingface_hub.hf_hub_url(repository, filename)
     try:
         answer(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS))
-    except HfHubHTTPError:  # the hub is there; what it says against the file, the download says
+    except HfHubHTTPError:  # the hub answers; the download reports what is wrong with the file
         pass
     except Exception:
         cached = huggingface_hub.try_to_load_from_cache(repository, filename)

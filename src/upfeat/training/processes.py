@@ -135,9 +135,9 @@ def gather(fabric: "Fabric", item: _Item) -> list[_Item]:
 
 @contextmanager
 def flush_denormals() -> Iterator[None]:
-    """Let the CPU take numbers below the smallest normal one for zero, within the block.
+    """Flush denormal floats to zero within the block.
 
-    Far weights of a sharp attention are such numbers, and CPUs compute with them many times slower.
+    Distant weights of a sharp attention are denormal, and CPUs compute with them many times slower.
     Where the CPU has no such mode, nothing changes.
 
     Example:

@@ -47,7 +47,7 @@ def create_upsampler(
 
     Raises:
         UnknownNameError: no such method or tag; the message lists close matches.
-        WeightsNotFoundError: no place has the weights; the message names all four.
+        WeightsNotFoundError: no place has the weights; the message lists the four places.
         CheckpointError: the file does not fit, or is none.
         ValueError: ``weights`` with ``pretrained=False``, or a width is missing.
         TypeError: an argument that the method does not take.

@@ -6,7 +6,7 @@ Features at Any Resolution", ICLR 2024, arXiv 2403.10516. Original: github.com/m
 
 The network takes Fourier features of a pixel's place and colour (section 3.3) and gives its
 feature, in the space of the first principal components. It is fitted so that its map, moved as a
-view of the image was and reduced by a learned downsampler, is what the backbone says of that view:
+view of the image was and reduced by a learned downsampler, is the backbone's map of that view:
 
     mean(|D(t(F)) - f(t(I))|^2 / (2 s^2) + log s) + 0.001 mean((D(|t(F)|) - |f|)^2)
         + 0.05 TV(|F|) + 0.1 mean((blur(F) - F)^2)
@@ -231,7 +231,7 @@ class FeatUpImplicit(FittedUpsampler):
 
         Args:
             image: (1, 3, H, W), normalised as for the backbone.
-            features: (1, C, h, w), what the backbone says of it.
+            features: (1, C, h, w), the backbone's map of it.
 
         Raises:
             ValueError: not one image, or its features do not fit.
@@ -329,7 +329,7 @@ class FeatUpImplicit(FittedUpsampler):
     def _seen(
         self, image: Tensor, features: Tensor, crops: Sequence[Crop], pad: int
     ) -> Iterator[Tensor]:
-        """What the backbone says of moved copies, one after the other."""
+        """The backbone's maps of moved copies, one after the other."""
         for crop in self._track(crops, "views"):
             seen = self.__dict__["_backbone"](take_crop(image, crop, pad))
             if seen.shape != features.shape:

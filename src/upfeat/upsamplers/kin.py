@@ -80,7 +80,7 @@ class ResidualUnit(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Down to a sixteenth, joined there with what the features say, and up again."""
+    """Down to a sixteenth, joined there with the features' encoding, and up again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def neighbour_likeness(features: Tensor) -> Tensor:
 
 
 class KINState(NamedTuple):
-    """What the image says.
+    """What is computed once per image.
 
     Attributes:
         pixels: codes of the output's pixels, (B, 2 WIDTHS[0], H', W').

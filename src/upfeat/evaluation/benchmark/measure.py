@@ -124,10 +124,10 @@ def measure_memory(call: Callable[[], object], device: torch.device | None = Non
 
 
 def in_fresh_process(function: Callable[..., int], *arguments: object) -> int:
-    """Return what a function of a module says where nothing else has run: a spawned process.
+    """Return the result of a module's function from a fresh (spawned) process.
 
     Raises:
-        RuntimeError: the process ended before it said anything.
+        RuntimeError: the process ended without a result.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()

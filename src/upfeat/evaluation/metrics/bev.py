@@ -44,8 +44,8 @@ def vehicle_counts(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
             f"logits, target and valid must have one shape, got {shape_text(logits)}, "
             f"{shape_text(target)} and {shape_text(valid)}"
         )
-    says, is_there, counts = logits.sigmoid() >= THRESHOLD, target > 0, valid > 0
-    parts = (says & is_there, says & ~is_there, ~says & is_there)
+    predicted, present, counts = logits.sigmoid() >= THRESHOLD, target > 0, valid > 0
+    parts = (predicted & present, predicted & ~present, ~predicted & present)
     return torch.stack([(part & counts).flatten(1).sum(1) for part in parts], dim=1)
 
 

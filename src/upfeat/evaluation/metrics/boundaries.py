@@ -201,9 +201,9 @@ def boundary_iou(
         (0.0, 1.0)
     """
     prediction, target = counted_masks(prediction, target, void)
-    said, true = boundary_region(prediction, share), boundary_region(target, share)
-    union = (said | true).sum((-2, -1)).double()
-    return (said & true).sum((-2, -1)).double() / union.clamp(min=1)
+    predicted, true = boundary_region(prediction, share), boundary_region(target, share)
+    union = (predicted | true).sum((-2, -1)).double()
+    return (predicted & true).sum((-2, -1)).double() / union.clamp(min=1)
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:

@@ -60,9 +60,9 @@ def next_click(prediction: Tensor, target: Tensor, clicked: Sequence[Click] = ()
             f"prediction and target must be (H, W), got {shape_text(prediction)} and "
             f"{shape_text(target)}"
         )
-    said = prediction != 0
-    missing = squared_distance((target == 1) & ~said)
-    surplus = squared_distance((target == 0) & said)
+    predicted = prediction != 0
+    missing = squared_distance((target == 1) & ~predicted)
+    surplus = squared_distance((target == 0) & predicted)
     for click in clicked:
         missing[int(click.row), int(click.col)] = surplus[int(click.row), int(click.col)] = 0
     positive = bool(missing.max() > surplus.max())

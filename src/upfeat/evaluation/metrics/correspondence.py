@@ -189,8 +189,11 @@ class KeypointMetric(Metric):
         >>> import torch
         >>> from upfeat.evaluation.metrics import KeypointMetric
         >>> metric = KeypointMetric(("cat",), (0.1,))
-        >>> said, true = torch.tensor([[9.0, 0.0], [30.0, 0.0]]), torch.tensor([[0.0, 0.0]] * 2)
-        >>> metric.add("cat", said, true, threshold=100.0)
+        >>> predicted, true = (
+        ...     torch.tensor([[9.0, 0.0], [30.0, 0.0]]),
+        ...     torch.tensor([[0.0, 0.0]] * 2),
+        ... )
+        >>> metric.add("cat", predicted, true, threshold=100.0)
         >>> metric.compute()["pck_10"]
         0.5
     """

@@ -63,8 +63,8 @@ def normal_scores(prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str
         >>> import torch
         >>> from upfeat.evaluation.metrics import normal_scores
         >>> target = torch.tensor([0.0, 0.0, -1.0])[:, None, None].expand(3, 1, 2)
-        >>> said = torch.tensor([[[0.0, 1.0]], [[0.0, 0.0]], [[-1.0, -1.0]]])
-        >>> scores = normal_scores(said, target, torch.ones(1, 2, dtype=torch.bool))
+        >>> predicted = torch.tensor([[[0.0, 1.0]], [[0.0, 0.0]], [[-1.0, -1.0]]])
+        >>> scores = normal_scores(predicted, target, torch.ones(1, 2, dtype=torch.bool))
         >>> scores["recall_11"], round(scores["mean"], 3)
         (0.5, 22.5)
     """
@@ -107,9 +107,9 @@ class NormalMetric(Metric):
             valid: (B, H, W), boolean.
         """
         images = zip(prediction.detach().cpu(), target.cpu(), valid.cpu(), strict=True)
-        for said, true, known in images:
+        for predicted, true, known in images:
             if bool(known.any()):
-                scores = normal_scores(said, true, known)
+                scores = normal_scores(predicted, true, known)
                 self.sums += torch.tensor(list(scores.values()), dtype=torch.float64)
                 self.images += 1
 

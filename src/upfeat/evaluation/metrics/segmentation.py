@@ -180,16 +180,16 @@ class BoundaryMetric(Metric):
         if self.share is None and self.form is None:
             return
         # (B, H, W) or (H, W) -> (B, H, W)
-        said_maps, true_maps = (x.reshape(-1, *x.shape[-2:]) for x in (prediction, target))
-        for said, true in zip(said_maps, true_maps, strict=True):
+        predicted_maps, true_maps = (x.reshape(-1, *x.shape[-2:]) for x in (prediction, target))
+        for predicted, true in zip(predicted_maps, true_maps, strict=True):
             void = torch.zeros_like(true, dtype=torch.bool)
             if self.ignore_index is not None:
                 void = true == self.ignore_index
-            self._add_classes(said, true, void)
+            self._add_classes(predicted, true, void)
 
-    def _add_classes(self, said: Tensor, true: Tensor, void: Tensor) -> None:
-        for number in torch.cat([said[~void], true[~void]]).unique().tolist():
-            masks = (said == number, true == number, void)
+    def _add_classes(self, predicted: Tensor, true: Tensor, void: Tensor) -> None:
+        for number in torch.cat([predicted[~void], true[~void]]).unique().tolist():
+            masks = (predicted == number, true == number, void)
             near = 0.0 if self.share is None else float(boundary_iou(*masks, share=self.share))
             f = 0.0 if self.form is None else float(boundary_similarity(*masks, form=self.form))
             self.sums[:, number] += torch.tensor([near, f, 1.0], dtype=torch.float64)

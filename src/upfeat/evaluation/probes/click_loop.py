@@ -122,8 +122,8 @@ def click_steps(
         clicks.append(click)
         box = _kept_or_new(box, object_box(mask, clicks, rules), clicks, rules)
         probability = _look(network, image, probability, clicks, box, rules)
-        said = probability > rules.threshold
-        iou = float(region_similarity(said, target == 1, target == -1))
+        predicted = probability > rules.threshold
+        iou = float(region_similarity(predicted, target == 1, target == -1))
         yield ClickStep(click, box, probability, iou)
 
 

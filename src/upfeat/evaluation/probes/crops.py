@@ -199,7 +199,7 @@ class CropProbe(ABC, Generic[MetricT]):
         target = config.target_size or side
         self.size = (target, target)
 
-    # -- what a task says ------------------------------------------------------------------------
+    # -- what a task defines ---------------------------------------------------------------------
 
     @abstractmethod
     def settings(self, method: Method) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def _log_difference(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor
             f"{shape_text(prediction)}, {shape_text(target)} and {shape_text(valid)}"
         )
     ones = torch.ones_like(target)
-    said, true = torch.where(valid, prediction, ones), torch.where(valid, target, ones)
-    return (said + EPSILON).log() - (true + EPSILON).log()
+    predicted, true = torch.where(valid, prediction, ones), torch.where(valid, target, ones)
+    return (predicted + EPSILON).log() - (true + EPSILON).log()
 
 
 def sig_loss(prediction: Tensor, target: Tensor, valid: Tensor, *, warm: bool = False) -> Tensor:

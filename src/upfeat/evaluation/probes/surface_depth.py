@@ -118,7 +118,7 @@ class SurfaceDepthProbe(SurfaceProbe[DepthMetric]):
         return DepthMetric(0.0, math.inf, aligned=True)
 
     def score(self, metrics: Sequence[DepthMetric], outputs: Tensor, target: Tensor) -> None:
-        """Add the depths that the heads say of an image."""
+        """Add the depths that the heads predict for an image."""
         for metric, one in zip(metrics, outputs.unbind(1), strict=True):
             metric.add(self.depth(one)[:, 0], target)
 

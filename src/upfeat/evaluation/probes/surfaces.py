@@ -153,7 +153,7 @@ MetricT = TypeVar("MetricT")
 
 
 class SurfaceProbe(CropProbe[MetricT]):
-    """A probe on square pictures with depth and normals; a task says what is lost and scored.
+    """A probe on square pictures with depth and normals; a task defines loss and scores.
 
     Args:
         config: the protocol.

@@ -37,7 +37,7 @@ FEWEST = 10  # an object that keeps no more pixels is not eroded
 COUNT_DECAY = 0.8
 BACKGROUND, OTHERS, RING = 0.1, 0.4, 0.5  # where negative clicks are drawn
 RING_SHARE = 0.1
-CORRECTED = 0.49  # of the probability; above it a pixel counts as said to be object
+CORRECTED = 0.49  # of the probability; above it a pixel is predicted as object
 DRAWN = 100.0  # the order of clicks that were drawn at once
 
 

@@ -49,7 +49,7 @@ def slide(
     multiple: int = 1,
     padding: Tensor | None = None,
 ) -> Tensor:
-    """Average what a function says of overlapping windows (ProxyCLIP's rule).
+    """Average the outputs of a function on overlapping windows (ProxyCLIP's rule).
 
     Args:
         image: (B, 3, H, W').
@@ -79,10 +79,10 @@ def slide(
         top, left = sides[0] // 2, sides[1] // 2
         shifted = part - fill[:, None, None]
         padded = F.pad(shifted, (left, sides[1] - left, top, sides[0] - top))
-        said = function(padded + fill[:, None, None])
-        said = said[..., top : top + part.shape[-2], left : left + part.shape[-1]]
+        result = function(padded + fill[:, None, None])
+        result = result[..., top : top + part.shape[-2], left : left + part.shape[-1]]
         if not total.dim():
-            total = said.new_zeros(*said.shape[:2], height, width)
-        total[..., rows, columns] += said
+            total = result.new_zeros(*result.shape[:2], height, width)
+        total[..., rows, columns] += result
         count[..., rows, columns] += 1
     return total / count

@@ -28,7 +28,7 @@ def denoise_words(logits: Tensor, threshold: float) -> Tensor:
 
 
 def smooth_by_keys(logits: Tensor, keys: Tensor, threshold: float) -> Tensor:
-    """Replace what unsure cells say by what cells of similar keys say (MaskCLIP, key smoothing).
+    """Replace uncertain cells' probabilities by those of cells with similar keys (MaskCLIP).
 
     Args:
         logits: cosines (B, W, h, w).
@@ -41,7 +41,7 @@ def smooth_by_keys(logits: Tensor, keys: Tensor, threshold: float) -> Tensor:
     """
     probabilities = (CLIP_SCALE * logits).softmax(1)
     keys = unit_vectors(keys, dim=1)
-    # Similarity of all cells times what they say: (B, n, n) (B, n, W).
-    said = keys @ (keys.mT @ probabilities.flatten(2).mT)
+    # Similarity of all cells times their probabilities: (B, n, n) (B, n, W).
+    smoothed = keys @ (keys.mT @ probabilities.flatten(2).mT)
     unsure = probabilities.amax(1, keepdim=True) < threshold  # (B, 1, h, w)
-    return torch.where(unsure, said.mT.reshape(logits.shape), probabilities)
+    return torch.where(unsure, smoothed.mT.reshape(logits.shape), probabilities)

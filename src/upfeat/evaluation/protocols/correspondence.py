@@ -243,7 +243,7 @@ def run_correspondence(
 class _Matches(NamedTuple):
     """A pair, matched: where points are found (K, 2), where they are, and the object's size."""
 
-    said: Tensor
+    predicted: Tensor
     true: Tensor
     size: float
 
@@ -330,12 +330,12 @@ class _Matching:
         pipe = method.on(self.pipe)
         queries = pipe.at(source, (grid, grid), cells)
         strips = _strips(pipe, target, grid)
-        said = torch.full_like(pair.source_points, torch.nan)
+        predicted = torch.full_like(pair.source_points, torch.nan)
         if self.config.soft_window is None:
-            said[shown] = square_matches(queries, strips, canvases[1], grid)
+            predicted[shown] = square_matches(queries, strips, canvases[1], grid)
         else:
-            said[shown] = self.soft(queries, strips, canvases[1], grid)
-        return _Matches(said, pair.target_points, self.object_size(file.target, pair.target))
+            predicted[shown] = self.soft(queries, strips, canvases[1], grid)
+        return _Matches(predicted, pair.target_points, self.object_size(file.target, pair.target))
 
     def soft(
         self, queries: Tensor, strips: Iterator[Tensor], canvas: SquareCanvas, grid: int
@@ -353,9 +353,11 @@ class _Matching:
         side = self.config.input_size
         canvases = [lift_canvas(_size(image), side) for image in pair[:2]]
         source, target = (self.map(method, lift_image(image, side)) for image in pair[:2])
-        said = lift_matches(source, target, canvases[0].place(pair.source_points), side)
+        predicted = lift_matches(source, target, canvases[0].place(pair.source_points), side)
         true = canvases[1].place(pair.target_points)
-        return _Matches(said, true, canvases[1].scale * self.object_size(file.target, pair.target))
+        return _Matches(
+            predicted, true, canvases[1].scale * self.object_size(file.target, pair.target)
+        )
 
     def recall(self, method: Method, file: KeypointFile, pair: KeypointPair) -> _Matches:
         """Match shares of the square's sides; key points are cut to whole pixels of it."""
@@ -365,9 +367,9 @@ class _Matching:
             (own * side / max(_size(image))).trunc()
             for own, image in zip(pair[2:], pair[:2], strict=True)
         )
-        said = recall_matches(source, target, points, side)
+        predicted = recall_matches(source, target, points, side)
         size = self.object_size(file.target, pair.target) / max(_size(pair.target))
-        return _Matches(said, true / side, size)
+        return _Matches(predicted, true / side, size)
 
     def map(self, method: Method, image: Tensor) -> Tensor:
         """Return the upsampled features (C, G, G) of a square image (3, S, S)."""
@@ -395,13 +397,15 @@ class _Matching:
             KeypointMetric(names, config.alphas, strict=config.strict) for _ in range(5)
         )
         for file in self.files:
-            said, true = (torch.tensor(part, dtype=torch.float64) for part in rows[file.name][:2])
+            predicted, true = (
+                torch.tensor(part, dtype=torch.float64) for part in rows[file.name][:2]
+            )
             size = rows[file.name][2]
-            whole.add(file.category, said, true, size)
+            whole.add(file.category, predicted, true, size)
             if config.geometry_aware:
-                twins.add(file.category, said, true, size, _has_twin(file.groups, true))
+                twins.add(file.category, predicted, true, size, _has_twin(file.groups, true))
             if file.view is not None:
-                views[min(file.view, 2)].add(file.category, said, true, size)
+                views[min(file.view, 2)].add(file.category, predicted, true, size)
         scores = whole.compute()
         first = percent_name(config.alphas[0])
         if config.geometry_aware:

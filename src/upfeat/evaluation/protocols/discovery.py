@@ -197,8 +197,8 @@ class _Search:
                     report(method.label, "cutting", number, len(self.data))
                     image, boxes = self.data.read(file)
                     rows.put(file.name, self.find(method, image, boxes))
-                said, objects = (torch.tensor(part) for part in rows.rows[file.name])
-                metric.add(said, objects)
+                boxes_found, objects = (torch.tensor(part) for part in rows.rows[file.name])
+                metric.add(boxes_found, objects)
         except BaseException:
             rows.save()
             raise

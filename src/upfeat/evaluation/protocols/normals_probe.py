@@ -167,7 +167,7 @@ class _NormalsProbe(SurfaceProbe[NormalMetric]):
         return NormalMetric()
 
     def score(self, metrics: Sequence[NormalMetric], outputs: Tensor, target: Tensor) -> None:
-        """Add the normals that the heads say of an image."""
+        """Add the normals that the heads predict for an image."""
         for metric, each in zip(metrics, outputs.unbind(1), strict=True):
             metric.add(self.enlarged(each)[:, :3], target[:, :3], target[:, 3] > 0)
 

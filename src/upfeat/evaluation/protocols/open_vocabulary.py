@@ -5,8 +5,8 @@ upsampled to the image, take the class of the nearest word. The words' embedding
 so that a method that mixes values upsamples one channel a word.
 
 Preset ``proxyclip`` (LoftUp, arXiv 2504.14032, table 4; M. Lan et al., arXiv 2408.04883): the
-backbone is the proxy. Its upsampled features say how CLIP's values of the last block are mixed, in
-overlapping windows; the mixed values are compared with the words.
+backbone is the proxy. Its upsampled features give the weights that mix CLIP's values of the last
+block, in overlapping windows; the mixed values are compared with the words.
 
 Both need CLIP's text space: a backbone ``clip/NAME``. JAFAR's published CLIP weights belong to a
 classifier without one; the recipe ``jafar_maskclip_paper`` trains them anew.
@@ -82,7 +82,7 @@ Background = Literal["word", "ignore", "threshold"]
 
 
 class WordsConfig(ProtocolConfig):
-    """What both presets say of words and background.
+    """Settings of words and background, common to both presets.
 
     Attributes:
         words: empty for the preset's own of the data set; ``names`` for the data set's names of
@@ -107,7 +107,7 @@ class MaskClipConfig(WordsConfig):
         crop_size: images are resized to this short side and cropped to a square of it.
         prompt_denoising: probability that a word must reach somewhere in the image to stay; None
             for no such rule (MaskCLIP's option).
-        key_smoothing: probability below which a cell takes what cells of similar keys say; None
+        key_smoothing: probability below which a cell takes those of cells with similar keys; None
             for no such rule (MaskCLIP's option).
 
     Example:

@@ -23,7 +23,7 @@ FEED_FORWARD = 1028
 
 
 class DeformableAttention(nn.Module):
-    """Attention to a few places around a reference point, at offsets that the query says.
+    """Attention to a few places around a reference point, at offsets predicted from the query.
 
     Deformable DETR (Zhu et al., ICLR 2021, arXiv 2010.04159) with one level.
 

@@ -24,7 +24,7 @@ FACTORS = {"binimg": (10.0, 0.5), "centerness": (0.5, 0.5), "offsets": (0.5, 0.5
 
 
 class BevTargets(NamedTuple):
-    """What the heads should say, for B frames.
+    """Targets of the heads, for B frames.
 
     Attributes:
         binimg: (B, 1, X, Y), 1 where a vehicle is.
@@ -85,7 +85,7 @@ class BevLoss(nn.Module):
 
         Args:
             found: of the heads; centerness in 0 to 1.
-            target: what they should say.
+            target: the ground truth.
             sampled: (B, 1, X, Y), cells that count at all; None for all.
         """
         terms = self.terms(found, target, sampled)
@@ -125,7 +125,7 @@ def simplebev_losses(
 
     Args:
         found: of the heads.
-        target: what they should say; offsets are 0 outside vehicles.
+        target: the ground truth; offsets are 0 outside vehicles.
         scales: learned scalars of the terms.
 
     Example:

@@ -320,7 +320,7 @@ class BevTraining:
     # -- one pass --------------------------------------------------------------------------------
 
     def forward(self, model: BevModel, batch: BevBatch) -> BevOutput:
-        """Return what a model says of a batch."""
+        """Return a model's outputs for a batch."""
         backbone = self.pipe.backbone
         images = batch.images.flatten(0, 1)  # (B*N, 3, H, W)
         pixels = self.pad(normalize(images, backbone.image_mean, backbone.image_std))
