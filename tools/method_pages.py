@@ -134,7 +134,7 @@ def readme_table() -> str:
             paper = f"[{info.arxiv}](https://arxiv.org/abs/{info.arxiv}) {info.year}"
         head = "yes" if info.abilities.linear else "-"
         rows.setdefault((paper, weights_of(name), head), []).append(f"`{name}`")
-    head = ["name", "paper", "weights", "one 1x1 head may go first (`values=`)"]
+    head = ["name", "paper", "weights", "linear head may go first (`values=`)"]
     return table(head, [[", ".join(names), *cells] for cells, names in rows.items()])
 
 
@@ -165,36 +165,36 @@ def index(names: list[str]) -> str:
 # -- docs/choose.md --------------------------------------------------------------------------------
 
 FACTS = (
-    *("method", "take it when", "weights", "licence of the code", "of the weights", "`values=`"),
+    *("method", "use it when", "weights", "licence of the code", "of the weights", "`values=`"),
     *("time", "memory"),
 )
 GROUPS = {
     "Ready for any backbone": "One set of weights, or none at all, serves every backbone.",
     "Weights for single backbones": "Load the file of your backbone, or train one: "
     "`upfeat train NAME_small --backbone B --data DIR`.",
-    "An optimisation for each image": "No training set and no weights; each image takes long.",
-    "Trained first": "No weights are published: `upfeat train` makes them, for a backbone or "
-    "together with a task.",
+    "An optimisation for each image": "No training set and no weights, but minutes per image.",
+    "Methods to train yourself": "No weights are published; train them with `upfeat train`, for a "
+    "backbone or together with a task.",
 }
 CHOOSE_HEAD = """# Which method should I use?
 
-* **Start with `kin.upfeat`**: any backbone, weights in the package, about a second on a CPU. It is
-  what the commands take if you name none.
-* **A linear head follows** (a probe, a 1x1 classifier, text queries): take a method with `values=`
-  and put the head first, so that only its few channels are upsampled.
-* **`upfeat list --pretrained` names your backbone** (`jafar`, `loftup`): see them beside it with
-  `upfeat show compare photo.jpg --backbone B`, and let `upfeat eval seg-probe` on your own labelled
-  images decide ([your_data.md](your_data.md)).
-* **Always keep `bilinear` beside it.** A method that does not beat it on your data is not worth its
+* **Start with `kin.upfeat`**: it works with any backbone, its weights are in the package, and it
+  takes about a second per image on a CPU. It is the default of the commands.
+* **If a linear head follows** (a probe, a 1x1 classifier, text queries), use a method with
+  `values=` and apply the head first, so that only its few channels are upsampled.
+* **If `upfeat list --pretrained` lists weights for your backbone** (`jafar`, `loftup`), compare
+  them with `kin.upfeat` by `upfeat show compare photo.jpg --backbone B`, and by
+  `upfeat eval seg-probe` on your own labelled images ([your_data.md](your_data.md)).
+* **Always compare with `bilinear`.** A method that is not better on your data is not worth its
   time.
 
-Scores are ours, of linear and convolutional heads on frozen features of one small backbone,
+We measured the scores with linear and convolutional heads on frozen features of one small backbone,
 {backbone}.
-Settings and deviations are in [results.md](results.md). They rank methods for that backbone and
-these sets, and for no others. Time and memory: one image, 384 channels from 32 x 32 to 448 x 448,
+Settings and deviations are in [results.md](results.md). The ranking may differ for other backbones
+and data sets. Time and memory: one image, 384 channels from 32 x 32 to 448 x 448,
 float32, two cores of a server's CPU ([benchmarks](../benchmarks/README.md)); a GPU is much faster.
 "-": not measured. Licences are those of the original code and of the weights; the terms of the
-backbone and of the training images come on top (`upfeat info NAME`).
+backbone and of the training images apply in addition (`upfeat info NAME`).
 """
 
 
@@ -321,11 +321,11 @@ def page(name: str, reports: list[tuple[str, BenchmarkRun]]) -> str:
     baseline = [[f"{paper} ({PAPERS[paper]})", how] for paper, how in baseline_notes(name).items()]
     needs = "".join(f"* {need}\n" for need in needs_of(name))
     return (
-        f"{NOTE}# {name}\n\n{info.summary}\n\nTake it when: {info.when} "
-        "[All methods beside each other](../choose.md).\n\n"
+        f"{NOTE}# {name}\n\n{info.summary}\n\nUse it when: {info.when} "
+        "[Comparison of all methods](../choose.md).\n\n"
         f"```python\nup = upfeat.create_upsampler({call})\n```\n\n"
         f"{table(['', ''], paper)}\n"
-        f"## Can\n\n{table(['ability', ''], flags)}\n"
+        f"## Abilities\n\n{table(['ability', ''], flags)}\n"
         f"## Needs\n\n{needs}\n"
         f"## Cost\n\n{cost(name, reports)}\n"
         f"## Licences\n\n{licences(name)}\n"
@@ -354,7 +354,7 @@ def cost(name: str, reports: list[tuple[str, BenchmarkRun]]) -> str:
                 ]
             )
     if not rows:
-        return f"Not kept; measure it with `upfeat bench {name}`.\n"
+        return f"Not measured; run `upfeat bench {name}`.\n"
     head = ["case", "dtype", "upfeat", "plain", "floor", "memory", "plain memory", "threads"]
     return (
         table([*head, "file"], rows)

@@ -17,26 +17,34 @@ if TYPE_CHECKING:
 def bench_command(
     names: Annotated[list[str] | None, typer.Argument(help="Upsamplers or wildcards.")] = None,
     case: Annotated[
-        list[str] | None, typer.Option(help="A case; repeat for several. Default: the five.")
+        list[str] | None,
+        typer.Option(help="Benchmark case, such as 448; repeat for several. Default: all five."),
     ] = None,
     scaling: Annotated[
-        bool, typer.Option("--scaling", help="Output sides 112 to 2048 instead of cases.")
+        bool,
+        typer.Option(
+            "--scaling", help="Measure output sides from 112 to 2048 instead of the cases."
+        ),
     ] = False,
     against: Annotated[
-        Path | None, typer.Option(help="Python file with other implementations (PLAIN, FLOPS).")
+        Path | None,
+        typer.Option(help="Python file with implementations to compare with (PLAIN, FLOPS)."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     device: DeviceOption = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Threads on the CPU.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls per cell.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="Calls before them.")] = 1,
-    max_seconds: Annotated[float, typer.Option(help="Budget of a cell's repeats.")] = 60.0,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls per method and case.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed calls before the timed ones.")] = 1,
+    max_seconds: Annotated[
+        float, typer.Option(help="Stop repeating a method and case after this time.")
+    ] = 60.0,
+    memory: Annotated[bool, typer.Option(help="Also measure peak memory.")] = True,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", callback=checked_file, help="JSON file.")
+        Path | None,
+        typer.Option("--out", "-o", callback=checked_file, help="JSON file for the results."),
     ] = None,
 ) -> None:
-    """Measure time and peak memory, beside other implementations, the floor and bilinear."""
+    """Measure time and memory, compared with plain code, a lower bound and bilinear."""
     import torch
 
     from upfeat.errors import UnknownNameError

@@ -12,14 +12,14 @@ from upfeat.cli.progress import size_text
 WEIGHTS, EVALUATION, OTHER = "weights", "features and probes of upfeat eval", "not upfeat's"
 
 cache_app = typer.Typer(
-    help="What upfeat keeps between runs: downloaded weights, features of probes.",
+    help="List or remove what upfeat keeps: downloaded weights, features of probes.",
     no_args_is_help=True,
 )
 
 
 @cache_app.command("list")
 def list_command() -> None:
-    """List what the cache holds, with sizes."""
+    """List the contents of the cache, with sizes."""
     folder = _folder()
     entries = _entries(folder)
     if not entries:
@@ -33,11 +33,13 @@ def list_command() -> None:
 @cache_app.command("clean")
 def clean_command(
     names: Annotated[
-        list[str] | None, typer.Argument(help="What to remove, as upfeat cache list names it.")
+        list[str] | None, typer.Argument(help="Entries to remove, named as in upfeat cache list.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove all of it.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Remove everything, including downloaded weights.")
+    ] = False,
 ) -> None:
-    """Remove what upfeat eval kept; downloaded weights only with --all, or where named."""
+    """Remove cached features; downloaded weights only with --all or by name."""
     folder = _folder()
     entries = {path.name: path for path in _entries(folder)}
     if names:

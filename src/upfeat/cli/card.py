@@ -9,12 +9,14 @@ import typer
 def card_command(
     folder: Annotated[
         Path,
-        typer.Argument(help="A saved model, a run of upfeat train, or a copy of a hub repository."),
+        typer.Argument(
+            help="Folder of a saved model, of a run of upfeat train, or of a hub repository."
+        ),
     ],
     write: Annotated[
         bool,
         typer.Option(
-            "--write", help="Write front matter anew, and a text where the folder has no card."
+            "--write", help="Rewrite the front matter; write a whole card if there is none."
         ),
     ] = False,
     license: Annotated[
@@ -23,12 +25,12 @@ def card_command(
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(help="With --write: folder of upfeat eval, for the scores of this model."),
+        typer.Option(help="With --write: results folder of upfeat eval, for this model's scores."),
     ] = None,
 ) -> None:
-    """Check a model card: its front matter for the hub, ids, and the files beside it.
+    """Check a model card: its front matter for the hub, its ids, and the files that it names.
 
-    Exit code 1 says that something is missing or wrong.
+    Exit code 1 means that something is missing or wrong.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder}; name one that save_pretrained wrote")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 SettingsT = TypeVar("SettingsT", bound="BaseModel")
 
-eval_app = typer.Typer(help="Measure upsamplers in a task.", no_args_is_help=True)
+eval_app = typer.Typer(help="Evaluate upsamplers on a task.", no_args_is_help=True)
 
 _WEIGHTS = {
     "trained": "",
@@ -226,30 +226,38 @@ def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
         sets = f"Data set: {', '.join(facts['data'])}."
         if OWN in facts["data"]:
             sets += (
-                " folder: your own, laid out as docs/your_data.md says, or the path of its card."
+                " folder: your own data, see docs/your_data.md; or the path of an upfeat-data.yaml."
             )
         found["data"] = _Parameter(Annotated[str, typer.Option(help=sets)])
         root = Annotated[
             Path | None,
-            typer.Option(help="Folder of the data set; not needed with the path of a card."),
+            typer.Option(
+                help="Folder of the data set; not needed if --data is an upfeat-data.yaml."
+            ),
         ]
         found["root"] = _Parameter(root, None)
     if facts["backbone"]:
         found["backbone"] = _Parameter(BackboneOption)
     else:
-        width = "Backbone: timm/NAME or upfeat/NAME; where a preset has none, its width counts."
+        width = (
+            "Backbone: timm/NAME or upfeat/NAME; presets without one only use its feature width."
+        )
         found["backbone"] = _Parameter(Annotated[str | None, typer.Option(help=width)], None)
     found["out"] = _Parameter(OutOption, DEFAULT_OUT)
     if presets := facts["presets"]:
-        known = Annotated[str, typer.Option(help=f"The protocol's settings: {', '.join(presets)}.")]
+        known = Annotated[
+            str, typer.Option(help=f"Preset of the protocol's settings: {', '.join(presets)}.")
+        ]
         found["preset"] = _Parameter(known, presets[0])
     found["settings"] = _Parameter(SettingsOption, None)
     if facts["seeds"]:
-        seeds = Annotated[str | None, typer.Option(help="Seeds of the heads, with commas: 0,1,2.")]
+        seeds = Annotated[
+            str | None, typer.Option(help="Random seeds of the heads, separated by commas: 0,1,2.")
+        ]
         found["seeds"] = _Parameter(seeds, None)
     if facts["items"]:
         limit = Annotated[
-            int | None, typer.Option(min=1, help=f"Quick look: so many {facts['items']}.")
+            int | None, typer.Option(min=1, help=f"Quick look at N {facts['items']} only.")
         ]
         found["limit"] = _Parameter(limit, None)
     for option in facts["options"]:
@@ -266,7 +274,8 @@ def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
         cache = Annotated[
             Path | None,
             typer.Option(
-                callback=checked_folder, help="Folder of features. Default: upfeat's cache."
+                callback=checked_folder,
+                help="Folder to cache features in. Default: upfeat's cache.",
             ),
         ]
         found["cache"] = _Parameter(cache, None)

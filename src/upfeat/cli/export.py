@@ -15,40 +15,44 @@ def export_command(
     spec: Annotated[
         str,
         typer.Argument(
-            help="Upsampler: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder or a hub id; none "
-            "exports the backbone alone."
+            help="Upsampler: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder or a hub id; "
+            "'none' exports the backbone alone."
         ),
     ],
     format: Annotated[
         Literal["onnx", "torch", "openvino", "aoti"],
-        typer.Option(help="ONNX, torch.export, OpenVINO, or a library by AOTInductor."),
+        typer.Option(
+            help="Format of the exported file: ONNX, torch.export, OpenVINO or AOTInductor."
+        ),
     ] = "onnx",
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Backbone: timm/NAME or upfeat/NAME, put into the graph with both normalisations; "
-            "the graph then takes an image in [0, 1]. Without it: normalised image and features."
+            help="Backbone (timm/NAME or upfeat/NAME) to include, with both normalisations; "
+            "the input is then an image in [0, 1]. Without it: normalised image and features."
         ),
     ] = None,
     height: Annotated[
-        str, typer.Option(help="Of image and output: pixels, or dynamic for any.")
+        str, typer.Option(help="Height or width of image and output in pixels, or 'dynamic'.")
     ] = "dynamic",
     width: Annotated[
-        str, typer.Option(help="Of image and output: pixels, or dynamic for any.")
+        str, typer.Option(help="Height or width of image and output in pixels, or 'dynamic'.")
     ] = "dynamic",
-    dtype: Annotated[str, typer.Option(help="Weights: float32, float16, bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Data type of the weights: float32, float16, bfloat16.")
+    ] = "float32",
     uint8: Annotated[
-        bool, typer.Option("--uint8", help="With --backbone: the image holds bytes, 0 to 255.")
+        bool, typer.Option("--uint8", help="With --backbone: the input image is uint8, 0 to 255.")
     ] = False,
     values: Annotated[
         bool,
         typer.Option(
             "--values",
-            help="Without --backbone: a third input, what is upsampled (logits, colours).",
+            help="Without --backbone: a third input, the values to upsample (e.g. logits).",
         ),
     ] = False,
     feature_dim: Annotated[
-        int, typer.Option(min=1, help="Channels of the features of a method that takes any.")
+        int, typer.Option(min=1, help="Feature channels, if the method takes any number.")
     ] = 384,
     web: Annotated[
         Path | None,
@@ -66,8 +70,8 @@ def export_command(
 ) -> None:
     """Export an upsampler to ONNX, torch.export, OpenVINO or AOTInductor.
 
-    The file is run again on random inputs, of three sizes where they are free, and compared with
-    PyTorch; what was measured lies as JSON beside it.
+    The exported file is run on random inputs (of three sizes if sizes are dynamic) and compared
+    with PyTorch; the differences are written beside it as JSON.
 
       upfeat export kin.upfeat --out exported
       upfeat export kin.upfeat --backbone upfeat/vit_compact_patch16 --height 448 --width 448

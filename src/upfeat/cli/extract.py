@@ -25,36 +25,41 @@ def extract_command(
     options: MethodOptions,
     films: FrameOptions,
     store: Annotated[
-        str, typer.Option(help="safetensors, or with the extra store zarr, parquet, lance.")
+        str, typer.Option(help="Format: safetensors; zarr, parquet, lance (upfeat[store]).")
     ] = "safetensors",
     features: Annotated[
         str,
         typer.Option(
-            help="low: the backbone's, upsampled when read; pca64: 64 principal components of "
-            "them; high: upsampled to --size."
+            help="low: backbone features, upsampled when read; pca64: their first 64 principal "
+            "components; high: features upsampled to --size."
         ),
     ] = "low",
     save_dtype: SaveDtypeOption = "float16",
     shards: Annotated[
         int | None,
-        typer.Option(min=1, help="Files of the store; of 64 images and 256 MB at most."),
+        typer.Option(
+            min=1, help="Number of files. Default: files of at most 64 images and 256 MB."
+        ),
     ] = None,
     keep_images: Annotated[
-        bool, typer.Option("--keep-images", help="Store the images' files, too.")
+        bool, typer.Option("--keep-images", help="Also store the image files.")
     ] = False,
     max_gb: MaxGbOption = 10.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 8,
-    engine: Annotated[str, typer.Option(help="local, or with the extra ray ray.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Workers of --engine ray.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
+    engine: Annotated[str, typer.Option(help="local, or ray (upfeat[ray]).")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes with --engine ray.")] = 2,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads of a worker; all, or its share of this machine."),
+        typer.Option(
+            min=1, help="CPU threads per worker. Default: all, divided among the workers."
+        ),
     ] = None,
 ) -> None:
     """Store the features of many images; finished shards are skipped on a second run.
 
-    Frames of a film (a video file, a folder with --film) are written to OUT_frames and then count
-    as images.
+    Frames of a video (a file, or a folder with --film) are written to OUT_frames and then read as
+    images.
+
     Read them with upfeat.open_store(OUT)["name"].upsample(448); docs/bulk.md shows more.
     """
     from upfeat.data import image_files, write_frames

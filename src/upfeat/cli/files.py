@@ -32,7 +32,7 @@ FiguresOption = Annotated[
     Path | None,
     typer.Option(
         callback=checked_folder,
-        help="Write the pictures of each image side by side to this folder, as PNG and PDF.",
+        help="Write each image's pictures, side by side, to this folder as PNG and PDF.",
     ),
 ]
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameOptions:
-    """Which inputs are films, and which of their frames count; see ``options.with_fields``."""
+    """Which inputs are videos, and which of their frames are used; see ``options.with_fields``."""
 
     film: Annotated[
-        bool, typer.Option("--film", help="Take a folder of frames, or a GIF, as one film.")
+        bool, typer.Option("--film", help="Treat a folder of frames, or a GIF, as one video.")
     ] = False
-    every: Annotated[int, typer.Option(min=1, help="Keep one of so many frames of a film.")] = 1
-    frames: Annotated[int | None, typer.Option(min=1, help="At most so many frames of a film.")] = (
+    every: Annotated[int, typer.Option(min=1, help="Use every N-th frame of a video.")] = 1
+    frames: Annotated[int | None, typer.Option(min=1, help="Use at most N frames of a video.")] = (
         None
     )
 
@@ -52,14 +52,14 @@ class FrameOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FilmOptions(FrameOptions):
-    """The options of films that are written, too."""
+    """The options of videos that are written, in addition."""
 
     film_format: Annotated[
-        Literal["mp4", "gif"], typer.Option(help="Format of films that are written.")
+        Literal["mp4", "gif"], typer.Option(help="File format of the output videos.")
     ] = "mp4"
     fps: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Frames per second; default the film's, 25 for a folder."),
+        typer.Option(min=0.01, help="Frames per second. Default: the video's; 25 for a folder."),
     ] = None
 
     def open(self, path: str) -> "Film":

@@ -45,7 +45,7 @@ def list_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List upsamplers and what they can do, their weights, or backbones."""
+    """List upsamplers and their abilities, published weights, or backbones."""
     wrappers = []
     if backbones:
         names = upfeat.list_backbones(pattern)
@@ -120,10 +120,10 @@ def _print_weights(weights: dict[str, dict[str, Any]]) -> None:
 
 
 def info_command(
-    name: Annotated[str, typer.Argument(help="An upsampler, with or without tag.")],
+    name: Annotated[str, typer.Argument(help="Name of an upsampler, with or without tag.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what an upsampler is: paper, abilities, licences, weights."""
+    """Show an upsampler's paper, abilities, licences and weights."""
     facts = _facts(name)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -146,7 +146,7 @@ def _facts(name: str) -> dict[str, object]:
     facts: dict[str, object] = {
         "name": name,
         "summary": info.summary,
-        "take it when": info.when,
+        "use it when": info.when,
         "claim": info.claim or "none",
         "needs": needs_of(info.name),
         "paper": info.paper or "none",

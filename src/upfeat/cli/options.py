@@ -168,46 +168,56 @@ PictureOutOption = Annotated[
 ]
 BackboneOption = Annotated[str, typer.Option(help="Backbone: timm/NAME or upfeat/NAME.")]
 UPSAMPLERS = (
-    "Several with commas: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder, a hub id, low-res "
-    "(the backbone's own grid), LABEL=one."
+    "Upsamplers, with commas: NAME, NAME.TAG, NAME(OPTION=VALUE), a saved folder, a hub id, "
+    "low-res (the backbone's own grid), LABEL=any of these."
 )
 UpsamplersOption = Annotated[str, typer.Option(help=UPSAMPLERS)]
-UpsamplerOption = Annotated[str, typer.Option(help="Upsampler; arch.tag loads published weights.")]
+UpsamplerOption = Annotated[
+    str,
+    typer.Option(help="Upsampler: NAME, NAME.TAG (published weights), a saved folder or a hub id."),
+]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="Weights of the upsampler: a file or a saved folder.")
 ]
 AnyBackboneOption = Annotated[
     bool,
-    typer.Option("--any-backbone", help="Take weights of another backbone without a warning."),
+    typer.Option(
+        "--any-backbone", help="Do not warn if the weights were trained for another backbone."
+    ),
 ]
-BackboneWeightsOption = Annotated[
-    Path | None, typer.Option(help="Weights of the backbone: a file.")
-]
+BackboneWeightsOption = Annotated[Path | None, typer.Option(help="Weight file of the backbone.")]
 SizeOption = Annotated[
     str | None,
-    typer.Option(help="Output: shorter side (448), HxW (448x672), factor (0.5x); own size."),
+    typer.Option(
+        help="Output size: shorter side (448), HxW or factor (0.5x). Default: the image's."
+    ),
 ]
 InputSizeOption = Annotated[
-    str | None, typer.Option(help="Size at which the networks see the image, as --size.")
+    str | None,
+    typer.Option(help="Resize the image to this before the networks; written as --size."),
 ]
 GuidanceSizeOption = Annotated[
     str | None,
-    typer.Option(help="Reduce the image to this for the upsampler, as --size: faster, less sharp."),
+    typer.Option(help="Image size for the upsampler, if smaller: faster, less sharp. As --size."),
 ]
-FitOption = Annotated[str, typer.Option(help="Sides that the patch does not divide: pad, resize.")]
-LayerOption = Annotated[int, typer.Option(help="Layer of the backbone.")]
+FitOption = Annotated[
+    str, typer.Option(help="If the patch size does not divide a side: pad or resize.")
+]
+LayerOption = Annotated[int, typer.Option(help="Backbone layer to take features from.")]
 BasisOption = Annotated[
     str,
     typer.Option(
-        help="PCA colours: 'image', 'first' (one for all, kept in OUT/.upfeat/basis.json) or a "
+        help="PCA basis: 'image' (one each), 'first' (one for all, in OUT/.upfeat/basis.json) or a "
         "basis file."
     ),
 ]
-SaveDtypeOption = Annotated[str, typer.Option(help="Numbers in files: float16, float32.")]
+SaveDtypeOption = Annotated[str, typer.Option(help="Data type in files: float16, float32.")]
 MaxGbOption = Annotated[
-    float, typer.Option(min=0.0, help="Stop before any work if more GB would be written.")
+    float, typer.Option(min=0.0, help="Refuse to start if more than this would be written, in GB.")
 ]
-DtypeOption = Annotated[str, typer.Option(help="Computation: float32, bfloat16, float16.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="Data type of the computation: float32, bfloat16, float16.")
+]
 DeviceOption = Annotated[
     str,
     typer.Option(callback=checked_device, help="auto (a GPU if there is one), cpu, cuda, cuda:1."),
@@ -217,7 +227,7 @@ MaxPixelsOption = Annotated[
     typer.Option(
         min=1,
         callback=_limit_pixels,
-        help="Height x width above which a file is refused (178956970).",
+        help="Refuse images with more pixels. Default: Pillow's limit, 178956970.",
     ),
 ]
 SettingsOption = Annotated[

@@ -12,19 +12,30 @@ __all__ = ["app_command"]
 
 def app_command(
     host: Annotated[
-        str, typer.Option(help="Address; 0.0.0.0 serves other machines.")
+        str,
+        typer.Option(help="Address to bind; 0.0.0.0 makes the page reachable from other machines."),
     ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port. Default: the first free from 7860.")
+        int | None,
+        typer.Option(min=1, max=65535, help="Port. Default: the first free port from 7860."),
     ] = None,
     share: Annotated[
-        bool, typer.Option("--share", help="Public address for three days, by Gradio's servers.")
+        bool,
+        typer.Option(
+            "--share", help="Create a public URL for three days through Gradio's servers."
+        ),
     ] = False,
     backbone: Annotated[
-        str, typer.Option(help="Backbones to choose from, with commas; clip/NAME takes words.")
+        str,
+        typer.Option(
+            help="Backbones to choose from, separated by commas; clip/NAME enables words."
+        ),
     ] = DEFAULT_BACKBONE,
     upsampler: Annotated[
-        str, typer.Option(help="Upsamplers chosen at first, with commas; others are offered, too.")
+        str,
+        typer.Option(
+            help="Upsamplers selected at first, separated by commas; others are offered as well."
+        ),
     ] = "bilinear,kin.upfeat",
     space: Annotated[
         Path | None,
@@ -35,7 +46,7 @@ def app_command(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Open a page to try upsamplers on photos: compare, click pixels, ask for words; offline.
+    """Open a page to try upsamplers on photos: compare, click pixels, segment by words; offline.
 
     Needs the extra app. Uploaded photos stay on this machine and are removed after an hour.
     """

@@ -29,19 +29,21 @@ REMARKS = "remarks.md"
 def report_command(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders or files that upfeat eval wrote; panels/ in them is shown."),
+        typer.Argument(
+            help="Folders or files that upfeat eval wrote; pictures in their panels/ are shown."
+        ),
     ] = None,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", callback=checked_folder, help=f"Folder of the page, {PAGE}."),
+        typer.Option("--out", "-o", callback=checked_folder, help=f"Folder for the page, {PAGE}."),
     ] = Path("report"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Feature upsamplers",
     markdown: Annotated[
         Path | None,
         typer.Option(
             callback=checked_file,
-            help="Write the tables to this Markdown file, too; a file remarks.md beside the "
-            "results is put under the headings of its sections.",
+            help="Also write the tables to this Markdown file; sections of a file remarks.md "
+            "beside the results are inserted under the same headings.",
         ),
     ] = None,
     tables: TablesOption = None,
@@ -56,8 +58,8 @@ def report_command(
     upsampler: Annotated[
         str,
         typer.Option(
-            help="Upsamplers of --image, with commas: NAME, NAME.TAG, a saved folder, or "
-            "LABEL=one; low-res and bilinear are always shown."
+            help="Upsamplers of --image, separated by commas: NAME, NAME.TAG, a saved folder, or "
+            "LABEL=any of these; low-res and bilinear are always shown."
         ),
     ] = DEFAULT_UPSAMPLER,
     backbone_weights: BackboneWeightsOption = None,
@@ -67,7 +69,7 @@ def report_command(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write one HTML page of results and pictures, to open from disk or print."""
+    """Write one HTML page of results and pictures, to open from disk or to print."""
     from upfeat._files import OwnFiles
     from upfeat.evaluation.report import report_page
     from upfeat.evaluation.report.content import panel_scenes, report_content

@@ -37,21 +37,21 @@ MOST_WORDS = 255  # numbers in a PNG of labels
 
 def segment_command(
     photo: Annotated[Path, typer.Argument(help="The image.")],
-    text: Annotated[str, typer.Option(help="Words with commas between them: dog, grass, sky.")],
+    text: Annotated[str, typer.Option(help="Words, separated by commas: dog, grass, sky.")],
     upsampler: UpsamplersOption = DEFAULT_UPSAMPLER,
-    backbone: Annotated[str, typer.Option(help="Backbone with a text space: clip/NAME.")] = CLIP,
+    backbone: Annotated[str, typer.Option(help="CLIP backbone: clip/NAME.")] = CLIP,
     out: OutOption = DEFAULT_OUT,
     templates: Annotated[
         str,
-        typer.Option(help="Sentences around each word: clip7 (quick), clip (80), maskclip (85)."),
+        typer.Option(help="Prompt templates: clip7 (quick), clip (80), maskclip (85)."),
     ] = "clip7",
     input_size: InputSizeOption = None,
     size: SizeOption = None,
-    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 448,
+    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture in pixels.")] = 448,
     backbone_weights: BackboneWeightsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Give every pixel the nearest of some words: a label PNG a method, and an overlay with legend.
+    """Label every pixel with the most similar of some words: label PNGs and an overlay with legend.
 
     Nothing is trained: CLIP's patch features are upsampled in its text space. Needs the extra clip.
     """

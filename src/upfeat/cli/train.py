@@ -31,7 +31,7 @@ def train_command(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="Folder, list or shards of images; repeat for several."),
+        typer.Option("--data", help="Images: folder, list file or tar shards; repeat for several."),
     ] = None,
     backbone: Annotated[
         list[str] | None,
@@ -41,24 +41,26 @@ def train_command(
         ),
     ] = None,
     backbone_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the backbone: a file.")
+        Path | None, typer.Option(help="Weight file of the backbone.")
     ] = None,
     val: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder of images to validate on; repeat for several. Default: some of --data."
+            help="Folder of validation images; repeat for several. Default: some of --data."
         ),
     ] = None,
     probe: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of labelled images (images/ and labels/): score a small segmentation "
-            "probe at each checkpoint."
+            help="Folder of labelled images (images/ and labels/): train and score a small "
+            "segmentation probe at each checkpoint."
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="As PATH=VALUE, spelled as in upfeat eval."),
+        typer.Option(
+            "--set", help="The same as the argument PATH=VALUE, written as in upfeat eval."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -67,10 +69,14 @@ def train_command(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the folder, or begin it.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in the folder, or start it if there is none."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run and its cost, then stop.")
+        bool,
+        typer.Option("--dry-run", help="Show the run's settings and measured cost, then stop."),
     ] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings as JSON, then stop.")
@@ -79,24 +85,24 @@ def train_command(
         str | None, typer.Option(callback=checked_device, help="auto, cpu or cuda.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Computation: float32, bfloat16, float16.")
+        str | None, typer.Option(help="Data type of the computation: float32, bfloat16, float16.")
     ] = None,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine (not under torchrun).")
     ] = None,
     panels: Annotated[
-        int, typer.Option(min=0, help="Images shown as PCA pictures at each checkpoint.")
+        int, typer.Option(min=0, help="Number of images drawn as PCA pictures at each checkpoint.")
     ] = 3,
     panel_image: Annotated[
         list[Path] | None,
-        typer.Option(help="An image to show instead of the first of --data; repeat for several."),
+        typer.Option(help="Image to draw instead of the first of --data; repeat for several."),
     ] = None,
     list_: Annotated[
-        bool, typer.Option("--list", help="List recipes to start with, and when to take each.")
+        bool, typer.Option("--list", help="List recipes to start with, and when to use each.")
     ] = False,
     all_: Annotated[bool, typer.Option("--all", help="List all recipes.")] = False,
 ) -> None:
-    """Train an upsampler for a backbone; the measured cost is shown first."""
+    """Train an upsampler for a backbone; first shows the measured cost."""
     if list_ or all_:
         _print_recipes(all_)
         return

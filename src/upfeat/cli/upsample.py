@@ -33,20 +33,20 @@ def upsample_command(
         str,
         typer.Option(
             help="panel (image, low-res and upsampled features side by side), pca (upsampled "
-            "features at full size), overlay (these over the image), safetensors, npz; several "
-            "with commas."
+            "features at full size), overlay (upsampled features over the image), safetensors, "
+            "npz; separate several by commas."
         ),
     ] = "panel",
     save_dtype: SaveDtypeOption = "float16",
     max_gb: MaxGbOption = 10.0,
-    jobs: Annotated[int, typer.Option(min=1, help="Images that are read ahead.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Images to read ahead.")] = 2,
 ) -> None:
-    """Upsample the features of images and films; finished ones are skipped on a second run.
+    """Upsample the features of images and videos; finished ones are skipped on a second run.
 
-    safetensors and npz hold "high" (C, H', W') and "low" (C, h, w), and their settings as JSON.
-    A video file, the number of a camera, or with --film a folder of frames becomes a film of its
-    features, all frames in one PCA basis. Only files that upfeat wrote are replaced; what it
-    wrote is no input of a later run.
+    safetensors and npz files hold "high" (C, H', W'), "low" (C, h, w) and the settings as JSON.
+    For a video file, a camera's number or (with --film) a folder of frames, a video of the features
+    is written, all frames in one PCA basis. Only files that upfeat wrote are overwritten, and they
+    are not read as input by a later run.
     """
     from upfeat.data import image_files
     from upfeat.extraction import Job

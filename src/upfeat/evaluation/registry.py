@@ -293,7 +293,7 @@ class Option:
 
     Example:
         >>> from upfeat.evaluation.registry import Option
-        >>> Option("split", "Its list of videos: train, val.", default="val").kind
+        >>> Option("split", "Split of the data set: train, val.", default="val").kind
         'text'
     """
 

@@ -136,8 +136,8 @@ class AnyUp(Upsampler):
         name="anyup",
         summary="Local cross-attention of image queries to raw features of any backbone.",
         when=(
-            "Any backbone, from one downloaded file; ahead of KIN on video in our tables, behind "
-            "it on segmentation, at twice its time."
+            "You have any backbone and can download one file; better than KIN on video in our "
+            "tables, worse on segmentation, at twice its time."
         ),
         claim="One model, trained once, upsamples the features of any backbone to any size.",
         as_baseline={

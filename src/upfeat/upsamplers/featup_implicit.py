@@ -157,8 +157,8 @@ class FeatUpImplicit(FittedUpsampler):
         name="featup_implicit",
         summary="A network of place and colour, fitted to jittered views of each image.",
         when=(
-            "Few images, no training set, and minutes to hours for each image; or you compare "
-            "with FeatUp."
+            "You have few images, no training set, and minutes to hours for each image; or you "
+            "compare with FeatUp."
         ),
         claim="A network fitted to jittered views of one image gives features at any resolution.",
         as_baseline={

@@ -50,8 +50,8 @@ class GuidedFilter(Upsampler):
         name="guided_filter",
         summary="Local linear models of the image's colours (He et al.); no training.",
         when=(
-            "No weights wanted, and smooth targets such as depth, where it is first in our "
-            "table; weak at the borders of classes."
+            "You want no weights, and predict something smooth such as depth, where it is first in "
+            "our table; weak at class boundaries."
         ),
         claim="An edge-preserving filter in linear time, whatever its radius.",
         as_baseline={

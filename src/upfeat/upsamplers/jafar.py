@@ -135,7 +135,7 @@ class JAFAR(Upsampler):
         summary="Cross-attention of image queries to all low-resolution features, kept raw.",
         when=(
             "There are weights for your backbone, or you can train them; sharp at any size, and "
-            "a linear head may go first."
+            "a linear head can be applied first."
         ),
         claim=(
             "Attention from image queries to semantically modulated keys gives sharp features at "

@@ -60,7 +60,7 @@ class JointBilateral(Upsampler):
         name="joint_bilateral",
         summary="Gaussian weights over distance and image colour (Kopf et al.); no training.",
         when=(
-            "No weights wanted, and edges of the image kept: the strongest method without "
+            "You want no weights, but edges that follow the image: the best method without "
             "training in our tables."
         ),
         claim=(

@@ -204,7 +204,7 @@ class KIN(Upsampler):
     info = UpsamplerInfo(
         name="kin",
         summary="Learned joint bilateral upsampling for any backbone's features. Ours.",
-        when="Any backbone, nothing to download and nothing to train; the default of the commands.",
+        when="You have any backbone and want no download or training; the default of the commands.",
         claim="Ours, without a paper: `docs/results.md` holds what was measured.",
         code_license="Apache-2.0",
         weights_license="Apache-2.0",

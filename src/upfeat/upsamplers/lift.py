@@ -121,8 +121,8 @@ class LiFT(WholeMapUpsampler):
         name="lift",
         summary="Small convolutional network that doubles the grid; trained per backbone.",
         when=(
-            "A grid twice as fine is enough, at little more than the time of bilinear "
-            "interpolation; DINO's published weights, or your own."
+            "Twice the resolution is enough, at little more than the time of bilinear "
+            "interpolation; with DINO's published weights, or your own."
         ),
         claim=(
             "A light network, trained without labels, doubles the resolution of ViT features and "

@@ -158,7 +158,8 @@ class NAF(Upsampler):
         name="naf",
         summary="Neighbourhood attention from a filtered image to any backbone's features.",
         when=(
-            "Any backbone, from one downloaded file; the output mixes only features near the pixel."
+            "You have any backbone and can download one file; each pixel attends to nearby cells "
+            "only."
         ),
         claim=(
             "Upsamples any backbone's features without retraining, faster than earlier attention."

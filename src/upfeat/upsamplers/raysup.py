@@ -109,7 +109,7 @@ class RaysUp(Upsampler):
     info = UpsamplerInfo(
         name="raysup",
         summary="Neighbourhood attention with a code of viewing directions, 0.1 M parameters.",
-        when="The smallest universal attention model; or images whose cameras are known.",
+        when="You want the smallest universal attention model, or know the cameras of your images.",
         claim="Above AnyUp on most of its tables with a fraction of the parameters.",
         as_baseline={
             "JAFAR": "not compared (published later)",

@@ -288,7 +288,7 @@ class UpsampleAnything(WholeMapUpsampler):
     info = UpsamplerInfo(
         name="upsample_anything",
         summary="Anisotropic kernels fitted to each image at test time; no training.",
-        when="Few images, no weights, and minutes for each image.",
+        when="You have few images, no weights, and minutes for each image.",
         claim=(
             "Kernels fitted to a single image at test time are hard to beat by trained upsamplers, "
             "for features and other maps."

@@ -1,4 +1,4 @@
-"""Vehicles from above on one tiny key frame: what is learned, resumed, written and refused."""
+"""Bird's-eye-view segmentation on one key frame: what is learned, resumed, written, refused."""
 
 from __future__ import annotations
 

@@ -20,39 +20,48 @@ __all__ = ["parse_roots", "reproduce_command"]
 def reproduce_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Tables and figures, such as jafar:table-1, or papers: jafar, loftup."),
+        typer.Argument(
+            help="Tables or figures, such as jafar:table-1, or whole papers: jafar, loftup."
+        ),
     ] = None,
     list_: Annotated[
-        bool, typer.Option("--list", help="Show how much of what each needs is there; run nothing.")
+        bool,
+        typer.Option(
+            "--list", help="List them with the data and weights found for each; run nothing."
+        ),
     ] = False,
     needs: Annotated[
-        bool, typer.Option("--needs", help="Show all that each needs, with addresses of weights.")
+        bool,
+        typer.Option(
+            "--needs", help="Show the data and weights that each requires, with download addresses."
+        ),
     ] = False,
     root: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder of a data set, SET=DIR; repeat. data=DIR holds several under their usual "
-            "names, weights=DIR files of backbones."
+            help="Folder of a data set, SET=DIR; repeat for several. data=DIR: a folder with all "
+            "of them under their usual names; weights=DIR: backbone weights."
         ),
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(help="Only these rows of a table, with commas: jafar,bilinear.")
+        str | None,
+        typer.Option(help="Only these rows of a table, separated by commas: jafar,bilinear."),
     ] = None,
     small: Annotated[
         bool,
         typer.Option(
-            "--small", help="Small sets, backbone and settings: shows that all works, no more."
+            "--small", help="Test run with small data, backbone and settings; scores mean nothing."
         ),
     ] = False,
     out: Annotated[
-        Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of everything.")
+        Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder for all output.")
     ] = Path("reproduce"),
     teacher: Annotated[
         Path | None, typer.Option(help="Folder with Depth Anything V2, for JAFAR's depth column.")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run tables and figures of the papers, and print ours beside the published numbers."""
+    """Run the papers' tables and figures, and print our numbers beside the published ones."""
     from upfeat.cli.eval import show_progress
     from upfeat.cli.reproduce.figures import draw_figure
     from upfeat.cli.reproduce.needs import print_list, print_needs

@@ -7,7 +7,9 @@ from upfeat.cli.show.features import compare_command, pca_command
 from upfeat.cli.show.similarity import similarity_command
 from upfeat.cli.show.targets import targets_command
 
-show_app = typer.Typer(help="Draw what upsamplers do with a photo.", no_args_is_help=True)
+show_app = typer.Typer(
+    help="Draw pictures of what upsamplers do with a photo.", no_args_is_help=True
+)
 show_app.command("attention")(attention_command)
 show_app.command("compare")(compare_command)
 show_app.command("pca")(pca_command)

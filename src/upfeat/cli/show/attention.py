@@ -56,7 +56,7 @@ def attention_command(
     at: Annotated[
         list[str],
         typer.Option(
-            help="The pixel: ROW,COL of the photo, or shares of its height and width such as "
+            help="The pixel: ROW,COL of the photo, or fractions of its height and width such as "
             "0.4,0.55; repeat for several."
         ),
     ],
@@ -64,18 +64,18 @@ def attention_command(
     backbone: BackboneOption = DEFAULT_BACKBONE,
     out: OutOption = DEFAULT_OUT,
     input_size: Annotated[
-        str, typer.Option(help="Size at which the networks see the photo: 224, 224x320, 0.5x.")
+        str, typer.Option(help="Size of the networks' input: 224, 224x320, 0.5x.")
     ] = "224",
     size: Annotated[
         str | None, typer.Option(help="Size of the upsampled map. Default: the input size.")
     ] = None,
-    dots: Annotated[int, typer.Option(min=1, help="Dots of a picture.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the dots.")] = 0,
-    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 320,
+    dots: Annotated[int, typer.Option(min=1, help="Number of dots per picture.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the dots.")] = 0,
+    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture in pixels.")] = 320,
     backbone_weights: BackboneWeightsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw which coarse cells a pixel takes from: dots, and heat maps, of several upsamplers."""
+    """Draw which low-resolution cells a pixel attends to, as dots and heat maps."""
     from upfeat.data import read_image
     from upfeat.data.sizes import resolve_size
     from upfeat.viz import attention_panel

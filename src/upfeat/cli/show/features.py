@@ -51,9 +51,9 @@ def pca_command(options: PipelineOptions) -> None:
 
 @with_fields
 def compare_command(options: PhotoOptions) -> None:
-    """Draw one panel of every method that has its weights here, with times, for each image.
+    """Draw all methods whose weights are available side by side, with times, for each image.
 
-    The shorter side is at most 448 unless --input-size says otherwise.
+    The shorter side is reduced to 448 unless --input-size is given.
     """
     from upfeat.viz import compare_upsamplers, usable_upsamplers
 

@@ -37,7 +37,7 @@ def similarity_command(
     at: Annotated[
         list[str],
         typer.Option(
-            help="The pixel: ROW,COL of the photo, or shares of its height and width such as "
+            help="The pixel: ROW,COL of the photo, or fractions of its height and width such as "
             "0.4,0.55; repeat for several."
         ),
     ],
@@ -46,13 +46,13 @@ def similarity_command(
     out: PictureOutOption = DEFAULT_OUT,
     input_size: InputSizeOption = None,
     size: SizeOption = None,
-    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 448,
+    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture in pixels.")] = 448,
     backbone_weights: BackboneWeightsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw how alike a pixel's features and all others' are, for the low-res map and upsamplers.
+    """Draw the cosine similarity of one pixel with all others, low-res and for each upsampler.
 
-    The shorter side is at most 448 unless --input-size says otherwise.
+    The shorter side is reduced to 448 unless --input-size is given.
     """
     from upfeat.data import read_image
     from upfeat.viz import similarity_panel

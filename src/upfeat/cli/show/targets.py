@@ -44,36 +44,38 @@ _TITLES = {
 
 
 def targets_command(
-    photo: Annotated[Path, typer.Argument(help="The image; larger than 448 pixels is best.")],
+    photo: Annotated[Path, typer.Argument(help="The image; best larger than 448 pixels.")],
     backbone: BackboneOption = DEFAULT_BACKBONE,
     out: OutOption = DEFAULT_OUT,
     teacher: Annotated[
         str,
         typer.Option(
-            help="Upsampler that makes the self-distilled target: NAME.TAG or a saved folder; "
-            "'auto': our LoftUp for this backbone, its first stage where that is there; 'none'."
+            help="Upsampler for the self-distilled target: NAME.TAG or a saved folder; "
+            "'auto': our LoftUp for this backbone (its first stage if available); 'none'."
         ),
     ] = "auto",
     masks: Annotated[
         str,
-        typer.Option(help="felzenszwalb, slic, a label image, or a .json file as SA-1B has them."),
+        typer.Option(help="felzenszwalb, slic, a label image, or a .json file in SA-1B's format."),
     ] = "felzenszwalb",
     depth: Annotated[
-        Path | None, typer.Option(help="Depth map of the photo: an image of numbers, or .npy.")
+        Path | None, typer.Option(help="Depth map of the photo: a PNG or a .npy file.")
     ] = None,
-    targets: Annotated[str, typer.Option(help="Which targets, with commas, or 'all'.")] = "all",
+    targets: Annotated[
+        str, typer.Option(help="Targets to draw, separated by commas, or 'all'.")
+    ] = "all",
     fit_on: Annotated[
-        str, typer.Option(help="Map whose principal components colour all: low, a target, 'all'.")
+        str, typer.Option(help="Map to fit the PCA colours on: low, a target, 'all'.")
     ] = "low",
     input_size: Annotated[
-        str, typer.Option(help="Size at which a student sees the photo: 224 or 224x320.")
+        str, typer.Option(help="Input size of the student: 224 or 224x320.")
     ] = "224",
     settings: SettingsOption = None,
-    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture, pixels.")] = 320,
+    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture in pixels.")] = 320,
     backbone_weights: BackboneWeightsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw what an upsampler can be trained on for one photo: LoftUp's pseudo ground truths."""
+    """Draw the training targets that LoftUp's paper compares (pseudo ground truths) for a photo."""
     import upfeat
     from upfeat.data import read_image
     from upfeat.viz.targets import (

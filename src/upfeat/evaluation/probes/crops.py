@@ -59,7 +59,7 @@ MetricT = TypeVar("MetricT")
 
 KEEP_WEIGHTS = Option(
     "keep_weights",
-    "Save methods that are trained with the heads in OUT/weights, for other tasks.",
+    "Save upsamplers that are trained with the heads to OUT/weights, for other tasks.",
     "flag",
     False,
 )

@@ -221,8 +221,8 @@ def _inputs(request: Request) -> dict[str, Any]:
 register_protocol(
     Protocol(
         name=TASK,
-        title="Vehicles from above",
-        summary="Train a bird's-eye-view network together with an upsampler, six cameras a frame.",
+        title="Bird's-eye-view vehicle segmentation",
+        summary="Train a bird's-eye-view network together with an upsampler, from six cameras.",
         scores={
             "iou": higher("IoU"),
             "iou_visible": higher("IoU visible"),
@@ -241,7 +241,7 @@ register_protocol(
         options=(
             Option(
                 "version",
-                "Folder of nuScenes' tables: v1.0-trainval, v1.0-mini.",
+                "nuScenes version, a folder of its tables: v1.0-trainval, v1.0-mini.",
                 default="v1.0-trainval",
             ),
         ),

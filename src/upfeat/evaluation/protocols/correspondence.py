@@ -502,7 +502,7 @@ register_protocol(
     Protocol(
         name=TASK,
         title="Semantic correspondence",
-        summary="Find the key points of one image in another by upsampled features (PCK).",
+        summary="Match key points between images by upsampled features (PCK).",
         scores={
             **{
                 f"{name}_{percent_name(alpha)}": higher(f"{heading}@{alpha}")
@@ -524,6 +524,6 @@ register_protocol(
         inputs=_inputs,
         run=run_correspondence,
         items="pairs",
-        options=(Option("split", "Of SPair-71k and PF-PASCAL: val, test.", default="test"),),
+        options=(Option("split", "Split of SPair-71k and PF-PASCAL: val, test.", default="test"),),
     )
 )

@@ -439,7 +439,12 @@ register_protocol(
         items="images of each split",
         options=(
             Option("teacher", "Folder with Depth Anything V2, for pseudo depth.", "path"),
-            Option("keep_pixels", "Keep the sampled pixels of finished methods.", "flag", False),
+            Option(
+                "keep_pixels",
+                "Keep the cached features of the sampled pixels after a method is finished.",
+                "flag",
+                False,
+            ),
             KEEP_WEIGHTS,
         ),
     )

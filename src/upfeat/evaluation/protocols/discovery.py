@@ -294,7 +294,7 @@ register_protocol(
     Protocol(
         name=TASK,
         title="Object discovery",
-        summary="Find one object an image by a normalised cut of upsampled features (CorLoc).",
+        summary="Find one object per image by a normalised cut of upsampled features (CorLoc).",
         scores={"corloc": higher("CorLoc"), "best_iou": higher("mean IoU of the best object")},
         headline=("corloc",),
         configure=discovery_preset,

@@ -415,7 +415,7 @@ register_protocol(
     Protocol(
         name=TASK,
         title="Time and memory",
-        summary="Measure time, peak memory and operations as the papers' tables do.",
+        summary="Measure time, peak memory and FLOPs in the settings of the papers' tables.",
         scores={
             "parameters": cost("parameters", "million"),
             "ms_forward": cost("forward time", "ms"),

@@ -337,7 +337,7 @@ register_protocol(
     Protocol(
         name=TASK,
         title="Geometric correspondence",
-        summary="Match two posed views of an object or room by upsampled features (recall).",
+        summary="Match two views with known poses by upsampled features (recall).",
         scores=_declared(),
         headline=("recall_2cm",),
         caption="percent of all matches; angles: mean over the pairs",

@@ -552,7 +552,7 @@ register_protocol(
     Protocol(
         name=TASK,
         title="Open-vocabulary segmentation",
-        summary="Segment by words, with CLIP's text space as the head.",
+        summary="Segment by words, with CLIP's text embeddings as the head.",
         scores={
             "miou": higher("mIoU"),
             "miou_labelled": higher("mIoU labelled"),
@@ -568,8 +568,8 @@ register_protocol(
         run=run_open_vocabulary,
         items="images",
         options=(
-            Option("clip", f"CLIP of preset proxyclip, {CLIP} if none is named."),
-            Option("clip_weights", "File of its weights.", kind="path"),
+            Option("clip", f"CLIP backbone of preset proxyclip. Default: {CLIP}."),
+            Option("clip_weights", "Weight file of --clip.", kind="path"),
         ),
     )
 )

@@ -207,7 +207,7 @@ register_protocol(
     Protocol(
         name=TASK,
         title="Restoration",
-        summary="Denoise images with upsamplers at ratio 1.",
+        summary="Denoise images with upsamplers that keep the resolution (ratio 1).",
         scores={"psnr": higher("PSNR", "dB"), "ssim": higher("SSIM", "")},
         headline=("psnr",),
         configure=restoration_preset,

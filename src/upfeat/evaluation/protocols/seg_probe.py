@@ -440,7 +440,12 @@ register_protocol(
         seeds=True,
         items="images of each split",
         options=(
-            Option("keep_pixels", "Keep the sampled pixels of finished methods.", "flag", False),
+            Option(
+                "keep_pixels",
+                "Keep the cached features of the sampled pixels after a method is finished.",
+                "flag",
+                False,
+            ),
             KEEP_WEIGHTS,
         ),
     )

@@ -385,7 +385,7 @@ register_protocol(
     Protocol(
         name=TASK,
         title="Video object segmentation",
-        summary="Hand the masks of a video's first frame on; palette PNGs and DAVIS scores.",
+        summary="Propagate the first frame's masks through a video; palette PNGs and DAVIS scores.",
         scores={
             "jf": higher("J&F"),
             "j": higher("J"),
@@ -403,6 +403,6 @@ register_protocol(
         inputs=_inputs,
         run=run_vos,
         items="videos",
-        options=(Option("split", "Its list of videos: train, val.", default="val"),),
+        options=(Option("split", "Split of the data set: train, val.", default="val"),),
     )
 )

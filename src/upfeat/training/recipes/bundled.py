@@ -110,7 +110,7 @@ CLIP = ClipConfig(max_norm=1.0)
 
 
 @register_recipe(
-    when="How kin.upfeat began: one light upsampler for any backbone, from label images."
+    when="First stage of kin.upfeat: one small upsampler for any backbone, from label images."
 )
 def bundled_universal() -> TrainConfig:
     """KIN for any backbone, the package's default upsampler: first stage.

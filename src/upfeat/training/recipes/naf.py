@@ -53,7 +53,7 @@ def naf_paper() -> TrainConfig:
 
 
 @register_recipe(
-    when="Several backbones, too, with features mixed from the neighbourhood of a pixel only."
+    when="One or several backbones; each pixel attends only to cells in its neighbourhood."
 )
 def naf_small() -> TrainConfig:
     """NAF for the bundled encoder, on two cores.

@@ -99,7 +99,7 @@ def dysample_small() -> TrainConfig:
     return _small("dysample", MASK_REFINED, lr=1e-3)
 
 
-@register_recipe(when="The simplest baseline that learns.")
+@register_recipe(when="The simplest learned baseline.")
 def resize_conv_small() -> TrainConfig:
     """Resize-convolution for the bundled encoder, on two cores, from mask-refined features.
 
