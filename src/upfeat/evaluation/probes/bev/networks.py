@@ -93,7 +93,7 @@ class BevNetwork(nn.Module):
         self.width, self.grid, self.names = width, grid, tuple(names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
-        """Return the outputs of the heads.
+        """Return the heads' outputs.
 
         Args:
             maps: (B, N, C, h, w).
@@ -144,7 +144,7 @@ class SimpleBev(BevNetwork):
         self.heads = BevHeads(width, self.names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
-        """Return the outputs of the heads; arguments as :class:`BevNetwork`."""
+        """Return the heads' outputs; arguments as :class:`BevNetwork`."""
         pillars = self.view_transform(maps, cameras, motion, None, MEAN_EPSILON)
         # (B, C*Z, X*Y) -> (B, C*Z, X, Y)
         seen = self.compressor(pillars.unflatten(2, self.grid.size))
@@ -204,7 +204,7 @@ class PointBev(BevNetwork):
         self.heads = SparseHeads(width, self.names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
-        """Return the outputs of the heads; arguments as :class:`BevNetwork`."""
+        """Return the heads' outputs; arguments as :class:`BevNetwork`."""
         batch, device = maps.shape[0], maps.device
         if not self.training:
             every = torch.arange(len(self.view_transform.points), device=device)
@@ -287,7 +287,7 @@ class BevFormer(BevNetwork):
         self.heads = BevHeads(width, self.names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
-        """Return the outputs of the heads; arguments as :class:`BevNetwork`."""
+        """Return the heads' outputs; arguments as :class:`BevNetwork`."""
         projection = project(move_points(self.points, motion), cameras)
         views = Views.of(projection, maps.shape[-2:], self.grid.heights)
         return BevOutput(self.heads(self.decoder(self.view_transform(maps, views))))
