@@ -40,7 +40,15 @@ def score_lines(results: Path, labels: Sequence[str]) -> list[str]:
         cells = [f"{scores[s]['mean']:.1f} ± {scores[s]['deviation']:.1f}" for s in SCORES]
         own = any(wanted in label for wanted in labels)
         rows.append((data, backbone, f"**{label}**" if own else label, *cells))
-    header = ("data", "backbone", "upsampler", "mIoU", "accuracy", "border mIoU", "border accuracy")
+    header = (
+        "data",
+        "backbone",
+        "upsampler",
+        "mIoU",
+        "accuracy",
+        "boundary mIoU",
+        "boundary accuracy",
+    )
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return lines + ["| " + " | ".join(row) + " |" for row in sorted(rows)]
 
@@ -87,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "## Scores",
             "",
             "`upfeat eval seg-probe`: a linear probe on upsampled features, validation splits, "
-            "mean ± deviation of three seeds; border: within 5 pixels of a label's border.",
+            "mean ± standard deviation of three seeds; boundary: pixels within 5 pixels of a label "
+            "boundary.",
             "",
             *score_lines(arguments.results, arguments.label),
             "",
