@@ -279,7 +279,8 @@ four images once, a CLIP of random weights and a bird's-eye network after two ep
 frame stay near chance: mIoU, accuracy and IoU of these columns mean nothing, and rows that fall
 back on one class are equal. Seconds and milliseconds are wall time on two cores that other work
 shared; a table needs 20 to 90 s of one core. A run that was interrupted, with `kill -9` too,
-goes on from what it finished and ends with the same numbers.
+goes on from what it finished and ends with the same numbers. One row was left out: LoftUp's of
+JAFAR's table 11, whose training step at 448 pixels takes more than 8 GB.
 
 A cell is *published / small run here*; `-` is no number.
 """
