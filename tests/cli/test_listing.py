@@ -69,3 +69,15 @@ def test_the_calls_that_are_named_exist() -> None:
     for name, facts in _BACKBONE_SIDE.items():
         assert callable(getattr(upfeat, name))
         assert facts["call"].startswith(f"upfeat.{name}(")
+
+
+def test_a_misspelt_name_is_answered_by_the_right_one() -> None:
+    for words, meant in (
+        (["jafr"], "jafar"),
+        (["KIN.upfeat", "--pretrained"], "kin.upfeat"),
+        (["resnet18", "--backbones"], "timm/resnet18"),
+    ):
+        result = CliRunner().invoke(app, ["list", *words])
+        assert result.exit_code == 2
+        assert f"did you mean '{meant}'" in result.stderr
+        assert result.stdout.strip() == ""

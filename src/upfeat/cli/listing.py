@@ -1,7 +1,9 @@
 """``upfeat list`` and ``upfeat info``."""
 
+import difflib
 import fnmatch
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -59,14 +61,27 @@ def list_command(
     elif backbones:
         typer.echo("\n".join(names))
     elif pretrained:
-        _print_weights({name: shown[name] for name in names})
+        if names:
+            _print_weights({name: shown[name] for name in names})
     else:
         if names:
             _print_methods({name: shown[name] for name in names})
         if wrappers:
             _print_wrappers(wrappers)
     if not names and (as_json or not wrappers):
-        raise ValueError(f"nothing matches {pattern!r}; 'upfeat list' shows all")
+        known = upfeat.list_backbones() if backbones else [*shown, *_BACKBONE_SIDE]
+        raise ValueError(f"nothing matches {pattern!r}{_meant(pattern, known)}")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """Say what a name without wildcards may mean; as ``UnknownNameError`` does, without torch."""
+    plain = {each.casefold(): each for each in known}
+    behind = {each.casefold().partition("/")[2]: each for each in known}
+    same = behind.get(name.casefold())
+    close = difflib.get_close_matches(name.casefold(), list(plain), n=1, cutoff=0.5)
+    if set(name) & set("*?[") or not (same or close):
+        return "; 'upfeat list' shows all"
+    return f"; did you mean {same or plain[close[0]]!r}?"
 
 
 def _read_methods() -> dict[str, dict[str, Any]]:

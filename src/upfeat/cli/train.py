@@ -270,12 +270,14 @@ def _print_summary(config: "TrainConfig", folder: Path, cost: "CostEstimate") ->
     if validation is not None and validation.paths:
         held = f"validation on {', '.join(validation.paths)}"
     elif validation is not None:
-        held = f"validation on {validation.images} of them, or a tenth if that is less"
+        held = f"a tenth of them, at most {validation.images}, held out for validation"
     lines = {
-        "recipe": f"{config.recipe}: {upsampler.name} for {backbones}, {config.objective.name}",
+        "recipe": f"{config.recipe}: {upsampler.name} for {backbones}, objective "
+        f"{config.objective.name}",
         "images": f"{', '.join(config.data.paths)}, cut to {height} x {width}; {held}",
-        "run": f"{config.steps} steps of {config.batch_size} images, {config.optimizer.name} with "
-        f"{config.optimizer.lr:g} ({config.schedule.name}), {config.precision}, {cost.device}",
+        "run": f"{config.steps} steps of {config.batch_size} images, {config.optimizer.name}, "
+        f"learning rate {config.optimizer.lr:g} ({config.schedule.name}), {config.precision}, "
+        f"{cost.device}",
         "cost": f"{cost.step_seconds:.3g} s a step, {_duration(cost.seconds)} in all "
         f"({config.batch_size / cost.step_seconds:.3g} images/s), peak {kind} "
         f"{cost.peak_bytes / 1e9:.2f} GB; estimated by two real steps on {cost.device} of which "

@@ -123,7 +123,7 @@ def open_validation(config: TrainConfig) -> ImageStream | None:
         return _stream(config, records, validation.paths)
     held = _split(config)[1]
     if not len(held):
-        logger.info("too few images to hold some out: no validation")
+        logger.debug("fewer than ten images: none is held out, no validation")
         return None
     return _stream(config, held, config.data.paths)
 
