@@ -29,10 +29,10 @@ from upfeat.ops import linear, stream
 from upfeat.ops.coordinates import inclusive_grid, sample_around
 from upfeat.ops.images import Size, stretch_colors
 from upfeat.upsamplers.base import (
-    ANY_SIZE,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Abilities,
+    Exports,
     Upsampler,
     UpsamplerInfo,
 )
@@ -168,7 +168,12 @@ class LoftUp(Upsampler):
         weights_license="not stated (the code is MIT)",
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
-        abilities=Abilities(mixes_values=False, tiles=True, query=True, export=ANY_SIZE),
+        abilities=Abilities(
+            mixes_values=False,
+            tiles=True,
+            query=True,
+            export=Exports("dynamic", "dynamic", "static"),
+        ),
     )
     whole_in_training = True
     positions_apart = True
