@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Compare methods on your own data
 #
-# Which upsampler is best for *your* images? A linear probe tells: a single linear layer is trained on the upsampled
-# features, the same for every method, and its segmentation is compared with labels. Your folder holds `images/` and
-# `labels/` with PNGs of class numbers; here it is drawn.
+# Which upsampler is best for *your* images? A linear probe answers this: a linear layer is trained on the upsampled
+# features of each method, with the same settings, and its segmentation is compared with labels. Your folder contains
+# `images/` and `labels/` with PNGs of class indices; here we draw such a data set.
 
 # %%
 import subprocess
@@ -43,8 +43,8 @@ for number in range(16):
 (root / "classes.txt").write_text("background\ndisc\nsquare\n")
 
 # %% [markdown]
-# One command runs all methods on the same features and prints one table, with the settings that made it. `low-res`
-# stands for the backbone's own grid.
+# One command evaluates all methods on the same features and prints a table with all settings. `low-res`
+# means the backbone's features without upsampling.
 
 # %%
 line = [
@@ -58,7 +58,7 @@ done = subprocess.run(line, capture_output=True, text=True, check=True)
 print(done.stdout)
 
 # %% [markdown]
-# `--tables` writes them as Markdown, CSV and LaTeX, with the IoU of each class:
+# `--tables` writes the scores as Markdown, CSV and LaTeX, with the IoU of each class:
 
 # %%
 for file in sorted((work / "tables").glob("*.md")):

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # From a photo to sharp features
 #
-# A vision transformer sees a photo in patches: 448 x 448 pixels become 28 x 28 vectors. An upsampler makes a map with
-# one vector a pixel of it, guided by the photo. Everything here runs offline, with the encoder and the upsampler
-# that are part of the package.
+# A vision transformer works on patches: 448 x 448 pixels become 28 x 28 feature vectors. An upsampler turns them into
+# one vector per pixel, guided by the photo. Everything here runs offline, with an encoder and an upsampler
+# whose weights are in the package.
 
 # %%
 import torch
@@ -24,8 +24,8 @@ backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
 pipe = upfeat.Pipeline(backbone, upfeat.load_upsampler("kin.upfeat", backbone), input_size=224)
 
 # %% [markdown]
-# A pipeline takes a path, a PIL image, an array of bytes (H, W, 3) or a tensor in [0, 1]. It sizes and normalises
-# the picture as both networks want it.
+# A pipeline takes a path, a PIL image, a uint8 array (H, W, 3) or a tensor in [0, 1]. It resizes and normalises
+# the image for both networks.
 
 # %%
 photo = astronaut()
@@ -43,10 +43,10 @@ print("upsampled", tuple(out.high.shape))
 pca_picture(pipe, photo, output_size=224, max_side=320).panel
 
 # %% [markdown]
-# ## Ask them
+# ## Find similar pixels
 #
-# Features of one object are alike. The cosine similarity of every pixel with one of them shows the object that it lies
-# on; the position is row and column of the output.
+# Features of the same object are similar. The cosine similarity between one pixel (given by row and column of the
+# output) and all others shows the object that the pixel belongs to.
 
 # %%
 query = out.high[:, 60, 110]  # on the face

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Train an upsampler for your own backbone
 #
-# `kin.upfeat` and `anyup` serve any backbone. JAFAR, LoftUp and most others are trained for one; JAFAR needs nothing
-# but images, no labels. Here it learns for a few steps, so that the page builds quickly; the same lines train it
-# properly with more steps and images.
+# `kin.upfeat` and `anyup` work with any backbone. JAFAR, LoftUp and most others are trained for one backbone. JAFAR is
+# trained on images without labels. Here it is trained for a few steps only, so that the page builds quickly; use more
+# steps and images for a useful model.
 
 # %%
 import tempfile
@@ -30,8 +30,8 @@ for name, photo in {"astronaut": astronaut(), "cat": chelsea(), "coffee": coffee
     Image.fromarray(photo).save(images / f"{name}.png")
 
 # %% [markdown]
-# A recipe is a configuration with defaults that work. `jafar_small` is for small networks and a processor without a
-# graphics card; `jafar_paper` has the paper's settings. Anything can be changed by its path.
+# A recipe is a training configuration with defaults. `jafar_small` is for small networks and training on a CPU;
+# `jafar_paper` has the paper's settings. Any setting can be changed by its path.
 
 # %%
 config = create_recipe(
@@ -56,7 +56,7 @@ print(config.upsampler.name, config.objective.name, config.optimizer.lr)
 # upfeat train jafar_small --backbone upfeat/vit_compact_patch16 --data images --out runs/mine
 # ```
 #
-# Ctrl-C ends a run with a snapshot; `fit(resume=True)`, or `--resume`, goes on exactly where it was.
+# Ctrl-C stops a run and saves a snapshot; `fit(resume=True)`, or `--resume`, continues exactly from there.
 
 # %%
 result = Trainer(config, work / "run").fit()
@@ -64,8 +64,8 @@ for row in read_log(work / "run" / "log.csv"):
     print(int(row["step"]), round(float(row["loss"]), 4))
 
 # %% [markdown]
-# The folder `model` holds the weights, the configuration and a model card, and loads by its path anywhere a name is
-# taken, in Python and in every command.
+# The folder `model` contains the weights, the configuration and a model card. Its path can be used wherever an
+# upsampler's name is expected, in Python and in every command.
 
 # %%
 backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")

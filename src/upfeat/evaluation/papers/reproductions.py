@@ -268,21 +268,21 @@ def _where(those: Sequence[Ran], done: Sequence[Ran]) -> str:
 _HEAD = """# Tables and figures of the papers
 
 Every table and figure that compares methods in the papers of JAFAR, LoftUp, NAF and AnyUp is one
-command, `upfeat reproduce NAME`. `upfeat reproduce --list` says what each needs and what of it is
-there. Folders are given with `--root SET=DIR`, or all at once with `--root data=DIR` for a folder
-that holds them; weight files are looked for as everywhere, and those of backbones in
-`--root weights=DIR`. Rows without published weights are trained by their recipe first.
+command, `upfeat reproduce NAME`. `upfeat reproduce --list` shows the data and weights that each
+needs and which of them were found. Give the folder of a data set with `--root SET=DIR`, or a folder
+that contains all of them with `--root data=DIR`. Weights are looked for in the usual places, those
+of backbones also in `--root weights=DIR`. Methods without published weights are trained first.
 
-`--small` runs the same with small sets, the bundled backbone, a few images and a few training
-steps. **Small numbers say that the machinery works, nothing about the methods.** Heads that saw
-four images once, a CLIP of random weights and a bird's-eye network after two epochs on one key
-frame stay near chance: mIoU, accuracy and IoU of these columns mean nothing, and rows that fall
-back on one class are equal. Seconds and milliseconds are wall time on two cores that other work
-shared; a table needs 20 to 90 s of one core. A run that was interrupted, with `kill -9` too,
-goes on from what it finished and ends with the same numbers. One row was left out: LoftUp's of
-JAFAR's table 11, whose training step at 448 pixels takes more than 8 GB.
+`--small` runs the same code with small data sets, the bundled backbone, a few images and a few
+training steps. **Small runs only show that the code works; their scores say nothing about the
+methods.** Heads trained on four images, a CLIP with random weights and a bird's-eye-view network
+after two epochs on one key frame are near chance, and methods that predict a single class have
+equal scores. Seconds and milliseconds are wall time on two shared cores; a table needs 20 to 90 s
+of one core. An interrupted run, even by `kill -9`, continues with what is missing and gives the
+same scores. One row is missing: LoftUp in JAFAR's table 11, whose training step at 448 pixels takes
+more than 8 GB.
 
-A cell is *published / small run here*; `-` is no number.
+A cell is *published / small run here*; `-` means no number.
 """
 
 
