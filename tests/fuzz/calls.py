@@ -22,6 +22,7 @@ from tests.fuzz.methods import (
     CANNOT_REDUCE,
     DECIDED_BY_ROUNDING,
     FLOAT32_ERROR,
+    GROUPED,
     SMALLEST_GRID,
     STRIDED,
     WIDTHS,
@@ -198,7 +199,8 @@ def cases(draw: st.DrawFn, method: str | None = None, oracle: str | None = None)
     dtype = "float32" if oracle == "float64" else draw(st.sampled_from(DTYPES))
     mixed = oracle == "plain" and draw(st.booleans())
     grid, image, size = _sizes(draw, method)
-    width = WIDTHS if needs_feature_dim(registered(method)) or "naf" in method else range(1, 21)
+    name = registered(method)
+    width = WIDTHS if needs_feature_dim(name) or name in GROUPED else range(1, 21)
     layout, content = st.sampled_from(list(LAYOUTS)), st.sampled_from(list(CONTENTS))
     given = draw(st.sampled_from(DTYPES)) if mixed else dtype
     picture = draw(content)
@@ -237,7 +239,7 @@ def _sizes(draw: st.DrawFn, method: str) -> tuple[Size, Size, Size | None]:
         size = tuple(size * n for n in grid)
     if not free and method == "featup_implicit":  # it pools the image to the grid
         image = tuple(max(3, n, cells) for n, cells in zip(image, grid, strict=True))
-    if not free and registered(method) == "naf":  # it reflects the image's border
+    if not free and registered(method) in GROUPED:  # they reflect the image's border
         image = tuple(max(2, n) for n in image)
     if not free and method in CANNOT_REDUCE:
         size = tuple(max(n, cells) for n, cells in zip(size or image, grid, strict=True))

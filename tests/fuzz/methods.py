@@ -39,6 +39,7 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
     "loftup/learnable": {"n_freqs": 3, "position": "learnable", "lr_size": 4},
     "naf": {"dim": 32, "heads_attn": 4, "heads_rope": 2, "kernel_size": 3},
     "naf/even": {"dim": 48, "heads_attn": 2, "heads_rope": 3, "kernel_size": 4, "img_layers": 1},
+    "raysup": {"qk_dim": 64, "num_heads": 2},
     "sapa": {"embedding_dim": 16, "up_kernel_size": 3, "stages": 2},
     "sapa/gate": {"embedding_dim": 16, "stages": 1, "q_mode": "gate"},
     "uplift": {"taps": 9, "encoder": [_BLOCK, _BLOCK], "decoder": [_DOUBLE, _DOUBLE]},
@@ -55,12 +56,18 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
 """Constructor arguments by name, or by name and a word for further settings."""
 
 WIDTHS = (8, 16)
-"""Feature widths of the methods that are built for one, and of naf; the others take any."""
+"""Feature widths of the methods that are built for one or have heads with channels of their own."""
 
-SMALLEST_GRID = {"anyup": 2, "anyup/natten": 3, "featup_jbu": 2, "naf": 3, "naf/even": 4}
+SMALLEST_GRID = {
+    **{"anyup": 2, "anyup/natten": 3, "featup_jbu": 2, "naf": 3, "naf/even": 4},
+    "raysup": 6,
+}
 """Smaller grids are refused; one for those that are not named."""
 
-CANNOT_REDUCE = ("anyup/natten", "naf", "naf/even")
+GROUPED = ("naf", "raysup")
+"""Each head has a group of channels, and the image's borders are reflected."""
+
+CANNOT_REDUCE = ("anyup/natten", "naf", "naf/even", "raysup")
 """They refuse outputs below the grid."""
 
 FLOAT32_ERROR = {

@@ -45,9 +45,8 @@ def test_golden(golden_dir: Path, case: str, grad: bool) -> None:
         out = model(image, features, meta["output_size"])
     assert max_abs_difference(out, tensors["output"]) <= FUSED_GOLDEN_ATOL
     if "ray_d" in tensors:
-        size = (image.shape[2], image.shape[3])
         for name, like in (("ray_d", out), ("key_ray_d", features)):
-            rays = model.rays(like, size).expand_as(tensors[name])
+            rays = model.rays(like, (like.shape[2], like.shape[3])).expand_as(tensors[name])
             torch.testing.assert_close(rays, tensors[name], atol=1e-6, rtol=0)
 
 

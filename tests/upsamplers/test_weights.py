@@ -173,6 +173,7 @@ LEARNED: dict[str, dict[str, int]] = {
     "liif": {"feature_dim": 16, "hidden_dim": 24, "num_hidden": 2},
     "loftup": {"feature_dim": 16},
     "naf": {"dim": 32, "heads_rope": 2},
+    "raysup": {"qk_dim": 32},
     "resfu": {"feature_dim": 16},
     "resize_conv": {"feature_dim": 16},
     "sapa": {"feature_dim": 16, "embedding_dim": 16, "stages": 1},

@@ -237,7 +237,8 @@ class Upsampler(GuidedModel):
             max_bytes: what the call may take. Methods whose encoder streams hold full-resolution
                 maps within it and compute anew what does not fit, which takes several times as
                 long. It does not hold the inputs, in the weights' dtype too; strips of about 25 MB
-                for each thread in methods that stream (140 MB in ``naf``); the image's colours at
+                for each thread in methods that stream (140 MB in ``naf``, 100 MB in
+                ``raysup``); the image's colours at
                 the output's size in ``loftup``, ``featup_implicit``, ``joint_bilateral`` and
                 ``guided_filter``; the guidance of the whole image in ``kin`` (about 150 numbers a
                 pixel) and ``featup_jbu`` (about 160, and C at 8h x 8w); what fits a network in

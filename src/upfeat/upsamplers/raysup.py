@@ -78,9 +78,9 @@ class Camera(NamedTuple):
 
 
 class RaysUpState(NamedTuple):
-    """Queries (B, D, H', W') and keys (B, D, h, w)."""
+    """The image's code at the output, (B, D, H', W'), and rotated keys (B, D, h, w)."""
 
-    query: Tensor
+    code: stream.Map
     key: Tensor
 
 
@@ -208,28 +208,25 @@ class RaysUp(Upsampler):
                 )
 
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> RaysUpState:
-        """Queries and keys: both averages of the image's code, each with its own rays."""
-        size = (image.shape[2], image.shape[3])
+        """Average the image's code over the output's pixels and over the cells of the features."""
         code = stream.lazy(image)
         code = torch.cat([branch(code) for branch in self.branches], dim=1)  # (B, D, H, W)
-        query = stream.whole(F.adaptive_avg_pool2d(code, output_size))
-        key = stream.whole(F.adaptive_avg_pool2d(code, (features.shape[2], features.shape[3])))
-        if self.use_rope:
-            query, key = (self.rotated(x, self.rays(x, size)) for x in (query, key))
-        return RaysUpState(query, key)
+        key = F.adaptive_avg_pool2d(code, (features.shape[2], features.shape[3]))
+        key = self.rotated(stream.whole(key), (features.shape[2], features.shape[3]))
+        return RaysUpState(F.adaptive_avg_pool2d(code, output_size), key)
 
     def decode(self, state: RaysUpState, values: Tensor, rows: slice) -> Tensor:
         """Attend to the neighbourhood of every pixel; channel group g takes head g's weights."""
-        output_size = (state.query.shape[2], state.query.shape[3])
+        size = (state.code.shape[2], state.code.shape[3])
         cells = (values.shape[2], values.shape[3])
         return cross_scale_neighborhood_attention(
-            state.query[:, :, rows],
+            self.rotated(state.code[:, :, rows], size, rows),
             state.key,
             values,
             self.num_heads,
             kernel_size=KERNEL,
-            output_size=output_size,
-            dilation=(max(1, output_size[0] // cells[0]), max(1, output_size[1] // cells[1])),
+            output_size=size,
+            dilation=(max(1, size[0] // cells[0]), max(1, size[1] // cells[1])),
             rows=(rows.start, rows.stop),
         )
 
@@ -237,40 +234,49 @@ class RaysUp(Upsampler):
         """Count a row of values and one of queries."""
         return output_size[1] * (values.shape[1] + self.config["qk_dim"])
 
-    def rays(self, x: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Return the unit direction of view of each cell, (1 or B, 3, h, w), float32 at least.
+    def rays(self, like: Tensor, size: tuple[int, int], rows: slice = slice(None)) -> Tensor:
+        """Return the unit direction of view of each cell, (1 or B, 3, R, w), float32 at least.
 
         Args:
-            x: (B, D, h, w), the grid.
-            image_size: (H, W), whose focal lengths the stand-in has.
+            like: gives device and type.
+            size: (h, w) of the grid.
+            rows: which of its rows.
         """
-        height, width = x.shape[2:]
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if self.camera is None:
-            tall, broad = (float(n) for n in image_size)
-            intrinsics = x.new_tensor([[broad, tall, broad / 2, tall / 2]], dtype=wide)
+        height, width = size
+        wide = torch.promote_types(like.dtype, torch.float32)
+        if self.camera is None:  # one focal length a side: image sizes cancel
+            scale = like.new_tensor([width, height, width / 2, height / 2], dtype=wide)
+            fx, fy, cx, cy = scale.unbind()
         else:
-            intrinsics = self.camera.intrinsics.to(x.device, wide)
+            intrinsics = self.camera.intrinsics.to(like.device, wide)
             broad, tall = (int(2 * intrinsics[:, axis].max()) for axis in (2, 3))
-        scale = x.new_tensor([width / broad, height / tall] * 2, dtype=wide)
-        fx, fy, cx, cy = (intrinsics * scale)[..., None, None].unbind(1)  # (B, 1, 1) each
-        col = torch.arange(width, device=x.device, dtype=wide) + 0.5
-        row = torch.arange(height, device=x.device, dtype=wide)[:, None] + 0.5
-        across, down = torch.broadcast_tensors((col - cx) / fx, (row - cy) / fy)  # (B, h, w)
-        seen = torch.stack((across, down, torch.ones_like(across)), dim=1)  # (B, 3, h, w)
-        if self.camera is not None:
+            scale = intrinsics.new_tensor([width / broad, height / tall] * 2)
+            fx, fy, cx, cy = (intrinsics * scale)[..., None, None].unbind(1)  # (B, 1, 1) each
+        col = torch.arange(width, device=like.device, dtype=wide)[None] + 0.5
+        row = torch.arange(height, device=like.device, dtype=wide)[rows, None] + 0.5
+        across, down = torch.broadcast_tensors((col - cx) / fx, (row - cy) / fy)  # (B, R, w)
+        seen = torch.stack((across, down, torch.ones_like(across)), dim=-3)  # (B, 3, R, w)
+        if self.camera is None:
+            seen = seen[None]
+        else:
             turn = self.camera.pose[:, :3, :3].to(seen)
             seen = torch.einsum("bij,bjhw->bihw", turn, seen)
         return seen / seen.norm(dim=1, keepdim=True)
 
-    def rotated(self, x: Tensor, rays: Tensor) -> Tensor:
+    def rotated(self, x: Tensor, size: tuple[int, int], rows: slice = slice(None)) -> Tensor:
         """Turn the pairs (j, j + half) of each head's channels by minus the rays' angles.
 
+        The code has as many angles for the camera's place, all of them equal within an image: they
+        turn queries and keys alike and are left out.
+
         Args:
-            x: (B, D, h, w).
-            rays: of :meth:`rays`. The code has as many angles for the camera's place, all of them
-                equal within an image: they turn queries and keys alike and are left out.
+            x: (B, D, R, w), rows of a map.
+            size: (h, w) of the map.
+            rows: which of its rows ``x`` has.
         """
+        if not self.use_rope:
+            return x
+        rays = self.rays(x, size, rows)
         half = x.shape[1] // self.num_heads // 2
         count = (
             half // 6
