@@ -14,6 +14,10 @@ TORCH ?=
 ARGS ?=
 MINUTES ?= 60
 
+# Byte code is kept whatever the environment says: the tests start many processes, each of which would
+# compile torch anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo docs test fuzz faults lint format bench dist clean
 

@@ -114,8 +114,9 @@ def antialias_weights(length: int, wanted: int, like: Tensor, mode: str = "bilin
         mode: the kernel, "bilinear" or "bicubic" (a = -0.5).
 
     Example:
-        >>> antialias_weights(4, 2, torch.empty(0))[0].tolist()
-        [0.375, 0.5, 0.125, 0.0]
+        >>> weights = antialias_weights(4, 2, torch.empty(0, dtype=torch.float64))
+        >>> [round(weight, 4) for weight in weights[0].tolist()]
+        [0.4286, 0.4286, 0.1429, 0.0]
     """
     place = torch.arange(length, device=like.device).to(like.dtype) + 0.5
     pixel = torch.arange(wanted, device=like.device).to(like.dtype)[:, None] + 0.5
