@@ -312,22 +312,28 @@ def border_index(length: int, reach: int, padding: Padding) -> Tensor:
     return place.minimum(period - place) if length > 1 else torch.zeros_like(place)
 
 
-def reflect_pad(x: Tensor, reach: int) -> Tensor:
+def reflect_pad(x: Tensor, reach: int | tuple[int, int]) -> Tensor:
     """Mirror a map at its outermost pixels: (B, C, H, W) to (B, C, H + 2 reach, W + 2 reach).
 
     As torch's reflect padding, which refuses maps that are no larger than the border: here the
     mirrored map is mirrored again, and a single row or column repeated.
 
+    Args:
+        x: (B, C, H, W).
+        reach: width of the border, or rows above and below and columns at the left and right.
+
     Example:
         >>> reflect_pad(torch.tensor([[[[1.0, 2.0]]]]), 2)[0, 0, 0].tolist()
         [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]
     """
-    if reach == 0:
+    rows, cols = (reach, reach) if isinstance(reach, int) else reach
+    if rows == cols == 0:
         return x
-    if reach < min(x.shape[2:]):
-        return F.pad(x, [reach] * 4, mode="reflect")
-    for axis in (2, 3):
-        x = x.index_select(axis, border_index(x.shape[axis], reach, "reflect").to(x.device))
+    if rows < x.shape[2] and cols < x.shape[3]:
+        return F.pad(x, (cols, cols, rows, rows), mode="reflect")
+    for axis, width in ((2, rows), (3, cols)):
+        index = border_index(x.shape[axis], width, "reflect").to(x.device)
+        x = x.index_select(axis, index)
     return x
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import shape_text
 from upfeat.ops import cross_scale_neighborhood_attention, stream
+from upfeat.ops.images import reflect_pad
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -49,11 +50,11 @@ class Taps(nn.Conv2d):
 
     def __init__(self, in_dim: int, dim: int, kernel: tuple[int, int], step: int) -> None:
         super().__init__(in_dim, dim, kernel, dilation=step)
-        self.border = tuple(step * (side - 1) // 2 for side in reversed(kernel) for _ in range(2))
+        self.border = step * (kernel[0] - 1) // 2, step * (kernel[1] - 1) // 2  # rows, columns
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D/4, H, W)."""
-        padded = F.pad(x, self.border, mode="reflect") if any(self.border) else x
+        padded = reflect_pad(x, self.border)
         return F.conv2d(padded, self.weight, self.bias, dilation=self.dilation)
 
 
