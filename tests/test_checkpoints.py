@@ -269,3 +269,16 @@ def test_safetensors_take_views_and_metadata(tmp_path: Path) -> None:
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("t"), tensor.T)
         assert file.metadata() == {"note": "x"}
+
+
+def test_a_file_with_metadata_is_the_same_in_every_run(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    metadata = {name: f"{name} \N{GREEK SMALL LETTER ALPHA}" for name in "hgfedcba"}
+    tensors = {"w": torch.arange(6.0).view(2, 3), "b": torch.ones(1, dtype=torch.float16)}
+    checkpoints.write_safetensors(tmp_path / "a.safetensors", tensors, metadata)
+    content = (tmp_path / "a.safetensors").read_bytes()
+    assert content.index(b'"a":') < content.index(b'"b":"b') < content.index(b'"h":')
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), one) for name, one in tensors.items())

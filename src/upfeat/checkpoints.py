@@ -660,4 +660,16 @@ def write_safetensors(
     from safetensors.torch import save
 
     data = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_bytes(path, save(data, dict(metadata) if metadata else None))
+    write_bytes(path, _in_order(save(data, dict(metadata) if metadata else None)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the metadata in a safetensors header: the library's order differs from run to run."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if "__metadata__" not in header:
+        return content
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as the format wants it
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]

@@ -20,7 +20,7 @@ TRAIN = (
     *("train", "jafar_small", "--data", "in", "--out", "out", "--panels", "1", "--resume"),
     *("--set", "data.crop=32", "--set", "data.resize=32", "--set", "batch_size=2"),
     *("--set", "steps=6", "--set", "checkpoint.every=2", "--set", "logging.every=1"),
-    *("--set", "device=cpu"),
+    *("--set", "device=cpu", "--set", "schedule.warmup_steps=0"),
 )
 EXTRACT = ("extract", "in", "--out", "out", "--features", "pca64", "--shards", "2")
 COMMANDS = {"upsample": UPSAMPLE, "train": TRAIN, "extract": EXTRACT}

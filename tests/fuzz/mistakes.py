@@ -17,7 +17,8 @@ Arguments = dict[str, Any]
 NAN, INF = float("nan"), float("inf")
 
 SIZES: Mapping[str, Any] = {
-    "a number": 8,
+    "no side": 0,
+    "a negative number": -8,
     "infinite": INF,
     "not a number": NAN,
     "one is infinite": (4, INF),
@@ -60,7 +61,7 @@ TENSORS: Mapping[str, Callable[[Tensor], Any]] = {
 }
 
 BUDGETS: Mapping[str, Any] = {
-    "zero": 0,
+    "no side": 0,
     "negative": -5,
     "infinite": INF,
     "not a number": NAN,
