@@ -16,14 +16,16 @@ pytestmark = pytest.mark.export
 
 # Seconds of tracing and converting each.
 SLOW_AT_ANY_SIZE = {"anyup", "jafar", "joint_bilateral", "kin", "loftup"}
-SLOW = {"anyup", "carafe", "featup_jbu", "joint_bilateral_learned", "liif", "sapa", "uplift"}
+SLOW = {"anyup", "carafe", "featup_jbu", "joint_bilateral_learned", "liif", "uplift"}
+# A minute of converting its windows one by one; tools/export_table.py measures it.
+LONGEST = {"sapa"}
 # Fourier features and the network behind them multiply a rounding, by up to 22,000.
 TOLERANCES = {"ifa": 1e-3, "loftup": 1e-2}
 
 
 def methods(sizes: str, slow: set[str]) -> list[object]:
     """Names of the methods whose ONNX graphs declare these sizes."""
-    known = upfeat.list_upsamplers()
+    known = sorted({*upfeat.list_upsamplers()} - LONGEST)
     names = [name for name in known if small(name).info.abilities.export.onnx in sizes.split()]
     return [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
 
