@@ -45,7 +45,7 @@ SLOWEST_ORIGIN, SLOWEST_DIRECTION = 2 * math.pi / 4, 2 * math.pi / 8  # angles p
 _OFFICIAL = {"enc_center": 0, "enc_horiz": 1, "enc_vert": 2, "enc_corners": 3}
 
 
-class Taps(nn.Conv2d):
+class BranchConvolution(nn.Conv2d):
     """A convolution that keeps the size of a map; borders are reflected."""
 
     def __init__(self, in_dim: int, dim: int, kernel: tuple[int, int], step: int) -> None:
@@ -58,20 +58,21 @@ class Taps(nn.Conv2d):
         return F.conv2d(padded, self.weight, self.bias, dilation=self.dilation)
 
 
-class Block(nn.Module):
+class BranchBlock(nn.Module):
     """Group norm, SiLU, convolution, twice; no residual."""
 
     def __init__(self, dim: int, kernel: tuple[int, int], step: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(GROUPS, dim), nn.GroupNorm(GROUPS, dim)
-        self.conv1, self.conv2 = Taps(dim, dim, kernel, step), Taps(dim, dim, kernel, step)
+        self.conv1 = BranchConvolution(dim, dim, kernel, step)
+        self.conv2 = BranchConvolution(dim, dim, kernel, step)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D/4, H, W) to the same."""
         return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
-class Camera(NamedTuple):
+class PinholeCamera(NamedTuple):
     """Poses (B, 3 or 4, 4), camera to world, and fx, fy, cx, cy (B, 4) in pixels of the image."""
 
     pose: Tensor
@@ -143,14 +144,16 @@ class RaysUp(Upsampler):
                 f"norm groups) and by 2 x num_heads={2 * num_heads}"
             )
         self.num_heads, self.use_rope, self.rope_freq_base = num_heads, use_rope, rope_freq_base
-        self.camera: Camera | None = None
+        self.camera: PinholeCamera | None = None
         if num_heads == 1:  # one set of weights for all channels
             self.info = self.info.with_abilities(linear=True)
         self.branches = nn.ModuleList()
         for _, kernel, step, blocks in BRANCHES if use_spe else ():
-            stem = Taps(3, qk_dim // 4, kernel, step)
+            stem = BranchConvolution(3, qk_dim // 4, kernel, step)
             self.branches.append(
-                nn.Sequential(stem, *(Block(qk_dim // 4, kernel, step) for _ in range(blocks)))
+                nn.Sequential(
+                    stem, *(BranchBlock(qk_dim // 4, kernel, step) for _ in range(blocks))
+                )
             )
         if not use_spe:
             self.branches.append(nn.Conv2d(3, qk_dim, 1, bias=False))
@@ -173,7 +176,7 @@ class RaysUp(Upsampler):
                 f"and {shape_text(intrinsics)}"
             )
         other = copy.copy(self)
-        other.camera = Camera(pose, intrinsics)
+        other.camera = PinholeCamera(pose, intrinsics)
         other.streams = False  # a batch is encoded at once, each image with its own camera
         return other
 

@@ -14,7 +14,7 @@ from upfeat.cli.app import app
 from upfeat.data import image_files
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.protocols.restoration import (
-    RestorationConfig,
+    ImageRestorationConfig,
     add_noise,
     restoration_preset,
     run_restoration,
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def run(root: Path, config: RestorationConfig, *methods: Method) -> list[Result]:
+def run(root: Path, config: ImageRestorationConfig, *methods: Method) -> list[Result]:
     images = [(path, name.as_posix()) for path, name in image_files(root)]
     return run_restoration(config, images, methods, out=root.parent / "results")
 

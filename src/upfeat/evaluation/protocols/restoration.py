@@ -43,7 +43,7 @@ from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
     "PRESETS",
-    "RestorationConfig",
+    "ImageRestorationConfig",
     "add_noise",
     "restoration_preset",
     "run_restoration",
@@ -52,7 +52,7 @@ __all__ = [
 TASK = "restoration"
 
 
-class RestorationConfig(ProtocolConfig):
+class ImageRestorationConfig(ProtocolConfig):
     """Settings of the protocol; all of them stand in the result.
 
     Attributes:
@@ -77,13 +77,13 @@ PRESETS: dict[str, dict[str, Any]] = {"gaussian": {}, "salt-pepper": {"noise": "
 DATA_SETS = ("images", "imagenet")
 
 
-def restoration_preset(preset: str, data: str = "images", **changes: Any) -> RestorationConfig:
+def restoration_preset(preset: str, data: str = "images", **changes: Any) -> ImageRestorationConfig:
     """Return the settings of a preset.
 
     Args:
         preset: see ``PRESETS``.
         data: ``images``, any folder of them; ``imagenet``, that of its validation images.
-        **changes: fields of :class:`RestorationConfig`.
+        **changes: fields of :class:`ImageRestorationConfig`.
 
     Raises:
         UnknownNameError: no such preset or set.
@@ -96,10 +96,10 @@ def restoration_preset(preset: str, data: str = "images", **changes: Any) -> Res
     """
     settings = known_entry("preset", preset, PRESETS)
     known_entry("data set", data, dict.fromkeys(DATA_SETS))
-    return RestorationConfig(**{"preset": preset, "data": data} | settings | changes)
+    return ImageRestorationConfig(**{"preset": preset, "data": data} | settings | changes)
 
 
-def add_noise(image: Tensor, config: RestorationConfig, name: str) -> Tensor:
+def add_noise(image: Tensor, config: ImageRestorationConfig, name: str) -> Tensor:
     """Return an image (3, H, W) with the noise that the settings and its name decide.
 
     Example:
@@ -115,7 +115,7 @@ def add_noise(image: Tensor, config: RestorationConfig, name: str) -> Tensor:
 
 
 def run_restoration(
-    config: RestorationConfig,
+    config: ImageRestorationConfig,
     images: Sequence[tuple[Path, str]],
     methods: Sequence[Method],
     *,
@@ -160,7 +160,7 @@ def run_restoration(
 
 
 def _measure(
-    config: RestorationConfig,
+    config: ImageRestorationConfig,
     images: Sequence[tuple[Path, str]],
     method: Method,
     settings: dict[str, Any],
@@ -199,7 +199,7 @@ def _inputs(request: Request) -> dict[str, Any]:
     return {"images": found, "device": request.device}
 
 
-def _width(config: RestorationConfig) -> int:
+def _width(config: ImageRestorationConfig) -> int:
     return 3
 
 
