@@ -486,7 +486,8 @@ def apply_overrides(config: TrainConfig, overrides: Iterable[str]) -> TrainConfi
         config: where to start.
         overrides: ``path=value``; a path names sections and fields with dots, an item of a list by
             its number (``backbones.0.name``). A value is JSON, or else plain text. Another
-            ``objective.name`` starts from that objective's defaults, wherever it stands.
+            ``objective.name`` starts from that objective's defaults, wherever it stands. A
+            warm-up that nobody names is shortened to a run of fewer ``steps``.
 
     Raises:
         UnknownNameError: no such field; the message lists close matches.
@@ -500,7 +501,7 @@ def apply_overrides(config: TrainConfig, overrides: Iterable[str]) -> TrainConfi
         >>> config.steps, config.optimizer.lr
         (10, 0.001)
     """
-    content = config.model_dump()
+    content, overrides = config.model_dump(), list(overrides)
     # Which settings an objective has depends on its name, so that the name comes first.
     for override in sorted(overrides, key=lambda text: not text.startswith(_OBJECTIVE)):
         path, sign, text = override.partition("=")
@@ -518,6 +519,9 @@ def apply_overrides(config: TrainConfig, overrides: Iterable[str]) -> TrainConfi
             content["objective"] = configure_objective(value).model_dump()
         else:
             _assign(place, last, parents, value)
+    steps, schedule = content["steps"], content["schedule"]
+    if isinstance(steps, int) and not any(one.startswith("schedule") for one in overrides):
+        schedule["warmup_steps"] = min(schedule["warmup_steps"], max(steps, 0))
     return TrainConfig(**content)
 
 
