@@ -251,6 +251,12 @@ class NAF(Upsampler):
             return length // cells
         return min(max(length // cells, 1), max(length // self.kernel_size, 1))
 
+    def _steps(self, cells: tuple[int, int], size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the clamped dilations; None leaves the usual ones to the operator."""
+        if not self.clamp_dilation:
+            return None
+        return self.dilation(cells[0], size[0]), self.dilation(cells[1], size[1])
+
     def guidance_size(self, image: Tensor, output_size: tuple[int, int]) -> tuple[int, int]:
         """The size at which the image is looked at."""
         height, width = image.shape[-2:]
@@ -277,6 +283,7 @@ class NAF(Upsampler):
     def decode(self, state: NAFState, values: Tensor, rows: slice) -> Tensor:
         """Attend to the neighbourhood of every pixel; channel group g takes head g's weights."""
         size = (state.query.shape[2], state.query.shape[3])
+        cells = (values.shape[2], values.shape[3])
         return cross_scale_neighborhood_attention(
             state.query[:, :, rows],
             state.key,
@@ -284,10 +291,7 @@ class NAF(Upsampler):
             self.heads_attn,
             kernel_size=self.kernel_size,
             output_size=size,
-            dilation=(
-                self.dilation(values.shape[2], size[0]),
-                self.dilation(values.shape[3], size[1]),
-            ),
+            dilation=self._steps(cells, size),
             rows=(rows.start, rows.stop),
         )
 
