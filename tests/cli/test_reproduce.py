@@ -22,7 +22,7 @@ from upfeat.evaluation.papers.reproductions import (
     comparison_rows,
     reproduce_page,
 )
-from upfeat.evaluation.papers.sets import Roots
+from upfeat.evaluation.papers.sources import Roots
 from upfeat.training import list_recipes
 
 

@@ -9,9 +9,9 @@ from upfeat.evaluation.papers import (
     published_figures,
     published_tables,
 )
-from upfeat.evaluation.papers.methods import METHODS, paper_method
 from upfeat.evaluation.papers.plan import not_ready
 from upfeat.evaluation.papers.records import PublishedRow, row
+from upfeat.evaluation.papers.sources import METHODS, paper_method
 from upfeat.evaluation.registry import get_protocol
 from upfeat.upsamplers import list_upsamplers
 
@@ -62,7 +62,7 @@ def test_tables_are_found_by_name_or_by_paper() -> None:
 
 def test_a_table_is_rectangular_and_its_keys_differ() -> None:
     first = TABLES[0]
-    short = first.model_dump() | {"rows": (row("jafar", "JAFAR", 1.0),)}
+    short = first.model_dump() | {"rows": (row("jafar", "JAFAR", "1.0"),)}
     with pytest.raises(ValueError, match="has 1 numbers"):
         PublishedTable(**short)
     twice: tuple[PublishedRow, ...] = (first.rows[0], first.rows[0])

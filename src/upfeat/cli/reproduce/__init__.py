@@ -12,7 +12,7 @@ from upfeat.cli.output import TableColumn, print_table
 if TYPE_CHECKING:
     from upfeat.evaluation.papers import PublishedFigure, PublishedTable
     from upfeat.evaluation.papers.reproductions import Reproduction
-    from upfeat.evaluation.papers.sets import Roots
+    from upfeat.evaluation.papers.sources import Roots
 
 __all__ = ["parse_roots", "reproduce_command"]
 
@@ -106,7 +106,7 @@ def parse_roots(given: Sequence[str]) -> "Roots":
         ['data', 'voc']
     """
     from upfeat.errors import UnknownNameError
-    from upfeat.evaluation.papers.sets import SETS, Roots
+    from upfeat.evaluation.papers.sources import SETS, Roots
 
     found = {}
     for text in given:

@@ -10,7 +10,7 @@ from upfeat.cli.reproduce.running import Runner, load_backbone
 from upfeat.evaluation.papers.plan import SMALL_BACKBONE, TableJob, not_ready, small_settings
 from upfeat.evaluation.papers.records import PublishedFigure, PublishedRow
 from upfeat.evaluation.papers.reproductions import Ran, Reproduction
-from upfeat.evaluation.papers.sets import SMALL, SmallTask
+from upfeat.evaluation.papers.sources import SMALL, SmallTask
 from upfeat.evaluation.results import describe_environment
 
 if TYPE_CHECKING:

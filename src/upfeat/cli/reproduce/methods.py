@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upfeat.evaluation.papers.methods import PaperMethod, paper_method
 from upfeat.evaluation.papers.records import PublishedRow
-from upfeat.evaluation.papers.sets import Roots
+from upfeat.evaluation.papers.sources import PaperMethod, Roots, paper_method
 
 if TYPE_CHECKING:
     from upfeat.backbones import Backbone

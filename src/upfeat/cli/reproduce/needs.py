@@ -10,7 +10,7 @@ from upfeat.cli.output import TableColumn, print_table
 
 if TYPE_CHECKING:
     from upfeat.evaluation.papers import PublishedFigure, PublishedTable
-    from upfeat.evaluation.papers.sets import Roots
+    from upfeat.evaluation.papers.sources import Roots
 
     Item = PublishedTable | PublishedFigure
 
@@ -118,7 +118,7 @@ def _weights(item: "Item") -> list[_Weights]:
     from upfeat.cli.reproduce.methods import published_name
     from upfeat.errors import WeightsNotFoundError
     from upfeat.evaluation.papers import PublishedTable
-    from upfeat.evaluation.papers.methods import paper_method
+    from upfeat.evaluation.papers.sources import paper_method
     from upfeat.upsamplers.registry import get_checkpoint
 
     uses = [row.uses for row in item.rows] if isinstance(item, PublishedTable) else item.methods

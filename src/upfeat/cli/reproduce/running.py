@@ -11,7 +11,7 @@ from upfeat.cli.reproduce.methods import RowMethods, backbone_file
 from upfeat.evaluation.papers.plan import TableJob, not_ready, plan_jobs, trained_on
 from upfeat.evaluation.papers.records import PublishedRow, PublishedTable
 from upfeat.evaluation.papers.reproductions import Ran, Reproduction, ran
-from upfeat.evaluation.papers.sets import Roots
+from upfeat.evaluation.papers.sources import Roots
 from upfeat.evaluation.results import describe_environment
 
 if TYPE_CHECKING:

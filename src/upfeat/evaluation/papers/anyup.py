@@ -5,42 +5,44 @@ schedule advanced once an epoch, with all baselines run anew, and that depth and
 Probe3D.
 """
 
-from typing import Any
-
 from upfeat.evaluation.papers.records import (
+    DINOV2,
     PublishedColumn,
     PublishedFigure,
     PublishedTable,
     columns_of,
-    row,
+    unscored_rows,
 )
 
 __all__ = ["FIGURES", "TABLES"]
 
-DINOV2 = "timm/vit_small_patch14_dinov2.lvd142m"
-PAPER: dict[str, Any] = {"paper": "AnyUp", "arxiv": "2510.12764"}
-METHODS = (
-    ("bilinear", "Bilinear"),
-    ("featup", "FeatUp"),
-    ("loftup", "LoftUp"),
-    ("jafar", "JAFAR"),
-    ("anyup", "AnyUp"),
-)
+_METHODS = {
+    "bilinear": "Bilinear",
+    "featup": "FeatUp",
+    "loftup": "LoftUp",
+    "jafar": "JAFAR",
+    "anyup": "AnyUp",
+}
 
 
-def _table(name: str, title: str, note: str, hours: float, *columns: PublishedColumn) -> Any:
+def _table(
+    name: str, title: str, note: str, hours: float, *columns: PublishedColumn
+) -> PublishedTable:
     return PublishedTable(
-        **PAPER,
         id=f"anyup:{name}",
         title=title,
+        paper="AnyUp",
+        arxiv="2510.12764",
         source=title.lower(),
         note=f"No numbers are published on the public page. {note}",
         backbone=DINOV2,
         gpu_hours=hours,
         columns=columns,
-        rows=tuple(row(uses, method, *[None] * len(columns)) for uses, method in METHODS),
+        rows=unscored_rows(_METHODS, columns),
     )
 
+
+_SEGMENTED = ("coco_stuff_27", "voc", "ade20k_151", "cityscapes")
 
 TABLES = (
     _table(
@@ -48,21 +50,15 @@ TABLES = (
         "Segmentation",
         "JAFAR's probe with the schedule advanced once an epoch.",
         150,
-        *(
-            column
-            for data in ("coco_stuff_27", "voc", "ade20k_151", "cityscapes")
-            for column in columns_of("seg-probe", data, "miou accuracy", "anyup")
-        ),
+        *columns_of("seg-probe", _SEGMENTED, "miou accuracy", "anyup"),
     ),
     _table(
         "table-geometry",
         "Depth and surface normals",
         "Losses and scores of Probe3D on NYU v2; head and training data are our choice.",
         40,
-        *columns_of("depth-probe", "nyuv2", "d1", "probe3d-nyu"),
-        *columns_of("depth-probe", "nyuv2", "rmse", "probe3d-nyu", unit="m"),
-        *columns_of("normals-probe", "nyuv2", "rmse", "probe3d", unit="degrees"),
-        *columns_of("normals-probe", "nyuv2", "recall_30", "probe3d"),
+        *columns_of("depth-probe", "nyuv2", "d1 rmse=m", "probe3d-nyu"),
+        *columns_of("normals-probe", "nyuv2", "rmse=degrees recall_30", "probe3d"),
     ),
     _table(
         "table-faithfulness",
@@ -73,14 +69,15 @@ TABLES = (
     ),
 )
 
-FIGURES: tuple[PublishedFigure, ...] = (
+FIGURES = (
     PublishedFigure(
-        **PAPER,
         id="anyup:figure-features",
         title="Upsampled features of several methods",
+        paper="AnyUp",
+        arxiv="2510.12764",
         source="public page",
         kind="features",
-        methods=("low-res", "bilinear", "featup", "loftup", "jafar", "anyup"),
+        methods=("low-res", *_METHODS),
         backbone=DINOV2,
     ),
 )

@@ -7,9 +7,8 @@ from typing import Any
 
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.papers import PublishedFigure, PublishedTable
-from upfeat.evaluation.papers.methods import paper_method
 from upfeat.evaluation.papers.records import PublishedColumn, PublishedRow
-from upfeat.evaluation.papers.sets import SMALL, SmallTask
+from upfeat.evaluation.papers.sources import SMALL, SmallTask, paper_method
 from upfeat.evaluation.registry import get_protocol, list_protocols
 
 __all__ = [
@@ -86,7 +85,7 @@ def small_settings(
 
     Example:
         >>> from upfeat.evaluation.papers.plan import small_settings
-        >>> from upfeat.evaluation.papers.sets import SmallTask
+        >>> from upfeat.evaluation.papers.sources import SmallTask
         >>> task = SmallTask(changes={"crop_size": 96, "epochs": 1})
         >>> small_settings(task, "jafar", {"crop_size": 448}, ["crop_size", "epochs"])
         {'crop_size': 224, 'epochs': 1}

@@ -1,11 +1,12 @@
 """What is kept of a paper's tables and figures: its numbers, and what makes ours beside them.
 
 A column names a protocol of the registry with preset, set and settings, a row names a method
-(:data:`upfeat.evaluation.papers.methods.METHODS`) with what its training changes. Protocols are
+(:data:`upfeat.evaluation.papers.sources.METHODS`) with what its training changes. Protocols are
 named, not imported: a table may be listed before its protocol is there.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -19,8 +20,18 @@ __all__ = [
     "PublishedRow",
     "PublishedTable",
     "columns_of",
+    "numbered_figure",
+    "numbered_table",
     "row",
+    "unscored_rows",
 ]
+
+DINOV2 = "timm/vit_small_patch14_dinov2.lvd142m"
+COCO = "coco_stuff_27 coco27"
+VOC = "voc voc2012 voc21"
+ADE20K = "ade20k ade20k151 ade20k150"
+CITYSCAPES = "cityscapes cityscapes19 cityscapes27"
+_OUR_READING = "That this is what the figure shows is our reading; images and pixels are ours."
 
 FigureKind = Literal["features", "cam", "segmentation", "depth", "targets", "attention"]
 
@@ -52,7 +63,7 @@ class PublishedRow(FrozenRecord):
 
     Attributes:
         method: as printed.
-        uses: name of it in :data:`upfeat.evaluation.papers.methods.METHODS`.
+        uses: name of it in :data:`upfeat.evaluation.papers.sources.METHODS`.
         key: short and unique in its table, for ``--rows``.
         setting: what the paper says for this row only.
         changes: settings of our protocol that differ for this row.
@@ -152,42 +163,122 @@ class PublishedFigure(FrozenRecord):
 
 
 def columns_of(
-    task: str, data: str | tuple[str, ...], scores: str, preset: str = "", **more: Any
+    task: str, data: str | Sequence[str], scores: str, preset: str = "", **more: Any
 ) -> tuple[PublishedColumn, ...]:
-    """Return neighbouring columns of one protocol.
+    """Return neighbouring columns of one protocol, set by set.
 
     Args:
         task: the protocol.
-        data: name of the set, or names.
-        scores: names with spaces between.
+        data: a set, or several; the set's name and its other names with spaces between.
+        scores: names with spaces between, each with ``=UNIT`` behind it where it is no percentage.
         preset: of the protocol.
         **more: further fields of all columns.
 
     Example:
         >>> from upfeat.evaluation.papers.records import columns_of
-        >>> [c.score for c in columns_of("vos", "davis2017", "j f jf", "loftup")]
-        ['j', 'f', 'jf']
+        >>> columns = columns_of("depth-probe", ["nyuv2", "navi"], "d1 rmse=m")
+        >>> [(column.data[0], column.score, column.unit) for column in columns][:3]
+        [('nyuv2', 'd1', 'percent'), ('nyuv2', 'rmse', 'm'), ('navi', 'd1', 'percent')]
     """
-    names = (data,) if isinstance(data, str) else data
-    return tuple(
-        PublishedColumn(task=task, data=names, score=score, preset=preset, **more)
-        for score in scores.split()
-    )
+    found = []
+    for names in (data,) if isinstance(data, str) else data:
+        for text in scores.split():
+            score, _, unit = text.partition("=")
+            fields = {"unit": unit or "percent", "preset": preset} | more
+            found.append(
+                PublishedColumn(task=task, data=tuple(names.split()), score=score, **fields)
+            )
+    return tuple(found)
 
 
-def row(uses: str, method: str, *values: float | None, **more: Any) -> PublishedRow:
+def row(uses: str, method: str, values: str, **more: Any) -> PublishedRow:
     """Return a row; its key is the method's name here unless one is given.
 
     Args:
         uses: see :class:`PublishedRow`.
         method: as printed.
-        *values: the numbers.
+        values: the numbers with spaces between, ``-`` for none.
         **more: further fields.
 
     Example:
         >>> from upfeat.evaluation.papers.records import row
-        >>> row("jafar", "JAFAR (released logs)", 84.4, key="jafar-logs").key
-        'jafar-logs'
+        >>> row("jafar", "JAFAR (released logs)", "84.4 -", key="jafar-logs").values
+        (84.4, None)
     """
     key = more.pop("key", None) or re.sub(r"[^\w.]+", "-", uses)
-    return PublishedRow(uses=uses, method=method, key=key, values=values, **more)
+    numbers = tuple(None if text == "-" else float(text) for text in values.split())
+    return PublishedRow(uses=uses, method=method, key=key, values=numbers, **more)
+
+
+def unscored_rows(
+    methods: Mapping[str, str], columns: Sequence[PublishedColumn]
+) -> tuple[PublishedRow, ...]:
+    """Return rows without numbers.
+
+    Args:
+        methods: :attr:`PublishedRow.uses` to the name as printed.
+        columns: of the table.
+    """
+    return tuple(row(uses, method, "- " * len(columns)) for uses, method in methods.items())
+
+
+def square(key: str, side: int, output: int | None = None) -> dict[str, Any]:
+    """Return what a row has of its own whose crops, and output unless given, have this side."""
+    size = [output or side] * 2
+    return {
+        "key": f"{key}-{side}",
+        "setting": {"input_size": [side, side], "output_size": size},
+        "changes": {"crop_size": side},
+    }
+
+
+def numbered_table(
+    paper: str, arxiv: str, number: str, title: str, **fields: Any
+) -> PublishedTable:
+    """Return a table of a paper that numbers its tables; DINOv2 ViT-S/14 is the usual backbone.
+
+    Args:
+        paper: short name.
+        arxiv: number of the paper.
+        number: of the table.
+        title: what it compares.
+        **fields: further fields of the table.
+    """
+    named = {
+        "id": f"{paper.lower()}:table-{number.lower()}",
+        "source": f"table {number}",
+        "backbone": DINOV2,
+    }
+    return PublishedTable(paper=paper, arxiv=arxiv, title=title, **(named | fields))
+
+
+def numbered_figure(
+    paper: str,
+    arxiv: str,
+    number: int,
+    kind: FigureKind,
+    title: str,
+    methods: tuple[str, ...],
+    **fields: Any,
+) -> PublishedFigure:
+    """Return a figure of a paper; that it shows this is our reading unless a note says otherwise.
+
+    Args:
+        paper: short name.
+        arxiv: number of the paper.
+        number: of the figure.
+        kind: what is drawn.
+        title: what it shows.
+        methods: its rows.
+        **fields: further fields of the figure.
+    """
+    named = {
+        "id": f"{paper.lower()}:figure-{number}",
+        "source": f"figure {number}",
+        "kind": kind,
+        "title": title,
+        "methods": methods,
+        "backbone": DINOV2,
+        "note": _OUR_READING,
+    }
+    return PublishedFigure(paper=paper, arxiv=arxiv, **(named | fields))

@@ -22,7 +22,7 @@ from upfeat.evaluation.papers import (
     setting_text,
 )
 from upfeat.evaluation.papers.plan import TableJob, needed_sets, not_ready
-from upfeat.evaluation.papers.sets import SETS
+from upfeat.evaluation.papers.sources import SETS
 from upfeat.evaluation.registry import score_digits, titled_protocol, unit_text
 from upfeat.evaluation.results import FrozenRecord, Result
 

@@ -1,4 +1,7 @@
-"""Where the data sets of the tables come from, and what stands in for them in a small run."""
+"""Where the data sets and weights of the tables come from, and what a small run changes.
+
+Nothing is imported of the methods: upsamplers and recipes are looked up when a row is run.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +9,19 @@ from typing import Any
 
 from pydantic import Field
 
+from upfeat.errors import UnknownNameError
 from upfeat.evaluation.results import FrozenRecord
 
-__all__ = ["SETS", "SMALL", "DataFacts", "Roots", "SmallTask"]
+__all__ = [
+    "METHODS",
+    "SETS",
+    "SMALL",
+    "DataFacts",
+    "PaperMethod",
+    "Roots",
+    "SmallTask",
+    "paper_method",
+]
 
 
 class DataFacts(FrozenRecord):
@@ -79,7 +92,7 @@ class Roots:
         given: name of a set to its folder; ``data`` is the folder that holds several.
 
     Example:
-        >>> from upfeat.evaluation.papers.sets import Roots
+        >>> from upfeat.evaluation.papers.sources import Roots
         >>> Roots({"voc": "VOCdevkit"}).missing("voc")
         'PASCAL VOC 2012: no folder at VOCdevkit'
     """
@@ -209,3 +222,95 @@ SMALL: dict[str, SmallTask] = {
     ),
 }
 """What a small run changes: sets at hand, few images, small crops, one seed; all is chosen."""
+
+
+# -- methods -------------------------------------------------------------------------------------
+
+
+class PaperMethod(FrozenRecord):
+    """A method as the tables run it.
+
+    Attributes:
+        spec: of :func:`upfeat.load_upsampler`: a name, perhaps with arguments.
+        recipes: what is trained where no published weights fit the backbone, a stage after the
+            other.
+        small_recipes: the same for a small run.
+        images: set that the recipes are trained on.
+        joint: trained with the probe where the protocol can, else by a probe before it.
+        small_spec: instead of ``spec`` in a small run.
+    """
+
+    spec: str
+    recipes: tuple[str, ...] = ()
+    small_recipes: tuple[str, ...] = ()
+    images: str = ""
+    joint: bool = False
+    small_spec: str = ""
+
+    @property
+    def arch(self) -> str:
+        """The upsampler's own name."""
+        return self.spec.partition("(")[0]
+
+
+def _plain(spec: str, small: str = "") -> PaperMethod:
+    return PaperMethod(spec=spec, small_spec=small)
+
+
+def _joint(name: str) -> PaperMethod:
+    return PaperMethod(spec=name, joint=True, small_recipes=(f"{name}_small",), images="imagenet")
+
+
+def _trained(spec: str, recipe: str, small: str) -> PaperMethod:
+    return PaperMethod(spec=spec, recipes=(recipe,), small_recipes=(small,), images="imagenet")
+
+
+METHODS: dict[str, PaperMethod] = {
+    "low-res": _plain("low-res"),
+    "nearest": _plain("nearest"),
+    "bilinear": _plain("bilinear"),
+    "large-2": _plain("large:2"),
+    "large-4": _plain("large:4", "large:2"),
+    "large-8": _plain("large:8", "large:2"),
+    "strided": _plain("strided:6", "strided:8"),
+    "strided-1": _plain("strided:1", "strided:8"),
+    "carafe": _joint("carafe"),
+    "sapa": _joint("sapa"),
+    "dysample": _joint("dysample"),
+    "resfu": _joint("resfu"),
+    "resize-conv": _joint("resize_conv"),
+    "liif": _joint("liif"),
+    "featup": _trained("featup_jbu", "featup_jbu_imagenet_50k", "featup_jbu_small"),
+    "featup-implicit": _plain("featup_implicit", "featup_implicit(steps=2, views=4)"),
+    "lift": _trained("lift", "lift_paper", "lift_small"),
+    "lift-twice": _trained("lift(iterations=2)", "lift_paper", "lift_small"),
+    "jafar": _trained("jafar", "jafar_paper", "jafar_small"),
+    "loftup": PaperMethod(
+        spec="loftup",
+        recipes=("loftup_stage1_paper", "loftup_stage2_paper"),
+        small_recipes=("loftup_stage1_small", "loftup_stage2_small"),
+        images="sa1b",
+    ),
+    "anyup": _trained("anyup", "anyup_paper", "anyup_small"),
+    "naf": _trained("naf", "naf_paper", "naf_small"),
+}
+"""The methods of the papers' rows: how each gets its weights, at the papers' size and small."""
+
+
+def paper_method(name: str) -> PaperMethod:
+    """Return a method of the tables.
+
+    Args:
+        name: see :attr:`upfeat.evaluation.papers.PublishedRow.uses`.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+
+    Example:
+        >>> from upfeat.evaluation.papers.sources import paper_method
+        >>> paper_method("loftup").recipes
+        ('loftup_stage1_paper', 'loftup_stage2_paper')
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method of the papers", name, METHODS)
+    return METHODS[name]
