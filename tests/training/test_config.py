@@ -1,11 +1,6 @@
-"""Settings: overrides, round trips, schedules, recipes."""
+"""Settings: overrides, round trips, schedules."""
 
 from __future__ import annotations
-
-import math
-import re
-from importlib.resources import files
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.tiny import tiny_config
-from upfeat.errors import UnknownNameError
 from upfeat.training import (
     EmaConfig,
     OptimizerConfig,
@@ -21,75 +15,10 @@ from upfeat.training import (
     TrainConfig,
     WeightAverage,
     apply_overrides,
-    create_recipe,
     derive_seed,
-    describe_recipe,
     learning_rate_factor,
-    list_recipes,
     make_optimizer,
 )
-from upfeat.upsamplers import list_upsamplers
-
-RECIPES = [
-    "anyup_paper",
-    "anyup_small",
-    "jafar_maskclip_paper",
-    "jafar_paper",
-    "jafar_small",
-    "loftup_stage1_paper",
-    "loftup_stage1_small",
-    "loftup_stage2_paper",
-    "loftup_stage2_small",
-    "naf_paper",
-    "naf_small",
-    "raysup_paper",
-    "raysup_small",
-]
-
-
-def test_the_recipes_are_listed() -> None:
-    assert set(RECIPES) <= set(list_recipes())
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_complete(name: str) -> None:
-    config = create_recipe(name)
-    assert config.recipe == name
-    assert config.upsampler.name in list_upsamplers()
-    assert config.objective.build().name == config.objective.name
-    assert TrainConfig.from_json(config.to_json()) == config
-    assert describe_recipe(name).endswith(".")
-
-
-CARDS = sorted(
-    card
-    for folder in (files("upfeat.upsamplers") / "bundled", Path(__file__).parents[2] / "weights")
-    for card in Path(str(folder)).glob("*.md")
-)
-
-
-@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
-def test_a_model_card_names_recipes_that_exist_and_settings_that_can_be_read(card: Path) -> None:
-    text = card.read_text(encoding="utf-8")
-    assert set(re.findall(r"`(bundled_\w+)`", text)) <= set(list_recipes())
-    config = TrainConfig.from_json(re.findall(r"```json\n(.*?)\n```", text, re.DOTALL)[-1])
-    assert config.recipe in {*list_recipes(), "custom"}
-
-
-def test_an_unknown_recipe_names_close_ones() -> None:
-    with pytest.raises(UnknownNameError, match="'jafar_paper'"):
-        create_recipe("jafar_papr")
-
-
-def test_papers_numbers() -> None:
-    jafar, naf = create_recipe("jafar_paper"), create_recipe("naf_paper")
-    assert (jafar.optimizer.lr, jafar.optimizer.weight_decay) == (2e-4, 1e-5)
-    assert (jafar.steps, jafar.batch_size, jafar.precision) == (100_000, 4, "bf16")
-    assert (naf.steps, naf.data.crop) == (25_000, 512)
-    stage1, stage2 = create_recipe("loftup_stage1_paper"), create_recipe("loftup_stage2_paper")
-    assert (stage1.optimizer.lr, stage2.optimizer.lr) == (1e-3, 1e-4)
-    assert stage1.clip.limit(10) == 1e-4
-    assert stage1.clip.limit(11) == math.inf
 
 
 @pytest.mark.parametrize(

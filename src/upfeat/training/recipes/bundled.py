@@ -17,26 +17,14 @@ from upfeat.objectives import MaskRefinedConfig, MaskTransferConfig, SelfDistill
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
-    ClipConfig,
     DataConfig,
     EmaConfig,
     MaskConfig,
     OptimizerConfig,
-    ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
 )
-from upfeat.training.recipes.registry import register_recipe
-
-__all__ = [
-    "bundled_jafar",
-    "bundled_jafar_pixels",
-    "bundled_loftup_stage1",
-    "bundled_loftup_stage1_longer",
-    "bundled_loftup_stage2",
-    "bundled_universal",
-    "bundled_universal_stage3",
-]
+from upfeat.training.recipes.registry import BUNDLED, CLIP, cosine, random_crops, register_recipe
 
 VIT_TINY = BackboneConfig(name="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
 # Several networks, layers and grids, so that the universal model fits none of them in particular.
@@ -44,7 +32,7 @@ SEVERAL = (
     VIT_TINY,
     BackboneConfig(name=VIT_TINY.name, options={"layer": 8}),
     BackboneConfig(name="timm/deit_tiny_patch16_224.fb_in1k"),
-    BackboneConfig(name="upfeat/vit_compact_patch16"),
+    BUNDLED,
 )
 # 3.8 is the standard deviation of ViT-Tiny's features over the channels, averaged over images.
 LOFTUP = {"token_colors": True, "feature_scale": 3.8}
@@ -83,30 +71,40 @@ SMALL_SIZES = ((208, 320), (320, 208), (224, 224), (240, 320), (192, 256), (352,
 
 
 def all_images(crop: int, **settings: Any) -> DataConfig:
-    """Return random mirrored crops of all training images, with regions or superpixels."""
-    return DataConfig(
-        paths=(*LABELLED, UNLABELLED),
-        crop=crop,
-        position="random",
-        flip=0.5,
-        masks=(*REGIONS, SUPERPIXELS),
-        **settings,
+    """All training images, with regions or superpixels."""
+    return random_crops(
+        crop, paths=(*LABELLED, UNLABELLED), masks=(*REGIONS, SUPERPIXELS), **settings
     )
 
 
 def labelled_images(crop: int | tuple[int, int], **settings: Any) -> DataConfig:
-    """Return random mirrored crops of the images with regions that people drew."""
-    return DataConfig(
-        paths=LABELLED, crop=crop, position="random", flip=0.5, masks=REGIONS, **settings
+    """The images with regions that people drew."""
+    return random_crops(crop, paths=LABELLED, masks=REGIONS, **settings)
+
+
+def _universal(
+    objective: MaskTransferConfig,
+    data: DataConfig,
+    lr: float,
+    start_from: str | None = None,
+    *,
+    warmup_steps: int,
+    **settings: Any,
+) -> TrainConfig:
+    """KIN for several backbones, batches of four."""
+    return TrainConfig(
+        backbones=SEVERAL,
+        upsampler=UpsamplerConfig(name="kin", start_from=start_from),
+        objective=objective,
+        data=data,
+        optimizer=OptimizerConfig(lr=lr, weight_decay=1e-4),
+        schedule=cosine(warmup_steps),
+        clip=CLIP,
+        ema=EmaConfig(decay=0.995),
+        checkpoint=CheckpointConfig(every=100),
+        batch_size=4,
+        **settings,
     )
-
-
-def cosine(warmup_steps: int) -> ScheduleConfig:
-    """Return a learning rate that rises for some steps and falls to 0."""
-    return ScheduleConfig(name="cosine", warmup_steps=warmup_steps)
-
-
-CLIP = ClipConfig(max_norm=1.0)
 
 
 @register_recipe(
@@ -118,19 +116,8 @@ def bundled_universal() -> TrainConfig:
     Three small networks, one of them at two layers; crops of 192 pixels of images at 1 to 1.6
     times that size, with people's regions and superpixels.
     """
-    return TrainConfig(
-        backbones=SEVERAL,
-        upsampler=UpsamplerConfig(name="kin"),
-        objective=MaskTransferConfig(),
-        data=all_images(192, resize=208, scale=(1.0, 1.6)),
-        optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-4),
-        schedule=cosine(50),
-        clip=CLIP,
-        ema=EmaConfig(decay=0.995),
-        checkpoint=CheckpointConfig(every=100),
-        steps=2500,
-        batch_size=4,
-    )
+    data = all_images(192, resize=208, scale=(1.0, 1.6))
+    return _universal(MaskTransferConfig(), data, lr=2e-3, warmup_steps=50, steps=2500)
 
 
 @register_recipe
@@ -141,18 +128,13 @@ def bundled_universal_stage3() -> TrainConfig:
     came two such epochs (``steps=550 ema.decay=0.98 seed=1
     upsampler.start_from=runs/bundled_universal/model``).
     """
-    return TrainConfig(
-        backbones=SEVERAL,
-        upsampler=UpsamplerConfig(name="kin", start_from="runs/bundled_universal_stage2/model"),
-        objective=MaskTransferConfig(samples=2048),
-        data=labelled_images(192, resize=208, scale=(1.0, 1.6)),
-        optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=1e-4),
-        schedule=cosine(20),
-        clip=CLIP,
-        ema=EmaConfig(decay=0.995),
-        checkpoint=CheckpointConfig(every=100),
+    return _universal(
+        MaskTransferConfig(samples=2048),
+        labelled_images(192, resize=208, scale=(1.0, 1.6)),
+        lr=1.5e-3,
+        start_from="runs/bundled_universal_stage2/model",
+        warmup_steps=20,
         steps=3600,
-        batch_size=4,
         seed=5,
     )
 
@@ -185,9 +167,7 @@ def _pixels(
     *,
     warmup_steps: int,
     ema: float,
-    steps: int,
-    batch_size: int,
-    seed: int,
+    **settings: Any,
 ) -> TrainConfig:
     """ViT-Tiny, targets at single pixels of whole images: nearby means, whitened by half."""
     return TrainConfig(
@@ -201,9 +181,7 @@ def _pixels(
         clip=CLIP,
         ema=EmaConfig(decay=ema),
         checkpoint=CheckpointConfig(every=50),
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
+        **settings,
     )
 
 
@@ -237,10 +215,7 @@ def _loftup_stage1(
     *,
     samples: int,
     input_sizes: tuple[tuple[int, int], ...],
-    ema: float,
-    steps: int,
-    batch_size: int,
-    seed: int,
+    **settings: Any,
 ) -> TrainConfig:
     """LoftUp towards nearby means of all channels, with cross-entropies of the regions found."""
     objective = MaskTransferConfig(
@@ -252,20 +227,12 @@ def _loftup_stage1(
         match_weight=0.3,
         input_sizes=input_sizes,
     )
-    return _pixels(
-        upsampler,
-        objective,
-        warmup_steps=20,
-        ema=ema,
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    return _pixels(upsampler, objective, warmup_steps=20, **settings)
 
 
-def _loftup(start_from: str) -> UpsamplerConfig:
+def _loftup(start_from: str | None = None, **arguments: Any) -> UpsamplerConfig:
     return UpsamplerConfig(
-        name="loftup", config=LOFTUP, start_from=start_from, freeze_batch_norm=True
+        name="loftup", config=LOFTUP | arguments, start_from=start_from, freeze_batch_norm=True
     )
 
 
@@ -279,9 +246,7 @@ def bundled_loftup_stage1() -> TrainConfig:
       random ones the same images give a model below bilinear interpolation on road scenes.
     """
     return _loftup_stage1(
-        UpsamplerConfig(
-            name="loftup", config=LOFTUP | {"start": "interpolation"}, freeze_batch_norm=True
-        ),
+        _loftup(start="interpolation"),
         samples=768,
         input_sizes=LARGE_SIZES,
         ema=0.99,

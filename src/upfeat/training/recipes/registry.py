@@ -1,12 +1,24 @@
-"""Names of recipes: register, list, create."""
+"""Names of recipes: register, list, create; and the settings that small recipes share."""
 
 import fnmatch
 import inspect
 from collections.abc import Callable, Iterable
-from typing import overload
+from typing import Any, overload
 
 from upfeat.errors import UnknownNameError
-from upfeat.training.config import TrainConfig, apply_overrides
+from upfeat.objectives import ObjectiveConfig
+from upfeat.training.config import (
+    BackboneConfig,
+    CheckpointConfig,
+    ClipConfig,
+    DataConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UpsamplerConfig,
+    ValidationConfig,
+    apply_overrides,
+)
 
 __all__ = ["create_recipe", "describe_recipe", "list_recipes", "register_recipe", "when_to_take"]
 
@@ -14,6 +26,11 @@ Recipe = Callable[[], TrainConfig]
 
 _RECIPES: dict[str, Recipe] = {}
 _WHEN: dict[str, str] = {}
+
+BUNDLED = BackboneConfig(name="upfeat/vit_compact_patch16")
+DINO_SMALL = BackboneConfig(name="timm/vit_small_patch16_224.dino")
+DINOV2_SMALL = BackboneConfig(name="timm/vit_small_patch14_dinov2.lvd142m")
+CLIP = ClipConfig(max_norm=1.0)
 
 
 @overload
@@ -46,27 +63,21 @@ def register_recipe(
         >>> create_recipe("my_recipe").recipe
         'my_recipe'
     """
-    if recipe is None:
-        return lambda function: _register(function, when)
-    return _register(recipe, when)
 
+    def enter(function: Recipe) -> Recipe:
+        name = function.__name__
+        known = _RECIPES.get(name)
+        if known is not None and known.__module__ != function.__module__:
+            raise ValueError(f"a recipe named {name!r} is registered already; choose another name")
+        _RECIPES[name] = function
+        _WHEN[name] = when
+        return function
 
-def _register(recipe: Recipe, when: str) -> Recipe:
-    name = recipe.__name__
-    known = _RECIPES.get(name)
-    if known is not None and known.__module__ != recipe.__module__:
-        raise ValueError(f"a recipe named {name!r} is registered already; choose another name")
-    _RECIPES[name] = recipe
-    _WHEN[name] = when
-    return recipe
+    return enter if recipe is None else enter(recipe)
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
-    """Return the names of the recipes, sorted.
-
-    Args:
-        pattern: shell wildcard, matched against the whole name.
-    """
+    """Return the names of the recipes that match a shell wildcard, sorted."""
     return sorted(fnmatch.filter(_RECIPES, pattern))
 
 
@@ -76,13 +87,7 @@ def describe_recipe(name: str) -> str:
 
 
 def when_to_take(name: str) -> str:
-    """Return when to take a recipe; nothing for those that few people start with.
-
-    Example:
-        >>> from upfeat.training import when_to_take
-        >>> when_to_take("jafar_small")[:40]
-        'One backbone of yours, any images, sharp'
-    """
+    """Return when to take a recipe; nothing for those that few people start with."""
     _get(name)
     return _WHEN[name]
 
@@ -111,3 +116,41 @@ def _get(name: str) -> Recipe:
     if name not in _RECIPES:
         raise UnknownNameError("recipe", name, _RECIPES)
     return _RECIPES[name]
+
+
+def cosine(warmup_steps: int) -> ScheduleConfig:
+    """A learning rate that rises for some steps and falls to 0."""
+    return ScheduleConfig(name="cosine", warmup_steps=warmup_steps)
+
+
+def random_crops(crop: int | tuple[int, int], **settings: Any) -> DataConfig:
+    """Random mirrored crops, for data that are few."""
+    return DataConfig(crop=crop, position="random", flip=0.5, **settings)
+
+
+def small_recipe(
+    upsampler: UpsamplerConfig,
+    objective: ObjectiveConfig,
+    optimizer: OptimizerConfig,
+    data: DataConfig,
+    *,
+    warmup_steps: int = 50,
+    every: int = 250,
+    **settings: Any,
+) -> TrainConfig:
+    """What small recipes share: the bundled encoder, a cosine schedule, 1,000 steps of 4 images."""
+    shared: dict[str, Any] = {
+        "validation": ValidationConfig(),
+        "backbones": (BUNDLED,),
+        "steps": 1000,
+        "batch_size": 4,
+    }
+    return TrainConfig(
+        upsampler=upsampler,
+        objective=objective,
+        optimizer=optimizer,
+        data=data,
+        schedule=cosine(warmup_steps),
+        checkpoint=CheckpointConfig(every=every),
+        **shared | settings,
+    )
