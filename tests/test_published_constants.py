@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from upfeat.data.sets.navi import EVERY, FRAME, SHORT_SIDE, TRAIN_SHARE
-from upfeat.data.sets.nyuv2_surfaces import BROKEN, MARGIN, MEANS, VAL_EVERY
+from upfeat.data.sets.nyuv2 import BROKEN, MARGIN, MEANS, VAL_EVERY
 from upfeat.evaluation.metrics import (
     boundary_radius,
     boundary_region,

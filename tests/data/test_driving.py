@@ -13,7 +13,7 @@ import pytest
 
 from tests.data.trees import write_image
 from upfeat.data import nuscenes, nuscenes_sample
-from upfeat.data.driving import CAMERAS
+from upfeat.data.sets.nuscenes import CAMERAS
 from upfeat.errors import MissingPackageError
 
 INTRINSICS = [[4.0, 0, 3], [0, 4, 2], [0, 0, 1]]

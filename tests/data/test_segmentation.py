@@ -10,7 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from upfeat.data import SegmentationData, camvid, msrc
+from upfeat.data import (
+    ClassifiedFile,
+    ClassifiedImages,
+    KeypointData,
+    KeypointFile,
+    ObjectData,
+    ObjectFile,
+    SegmentationData,
+    camvid,
+    msrc,
+)
+from upfeat.data.keypoints import KeypointView
 from upfeat.data.segmentation import read_label
 
 
@@ -169,3 +180,14 @@ def test_real_sets(data_dir: Path) -> None:
     image, label = msrc(data_dir / "msrc", "val")[0]
     assert image.shape[1:] == label.shape
     assert camvid(data_dir / "camvid", "val")[0].label.max() == 11
+
+
+def test_the_files_of_an_item_are_all_paths_in_its_entry() -> None:
+    image, one, two = Path("a.jpg"), Path("a_0.png"), Path("a_1.png")
+    objects = ObjectData("set", (ObjectFile("a", image, (one, two)),), len)
+    assert objects.paths(objects.files[0]) == (image, one, two)
+    plain = ClassifiedImages("set", ("cat",), (ClassifiedFile("a", image, 0),))
+    assert plain.paths(plain.files[0]) == (image,)
+    views = (KeypointView(path, ((1.0, 2.0), None)) for path in (image, one))
+    pairs = KeypointData("set", ("cat",), (KeypointFile("a-b", "cat", *views),))
+    assert pairs.paths(pairs.files[0]) == (image, one)

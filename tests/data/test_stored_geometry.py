@@ -18,9 +18,9 @@ from upfeat.data import (
     image_folder,
     read_image,
 )
-from upfeat.data.classified import ClassifiedFile, ClassifiedImages
 from upfeat.data.depth import DepthData, DepthFile, DepthMapFolder
 from upfeat.data.mask_sets import LabelMasks, RleMasks, TurnedMasks, mask_runs
+from upfeat.data.objects import ClassifiedFile, ClassifiedImages
 from upfeat.data.opening import turned
 from upfeat.data.segmentation import LabelledFile, SegmentationData
 from upfeat.data.sets.bsds500 import RegionData, RegionFile

@@ -17,7 +17,7 @@ from tests.data.trees import write, write_image
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from upfeat.data import navi, nyuv2_surfaces, rgbd, shrink_navi, unpack_nyuv2_normals
 from upfeat.data.sets import navi as navi_module
-from upfeat.data.sets.nyuv2_surfaces import geonet_sample
+from upfeat.data.sets.nyuv2 import geonet_sample
 from upfeat.data.surfaces import normals_from_depth, relative_depth, square_around
 from upfeat.ops.images import normalize
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD

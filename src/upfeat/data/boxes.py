@@ -6,7 +6,6 @@ A box is ``x0, y0, x1, y1`` in pixels, the last two just behind the object. Size
 
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,15 +14,15 @@ import torch
 from torch import Tensor
 
 from upfeat.data.images import image_size, read_image
-from upfeat.data.keypoints import read_json
 from upfeat.data.layouts import (
     FileSet,
+    Layout,
     PathLike,
     check_split,
-    expected_tree,
     find_base,
     lay_on_image,
     pair_by_stem,
+    read_json,
     read_numbers,
 )
 
@@ -32,25 +31,28 @@ __all__ = ["BoxData", "BoxFile", "BoxImage", "coco20k", "mask_boxes", "mask_fold
 Box = tuple[int, int, int, int]
 IGNORED = 255
 
-VOC_ADDRESS = "http://host.robots.ox.ac.uk/pascal/VOC"
-COCO_ADDRESS = (
-    "https://cocodataset.org (train2014 images and annotations); the list of file names is "
-    "datasets/coco_20k_filenames.txt of https://github.com/valeoai/LOST"
-)
 _VOC_TREE = """
 ImageSets/Main/trainval.txt   names of images, one a line
 JPEGImages/NAME.jpg
 Annotations/NAME.xml
 """
-_COCO_TREE = """
+_COCO = Layout(
+    "COCO20k",
+    """
 coco_20k_filenames.txt               train2014/NAME.jpg, one a line
 images/train2014/NAME.jpg            (or train2014/NAME.jpg)
 annotations/instances_train2014.json
-"""
-_MASK_TREE = """
+""",
+    "https://cocodataset.org (train2014 images and annotations); the list of file names is "
+    "datasets/coco_20k_filenames.txt of https://github.com/valeoai/LOST",
+)
+_MASKS = Layout(
+    "images with masks",
+    """
 images/NAME.jpg
 masks/NAME.png    0 background, every other number but 255 an object
-"""
+""",
+)
 
 
 class BoxFile(NamedTuple):
@@ -70,12 +72,7 @@ class BoxImage(NamedTuple):
 
 @dataclass(frozen=True)
 class BoxData(FileSet[BoxFile, BoxImage]):
-    """One split of a set with boxes: names of files, images read when asked for.
-
-    Attributes:
-        name: of the set and split, such as ``"voc2007/trainval"``.
-        files: the images, in a fixed order.
-    """
+    """One split of a set with boxes, such as ``"voc2007/trainval"``; images are read on access."""
 
     name: str
     files: tuple[BoxFile, ...]
@@ -89,10 +86,6 @@ class BoxData(FileSet[BoxFile, BoxImage]):
         """
         boxes = torch.tensor(file.boxes, dtype=torch.int64).reshape(-1, 4)
         return BoxImage(read_image(file.image), boxes)
-
-    def paths(self, file: BoxFile) -> Sequence[Path]:
-        """Return the image."""
-        return (file.image,)
 
     def settings(self) -> str:
         """Return all boxes."""
@@ -116,15 +109,12 @@ def voc_boxes(root: PathLike, year: Literal[2007, 2012] = 2007) -> BoxData:
     places = (f"VOC{year}", f"VOCdevkit/VOC{year}", f"VOCtrainval/VOCdevkit/VOC{year}")
     base = find_base(root, places, "ImageSets/Main/trainval.txt")
     listing = base / "ImageSets" / "Main" / "trainval.txt"
-    what = f"VOC {year}"
-    if not listing.is_file():
-        raise _lacks(what, root, _VOC_TREE, listing, VOC_ADDRESS)
+    layout = Layout(f"VOC {year}", _VOC_TREE, "http://host.robots.ox.ac.uk/pascal/VOC")
+    layout.check_files(root, listing)
     files = []
     for name in listing.read_text().split():
         image, path = base / "JPEGImages" / f"{name}.jpg", base / "Annotations" / f"{name}.xml"
-        for file in (image, path):
-            if not file.is_file():
-                raise _lacks(what, root, _VOC_TREE, file, VOC_ADDRESS)
+        layout.check_files(root, image, path)
         files.append(BoxFile(name, image, _xml_boxes(path)))
     return BoxData(f"voc{year}/trainval", tuple(files))
 
@@ -157,9 +147,7 @@ def coco20k(root: PathLike) -> BoxData:
     base = Path(root).expanduser()
     listing = base / "coco_20k_filenames.txt"
     annotations = base / "annotations" / "instances_train2014.json"
-    for path in (listing, annotations):
-        if not path.is_file():
-            raise _lacks("COCO20k", root, _COCO_TREE, path, COCO_ADDRESS)
+    _COCO.check_files(root, listing, annotations)
     content: dict[str, Any] = read_json(annotations)
     boxes: dict[int, list[Box]] = defaultdict(list)
     try:
@@ -176,7 +164,7 @@ def coco20k(root: PathLike) -> BoxData:
     for line in listing.read_text().split():
         name = Path(line).name
         if not (folder / name).is_file() or name not in numbers:
-            raise _lacks("COCO20k", root, _COCO_TREE, folder / name, COCO_ADDRESS)
+            raise _COCO.error(root, f"no file {folder / name}")
         files.append(BoxFile(Path(name).stem, folder / name, tuple(boxes[numbers[name]])))
     return BoxData("coco20k/train2014", tuple(files))
 
@@ -192,15 +180,13 @@ def mask_folder(root: PathLike) -> BoxData:
         ValueError: a mask cannot be read, or its size is not its image's.
     """
     folder = Path(root).expanduser()
-    pairs, problem = pair_by_stem(folder / "images", folder / "masks")
-    if problem:
-        raise FileNotFoundError(expected_tree("images with masks", root, _MASK_TREE, problem))
+    with _MASKS.explained(root):
+        pairs = pair_by_stem(folder / "images", folder / "masks")
     files = []
     for name, image, path in pairs:
         mask = read_numbers(path, "mask", "with object numbers")
-        files.append(
-            BoxFile(name, image, mask_boxes(lay_on_image(mask, path, image, image_size(image))))
-        )
+        mask = lay_on_image(mask, path, image, image_size(image))
+        files.append(BoxFile(name, image, mask_boxes(mask)))
     return BoxData(f"{folder.name}/all", tuple(files))
 
 
@@ -220,7 +206,3 @@ def mask_boxes(mask: Tensor) -> tuple[Box, ...]:
             first, last = (int(cols.min()), int(rows.min())), (int(cols.max()), int(rows.max()))
             boxes.append((*first, last[0] + 1, last[1] + 1))
     return tuple(boxes)
-
-
-def _lacks(name: str, root: PathLike, tree: str, path: Path, address: str) -> FileNotFoundError:
-    return FileNotFoundError(expected_tree(name, root, tree, f"no file {path}", address))

@@ -4,7 +4,6 @@ A training image's depth is one file beside it, of a sensor or a depth network. 
 ``(height, width)``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -38,11 +37,9 @@ class DepthImage(NamedTuple):
 
 @dataclass(frozen=True)
 class DepthData(FileSet[DepthFile, DepthImage]):
-    """One split of a set with metric depth: names of files, read when asked for.
+    """One split of a set with metric depth, such as ``"nyuv2-depth/val"``.
 
     Attributes:
-        name: of the set and split, such as ``"nyuv2-depth/val"``.
-        files: the images and depth maps, in a fixed order.
         units_per_metre: a stored number divided by this is the depth in metres; 0 stands for a
             missing measurement.
 
@@ -78,10 +75,6 @@ class DepthData(FileSet[DepthFile, DepthImage]):
                 "distances above 0, and 0 where there is none"
             )
         return DepthImage(image, stored.float() / self.units_per_metre)
-
-    def paths(self, file: DepthFile) -> Sequence[Path]:
-        """Return image and depth map."""
-        return (file.image, file.depth)
 
     def settings(self) -> str:
         """Return the unit."""

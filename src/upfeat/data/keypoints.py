@@ -7,16 +7,16 @@ sizes are ``(height, width)``. Legend: ``K`` key points, ``H W`` image.
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from upfeat.data.images import image_size, read_image
-from upfeat.data.layouts import FileSet, PathLike, expected_tree, list_images
+from upfeat.data.layouts import FileSet, Layout, PathLike, list_images, read_json
 
 __all__ = [
     "KeypointData",
@@ -24,16 +24,18 @@ __all__ = [
     "KeypointPair",
     "KeypointView",
     "keypoint_folder",
-    "read_json",
 ]
 
 Point = tuple[float, float]
 
-_TREE = """
+_LAYOUT = Layout(
+    "key points",
+    """
 images/NAME.jpg
 annotations/NAME.json   {"keypoints": {"left eye": [x, y], "tail": null}, "box": [x0, y0, x1, y1]}
 pairs.csv               columns source,target and, if there are several, category: names of images
-"""
+""",
+)
 
 
 class KeypointView(NamedTuple):
@@ -81,12 +83,10 @@ class KeypointPair(NamedTuple):
 
 @dataclass(frozen=True)
 class KeypointData(FileSet[KeypointFile, KeypointPair]):
-    """One split of a set of pairs: names of files and points, images read when asked for.
+    """One split of a set of pairs, such as ``"spair71k/test"``; images are read on access.
 
     Attributes:
-        name: of the set and split, such as ``"spair71k/test"``.
         categories: of the objects.
-        files: the pairs, in a fixed order.
 
     Example:
         >>> from pathlib import Path
@@ -116,10 +116,6 @@ class KeypointData(FileSet[KeypointFile, KeypointPair]):
         """Return the points (K, 2) of an image, float64; NaN where it does not show one."""
         rows = [(math.nan, math.nan) if point is None else point for point in view.points]
         return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
-
-    def paths(self, file: KeypointFile) -> Sequence[Path]:
-        """Return the two images."""
-        return (file.source.image, file.target.image)
 
     def settings(self) -> str:
         """Return all points and boxes: they stand in no file of their own."""
@@ -164,7 +160,7 @@ def keypoint_folder(root: PathLike) -> KeypointData:
     listing = folder / "pairs.csv"
     for path in (folder / "images", folder / "annotations", listing):
         if not path.exists():
-            raise _wrong(root, f"no {path}")
+            raise _LAYOUT.error(root, f"no {path}")
     images = {path.stem: path for path in list_images(folder / "images")}
     with listing.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
@@ -178,7 +174,9 @@ def keypoint_folder(root: PathLike) -> KeypointData:
             if not name:
                 raise ValueError(f"{listing}, line {line}: a pair needs source and target")
             if name not in images:
-                raise _wrong(root, f"pairs.csv, line {line}, names {name}, but no image has it")
+                raise _LAYOUT.error(
+                    root, f"pairs.csv, line {line}, names {name}, but no image has it"
+                )
             if name not in known:
                 known[name] = _annotated(folder / "annotations" / f"{name}.json", images[name])
         category = row.get("category") or "all"
@@ -250,25 +248,3 @@ def _pair(name: str, category: str, source: _Annotated, target: _Annotated) -> K
         for one in (source, target)
     )
     return KeypointFile(name, category, first, second)
-
-
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; raises ``ValueError`` that names a broken one.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.keypoints import read_json
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "a.json")
-        ...     _ = path.write_text('{"nose": [1, 2]}')
-        ...     read_json(path)
-        {'nose': [1, 2]}
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no readable JSON file: {error}") from error
-
-
-def _wrong(root: PathLike, problem: str) -> FileNotFoundError:
-    return FileNotFoundError(expected_tree("key points", root, _TREE, problem))

@@ -6,10 +6,12 @@ Every error names the file and shows the folder tree that was expected. Sizes ar
 """
 
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -20,18 +22,22 @@ from torch import Tensor
 
 from upfeat.data.folders import LeftOut
 from upfeat.data.opening import read_picture, stored_orientation, turned
-from upfeat.errors import check_file, shape_text
+from upfeat.errors import MissingPackageError, check_file, shape_text
 
 __all__ = [
     "FileSet",
+    "Layout",
     "PathLike",
+    "check_named",
     "check_split",
-    "expected_tree",
     "find_base",
     "hash_files",
     "lay_on_image",
     "list_images",
     "pair_by_stem",
+    "read_json",
+    "read_mat",
+    "read_names",
     "read_npy",
     "read_numbers",
     "spread",
@@ -44,31 +50,51 @@ T = TypeVar("T")
 _NUMBER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
-def expected_tree(name: str, root: PathLike, tree: str, problem: str, address: str = "") -> str:
-    """Return the message for a folder that is not the data set it should be.
+@dataclass(frozen=True)
+class Layout:
+    """The folder tree that a loader reads, for the messages about a folder that has another one.
 
-    Args:
+    Attributes:
         name: of the set.
-        root: the folder.
         tree: the files that belong there, one a line.
-        problem: what is wrong.
         address: where users get the set.
 
     Example:
-        >>> from upfeat.data.layouts import expected_tree
-        >>> tree, problem = "train/images/NAME.jpg", "no folder train/images"
-        >>> print(expected_tree("MSRC", "data", tree, problem, "https://example.org"))
+        >>> from upfeat.data.layouts import Layout
+        >>> layout = Layout("MSRC", "train/images/NAME.jpg", "https://example.org")
+        >>> print(layout.error("data", "no folder train/images"))
         data is not a copy of MSRC as it is read here: no folder train/images. Expected:
           data/
             train/images/NAME.jpg
         Get it from https://example.org
     """
-    lines = "\n".join(f"    {line}" for line in tree.strip().splitlines())
-    source = f"\nGet it from {address}" if address else ""
-    return (
-        f"{root} is not a copy of {name} as it is read here: {problem}. Expected:\n"
-        f"  {os.fspath(root).rstrip('/')}/\n{lines}{source}"
-    )
+
+    name: str
+    tree: str
+    address: str = ""
+
+    def error(self, root: PathLike, problem: str) -> FileNotFoundError:
+        """Return the error to raise because of a problem with the folder ``root``."""
+        lines = "\n".join(f"    {line}" for line in self.tree.strip().splitlines())
+        source = f"\nGet it from {self.address}" if self.address else ""
+        return FileNotFoundError(
+            f"{root} is not a copy of {self.name} as it is read here: {problem}. Expected:\n"
+            f"  {os.fspath(root).rstrip('/')}/\n{lines}{source}"
+        )
+
+    def check_files(self, root: PathLike, *paths: Path) -> None:
+        """Raise the error for the first of some files that is not there."""
+        for path in paths:
+            if not path.is_file():
+                raise self.error(root, f"no file {path}")
+
+    @contextmanager
+    def explained(self, root: PathLike) -> Iterator[None]:
+        """Make every ``FileNotFoundError`` that is raised inside show the tree."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise self.error(root, str(error)) from error
 
 
 def check_split(name: str, split: str, known: Sequence[str]) -> None:
@@ -104,6 +130,9 @@ def list_images(folder: Path) -> list[Path]:
 
     Pictures of other kinds are left out with a warning, see :func:`upfeat.data.image_files`.
 
+    Raises:
+        FileNotFoundError: there is no such folder.
+
     Example:
         >>> import pathlib, tempfile
         >>> from upfeat.data.layouts import list_images
@@ -113,6 +142,8 @@ def list_images(folder: Path) -> list[Path]:
         ...     [path.name for path in list_images(pathlib.Path(folder))]
         ['a.JPG', 'b.png']
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     left = LeftOut()
@@ -123,7 +154,7 @@ def list_images(folder: Path) -> list[Path]:
 
 def pair_by_stem(
     images: Path, labels: Path, suffix: str = "", image_suffix: str = ""
-) -> tuple[list[tuple[str, Path, Path]], str]:
+) -> list[tuple[str, Path, Path]]:
     """Pair the images of a folder with the PNGs of another, by name.
 
     Args:
@@ -133,7 +164,10 @@ def pair_by_stem(
         image_suffix: what an image's name ends with before its file type.
 
     Returns:
-        ``(name, image, label)`` sorted by name, and the problem: empty, or what has no partner.
+        ``(name, image, label)`` sorted by name.
+
+    Raises:
+        FileNotFoundError: a folder is missing, or an image or a label has no partner.
 
     Example:
         >>> import pathlib, tempfile
@@ -143,28 +177,41 @@ def pair_by_stem(
         ...     for path in (images / "a.jpg", labels / "a.png"):
         ...         path.parent.mkdir()
         ...         path.touch()
-        ...     pairs, problem = pair_by_stem(images, labels)
-        ...     [name for name, _, _ in pairs], problem
-        (['a'], '')
+        ...     [name for name, _, _ in pair_by_stem(images, labels)]
+        ['a']
     """
-    for folder in (images, labels):
-        if not folder.is_dir():
-            return [], f"no folder {folder}"
     by_stem = {path.stem.removesuffix(image_suffix): path for path in list_images(images)}
     named = {path.name: path for path in list_images(labels)}
     if not by_stem:
-        return [], f"no image in {images}"
-    pairs = []
+        raise FileNotFoundError(f"no image in {images}")
+    pairs, ending = [], f"{suffix}.png"
     for name, image in sorted(by_stem.items()):
-        label = named.get(f"{name}{suffix}.png")
+        label = named.get(name + ending)
         if label is None:
-            return [], f"{image} has no label {labels / f'{name}{suffix}.png'}"
+            raise FileNotFoundError(f"{image} has no label {labels / (name + ending)}")
         pairs.append((name, image, label))
-    ending = f"{suffix}.png"
     for label_name, path in named.items():
         if label_name.endswith(ending) and label_name.removesuffix(ending) not in by_stem:
-            return [], f"{path} has no image in {images}"
-    return pairs, ""
+            raise FileNotFoundError(f"{path} has no image in {images}")
+    return pairs
+
+
+def read_names(listing: Path) -> list[str]:
+    """Return the words of a text file, such as the names of a split's images.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not listing.is_file():
+        raise FileNotFoundError(f"no file {listing}")
+    return listing.read_text().split()
+
+
+def check_named(listing: str, name: str, *paths: Path) -> None:
+    """Raise ``FileNotFoundError`` unless the files that a list names are there."""
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{listing} names {name}, but there is no {path}")
 
 
 def read_numbers(path: PathLike, what: str, hint: str) -> Tensor:
@@ -198,6 +245,40 @@ def read_numbers(path: PathLike, what: str, hint: str) -> Tensor:
     if mode not in _NUMBER_MODES:
         raise ValueError(f"the {what} {path} is {mode}, expected one channel {hint}")
     return torch.from_numpy(pixels.astype(np.int64))
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; raises ``ValueError`` that names a broken one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no readable JSON file: {error}") from error
+
+
+def read_mat(path: PathLike, what: str, use: Callable[[dict[str, Any]], T], wrong: str) -> T:
+    """Return what ``use`` makes of the variables of a MAT file older than version 7.3.
+
+    Args:
+        path: the file.
+        what: its role, for messages.
+        use: called with the variables by name.
+        wrong: what a file is of which that fails, such as ``"is no readable MAT file"``.
+
+    Raises:
+        MissingPackageError: SciPy is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, or ``use`` fails.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingPackageError("scipy", "data", "files *.mat") from error
+    check_file(path, what)
+    try:
+        return use(loadmat(path))
+    # Decoders of broken files raise whatever their parser stumbles over.
+    except Exception as error:
+        raise ValueError(f"{path} {wrong}: {error}") from error
 
 
 def read_npy(path: PathLike) -> npt.NDArray[Any]:
@@ -293,6 +374,14 @@ class NamedFiles(Protocol):
         ...
 
 
+def _paths(entry: object) -> Iterator[Path]:
+    if isinstance(entry, Path):
+        yield entry
+    elif isinstance(entry, tuple):
+        for part in entry:
+            yield from _paths(part)
+
+
 FilesT = TypeVar("FilesT", bound=NamedFiles)
 ItemT = TypeVar("ItemT")
 
@@ -314,9 +403,9 @@ class FileSet(ABC, Generic[FilesT, ItemT]):
     def read(self, file: FilesT) -> ItemT:
         """Read one item."""
 
-    @abstractmethod
     def paths(self, file: FilesT) -> Sequence[Path]:
-        """Return the files that make an item."""
+        """Return the files that make an item: every path that stands in its entry."""
+        return tuple(_paths(file))
 
     def settings(self) -> str:
         """Return what, apart from the files, decides what is read; part of the fingerprint."""
@@ -343,8 +432,8 @@ class FileSet(ABC, Generic[FilesT, ItemT]):
             ['0', '4']
         """
         chosen = spread(self.files, every, limit)
-        dataclass: Any = self
-        changed: Self = replace(dataclass, files=chosen)
+        data: Any = self
+        changed: Self = replace(data, files=chosen)
         return changed
 
     def file_hash(self, file: FilesT) -> str:

@@ -1,4 +1,7 @@
-"""Images with masks of single objects, for interactive segmentation. Sizes are (height, width)."""
+"""Images with masks of single objects, and images of one class each.
+
+Sizes are ``(height, width)``.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +19,9 @@ from upfeat.errors import UnknownNameError
 
 __all__ = [
     "UNCERTAIN",
+    "ClassifiedFile",
+    "ClassifiedImage",
+    "ClassifiedImages",
     "ObjectData",
     "ObjectFile",
     "ObjectImage",
@@ -51,11 +57,9 @@ class ObjectImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectData(FileSet[ObjectFile, ObjectImage]):
-    """One split of a set with objects: names of files, read when asked for.
+    """One split of a set with objects, such as ``"sbd/train"``.
 
     Attributes:
-        name: of the set and split, such as ``"sbd/train"``.
-        files: the images, in a fixed order.
         decode: makes labels (H, W), int64, of the files of the masks.
     """
 
@@ -74,10 +78,6 @@ class ObjectData(FileSet[ObjectFile, ObjectImage]):
         objects = self.decode(file.masks)
         return ObjectImage(image, lay_on_image(objects, file.masks[0], file.image, image.shape[1:]))
 
-    def paths(self, file: ObjectFile) -> Sequence[Path]:
-        """Return image and masks."""
-        return (file.image, *file.masks)
-
     def without(self, names: Sequence[str]) -> "ObjectData":
         """Return the set without the images of some names.
 
@@ -93,6 +93,54 @@ class ObjectData(FileSet[ObjectFile, ObjectImage]):
         return ObjectData(self.name, kept, self.decode)
 
 
+class ClassifiedFile(NamedTuple):
+    """Where one image is, its class and, if there is one, the file of the object's mask."""
+
+    name: str
+    image: Path
+    label: int
+    mask: Path | None = None
+
+
+class ClassifiedImage(NamedTuple):
+    """One image (3, H, W), float32 in [0, 1], its class, and the object, bool (H, W), or None."""
+
+    image: Tensor
+    label: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class ClassifiedImages(FileSet[ClassifiedFile, ClassifiedImage]):
+    """One split of a classified set, such as ``"imagenet/val"``.
+
+    Attributes:
+        classes: names of the classes 0, 1, …
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    files: tuple[ClassifiedFile, ...]
+
+    def read(self, file: ClassifiedFile) -> ClassifiedImage:
+        """Read an image, and the mask of its object if it has one.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: one cannot be read, their sizes differ, or the mask has other numbers than
+                0 (background) and 1 (the object).
+        """
+        image = read_image(file.image)
+        if file.mask is None:
+            return ClassifiedImage(image, file.label, None)
+        mask = lay_on_image(read_mask([file.mask]), file.mask, file.image, image.shape[1:])
+        return ClassifiedImage(image, file.label, mask.bool())
+
+    def settings(self) -> str:
+        """Return the classes and every image's class."""
+        return f"{self.classes} {[file.label for file in self.files]}"
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 
@@ -106,9 +154,6 @@ def pair_masks(images: Path, masks: Path) -> tuple[ObjectFile, ...]:
     Raises:
         FileNotFoundError: a folder or an image is missing, or no mask is there.
     """
-    for folder in (images, masks):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
     by_stem = {path.stem: path for path in list_images(images)}
     files = []
     for mask in list_images(masks):

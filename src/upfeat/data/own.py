@@ -20,9 +20,10 @@ from upfeat.data.depth import DepthData, DepthFile
 from upfeat.data.images import image_size
 from upfeat.data.keypoints import KeypointData, keypoint_folder
 from upfeat.data.layouts import (
+    Layout,
     PathLike,
+    check_named,
     check_split,
-    expected_tree,
     lay_on_image,
     list_images,
     pair_by_stem,
@@ -65,11 +66,14 @@ upfeat-data.yaml         optional: names, splits, ignored label, units
 """
 _LABELS = "one channel: class numbers 0, 1, …; 255 = ignored"
 _DEPTHS = "one channel of 8 or 16 bit, 0 = missing"
-_VIDEO_TREE = """
+_VIDEOS = Layout(
+    "your own videos",
+    """
 images/VIDEO/00000.jpg   frames, by name in order
 labels/VIDEO/00000.png   object numbers, 0 = background
 (or JPEGImages/ and Annotations/; or train/ and val/ with these inside)
-"""
+""",
+)
 
 
 def set_name(root: PathLike) -> str:
@@ -109,12 +113,12 @@ def list_own_split(root: PathLike, split: str, kind: str, what: str) -> OwnSplit
     card, base = read_card(root)
     name = str(card.name)
     check_split(name, split, ("train", "val"))
-    tree = _TREE.format(kind=kind, what=what)
-    try:
-        pairs = _pairs(card, base, split, kind)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(expected_tree("your own data", root, tree, str(error))) from error
-    return OwnSplit(card, base, pairs)
+    with _layout(kind, what).explained(root):
+        return OwnSplit(card, base, _pairs(card, base, split, kind))
+
+
+def _layout(kind: str, what: str) -> Layout:
+    return Layout("your own data", _TREE.format(kind=kind, what=what))
 
 
 def _pairs(card: DataCard, base: Path, split: str, kind: str) -> list[tuple[str, Path, Path]]:
@@ -125,10 +129,10 @@ def _pairs(card: DataCard, base: Path, split: str, kind: str) -> list[tuple[str,
             raise FileNotFoundError(f"the card names no split {split}")
         return _pairs_at(base / place, kind)
     if (base / "train").is_dir() or (base / "val").is_dir():
-        return _paired(base / split / "images", base / split / kind)
+        return pair_by_stem(base / split / "images", base / split / kind)
     if (base / "images" / "train").is_dir() or (base / "images" / "val").is_dir():
-        return _paired(base / "images" / split, base / kind / split)
-    pairs = _paired(base / "images", base / kind)
+        return pair_by_stem(base / "images" / split, base / kind / split)
+    pairs = pair_by_stem(base / "images", base / kind)
     if len(pairs) < VAL_EVERY:
         raise FileNotFoundError(
             f"{base / 'images'} holds {len(pairs)} images, too few to hold some back for "
@@ -143,8 +147,8 @@ def _pairs_at(place: Path, kind: str) -> list[tuple[str, Path, Path]]:
     if place.suffix == ".txt":
         return _pairs_listed(place, kind)
     if (place / "images").is_dir() or "images" not in place.parts:
-        return _paired(place / "images", place / kind)
-    return _paired(place, _sibling(place, kind))
+        return pair_by_stem(place / "images", place / kind)
+    return pair_by_stem(place, _sibling(place, kind))
 
 
 def _sibling(place: Path, kind: str) -> Path:
@@ -170,17 +174,8 @@ def _pairs_listed(file: Path, kind: str) -> list[tuple[str, Path, Path]]:
         if "images" not in image.parts:
             raise ValueError(f"{file}: {image} lies in no folder images with {kind} beside it")
         label = _sibling(image, kind).with_suffix(".png")
-        for path in (image, label):
-            if not path.is_file():
-                raise FileNotFoundError(f"{file} names {image}, but there is no {path}")
+        check_named(str(file), str(image), image, label)
         pairs.append((image.with_suffix("").relative_to(file.parent).as_posix(), image, label))
-    return pairs
-
-
-def _paired(images: Path, labels: Path) -> list[tuple[str, Path, Path]]:
-    pairs, problem = pair_by_stem(images, labels)
-    if problem:
-        raise FileNotFoundError(problem)
     return pairs
 
 
@@ -343,7 +338,7 @@ def folder_video(root: PathLike, split: str = "val") -> VideoData:
     """
     card, base = read_card(root)
     said = {"train": card.train, "val": card.val}
-    try:
+    with _VIDEOS.explained(root):
         check_split(str(card.name), split, ("train", "val"))
         divided = any(said.values()) or any((base / name).is_dir() for name in said)
         place = base / (said[split] or split) if divided else base
@@ -352,10 +347,6 @@ def folder_video(root: PathLike, split: str = "val") -> VideoData:
         sequences = tuple(_video(frames / name, masks / name) for name in names)
         if not sequences:
             raise FileNotFoundError(f"no folder of a video in {frames}")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            expected_tree("your own videos", root, _VIDEO_TREE, str(error))
-        ) from error
     part = split if divided else "all"
     return VideoData(f"{card.name}/{part}", sequences, one_object=card.one_object)
 
@@ -372,9 +363,7 @@ def _video_folders(place: Path) -> tuple[Path, Path]:
 
 
 def _video(frames: Path, masks: Path) -> VideoSequence:
-    pairs, problem = pair_by_stem(frames, masks)
-    if problem:
-        raise FileNotFoundError(problem)
+    pairs = pair_by_stem(frames, masks)
     problems = [
         f"{mask} is {size}, its frame {frame} {own} (height, width)"
         for _, frame, mask in pairs
@@ -446,6 +435,5 @@ def _any_images(root: PathLike) -> list[Path]:
         places = [base / "train" / "images", base / "images" / "train", base / "images"]
     found = next((list_images(place) for place in places if place.is_dir()), [])
     if not found:
-        tree = _TREE.format(kind="labels", what=_LABELS)
-        raise FileNotFoundError(expected_tree("your own data", root, tree, f"no {places[0]}"))
+        raise _layout("labels", _LABELS).error(root, f"no {places[0]}")
     return found

@@ -6,7 +6,6 @@ The layouts are those of :mod:`upfeat.data.own`, with ``normals/`` or ``depth/``
 Legend: ``H W`` image.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -88,10 +87,6 @@ class OwnSurfaces(SurfaceData[OwnSurface]):
         normals = torch.stack(planes)
         known = (normals.norm(dim=0) > LEAST_LENGTH) & (normals > -1).any(0)
         return unit_vectors(normals, dim=0) * known, known.to(normals)
-
-    def paths(self, file: OwnSurface) -> Sequence[Path]:
-        """Return image and target."""
-        return (file.image, file.target)
 
     def settings(self) -> str:
         """Return unit and camera."""

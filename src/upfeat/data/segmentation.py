@@ -5,7 +5,7 @@ Sizes are ``(height, width)``.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
@@ -151,13 +151,11 @@ def map_labels(label: Tensor, table: Mapping[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class SegmentationData(FileSet[LabelledFile, LabelledImage]):
-    """One split of a labelled set: names of files, read when asked for.
+    """One split of a labelled set, such as ``"camvid/val"``.
 
     Attributes:
-        name: of the set and split, such as ``"camvid/val"``.
         classes: names of the classes 0, 1, …
         ignore_index: the label without meaning.
-        files: the images and labels, in a fixed order.
         table: stored number to class or ``ignore_index``; None where the files store classes.
     """
 
@@ -192,10 +190,6 @@ class SegmentationData(FileSet[LabelledFile, LabelledImage]):
                 f"{len(self.classes) - 1} and {self.ignore_index} for ignored pixels"
             )
         return LabelledImage(image, label)
-
-    def paths(self, file: LabelledFile) -> Sequence[Path]:
-        """Return image and label."""
-        return (file.image, file.label)
 
     def settings(self) -> str:
         """Return classes, ignored number and table."""
@@ -254,7 +248,8 @@ def load_segmentation(name: str, root: PathLike, split: str = "train") -> Segmen
 
     Raises:
         UnknownNameError: no such set.
-        FileNotFoundError: the folder is not the set; shows the expected tree.
+        FileNotFoundError: a list, a folder or a file is missing; shows the expected tree.
+        ValueError: an unknown split or number of classes, or a malformed list.
 
     Example:
         >>> from upfeat.data import load_segmentation

@@ -8,9 +8,12 @@ Legend: ``H W`` image. Sizes are ``(height, width)``.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +28,7 @@ __all__ = [
     "grid_points",
     "normals_from_depth",
     "relative_depth",
+    "rotation_matrix",
     "square_around",
 ]
 
@@ -49,12 +53,7 @@ FileT = TypeVar("FileT", bound=NamedFiles)
 
 @dataclass(frozen=True)
 class SurfaceData(FileSet[FileT, SurfaceImage]):
-    """One split of a set with depth and normals: names of files, read when asked for.
-
-    Attributes:
-        name: of the set and split, such as ``"navi/test"``.
-        files: in a fixed order.
-    """
+    """One split of a set with depth and normals, such as ``"navi/test"``."""
 
     name: str
     files: tuple[FileT, ...]
@@ -176,6 +175,18 @@ def square_around(depth: Tensor) -> tuple[slice, slice]:
             start = max(0, starts[axis] - padding)
         starts[axis] = start
     return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
+
+
+def rotation_matrix(quaternion: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Return the rotation (3, 3) of a quaternion (x, y, z, w) of any length."""
+    x, y, z, w = np.asarray(quaternion, float) / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def relative_depth(depth: Tensor) -> Tensor:

@@ -20,14 +20,14 @@ from torch import Tensor
 from upfeat.data.images import read_image
 from upfeat.data.layouts import (
     FileSet,
+    Layout,
     PathLike,
     check_split,
-    expected_tree,
     lay_on_image,
     read_numbers,
 )
 from upfeat.data.sets.navi import EVERY, NaviData, NaviFile, navi
-from upfeat.data.surfaces import square_around
+from upfeat.data.surfaces import rotation_matrix, square_around
 
 __all__ = ["PosedView", "ViewFile", "ViewPair", "ViewPairFile", "ViewPairs", "view_pairs"]
 
@@ -35,19 +35,25 @@ LARGEST_ANGLE = 120.0  # degrees between two views of NAVI
 ROOM_ANGLE = 60.0  # between two frames of a room; farther ones show different walls (chosen here)
 PAIR_SEED = 8
 
-_SCANNET_TREE = """
+_SCANNET = Layout(
+    "ScanNet's pairs",
+    """
 test.npz                               name (N, 4): scene, part, number of both frames
 SCENE_PART/color/K.jpg                 640 x 480
 SCENE_PART/depth/K.png                 16 bit, millimetres
 SCENE_PART/pose/K.txt                  4 x 4, camera to world
 SCENE_PART/intrinsic/intrinsic_depth.txt
-"""
-_RGBD_TREE = """
+""",
+)
+_RGBD = Layout(
+    "an RGB-D folder",
+    """
 meta.json             of each scene: depth_scale, intrinsics (fx, fy, cx, cy),
                       pose_tx_ty_tz_qx_qy_qz_qw (camera to world)
 SCENE/K_color.jpg     K = 0, 1, ...
 SCENE/K_depth.png     16 bit: metres = value / depth_scale, 0 = missing
-"""
+""",
+)
 
 
 class PosedView(NamedTuple):
@@ -189,9 +195,7 @@ def _navi_view(data: NaviData, file: NaviFile) -> PosedView:
 def _scannet(root: Path) -> ViewPairs:
     listed = root / "test.npz"
     if not listed.is_file():
-        raise FileNotFoundError(
-            expected_tree("ScanNet's pairs", root, _SCANNET_TREE, "no test.npz")
-        )
+        raise _SCANNET.error(root, "no test.npz")
     try:
         rows = np.load(listed, allow_pickle=False)["name"]
         names = [tuple(map(int, row)) for row in rows]
@@ -239,7 +243,7 @@ def _rgbd(root: Path) -> ViewPairs:
     base = root if one is None else root.parent
     meta = base / "meta.json"
     if not meta.is_file():
-        raise FileNotFoundError(expected_tree("an RGB-D folder", root, _RGBD_TREE, "no meta.json"))
+        raise _RGBD.error(root, "no meta.json")
     scenes = json.loads(meta.read_text())
     files = []
     for scene, record in scenes.items():
@@ -250,8 +254,7 @@ def _rgbd(root: Path) -> ViewPairs:
                 if _angle(pose) <= ROOM_ANGLE:
                     files.append(_pair(f"{scene}/{i}-{j}", views[i], views[j], pose))
     if not files:
-        problem = "no scene with two frames and their poses"
-        raise FileNotFoundError(expected_tree("an RGB-D folder", root, _RGBD_TREE, problem))
+        raise _RGBD.error(root, "no scene with two frames and their poses")
     return ViewPairs(f"rgbd-pairs/{one or 'all'}", tuple(files), _frame)
 
 
@@ -293,15 +296,9 @@ _READERS: dict[str, Callable[[Path], ViewPairs]] = {
 
 
 def _pose(quaternion: Sequence[float], shift: Sequence[float]) -> np.ndarray:
-    """Return (4, 4) of a quaternion (x, y, z, w) of any length and a shift."""
-    x, y, z, w = np.asarray(quaternion, float) / np.linalg.norm(quaternion)
+    """Return (4, 4) of a quaternion (x, y, z, w) and a shift."""
     pose = np.eye(4)
-    pose[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    pose[:3, 3] = shift
+    pose[:3, :3], pose[:3, 3] = rotation_matrix(quaternion), shift
     return pose
 
 

@@ -16,30 +16,30 @@ from torch import Tensor
 from upfeat.data.images import read_image
 from upfeat.data.layouts import (
     FileSet,
+    Layout,
     PathLike,
     check_split,
-    expected_tree,
     find_base,
     lay_on_image,
     list_images,
+    read_mat,
     read_numbers,
 )
 from upfeat.data.objects import ObjectData, ObjectFile, register_objects
-from upfeat.errors import MissingPackageError, check_file
 
 __all__ = ["RegionData", "RegionFile", "RegionImage", "bsds500", "bsds500_objects"]
 
-ADDRESS = (
-    "https://www2.eecs.berkeley.edu/Research/Projects/CS/grouping/resources.html, or "
-    "https://github.com/BIDS/BSDS500"
-)
-
-_TREE = """
+_LAYOUT = Layout(
+    "BSDS500",
+    """
 BSDS500/data/images/train/ID.jpg
 BSDS500/data/groundTruth/train/ID.mat    all annotators; or instead
 segmentations/train/ID_0.png, ID_1.png   one file an annotator, regions numbered from 1
 and the same with val and test
-"""
+""",
+    "https://www2.eecs.berkeley.edu/Research/Projects/CS/grouping/resources.html, or "
+    "https://github.com/BIDS/BSDS500",
+)
 
 
 class RegionFile(NamedTuple):
@@ -59,12 +59,7 @@ class RegionImage(NamedTuple):
 
 @dataclass(frozen=True)
 class RegionData(FileSet[RegionFile, RegionImage]):
-    """One split of a set with regions by several annotators: files, read when asked for.
-
-    Attributes:
-        name: of the set and split, such as ``"bsds500/val"``.
-        files: the images, in a fixed order.
-    """
+    """One split of a set with regions by several annotators, such as ``"bsds500/val"``."""
 
     name: str
     files: tuple[RegionFile, ...]
@@ -84,10 +79,6 @@ class RegionData(FileSet[RegionFile, RegionImage]):
             regions += [lay_on_image(one, path, file.image, image.shape[1:]) for one in maps]
         return RegionImage(image, tuple(regions))
 
-    def paths(self, file: RegionFile) -> Sequence[Path]:
-        """Return the image and the files of its regions."""
-        return (file.image, *file.regions)
-
 
 def bsds500(root: PathLike, split: Literal["train", "val", "test"] = "train") -> RegionData:
     """List a split of BSDS500.
@@ -102,11 +93,8 @@ def bsds500(root: PathLike, split: Literal["train", "val", "test"] = "train") ->
     """
     check_split("BSDS500", split, ("train", "val", "test"))
     base = find_base(root, ("BSDS500/data", "data"), "images")
-    try:
+    with _LAYOUT.explained(root):
         files = _files(base, split)
-    except FileNotFoundError as error:
-        message = expected_tree("BSDS500", root, _TREE, str(error), ADDRESS)
-        raise FileNotFoundError(message) from error
     return RegionData(f"bsds500/{split}", files)
 
 
@@ -124,9 +112,6 @@ def bsds500_objects(root: PathLike, split: Literal["train", "val", "test"] = "tr
     Args:
         root: as of :func:`bsds500`.
         split: which folder.
-
-    Raises:
-        FileNotFoundError: as :func:`bsds500`.
     """
     data = bsds500(root, split)
     files = tuple(ObjectFile(file.name, file.image, file.regions) for file in data.files)
@@ -146,13 +131,12 @@ def _coarsest_objects(paths: Sequence[Path]) -> Tensor:
 
 def _files(base: Path, split: str) -> tuple[RegionFile, ...]:
     folder = base / "images" / split
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
+    images = list_images(folder)
     separate, joint = base / "segmentations" / split, base / "groundTruth" / split
     if not separate.is_dir() and not joint.is_dir():
         raise FileNotFoundError(f"no folder {joint}")
     files = []
-    for image in list_images(folder):
+    for image in images:
         if separate.is_dir():
             found = list(separate.glob(f"{image.stem}_*.png"))
             regions = sorted(found, key=lambda path: (len(path.name), path.name))
@@ -168,22 +152,12 @@ def _files(base: Path, split: str) -> tuple[RegionFile, ...]:
 
 def _read_regions(path: Path) -> list[Tensor]:
     """Return the region maps of a file: of one annotator (PNG) or of all (MAT)."""
-    if path.suffix == ".mat":
-        return _mat_regions(path)
-    return [read_numbers(path, "region map", "with region numbers")]
-
-
-def _mat_regions(path: Path) -> list[Tensor]:
-    """Return the regions of every annotator from a file of the official archive."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingPackageError("scipy", "data", "files *.mat") from error
-    check_file(path, "ground truth")
-    try:
-        cells = loadmat(path)["groundTruth"].reshape(-1)
-        maps = [cell["Segmentation"][0, 0] for cell in cells]
-    # Decoders of broken files raise whatever their parser stumbles over.
-    except Exception as error:
-        raise ValueError(f"{path} is no ground truth of BSDS500: {error}") from error
+    if path.suffix != ".mat":
+        return [read_numbers(path, "region map", "with region numbers")]
+    maps = read_mat(
+        path,
+        "ground truth",
+        lambda mat: [cell["Segmentation"][0, 0] for cell in mat["groundTruth"].reshape(-1)],
+        "is no ground truth of BSDS500",
+    )
     return [torch.from_numpy(one.astype(np.int64)) for one in maps]

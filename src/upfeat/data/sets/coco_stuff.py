@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from upfeat.data.layouts import PathLike, check_split, expected_tree, find_base, list_images
+from upfeat.data.layouts import Layout, PathLike, check_split, find_base, list_images
 from upfeat.data.segmentation import (
     IGNORED,
     ClassTable,
@@ -23,13 +23,6 @@ __all__ = ["coco_stuff"]
 
 logger = logging.getLogger(__name__)
 
-ADDRESS = (
-    "http://images.cocodataset.org/zips/train2017.zip and .../val2017.zip (images),\n"
-    "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
-    "stuffthingmaps_trainval2017.zip (labels),\n"
-    "https://www.robots.ox.ac.uk/~xuji/datasets/COCOStuff164kCurated.tar.gz (lists: move its "
-    "folder COCO/COCOStuff164k/curated here)"
-)
 CURATED_LIST = "Coco164kFull_Stuff_Coarse.txt"
 TRAIN_IDS = "_labelTrainIds"
 THINGS = 80  # the first of the 171 classes
@@ -41,13 +34,21 @@ SIZES = {
     ("val", False): 5_000,
 }
 
-_TREE = f"""
+_LAYOUT = Layout(
+    "COCO-Stuff 164k",
+    f"""
 images/val2017/000000000009.jpg         (or dataset/images/…)
 annotations/val2017/000000000009.png    category ids minus 1, 255 = unlabelled (or dataset/…);
                                         …{TRAIN_IDS}.png with the 171 classes is read, too
 curated/val2017/{CURATED_LIST}    one image a line
 and the same with train2017
-"""
+""",
+    "http://images.cocodataset.org/zips/train2017.zip and .../val2017.zip (images),\n"
+    "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
+    "stuffthingmaps_trainval2017.zip (labels),\n"
+    "https://www.robots.ox.ac.uk/~xuji/datasets/COCOStuff164kCurated.tar.gz (lists: move its "
+    "folder COCO/COCOStuff164k/curated here)",
+)
 
 
 @register_segmentation("coco_object", classes=81)
@@ -70,11 +71,6 @@ def coco_stuff(
             background and nothing is ignored.
         curated: only the images of the curated list; None for what the protocols do: yes for 27
             classes, else no.
-
-    Raises:
-        FileNotFoundError: a folder, the list, an image or a label is missing; shows the expected
-            tree.
-        ValueError: the split or number of classes is unknown.
     """
     check_split("COCO-Stuff", split, ("train", "val"))
     if classes not in (27, 81, 171):
@@ -82,20 +78,13 @@ def coco_stuff(
     curated = classes == 27 if curated is None else curated
     below, part = ("dataset", "COCOStuff", "COCOStuff/dataset"), f"{split}2017"
     base = find_base(root, below, "annotations")
-    try:
+    with _LAYOUT.explained(root):
         names = _curated(base, part) if curated else None
         files, suffix = _files(base / "images" / part, base / "annotations" / part, names)
-    except FileNotFoundError as error:
-        message = expected_tree("COCO-Stuff 164k", root, _TREE, str(error), ADDRESS)
-        raise FileNotFoundError(message) from error
     if len(files) != SIZES[split, curated]:
         logger.warning(
-            "%s holds %d images of the %s%s split of COCO-Stuff, published numbers are for %d",
-            root,
-            len(files),
-            "curated " if curated else "",
-            split,
-            SIZES[split, curated],
+            f"{root} holds {len(files)} images of the {'curated ' if curated else ''}{split} "
+            f"split of COCO-Stuff, published numbers are for {SIZES[split, curated]}"
         )
     names_of, table = _table(classes, suffix)
     listed = "" if curated == (classes == 27) else "-curated" if curated else "-all"
@@ -114,9 +103,6 @@ def _curated(base: Path, part: str) -> list[str]:
 
 def _files(images: Path, labels: Path, names: list[str] | None) -> tuple[list[LabelledFile], str]:
     """Pair images and labels; also return what the labels' names end with."""
-    for folder in (images, labels):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
     # One listing each instead of two questions an image: there are 118,287 of them.
     found = {path.stem: path for path in list_images(images)}
     stored = {path.stem for path in list_images(labels)}

@@ -8,7 +8,7 @@ segmentation", arXiv 1704.00675 (several). Research use.
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from upfeat.data.layouts import PathLike, expected_tree, list_images
+from upfeat.data.layouts import Layout, PathLike, list_images
 from upfeat.data.video import VideoData, VideoSequence
 
 __all__ = ["davis"]
@@ -48,7 +48,7 @@ def davis(
     if split not in ("train", "val"):
         raise ValueError(f"DAVIS {year} has the splits train and val here, got {split!r}")
     folder = Path(root).expanduser()
-    try:
+    with Layout(f"DAVIS {year}", _TREE, ADDRESSES[year]).explained(root):
         frames, masks = (_level(folder, kind) for kind in ("JPEGImages", "Annotations"))
         if (folder / "ImageSets").is_dir():
             names = _listed(folder, year, split)
@@ -57,9 +57,6 @@ def davis(
         sequences = tuple(_sequence(frames / name, masks / name) for name in names)
         if not sequences:
             raise FileNotFoundError("no video")
-    except FileNotFoundError as error:
-        message = expected_tree(f"DAVIS {year}", root, _TREE, str(error), ADDRESSES[year])
-        raise FileNotFoundError(message) from error
     part = split if (folder / "ImageSets").is_dir() else "all"
     return VideoData(f"davis{year}/{part}", sequences, one_object=year == 2016)
 
@@ -90,8 +87,6 @@ def _listed(folder: Path, year: int, split: str) -> list[str]:
 
 
 def _sequence(frames: Path, masks: Path) -> VideoSequence:
-    if not frames.is_dir():
-        raise FileNotFoundError(f"no folder {frames}")
     images = list_images(frames)
     if not images:
         raise FileNotFoundError(f"no frame in {frames}")

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from upfeat._compat import ensure_torchvision_operators
-from upfeat.data.classified import ClassifiedFile, ClassifiedImages
-from upfeat.data.layouts import PathLike, check_split, expected_tree, list_images
-from upfeat.errors import MissingPackageError
+from upfeat.data.layouts import (
+    Layout,
+    PathLike,
+    check_named,
+    check_split,
+    list_images,
+    read_mat,
+)
+from upfeat.data.objects import ClassifiedFile, ClassifiedImages
 
 __all__ = ["imagenet"]
 
-ADDRESS = "https://image-net.org (registration): ILSVRC2012, images and development kit"
 # Lists of a flat folder, in the order in which they are looked for.
 KIT_LIST = "ILSVRC2012_validation_ground_truth.txt"
 LISTS = (
@@ -29,7 +34,9 @@ LISTS = (
     "{split}.txt",
 )
 
-_TREE = f"""
+_LAYOUT = Layout(
+    "ImageNet",
+    f"""
 val/n01440764/*.JPEG    a folder a class; or
 val/*.JPEG              flat, and one of these lists, or labels=LIST:
   ILSVRC2012_devkit_t12/data/{KIT_LIST}, with meta.mat beside it
@@ -38,7 +45,9 @@ val/*.JPEG              flat, and one of these lists, or labels=LIST:
 or a sample:
 classes.csv             columns file,synset,index
 images/FILE
-"""
+""",
+    "https://image-net.org (registration): ILSVRC2012, images and development kit",
+)
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -92,7 +101,7 @@ def imagenet(
         return ClassifiedImages("imagenet-sample", _synsets().names, _sample(folder))
     base = folder / split if (folder / split).is_dir() else folder
     if not base.is_dir():
-        raise _wrong(root, f"no folder {base}")
+        raise _LAYOUT.error(root, f"no folder {base}")
     synsets = sorted(
         path.name for path in base.iterdir() if path.is_dir() and _SYNSET.fullmatch(path.name)
     )
@@ -110,12 +119,8 @@ def imagenet(
             for image, number in zip(images, numbers, strict=True)
         ]
     if not files:
-        raise _wrong(root, f"no image in {base}")
+        raise _LAYOUT.error(root, f"no image in {base}")
     return ClassifiedImages(f"imagenet/{split}", _synsets().names, tuple(files))
-
-
-def _wrong(root: PathLike, problem: str) -> FileNotFoundError:
-    return FileNotFoundError(expected_tree("ImageNet", root, _TREE, problem, ADDRESS))
 
 
 def _class(text: str, where: Path) -> int:
@@ -137,8 +142,8 @@ def _sample(folder: Path) -> tuple[ClassifiedFile, ...]:
             if _class(index, listing) != number:
                 raise ValueError(f"{listing}: {name} is {synset}, class {number}, not {index}")
             image = folder / "images" / name
-            if not image.is_file():
-                raise _wrong(folder, f"classes.csv names {name}, but there is no {image}")
+            with _LAYOUT.explained(folder):
+                check_named("classes.csv", name, image)
             files.append(ClassifiedFile(image.stem, image, number))
     if not files:
         raise ValueError(f"{listing} names no image")
@@ -154,7 +159,7 @@ def _flat_classes(
         places += [base / name.format(split=split) for name in LISTS]
         listing = next((path for path in places if path.is_file()), None)
         if listing is None:
-            raise _wrong(root, f"{base} is flat and there is no list of its classes")
+            raise _LAYOUT.error(root, f"{base} is flat and there is no list of its classes")
     elif not (listing := Path(labels).expanduser()).is_file():
         raise FileNotFoundError(f"no list of classes at {listing}; check the path")
     if listing.name == KIT_LIST:
@@ -175,10 +180,6 @@ def _flat_classes(
 
 def _kit_classes(listing: Path, count: int) -> list[int]:
     """Return the classes of the development kit's list, one number of its own a line."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingPackageError("scipy", "data", "files *.mat") from error
     lines = listing.read_text().split()
     if len(lines) != count:
         raise ValueError(
@@ -188,9 +189,11 @@ def _kit_classes(listing: Path, count: int) -> list[int]:
     meta = listing.parent / "meta.mat"
     if not meta.is_file():
         raise FileNotFoundError(f"no file {meta}; it says which classes {listing} means")
-    synsets = loadmat(meta, squeeze_me=True)["synsets"]
-    kit = {
-        str(number): str(name)
-        for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
-    }
+    synsets = read_mat(
+        meta,
+        "list of synsets",
+        lambda mat: mat["synsets"].reshape(-1),
+        "is no meta.mat of the development kit",
+    )
+    kit = {str(row["ILSVRC2012_ID"].item()): str(row["WNID"].item()) for row in synsets}
     return [_class(kit.get(line, line if not line.isdecimal() else "?"), meta) for line in lines]

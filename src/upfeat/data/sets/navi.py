@@ -9,7 +9,7 @@ Legend: ``H W`` image. Sizes are ``(height, width)``.
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,9 +21,9 @@ from torch import Tensor
 from upfeat._files import write_bytes
 from upfeat.data.images import read_image
 from upfeat.data.layouts import (
+    Layout,
     PathLike,
     check_split,
-    expected_tree,
     lay_on_image,
     read_numbers,
 )
@@ -42,15 +42,18 @@ EVERY = 4  # Probe3D keeps every fourth image
 TRAIN_SHARE = 0.9  # of an object's multiview folders
 DISPARITY_UNITS = 65535 * 10  # a stored number divided by this is 1 / depth, in 1 / mm
 MILLIMETRES = 1000.0
-ADDRESS = "http://storage.googleapis.com/gresearch/navi-dataset/navi_v1.tar.gz"
 
-_TREE = f"""
+_LAYOUT = Layout(
+    "NAVI v1",
+    f"""
 OBJECT/multiview_NN_CAMERA/annotations.json
 OBJECT/multiview_NN_CAMERA/images/{PREFIX}NNN.jpg
 OBJECT/multiview_NN_CAMERA/depth/{PREFIX}NNN.png
 OBJECT/wild_set/                  likewise
 upfeat.data.shrink_navi(ROOT) writes the files {PREFIX}* beside the originals, once.
-"""
+""",
+    "http://storage.googleapis.com/gresearch/navi-dataset/navi_v1.tar.gz",
+)
 
 
 class NaviFile(NamedTuple):
@@ -122,10 +125,6 @@ class NaviData(SurfaceData[NaviFile]):
         normals = normals_from_depth(depth, frame.focal)
         return SurfaceImage(frame.image[:, rows, columns], depth, normals)
 
-    def paths(self, file: NaviFile) -> Sequence[Path]:
-        """Return image, depth map and annotations."""
-        return (file.image, file.depth, file.annotations)
-
 
 def _crop_of(frame: NaviFrame, file: NaviFile) -> tuple[slice, slice]:
     try:
@@ -172,9 +171,7 @@ def navi(
         for scene in _scenes(folder, split):
             files += _views(base, scene)
     if not files:
-        raise FileNotFoundError(
-            expected_tree("NAVI v1", root, _TREE, "no object with both kinds of folder", ADDRESS)
-        )
+        raise _LAYOUT.error(root, "no object with both kinds of folder")
     return NaviData(f"navi/{split}", tuple(files[::every]))
 
 
@@ -270,9 +267,7 @@ def shrink_navi(root: PathLike, *, on_image: Callable[[int, int], None] | None =
     found = [*base.glob("*/*/images/*.jpg"), *base.glob("*/*/depth/*.png")]
     found = sorted(path for path in found if "_" not in path.stem)
     if not found:
-        raise FileNotFoundError(
-            expected_tree("NAVI v1", root, _TREE, "no OBJECT/*/images/*.jpg", ADDRESS)
-        )
+        raise _LAYOUT.error(root, "no OBJECT/*/images/*.jpg")
     for number, path in enumerate(found):
         copy = path.with_name(f"{PREFIX}{path.name}")
         if not copy.is_file():

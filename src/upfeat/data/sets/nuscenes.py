@@ -3,24 +3,128 @@
 Caesar et al.: "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020, arXiv 1903.11027.
 Non-commercial use. ``nuscenes`` reads the whole set through its devkit, ``nuscenes_sample`` a
 single key frame from one JSON file.
+
+Ego frame: x forward, y left, z up, origin on the ground below the rear axle. Camera frame: x right,
+y down, z along the axis. Lengths are metres, poses (4, 4) map into the frame that they name last.
 """
 
 import contextlib
+import hashlib
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from upfeat.data.driving import CAMERAS, Boxes, CameraFile, DrivingData, DrivingFile
-from upfeat.data.layouts import PathLike, check_split, expected_tree
+from upfeat.data.images import read_image
+from upfeat.data.layouts import FileSet, Layout, PathLike, check_split
+from upfeat.data.surfaces import rotation_matrix
 from upfeat.errors import MissingPackageError
 
-__all__ = ["nuscenes", "nuscenes_sample"]
+__all__ = [
+    "CAMERAS",
+    "Boxes",
+    "CameraFile",
+    "DrivingData",
+    "DrivingFile",
+    "DrivingFrame",
+    "nuscenes",
+    "nuscenes_sample",
+]
 
 Array = npt.NDArray[np.float64]
+
+CAMERAS = (
+    "CAM_FRONT_LEFT",
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_BACK_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_RIGHT",
+)
+"""Cameras of nuScenes, in the order in which they are read."""
+
+
+class CameraFile(NamedTuple):
+    """An image and its calibration.
+
+    Attributes:
+        name: such as ``CAM_FRONT``.
+        image: its file.
+        intrinsics: (3, 3), camera to pixels of the image.
+        pose: (4, 4), camera to ego.
+    """
+
+    name: str
+    image: Path
+    intrinsics: Array
+    pose: Array
+
+
+class Boxes(NamedTuple):
+    """M vehicles in the global frame, in the order in which they are drawn.
+
+    Attributes:
+        centres: (M, 3).
+        sizes: (M, 3), width, length, height.
+        rotations: (M, 3, 3); x of a box is its length.
+        visibility: (M,), 1 (0 to 40 % visible in the cameras) to 4 (80 to 100 %).
+    """
+
+    centres: Array
+    sizes: Array
+    rotations: Array
+    visibility: npt.NDArray[np.int64]
+
+
+class DrivingFile(NamedTuple):
+    """One key frame: where its images are, and what is known of it."""
+
+    name: str
+    cameras: tuple[CameraFile, ...]
+    boxes: Boxes
+    ego: Array
+    """(4, 4), ego to global."""
+
+
+class DrivingFrame(NamedTuple):
+    """The images of one key frame, each (3, H, W) in [0, 1], float32, in the cameras' order."""
+
+    images: tuple[Tensor, ...]
+    file: DrivingFile
+
+
+@dataclass(frozen=True)
+class DrivingData(FileSet[DrivingFile, DrivingFrame]):
+    """One split of a driving set: calibration and boxes, images read when asked for."""
+
+    name: str
+    files: tuple[DrivingFile, ...]
+
+    def read(self, file: DrivingFile) -> DrivingFrame:
+        """Read the images of a frame.
+
+        Raises:
+            FileNotFoundError: an image is missing.
+            ValueError: one cannot be read.
+        """
+        return DrivingFrame(tuple(read_image(camera.image) for camera in file.cameras), file)
+
+    def file_hash(self, file: DrivingFile) -> str:
+        """Return 16 hexadecimal digits of images, calibration, boxes and pose."""
+        digest = hashlib.blake2b(super().file_hash(file).encode(), digest_size=8)
+        numbers = [file.ego, *file.boxes]
+        numbers += [part for camera in file.cameras for part in (camera.intrinsics, camera.pose)]
+        for array in numbers:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+# -- reading -------------------------------------------------------------------------------------
 
 ADDRESS = "https://www.nuscenes.org/nuscenes"
 SPLITS = ("train", "val")
@@ -32,15 +136,22 @@ SAMPLE_VEHICLES = (
 )
 VISIBLE = 4
 
-_TREE = """
+_LAYOUT = Layout(
+    "nuScenes",
+    """
 v1.0-trainval/*.json            tables (v1.0-mini for version="v1.0-mini")
 samples/CAM_FRONT/*.jpg         images of the key frames, a folder for each of the six cameras
-"""
-
-_SAMPLE_TREE = """
+""",
+    ADDRESS,
+)
+_SAMPLE_LAYOUT = Layout(
+    "the nuScenes sample",
+    """
 sample.json       cameras with intrinsics and cam2ego, lidar2ego, ego2global, boxes, categories
 CAM_FRONT.jpg     and the images of the other five cameras
-"""
+""",
+    ADDRESS,
+)
 
 
 def nuscenes(root: PathLike, split: str = "val", version: str = "v1.0-trainval") -> DrivingData:
@@ -62,7 +173,7 @@ def nuscenes(root: PathLike, split: str = "val", version: str = "v1.0-trainval")
     check_split("nuScenes", split, SPLITS)
     folder = Path(root).expanduser()
     if not (folder / version).is_dir():
-        raise _wrong("nuScenes", root, _TREE, f"no folder {folder / version}")
+        raise _LAYOUT.error(root, f"no folder {folder / version}")
     try:
         from nuscenes.nuscenes import NuScenes
         from nuscenes.utils.splits import create_splits_scenes
@@ -76,11 +187,9 @@ def nuscenes(root: PathLike, split: str = "val", version: str = "v1.0-trainval")
     samples = [sample for sample in tables.sample if sample["scene_token"] in kept]
     samples.sort(key=lambda sample: (sample["scene_token"], sample["timestamp"]))
     if not samples:
-        raise _wrong("nuScenes", root, _TREE, f"{version} holds no key frame of {split}")
+        raise _LAYOUT.error(root, f"{version} holds no key frame of {split}")
     files = tuple(_key_frame(tables, sample, folder) for sample in samples)
-    for camera in files[0].cameras:
-        if not camera.image.is_file():
-            raise _wrong("nuScenes", root, _TREE, f"no file {camera.image}")
+    _LAYOUT.check_files(root, *(camera.image for camera in files[0].cameras))
     return DrivingData(f"nuscenes/{split}", files)
 
 
@@ -109,14 +218,7 @@ def _key_frame(tables: Any, sample: dict[str, Any], folder: Path) -> DrivingFile
 
 def _rotation(quaternion: Any) -> Array:
     """Return the matrix (3, 3) of a quaternion w, x, y, z."""
-    w, x, y, z = np.array(quaternion, np.float64) / np.linalg.norm(quaternion)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    return rotation_matrix((*quaternion[1:], quaternion[0]))
 
 
 def _pose(record: dict[str, Any]) -> Array:
@@ -143,8 +245,7 @@ def nuscenes_sample(root: PathLike, split: str = "val") -> DrivingData:
     check_split("the nuScenes sample", split, SPLITS)
     folder = Path(root).expanduser()
     path = folder / "sample.json"
-    if not path.is_file():
-        raise _wrong("the nuScenes sample", root, _SAMPLE_TREE, f"no file {path}")
+    _SAMPLE_LAYOUT.check_files(root, path)
     try:
         content = json.loads(path.read_bytes())
         calibrations = dict(content["cameras"])
@@ -161,9 +262,7 @@ def nuscenes_sample(root: PathLike, split: str = "val") -> DrivingData:
         boxes = _sample_boxes(content, ego @ _matrix(content["lidar2ego"], 4))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is no key frame as it is read here: {error!r}") from error
-    for camera in cameras:
-        if not camera.image.is_file():
-            raise _wrong("the nuScenes sample", root, _SAMPLE_TREE, f"no file {camera.image}")
+    _SAMPLE_LAYOUT.check_files(root, *(camera.image for camera in cameras))
     frame = DrivingFile("sample", cameras, boxes, ego)
     return DrivingData(f"nuscenes_sample/{split}", (frame,))
 
@@ -192,7 +291,3 @@ def _sample_boxes(content: dict[str, Any], lidar: Array) -> Boxes:
         lidar[:3, :3] @ turned.reshape(-1, 3, 3),
         np.full(len(numbers), VISIBLE, np.int64),
     )
-
-
-def _wrong(name: str, root: PathLike, tree: str, problem: str) -> FileNotFoundError:
-    return FileNotFoundError(expected_tree(name, root, tree, problem, ADDRESS))

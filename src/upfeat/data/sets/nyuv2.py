@@ -1,23 +1,33 @@
-"""NYU Depth v2: indoor rooms with depth and labels, 39 or 13 classes.
+"""NYU Depth v2: indoor rooms, 480x640, with labels of 39 or 13 classes, depth, surface normals.
 
 Silberman, Hoiem, Kohli, Fergus: "Indoor segmentation and support inference from RGBD images",
 ECCV 2012; 40 classes of Gupta et al., CVPR 2013, of which "otherprop" is ignored here, and 13 of
-Couprie et al., ICLR 2013. Research use. The published file ``nyu_depth_v2_labeled.mat`` becomes
-the layout that is read here by :func:`unpack_nyuv2`.
+Couprie et al., ICLR 2013. With normals it has the form of Probe3D (arXiv 2404.08636): training
+frames are those of the GeoNet release (Qi et al., CVPR 2018), whose normals are smoothed fits; the
+654 test images have raw depth and the normals of Ladicky et al., 2014. Research use.
+``nyuv2_unpacking`` writes the layouts that are read here from the published files.
+
+Legend: ``H W`` image.
 """
 
-import io
-import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.depth import DepthData, DepthFile
-from upfeat.data.layouts import PathLike, check_split, expected_tree, pair_by_stem
+from upfeat.data.layouts import (
+    Layout,
+    PathLike,
+    check_split,
+    pair_by_stem,
+    read_mat,
+    read_npy,
+)
 from upfeat.data.opening import read_picture
 from upfeat.data.segmentation import (
     IGNORED,
@@ -26,166 +36,17 @@ from upfeat.data.segmentation import (
     load_table,
     register_segmentation,
 )
-from upfeat.errors import MissingPackageError, check_file
+from upfeat.data.surfaces import SurfaceData, SurfaceImage
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-__all__ = ["nyuv2", "nyuv2_depth", "unpack_nyuv2"]
-
-
-# What the projection of depth onto the image covers, Eigen et al., NeurIPS 2014.
-ROWS, COLS = slice(45, 471), slice(41, 601)
-SPLIT_ADDRESS = "http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat"
-MAKER = "unpack_nyuv2"
-SPLIT_KEYS = {"train": "trainNdxs", "val": "testNdxs"}
-
-
-def unpack_nyuv2(
-    mat: PathLike,
-    splits: PathLike,
-    out: PathLike,
-    mapping: PathLike | None = None,
-    *,
-    crop: bool = True,
-    on_image: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write the layout that :func:`upfeat.data.nyuv2` reads from the published files.
-
-    The 795 official training images become ``train``, the 654 test images ``val``. Files that are
-    there already are kept, so an interrupted run goes on where it stopped.
-
-    Args:
-        mat: ``nyu_depth_v2_labeled.mat``.
-        splits: ``splits.mat`` with the official split.
-        out: folder to write to.
-        mapping: ``classMapping40.mat`` of Gupta et al., which says for each of the 894 raw labels
-            one of 40 classes; None writes no labels (depth needs none).
-        crop: keep rows 45 to 470 and columns 41 to 600 only, where there is depth.
-        on_image: called with done and total after each image.
-
-    Raises:
-        FileNotFoundError: a file is missing; says where users get it.
-        ValueError: a file is not what it should be.
-        ForeignFileError: ``out`` holds another ``meta.json`` already.
-        MissingPackageError: h5py or SciPy is not installed.
-
-    Example:
-        >>> from upfeat.data import unpack_nyuv2
-        >>> try:
-        ...     unpack_nyuv2("nyu_depth_v2_labeled.mat", "splits.mat", "nyuv2")
-        ... except FileNotFoundError as error:
-        ...     print(str(error).split(";")[0])
-        no file at nyu_depth_v2_labeled.mat
-    """
-    sources = {mat: ADDRESS, splits: SPLIT_ADDRESS}
-    if mapping is not None:
-        sources[mapping] = "the 40-class mapping of Gupta et al., CVPR 2013"
-    for path, address in sources.items():
-        try:
-            check_file(Path(path).expanduser(), "MAT file")
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"no file at {path}; get it from {address}") from error
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingPackageError("h5py", "data", f"files such as {Path(mat).name}") from error
-    parts = {name: _numbers(splits, key) for name, key in SPLIT_KEYS.items()}
-    table = None if mapping is None else _class_of(mapping)
-    try:
-        stream = h5py.File(Path(mat).expanduser(), "r")
-    except OSError as error:
-        raise ValueError(f"{mat} is not HDF5, it may be broken: {error}") from error
-    folder = Path(out).expanduser()
-    about = {"source": "nyu_depth_v2_labeled.mat", "val": "official test split", "cropped": crop}
-    text = (json.dumps(about, indent=1) + "\n").encode()
-    files, recorded = OwnFiles(folder), _is(folder / "meta.json", text)
-    if not recorded:
-        files.check("meta.json", MAKER)
-    with stream:
-        if missing := {"images", "depths", "labels"} - set(stream):
-            raise ValueError(f"{mat} has no {', '.join(sorted(missing))}; expected {ADDRESS}")
-        count, done = len(stream["images"]), 0
-        for name, numbers in parts.items():
-            if numbers.min() < 1 or numbers.max() > count:
-                raise ValueError(f"{splits} numbers images up to {numbers.max()} of {count}")
-            for number in numbers.tolist():
-                _write(stream, number, folder / name, table, crop)
-                done += 1
-                if on_image is not None:
-                    on_image(done, sum(map(len, parts.values())))
-    if not recorded:
-        files.write("meta.json", text, MAKER)
-
-
-def _is(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content
-
-
-def _load(path: PathLike) -> dict[str, Any]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingPackageError("scipy", "data", "files *.mat") from error
-    try:
-        content: dict[str, Any] = loadmat(Path(path).expanduser())
-    # Decoders of broken files raise whatever their parser stumbles over.
-    except Exception as error:
-        raise ValueError(f"{path} is no readable MAT file: {error}") from error
-    return content
-
-
-def _numbers(path: PathLike, key: str) -> npt.NDArray[np.int64]:
-    content = _load(path)
-    if key not in content or not content[key].size:
-        raise ValueError(f"{path} has no {key}; expected the file of {SPLIT_ADDRESS}")
-    return np.asarray(content[key].reshape(-1), np.int64)
-
-
-def _class_of(path: PathLike) -> npt.NDArray[np.uint8]:
-    """Return the class of each raw label: 0 to 38, 255 for unlabelled and "otherprop"."""
-    content = _load(path)
-    if "mapClass" not in content:
-        raise ValueError(f"{path} has no mapClass; expected one of 40 classes for each raw label")
-    classes = content["mapClass"].reshape(-1).astype(np.int64)
-    if classes.min() < 1 or classes.max() > 40:
-        raise ValueError(f"{path} maps to {classes.min()} to {classes.max()}; expected 1 to 40")
-    known = len(load_table("nyuv2")["names"])
-    classes = np.where(classes <= known, classes - 1, IGNORED)
-    return np.concatenate([[IGNORED], classes]).astype(np.uint8)
-
-
-def _write(
-    stream: Any, number: int, folder: Path, table: npt.NDArray[np.uint8] | None, crop: bool
-) -> None:
-    """Write image, depth and label of one 1-based number, unless they are there."""
-    from PIL import Image
-
-    rows, cols = (ROWS, COLS) if crop else (slice(None), slice(None))
-    maps: dict[str, Callable[[], npt.NDArray[Any]]] = {
-        # (3, W, H) -> (H, W, 3)
-        "images": lambda: stream["images"][number - 1].transpose(2, 1, 0)[rows, cols],
-        # (W, H) -> (H, W)
-        "depth": lambda: _millimetres(stream["depths"][number - 1].T[rows, cols]),
-    }
-    if table is not None:
-        maps["labels"] = lambda: table[stream["labels"][number - 1].T[rows, cols]]
-    for kind, make in maps.items():
-        path = folder / kind / f"{number:04d}.png"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, _png(Image.fromarray(np.ascontiguousarray(make()))))
-
-
-def _millimetres(depth: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    return (np.nan_to_num(depth) * UNITS_16_BIT).round().clip(0, 65535).astype(np.uint16)
-
-
-def _png(image: "Image.Image") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return buffer.getvalue()
-
+__all__ = [
+    "NyuFrame",
+    "NyuSurfaces",
+    "geonet_sample",
+    "nyuv2",
+    "nyuv2_depth",
+    "nyuv2_surfaces",
+    "without_normals",
+]
 
 MAT_FILE = "nyu_depth_v2_labeled.mat"
 ADDRESS = f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{MAT_FILE}"
@@ -194,13 +55,17 @@ ADDRESS = f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{MAT_FILE}"
 UNITS_8_BIT = 25.5
 UNITS_16_BIT = 1000.0
 
-_TREE = f"""
+_LAYOUT = Layout(
+    "NYU Depth v2",
+    f"""
 train/images/NNNN.jpg (or .png)
 train/labels/NNNN.png    classes 0 to 38, 255 = ignored
 train/depth/NNNN.png     8 bit: metres = value / 25.5; 16 bit: millimetres; 0 = missing
 val/images/, val/labels/, val/depth/  likewise
 upfeat.data.unpack_nyuv2 writes it from {MAT_FILE}.
-"""
+""",
+    ADDRESS,
+)
 
 
 @register_segmentation("nyuv2")
@@ -247,12 +112,185 @@ def nyuv2_depth(root: PathLike, split: Literal["train", "val"] = "train") -> Dep
 def _pairs(root: PathLike, split: str, kind: str) -> list[tuple[str, Path, Path]]:
     check_split("NYU Depth v2", split, ("train", "val"))
     folder = Path(root).expanduser() / split
-    pairs, problem = pair_by_stem(folder / "images", folder / kind)
-    if problem:
-        raise FileNotFoundError(expected_tree("NYU Depth v2", root, _TREE, problem, ADDRESS))
-    return pairs
+    with _LAYOUT.explained(root):
+        return pair_by_stem(folder / "images", folder / kind)
 
 
 def _units(path: Path) -> float:
     mode = read_picture(path, lambda image: image.mode, what="depth map", name=f"depth map {path}")
     return UNITS_8_BIT if mode == "L" else UNITS_16_BIT
+
+
+# -- with normals ---------------------------------------------------------------------------------
+
+MAX_DEPTH = 10.0  # metres; more counts as missing
+SIZE = (480, 640)
+MARGIN = 80  # columns that are cut off on both sides
+BROKEN = (21181, 6919)  # places in the sorted list of the GeoNet release
+VAL_EVERY = 20
+MEANS = (122.175, 116.169, 103.508)  # the stored images lack twice this
+KINDS = ("image", "depth", "normals")
+
+_SURFACES = Layout(
+    "NYU Depth v2 with normals",
+    """
+geonet/NAME.mat                  the training frames of the GeoNet release: img, depth, norm
+test/NNNN-{image,depth,normals}.npy
+upfeat.data.unpack_nyuv2_normals writes test/ from nyu_depth_v2_labeled.mat and the files of the
+FAIR self-supervision benchmark.
+Or for depth alone train/ and val/ as upfeat.data.nyuv2_depth reads them.
+""",
+    ADDRESS,
+)
+
+
+class NyuFrame(NamedTuple):
+    """One frame: a MAT file, three arrays, or an image with its depth map."""
+
+    name: str
+    parts: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class NyuSurfaces(SurfaceData[NyuFrame]):
+    """One split; images are squares of the full height, 480 or less.
+
+    Attributes:
+        plain: where images and depth maps come from if there are no normals.
+    """
+
+    name: str
+    files: tuple[NyuFrame, ...]
+    plain: DepthData | None = None
+
+    @property
+    def has_normals(self) -> bool:
+        """Whether this is the form with normals."""
+        return self.plain is None
+
+    def read(self, file: NyuFrame) -> SurfaceImage:
+        """Read a frame.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: one is broken.
+        """
+        if self.plain is not None:
+            image, depth = self.plain.read(DepthFile(file.name, *file.parts))
+            height, width = depth.shape
+            left = max(0, (width - height) // 2)
+            columns = slice(left, left + height)
+            near = torch.where(depth > MAX_DEPTH, 0.0, depth)
+            return SurfaceImage(image[..., columns], near[:, columns], None)
+        if len(file.parts) == 1:
+            content = _load_mat(file.parts[0])
+            return geonet_sample(*(content[name] for name in ("img", "depth", "norm")))
+        return _sample(*(read_npy(path) for path in file.parts))
+
+    def settings(self) -> str:
+        """Return the unit of depth maps."""
+        return "" if self.plain is None else self.plain.settings()
+
+
+def geonet_sample(
+    image: npt.NDArray[Any], depth: npt.NDArray[Any], normals: npt.NDArray[Any]
+) -> SurfaceImage:
+    """Return a training frame of the GeoNet release as Probe3D uses it.
+
+    Twice the colour means are added in the file's precision and cut to 8 bit (modulo 256); depth
+    above 10 m counts as missing; 80 columns are cut off on both sides.
+
+    Args:
+        image: (H, W, 3) as stored, twice the means below the colours.
+        depth: (H, W) in metres.
+        normals: (H, W, 3) in the camera's frame.
+
+    Example:
+        >>> import numpy as np
+        >>> from upfeat.data.sets.nyuv2 import geonet_sample
+        >>> frame = [np.ones(shape, np.float32) for shape in ((2, 170, 3), (2, 170), (2, 170, 3))]
+        >>> geonet_sample(*frame).image.shape
+        torch.Size([3, 2, 10])
+    """
+    offset = np.asarray([2 * mean for mean in MEANS], image.dtype)
+    # Through int64, because the cast of a negative float to 8 bit is not defined.
+    colours = (image + offset).astype(np.int64).astype(np.uint8)
+    return _sample(colours, depth, normals)
+
+
+def _sample(
+    image: npt.NDArray[Any], depth: npt.NDArray[Any], normals: npt.NDArray[Any]
+) -> SurfaceImage:
+    """Cut arrays (H, W, 3), (H, W) and (H, W, 3) to tensors of the middle columns."""
+    rows, columns = slice(0, SIZE[0]), slice(MARGIN, min(SIZE[1], depth.shape[1]) - MARGIN)
+    colours = _tensor(image[rows, columns]).movedim(-1, 0) / 255  # (3, H, W)
+    metres = _tensor(np.nan_to_num(depth[rows, columns]))
+    metres = torch.where((metres > MAX_DEPTH) | (metres < 0), 0.0, metres)
+    return SurfaceImage(colours, metres, _tensor(normals[rows, columns]).movedim(-1, 0))
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _load_mat(path: Path) -> dict[str, Any]:
+    """Read a MAT file with img, depth and norm."""
+    content: dict[str, Any] = read_mat(
+        path, "frame of the GeoNet release", dict, "is no readable MAT file"
+    )
+    if missing := {"img", "depth", "norm"} - set(content):
+        raise ValueError(f"{path} has no {', '.join(sorted(missing))}; expected a GeoNet frame")
+    return content
+
+
+def nyuv2_surfaces(
+    root: PathLike, split: Literal["trainval", "train", "val", "test"] = "trainval"
+) -> NyuSurfaces:
+    """List a split of NYU Depth v2 with normals; or with depth alone, from ``nyuv2_depth``'s files.
+
+    ``trainval`` are all training frames but two broken ones, ``val`` every twentieth of them,
+    ``train`` the rest, ``test`` the 654 official test images. In a folder with depth alone,
+    ``trainval`` and ``train`` are its ``train``, ``test`` and ``val`` its ``val``.
+
+    Args:
+        root: the folder that holds ``geonet`` and ``test``, or ``train`` and ``val``.
+        split: which of the four.
+
+    Raises:
+        FileNotFoundError: the files are missing; shows the expected tree.
+        ValueError: the split is unknown.
+    """
+    check_split("NYU Depth v2 with normals", split, ("trainval", "train", "val", "test"))
+    base = Path(root).expanduser()
+    if (base / "train" / "images").is_dir():
+        return without_normals(nyuv2_depth(root, "train" if split.startswith("train") else "val"))
+    found = _test(base) if split == "test" else _geonet(base, split)
+    if not found:
+        part = "test/*-image.npy" if split == "test" else "geonet/*.mat"
+        raise _SURFACES.error(root, f"no {part}")
+    return NyuSurfaces(f"nyuv2/{split}", tuple(found))
+
+
+def without_normals(data: DepthData) -> NyuSurfaces:
+    """Return a set of depth maps in the form of this one: squares, depth up to 10 m, no normals."""
+    frames = tuple(NyuFrame(file.name, (file.image, file.depth)) for file in data.files)
+    return NyuSurfaces(data.name, frames, data)
+
+
+def _geonet(base: Path, split: str) -> list[NyuFrame]:
+    paths = sorted((base / "geonet").glob("*.mat"))
+    for place in BROKEN:
+        if place < len(paths):
+            del paths[place]
+    frames = [NyuFrame(path.stem, (path,)) for path in paths]
+    if split == "trainval":
+        return frames
+    return [frame for i, frame in enumerate(frames) if (i % VAL_EVERY == 0) == (split == "val")]
+
+
+def _test(base: Path) -> list[NyuFrame]:
+    names = sorted(path.name for path in (base / "test").glob("*-image.npy"))
+    return [
+        NyuFrame(stem, tuple(base / "test" / f"{stem}-{kind}.npy" for kind in KINDS))
+        for stem in (name.removesuffix("-image.npy") for name in names)
+    ]

@@ -8,13 +8,12 @@ Legend: ``H W`` image.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from upfeat.data.images import read_image
-from upfeat.data.layouts import PathLike, check_split, expected_tree, lay_on_image, read_numbers
+from upfeat.data.layouts import Layout, PathLike, check_split, lay_on_image, read_numbers
 from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth
 
 __all__ = ["RgbdCrop", "RgbdData", "rgbd"]
@@ -24,11 +23,14 @@ SIDE = 240
 STRIDES = {"train": 80, "test": 200}
 TEST_FRAMES = (2, 4)
 
-_TREE = """
+_LAYOUT = Layout(
+    "an RGB-D folder",
+    """
 meta.json             of each scene: depth_scale, intrinsics (fx, fy, cx, cy)
 SCENE/K_color.jpg     K = 0, 1, ...
 SCENE/K_depth.png     16 bit: metres = value / depth_scale, 0 = missing
-"""
+""",
+)
 
 
 class RgbdCrop(NamedTuple):
@@ -74,10 +76,6 @@ class RgbdData(SurfaceData[RgbdCrop]):
             image[:, rows, columns], depth[rows, columns], normals[:, rows, columns]
         )
 
-    def paths(self, file: RgbdCrop) -> Sequence[Path]:
-        """Return image and depth map."""
-        return (file.image, file.depth)
-
     def settings(self) -> str:
         """Return crops and cameras."""
         return repr([(crop.name, *crop[3:]) for crop in self.files])
@@ -105,7 +103,7 @@ def rgbd(
     frames = sorted((base / scene).glob("*_color.jpg"))
     if not frames or not (base / "meta.json").is_file():
         problem = f"no {scene}/K_color.jpg" if not frames else "no meta.json"
-        raise FileNotFoundError(expected_tree("an RGB-D folder", root, _TREE, problem))
+        raise _LAYOUT.error(root, problem)
     scale, focal, center = _camera(base / "meta.json", scene)
     crops = []
     for number, image in enumerate(frames):
@@ -119,9 +117,7 @@ def rgbd(
                 name = f"{scene}/{image.stem}-{top}-{left}"
                 crops.append(RgbdCrop(name, image, depth, top, left, scale, focal, center))
     if not crops:
-        raise FileNotFoundError(
-            expected_tree("an RGB-D folder", root, _TREE, f"no frame for {split} in {scene}")
-        )
+        raise _LAYOUT.error(root, f"no frame for {split} in {scene}")
     return RgbdData(f"rgbd-{scene}/{split}", tuple(crops))
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from upfeat.backbones import Backbone
-from upfeat.data.driving import DrivingData
-from upfeat.data.sets.nuscenes import nuscenes, nuscenes_sample
+from upfeat.data.sets.nuscenes import DrivingData, nuscenes, nuscenes_sample
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.probes.bev.frames import BevFrames
 from upfeat.evaluation.probes.bev.grid import BevGrid

@@ -44,7 +44,7 @@ from upfeat.data import (
 )
 from upfeat.data.depth_teacher import DepthTeacher
 from upfeat.data.own import FOLDER_SET, folder_depth, own_input_size
-from upfeat.data.sets.nyuv2_surfaces import without_normals
+from upfeat.data.sets.nyuv2 import without_normals
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import DepthMetric

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
-from upfeat.data.driving import Boxes
+from upfeat.data.sets.nuscenes import Boxes
 from upfeat.evaluation.metrics import BevMetric
 from upfeat.evaluation.probes.bev.attention import (
     BevFormerEncoder,

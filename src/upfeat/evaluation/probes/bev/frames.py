@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.data.driving import DrivingData
+from upfeat.data.sets.nuscenes import DrivingData
 from upfeat.evaluation.probes.bev.grid import BevGrid, draw_bev_motion
 from upfeat.evaluation.probes.bev.lifting import Cameras
 from upfeat.evaluation.probes.bev.losses import BevTargets

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from upfeat.data.driving import Boxes
+from upfeat.data.sets.nuscenes import Boxes
 from upfeat.evaluation.probes.bev.grid import BevGrid
 from upfeat.evaluation.probes.bev.losses import BevTargets
 
