@@ -36,6 +36,7 @@ from upfeat.evaluation.probes.depth_losses import (
 )
 from upfeat.evaluation.probes.normal_losses import KAPPA_OFFSET, LEAST_ANGLE
 from upfeat.evaluation.probes.parts import END_FACTOR, WARM_UP_EPOCHS, WARM_UP_START
+from upfeat.evaluation.probes.radseg import SCALE as ATTENTION_SCALE
 from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
 from upfeat.evaluation.probes.surfaces import JITTER_STRENGTH, ZOOM_AREA
 from upfeat.evaluation.protocols.bev import bev_preset
@@ -377,6 +378,24 @@ def test_maskclip() -> None:
     pinned(open_vocabulary_preset("maskclip", "voc"), plain | {"crop_size": 448, "threshold": 0.0})
     assert open_vocabulary_preset("maskclip", "voc").background == "ignore"
     assert CLIP_SCALE == 100
+
+
+@pytest.mark.parametrize(
+    ("data", "short_side", "stride"),
+    [
+        ("ade20k", 576, 224),
+        ("cityscapes", 688, 224),
+        ("coco_stuff_171", 448, 224),
+        ("context_59", 576, 224),
+        ("voc_20", 336, 112),
+    ],
+)
+def test_radseg(data: str, short_side: int, stride: int) -> None:
+    shared = {"window": 336, "prompt_denoising": 0.5, "templates": "clip", "background": None}
+    config = open_vocabulary_preset("radseg", data)
+    pinned(config, shared | {"short_side": short_side, "stride": stride})
+    assert config.long_side == (4096 if data == "context_59" else 2048)
+    assert ATTENTION_SCALE == 10
 
 
 @pytest.mark.parametrize("preset", ["simplebev", "pointbev", "bevformer"])

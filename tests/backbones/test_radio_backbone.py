@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tests.tolerances import tolerance
 from upfeat.backbones import create_backbone
 from upfeat.backbones.positions import resize_positions
-from upfeat.backbones.radio_backbone import RadioNetwork
+from upfeat.backbones.radio_backbone import RadioBackbone, RadioNetwork
 from upfeat.errors import CheckpointError, UnknownNameError, UnsupportedError
 
 SMALL = {"dim": 48, "depth": 2, "heads": 12, "side": 8, "prefix": 5}
@@ -93,6 +93,62 @@ def test_the_authors_code_is_run(tmp_path: Path) -> None:
         cells = F.avg_pool2d(image, 4)
         torch.testing.assert_close(backbone(image), torch.cat([cells, 2 * cells], 1))
     assert backbone.model.version == "radio_v2.5-g"
+
+
+WITH_ADAPTORS = """
+import torch
+from upfeat.backbones.radio_backbone import RadioNetwork
+
+class Adaptor(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head_mlp = torch.nn.Linear(48, 7)
+
+    def tokenizer(self, texts):
+        return torch.tensor([[float(len(text))] * 7 for text in texts])
+
+    def encode_text(self, tokens):
+        return tokens * torch.arange(1, 8)
+
+class Model(torch.nn.Module):
+    patch_size = 16
+
+    def __init__(self, names):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = RadioNetwork(dim=48, depth=2, heads=12, side=8, prefix=5)
+        self.adaptors = torch.nn.ModuleDict({name: Adaptor() for name in names})
+
+    def make_preprocessor_external(self):
+        pass
+
+    def forward(self, image):
+        tokens = self.model(image)
+        output = tokens[:, 0], tokens[:, 5:]
+        return {"backbone": output} if self.adaptors else output
+
+def radio_model(version, progress=True, adaptor_names=()):
+    return Model(adaptor_names)
+"""
+
+
+def test_an_adaptor_of_the_authors_code(tmp_path: Path) -> None:
+    (tmp_path / "hubconf.py").write_text(WITH_ADAPTORS)
+    options = {"repository": tmp_path, "adaptor": "siglip2"}
+    backbone = create_backbone("radio/c-radio_v3-b", **options)
+    assert isinstance(backbone, RadioBackbone)
+    assert backbone.name == "radio/c-radio_v3-b(adaptor='siglip2')"
+    assert backbone.last_attention.num_heads == 12
+    features = backbone(torch.randn(1, 3, 32, 48))
+    assert features.shape == (1, 48, 2, 3)
+    language = backbone.language
+    assert language is not None
+    head = language.adaptor.head_mlp
+    expected = F.conv2d(features, head.weight[:, :, None, None], head.bias)  # type: ignore[union-attr, index, arg-type]
+    torch.testing.assert_close(language(features), expected, **tolerance(torch.float32))
+    assert language.encode_text(["cat", "ox"])[:, 1].tolist() == [6, 4]
+    with pytest.raises(UnsupportedError, match=r"adaptor='siglip2' .*repository=FOLDER"):
+        create_backbone("radio/c-radio_v3-b", weights="random", adaptor="siglip2")
 
 
 def test_what_cannot_be_built_says_why(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ from upfeat.errors import (
     shape_text,
 )
 
-__all__ = ["RadioBackbone", "RadioNetwork"]
+__all__ = ["LanguageAdaptor", "RadioBackbone", "RadioNetwork"]
 
 # Width, blocks, heads. The giant of version 2.5 is a network of another kind.
 VERSIONS: dict[str, tuple[int, int, int]] = {
@@ -141,6 +141,41 @@ class RadioNetwork(nn.Module):
         return tokens
 
 
+class LanguageAdaptor(nn.Module):
+    """The head that brings RADIO's features into a teacher's text space, with the text encoder.
+
+    Args:
+        adaptor: of the authors' code, with ``head_mlp``, ``tokenizer`` and ``encode_text``.
+        name: how messages and reports call it.
+    """
+
+    def __init__(self, adaptor: nn.Module, name: str) -> None:
+        super().__init__()
+        self.adaptor, self.name = adaptor, name
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply the head for summaries to each cell.
+
+        Args:
+            features: (B, D, h, w).
+
+        Returns:
+            (B, C, h, w)
+        """
+        parts: Any = self.adaptor
+        # (B, D, h, w) -> (B, h*w, D) -> (B, h*w, C) -> (B, C, h, w)
+        tokens: Tensor = parts.head_mlp(features.flatten(2).mT)
+        return tokens.mT.unflatten(2, features.shape[2:])
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Encode T texts as (T, C), not normalised."""
+        parts: Any = self.adaptor
+        tokens = parts.tokenizer(list(texts))
+        encoded: Tensor = parts.encode_text(tokens.to(next(parts.parameters()).device))
+        return encoded
+
+
 class RadioBackbone(Backbone):
     """RADIO, frozen; :func:`upfeat.create_backbone` makes it.
 
@@ -151,6 +186,7 @@ class RadioBackbone(Backbone):
         patch_size: p.
         image_norm: normalisation of the image: ``"clip"`` is RADIO's own, ``"imagenet"`` what
             LoftUp fed it with.
+        language: head and text encoder of one of its teachers; None for none.
     """
 
     def __init__(
@@ -161,12 +197,20 @@ class RadioBackbone(Backbone):
         dim: int,
         patch_size: int,
         image_norm: Literal["clip", "imagenet"] = "clip",
+        language: LanguageAdaptor | None = None,
     ) -> None:
         check_choice("image_norm", image_norm, tuple(NORMALIZATIONS))
         mean, std = NORMALIZATIONS[image_norm]
         super().__init__(name=name, dim=dim, patch_size=patch_size, image_mean=mean, image_std=std)
-        self.model = network
+        self.model, self.language = network, language
         self.freeze()
+
+    @property
+    def last_attention(self) -> nn.Module:
+        """The attention of the last block, one of timm."""
+        network: Any = self.model if isinstance(self.model, RadioNetwork) else self.model.model
+        attention: nn.Module = network.blocks[-1].attn
+        return attention
 
     def _extract(self, image: Tensor) -> Tensor:
         grid = self.grid_size(tuple(image.shape[-2:]))
@@ -198,6 +242,7 @@ def create_radio_backbone(
     repository: str | os.PathLike[str] | None = None,
     image_norm: Literal["clip", "imagenet"] = "clip",
     align_corners: bool = False,
+    adaptor: str | None = None,
     network: Mapping[str, Any] | None = None,
 ) -> RadioBackbone:
     """Build ``radio/<version>``; called through :func:`upfeat.create_backbone`.
@@ -212,6 +257,8 @@ def create_radio_backbone(
         image_norm: as in :class:`RadioBackbone`.
         align_corners: how positions are resized: False as the code does since June 2025, True as
             before, when LoftUp and JAFAR trained on RADIO.
+        adaptor: of the authors' code, such as ``"siglip2"``: the backbone gets its head and text
+            encoder as ``language``; features stay RADIO's own. Needs ``repository``.
         network: changes of :class:`RadioNetwork`'s arguments for ``weights="random"``.
 
     Raises:
@@ -227,13 +274,18 @@ def create_radio_backbone(
         raise UnknownNameError("backbone", f"radio/{name}", known)
     if repository is None and weights not in (None, "random") and Path(weights).is_dir():
         repository, weights = weights, None
-    changed = {"image_norm": image_norm, "align_corners": align_corners}
-    usual = {"image_norm": "clip", "align_corners": False}
+    changed = {"image_norm": image_norm, "align_corners": align_corners, "adaptor": adaptor}
+    usual = {"image_norm": "clip", "align_corners": False, "adaptor": None}
     full = call_text(f"radio/{name}", {k: v for k, v in changed.items() if v != usual[k]})
     if repository is not None:
         if align_corners:
             raise ValueError("align_corners is the repository's own matter; check out its version")
-        return _by_code(Path(repository), name, weights, full, image_norm)
+        return _by_code(Path(repository), name, weights, full, image_norm, adaptor)
+    if adaptor is not None:
+        raise UnsupportedError(
+            f"adaptor={adaptor!r} of radio/{name} is built by the authors' code; give its folder: "
+            "repository=FOLDER"
+        )
     if name in ONLY_BY_CODE:
         raise UnsupportedError(
             f"radio/{name} is a network of another kind; give the folder of the authors' code: "
@@ -304,6 +356,7 @@ def _by_code(
     weights: str | os.PathLike[str] | None,
     name: str,
     image_norm: Literal["clip", "imagenet"],
+    adaptor: str | None,
 ) -> RadioBackbone:
     """Build the model with the authors' code, which also finds or downloads its weights."""
     if not (folder / "hubconf.py").is_file():
@@ -311,11 +364,23 @@ def _by_code(
             f"no hubconf.py in {folder}; give the folder of a copy of github.com/NVlabs/RADIO"
         )
     chosen = version if weights is None else os.fspath(weights)
+    wanted: dict[str, Any] = {} if adaptor is None else {"adaptor_names": [adaptor]}
     model: Any = torch.hub.load(
-        str(folder), "radio_model", source="local", version=chosen, progress=False
+        str(folder), "radio_model", source="local", version=chosen, progress=False, **wanted
     )
+    language = None
+    if adaptor is not None:
+        language = LanguageAdaptor(model.adaptors[adaptor], f"{adaptor} of radio/{version}")
+        model.adaptors = None  # or each call computes its outputs, too
     model.make_preprocessor_external()  # the backbone's mean and std take its place
     patch = int(model.patch_size)
     with torch.no_grad():
         dim = _features(model.eval(), torch.zeros(1, 3, 2 * patch, 2 * patch), name).shape[-1]
-    return RadioBackbone(model, name=name, dim=dim, patch_size=patch, image_norm=image_norm)
+    return RadioBackbone(
+        model,
+        name=name,
+        dim=dim,
+        patch_size=patch,
+        image_norm=image_norm,
+        language=language,
+    )

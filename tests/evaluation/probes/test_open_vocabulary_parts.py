@@ -10,13 +10,20 @@ import torch.nn.functional as F
 
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
+from upfeat.backbones import create_backbone
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.probes import proxy_attention as module
 from upfeat.evaluation.probes.prompts import class_words, read_words
 from upfeat.evaluation.probes.proxy_attention import proxy_attention
+from upfeat.evaluation.probes.radseg import (
+    RadSegFeatures,
+    certain_classes,
+    radseg_size,
+    self_correlating_attention,
+)
 from upfeat.evaluation.probes.windows import slide, window_places
 from upfeat.evaluation.probes.word_maps import denoise_words, smooth_by_keys
-from upfeat.similarity.maps import classes_of_words, cosine_maps, word_classes
+from upfeat.similarity.maps import CLIP_SCALE, classes_of_words, cosine_maps, word_classes
 from upfeat.similarity.words import average_prompts, embed_words, templates
 
 
@@ -69,6 +76,68 @@ def test_a_cell_without_a_similar_one_takes_its_own_values() -> None:
     proxy = torch.ones(1, 3, 2, 2)  # all alike: the mean similarity is 1
     values = torch.randn(1, 5, 2, 2)
     torch.testing.assert_close(proxy_attention(proxy, values), values, **tolerance(torch.float32))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("chunk_bytes", [2**20, 30 * 4 * 7])
+def test_radseg(golden_dir: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    monkeypatch.setattr(module, "STRIP_BYTES", chunk_bytes)
+    golden, _ = load_golden(golden_dir / "metrics2/radseg_attention.safetensors")
+    qkv, projection = torch.nn.Linear(24, 72), torch.nn.Linear(24, 24)
+    for layer, name in ((qkv, "qkv"), (projection, "proj")):
+        weights = {part: golden[f"{name}_{part}"] for part in ("weight", "bias")}
+        layer.load_state_dict(weights)
+    with torch.no_grad():
+        out = self_correlating_attention(golden["tokens"], qkv, projection, heads=3)
+    assert max_abs_difference(out, golden["attention_out"]) <= GOLDEN_ATOL
+    features = golden["feature_map"]
+    aggregated = proxy_attention(features, features, beta=1.0, gamma=10.0)
+    assert max_abs_difference(aggregated, golden["aggregated"]) <= GOLDEN_ATOL
+    logits = CLIP_SCALE * cosine_maps(aggregated, F.normalize(golden["text"], dim=1))
+    assert max_abs_difference(logits.softmax(1), golden["probabilities"]) <= GOLDEN_ATOL
+
+
+def test_radsegs_features_of_one_window_and_of_several() -> None:
+    """The last block is RADIO's own again after each call; two windows overlap in two columns."""
+    torch.manual_seed(0)
+    network = {"dim": 24, "depth": 2, "heads": 3, "side": 8, "prefix": 2}
+    radio = create_backbone("radio/c-radio_v3-b", weights="random", network=network)
+    features = RadSegFeatures(radio, window=64, stride=32)
+    assert (features.dim, features.patch_size) == (24, 16)
+    image = torch.randn(1, 3, 64, 96)
+    before = radio(image)
+    found = features(image)
+    assert torch.equal(radio(image), before)
+    block, tokens = radio.model.blocks[-1], []
+    handle = block.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
+    for start in (0, 32):
+        radio(image[..., start : start + 64])
+    handle.remove()
+    windows = []
+    for each in tokens:
+        attended = self_correlating_attention(
+            block.norm1(each), block.attn.qkv, block.attn.proj, heads=3
+        )
+        out = each + attended
+        out = out + block.mlp(block.norm2(out))
+        windows.append(out[:, 2:].mT.reshape(1, 24, 4, 4))
+    left, right = windows
+    middle = (left[..., 2:] + right[..., :2]) / 2
+    stitched = torch.cat([left[..., :2], middle, right[..., 2:]], dim=3)
+    expected = proxy_attention(stitched, stitched, beta=1.0, gamma=10.0)
+    torch.testing.assert_close(found, expected, **tolerance(torch.float32))
+    with pytest.raises(ValueError, match=r"multiples of 16, got window=64 and stride=24"):
+        RadSegFeatures(radio, window=64, stride=24)
+
+
+def test_radsegs_sizes_and_classes() -> None:
+    sizes = [(448, 448), (336, 448), (300, 224), (336, 1000), (224, 224)]
+    found = [radseg_size(size, 336, 224) for size in sizes]
+    assert found == [(448, 448), (448, 448), (448, 448), (448, 1120), (224, 224)]
+    probabilities = torch.tensor([[0.3, 0.3], [0.1, 0.6], [0.6, 0.1]])[:, None]
+    assert certain_classes(probabilities, 0.5).tolist() == [[2, 1]]
+    assert certain_classes(probabilities[:2], 0.7).tolist() == [[0, 0]]
+    assert certain_classes(probabilities, 0.0, threshold=0.7).tolist() == [[0, 0]]
 
 
 @pytest.mark.golden

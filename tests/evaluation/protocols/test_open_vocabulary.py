@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 import upfeat
+from tests.backbones.test_radio_backbone import WITH_ADAPTORS
 from tests.evaluation.protocols.test_seg_probe import method, root
 from tests.tolerances import tolerance
 from upfeat.backbones.clip_backbone import ClipBackbone
@@ -201,6 +202,43 @@ def test_a_window_of_proxyclip(root: Path, cache: Path, clip: ClipBackbone) -> N
     torch.testing.assert_close(logits, expected, **tolerance(torch.float32))
 
 
+@pytest.fixture
+def radio(tmp_path: Path) -> upfeat.Backbone:
+    folder = tmp_path / "radio"
+    folder.mkdir()
+    (folder / "hubconf.py").write_text(WITH_ADAPTORS)
+    return upfeat.create_backbone("radio/c-radio_v3-b", repository=folder, adaptor="siglip2")
+
+
+def test_radseg(root: Path, cache: Path, radio: Any) -> None:
+    """The bilinear row, of a plain computation of whole maps."""
+    options = {"preset": "radseg", "short_side": 48, "window": 48, "stride": 32, "factor": 2}
+    options |= {"prompt_denoising": 0.0}
+    low, linear = run(root, cache, radio, [LowRes(), method("bilinear")], **options)
+    assert low.settings["backbone"]["name"].endswith("+radseg48-32")
+    data = msrc(root, "val")
+    prompts = [[p.format(name) for p in module.templates("clip")] for name in data.classes]
+    texts = [F.normalize(radio.language.encode_text(each), dim=1).mean(0) for each in prompts]
+    text = F.normalize(torch.stack(texts), dim=1)
+    features = module.RadSegFeatures(radio, window=48, stride=32)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (radio.image_mean, radio.image_std))
+    metric = SegmentationMetric(len(data.classes), data.ignore_index)
+    for file in data.files:
+        image, label = data.read(file)
+        image = module._resized(image, 48, 2048)
+        size = module.radseg_size((image.shape[1], image.shape[2]), 48, 32)
+        resized = F.interpolate(image[None], size, mode="bilinear").clamp(0, 1)
+        coarse = features((resized - mean) / std).half().float()
+        high = F.interpolate(coarse, scale_factor=2, mode="bilinear")
+        found = (100 * cosine_maps(radio.language(high), text)).softmax(1)
+        found = F.interpolate(found, label.shape, mode="bilinear")
+        metric.add(found.argmax(1)[0], label)
+    for name, value in metric.compute().items():
+        assert linear.scores[name].mean == pytest.approx(100 * value, abs=0.2)
+    with pytest.raises(UnsupportedError, match=r"from RADIO's adaptor, not from clip/ViT-B-16"):
+        run(root, cache, radio, [LowRes()], clip=upfeat.create_backbone(TINY), **options)
+
+
 def test_bad_input_is_one_clear_sentence(
     root: Path, cache: Path, clip: ClipBackbone, tmp_path: Path
 ) -> None:
@@ -214,6 +252,8 @@ def test_bad_input_is_one_clear_sentence(
     file.write_text("sky\ncar\n")
     with pytest.raises(ValueError, match=r"words for 2 classes, msrc/val has 23: "):
         run(root, cache, clip, [method("bilinear")], words=str(file))
+    with pytest.raises(UnsupportedError, match=r"no adaptor for words; .*adaptor='siglip2'"):
+        run(root, cache, classifier, [method("bilinear")], preset="radseg", stride=112)
     with pytest.raises(UnknownNameError, match="unknown data set 'msrc'"):
         open_vocabulary_preset("maskclip", "msrc")
     with pytest.raises(UnknownNameError, match="did you mean 'proxyclip'"):

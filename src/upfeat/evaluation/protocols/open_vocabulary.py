@@ -8,8 +8,12 @@ Preset ``proxyclip`` (LoftUp, arXiv 2504.14032, table 4; M. Lan et al., arXiv 24
 backbone is the proxy. Its upsampled features give the weights that mix CLIP's values of the last
 block, in overlapping windows; the mixed values are compared with the words.
 
-Both need CLIP's text space: a backbone ``clip/NAME``. JAFAR's published CLIP weights belong to a
-classifier without one; the recipe ``jafar_maskclip_paper`` trains them anew.
+Preset ``radseg`` (O. Alama et al., arXiv 2511.19704; the task that PixelUp reports): RADIO's last
+block attends by itself, in windows; the stitched map is upsampled, and the head of an adaptor
+brings it to the words. The backbone is a RADIO with an adaptor.
+
+The first two need CLIP's text space: a backbone ``clip/NAME``. JAFAR's published CLIP weights
+belong to a classifier without one; the recipe ``jafar_maskclip_paper`` trains them anew.
 
 Legend: ``C`` channels of features, ``W`` words, ``K`` classes, ``h w`` feature grid, ``H W`` image.
 """
@@ -29,6 +33,7 @@ from torch import Tensor
 
 from upfeat.backbones import Backbone, create_backbone
 from upfeat.backbones.clip_backbone import ClipBackbone
+from upfeat.backbones.radio_backbone import LanguageAdaptor, RadioBackbone
 from upfeat.checkpoints import write_safetensors
 from upfeat.data import SegmentationData, load_segmentation, segmentation_sets
 from upfeat.data.feature_cache import weights_fingerprint
@@ -42,6 +47,7 @@ from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes.parts import mean_class_ious
 from upfeat.evaluation.probes.prompts import Words, class_words, read_words
 from upfeat.evaluation.probes.proxy_attention import proxy_attention
+from upfeat.evaluation.probes.radseg import RadSegFeatures, certain_classes, radseg_size
 from upfeat.evaluation.probes.windows import slide
 from upfeat.evaluation.probes.word_maps import denoise_words, smooth_by_keys
 from upfeat.evaluation.registry import (
@@ -58,6 +64,7 @@ from upfeat.evaluation.results import Result, Score, describe_environment, store
 from upfeat.ops.images import normalize, resize_bilinear
 from upfeat.pipeline import Encoded, Pipeline
 from upfeat.similarity.maps import (
+    CLIP_SCALE,
     classes_of_words,
     cosine_maps,
     segment_words,
@@ -69,6 +76,7 @@ __all__ = [
     "PRESETS",
     "MaskClipConfig",
     "ProxyClipConfig",
+    "RadSegConfig",
     "open_vocabulary_preset",
     "own_settings",
     "run_open_vocabulary",
@@ -79,10 +87,11 @@ CLIP = "clip/ViT-B-16.openai"
 SAVE_EVERY = 20  # images between two notes of how far a method is
 LONGEST = 2048  # side of an image before its windows are cut
 Background = Literal["word", "ignore", "threshold"]
+TextEncoder = ClipBackbone | LanguageAdaptor
 
 
 class WordsConfig(ProtocolConfig):
-    """Settings of words and background, common to both presets.
+    """Settings of words and background, common to all presets.
 
     Attributes:
         words: empty for the preset's own of the data set; ``names`` for the data set's names of
@@ -153,6 +162,39 @@ class ProxyClipConfig(WordsConfig):
     logit_scale: PositiveFloat = 40.0
 
 
+class RadSegConfig(WordsConfig):
+    """Settings of preset ``radseg``; all of them stand in the result.
+
+    Attributes:
+        short_side, long_side: to which images are resized, the long side at most.
+        window, stride: of the windows, see :class:`upfeat.evaluation.probes.radseg.RadSegFeatures`.
+        factor: the stitched map is upsampled to so many times its grid. Neither RADSeg nor PixelUp
+            says; 16 is the size of the resized image.
+        prompt_denoising: probability that a class must reach somewhere in the image to stay.
+
+    Example:
+        >>> from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
+        >>> config = open_vocabulary_preset("radseg", "cityscapes")
+        >>> config.short_side, config.window, config.stride
+        (688, 336, 224)
+    """
+
+    preset: Literal["radseg"] = "radseg"
+    words: str = "names"
+    short_side: PositiveInt = 576
+    long_side: PositiveInt = 2048
+    window: PositiveInt = 336
+    stride: PositiveInt = 224
+    factor: PositiveInt = 16
+    prompt_denoising: float = Field(default=0.5, ge=0, le=1)
+
+
+AnyConfig = MaskClipConfig | ProxyClipConfig | RadSegConfig
+_KINDS: dict[str, type[AnyConfig]] = {
+    "maskclip": MaskClipConfig,
+    "proxyclip": ProxyClipConfig,
+    "radseg": RadSegConfig,
+}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "maskclip": {
         "voc": {"background": "ignore"},
@@ -170,6 +212,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "context_60": {"background": "threshold", "threshold": 0.15},
         "context_59": {},
     },
+    # The middle of the published resolutions.
+    "radseg": {
+        "ade20k": {},
+        "cityscapes": {"short_side": 688},
+        "coco_stuff_171": {"short_side": 448},
+        "context_59": {"long_side": 4096},
+        "voc_20": {"short_side": 336, "stride": 112},
+    },
 }
 # Sets that share the words of another, without its background.
 _SAME_WORDS = {"voc_20": "voc", "context_59": "context_60"}
@@ -180,16 +230,14 @@ NO_TEXT_SPACE = (
 )
 
 
-def open_vocabulary_preset(
-    preset: str, data: str, **changes: Any
-) -> MaskClipConfig | ProxyClipConfig:
+def open_vocabulary_preset(preset: str, data: str, **changes: Any) -> AnyConfig:
     """Return the settings of a preset for a data set.
 
     Args:
-        preset: ``maskclip`` or ``proxyclip``.
+        preset: ``maskclip``, ``proxyclip`` or ``radseg``.
         data: a set of ``PRESETS``; with ``words=`` any labelled set, or one of the user's own
             (``reader="folder"``).
-        **changes: fields of :class:`MaskClipConfig` or :class:`ProxyClipConfig`.
+        **changes: fields of the preset's settings, such as :class:`MaskClipConfig`.
 
     Raises:
         UnknownNameError: no such preset or set.
@@ -206,13 +254,12 @@ def open_vocabulary_preset(
     own = changes.get("reader") or data in segmentation_sets()
     if data not in known and not (changes.get("words") and own):
         raise UnknownNameError("data set", data, known)
-    kind = MaskClipConfig if preset == "maskclip" else ProxyClipConfig
     settings: dict[str, Any] = {"preset": preset, "data": data} | known.get(data, {}) | changes
-    return kind(**settings)
+    return _KINDS[preset](**settings)
 
 
 def run_open_vocabulary(
-    config: MaskClipConfig | ProxyClipConfig,
+    config: AnyConfig,
     val: SegmentationData,
     backbone: Backbone,
     methods: Sequence[Method],
@@ -227,8 +274,8 @@ def run_open_vocabulary(
     Args:
         config: the settings.
         val: whole validation split; ``limit`` applies.
-        backbone: whose features are upsampled: CLIP (``maskclip``) or the proxy (``proxyclip``), on
-            the device where everything runs.
+        backbone: whose features are upsampled: CLIP (``maskclip``), the proxy (``proxyclip``) or
+            RADIO with an adaptor (``radseg``), on the device where everything runs.
         methods: upsamplers, on the same device.
         out: folder of the results, one JSON a method, written as soon as it is known.
         cache: folder of features, of the words' embeddings, and of how far an interrupted run came.
@@ -240,25 +287,27 @@ def run_open_vocabulary(
         The results, in the order of the methods.
 
     Raises:
-        UnsupportedError: the backbone, or ``clip``, has no text space.
+        UnsupportedError: the backbone, or ``clip``, has no text space, or ``clip`` has no use.
         ValueError: words and classes differ in number, or a method does not fit.
     """
-    judge = backbone if clip is None else clip
-    if config.preset == "proxyclip" and not isinstance(judge, ClipBackbone) and clip is None:
-        device = next((weight.device for weight in backbone.parameters()), None)
-        judge = create_backbone(CLIP).to(device)
-    if not isinstance(judge, ClipBackbone) or not judge.project:
-        raise UnsupportedError(NO_TEXT_SPACE.format(judge.name))
+    encoder: TextEncoder
+    if config.preset == "radseg":
+        encoder = _radseg_encoder(backbone, clip)
+    else:
+        encoder = _clip_encoder(config, backbone, clip)
     _check_background(config, val)
     val = without_background(val) if config.background == "ignore" else val
     val = val.select(limit=config.limit)
     words = words_of(config, val)
     report, kept = on_progress or silent, Path(cache)
+    arguments = (config, val, encoder, words, kept, report)
     run: _Run
     if isinstance(config, MaskClipConfig):
-        run = _MaskClip(config, val, judge, words, kept, report)
+        run = _MaskClip(*arguments)
+    elif isinstance(config, ProxyClipConfig):
+        run = _ProxyClip(*arguments, backbone)
     else:
-        run = _ProxyClip(config, val, judge, words, kept, report, backbone)
+        run = _RadSeg(*arguments, backbone)
     results = []
     for method in methods:
         run.check(method)
@@ -269,6 +318,33 @@ def run_open_vocabulary(
             known.save(path)
         results.append(known)
     return results
+
+
+def _clip_encoder(config: AnyConfig, backbone: Backbone, clip: Backbone | None) -> ClipBackbone:
+    """Return the CLIP that knows the words."""
+    judge = backbone if clip is None else clip
+    if config.preset == "proxyclip" and not isinstance(judge, ClipBackbone) and clip is None:
+        device = next((weight.device for weight in backbone.parameters()), None)
+        judge = create_backbone(CLIP).to(device)
+    if not isinstance(judge, ClipBackbone) or not judge.project:
+        raise UnsupportedError(NO_TEXT_SPACE.format(judge.name))
+    return judge
+
+
+def _radseg_encoder(backbone: Backbone, clip: Backbone | None) -> LanguageAdaptor:
+    """Return the adaptor that knows the words."""
+    if clip is not None:
+        raise UnsupportedError(
+            f"preset radseg takes the words from RADIO's adaptor, not from {clip.name}; leave out "
+            "--clip"
+        )
+    if not isinstance(backbone, RadioBackbone) or backbone.language is None:
+        raise UnsupportedError(
+            f"{backbone.name} has no adaptor for words; preset radseg wants RADIO with one: "
+            "radio/c-radio_v3-b(repository='FOLDER', adaptor='siglip2'), FOLDER being a copy of "
+            "github.com/NVlabs/RADIO"
+        )
+    return backbone.language
 
 
 def _check_background(config: WordsConfig, data: SegmentationData) -> None:
@@ -300,7 +376,7 @@ def without_background(data: SegmentationData) -> SegmentationData:
     return dataclasses.replace(data, classes=data.classes[1:], table=dict(sorted(moved.items())))
 
 
-def words_of(config: MaskClipConfig | ProxyClipConfig, data: SegmentationData) -> Words:
+def words_of(config: AnyConfig, data: SegmentationData) -> Words:
     """Return the words of each class of a set, after the settings.
 
     Raises:
@@ -327,13 +403,14 @@ def words_of(config: MaskClipConfig | ProxyClipConfig, data: SegmentationData) -
 class _Run(ABC):
     """One preset on one split; the methods come one after the other."""
 
-    config: MaskClipConfig | ProxyClipConfig
+    config: AnyConfig
+    clip: TextEncoder
 
     def __init__(
         self,
-        config: MaskClipConfig | ProxyClipConfig,
+        config: AnyConfig,
         val: SegmentationData,
-        clip: ClipBackbone,
+        clip: TextEncoder,
         words: Words,
         cache: Path,
         on_progress: Progress,
@@ -350,7 +427,7 @@ class _Run(ABC):
             templates(config.templates),
             cache=cache / "words",
             encoder=str(self.clip_identity["weights"]),
-        ).to(clip.tower.conv1.weight)  # (W, C)
+        ).to(next(clip.parameters()))  # (W, C)
         self.classes = word_classes([len(each) for each in words]).to(self.text.device)
 
     @abstractmethod
@@ -419,6 +496,7 @@ class _MaskClip(_Run):
     """CLIP's own map, upsampled."""
 
     config: MaskClipConfig
+    clip: ClipBackbone
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -475,6 +553,7 @@ class _ProxyClip(_Run):
     """CLIP's values, mixed by the proxy's upsampled features."""
 
     config: ProxyClipConfig
+    clip: ClipBackbone
 
     def __init__(self, *arguments: Any) -> None:
         *shared, proxy = arguments
@@ -496,10 +575,7 @@ class _ProxyClip(_Run):
 
     def read(self, file: LabelledFile) -> tuple[Tensor, Tensor]:
         image, label = self.val.read(file)
-        height, width = image.shape[-2:]
-        factor = min(self.config.short_side / min(height, width), LONGEST / max(height, width))
-        size = (int(height * factor + 0.5), int(width * factor + 0.5))
-        return resize_bilinear(image[None], size)[0].clamp(0, 1), label
+        return _resized(image, self.config.short_side, LONGEST), label
 
     def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
         config = self.config
@@ -530,6 +606,59 @@ class _ProxyClip(_Run):
         mixed = proxy_attention(proxy, values, beta=self.config.beta, gamma=self.config.gamma)
         logits = cosine_maps(self.clip.into_text_space(mixed), self.text)
         return resize_bilinear(logits, (window.shape[2], window.shape[3]))
+
+
+def _resized(image: Tensor, short_side: int, longest: int) -> Tensor:
+    """Return an image (3, H, W) with this short side, or the longest long side if that is less."""
+    height, width = image.shape[-2:]
+    factor = min(short_side / min(height, width), longest / max(height, width))
+    size = (int(height * factor + 0.5), int(width * factor + 0.5))
+    return resize_bilinear(image[None], size)[0].clamp(0, 1)
+
+
+class _RadSeg(_Run):
+    """RADIO's stitched map, upsampled, then brought to the words by the adaptor's head."""
+
+    config: RadSegConfig
+    clip: LanguageAdaptor
+
+    def __init__(self, *arguments: Any) -> None:
+        *shared, radio = arguments
+        super().__init__(*shared)
+        features = RadSegFeatures(radio, window=self.config.window, stride=self.config.stride)
+        cache: Path = arguments[4]
+        self.pipe = Pipeline(features, fit="exact", cache=cache / "features")
+
+    def check(self, method: Method) -> None:
+        """Take any: the head is no linear one, so that it comes last."""
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        return super().settings(method) | {
+            "backbone": self.pipe.identity,
+            "image_resize": "short side (bilinear), then sides to multiples of the stride",
+        }
+
+    def read(self, file: LabelledFile) -> tuple[Tensor, Tensor]:
+        image, label = self.val.read(file)
+        image = _resized(image, self.config.short_side, self.config.long_side)
+        own = (image.shape[1], image.shape[2])
+        size = radseg_size(own, self.config.window, self.config.stride)
+        return resize_bilinear(image[None], size)[0].clamp(0, 1), label
+
+    def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
+        encoded, config = self.pipe.encode(image), self.config
+        factor = 1 if isinstance(method, LowRes) else config.factor
+        height, width = (factor * side for side in encoded.features.shape[-2:])
+        probabilities = self.text.new_empty(1, len(self.text), height, width)
+        for rows, tile in method.on(self.pipe).pieces(encoded, (height, width)):
+            logits = CLIP_SCALE * cosine_maps(self.clip(tile), self.text)
+            probabilities[..., rows, :] = logits.softmax(1)
+        threshold = config.threshold if config.background == "threshold" else 0.0
+        probabilities = resize_bilinear(probabilities, size)[0]
+        # A class is as probable as its most probable word: (W, H, W') -> (K, H, W').
+        words = probabilities.split([len(each) for each in self.words])
+        by_class = torch.stack([each.amax(0) for each in words])
+        return certain_classes(by_class, config.prompt_denoising, threshold)
 
 
 def own_settings(preset: str, root: Path) -> dict[str, Any]:
