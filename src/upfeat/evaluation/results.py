@@ -25,6 +25,7 @@ from upfeat._settings import readable_error
 
 __all__ = [
     "FrozenRecord",
+    "MeanMetric",
     "Metric",
     "Result",
     "Score",
@@ -118,6 +119,36 @@ class Metric(ABC):
         if dist.is_available() and dist.is_initialized():
             for total in self.totals():
                 dist.all_reduce(total)
+
+
+class MeanMetric(Metric):
+    """The mean of several scores over images, or over whatever has a row of them.
+
+    Args:
+        names: of the scores.
+
+    Attributes:
+        sums: of each score, float64.
+        count: of rows, int64.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64)
+        self.count = torch.zeros((), dtype=torch.int64)
+
+    def add_scores(self, scores: Tensor) -> None:
+        """Add rows of scores that are known, (N, names) in the order of the names."""
+        self.sums += scores.to(self.sums).sum(0)
+        self.count += len(scores)
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """Return the sums and the number of rows."""
+        return self.sums, self.count
+
+    def compute(self) -> dict[str, float]:
+        """Return the mean of each score by its name; NaN without any row."""
+        return dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
 
 
 class Result(FrozenRecord):

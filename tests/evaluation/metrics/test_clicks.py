@@ -19,7 +19,7 @@ from upfeat.evaluation.metrics import (
     squared_distance,
     step_distance,
 )
-from upfeat.evaluation.metrics.distances import STEP_UNIT
+from upfeat.evaluation.metrics.clicks import STEP_UNIT
 
 
 def nearest_outside(mask: torch.Tensor, weight) -> torch.Tensor:  # type: ignore[no-untyped-def]

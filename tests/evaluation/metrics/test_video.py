@@ -24,7 +24,7 @@ from upfeat.evaluation.metrics import (
     propagate_labels,
     region_similarity,
 )
-from upfeat.evaluation.metrics.propagation import _stretched
+from upfeat.evaluation.metrics.video import _stretched
 
 # -- propagation ---------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """Scores of predictions: pure functions, and classes that gather them over a data set."""
 
-from upfeat.evaluation.metrics.bev import BevMetric, vehicle_counts
 from upfeat.evaluation.metrics.boundaries import (
     boundary_band,
     boundary_iou,
@@ -29,6 +28,8 @@ from upfeat.evaluation.metrics.clicks import (
     click_maps,
     clicks_needed,
     next_click,
+    squared_distance,
+    step_distance,
 )
 from upfeat.evaluation.metrics.correspondence import (
     KeypointMetric,
@@ -39,25 +40,34 @@ from upfeat.evaluation.metrics.correspondence import (
     similarities,
     soft_argmax,
 )
-from upfeat.evaluation.metrics.depth import DepthMetric, depth_scores, fit_scale_and_shift
 from upfeat.evaluation.metrics.discovery import CorLocMetric, Cut, box_iou, normalized_cut
-from upfeat.evaluation.metrics.distances import squared_distance, step_distance
-from upfeat.evaluation.metrics.normals import NormalMetric, angular_error, normal_scores
-from upfeat.evaluation.metrics.propagation import masks_to_labels, propagate_labels
-from upfeat.evaluation.metrics.restoration import RestorationMetric, psnr
+from upfeat.evaluation.metrics.regression import (
+    DepthMetric,
+    NormalMetric,
+    RestorationMetric,
+    angular_error,
+    depth_scores,
+    fit_scale_and_shift,
+    normal_scores,
+    psnr,
+)
 from upfeat.evaluation.metrics.segmentation import (
+    BevMetric,
     BoundaryMetric,
     SegmentationMetric,
     confusion_matrix,
     iou_per_class,
     mean_iou,
     pixel_accuracy,
+    vehicle_counts,
 )
 from upfeat.evaluation.metrics.video import (
     FrameStatistics,
     VideoMetric,
     frame_statistics,
+    masks_to_labels,
     object_numbers,
+    propagate_labels,
     region_similarity,
 )
 from upfeat.evaluation.metrics.view_matching import (

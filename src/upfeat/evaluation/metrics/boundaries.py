@@ -40,9 +40,6 @@ def boundary_map(mask: Tensor) -> Tensor:
     Args:
         mask: (..., H, W), zero or not.
 
-    Returns:
-        Boolean, of the same shape.
-
     Example:
         >>> import torch
         >>> from upfeat.evaluation.metrics import boundary_map
@@ -58,13 +55,7 @@ def boundary_map(mask: Tensor) -> Tensor:
 
 
 def boundary_radius(size: Sequence[int], share: float = 0.008) -> int:
-    """Return how far boundaries may lie apart, in pixels: a share of the diagonal, rounded up.
-
-    Example:
-        >>> from upfeat.evaluation.metrics import boundary_radius
-        >>> boundary_radius((480, 854))
-        8
-    """
+    """Return how far boundaries may lie apart, in pixels: a share of the diagonal, rounded up."""
     return math.ceil(share * math.hypot(*check_size(size, "size")))
 
 
@@ -72,19 +63,7 @@ def sobel_map(mask: Tensor) -> Tensor:
     """Return the pixels where the Sobel gradient of a mask is not zero: edges two pixels thick.
 
     The gradient of a 3x3 kernel is at least 1/8 there, above the threshold 0.1 of the code of NAF
-    and RaysUp. The mask is mirrored at its border.
-
-    Args:
-        mask: (..., H, W), zero or not, at least 2x2.
-
-    Returns:
-        Boolean, of the same shape.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import sobel_map
-        >>> sobel_map(torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])).int().tolist()
-        [[0, 1, 1, 0], [0, 1, 1, 0]]
+    and RaysUp. The mask (..., H, W), at least 2x2, is mirrored at its border.
     """
     height, width = mask.shape[-2:]
     kernel = torch.tensor(_SOBEL, device=mask.device)
@@ -156,9 +135,6 @@ def boundary_region(mask: Tensor, share: float = 0.02) -> Tensor:
         mask: (..., H, W), zero or not.
         share: of the diagonal.
 
-    Returns:
-        Boolean, of the same shape.
-
     Example:
         >>> import torch
         >>> from upfeat.evaluation.metrics import boundary_region
@@ -191,14 +167,6 @@ def boundary_iou(
 
     Raises:
         ValueError: shapes differ.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import boundary_iou
-        >>> mask = torch.zeros(5, 5)
-        >>> mask[1:4, 1:4] = 1
-        >>> float(boundary_iou(torch.ones(5, 5), mask)), float(boundary_iou(mask, mask))
-        (0.0, 1.0)
     """
     prediction, target = counted_masks(prediction, target, void)
     predicted, true = boundary_region(prediction, share), boundary_region(target, share)
@@ -246,9 +214,6 @@ def boundary_band(label: Tensor, radius: int) -> Tensor:
     Args:
         label: (H, W) or (B, H, W) integers.
         radius: in pixels, at least 0.
-
-    Returns:
-        Boolean mask of the label's shape.
 
     Example:
         >>> import torch

@@ -9,13 +9,11 @@ Legend: ``B`` images, ``C`` channels of the layer, ``h w`` its grid, ``H W`` ima
 probability of a class for the image, ``o`` for the image that the map masks. Scores are fractions.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from upfeat.errors import shape_text
-from upfeat.evaluation.results import Metric
+from upfeat.evaluation.results import MeanMetric
 
 __all__ = [
     "CamMetric",
@@ -36,19 +34,9 @@ __all__ = [
 
 
 def gradcam_weights(gradients: Tensor) -> Tensor:
-    """Return the weight of each channel: the mean gradient of the class's score.
+    """Return the weights (B, C) of the channels: mean gradients (B, C, h, w) of the class's score.
 
-    Args:
-        gradients: (B, C, h, w), of the score with respect to the activations.
-
-    Returns:
-        (B, C).
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import gradcam_weights
-        >>> gradcam_weights(torch.tensor([[[[1.0, 3.0]], [[-1.0, 1.0]]]])).tolist()
-        [[2.0, 0.0]]
+    The gradients are those of the score with respect to the activations, equation (1) of Grad-CAM.
     """
     return gradients.mean((2, 3))
 
@@ -82,20 +70,7 @@ def gradcam_map(activations: Tensor, weights: Tensor) -> Tensor:
 
 
 def normalize_map(maps: Tensor) -> Tensor:
-    """Stretch each map to [0, 1]: ``(M - min) / (1e-7 + max(M - min))``.
-
-    Args:
-        maps: (..., H, W).
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import normalize_map
-        >>> [
-        ...     round(value, 3)
-        ...     for value in normalize_map(torch.tensor([[1.0, 2.0, 3.0]]))[0].tolist()
-        ... ]
-        [0.0, 0.5, 1.0]
-    """
+    """Stretch each map (..., H, W) to [0, 1]: ``(M - min) / (1e-7 + max(M - min))``."""
     above = maps - maps.amin((-2, -1), keepdim=True)
     return above / (1e-7 + above.amax((-2, -1), keepdim=True))
 
@@ -109,46 +84,19 @@ def average_drop(full: Tensor, masked: Tensor) -> Tensor:
     Args:
         full: (B,) probability y of the class for the image, positive.
         masked: (B,) probability o for the masked image.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import average_drop
-        >>> average_drop(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).tolist()
-        [0.5, 0.0]
     """
     return (full - masked).clamp(min=0) / full
 
 
 def average_increase(full: Tensor, masked: Tensor) -> Tensor:
-    """Return 1 where the masked image is more probable, else 0; high is good.
-
-    Args:
-        full: (B,) probability y.
-        masked: (B,) probability o.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import average_increase
-        >>> average_increase(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.75])).tolist()
-        [0.0, 1.0]
-    """
+    """Return 1 where ``o > y``, else 0, (B,); high is good."""
     return (masked > full).to(full.dtype)
 
 
 def average_gain(full: Tensor, masked: Tensor) -> Tensor:
     """Return the share of the missing probability that is won, ``max(0, o - y) / (1 - y)``.
 
-    High is good. 0 where y is 1, and nothing can be won.
-
-    Args:
-        full: (B,) probability y.
-        masked: (B,) probability o.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import average_gain
-        >>> average_gain(torch.tensor([0.5, 1.0]), torch.tensor([0.75, 1.0])).tolist()
-        [0.5, 0.0]
+    High is good. 0 where y is 1, and nothing can be won. Arguments as :func:`average_drop`.
     """
     left = 1 - full
     return torch.where(left > 0, (masked - full).clamp(min=0) / left, 0.0)
@@ -192,38 +140,18 @@ def coherency(maps: Tensor, masked_maps: Tensor) -> Tensor:
 
 
 def complexity_l0(maps: Tensor) -> Tensor:
-    """Return the share of pixels that are not zero, as the papers write it; low is good.
+    """Return the share of pixels of maps (B, ..., H, W) that are not zero; low is good.
 
-    Args:
-        maps: (B, ..., H, W).
+    This is how the papers write it, :func:`complexity_l1` what their code computes.
 
     Returns:
         (B,) float64.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import complexity_l0
-        >>> complexity_l0(torch.tensor([[[0.0, 0.5, 0.0, 1.0]]])).tolist()
-        [0.5]
     """
     return (maps.flatten(1) != 0).double().mean(1)
 
 
 def complexity_l1(maps: Tensor) -> Tensor:
-    """Return the mean of the map, as the code of ADCC computes it; low is good.
-
-    Args:
-        maps: (B, ..., H, W) in [0, 1].
-
-    Returns:
-        (B,) float64.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import complexity_l1
-        >>> complexity_l1(torch.tensor([[[0.0, 0.5, 0.0, 1.0]]])).tolist()
-        [0.375]
-    """
+    """Return the mean of maps (B, ..., H, W) in [0, 1], (B,) float64; low is good."""
     return maps.flatten(1).abs().double().mean(1)
 
 
@@ -255,12 +183,8 @@ def adcc(coherent: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
 # -- scores of a data set ------------------------------------------------------------------------
 
 
-class CamMetric(Metric):
-    """Scores of a data set of maps: sums over its images.
-
-    Attributes:
-        sums: of each score over the images so far, in the order of ``NAMES``.
-        count: number of images.
+class CamMetric(MeanMetric):
+    """Scores of a data set of maps: means over its images.
 
     Example:
         >>> import torch
@@ -274,19 +198,12 @@ class CamMetric(Metric):
     """
 
     NAMES = (
-        "average_drop",
-        "average_increase",
-        "average_gain",
-        "coherency",
-        "complexity_l0",
-        "complexity_l1",
-        "adcc_l0_per_image",
-        "adcc_l1_per_image",
+        *("average_drop", "average_increase", "average_gain", "coherency"),
+        *("complexity_l0", "complexity_l1", "adcc_l0_per_image", "adcc_l1_per_image"),
     )
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64)
-        self.count = torch.zeros((), dtype=torch.int64)
+        super().__init__(self.NAMES)
 
     def add(self, full: Tensor, masked: Tensor, maps: Tensor, masked_maps: Tensor) -> None:
         """Add some images.
@@ -306,38 +223,21 @@ class CamMetric(Metric):
         drop, alike = average_drop(full, masked), coherency(maps, masked_maps)
         dense, heavy = complexity_l0(maps), complexity_l1(maps)
         columns = (
-            drop,
-            average_increase(full, masked),
-            average_gain(full, masked),
-            alike,
-            dense,
-            heavy,
-            adcc(alike, dense, drop),
-            adcc(alike, heavy, drop),
+            *(drop, average_increase(full, masked), average_gain(full, masked), alike),
+            *(dense, heavy, adcc(alike, dense, drop), adcc(alike, heavy, drop)),
         )
         return torch.stack(columns, dim=1)
-
-    def add_scores(self, scores: Tensor) -> None:
-        """Add images whose scores are known, (B, ``len(NAMES)``) as :meth:`score` returns them."""
-        self.sums += scores.to(self.sums).sum(0)
-        self.count += len(scores)
-
-    def totals(self) -> tuple[Tensor, ...]:
-        """Return the sums and the number of images."""
-        return self.sums, self.count
 
     def compute(self) -> dict[str, float]:
         """Return the means over the images, NaN without any.
 
         ``adcc_l0`` and ``adcc_l1``: ADCC of the means, with either complexity, as published
-        tables have it. ``adcc_l0_per_image`` and
-        ``adcc_l1_per_image``: mean of the ADCC of each image.
+        tables have it. ``adcc_l0_per_image`` and ``adcc_l1_per_image``: mean of the ADCC of each
+        image.
         """
-        if not self.count:
-            return dict.fromkeys((*self.NAMES, "adcc_l0", "adcc_l1"), math.nan)
-        means = dict(zip(self.NAMES, self.sums / self.count, strict=True))
+        means = super().compute()
         for norm in ("l0", "l1"):
-            means[f"adcc_{norm}"] = adcc(
-                means["coherency"], means[f"complexity_{norm}"], means["average_drop"]
-            )
-        return {name: float(mean) for name, mean in means.items()}
+            parts = (means[name] for name in ("coherency", f"complexity_{norm}", "average_drop"))
+            score = adcc(*(torch.tensor(part, dtype=torch.float64) for part in parts))
+            means[f"adcc_{norm}"] = float(score)
+        return means

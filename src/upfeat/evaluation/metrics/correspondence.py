@@ -84,13 +84,6 @@ def match_cells(queries: Tensor, strips: Iterable[Tensor]) -> Tensor:
     Args:
         queries: (K, C).
         strips: consecutive rows of the map, (C, R, G) each: a map need not be whole in memory.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import match_cells
-        >>> grid = torch.eye(4).reshape(4, 2, 2)
-        >>> match_cells(torch.eye(4)[[2, 1]], grid.split(1, dim=1)).tolist()
-        [2, 1]
     """
     best = queries.new_full((len(queries),), -math.inf)
     found = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
@@ -116,14 +109,6 @@ def soft_argmax(similarity: Tensor, window: int, temperature: float = SOFT_TEMPE
 
     Returns:
         (K, 2) column and row, float.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import soft_argmax
-        >>> grid = torch.zeros(1, 3, 3)
-        >>> grid[0, 1, 1:] = 1.0
-        >>> soft_argmax(grid, 0).round(decimals=3).tolist()
-        [[1.5, 1.0]]
     """
     if similarity.dim() != 3:
         raise ValueError(f"similarity must be (K, G, G), got {shape_text(similarity)}")
@@ -152,14 +137,6 @@ def nearest_points(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
     Returns:
         (K,) distances and (K,) rows; the first of equally near ones.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import nearest_points
-        >>> nan = float("nan")
-        >>> targets = torch.tensor([[nan, nan], [3.0, 4.0]])
-        >>> nearest_points(torch.zeros(1, 2), targets)
-        (tensor([5.]), tensor([1]))
     """
     distances = (predictions[:, None] - targets).norm(dim=2)  # (K, T)
     value, row = distances.nan_to_num(math.inf).min(1)
@@ -167,13 +144,7 @@ def nearest_points(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 def percent_name(alpha: float) -> str:
-    """Return how a threshold stands in the name of a score.
-
-    Example:
-        >>> from upfeat.evaluation.metrics import percent_name
-        >>> percent_name(0.1), percent_name(0.05), percent_name(0.005)
-        ('10', '5', '0.5')
-    """
+    """Return how a threshold stands in the name of a score: ``5`` for 0.05, ``0.5`` for 0.005."""
     return f"{100 * alpha:.4g}"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import UnsupportedError, shape_text
-from upfeat.evaluation.results import Metric
+from upfeat.evaluation.results import MeanMetric
 from upfeat.ops import unit_vectors
 
 __all__ = ["MOST_CELLS", "CorLocMetric", "Cut", "box_iou", "normalized_cut"]
@@ -110,12 +110,7 @@ def _second_vector(affinity: Tensor) -> Tensor:
 
 
 def _largest(matrix: Tensor, without: Tensor) -> Tensor:
-    """Return the eigenvector of the largest eigenvalue that is orthogonal to a known one (Lanczos).
-
-    Args:
-        matrix: (N, N), symmetric.
-        without: (N,), an eigenvector of length 1.
-    """
+    """Return the eigenvector of the largest eigenvalue orthogonal to a unit one (Lanczos)."""
     generator = torch.Generator().manual_seed(0)
     steps = min(_STEPS, len(matrix) - 1)
     basis = matrix.new_zeros(steps + 1, len(matrix))
@@ -161,14 +156,7 @@ def _component(mask: Tensor, seed: tuple[int, int]) -> Tensor:
 
 
 def box_iou(box: Tensor, others: Tensor) -> Tensor:
-    """Return the IoU of a box (4,) with others (N, 4), float64; ends are edges, not pixels.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import box_iou
-        >>> box_iou(torch.tensor([0, 0, 2, 2]), torch.tensor([[1, 0, 3, 2]])).round(decimals=4)
-        tensor([0.3333], dtype=torch.float64)
-    """
+    """Return the IoU of a box (4,) with others (N, 4), float64; ends are edges, not pixels."""
     box, others = box.double(), others.double()
     low, high = torch.maximum(box[:2], others[:, :2]), torch.minimum(box[2:], others[:, 2:])
     shared = (high - low).clamp(min=0).prod(1)
@@ -176,10 +164,10 @@ def box_iou(box: Tensor, others: Tensor) -> Tensor:
     return shared / (areas - shared + GUARD)
 
 
-class CorLocMetric(Metric):
+class CorLocMetric(MeanMetric):
     """CorLoc: the share of images whose box has an IoU of 0.5 or more with any object.
 
-    Images without an object are left out.
+    Images without an object are left out. ``best_iou`` is the mean over images of the best IoU.
 
     Example:
         >>> import torch
@@ -191,27 +179,10 @@ class CorLocMetric(Metric):
     """
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64)  # images, hits, best IoUs
+        super().__init__(("corloc", "best_iou"))
 
     def add(self, box: Tensor, objects: Tensor) -> None:
-        """Add an image.
-
-        Args:
-            box: (4,), predicted.
-            objects: (N, 4).
-        """
+        """Add an image: the predicted box (4,) and its objects' boxes (N, 4)."""
         if len(objects):
             best = float(box_iou(box, objects).max())
-            self.sums += torch.tensor([1.0, float(best >= HIT), best], dtype=torch.float64)
-
-    def totals(self) -> tuple[Tensor, ...]:
-        """Return images, hits and the sum of the best IoUs."""
-        return (self.sums,)
-
-    def compute(self) -> dict[str, float]:
-        """Return ``corloc`` and ``best_iou``, the mean over images of the best IoU."""
-        images, hits, best = self.sums.tolist()
-        return {"corloc": hits / images, "best_iou": best / images} if images else _NOTHING.copy()
-
-
-_NOTHING = {"corloc": float("nan"), "best_iou": float("nan")}
+            self.add_scores(torch.tensor([[float(best >= HIT), best]], dtype=torch.float64))

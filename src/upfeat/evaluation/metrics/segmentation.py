@@ -1,6 +1,9 @@
-"""Segmentation scores, from confusion matrices.
+"""Segmentation scores, from confusion matrices; vehicles seen from above.
 
-Legend: ``K`` classes, ``H W`` label size. Scores are fractions in [0, 1], not percent.
+Source of the latter: Harley et al., "Simple-BEV", ICRA 2023, arXiv 2206.07959; Chambon et al.,
+"PointBeV", CVPR 2024, arXiv 2312.00703.
+
+Legend: ``K`` classes, ``H W`` label size, ``X Y`` ground. Scores are fractions in [0, 1].
 """
 
 import math
@@ -18,13 +21,18 @@ from upfeat.evaluation.metrics.boundaries import (
 from upfeat.evaluation.results import Metric
 
 __all__ = [
+    "BevMetric",
     "BoundaryMetric",
     "SegmentationMetric",
     "confusion_matrix",
     "iou_per_class",
     "mean_iou",
     "pixel_accuracy",
+    "vehicle_counts",
 ]
+
+THRESHOLD = 0.5  # of the probability of a vehicle
+EPSILON = 1e-7  # in the denominators of the IoU of vehicles
 
 
 def confusion_matrix(
@@ -70,19 +78,12 @@ def confusion_matrix(
 
 
 def iou_per_class(matrix: Tensor) -> Tensor:
-    """Return TP / (TP + FP + FN) of each class, NaN for one that never occurs.
+    """Return TP / (TP + FP + FN) of each class, (K,) float64, NaN for one that never occurs.
+
+    A class that is predicted but never true has 0.
 
     Args:
         matrix: (K, K) counts, row true, column predicted.
-
-    Returns:
-        (K,) float64. A class that is predicted but never true has 0.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import iou_per_class
-        >>> iou_per_class(torch.tensor([[2, 1, 0], [0, 1, 0], [0, 0, 0]])).tolist()
-        [0.6666666666666666, 0.5, nan]
     """
     hits = matrix.diagonal().double()
     return hits / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
@@ -111,17 +112,7 @@ def mean_iou(matrix: Tensor, *, labelled_only: bool = False) -> float:
 
 
 def pixel_accuracy(matrix: Tensor) -> float:
-    """Return the share of counted pixels that are right; NaN if nothing was counted.
-
-    Args:
-        matrix: (K, K) counts, row true, column predicted.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import pixel_accuracy
-        >>> pixel_accuracy(torch.tensor([[2, 1], [0, 1]]))
-        0.75
-    """
+    """Return the share of right pixels in a matrix (K, K) of counts; NaN if it has none."""
     total = int(matrix.sum())
     return int(matrix.diagonal().sum()) / total if total else math.nan
 
@@ -165,12 +156,7 @@ class BoundaryMetric(Metric):
         self.sums = torch.zeros(3, num_classes, dtype=torch.float64)
 
     def add(self, prediction: Tensor, target: Tensor) -> None:
-        """Add one image or batch.
-
-        Args:
-            prediction: (H, W) or (B, H, W) class indices.
-            target: the labels, same shape.
-        """
+        """Add one image or batch of class indices, (H, W) or (B, H, W), and their labels."""
         for matrix, radius in zip(self.matrices, self.radii, strict=True):
             band = boundary_band(target, radius)
             near = confusion_matrix(
@@ -290,3 +276,67 @@ def _scores(matrix: Tensor) -> dict[str, float]:
         "miou_labelled": mean_iou(matrix, labelled_only=True),
         "accuracy": pixel_accuracy(matrix),
     }
+
+
+def vehicle_counts(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Return true positive, false positive and false negative cells of each frame.
+
+    Args:
+        logits: (B, 1, X, Y); a vehicle where their sigmoid is at least 0.5.
+        target: the same shape, 1 on vehicles.
+        valid: the same shape, 0 where a cell is ignored.
+
+    Returns:
+        (B, 3) int64.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import vehicle_counts
+        >>> logits, target = torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([[1.0, 0.0, 1.0]])
+        >>> vehicle_counts(logits, target, torch.ones(1, 3)).tolist()
+        [[1, 1, 1]]
+    """
+    if not logits.shape == target.shape == valid.shape:
+        raise ValueError(
+            f"logits, target and valid must have one shape, got {shape_text(logits)}, "
+            f"{shape_text(target)} and {shape_text(valid)}"
+        )
+    predicted, present, counts = logits.sigmoid() >= THRESHOLD, target > 0, valid > 0
+    parts = (predicted & present, predicted & ~present, ~predicted & present)
+    return torch.stack([(part & counts).flatten(1).sum(1) for part in parts], dim=1)
+
+
+class BevMetric(Metric):
+    """IoU of vehicles over a data set, and the mean of the frames' own.
+
+    Attributes:
+        counts: (3,) true positive, false positive and false negative cells.
+        sums: sum of the frames' IoU, and their number.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(3, dtype=torch.int64)
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, logits: Tensor, target: Tensor, valid: Tensor) -> None:
+        """Add some frames; arguments as :func:`vehicle_counts`."""
+        counts = vehicle_counts(logits, target, valid).cpu()
+        self.counts += counts.sum(0)
+        each = counts[:, 0] / (counts.sum(1) + EPSILON)
+        self.sums += torch.tensor([float(each.sum()), len(each)], dtype=torch.float64)
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """Return the cells, and the sum over frames."""
+        return self.counts, self.sums
+
+    def compute(self) -> dict[str, float]:
+        """Return ``iou`` of all cells together and ``iou_per_frame``, NaN without any frame."""
+        if not self.sums[1]:
+            return {"iou": math.nan, "iou_per_frame": math.nan}
+        return {
+            "iou": float(self.counts[0] / (self.counts.sum() + EPSILON)),
+            "iou_per_frame": float(self.sums[0] / self.sums[1]),
+        }

@@ -54,14 +54,7 @@ class MatchErrors(NamedTuple):
 
 
 def cell_features(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a map (C, h, w) at the points' grid as (H * W, C): bicubic, not antialiased.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import cell_features
-        >>> cell_features(torch.rand(8, 2, 2), (4, 6)).shape
-        torch.Size([24, 8])
-    """
+    """Return a map (C, h, w) at the points' grid as (H * W, C): bicubic, not antialiased."""
     return F.interpolate(features[None], size, mode="bicubic")[0].flatten(1).T
 
 
@@ -77,12 +70,6 @@ def ratio_matches(sources: Tensor, targets: Tensor, count: int = 1000) -> Matche
 
     Raises:
         ValueError: there are fewer than two targets.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import ratio_matches
-        >>> ratio_matches(torch.eye(2), torch.eye(3)[:, :2] + 0.1, 1).target.shape
-        torch.Size([1])
     """
     if len(targets) < 2:
         raise ValueError(f"two targets are needed, got {shape_text(targets)}")
@@ -129,26 +116,12 @@ def match_errors(sources: Tensor, targets: Tensor, pose: Tensor, camera: Tensor)
 
 
 def recalls(errors: Tensor, limits: Sequence[float]) -> list[float]:
-    """Return the percentage of errors below each limit, strictly.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import recalls
-        >>> recalls(torch.tensor([1.0, 2.0, 3.0, 4.0]), (2, 9))
-        [25.0, 100.0]
-    """
+    """Return the percentage of errors below each limit, strictly."""
     return [100 * float((errors < limit).double().mean()) for limit in limits]
 
 
 def rotation_angle(pose: Tensor) -> float:
-    """Return the angle of a relative pose (3, 4) or (3, 3) in degrees.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import rotation_angle
-        >>> round(rotation_angle(torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])), 3)
-        90.0
-    """
+    """Return the angle of a relative pose (3, 4) or (3, 3) in degrees."""
     trace = pose[:3, :3].double().trace()
     return float(((trace - 1) / 2).clamp(-1, 1).acos().rad2deg())
 
@@ -156,13 +129,7 @@ def rotation_angle(pose: Tensor) -> float:
 def angle_bins(
     values: Sequence[float], angles: Sequence[float], edges: Sequence[float]
 ) -> list[float]:
-    """Return the mean value of the pairs whose angle lies in each bin ``[a, b)``; NaN if none does.
-
-    Example:
-        >>> from upfeat.evaluation.metrics import angle_bins
-        >>> angle_bins([0.5, 0.7, 0.2], [10, 20, 40], (0, 30, 60))
-        [0.6, 0.2]
-    """
+    """Return the mean of the values whose angle lies in each bin ``[a, b)``; NaN for none."""
     means = []
     for low, high in pairwise(edges):
         inside = [v for v, angle in zip(values, angles, strict=True) if low <= angle < high]

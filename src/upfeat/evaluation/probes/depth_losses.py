@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import shape_text
-from upfeat.evaluation.metrics.depth import fit_scale_and_shift
+from upfeat.evaluation.metrics.regression import fit_scale_and_shift
 
 __all__ = [
     "bin_depth",

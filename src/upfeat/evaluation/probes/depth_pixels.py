@@ -181,7 +181,7 @@ def summarise_depth(
         name: Score.of([round(factor * score[name], 4) for score in each])
         for name, factor in factors.items()
     }
-    return scores, {"images": int(metrics[0].images)}
+    return scores, {"images": int(metrics[0].count)}
 
 
 def run_depth_pixels(

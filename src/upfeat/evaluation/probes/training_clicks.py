@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upfeat.evaluation.metrics.distances import step_distance
+from upfeat.evaluation.metrics.clicks import step_distance
 
 __all__ = [
     "SLOTS",

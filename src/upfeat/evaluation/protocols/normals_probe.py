@@ -31,7 +31,7 @@ from upfeat.data.own_surfaces import folder_surfaces
 from upfeat.data.surfaces import SurfaceData
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import NormalMetric
-from upfeat.evaluation.metrics.normals import RECALLS
+from upfeat.evaluation.metrics.regression import RECALLS
 from upfeat.evaluation.probes.crops import KEEP_WEIGHTS
 from upfeat.evaluation.probes.normal_losses import uncertain_normals_loss
 from upfeat.evaluation.probes.surfaces import SurfaceProbe, SurfaceProbeConfig, surface_preset
@@ -178,7 +178,7 @@ class _NormalsProbe(SurfaceProbe[NormalMetric]):
             name: Score.of([round((100 if name in RECALLS else 1) * one[name], 4) for one in each])
             for name in each[0]
         }
-        return scores, {"images": int(metrics[0].images)}
+        return scores, {"images": int(metrics[0].count)}
 
 
 def _inputs(request: Request) -> dict[str, Any]:

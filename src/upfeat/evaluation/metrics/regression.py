@@ -1,8 +1,9 @@
-"""Depth scores of an image, and their mean over a data set.
+"""Scores of maps of numbers: depth, surface normals, restored images; means over a data set.
 
-The scores are those of Eigen et al., "Depth map prediction from a single image", 2014, with the
-scale-invariant logarithmic error as KITTI prints it. Legend: ``B`` batch, ``H W`` depth map.
-Depths are in metres, or in the units of the teacher that made them.
+Depth scores are those of Eigen et al., "Depth map prediction from a single image", 2014, with the
+scale-invariant logarithmic error as KITTI prints it; depths are in metres, or in the units of the
+teacher that made them. Normals are scored as in Probe3D (arXiv 2404.08636), restored images as in
+the code of NAF (arXiv 2511.18452). Legend: ``B`` batch, ``C`` channels, ``H W`` map.
 """
 
 import math
@@ -11,16 +12,35 @@ import torch
 from torch import Tensor
 
 from upfeat.errors import shape_text
-from upfeat.evaluation.results import Metric
+from upfeat.evaluation.results import MeanMetric
+from upfeat.ops import cosine
+from upfeat.ops.images import ssim
 
-__all__ = ["ALIGNED_SCORES", "DEPTH_SCORES", "DepthMetric", "depth_scores", "fit_scale_and_shift"]
+__all__ = [
+    "ALIGNED_SCORES",
+    "DEPTH_SCORES",
+    "NORMAL_SCORES",
+    "DepthMetric",
+    "NormalMetric",
+    "RestorationMetric",
+    "angular_error",
+    "depth_scores",
+    "fit_scale_and_shift",
+    "normal_scores",
+    "psnr",
+]
 
 DEPTH_SCORES = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
 # After a fit of scale and shift a depth may be negative, and its logarithm means nothing.
 ALIGNED_SCORES = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse")
+RECALLS = {"recall_11": 11.25, "recall_22": 22.5, "recall_30": 30.0}  # degrees
+NORMAL_SCORES = (*RECALLS, "rmse", "mean", "median")
 
 RATIO = 1.25
-LEAST = 1e-9  # predictions below this count as this in ratios and logarithms
+LEAST = 1e-9  # depths predicted below this count as this in ratios and logarithms
+
+
+# -- depth ---------------------------------------------------------------------------------------
 
 
 def depth_scores(
@@ -110,16 +130,12 @@ def fit_scale_and_shift(prediction: Tensor, target: Tensor, valid: Tensor) -> tu
     return scale, shift
 
 
-class DepthMetric(Metric):
-    """Scores of a data set: the mean over images of each image's scores.
+class DepthMetric(MeanMetric):
+    """:func:`depth_scores` of each image, mean over the images of a data set.
 
     Args:
         min_depth, max_depth: pixels with a target strictly between the two count.
         aligned: also score after a fit of scale and shift to each image (names with ``si_``).
-
-    Attributes:
-        sums: of the scores of all images so far, float64.
-        images: how many had a pixel that counts.
 
     Example:
         >>> import torch
@@ -136,19 +152,11 @@ class DepthMetric(Metric):
         self, min_depth: float = 1e-3, max_depth: float = 10.0, *, aligned: bool = False
     ) -> None:
         self.min_depth, self.max_depth, self.aligned = min_depth, max_depth, aligned
-        self.names: tuple[str, ...] = DEPTH_SCORES
-        if aligned:
-            self.names += tuple(f"si_{name}" for name in ALIGNED_SCORES)
-        self.sums = torch.zeros(len(self.names), dtype=torch.float64)
-        self.images = torch.zeros((), dtype=torch.int64)
+        fitted = tuple(f"si_{name}" for name in ALIGNED_SCORES) if aligned else ()
+        super().__init__(DEPTH_SCORES + fitted)
 
     def add(self, prediction: Tensor, target: Tensor) -> None:
-        """Add some images; one without a pixel that counts is left out.
-
-        Args:
-            prediction: (B, ..., H, W) depths.
-            target: same shape.
-        """
+        """Add images (B, ..., H, W) of depths; one without a pixel that counts is left out."""
         if prediction.shape != target.shape or target.dim() < 3:
             raise ValueError(
                 "prediction and target must have one shape (B, H, W) or (B, 1, H, W), got "
@@ -163,15 +171,105 @@ class DepthMetric(Metric):
                 scale, shift = fit_scale_and_shift(predicted[None], true[None], valid[None])
                 fitted = depth_scores(scale * predicted.double() + shift, true.double(), valid)
                 scores |= {f"si_{name}": fitted[name] for name in ALIGNED_SCORES}
-            self.sums += torch.tensor([scores[name] for name in self.names], dtype=torch.float64)
-            self.images += 1
+            row = [scores[name] for name in self.names]
+            self.add_scores(torch.tensor([row], dtype=torch.float64))
 
-    def totals(self) -> tuple[Tensor, ...]:
-        """Return the sums and the number of images."""
-        return self.sums, self.images
 
-    def compute(self) -> dict[str, float]:
-        """Return the scores of :func:`depth_scores`, mean over images; NaN without an image."""
-        count = int(self.images)
-        means = self.sums / count if count else torch.full_like(self.sums, math.nan)
-        return dict(zip(self.names, means.tolist(), strict=True))
+# -- surface normals -----------------------------------------------------------------------------
+
+
+def angular_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the angle between normals in degrees.
+
+    Args:
+        prediction: (B, 3, H, W), of any length.
+        target: same shape; the angle to a zero vector is 90 degrees.
+
+    Returns:
+        (B, H, W).
+
+    Raises:
+        ValueError: shapes differ, or there are not three channels.
+    """
+    if prediction.shape != target.shape or target.dim() != 4 or target.shape[1] != 3:
+        raise ValueError(
+            "prediction and target must both be (B, 3, H, W), got "
+            f"{shape_text(prediction)} and {shape_text(target)}"
+        )
+    return cosine(prediction, target).clamp(-1, 1).acos().rad2deg()
+
+
+def normal_scores(prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str, float]:
+    """Return the scores of one image's valid pixels.
+
+    Args:
+        prediction: (3, H, W), of any length.
+        target: same shape.
+        valid: (H, W), boolean.
+
+    Returns:
+        ``recall_11``, ``recall_22``, ``recall_30``: shares of pixels with an angular error below
+        11.25, 22.5 and 30 degrees; ``rmse``, ``mean``, ``median`` of the error in degrees. NaN if
+        no pixel is valid.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import normal_scores
+        >>> target = torch.tensor([0.0, 0.0, -1.0])[:, None, None].expand(3, 1, 2)
+        >>> predicted = torch.tensor([[[0.0, 1.0]], [[0.0, 0.0]], [[-1.0, -1.0]]])
+        >>> scores = normal_scores(predicted, target, torch.ones(1, 2, dtype=torch.bool))
+        >>> scores["recall_11"], round(scores["mean"], 3)
+        (0.5, 22.5)
+    """
+    error = angular_error(prediction[None].double(), target[None].double())[0][valid]
+    if not len(error):
+        return dict.fromkeys(NORMAL_SCORES, math.nan)
+    scores = {name: (error < limit).double().mean() for name, limit in RECALLS.items()}
+    scores["rmse"] = error.square().mean().sqrt()
+    scores |= {"mean": error.mean(), "median": error.median()}
+    return {name: float(score) for name, score in scores.items()}
+
+
+class NormalMetric(MeanMetric):
+    """:func:`normal_scores` of each image, mean over the images of a data set."""
+
+    def __init__(self) -> None:
+        super().__init__(NORMAL_SCORES)
+
+    def add(self, prediction: Tensor, target: Tensor, valid: Tensor) -> None:
+        """Add images (B, 3, H, W); one without a pixel in ``valid`` (B, H, W) is left out."""
+        images = zip(prediction.detach().cpu(), target.cpu(), valid.cpu(), strict=True)
+        for predicted, true, known in images:
+            if bool(known.any()):
+                row = list(normal_scores(predicted, true, known).values())
+                self.add_scores(torch.tensor([row], dtype=torch.float64))
+
+
+# -- restored images -----------------------------------------------------------------------------
+
+
+def psnr(restored: Tensor, clean: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB, of the mean square over all of a batch.
+
+    Images are in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.metrics import psnr
+        >>> round(float(psnr(torch.full((1, 3, 4, 4), 0.1), torch.zeros(1, 3, 4, 4))), 4)
+        20.0
+    """
+    return -10 * (restored - clean).square().mean().log10()
+
+
+class RestorationMetric(MeanMetric):
+    """``psnr`` in dB and ``ssim``, mean over batches; restored images are clamped to [0, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__(("psnr", "ssim"))
+
+    def add(self, restored: Tensor, clean: Tensor) -> None:
+        """Add a batch of images (B, C, H, W)."""
+        restored = restored.clamp(0, 1)
+        row = [float(psnr(restored, clean)), float(ssim(restored, clean))]
+        self.add_scores(torch.tensor([row], dtype=torch.float64))

@@ -1,10 +1,11 @@
-"""Depth scores against stored ones, against the formulas, and over two processes."""
+"""Scores of depth, normals and restored images: stored ones, formulas, two processes."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +15,18 @@ from hypothesis import strategies as st
 
 from tests.conftest import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
-from upfeat.evaluation.metrics import DepthMetric, depth_scores, fit_scale_and_shift
+from upfeat.evaluation.metrics import (
+    DepthMetric,
+    NormalMetric,
+    RestorationMetric,
+    angular_error,
+    depth_scores,
+    fit_scale_and_shift,
+    normal_scores,
+)
+from upfeat.objectives import restoration_terms
+from upfeat.objectives.base import weighted_sum
+from upfeat.ops.images import ssim
 
 GOLDEN_NAMES = {"log10": "log_10"}
 
@@ -52,7 +64,7 @@ def test_meter_is_the_mean_over_images() -> None:
     metric.add(prediction[:2], target[:2])
     metric.add(prediction[2:], target[2:])
     metric.add(prediction[:1], torch.zeros(1, 1, 5, 6))  # nothing to score
-    assert int(metric.images) == 3
+    assert int(metric.count) == 3
     valid = (target > 1e-3) & (target < 10)
     each = [depth_scores(*image) for image in zip(prediction, target, valid, strict=True)]
     scores = metric.compute()
@@ -115,3 +127,60 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.golden
+def test_golden_of_probe3d(golden_dir: Path) -> None:
+    golden, _ = load_golden(golden_dir / "metrics" / "probe3d_normals.safetensors")
+    said, true, valid = golden["pred4"][:, :3], golden["target"], golden["mask"][:, 0].bool()
+    images = [normal_scores(*one) for one in zip(said, true, valid, strict=True)]
+    stored = {"recall_11": "d1", "recall_22": "d2", "recall_30": "d3", "rmse": "rmse"}
+    for name, theirs in stored.items():
+        found = torch.tensor([image[name] for image in images])
+        assert max_abs_difference(found, golden[f"metric_{theirs}"]) < GOLDEN_ATOL, name
+
+
+def test_metric_is_the_mean_over_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    said, true = (torch.randn(3, 3, 5, 6, generator=generator) for _ in range(2))
+    valid = torch.rand(3, 5, 6, generator=generator) > 0.3
+    valid[2] = False
+    one, other = NormalMetric(), NormalMetric()
+    one.add(said, true, valid)
+    for i in range(3):
+        other.add(said[i : i + 1], true[i : i + 1], valid[i : i + 1])
+    assert one.compute() == other.compute()
+    assert int(one.count) == 2
+    rmses = []
+    for i in range(2):
+        a, b = (x[i].numpy().astype(np.float64)[:, valid[i].numpy()] for x in (said, true))
+        dots = (a * b).sum(0) / np.linalg.norm(a, axis=0) / np.linalg.norm(b, axis=0)
+        rmses.append(math.sqrt((np.degrees(np.arccos(dots)) ** 2).mean()))
+    assert one.compute()["rmse"] == pytest.approx(sum(rmses) / 2)
+    assert math.isnan(NormalMetric().compute()["recall_11"])
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"must both be \(B, 3, H, W\)"):
+        angular_error(torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 3))
+
+
+@pytest.mark.golden
+def test_golden(golden_dir: Path) -> None:
+    golden, _ = load_golden(golden_dir / "metrics" / "restoration_metrics.safetensors")
+    pred, clean = golden["pred"], golden["clean"]
+    metric = RestorationMetric()
+    metric.add(pred, clean)
+    scores = metric.compute()
+    assert scores["ssim"] == pytest.approx(float(golden["ssim"]), abs=GOLDEN_ATOL)
+    assert scores["psnr"] == pytest.approx(float(golden["psnr"]), rel=GOLDEN_ATOL)
+    terms = restoration_terms(pred, clean)
+    weight, structure = terms["structure"]
+    parts = {"loss_ssim": weight * structure, "loss_total": weighted_sum(terms)["loss"]}
+    for name, value in parts.items():
+        assert max_abs_difference(value, golden[name]) < GOLDEN_ATOL
+
+
+def test_images_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
+        ssim(torch.zeros(3, 4, 4), torch.zeros(3, 4, 4))
