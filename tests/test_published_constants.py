@@ -21,13 +21,11 @@ from upfeat.evaluation.metrics import (
     propagate_labels,
     soft_argmax,
 )
-from upfeat.evaluation.metrics.normals import RECALLS
+from upfeat.evaluation.metrics.regression import RECALLS
 from upfeat.evaluation.probes import object_crops, training_clicks
-from upfeat.evaluation.probes.bev.grid import MOTION, TURN, BevGrid
-from upfeat.evaluation.probes.bev.lifting import FREQUENCIES
-from upfeat.evaluation.probes.bev.losses import FACTORS, POSITIVE_WEIGHT
-from upfeat.evaluation.probes.bev.targets import FAINT, SIGMA
-from upfeat.evaluation.probes.bev.views import ROTATION, VIEW_SETTINGS, ZOOM, ViewSettings
+from upfeat.evaluation.probes.bev.frames import ROTATION, VIEW_SETTINGS, ZOOM, ViewSettings
+from upfeat.evaluation.probes.bev.lifting import FREQUENCIES, MOTION, TURN, BevGrid
+from upfeat.evaluation.probes.bev.targets import FACTORS, FAINT, POSITIVE_WEIGHT, SIGMA
 from upfeat.evaluation.probes.depth_losses import (
     BIN_FLOOR,
     EPSILON,

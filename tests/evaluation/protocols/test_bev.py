@@ -14,6 +14,7 @@ from upfeat.data import DrivingData, nuscenes_sample
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.probes.bev import training
+from upfeat.evaluation.probes.bev.networks import BevConfig
 from upfeat.evaluation.protocols.bev import bev_preset, run_bev
 from upfeat.evaluation.results import Result
 
@@ -53,7 +54,7 @@ def backbone() -> upfeat.Backbone:
     return upfeat.CallableBackbone(patches, dim=6, patch_size=8)
 
 
-def config(preset: str = "simplebev", **changes: Any) -> training.BevConfig:
+def config(preset: str = "simplebev", **changes: Any) -> BevConfig:
     return bev_preset(preset, "nuscenes_sample", **SMALL | OF_PRESET[preset] | changes)
 
 
@@ -62,7 +63,7 @@ def run(
     backbone: upfeat.Backbone,
     methods: list[Method],
     folder: Path,
-    settings: training.BevConfig,
+    settings: BevConfig,
     **options: Any,
 ) -> list[Result]:
     return run_bev(
@@ -207,9 +208,8 @@ def test_a_narrow_neck_goes_first(
 def test_padding_moves_the_principal_point(
     data: DrivingData, backbone: upfeat.Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from upfeat.evaluation.probes.bev.frames import BevFrames
-    from upfeat.evaluation.probes.bev.grid import BevGrid
-    from upfeat.evaluation.probes.bev.views import ViewSettings
+    from upfeat.evaluation.probes.bev.frames import BevFrames, ViewSettings
+    from upfeat.evaluation.probes.bev.lifting import BevGrid
 
     grid = BevGrid.around((24, 24), 2)
     plain, padded = (

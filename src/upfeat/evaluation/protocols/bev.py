@@ -15,10 +15,10 @@ from typing import Any
 from upfeat.backbones import Backbone
 from upfeat.data.sets.nuscenes import DrivingData, nuscenes, nuscenes_sample
 from upfeat.evaluation.methods import Method
-from upfeat.evaluation.probes.bev.frames import BevFrames
-from upfeat.evaluation.probes.bev.grid import BevGrid
-from upfeat.evaluation.probes.bev.training import BevConfig, BevModel, BevTraining, History
-from upfeat.evaluation.probes.bev.views import view_settings
+from upfeat.evaluation.probes.bev.frames import BevFrames, view_settings
+from upfeat.evaluation.probes.bev.lifting import BevGrid
+from upfeat.evaluation.probes.bev.networks import BevConfig
+from upfeat.evaluation.probes.bev.training import BevModel, BevTraining, History
 from upfeat.evaluation.registry import (
     Option,
     Progress,
@@ -76,7 +76,7 @@ def bev_preset(preset: str, data: str, **changes: Any) -> BevConfig:
     Args:
         preset: see ``PRESETS``.
         data: see ``DATA_SETS``.
-        **changes: fields of :class:`upfeat.evaluation.probes.bev.training.BevConfig`.
+        **changes: fields of :class:`upfeat.evaluation.probes.bev.networks.BevConfig`.
 
     Raises:
         UnknownNameError: no such preset or set.

@@ -23,36 +23,40 @@ from upfeat.evaluation.probes.bev.attention import (
     DeformableAttention,
     Views,
 )
-from upfeat.evaluation.probes.bev.dense import BevHeads, EncoderDecoder, Neck
-from upfeat.evaluation.probes.bev.grid import BevGrid, move_points
+from upfeat.evaluation.probes.bev.frames import (
+    View,
+    feature_intrinsics,
+    view_affine,
+    warp_image,
+)
 from upfeat.evaluation.probes.bev.lifting import (
+    BevGrid,
     Cameras,
     ConvCompressor,
     CoordinateEmbedding,
     PillarCompressor,
     camera_mean,
+    move_points,
     project,
     sampling_grid,
 )
-from upfeat.evaluation.probes.bev.losses import (
+from upfeat.evaluation.probes.bev.targets import (
     BevLoss,
     BevTargets,
+    bottom_corners,
+    draw_targets,
     simplebev_losses,
     weighted_bce,
 )
-from upfeat.evaluation.probes.bev.sparse import (
+from upfeat.evaluation.probes.bev.trunks import (
+    BevHeads,
+    EncoderDecoder,
+    Neck,
     SparseHeads,
     SparseMap,
     SparseUNet,
     fine_cells,
     merge_passes,
-)
-from upfeat.evaluation.probes.bev.targets import bottom_corners, draw_targets
-from upfeat.evaluation.probes.bev.views import (
-    View,
-    feature_intrinsics,
-    view_affine,
-    warp_image,
 )
 
 pytestmark = pytest.mark.golden

@@ -30,14 +30,6 @@ class DeformableAttention(nn.Module):
     Args:
         width: C.
         project_output: with a last layer (self-attention).
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.attention import DeformableAttention
-        >>> attention = DeformableAttention(16, project_output=True)
-        >>> x, places = torch.rand(1, 6, 16), torch.rand(1, 6, 1, 2)
-        >>> attention(x, places, attention.values(x, (2, 3))).shape
-        torch.Size([1, 6, 16])
     """
 
     def __init__(self, width: int, *, project_output: bool) -> None:
@@ -110,16 +102,7 @@ class Views(NamedTuple):
 
     @classmethod
     def of(cls, projection: Projection, size: Sequence[int], heights: int) -> "Views":
-        """Return them for points (P = Q*Z) in maps (h, w).
-
-        Example:
-            >>> import torch
-            >>> from upfeat.evaluation.probes.bev.attention import Views
-            >>> from upfeat.evaluation.probes.bev.lifting import Projection
-            >>> pixels = torch.tensor([[[[1.0, 1.0], [9.0, 9.0]]]])
-            >>> Views.of(Projection(pixels, torch.ones(1, 1, 2)), (2, 4), 2).seen.tolist()
-            [[[True]]]
-        """
+        """Return them for points (P = Q*Z) in maps (h, w)."""
         sides = projection.pixels.new_tensor([size[1], size[0]])
         # (B, N, P, 2) -> (N, B, Q, Z, 2)
         references = (projection.pixels / sides).transpose(0, 1).unflatten(2, (-1, heights))
@@ -133,13 +116,6 @@ class CameraAttention(nn.Module):
 
     Args:
         width: C.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.attention import CameraAttention, Views
-        >>> views = Views(torch.rand(2, 1, 6, 8, 2), torch.ones(2, 1, 6).bool())
-        >>> CameraAttention(16)(torch.rand(1, 6, 16), torch.rand(2, 1, 16, 3, 5), views).shape
-        torch.Size([1, 6, 16])
     """
 
     def __init__(self, width: int) -> None:
@@ -192,14 +168,6 @@ class BevFormerEncoder(nn.Module):
             so that only the last one counts; ``chained``: each starts from the one before.
         references: ``as_released``: a query looks around the transposed cell, (row, column) being
             read as (x, y); ``swapped``: around its own.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.attention import BevFormerEncoder, Views
-        >>> encoder = BevFormerEncoder(8, (4, 4), count=2, feed_forward=12)
-        >>> views = Views(torch.rand(2, 1, 16, 8, 2), torch.ones(2, 1, 16).bool())
-        >>> encoder(torch.rand(1, 2, 8, 3, 5), views).shape
-        torch.Size([1, 8, 4, 4])
     """
 
     def __init__(

@@ -1,29 +1,239 @@
-"""Key frames as the networks read them: views of the cameras, calibration, motion, targets."""
+"""Key frames as the networks read them: views of the cameras, calibration, motion, targets.
 
-from typing import NamedTuple
+A view is the camera's image after scale, crop of the sky, zoom and rotation, with the intrinsics
+that fit it. Pixel coordinates are continuous: an image covers ``[0, W] x [0, H]``, its first
+pixel's centre is (0.5, 0.5).
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.data.sets.nuscenes import DrivingData
-from upfeat.evaluation.probes.bev.grid import BevGrid, draw_bev_motion
-from upfeat.evaluation.probes.bev.lifting import Cameras
-from upfeat.evaluation.probes.bev.losses import BevTargets
-from upfeat.evaluation.probes.bev.targets import bottom_corners, draw_targets
-from upfeat.evaluation.probes.bev.views import (
-    SOURCE,
-    Filter,
-    View,
-    ViewSettings,
-    view_affine,
-    warp_image,
-)
+from upfeat.evaluation.probes.bev.lifting import BevGrid, Cameras, draw_bev_motion
+from upfeat.evaluation.probes.bev.targets import BevTargets, bottom_corners, draw_targets
+from upfeat.ops.images import Size, resize_antialiased
 
-__all__ = ["VISIBLE", "BevBatch", "BevFrames", "join_frames"]
+__all__ = [
+    "VIEW_SETTINGS",
+    "VISIBLE",
+    "BevBatch",
+    "BevFrames",
+    "View",
+    "ViewSettings",
+    "feature_intrinsics",
+    "join_frames",
+    "view_affine",
+    "view_settings",
+    "warp_image",
+]
+
+Filter = Literal["nearest", "bilinear"]
+Range = tuple[float, float]
+
+SOURCE = (900, 1600)  # height and width of a camera image of nuScenes
+ZOOM: Range = (0.95, 1.05)
+ROTATION: Range = (-2.5, 2.5)  # degrees
+SPREAD = 0.023  # of the scale, where a size has no entry below
 
 VISIBLE = 2  # the published filter: vehicles that are visible by 40 % and more
 MOST_KEPT = 8  # frames whose views do not change
+
+
+# -- views of a camera ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """Size of the images, and the ranges that each camera draws from in training.
+
+    Attributes:
+        size: (H, W) before padding.
+        scale: of a source of 1600 columns.
+        kept: share of the rows that stays when the sky is cut off.
+        padding: columns of zeros at each side, added after normalisation.
+    """
+
+    size: Size
+    scale: Range
+    kept: Range
+    padding: int = 0
+
+    @property
+    def padded(self) -> Size:
+        """(H, W) with the padding."""
+        return self.size[0], self.size[1] + 2 * self.padding
+
+
+# The first three are PointBeV's; the others have sides that a patch of 14 divides, or padding.
+VIEW_SETTINGS = {
+    "224x480": ViewSettings((224, 480), (0.294, 0.308), (0.83, 0.83)),
+    "448x800": ViewSettings((448, 800), (0.495, 0.505), (0.95, 1.0)),
+    "640x1600": ViewSettings((640, 1600), (1.0, 1.0), (0.71, 1.0)),
+    "224x490": ViewSettings((224, 490), (0.299, 0.3135), (0.8145, 0.8145)),
+    "224x476": ViewSettings((224, 476), (0.2905, 0.3045), (0.8389, 0.8389)),
+    "224x496pad": ViewSettings((224, 496), (0.303, 0.317), (0.8028, 0.8028), padding=4),
+    "448x798": ViewSettings((448, 798), (0.494, 0.504), (0.95, 1.0)),
+}
+
+
+def view_settings(name: str) -> ViewSettings:
+    """Return the settings of a size.
+
+    Args:
+        name: of ``VIEW_SETTINGS``, or any ``HxW``: columns are then kept, sky is cut to fit, and
+            the scale varies by 2.3 %.
+
+    Raises:
+        ValueError: neither.
+    """
+    if name in VIEW_SETTINGS:
+        return VIEW_SETTINGS[name]
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    if match is None:
+        raise ValueError(
+            f"image_size must be HxW or one of {', '.join(VIEW_SETTINGS)}, got {name!r}"
+        )
+    height, width = int(match[1]), int(match[2])
+    mean = width / SOURCE[1]
+    rows = int(mean * SOURCE[0])
+    kept = round(min(1.0, height / rows), 4)
+    scale = (round(mean * (1 - SPREAD), 6), round(mean * (1 + SPREAD), 6))
+    return ViewSettings((height, width), scale, (kept, kept))
+
+
+class View(NamedTuple):
+    """What one camera of one frame drew: scale, kept share of the rows, zoom, degrees."""
+
+    scale: float
+    kept: float
+    zoom: float = 1.0
+    rotation: float = 0.0
+
+    @classmethod
+    def usual(cls, settings: ViewSettings) -> "View":
+        """Return the view of validation, the middle of the ranges."""
+        return cls(sum(settings.scale) / 2, sum(settings.kept) / 2)
+
+    @classmethod
+    def draw(cls, settings: ViewSettings, generator: torch.Generator) -> "View":
+        """Return a random view of training."""
+        ranges = (settings.scale, settings.kept, ZOOM, ROTATION)
+        drawn = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        return cls(
+            *(low + (high - low) * at for (low, high), at in zip(ranges, drawn, strict=True))
+        )
+
+
+def view_affine(view: View, size: Size, source: Sequence[int] = SOURCE) -> Tensor:
+    """Return the map (3, 3) from pixels of the source to pixels of the view, float64.
+
+    Args:
+        view: scale (of this source), crop, zoom and rotation.
+        size: (H, W) of the view.
+        source: (H, W) of the image.
+
+    Example:
+        >>> from upfeat.evaluation.probes.bev.frames import View, view_affine
+        >>> view_affine(View(0.5, 1.0), (450, 800)).diagonal().tolist()
+        [0.5, 0.5, 1.0]
+    """
+    (rows, columns), (height, width) = source, size
+    new_rows, new_columns = int(rows * view.scale), int(columns * view.scale)
+    cut = int((1 - view.kept) * new_rows)
+    # The window of the scaled image that fills the view; a zoom in has positive margins.
+    margins = (
+        math.floor((new_rows - cut) * (1 - view.zoom) / 2),
+        math.floor(new_columns * (1 - view.zoom) / 2),
+    )
+    stretch_y = height / (new_rows - cut + 2 * margins[0])
+    stretch_x = width / (new_columns + 2 * margins[1])
+    scaled = torch.eye(3, dtype=torch.float64)
+    scaled[0, 0], scaled[1, 1] = view.scale * stretch_x, view.scale * stretch_y
+    scaled[0, 2] = (width - columns * view.scale * stretch_x) / 2
+    scaled[1, 2] = (height - (rows * view.scale + cut) * stretch_y) / 2
+    angle = -math.radians(view.rotation)
+    cos, sin = math.cos(angle), math.sin(angle)
+    turned = torch.tensor([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], dtype=torch.float64)
+    centre = torch.tensor([width / 2, height / 2], dtype=torch.float64)
+    turned[:2, 2] = centre - turned[:2, :2] @ centre
+    return turned @ scaled
+
+
+def warp_image(image: Tensor, affine: Tensor, size: Size, filter: Filter = "nearest") -> Tensor:
+    """Return the view of an image, 0 where it shows nothing of it.
+
+    ``nearest`` takes the source pixel at each centre without antialiasing, as PointBeV's code does.
+    ``bilinear`` scales the image with antialiasing first.
+
+    Args:
+        image: (3, H, W), float.
+        affine: (3, 3) of :func:`view_affine`.
+        size: (H', W').
+        filter: of the pixels.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.frames import View, view_affine, warp_image
+        >>> image = torch.arange(8.0).view(1, 2, 4)
+        >>> warp_image(image, view_affine(View(0.5, 1.0), (1, 2), (2, 4)), (1, 2)).tolist()
+        [[[5.0, 7.0]]]
+    """
+    if filter == "bilinear":
+        factors = affine[:2, :2].norm(dim=1)  # of x and y
+        rows = max(1, round(image.shape[1] * float(factors[1])))
+        columns = max(1, round(image.shape[2] * float(factors[0])))
+        back = torch.tensor([image.shape[2] / columns, image.shape[1] / rows, 1.0]).double().diag()
+        image, affine = resize_antialiased(image[None], (rows, columns))[0], affine @ back
+    height, width = size
+    centres = torch.ones(height, width, 3, dtype=torch.float64)
+    centres[..., 0] = torch.arange(width) + 0.5
+    centres[..., 1] = (torch.arange(height) + 0.5)[:, None]
+    at = (centres @ affine.inverse().T)[..., :2]  # (H', W', 2) in pixels of the source
+    rows, columns = image.shape[1:]
+    if filter == "bilinear":
+        relative = 2 * at / torch.tensor([columns, rows]).double() - 1
+        return F.grid_sample(image[None], relative[None].to(image), align_corners=False)[0]
+    column, row = at.floor().long().unbind(-1)
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    found = image[:, row.clamp(0, rows - 1), column.clamp(0, columns - 1)]  # (3, H', W')
+    return found * inside.to(found)
+
+
+def feature_intrinsics(
+    intrinsics: Tensor, image_size: Size, feature_size: Size, skew: Literal["fixed", "released"]
+) -> Tensor:
+    """Return intrinsics for a feature map instead of the image it was computed from.
+
+    Args:
+        intrinsics: (..., 3, 3), camera to pixels of the image.
+        image_size: (H, W).
+        feature_size: (h, w).
+        skew: ``fixed`` scales the whole rows; ``released`` leaves the two skew entries at the
+            image's scale, as PointBeV's code does. They are 0 without a rotation.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.bev.frames import feature_intrinsics
+        >>> feature_intrinsics(torch.full((3, 3), 8.0), (16, 32), (2, 4), "released").tolist()
+        [[1.0, 8.0, 1.0], [8.0, 1.0, 1.0], [8.0, 8.0, 8.0]]
+    """
+    factors = intrinsics.new_ones(3, 3)
+    factors[0] = feature_size[1] / image_size[1]
+    factors[1] = feature_size[0] / image_size[0]
+    if skew == "released":
+        factors[0, 1] = factors[1, 0] = 1
+    return intrinsics * factors
+
+
+# -- frames ---------------------------------------------------------------------------------------
 
 
 class BevBatch(NamedTuple):

@@ -1,27 +1,38 @@
-"""From feature maps of the cameras to voxels: projection, sampling, mean, embedding, compressors.
+"""From feature maps of the cameras to voxels of a grid seen from above.
 
-Camera frame: x right, y down, z along the axis; ``rotations`` and ``translations`` map camera to
-ego frame. Dense (SimpleBeV) and sparse (PointBeV) paths sample the same numbers.
+The grid with its motion, projection, sampling, mean, embedding, compressors. Camera frame: x right,
+y down, z along the axis; ``rotations`` and ``translations`` map camera to ego frame. Dense
+(SimpleBeV) and sparse (PointBeV) paths sample the same numbers.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "BevGrid",
     "Cameras",
     "ConvCompressor",
     "CoordinateEmbedding",
     "PillarCompressor",
     "Projection",
     "camera_mean",
+    "draw_bev_motion",
+    "move_points",
     "project",
     "sampling_grid",
 ]
+
+EXTENT = 50.0  # metres to each side
+HEIGHTS = (-3.375, 5.375)  # metres, centres of the lowest and the highest voxel
+MOTION = (30.0, 20.0)  # metres along x and y
+TURN = 20.0  # degrees of yaw
 
 Sampling = Literal["released", "exact", "simplebev"]
 
@@ -32,6 +43,89 @@ MEAN_EPSILON = 1e-6
 FREQUENCIES = (0, 1, 2, 4, 8, 16, 32, 64)  # the first is 0, for the released code halves integers
 EMBEDDING_WIDTH = 256
 EMBEDDING_RANGE = 1.2  # times the largest coordinate
+
+
+# -- the grid -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BevGrid:
+    """Cells of equal size around the car, each a pillar of voxels.
+
+    Attributes:
+        size: (X, Y), rows and columns.
+        heights: Z, voxels of a pillar.
+        x, y, z: centres of the first and the last voxel along each axis, in metres.
+
+    Example:
+        >>> from upfeat.evaluation.probes.bev.lifting import BevGrid
+        >>> grid = BevGrid.around((200, 200), 8)
+        >>> grid.cell, grid.x, grid.points().shape
+        ((0.5, 0.5), (-49.75, 49.75), torch.Size([200, 200, 8, 3]))
+    """
+
+    size: tuple[int, int]
+    heights: int
+    x: tuple[float, float]
+    y: tuple[float, float]
+    z: tuple[float, float] = HEIGHTS
+
+    @classmethod
+    def around(cls, size: tuple[int, int], heights: int, extent: float = EXTENT) -> "BevGrid":
+        """Return a grid that covers ``extent`` metres to each side.
+
+        Args:
+            size: (X, Y).
+            heights: Z, over the same range of heights whatever their number.
+            extent: metres from the car to each border.
+        """
+        last = [extent - extent / cells for cells in size]
+        return cls(size, heights, (-last[0], last[0]), (-last[1], last[1]))
+
+    @property
+    def cell(self) -> tuple[float, float]:
+        """Metres of a cell along x and y."""
+        return tuple(
+            (last - first) / (cells - 1)
+            for (first, last), cells in zip((self.x, self.y), self.size, strict=True)
+        )  # type: ignore[return-value]
+
+    @property
+    def corner(self) -> tuple[float, float]:
+        """Smallest x and y of the area, the border of its cells."""
+        return self.x[0] - self.cell[0] / 2, self.y[0] - self.cell[1] / 2
+
+    def points(self) -> Tensor:
+        """Return the centres of the voxels (X, Y, Z, 3), float32; row and column 0 lie farthest."""
+        # Built in float64, as the published code does, then rounded.
+        x = np.linspace(self.x[1], self.x[0], self.size[0])
+        y = np.linspace(self.y[1], self.y[0], self.size[1])
+        z = np.linspace(self.z[0], self.z[1], self.heights)
+        return torch.from_numpy(np.stack(np.meshgrid(x, y, z, indexing="ij"), -1)).float()
+
+
+def draw_bev_motion(generator: torch.Generator) -> Tensor:
+    """Return a random shift and yaw (4, 4), float64, that moves the points of a grid.
+
+    Args:
+        generator: on the CPU; six numbers are drawn, of which three count.
+    """
+    drawn = 2 * torch.rand(6, generator=generator, dtype=torch.float64) - 1
+    yaw = torch.deg2rad(TURN * drawn[3])
+    motion = torch.eye(4, dtype=torch.float64)
+    motion[0, 0] = motion[1, 1] = yaw.cos()
+    motion[1, 0], motion[0, 1] = yaw.sin(), -yaw.sin()
+    motion[0, 3], motion[1, 3] = MOTION[0] * drawn[0], MOTION[1] * drawn[1]
+    return motion
+
+
+def move_points(points: Tensor, motion: Tensor) -> Tensor:
+    """Return points (P, 3) or (B, P, 3) after the motions (B, 4, 4) of some frames, (B, P, 3)."""
+    extended = F.pad(points, (0, 1), value=1.0)  # (..., P, 4)
+    return (motion.to(points) @ extended.mT)[:, :3].transpose(1, 2)
+
+
+# -- from cameras to voxels -----------------------------------------------------------------------
 
 
 class Cameras(NamedTuple):
@@ -120,16 +214,6 @@ def sampling_grid(pixels: Tensor, size: Sequence[int], sampling: Sampling) -> Te
         sampling: ``exact`` reads at ``pixels``; ``released`` reads about half a cell above and to
             the left of it, as PointBeV's code does, which divides by ``w - 1``; ``simplebev`` is
             SimpleBeV's own, whose first cell has its centre at 0.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.lifting import sampling_grid
-        >>> at = torch.tensor([1.0, 3.0])
-        >>> (
-        ...     sampling_grid(at, (4, 2), "exact").tolist(),
-        ...     sampling_grid(at, (4, 2), "released").tolist(),
-        ... )
-        ([0.0, 0.5], [0.0, 0.6666666865348816])
     """
     sides = pixels.new_tensor([size[1], size[0]])
     if sampling == "simplebev":
@@ -194,12 +278,6 @@ class CoordinateEmbedding(nn.Module):
         channels: of the output.
         bounds: largest absolute x, y and z of the grid, in metres.
         width: of the layers.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.lifting import CoordinateEmbedding
-        >>> CoordinateEmbedding(16, (49.75, 49.75, 5.375))(torch.zeros(2, 7, 3)).shape
-        torch.Size([2, 7, 16])
     """
 
     frequencies: Tensor
@@ -236,12 +314,6 @@ class ConvCompressor(nn.Sequential):
         channels: C of a voxel.
         heights: Z.
         width: of the output; C if None.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.lifting import ConvCompressor
-        >>> ConvCompressor(16, 4)(torch.rand(1, 64, 8, 8)).shape
-        torch.Size([1, 16, 8, 8])
     """
 
     def __init__(self, channels: int, heights: int, width: int | None = None) -> None:
@@ -257,12 +329,6 @@ class PillarCompressor(nn.Module):
         channels: C of a voxel.
         heights: Z.
         width: of the layers; C if None.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.lifting import PillarCompressor
-        >>> PillarCompressor(16, 4)(torch.rand(1, 64, 30, 1)).shape
-        torch.Size([1, 16, 30, 1])
     """
 
     def __init__(self, channels: int, heights: int, width: int | None = None) -> None:

@@ -4,26 +4,29 @@ A network starts behind the upsampler and the neck. All of them lift with the sa
 end in the same three heads.
 """
 
-from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from upfeat.evaluation.probes.bev.attention import BevFormerEncoder, Views
-from upfeat.evaluation.probes.bev.dense import HEADS, BevHeads, EncoderDecoder
-from upfeat.evaluation.probes.bev.grid import BevGrid, move_points
+from upfeat.evaluation.probes.bev.attention import POINTS, BevFormerEncoder, Views
+from upfeat.evaluation.probes.bev.frames import view_settings
 from upfeat.evaluation.probes.bev.lifting import (
     MEAN_EPSILON,
+    BevGrid,
     Cameras,
     ConvCompressor,
     CoordinateEmbedding,
     PillarCompressor,
-    Sampling,
     camera_mean,
+    move_points,
     project,
 )
-from upfeat.evaluation.probes.bev.sparse import (
+from upfeat.evaluation.probes.bev.trunks import (
+    HEADS,
+    BevHeads,
+    EncoderDecoder,
     SparseHeads,
     SparseMap,
     SparseUNet,
@@ -31,8 +34,125 @@ from upfeat.evaluation.probes.bev.sparse import (
     fine_cells,
     merge_passes,
 )
+from upfeat.evaluation.registry import ProtocolConfig
 
-__all__ = ["BevFormer", "BevNetwork", "BevOutput", "PointBev", "SimpleBev"]
+__all__ = [
+    "BevConfig",
+    "BevFormer",
+    "BevNetwork",
+    "BevOutput",
+    "PointBev",
+    "SimpleBev",
+    "build_network",
+]
+
+
+class BevConfig(ProtocolConfig):
+    """Settings of the protocol; all of them stand in the result.
+
+    Attributes:
+        image_size: of a camera's image, see
+            :func:`upfeat.evaluation.probes.bev.frames.view_settings`.
+        image_filter: ``nearest`` as released, or ``bilinear`` with antialiasing.
+        out_stride: pixels of the image for a cell of the upsampled map; the row ``low-res`` takes
+            the backbone's grid instead.
+        neck: two 3x3 convolutions behind the upsampler, or one 1x1, which goes before it where
+            that gives the same numbers.
+        neck_width: of the former; None for the features' own.
+        width: of the cameras' maps and of the map from above.
+        grid_size: cells along x and y of 100 m x 100 m.
+        heights: voxels of a pillar.
+        coordinate_embedding: add where a voxel is (not in BevFormer).
+        embedding_width: of the layers for that.
+        sampling: ``released`` reads half a cell off, ``exact`` does not, ``simplebev`` is that of
+            SimpleBeV's own code.
+        skew: of the intrinsics at the map's scale, see
+            :func:`upfeat.evaluation.probes.bev.frames.feature_intrinsics`.
+        trunk: widths of the dense encoder-decoder.
+        sparse_width: of PointBeV's first stage.
+        coarse_points, fine_points: PointBeV's pillars of the two passes.
+        anchors: cells around which the second pass looks.
+        fine_patch_size: side of the square around an anchor.
+        bevformer_count: of layers.
+        bevformer_feed_forward: width of their last part.
+        bevformer_layers, bevformer_references: see
+            :class:`upfeat.evaluation.probes.bev.attention.BevFormerEncoder`.
+        bevformer_decoder: none as released, or the dense encoder-decoder.
+        aux_heads: also learn centres and offsets.
+        min_visibility: less visible vehicles are ignored, 1 (none) to 4.
+        augment: draw views of the cameras and a motion of the grid in training.
+        upsampler_init: ``scratch`` takes an entry's class and options, and random weights of the
+            seed; ``pretrained`` starts from the entry's own weights.
+        epochs, batch: of the training; a last, smaller batch is left out.
+        learning_rate: the largest of one cycle.
+        warm_up: share of the steps in which it rises.
+        start_division, end_division: of the largest rate at the start, and of that at the end.
+        weight_decay: of AdamW.
+        gradient_clip: largest norm of all gradients.
+        validate_every: epochs between two validations.
+        checkpoint: the validation whose scores count.
+        seeds: each trains everything anew.
+    """
+
+    preset: Literal["simplebev", "pointbev", "bevformer"]
+    image_size: str = "224x490"
+    image_filter: Literal["nearest", "bilinear"] = "nearest"
+    out_stride: PositiveInt = 4
+    neck: Literal["double_conv", "conv1"] = "double_conv"
+    neck_width: PositiveInt | None = None
+    width: PositiveInt = 128
+    grid_size: tuple[PositiveInt, PositiveInt] = (200, 200)
+    heights: PositiveInt = 8
+    coordinate_embedding: bool = True
+    embedding_width: PositiveInt = 256
+    sampling: Literal["released", "exact", "simplebev"] = "released"
+    skew: Literal["fixed", "released"] = "fixed"
+    trunk: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 128, 256)
+    sparse_width: PositiveInt = 64
+    coarse_points: PositiveInt = 2500
+    fine_points: PositiveInt = 2500
+    anchors: PositiveInt = 100
+    fine_patch_size: PositiveInt = 9
+    bevformer_count: PositiveInt = 6
+    bevformer_feed_forward: PositiveInt = 1028
+    bevformer_layers: Literal["as_released", "chained"] = "as_released"
+    bevformer_references: Literal["as_released", "swapped"] = "as_released"
+    bevformer_decoder: Literal["none", "dense"] = "none"
+    aux_heads: bool = True
+    min_visibility: int = Field(default=1, ge=1, le=4)
+    augment: bool = True
+    upsampler_init: Literal["scratch", "pretrained"] = "scratch"
+    epochs: PositiveInt = 100
+    batch: PositiveInt = 1
+    learning_rate: PositiveFloat = 3e-4
+    warm_up: float = Field(default=0.05, gt=0, lt=1)
+    start_division: PositiveFloat = 3.0
+    end_division: PositiveFloat = 20.0
+    weight_decay: NonNegativeFloat = 1e-7
+    gradient_clip: PositiveFloat = 5.0
+    validate_every: PositiveInt = 1
+    checkpoint: Literal["best", "last"] = "best"
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "BevConfig":
+        view_settings(self.image_size)
+        rows, columns = self.grid_size
+        dense = self.preset == "simplebev" or (
+            self.preset == "bevformer" and self.bevformer_decoder == "dense"
+        )
+        if dense and (rows % 8 or columns % 8):
+            raise ValueError(f"grid_size must be multiples of 8, got {self.grid_size}")
+        if min(self.grid_size) < 2 or self.heights < 2:
+            raise ValueError("the grid must have two cells along each axis")
+        if self.preset == "bevformer" and (POINTS % self.heights or self.width % 4):
+            raise ValueError("bevformer needs a width that 4 divides, and heights that divide 8")
+        if self.preset == "pointbev":
+            if max(self.coarse_points, self.fine_points) > rows * columns:
+                raise ValueError(f"the grid has {rows * columns} pillars; ask for no more points")
+            if self.fine_patch_size % 2 == 0:
+                raise ValueError(f"fine_patch_size must be odd, got {self.fine_patch_size}")
+        return self
 
 
 class BevOutput(NamedTuple):
@@ -52,17 +172,15 @@ class _Lift(nn.Module):
 
     points: Tensor
 
-    def __init__(
-        self, width: int, grid: BevGrid, sampling: Sampling, embedding_width: int | None
-    ) -> None:
+    def __init__(self, config: BevConfig, grid: BevGrid) -> None:
         super().__init__()
-        self.sampling, self.heights = sampling, grid.heights
+        self.sampling, self.heights = config.sampling, config.heights
         # (X, Y, Z, 3) -> (X*Y, Z, 3)
         self.register_buffer("points", grid.points().flatten(0, 1), persistent=False)
         bounds = [max(map(abs, limits)) for limits in (grid.x, grid.y, grid.z)]
-        self.coordembd = (
-            CoordinateEmbedding(width, bounds, embedding_width) if embedding_width else None
-        )
+        self.coordembd = None
+        if config.coordinate_embedding:
+            self.coordembd = CoordinateEmbedding(config.width, bounds, config.embedding_width)
 
     def forward(
         self, maps: Tensor, cameras: Cameras, motion: Tensor, cells: Tensor | None, epsilon: float
@@ -83,14 +201,13 @@ class BevNetwork(nn.Module):
     """A network behind the neck.
 
     Args:
-        width: C of the cameras' maps and of the map from above.
-        grid: of the map.
-        names: of the heads.
+        config: the protocol; ``width`` is C of the cameras' maps and of the map from above.
     """
 
-    def __init__(self, width: int, grid: BevGrid, names: Iterable[str] = HEADS) -> None:
+    def __init__(self, config: BevConfig) -> None:
         super().__init__()
-        self.width, self.grid, self.names = width, grid, tuple(names)
+        self.grid = BevGrid.around(config.grid_size, config.heights)
+        self.names = tuple(HEADS) if config.aux_heads else ("binimg",)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
         """Return the heads' outputs.
@@ -106,20 +223,12 @@ class BevNetwork(nn.Module):
 class SimpleBev(BevNetwork):
     """SimpleBeV: the mean over the cameras, a convolution over heights, a dense trunk.
 
-    Args:
-        width: C.
-        grid: with sides that 8 divides.
-        names: of the heads.
-        sampling: see :func:`upfeat.evaluation.probes.bev.lifting.sampling_grid`.
-        embedding_width: of the embedding of coordinates; None for none.
-        trunk: widths of its stages.
-
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.bev.grid import BevGrid
         >>> from upfeat.evaluation.probes.bev.lifting import Cameras
-        >>> from upfeat.evaluation.probes.bev.networks import SimpleBev
-        >>> network = SimpleBev(8, BevGrid.around((16, 16), 2), trunk=(4, 8, 16))
+        >>> from upfeat.evaluation.probes.bev.networks import BevConfig, SimpleBev
+        >>> small = {"width": 8, "grid_size": (16, 16), "heights": 2, "trunk": (4, 8, 16)}
+        >>> network = SimpleBev(BevConfig(preset="simplebev", data="nuscenes", **small))
         >>> eye = torch.eye(3).expand(1, 2, 3, 3)
         >>> cameras = Cameras(eye, torch.zeros(1, 2, 3), eye)
         >>> found = network(torch.rand(1, 2, 8, 4, 6), cameras, torch.eye(4)[None])
@@ -127,21 +236,12 @@ class SimpleBev(BevNetwork):
         torch.Size([1, 1, 16, 16])
     """
 
-    def __init__(
-        self,
-        width: int,
-        grid: BevGrid,
-        names: Iterable[str] = HEADS,
-        *,
-        sampling: Sampling = "released",
-        embedding_width: int | None = 256,
-        trunk: tuple[int, int, int] = (64, 128, 256),
-    ) -> None:
-        super().__init__(width, grid, names)
-        self.view_transform = _Lift(width, grid, sampling, embedding_width)
-        self.compressor = ConvCompressor(width, grid.heights)
-        self.decoder = EncoderDecoder(width, trunk)
-        self.heads = BevHeads(width, self.names)
+    def __init__(self, config: BevConfig) -> None:
+        super().__init__(config)
+        self.view_transform = _Lift(config, self.grid)
+        self.compressor = ConvCompressor(config.width, config.heights)
+        self.decoder = EncoderDecoder(config.width, config.trunk)
+        self.heads = BevHeads(config.width, self.names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
         """Return the heads' outputs; arguments as :class:`BevNetwork`."""
@@ -155,53 +255,16 @@ class PointBev(BevNetwork):
     """PointBeV: some pillars at random, then some around what looks like a vehicle.
 
     In evaluation mode all pillars are computed in one pass.
-
-    Args:
-        width: C.
-        grid: of the map.
-        names: of the heads.
-        sampling: see :func:`upfeat.evaluation.probes.bev.lifting.sampling_grid`.
-        embedding_width: of the embedding of coordinates; None for none.
-        middle: width of the first stage of the sparse network.
-        coarse: pillars of the first pass.
-        fine: pillars of the second pass.
-        anchors: cells of the first pass around which the second looks.
-        window: side of the square around an anchor, odd.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.grid import BevGrid
-        >>> from upfeat.evaluation.probes.bev.lifting import Cameras
-        >>> from upfeat.evaluation.probes.bev.networks import PointBev
-        >>> grid = BevGrid.around((16, 16), 2)
-        >>> network = PointBev(8, grid, middle=4, coarse=20, fine=20, anchors=2)
-        >>> eye = torch.eye(3).expand(1, 2, 3, 3)
-        >>> cameras = Cameras(eye, torch.zeros(1, 2, 3), eye)
-        >>> found = network(torch.rand(1, 2, 8, 4, 6), cameras, torch.eye(4)[None])
-        >>> 20 <= int(found.sampled.sum()) <= 40
-        True
     """
 
-    def __init__(
-        self,
-        width: int,
-        grid: BevGrid,
-        names: Iterable[str] = HEADS,
-        *,
-        sampling: Sampling = "released",
-        embedding_width: int | None = 256,
-        middle: int = 64,
-        coarse: int = 2500,
-        fine: int = 2500,
-        anchors: int = 100,
-        window: int = 9,
-    ) -> None:
-        super().__init__(width, grid, names)
-        self.coarse, self.fine, self.anchors, self.window = coarse, fine, anchors, window
-        self.view_transform = _Lift(width, grid, sampling, embedding_width)
-        self.compressor = PillarCompressor(width, grid.heights)
-        self.decoder = SparseUNet(width, middle)
-        self.heads = SparseHeads(width, self.names)
+    def __init__(self, config: BevConfig) -> None:
+        super().__init__(config)
+        self.coarse, self.fine = config.coarse_points, config.fine_points
+        self.anchors, self.window = config.anchors, config.fine_patch_size
+        self.view_transform = _Lift(config, self.grid)
+        self.compressor = PillarCompressor(config.width, config.heights)
+        self.decoder = SparseUNet(config.width, config.sparse_width)
+        self.heads = SparseHeads(config.width, self.names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
         """Return the heads' outputs; arguments as :class:`BevNetwork`."""
@@ -233,61 +296,35 @@ class PointBev(BevNetwork):
 
 
 class BevFormer(BevNetwork):
-    """BevFormer: a query for each cell looks at the cameras.
-
-    Args:
-        width: C, a multiple of 4.
-        grid: of the map; as many heights as an attention head has points, 8, or a divisor.
-        names: of the heads.
-        count: of layers.
-        feed_forward: width of their last part.
-        layers: see :class:`upfeat.evaluation.probes.bev.attention.BevFormerEncoder`.
-        references: see there.
-        trunk: widths of a dense trunk behind the encoder; None for none, as released.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.grid import BevGrid
-        >>> from upfeat.evaluation.probes.bev.lifting import Cameras
-        >>> from upfeat.evaluation.probes.bev.networks import BevFormer
-        >>> network = BevFormer(8, BevGrid.around((8, 8), 4), count=1, feed_forward=12)
-        >>> eye = torch.eye(3).expand(1, 2, 3, 3)
-        >>> cameras = Cameras(eye, torch.zeros(1, 2, 3), eye)
-        >>> found = network(torch.rand(1, 2, 8, 4, 6), cameras, torch.eye(4)[None])
-        >>> found.maps["offsets"].shape
-        torch.Size([1, 2, 8, 8])
-    """
+    """BevFormer: a query for each cell looks at the cameras."""
 
     points: Tensor
 
-    def __init__(
-        self,
-        width: int,
-        grid: BevGrid,
-        names: Iterable[str] = HEADS,
-        *,
-        count: int = 6,
-        feed_forward: int = 1028,
-        layers: Literal["as_released", "chained"] = "as_released",
-        references: Literal["as_released", "swapped"] = "as_released",
-        trunk: tuple[int, int, int] | None = None,
-    ) -> None:
-        super().__init__(width, grid, names)
+    def __init__(self, config: BevConfig) -> None:
+        super().__init__(config)
         # (X, Y, Z, 3) -> (X*Y*Z, 3)
-        self.register_buffer("points", grid.points().flatten(0, 2), persistent=False)
+        self.register_buffer("points", self.grid.points().flatten(0, 2), persistent=False)
         self.view_transform = BevFormerEncoder(
-            width,
-            grid.size,
-            count=count,
-            feed_forward=feed_forward,
-            layers=layers,
-            references=references,
+            config.width,
+            config.grid_size,
+            count=config.bevformer_count,
+            feed_forward=config.bevformer_feed_forward,
+            layers=config.bevformer_layers,
+            references=config.bevformer_references,
         )
-        self.decoder = EncoderDecoder(width, trunk) if trunk else nn.Identity()
-        self.heads = BevHeads(width, self.names)
+        self.decoder: nn.Module = nn.Identity()
+        if config.bevformer_decoder == "dense":
+            self.decoder = EncoderDecoder(config.width, config.trunk)
+        self.heads = BevHeads(config.width, self.names)
 
     def forward(self, maps: Tensor, cameras: Cameras, motion: Tensor) -> BevOutput:
         """Return the heads' outputs; arguments as :class:`BevNetwork`."""
         projection = project(move_points(self.points, motion), cameras)
         views = Views.of(projection, maps.shape[-2:], self.grid.heights)
         return BevOutput(self.heads(self.decoder(self.view_transform(maps, views))))
+
+
+def build_network(config: BevConfig) -> BevNetwork:
+    """Return the network of a preset, behind the neck."""
+    networks = {"simplebev": SimpleBev, "pointbev": PointBev, "bevformer": BevFormer}
+    return networks[config.preset](config)

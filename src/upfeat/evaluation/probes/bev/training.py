@@ -10,11 +10,10 @@ import io
 import logging
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from upfeat._files import write_bytes
@@ -22,28 +21,25 @@ from upfeat.checkpoints import read_checkpoint
 from upfeat.errors import CheckpointError
 from upfeat.evaluation.methods import CallableUpsampler, JointMethod, LowRes, Method
 from upfeat.evaluation.metrics import BevMetric
-from upfeat.evaluation.probes.bev.attention import POINTS
-from upfeat.evaluation.probes.bev.dense import HEADS, Neck
-from upfeat.evaluation.probes.bev.frames import BevBatch, BevFrames, join_frames
-from upfeat.evaluation.probes.bev.grid import BevGrid
-from upfeat.evaluation.probes.bev.losses import BevLoss
-from upfeat.evaluation.probes.bev.networks import (
-    BevFormer,
-    BevNetwork,
-    BevOutput,
-    PointBev,
-    SimpleBev,
+from upfeat.evaluation.probes.bev.frames import (
+    BevBatch,
+    BevFrames,
+    feature_intrinsics,
+    join_frames,
+    view_settings,
 )
-from upfeat.evaluation.probes.bev.views import feature_intrinsics, view_settings
+from upfeat.evaluation.probes.bev.networks import BevConfig, BevOutput, build_network
+from upfeat.evaluation.probes.bev.targets import BevLoss
+from upfeat.evaluation.probes.bev.trunks import Neck
 from upfeat.evaluation.probes.parts import epoch_batches
-from upfeat.evaluation.registry import Progress, ProtocolConfig
+from upfeat.evaluation.registry import Progress
 from upfeat.ops.images import Size, normalize
 from upfeat.ops.runtime.draws import DrawsFrom
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.fitted import with_views
 
-__all__ = ["BevConfig", "BevModel", "BevTraining", "History", "build_network", "one_cycle"]
+__all__ = ["BevModel", "BevTraining", "History", "one_cycle"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,169 +49,8 @@ History = list[dict[str, float]]
 SAVE_SECONDS = 60.0  # between two snapshots
 
 
-class BevConfig(ProtocolConfig):
-    """Settings of the protocol; all of them stand in the result.
-
-    Attributes:
-        image_size: of a camera's image, see
-            :func:`upfeat.evaluation.probes.bev.views.view_settings`.
-        image_filter: ``nearest`` as released, or ``bilinear`` with antialiasing.
-        out_stride: pixels of the image for a cell of the upsampled map; the row ``low-res`` takes
-            the backbone's grid instead.
-        neck: two 3x3 convolutions behind the upsampler, or one 1x1, which goes before it where
-            that gives the same numbers.
-        neck_width: of the former; None for the features' own.
-        width: of the cameras' maps and of the map from above.
-        grid_size: cells along x and y of 100 m x 100 m.
-        heights: voxels of a pillar.
-        coordinate_embedding: add where a voxel is (not in BevFormer).
-        embedding_width: of the layers for that.
-        sampling: ``released`` reads half a cell off, ``exact`` does not, ``simplebev`` is that of
-            SimpleBeV's own code.
-        skew: of the intrinsics at the map's scale, see
-            :func:`upfeat.evaluation.probes.bev.views.feature_intrinsics`.
-        trunk: widths of the dense encoder-decoder.
-        sparse_width: of PointBeV's first stage.
-        coarse_points, fine_points: PointBeV's pillars of the two passes.
-        anchors: cells around which the second pass looks.
-        fine_patch_size: side of the square around an anchor.
-        bevformer_count: of layers.
-        bevformer_feed_forward: width of their last part.
-        bevformer_layers, bevformer_references: see
-            :class:`upfeat.evaluation.probes.bev.attention.BevFormerEncoder`.
-        bevformer_decoder: none as released, or the dense encoder-decoder.
-        aux_heads: also learn centres and offsets.
-        min_visibility: less visible vehicles are ignored, 1 (none) to 4.
-        augment: draw views of the cameras and a motion of the grid in training.
-        upsampler_init: ``scratch`` takes an entry's class and options, and random weights of the
-            seed; ``pretrained`` starts from the entry's own weights.
-        epochs, batch: of the training; a last, smaller batch is left out.
-        learning_rate: the largest of one cycle.
-        warm_up: share of the steps in which it rises.
-        start_division, end_division: of the largest rate at the start, and of that at the end.
-        weight_decay: of AdamW.
-        gradient_clip: largest norm of all gradients.
-        validate_every: epochs between two validations.
-        checkpoint: the validation whose scores count.
-        seeds: each trains everything anew.
-    """
-
-    preset: Literal["simplebev", "pointbev", "bevformer"]
-    image_size: str = "224x490"
-    image_filter: Literal["nearest", "bilinear"] = "nearest"
-    out_stride: PositiveInt = 4
-    neck: Literal["double_conv", "conv1"] = "double_conv"
-    neck_width: PositiveInt | None = None
-    width: PositiveInt = 128
-    grid_size: tuple[PositiveInt, PositiveInt] = (200, 200)
-    heights: PositiveInt = 8
-    coordinate_embedding: bool = True
-    embedding_width: PositiveInt = 256
-    sampling: Literal["released", "exact", "simplebev"] = "released"
-    skew: Literal["fixed", "released"] = "fixed"
-    trunk: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 128, 256)
-    sparse_width: PositiveInt = 64
-    coarse_points: PositiveInt = 2500
-    fine_points: PositiveInt = 2500
-    anchors: PositiveInt = 100
-    fine_patch_size: PositiveInt = 9
-    bevformer_count: PositiveInt = 6
-    bevformer_feed_forward: PositiveInt = 1028
-    bevformer_layers: Literal["as_released", "chained"] = "as_released"
-    bevformer_references: Literal["as_released", "swapped"] = "as_released"
-    bevformer_decoder: Literal["none", "dense"] = "none"
-    aux_heads: bool = True
-    min_visibility: int = Field(default=1, ge=1, le=4)
-    augment: bool = True
-    upsampler_init: Literal["scratch", "pretrained"] = "scratch"
-    epochs: PositiveInt = 100
-    batch: PositiveInt = 1
-    learning_rate: PositiveFloat = 3e-4
-    warm_up: float = Field(default=0.05, gt=0, lt=1)
-    start_division: PositiveFloat = 3.0
-    end_division: PositiveFloat = 20.0
-    weight_decay: NonNegativeFloat = 1e-7
-    gradient_clip: PositiveFloat = 5.0
-    validate_every: PositiveInt = 1
-    checkpoint: Literal["best", "last"] = "best"
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> "BevConfig":
-        view_settings(self.image_size)
-        rows, columns = self.grid_size
-        dense = self.preset == "simplebev" or (
-            self.preset == "bevformer" and self.bevformer_decoder == "dense"
-        )
-        if dense and (rows % 8 or columns % 8):
-            raise ValueError(f"grid_size must be multiples of 8, got {self.grid_size}")
-        if min(self.grid_size) < 2 or self.heights < 2:
-            raise ValueError("the grid must have two cells along each axis")
-        if self.preset == "bevformer" and (POINTS % self.heights or self.width % 4):
-            raise ValueError("bevformer needs a width that 4 divides, and heights that divide 8")
-        if self.preset == "pointbev":
-            if max(self.coarse_points, self.fine_points) > rows * columns:
-                raise ValueError(f"the grid has {rows * columns} pillars; ask for no more points")
-            if self.fine_patch_size % 2 == 0:
-                raise ValueError(f"fine_patch_size must be odd, got {self.fine_patch_size}")
-        return self
-
-
-def build_network(config: BevConfig) -> BevNetwork:
-    """Return the network of a preset, behind the neck.
-
-    Example:
-        >>> from upfeat.evaluation.probes.bev.training import BevConfig, build_network
-        >>> config = BevConfig(preset="pointbev", data="nuscenes")
-        >>> sum(p.numel() for p in build_network(config).decoder.parameters()) // 100_000
-        36
-    """
-    grid = BevGrid.around(config.grid_size, config.heights)
-    names = tuple(HEADS) if config.aux_heads else ("binimg",)
-    if config.preset == "bevformer":
-        return BevFormer(
-            config.width,
-            grid,
-            names,
-            count=config.bevformer_count,
-            feed_forward=config.bevformer_feed_forward,
-            layers=config.bevformer_layers,
-            references=config.bevformer_references,
-            trunk=config.trunk if config.bevformer_decoder == "dense" else None,
-        )
-    embedding = config.embedding_width if config.coordinate_embedding else None
-    if config.preset == "pointbev":
-        return PointBev(
-            config.width,
-            grid,
-            names,
-            sampling=config.sampling,
-            embedding_width=embedding,
-            middle=config.sparse_width,
-            coarse=config.coarse_points,
-            fine=config.fine_points,
-            anchors=config.anchors,
-            window=config.fine_patch_size,
-        )
-    return SimpleBev(
-        config.width,
-        grid,
-        names,
-        sampling=config.sampling,
-        embedding_width=embedding,
-        trunk=config.trunk,
-    )
-
-
 def one_cycle(step: int, steps: int, config: BevConfig) -> float:
-    """Return the learning rate of a step, counted from 0: up in a line, then down in a line.
-
-    Example:
-        >>> from upfeat.evaluation.probes.bev.training import BevConfig, one_cycle
-        >>> config = BevConfig(preset="simplebev", data="nuscenes")
-        >>> [round(one_cycle(step, 1000, config), 8) for step in (0, 49, 999)]
-        [0.0001, 0.0003, 5e-06]
-    """
+    """Return the learning rate of a step, counted from 0: up in a line, then down in a line."""
     first = config.learning_rate / config.start_division
     top, last = config.warm_up * steps - 1, steps - 1
     if step <= top:

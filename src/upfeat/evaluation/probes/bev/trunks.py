@@ -1,8 +1,8 @@
-"""PointBeV's parts: which pillars are computed, a sparse U-net and sparse heads in dense torch.
+"""Necks, encoder-decoders and heads of the map from above: dense, and sparse in dense torch.
 
 A sparse map is a dense tensor, 0 off its active cells, with a map of 0 and 1 (B, 1, X, Y) that says
-which are active. Keys of the parameters are those of the published code; kernels are stored as
-(out, kh, kw, in).
+which are active. Keys of the parameters are those of the published code; sparse kernels are stored
+as (out, kh, kw, in).
 """
 
 import math
@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upfeat.evaluation.probes.bev.dense import HEADS
-
 __all__ = [
+    "HEADS",
+    "BevHeads",
+    "EncoderDecoder",
+    "Neck",
     "SparseHeads",
     "SparseMap",
     "SparseUNet",
@@ -24,7 +26,144 @@ __all__ = [
     "merge_passes",
 ]
 
+HEADS: Mapping[str, int] = {"binimg": 1, "offsets": 2, "centerness": 1}
+"""Channels of the heads: a vehicle's logit, offsets to its centre, how close to a centre."""
+
+WIDTHS = (64, 128, 256)
+
 NORM_EPSILON = 1e-5
+
+
+# -- dense ----------------------------------------------------------------------------------------
+
+
+def _conv3(channels: int, width: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+
+
+class Neck(nn.Module):
+    """Bring upsampled features to the width of the map from above.
+
+    Args:
+        channels: C of the features.
+        width: of the output.
+        middle: of the layers between; C if None.
+    """
+
+    def __init__(self, channels: int, width: int, middle: int | None = None) -> None:
+        super().__init__()
+        middle = middle or channels
+        self.layers = nn.Sequential(
+            *(_conv3(channels, middle), nn.InstanceNorm2d(middle), nn.ReLU()),
+            *(_conv3(middle, middle), nn.InstanceNorm2d(middle), nn.ReLU()),
+        )
+        self.tail = nn.Conv2d(middle, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width, h, w) of (B, C, h, w)."""
+        found: Tensor = self.tail(self.layers(x))
+        return found
+
+
+class _DenseBlock(nn.Module):
+    """A basic block of ResNet-18."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv3(channels, width, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv3(width, width), nn.BatchNorm2d(width)
+        nn.init.zeros_(self.bn2.weight)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            conv = nn.Conv2d(channels, width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (found + self.downsample(x)).relu()
+
+
+class _DenseUp(nn.Module):
+    """Twice the size, another width, plus what came by."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.upsample_layer = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            nn.Conv2d(channels, width, 1, bias=False),
+            nn.InstanceNorm2d(width),
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        found: Tensor = self.upsample_layer(x)
+        return found + skip
+
+
+class EncoderDecoder(nn.Module):
+    """SimpleBeV's: the first three stages of a ResNet-18, and back up with sums.
+
+    Args:
+        channels: of input and output.
+        widths: of the three stages.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, int, int] = WIDTHS) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.first_conv = nn.Conv2d(channels, first, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = nn.Sequential(_DenseBlock(first, first, 1), _DenseBlock(first, first, 1))
+        self.layer2 = nn.Sequential(_DenseBlock(first, second, 2), _DenseBlock(second, second, 1))
+        self.layer3 = nn.Sequential(_DenseBlock(second, third, 2), _DenseBlock(third, third, 1))
+        self.up3_skip = _DenseUp(third, second)
+        self.up2_skip = _DenseUp(second, first)
+        self.up1_skip = _DenseUp(first, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, X, Y) of the same shape.
+
+        Raises:
+            ValueError: a side is no multiple of 8.
+        """
+        if x.shape[2] % 8 or x.shape[3] % 8:
+            raise ValueError(f"the grid must have sides that 8 divides, got {tuple(x.shape[2:])}")
+        skip2 = self.layer1(self.bn1(self.first_conv(x)).relu())  # (B, ., X/2, Y/2)
+        skip3 = self.layer2(skip2)  # (B, ., X/4, Y/4)
+        found: Tensor = self.up3_skip(self.layer3(skip3), skip3)
+        return self.up1_skip(self.up2_skip(found, skip2), x)
+
+
+class BevHeads(nn.Module):
+    """The three heads on a dense map.
+
+    Args:
+        channels: C of the map.
+        names: which heads, of ``HEADS``.
+    """
+
+    def __init__(self, channels: int, names: Iterable[str] = HEADS) -> None:
+        super().__init__()
+        self.map_out = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    nn.Sequential(
+                        _conv3(channels, channels), nn.InstanceNorm2d(channels), nn.ReLU()
+                    ),
+                    nn.Conv2d(channels, HEADS[name], 1),
+                )
+                for name in names
+            }
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return logits (B, 1, X, Y), offsets (B, 2, X, Y), centerness (B, 1, X, Y) in 0 to 1."""
+        found = {name: head(x) for name, head in self.map_out.items()}
+        if "centerness" in found:
+            found["centerness"] = found["centerness"].sigmoid()
+        return found
+
+
+# -- sparse: PointBeV -----------------------------------------------------------------------------
 
 
 class SparseMap(NamedTuple):
@@ -32,9 +171,6 @@ class SparseMap(NamedTuple):
 
     values: Tensor
     active: Tensor
-
-
-# -- layers --------------------------------------------------------------------------------------
 
 
 class _SubmanifoldConv(nn.Module):
@@ -106,7 +242,7 @@ class _ConvNorm(nn.Module):
         return self.bn(self.conv(x))
 
 
-class _Block(nn.Module):
+class _SparseBlock(nn.Module):
     """A basic block; where it widens, nothing goes around it.
 
     The published block computes a shortcut there and never adds it. Its weights get no gradient;
@@ -129,7 +265,7 @@ class _Block(nn.Module):
         return result
 
 
-class _Up(nn.Module):
+class _SparseUp(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.upsample_layer = nn.ModuleList([_InverseConv(channels, width), _ActiveNorm(width)])
@@ -138,9 +274,6 @@ class _Up(nn.Module):
         inverse, norm = self.upsample_layer
         found = norm(inverse(x, skip.active))
         return SparseMap(found.values + skip.values, skip.active)
-
-
-# -- networks ------------------------------------------------------------------------------------
 
 
 class SparseUNet(nn.Module):
@@ -152,7 +285,7 @@ class SparseUNet(nn.Module):
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.bev.sparse import SparseMap, SparseUNet
+        >>> from upfeat.evaluation.probes.bev.trunks import SparseMap, SparseUNet
         >>> active = (torch.arange(64).view(1, 1, 8, 8) % 3 == 0).float()
         >>> found = SparseUNet(6, 4)(SparseMap(torch.rand(1, 6, 8, 8) * active, active))
         >>> bool((found.values * (1 - active)).any())
@@ -166,13 +299,17 @@ class SparseUNet(nn.Module):
         self.encoder = nn.ModuleDict(
             {
                 "first_conv": stem,
-                "layer_1": nn.Sequential(_Block(first, first), _Block(first, first)),
-                "layer_2": nn.Sequential(_Block(first, second), _Block(second, second)),
-                "layer_3": nn.Sequential(_Block(second, third), _Block(third, third)),
+                "layer_1": nn.Sequential(_SparseBlock(first, first), _SparseBlock(first, first)),
+                "layer_2": nn.Sequential(_SparseBlock(first, second), _SparseBlock(second, second)),
+                "layer_3": nn.Sequential(_SparseBlock(second, third), _SparseBlock(third, third)),
             }
         )
         self.decoder = nn.ModuleDict(
-            {"up_3": _Up(third, second), "up_2": _Up(second, first), "up_1": _Up(first, channels)}
+            {
+                "up_3": _SparseUp(third, second),
+                "up_2": _SparseUp(second, first),
+                "up_1": _SparseUp(first, channels),
+            }
         )
 
     def levels(self, x: SparseMap) -> tuple[SparseMap, SparseMap, SparseMap]:
@@ -212,13 +349,6 @@ class SparseHeads(nn.Module):
     Args:
         channels: C of the map.
         names: which heads, of ``HEADS``.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.sparse import SparseHeads, SparseMap
-        >>> found = SparseHeads(6)(SparseMap(torch.zeros(1, 6, 4, 4), torch.zeros(1, 1, 4, 4)))
-        >>> found["centerness"].abs().sum().item()
-        0.0
     """
 
     def __init__(self, channels: int, names: Iterable[str] = HEADS) -> None:
@@ -233,21 +363,11 @@ class SparseHeads(nn.Module):
         return found
 
 
-# -- points --------------------------------------------------------------------------------------
+# -- which pillars ---------------------------------------------------------------------------------
 
 
 def coarse_cells(size: tuple[int, int], count: int) -> Tensor:
-    """Return random cells (count,), the same for all frames; flat, row by row.
-
-    Args:
-        size: (X, Y) of the grid.
-        count: at most all of them.
-
-    Example:
-        >>> from upfeat.evaluation.probes.bev.sparse import coarse_cells
-        >>> sorted(coarse_cells((2, 2), 4).tolist())
-        [0, 1, 2, 3]
-    """
+    """Return ``count`` random cells of a grid (X, Y), the same for all frames; flat, row by row."""
     return torch.randperm(math.prod(size))[:count]
 
 
@@ -270,7 +390,7 @@ def fine_cells(logits: Tensor, sampled: Tensor, count: int, anchors: int, window
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.bev.sparse import fine_cells
+        >>> from upfeat.evaluation.probes.bev.trunks import fine_cells
         >>> logits = torch.zeros(1, 1, 5, 5)
         >>> logits[0, 0, 2, 2] = 4
         >>> fine_cells(logits, torch.ones_like(logits), 9, 1, 3)[0].sort().values.tolist()
@@ -301,14 +421,6 @@ def merge_passes(
 
     Returns:
         The outputs, and the cells of either pass (B, 1, X, Y).
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.sparse import merge_passes
-        >>> first, second = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 5.0, 0.0])
-        >>> passes = (torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 1, 0]))
-        >>> merge_passes({"binimg": first}, {"binimg": second}, passes)[0]["binimg"].tolist()
-        [2.0, 5.0, 0.0]
     """
     passes = (sampled[0] + sampled[1]).clamp(min=1)
     merged = {name: (coarse[name] + fine[name]) / passes for name in coarse}
