@@ -20,7 +20,7 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.objectives import DoubledInputConfig, MaskRefinedConfig, SelfDistillationConfig
 from upfeat.objectives.masks import refine_with_masks
 from upfeat.viz import PCABasis
-from upfeat.viz.target_pictures import depth_picture, mask_picture, shared_basis
+from upfeat.viz.pictures import depth_picture, mask_picture, shared_basis
 from upfeat.viz.targets import (
     TARGETS,
     PseudoGroundTruth,

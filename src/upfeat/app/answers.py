@@ -20,7 +20,7 @@ from upfeat.ops.colors import class_palette
 from upfeat.viz import AnswerMap
 from upfeat.viz.panel import PanelPicture, draw_grid
 from upfeat.viz.pca import save_png
-from upfeat.viz.similarity import overlay_picture, shared_scale, similarity_picture
+from upfeat.viz.pictures import overlay_picture, shared_scale, similarity_picture
 
 __all__ = ["MOST_METHODS", "Answers", "Choice"]
 

@@ -12,7 +12,7 @@ from upfeat.viz.attention import (
 from upfeat.viz.comparison import Comparison, compare_upsamplers, usable_upsamplers
 from upfeat.viz.films import VIEWS, FilmFormat, FilmResult, draw_view, make_film
 from upfeat.viz.pca import PCABasis, PCAPicture, pca_panel, pca_picture, save_png
-from upfeat.viz.similarity import (
+from upfeat.viz.pictures import (
     AnswerMap,
     overlay_picture,
     similarity_panel,

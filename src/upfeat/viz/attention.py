@@ -18,7 +18,17 @@ from torch import Tensor
 
 from upfeat.errors import UnsupportedError, check_call, shape_text
 from upfeat.layers.attention import attention_modules, record_attention
-from upfeat.viz.panel import PanelPicture, Place, draw_cross, draw_grid, heat_colors, to_pil
+from upfeat.viz.panel import (
+    PanelPicture,
+    Place,
+    draw_cross,
+    draw_grid,
+    from_pil,
+    heat_colors,
+    photo_pixels,
+    shown_size,
+    to_pil,
+)
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -126,26 +136,12 @@ def _mixing_weights(
         places = _centre(position, size, features)
         weights = upsampler.query(image, features, places, values, size)[0, 0]  # (n,)
     elif upsampler.info.abilities.tiles:
-        weights = _read_tile(upsampler, image, features, values, position, size)
+        tiles = upsampler.tiles(image, features, size, values)
+        rows, tile = next(pair for pair in tiles if row < pair[0].stop)  # those behind are not made
+        weights = tile[0, :, row - rows.start, col]
     else:
         weights = upsampler(image, features, size, values)[0, :, row, col]
     return _widened(weights).unflatten(0, grid)[None]
-
-
-def _read_tile(
-    upsampler: "Upsampler",
-    image: Tensor,
-    features: Tensor,
-    values: Tensor,
-    position: tuple[int, int],
-    size: tuple[int, int],
-) -> Tensor:
-    """Read the pixel (n,) from the tile that holds it; those behind it are not computed."""
-    row, col = position
-    for rows, tile in upsampler.tiles(image, features, size, values):
-        if rows.start <= row < rows.stop:
-            return tile[0, :, row - rows.start, col]
-    raise RuntimeError(f"no tile of {upsampler.info.name} covers {position} of {size}")
 
 
 def _softmax_weights(
@@ -187,16 +183,9 @@ def _distribution(weights: Tensor) -> Tensor:
 
 
 def effective_cells(weights: Tensor) -> float:
-    """Return over how many cells the weights are spread: exp of their entropy, 1 to n.
+    """Return over how many cells weights (h, w) are spread: exp of their entropy, 1 to n.
 
-    Args:
-        weights: (h, w); negative ones count as 0.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.attention import effective_cells
-        >>> round(effective_cells(torch.tensor([[0.25, 0.25], [0.5, 0.0]])), 3)
-        2.828
+    Negative ones count as 0.
     """
     entropy: Tensor = torch.special.entr(_distribution(weights)).sum()
     return float(entropy.exp())
@@ -214,13 +203,6 @@ def sample_dots(weights: Tensor, count: int = DOTS, seed: int = 0) -> Tensor:
 
     Returns:
         (count, 2) float64, places (row, column) in [0, 1).
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.attention import sample_dots
-        >>> dots = sample_dots(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), count=50)
-        >>> dots.shape, bool((dots[:, 0] < 0.5).all()), bool((dots[:, 1] >= 0.5).all())
-        (torch.Size([50, 2]), True, True)
     """
     if count < 1:
         raise ValueError(f"count must be positive, got {count}")
@@ -245,7 +227,7 @@ def dot_picture(
     seed: int = 0,
     side: int = 448,
 ) -> Tensor:
-    """Draw dots that follow the weights, and a cross, on the photo.
+    """Draw dots that follow the weights, and a cross, on the photo: (3, S, S') uint8.
 
     Args:
         photo: (3, H, W) in [0, 1]; the cells cover it exactly.
@@ -254,19 +236,10 @@ def dot_picture(
         count: number of dots, see :func:`sample_dots`.
         seed: of the dots.
         side: longer side of the picture, in pixels.
-
-    Returns:
-        (3, S, S') uint8.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.attention import dot_picture
-        >>> dot_picture(torch.rand(3, 32, 64), torch.rand(2, 4), (0.5, 0.5), side=100).shape
-        torch.Size([3, 50, 100])
     """
     from PIL import ImageDraw
 
-    size = _shown(photo, side)
+    size = shown_size(photo, side)
     canvas = _enlarged(photo * 0.8, size)
     draw = ImageDraw.Draw(canvas)
     radius = max(2.0, side / 130) * _FINER
@@ -277,7 +250,7 @@ def dot_picture(
 
 
 def heat_picture(photo: Tensor, weights: Tensor, mark: Place, *, side: int = 448) -> Tensor:
-    """Colour every cell by its weight, over the photo in grey, with a cross.
+    """Colour every cell by its weight, over the photo in grey, with a cross: (3, S, S') uint8.
 
     Colours run from 0 to the largest weight and cover the photo the more the larger the weight is.
 
@@ -286,19 +259,10 @@ def heat_picture(photo: Tensor, weights: Tensor, mark: Place, *, side: int = 448
         weights: (h, w); negative ones count as 0.
         mark: place of the cross.
         side: longer side of the picture, in pixels.
-
-    Returns:
-        (3, S, S') uint8.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.attention import heat_picture
-        >>> heat_picture(torch.rand(3, 32, 64), torch.rand(2, 4), (0.5, 0.5), side=100).shape
-        torch.Size([3, 50, 100])
     """
     from PIL import Image, ImageDraw
 
-    size = _shown(photo, side)
+    size = shown_size(photo, side)
     chances = _distribution(weights)
     share = chances / chances.max()
     colors = to_pil(heat_colors(share))
@@ -310,31 +274,21 @@ def heat_picture(photo: Tensor, weights: Tensor, mark: Place, *, side: int = 448
     return _finished(canvas, ImageDraw.Draw(canvas), mark, size)
 
 
-def _shown(photo: Tensor, side: int) -> tuple[int, int]:
-    """Height and width of the picture."""
-    height, width = photo.shape[1:]
-    scale = side / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
 def _enlarged(photo: Tensor, size: tuple[int, int]) -> "Image.Image":
     from PIL import Image
 
-    pixels = (photo.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    return to_pil(pixels).resize((size[1] * _FINER, size[0] * _FINER), Image.Resampling.BICUBIC)
+    finer = (size[1] * _FINER, size[0] * _FINER)
+    return to_pil(photo_pixels(photo)).resize(finer, Image.Resampling.BICUBIC)
 
 
 def _finished(
     canvas: "Image.Image", draw: "ImageDraw.ImageDraw", mark: Place, size: tuple[int, int]
 ) -> Tensor:
     """Draw the cross and reduce the canvas: (3, S, S') uint8."""
-    import numpy as np
     from PIL import Image
 
     draw_cross(draw, canvas.size, mark)
-    small = canvas.resize((size[1], size[0]), Image.Resampling.BOX)
-    # (S, S', 3) -> (3, S, S')
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    return from_pil(canvas.resize((size[1], size[0]), Image.Resampling.BOX))
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,38 +327,18 @@ def attention_panel(
         seed: of the dots.
         side: longer side of each picture, in pixels.
         notes: lines of text below.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.attention import Attended, attention_panel
-        >>> methods = [Attended("a", torch.rand(1, 2, 2)), Attended("b", torch.rand(2, 2, 2))]
-        >>> panel = attention_panel(torch.rand(3, 32, 32), methods, (0.5, 0.5), side=100)
-        >>> panel.width
-        324
     """
     if not methods:
         raise ValueError("no methods to draw; give at least one")
-    shown = [
-        (_title(method, block), weights)
-        for method in methods
-        for block, weights in enumerate(method.weights)
-    ]
-    dots = [
-        PanelPicture(dot_picture(photo, weights, mark, count=count, seed=seed, side=side), title)
-        for title, weights in shown
-    ]
-    heat = [
-        PanelPicture(heat_picture(photo, weights, mark, side=side), _caption(weights))
-        for _, weights in shown
-    ]
+    dots, heat = [], []
+    for method in methods:
+        blocks = len(method.weights)
+        for block, weights in enumerate(method.weights, 1):
+            title = method.name if blocks == 1 else f"{method.name}, block {block} of {blocks}"
+            drawn = dot_picture(photo, weights, mark, count=count, seed=seed, side=side)
+            dots.append(PanelPicture(drawn, title))
+            spread = f"spread over {effective_cells(weights):.3g} cells"
+            caption = f"largest {float(weights.max()):.2g}, {spread}"
+            heat.append(PanelPicture(heat_picture(photo, weights, mark, side=side), caption))
     size = (photo.shape[1], photo.shape[2])
-    return draw_grid([*dots, *heat], size, side, columns=len(shown), notes=notes)
-
-
-def _title(method: Attended, block: int) -> str:
-    count = len(method.weights)
-    return method.name if count == 1 else f"{method.name}, block {block + 1} of {count}"
-
-
-def _caption(weights: Tensor) -> str:
-    return f"largest {float(weights.max()):.2g}, spread over {effective_cells(weights):.3g} cells"
+    return draw_grid([*dots, *heat], size, side, columns=len(dots), notes=notes)

@@ -19,12 +19,8 @@ from upfeat.errors import UpfeatError, WeightsNotFoundError
 from upfeat.loading import load_upsampler
 from upfeat.upsamplers.creation import create_upsampler
 from upfeat.upsamplers.fitted import short_fit
-from upfeat.upsamplers.registry import (
-    get_checkpoint,
-    get_class,
-    list_upsamplers,
-)
-from upfeat.viz.panel import PanelPicture, draw_grid
+from upfeat.upsamplers.registry import get_checkpoint, get_class, list_upsamplers
+from upfeat.viz.panel import PanelPicture, draw_grid, photo_pixels
 from upfeat.viz.pca import PCABasis
 
 if TYPE_CHECKING:
@@ -286,7 +282,7 @@ def compare_upsamplers(
         "one PCA basis for all.",
         f"Time of one call ({place}), three components out.",
     )
-    photo = (encoded.image[0].cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    photo = photo_pixels(encoded.image[0])
     cells = [
         PanelPicture(photo, "image"),
         PanelPicture(low, "features", blocks=True, extent=encoded.low_extent),

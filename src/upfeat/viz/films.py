@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from upfeat._files import OwnFiles, write_bytes
 from upfeat.data.films import Film, require_pyav
 from upfeat.errors import UnknownNameError
-from upfeat.viz.panel import to_pil
+from upfeat.viz.panel import photo_pixels, to_pil
 from upfeat.viz.pca import PCABasis, PCAPicture, pca_picture
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def draw_view(
         return colors
     if view != "overlay":
         raise UnknownNameError("view", view, VIEWS)
-    below = to_pil((image.cpu().clamp(0, 1) * 255).round().byte())
+    below = to_pil(photo_pixels(image))
     if below.size != colors.size:
         below = below.resize(colors.size, Image.Resampling.LANCZOS)
     return Image.blend(below, colors, opacity)

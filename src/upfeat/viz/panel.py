@@ -57,12 +57,6 @@ def to_pil(picture: Tensor) -> "Image.Image":
 
     Raises:
         ValueError: another shape or dtype.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.panel import to_pil
-        >>> to_pil(torch.zeros(3, 2, 5, dtype=torch.uint8)).size
-        (5, 2)
     """
     from PIL import Image
 
@@ -72,6 +66,25 @@ def to_pil(picture: Tensor) -> "Image.Image":
         )
     # (3, H, W) -> (H, W, 3)
     return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def from_pil(image: "Image.Image") -> Tensor:
+    """Return an RGB image of PIL as (3, H, W) uint8."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+
+
+def photo_pixels(photo: Tensor) -> Tensor:
+    """Return a photo in [0, 1] as uint8 of the same shape, on the CPU."""
+    return (photo.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def shown_size(picture: Tensor, side: int) -> tuple[int, int]:
+    """Return height and width of a picture (..., H, W) whose longer side becomes ``side``."""
+    height, width = picture.shape[-2:]
+    scale = side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def draw_panel(
@@ -127,13 +140,6 @@ def draw_grid(
 
     Raises:
         ValueError: ``side`` or ``columns`` is too small to draw in.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.panel import PanelPicture, draw_grid
-        >>> cells = [PanelPicture(torch.zeros(3, 4, 6, dtype=torch.uint8), name) for name in "abc"]
-        >>> draw_grid(cells, (40, 60), 60, columns=2).size
-        (138, 134)
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -168,12 +174,6 @@ def with_legend(
     Args:
         panel: what stands above.
         classes: names and colours (red, green, blue).
-
-    Example:
-        >>> from PIL import Image
-        >>> from upfeat.viz.panel import with_legend
-        >>> with_legend(Image.new("RGB", (200, 50)), [("road", (128, 64, 128))]).size
-        (200, 78)
     """
     from PIL import Image, ImageDraw, ImageFont
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from upfeat._files import write_bytes
 from upfeat.errors import shape_text
 from upfeat.ops.principal import principal_components, sample_positions
-from upfeat.viz.panel import PanelPicture, draw_panel
+from upfeat.viz.panel import PanelPicture, draw_panel, photo_pixels, to_pil
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,9 +91,8 @@ class PCABasis:
         samples = sample_positions(features, max_samples, seed)
         mean, components, explained = principal_components(samples, 3)
         projected = (samples - mean) @ components.T  # (N, 3)
-        low, high = (
-            _percentile(projected, percent).float() for percent in (low_percent, high_percent)
-        )
+        shares = (low_percent / 100, high_percent / 100)
+        low, high = (torch.quantile(projected, share, dim=0).float() for share in shares)
         return cls(mean.float(), components.float(), low, high, explained.float())
 
     def project(self, features: Tensor) -> Tensor:
@@ -130,18 +129,7 @@ class PCABasis:
         return (unit.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the basis as JSON, whole or not at all.
-
-        Example:
-            >>> import pathlib, tempfile, torch
-            >>> from upfeat.viz import PCABasis
-            >>> basis = PCABasis.fit(torch.rand(8, 4, 4))
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     basis.save(pathlib.Path(folder, "basis.json"))
-            ...     again = PCABasis.load(pathlib.Path(folder, "basis.json"))
-            >>> torch.equal(again.components, basis.components)
-            True
-        """
+        """Write the basis as JSON, whole or not at all."""
         names = ("mean", "components", "low", "high", "explained")
         content = {"format": _FORMAT} | {name: getattr(self, name).tolist() for name in names}
         write_bytes(path, json.dumps(content).encode())
@@ -166,11 +154,6 @@ class PCABasis:
         return basis
 
 
-def _percentile(values: Tensor, percent: float) -> Tensor:
-    """Return the percentile of each column of (N, K), interpolated between neighbours."""
-    return torch.quantile(values, percent / 100, dim=0)
-
-
 def pca_panel(
     image: Tensor,
     low: Tensor,
@@ -189,26 +172,14 @@ def pca_panel(
         low_extent: what ``low`` covers, see ``PipelineOutput.low_extent``.
         captions: three texts; default the sizes.
         max_side: longer side of each picture, in pixels.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz import pca_panel
-        >>> colors = torch.zeros(3, 4, 6, dtype=torch.uint8)
-        >>> panel = pca_panel(torch.rand(3, 64, 96), colors, colors)
-        >>> panel.mode, panel.width > 3 * panel.height / 2
-        ('RGB', True)
     """
     if captions is None:
-        captions = (
-            f"image {_size_text(image)}",
-            f"low {_size_text(low)}",
-            f"high {_size_text(high)}",
-        )
+        shown = {"image": image, "low": low, "high": high}
+        captions = [f"{name} {_size_text(picture)}" for name, picture in shown.items()]
     if len(captions) != 3:
         raise ValueError(f"captions must be three texts, got {len(captions)}")
-    pixels = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
     cells = [
-        PanelPicture(pixels, captions[0]),
+        PanelPicture(photo_pixels(image), captions[0]),
         PanelPicture(low, captions[1], blocks=True, extent=low_extent),
         PanelPicture(high, captions[2]),
     ]
@@ -289,30 +260,12 @@ def pca_picture(
 
 
 def save_png(picture: "Image.Image | Tensor", path: str | os.PathLike[str]) -> None:
-    """Write a PIL image or a (3, H, W) uint8 tensor as PNG, whole or not at all.
-
-    Example:
-        >>> import pathlib, tempfile, torch
-        >>> from upfeat.viz import save_png
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_png(torch.zeros(3, 2, 2, dtype=torch.uint8), pathlib.Path(folder, "a.png"))
-        ...     [p.name for p in pathlib.Path(folder).iterdir()]
-        ['a.png']
-    """
+    """Write a PIL image or a (3, H, W) uint8 tensor as PNG, whole or not at all."""
     write_bytes(path, png_bytes(picture))
 
 
 def png_bytes(picture: "Image.Image | Tensor") -> bytes:
-    """Return the PNG of a PIL image or a (3, H, W) uint8 tensor.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.pca import png_bytes
-        >>> png_bytes(torch.zeros(3, 2, 2, dtype=torch.uint8))[1:4]
-        b'PNG'
-    """
-    from upfeat.viz.panel import to_pil
-
+    """Return the PNG of a PIL image or a (3, H, W) uint8 tensor."""
     stream = io.BytesIO()
     (to_pil(picture) if isinstance(picture, Tensor) else picture).save(stream, "PNG")
     return stream.getvalue()

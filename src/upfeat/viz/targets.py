@@ -1,4 +1,4 @@
-r"""The targets that LoftUp's paper compares as training signals, made for one photo.
+"""The targets that LoftUp's paper compares as training signals, made for one photo.
 
 Paper: LoftUp (Huang et al., arXiv 2504.14032), the comparison of pseudo ground truths (table L3 of
 the published results). Each is what the objective of the same kind compares an upsampler with:
@@ -12,20 +12,7 @@ the published results). Each is what the objective of the same kind compares an 
 
 They are for looking at. The numbers of the table come from training one network on each, with
 ``upfeat train loftup_stage1_small objective.name=...``, and probing it with ``upfeat eval
-seg-probe --preset loftup``; ``docs/pseudo_ground_truth.md`` has these commands. In short::
-
-    upfeat train loftup_stage1_small --data IMAGES --out runs/mask_refined
-    upfeat train loftup_stage1_small --data IMAGES --out runs/doubled \
-      objective.name=doubled_input data.crop=448 data.resize=512 \
-      objective.levels=1 objective.distance=mse objective.reduce=bilinear \
-      'data.masks=[]'
-    upfeat train loftup_stage1_small --data IMAGES --out runs/self_distilled \
-      objective.name=self_distillation data.crop=448 data.resize=512 \
-      objective.scale=2 objective.output_scale=0.25 \
-      upsampler.start_from=runs/mask_refined/model optimizer.lr=1e-4
-    upfeat train loftup_stage1_small --data IMAGES --out runs/depth \
-      objective.name=depth_target objective.output_scale=0.25 \
-      'data.depth={"root": "DEPTH"}' 'data.masks=[]'
+seg-probe --preset loftup``; ``docs/pseudo_ground_truth.md`` has these commands.
 
 Legend: ``C`` channels, ``M`` masks, ``H W`` the image that a student sees, ``h w`` its features,
 ``H' W'`` output. Sizes are (height, width).

@@ -164,7 +164,7 @@ def _targets(
     from upfeat.data import SuperpixelMaskSource
     from upfeat.data.records import FilePart, ImageRecord
     from upfeat.ops.images import resize_bilinear
-    from upfeat.viz.target_pictures import shared_basis, targets_panel
+    from upfeat.viz.pictures import shared_basis, targets_panel
     from upfeat.viz.targets import PseudoGroundTruthConfig, make_pseudo_ground_truths
 
     config = PseudoGroundTruthConfig(

@@ -204,7 +204,7 @@ def _panel(
 ) -> "Image.Image":
     """Draw everything; all maps in one basis."""
     from upfeat.viz.panel import PanelPicture
-    from upfeat.viz.target_pictures import (
+    from upfeat.viz.pictures import (
         depth_picture,
         mask_picture,
         shared_basis,

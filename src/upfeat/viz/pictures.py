@@ -1,14 +1,20 @@
-"""Pictures of answers: how alike pixels are, and which word each is nearest to."""
+"""Pictures of one photo's maps: cosines, the nearest word, masks, depth, features in one basis.
 
-from collections.abc import Sequence
+Maps of different sizes that share three principal components and one scaling were made for
+LoftUp's comparison of training targets (arXiv 2504.14032).
+
+Legend: ``C`` channels, ``M`` masks, ``H W`` photo.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.errors import shape_text
+from upfeat.errors import UnknownNameError, shape_text
+from upfeat.objectives.masks import refine_with_masks
 from upfeat.ops.colors import class_colors, class_palette
 from upfeat.ops.images import resize_bilinear
 from upfeat.viz.panel import (
@@ -16,20 +22,28 @@ from upfeat.viz.panel import (
     Place,
     draw_cross,
     draw_grid,
+    from_pil,
     heat_colors,
+    photo_pixels,
+    shown_size,
     to_pil,
     with_legend,
 )
+from upfeat.viz.pca import PCABasis
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
     "AnswerMap",
+    "depth_picture",
+    "mask_picture",
     "overlay_picture",
+    "shared_basis",
     "shared_scale",
     "similarity_panel",
     "similarity_picture",
+    "targets_panel",
     "words_panel",
 ]
 
@@ -57,21 +71,14 @@ class AnswerMap:
 
 
 def shared_scale(maps: Sequence[AnswerMap]) -> tuple[float, float]:
-    """Return the smallest cosine of all maps, and 1: one scale of colours for all of them.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz.similarity import AnswerMap, shared_scale
-        >>> shared_scale([AnswerMap("a", torch.tensor([[0.5, 1.0]]))])
-        (0.5, 1.0)
-    """
+    """Return the smallest cosine of all maps, and 1: one scale of colours for all of them."""
     return min(float(shown.values.min()) for shown in maps), 1.0
 
 
 def similarity_picture(
     values: Tensor, mark: Place, scale: tuple[float, float], *, side: int = 448
 ) -> Tensor:
-    """Colour cosines from the lower end of a scale (black) to its upper end (pale yellow).
+    """Colour cosines (H, W) from the lower end of a scale (black) to its upper end (pale yellow).
 
     Args:
         values: (H, W) cosines.
@@ -81,12 +88,6 @@ def similarity_picture(
 
     Returns:
         (3, S, S') uint8.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz import similarity_picture
-        >>> similarity_picture(torch.rand(4, 8), (0.5, 0.5), (0.0, 1.0), side=100).shape
-        torch.Size([3, 50, 100])
     """
     low, high = scale
     return _marked(heat_colors((values - low) / max(high - low, 1e-6)), mark, side)
@@ -113,19 +114,11 @@ def similarity_panel(
 
     Raises:
         ValueError: no maps.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz import AnswerMap, similarity_panel
-        >>> maps = [AnswerMap(name, torch.rand(8, 8)) for name in ("low-res", "kin")]
-        >>> similarity_panel(torch.rand(3, 16, 16), maps, (0.5, 0.5), side=100).width
-        324
     """
     if not maps:
         raise ValueError("no methods to draw; give at least one")
     scale = shared_scale(maps)
-    pixels = (photo.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    cells = [PanelPicture(_marked(pixels, mark, side), "image")]
+    cells = [PanelPicture(_marked(photo_pixels(photo), mark, side), "image")]
     cells += [
         PanelPicture(similarity_picture(shown.values, mark, scale, side=side), shown.caption)
         for shown in maps
@@ -193,19 +186,11 @@ def words_panel(
 
     Raises:
         ValueError: no maps.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz import AnswerMap, words_panel
-        >>> maps = [AnswerMap("kin", torch.randint(0, 2, (16, 16)))]
-        >>> words_panel(torch.rand(3, 16, 16), maps, ["dog", "grass"], side=100).width
-        218
     """
     if not maps:
         raise ValueError("no methods to draw; give at least one")
     palette = class_palette(len(words))
-    pixels = (photo.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    cells = [PanelPicture(pixels, "image")]
+    cells = [PanelPicture(photo_pixels(photo), "image")]
     cells += [
         PanelPicture(overlay_picture(photo, shown.values, palette), shown.caption) for shown in maps
     ]
@@ -223,10 +208,105 @@ def _marked(picture: Tensor, mark: Place, side: int) -> Tensor:
     """Return a picture (3, H, W) at ``side`` with a cross: (3, S, S') uint8."""
     from PIL import Image, ImageDraw
 
-    height, width = picture.shape[1:]
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = shown_size(picture, side)[::-1]
     canvas = to_pil(picture).resize(size, Image.Resampling.BICUBIC)
     draw_cross(ImageDraw.Draw(canvas), size, mark)
-    # (S, S', 3) -> (3, S, S')
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
+    return from_pil(canvas)
+
+
+def shared_basis(
+    maps: Mapping[str, Tensor], fit_on: str, percentiles: tuple[float, float] = (1.0, 99.0)
+) -> PCABasis:
+    """Fit the basis of all pictures to one map, or to all.
+
+    Args:
+        maps: (C, h, w) each, by name.
+        fit_on: the name of one, or ``"all"``.
+        percentiles: of the projections, what becomes 0 and 255.
+
+    Raises:
+        UnknownNameError: no such map.
+    """
+    if fit_on == "all":
+        return PCABasis.fit(list(maps.values()), percentiles=percentiles)
+    if fit_on not in maps:
+        raise UnknownNameError("map to fit the colours to", fit_on, ("all", *maps))
+    return PCABasis.fit(maps[fit_on], percentiles=percentiles)
+
+
+def mask_picture(photo: Tensor, masks: Tensor) -> Tensor:
+    """Fill every mask with its mean colour and draw its border.
+
+    Args:
+        photo: (3, H, W) in [0, 1].
+        masks: bool (M, H, W).
+
+    Returns:
+        (3, H, W) uint8.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.viz.pictures import mask_picture
+        >>> masks = torch.tensor([[[True, True, False, False]], [[False, False, True, True]]])
+        >>> photo = torch.tensor([0.0, 0.5, 1.0, 1.0]).expand(3, 1, 4)
+        >>> mask_picture(photo, masks)[0].tolist()
+        [[64, 64, 0, 255]]
+    """
+    filled = refine_with_masks(photo[None], masks[None], alpha=1.0)[0].clamp(0, 1)
+    border = torch.zeros_like(masks[:1])
+    border[:, 1:] |= (masks[:, 1:] != masks[:, :-1]).any(0, keepdim=True)
+    border[:, :, 1:] |= (masks[:, :, 1:] != masks[:, :, :-1]).any(0, keepdim=True)
+    return (filled.masked_fill(border, 0) * 255).round().to(torch.uint8)
+
+
+def depth_picture(depth: Tensor) -> Tensor:
+    """Colour depth, near bright and far dark, between its 1st and 99th percentile.
+
+    Args:
+        depth: (H, W); what is not positive and finite is unknown and grey.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    if depth.dim() != 2:
+        raise ValueError(f"depth must be (H, W), got {shape_text(depth)}")
+    depth = depth.detach().to("cpu", torch.float64)
+    known = depth.isfinite() & (depth > 0)
+    if not bool(known.any()):
+        raise ValueError("no depth is known: all values are zero, negative or not finite")
+    low, high = (torch.quantile(depth[known], share) for share in (0.01, 0.99))
+    share = ((depth - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+    return heat_colors(1 - share.nan_to_num()).masked_fill(~known, 128)
+
+
+def targets_panel(
+    photo: Tensor,
+    maps: Mapping[str, Tensor],
+    basis: PCABasis,
+    *,
+    captions: Mapping[str, str],
+    others: Sequence[PanelPicture] = (),
+    side: int = 320,
+    notes: Sequence[str] = (),
+) -> "Image.Image":
+    """Draw the photo, further pictures, and all maps in the colours of one basis.
+
+    Args:
+        photo: (3, H, W) in [0, 1].
+        maps: (C, h, w) each, by name, in order; those of less than half the photo's height are
+            enlarged without smoothing, so that their cells show.
+        basis: see :func:`shared_basis`.
+        captions: text below each map, by name; default the name.
+        others: pictures between the photo and the maps, such as masks and depth.
+        side: longer side of each picture, in pixels.
+        notes: lines of text below.
+    """
+    size = (photo.shape[1], photo.shape[2])
+    cells = [PanelPicture(photo_pixels(photo), f"photo  {size[0]}x{size[1]}"), *others]
+    for name, made in maps.items():
+        colors = basis.colors(basis.project(made)).cpu()
+        cells.append(
+            PanelPicture(colors, captions.get(name, name), blocks=2 * made.shape[1] < size[0])
+        )
+    columns = len(cells) if len(cells) <= 4 else -(-len(cells) // 2)
+    return draw_grid(cells, size, side, columns=columns, notes=notes)
