@@ -385,7 +385,7 @@ def check_call(
             + (
                 "; image and features look swapped: the order is upsampler(image, features)"
                 if swapped
-                else "; convert it to RGB"
+                else "; convert it to RGB, or map other channels by upsampler.guidance_image(image)"
             )
         )
     if image.shape[0] != features.shape[0]:

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from upfeat.errors import shape_text
 
-__all__ = ["principal_components", "sample_positions"]
+__all__ = ["principal_components", "sample_positions", "three_channels"]
+
+MOST_SAMPLES = 20_000
+"""Positions of an image from which the directions of its channels are estimated."""
 
 
 def sample_positions(
@@ -66,6 +69,57 @@ def sample_positions(
     if not bool(samples.isfinite().all()):
         raise ValueError("the features hold NaN or infinite values; try a wider dtype")
     return samples
+
+
+def three_channels(image: Tensor) -> Tensor:
+    """Bring an image of any number of channels to three in [0, 1], each image on its own.
+
+    One channel is repeated. Several are divided by their standard deviations, as bands may have
+    different units, and projected on their first three principal components (fewer channels have
+    fewer: the rest is 0.5). All components are divided by one number, so that a weak one stays
+    weak: the range of the first between its 1st and 99th percentile becomes 1. What lies outside
+    [0, 1] is clamped.
+
+    Args:
+        image: (B, N, H, W) of any units: bands of a satellite, a slice of a CT in Hounsfield units.
+
+    Returns:
+        (B, 3, H, W), in the type of ``image``; 0.5 everywhere if an image is constant.
+
+    Raises:
+        ValueError: another rank, or values that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.ops.principal import three_channels
+        >>> slice_of_ct = torch.tensor([[-1000.0, 40.0], [300.0, -1000.0]])[None, None]
+        >>> three_channels(slice_of_ct)[0, :, 0].round(decimals=1)  # air is dark in all three
+        tensor([[0.0000, 0.8000],
+                [0.0000, 0.8000],
+                [0.0000, 0.8000]])
+    """
+    if image.dim() != 4:
+        raise ValueError(f"image must be (B, N, H, W), got {shape_text(image)}")
+    return torch.stack([_three_channels(one) for one in image])
+
+
+def _three_channels(image: Tensor) -> Tensor:
+    """Map (N, H, W) to (3, H, W)."""
+    samples = sample_positions(image, MOST_SAMPLES)  # (n, N)
+    deviation = samples.std(0, correction=0)
+    scale = torch.where(deviation > 0, 1 / deviation, 0.0)
+    mean, directions, _ = principal_components(samples * scale, 3)
+    if image.shape[0] == 1:
+        directions = directions[:1].expand(3, -1)
+    flat = image.to(torch.float64).flatten(1)  # (N, H W)
+    components = directions @ (flat * scale[:, None] - mean[:, None])  # (3, H W)
+    low, high = (
+        (samples * scale - mean).mv(directions[0]).quantile(samples.new_tensor([0.01, 0.99]))
+    )
+    spread = torch.where(high > low, high - low, 1.0)
+    offsets = torch.full_like(components[:, :1], 0.5)
+    offsets[: 3 if image.shape[0] == 1 else 1] -= (high + low) / (2 * spread)
+    return (components / spread + offsets).clamp(0, 1).unflatten(1, image.shape[1:]).to(image)
 
 
 def principal_components(samples: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from upfeat.errors import warn_user
 from upfeat.layers.raw_images import warn_of_raw_image
 from upfeat.ops.images import normalize
+from upfeat.ops.principal import three_channels
 from upfeat.ops.runtime import wants_reference
 from upfeat.upsamplers.saving import SavedModel
 
@@ -31,18 +32,22 @@ class GuidedModel(SavedModel):
             return backbone.image_mean, backbone.image_std
         return self.info.image_mean, self.info.image_std
 
-    def guidance_image(self, image: Tensor, backbone: "Backbone") -> Tensor:
+    def guidance_image(self, image: Tensor, backbone: "Backbone | None" = None) -> Tensor:
         """Normalise an image as this upsampler wants its guidance.
 
         Warns, once for each, of a backbone that the weights were not trained for.
 
         Args:
-            image: (B, 3, H, W), RGB in [0, 1].
+            image: (B, 3, H, W), RGB in [0, 1]; or (B, N, H, W) with any other number of channels
+                in any units, which :func:`upfeat.ops.principal.three_channels` brings to three.
             backbone: whose features are upsampled; its normalisation counts where the method has
-                none of its own.
+                none of its own. None for values that no backbone computed, such as coarse bands.
 
         Returns:
             (B, 3, H, W), what :meth:`forward` takes as ``image``.
+
+        Raises:
+            ValueError: without a backbone, a method has no normalisation of its own.
 
         Example:
             >>> import torch, upfeat
@@ -51,9 +56,21 @@ class GuidedModel(SavedModel):
             >>> black = up.guidance_image(torch.zeros(1, 3, 1, 1), encoder)  # -mean / std
             >>> [round(value, 2) for value in black.flatten().tolist()]
             [-2.12, -2.04, -1.8]
+            >>> bands, guide = torch.rand(1, 7, 4, 4), torch.rand(1, 16, 64, 64)  # no RGB at all
+            >>> up(up.guidance_image(guide), bands).shape
+            torch.Size([1, 7, 64, 64])
         """
-        self.warn_of_other_backbone(backbone)
-        return normalize(image, *self.guidance_statistics(backbone))
+        if image.dim() == 4 and image.shape[1] != 3:
+            image = three_channels(image)
+        if backbone is not None:
+            self.warn_of_other_backbone(backbone)
+            return normalize(image, *self.guidance_statistics(backbone))
+        if self.info.image_mean is None or self.info.image_std is None:
+            raise ValueError(
+                f"{self.info.name} takes its guidance normalised as for the backbone: give the "
+                "backbone, guidance_image(image, backbone)"
+            )
+        return normalize(image, self.info.image_mean, self.info.image_std)
 
     def prepare(self, image: Tensor, backbone: "Backbone") -> tuple[Tensor, Tensor]:
         """Normalise an image for the backbone and for this upsampler, whose wishes may differ.
