@@ -202,7 +202,9 @@ def differences(published: Mapping[str, Any], ours: Mapping[str, Any]) -> list[s
 
 
 def _own_size(name: str, ours: Mapping[str, Any]) -> list[int] | None:
-    """Return the input's or the output's size of a protocol on square crops."""
+    """Return the input's or the output's size of a protocol on squares."""
+    if name == "input_size" and ours.get("cells"):  # (input, grid, output) of each measurement
+        return [max(cell[0] for cell in ours["cells"])] * 2
     sides = [ours.get("target_size") if name == "output_size" else None, ours.get("crop_size")]
     known = [side for side in sides if isinstance(side, int)]
     return [known[0]] * 2 if known else None

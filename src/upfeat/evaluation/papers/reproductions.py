@@ -279,8 +279,7 @@ methods.** Heads trained on four images, a CLIP with random weights and a bird's
 after two epochs on one key frame are near chance, and methods that predict a single class have
 equal scores. Seconds and milliseconds are wall time on two shared cores; a table needs 20 to 90 s
 of one core. An interrupted run, even by `kill -9`, continues with what is missing and gives the
-same scores. One row is missing: LoftUp in JAFAR's table 11, whose training step at 448 pixels takes
-more than 8 GB.
+same scores.
 
 A cell is *published / small run here*; `-` means no number.
 """

@@ -207,7 +207,7 @@ SMALL: dict[str, SmallTask] = {
     ),
     "vos": SmallTask(data={"davis2017": "davis2016"}, changes={"limit": 1, "input_size": (96, 96)}),
     "efficiency": SmallTask(
-        changes={"warmup": 1, "repeats": 1, "memory": False, "threads": 1},
+        changes={"warmup": 1, "repeats": 1, "memory": False, "threads": 1, "channels": 64},
         cells={
             "jafar_paper": tuple((112, 8, side) for side in (56, 112, 224, 448)),
             "naf": ((112, 7, 56), (112, 7, 112)),
