@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from upfeat.cli.app import app
-from upfeat.cli.reproduce.methods import published_name
+from upfeat.cli.reproduce.methods import RowMethods, at_hand, published_name
 from upfeat.evaluation.papers import find_published, published_tables
 from upfeat.evaluation.papers.plan import not_ready, plan_jobs
 from upfeat.evaluation.papers.reproductions import (
@@ -23,7 +23,9 @@ from upfeat.evaluation.papers.reproductions import (
     reproduce_page,
 )
 from upfeat.evaluation.papers.sources import Roots
+from upfeat.evaluation.registry import get_protocol
 from upfeat.training import list_recipes
+from upfeat.upsamplers import create_upsampler
 
 
 def call(*arguments: object) -> Result:
@@ -171,7 +173,25 @@ def test_mistakes_are_one_sentence(words: tuple[str, ...], message: str, tmp_pat
 def test_weights_belong_to_the_backbone() -> None:
     assert published_name("loftup", "upfeat/vit_compact_patch16") == "loftup.vit_compact_patch16"
     assert published_name("anyup", "anything") is not None
+    assert published_name("naf", "anything") == "naf.release"  # not DiveUp's, which it also takes
     assert published_name("jafar", "anything") is None
+
+
+def test_a_small_run_trains_what_is_not_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPFEAT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("UPFEAT_CACHE", str(tmp_path))
+    assert at_hand("kin.upfeat")
+    assert not at_hand("naf.release")
+    trained = []
+    methods = RowMethods(192, "", Roots({}), tmp_path, small=True, device="cpu")
+    monkeypatch.setattr(methods, "_train", lambda row, method: trained.append(method.arch))
+    monkeypatch.setattr(methods, "_load_model", lambda folder, spec: create_upsampler("bilinear"))
+    (table,) = find_published(["naf:table-depth"])
+    row = next(row for row in table.rows if row.uses == "naf")
+    methods.load(row, get_protocol("depth-probe"))
+    assert trained == ["naf"]
 
 
 def test_a_folder_of_several_sets_is_searched(data: Path) -> None:

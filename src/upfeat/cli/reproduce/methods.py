@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from upfeat.training import TrainConfig
     from upfeat.upsamplers import Upsampler
 
-__all__ = ["RowMethods", "backbone_file", "published_name"]
+__all__ = ["RowMethods", "at_hand", "backbone_file", "published_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ def _small_data(recipe: str) -> tuple[str, ...]:
 def published_name(arch: str, backbone: str) -> str | None:
     """Return the name of published weights of a method for a backbone.
 
+    Those of the method's own paper come before others' of the same network.
+
     Args:
         arch: name of the method.
         backbone: name of the backbone.
@@ -48,15 +50,38 @@ def published_name(arch: str, backbone: str) -> str | None:
         'jafar.dinov2_vits14'
     """
     from upfeat.upsamplers import list_upsamplers
-    from upfeat.upsamplers.registry import get_checkpoint
+    from upfeat.upsamplers.registry import get_checkpoint, get_class
 
+    others = []
     for name in list_upsamplers(f"{arch}.*", pretrained=True):
         record = get_checkpoint(name)
         if record is None or name.endswith("_stage1"):
             continue
         if record.feature_dim is None or record.backbone == backbone:
-            return name
-    return None
+            if record.paper == get_class(arch).info.arxiv:
+                return name
+            others.append(name)
+    return next(iter(others), None)
+
+
+def at_hand(name: str) -> bool:
+    """Whether weights are in the package or in a folder here; nothing is downloaded.
+
+    Args:
+        name: of published weights.
+    """
+    from upfeat.checkpoints import find_weights
+    from upfeat.errors import WeightsNotFoundError
+    from upfeat.upsamplers.registry import get_checkpoint
+
+    record = get_checkpoint(name)
+    if record is None or record.bundled:
+        return record is not None
+    try:
+        find_weights(name, record.local_names(name.partition(".")[0]))
+    except WeightsNotFoundError:
+        return False
+    return True
 
 
 def backbone_file(name: str, roots: Roots) -> Path | None:
@@ -119,7 +144,8 @@ class RowMethods:
         if method.joint and protocol.weights == "joint" and not own:
             return self._named(row.key, spec, "joint")
         name = None if own else published_name(method.arch, self.name)
-        if name is not None:
+        # A small run downloads nothing: what is missing is trained for a few steps.
+        if name is not None and (at_hand(name) or not self.small):
             options = spec[len(method.arch) :]
             (found,) = load_methods(f"{row.key}={name}{options}", self.backbone, device=self.device)
             return found

@@ -114,9 +114,7 @@ def _waits(item: "Item") -> list[str]:
 
 def _weights(item: "Item") -> list[_Weights]:
     """Say where the weights of the methods come from; those without any are left out."""
-    from upfeat.checkpoints import find_weights
-    from upfeat.cli.reproduce.methods import published_name
-    from upfeat.errors import WeightsNotFoundError
+    from upfeat.cli.reproduce.methods import at_hand, published_name
     from upfeat.evaluation.papers import PublishedTable
     from upfeat.evaluation.papers.sources import paper_method
     from upfeat.upsamplers.registry import get_checkpoint
@@ -133,10 +131,6 @@ def _weights(item: "Item") -> list[_Weights]:
                 recipes = ", ".join(method.recipes)
                 parts.append(_Weights(f"{method.arch}: to train ({recipes})", False))
                 continue
-            try:
-                if not record.bundled:
-                    find_weights(tag, record.local_names(method.arch))
-                parts.append(_Weights(f"{tag}: there", True))
-            except WeightsNotFoundError:
-                parts.append(_Weights(f"{tag}: {record.file}", False))
+            there = at_hand(tag)
+            parts.append(_Weights(f"{tag}: {'there' if there else record.file}", there))
     return parts
