@@ -18,18 +18,32 @@ from upfeat.training.config import (
     ValidationConfig,
     apply_overrides,
 )
-from upfeat.training.cost import CostEstimate, measure_cost
 from upfeat.training.engine import Callback, StepReport, Trainer, TrainResult
-from upfeat.training.export import model_card
-from upfeat.training.guard import LossGuard, TrainingFailedError
-from upfeat.training.logs import CsvLog, Means, TensorBoardLog, read_log
+from upfeat.training.logs import (
+    CsvLog,
+    LossGuard,
+    Means,
+    TensorBoardLog,
+    TrainingFailedError,
+    read_log,
+)
+from upfeat.training.measures import CostEstimate, measure_cost, validation_loss
 from upfeat.training.optimization import (
     RunningStatistics,
     WeightAverage,
     learning_rate_factor,
     make_optimizer,
 )
-from upfeat.training.parts import CachedBackbone, Parts, build_parts, build_upsampler
+from upfeat.training.parts import (
+    BatchSource,
+    CachedBackbone,
+    ImageStream,
+    Parts,
+    build_parts,
+    build_upsampler,
+    open_source,
+    open_validation,
+)
 from upfeat.training.processes import derive_seed, is_main_process, pick_device
 from upfeat.training.recipes import (
     create_recipe,
@@ -38,9 +52,7 @@ from upfeat.training.recipes import (
     register_recipe,
     when_to_take,
 )
-from upfeat.training.run_folder import SnapshotFolder
-from upfeat.training.source import BatchSource, ImageStream, open_source, open_validation
-from upfeat.training.validation import validation_loss
+from upfeat.training.run_folder import SnapshotFolder, model_card
 
 __all__ = [
     "BackboneConfig",

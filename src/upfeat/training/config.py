@@ -32,25 +32,6 @@ from upfeat.errors import UnknownNameError
 from upfeat.objectives import ObjectiveConfig, configure_objective
 from upfeat.upsamplers.registry import get_class
 
-__all__ = [
-    "BackboneConfig",
-    "CheckpointConfig",
-    "ClipConfig",
-    "DataConfig",
-    "DepthConfig",
-    "EmaConfig",
-    "FeatureMapConfig",
-    "LogConfig",
-    "MaskConfig",
-    "OptimizerConfig",
-    "ScheduleConfig",
-    "StopConfig",
-    "TrainConfig",
-    "UpsamplerConfig",
-    "ValidationConfig",
-    "apply_overrides",
-]
-
 MASK_SOURCES: dict[str, type] = {
     "sa1b": Sa1bMaskSource,
     "labels": LabelMaskSource,
@@ -504,21 +485,21 @@ def apply_overrides(config: TrainConfig, overrides: Iterable[str]) -> TrainConfi
     content, overrides = config.model_dump(), list(overrides)
     # Which settings an objective has depends on its name, so that the name comes first.
     for override in sorted(overrides, key=lambda text: not text.startswith(_OBJECTIVE)):
-        path, sign, text = override.partition("=")
-        keys = path.strip().split(".")
+        path, sign, text = (part.strip() for part in override.partition("="))
+        keys = path.split(".")
         if not sign or not all(keys):
             raise ValueError(
                 f"an override is written path=value, such as optimizer.lr=1e-4, got {override!r}"
             )
-        *parents, last = keys
-        place: Any = content
-        for depth, key in enumerate(parents):
-            place = _child(place, key, keys[:depth], open_ended=False)
-        value = _value(text.strip())
-        if path.strip() == _OBJECTIVE and value != config.objective.name:
+        value, place = _value(text), content
+        if path == _OBJECTIVE and value != config.objective.name:
             content["objective"] = configure_objective(value).model_dump()
-        else:
-            _assign(place, last, parents, value)
+            continue
+        for depth, key in enumerate(keys[:-1]):
+            place = place[_index(place, key, keys[:depth])]
+        above = keys[:-1]
+        free = bool(above) and above[-1] in TrainConfig.FREE_FIELDS
+        place[_index(place, keys[-1], above, free=free)] = value
     steps, schedule = content["steps"], content["schedule"]
     if isinstance(steps, int) and not any(one.startswith("schedule") for one in overrides):
         schedule["warmup_steps"] = min(schedule["warmup_steps"], max(steps, 0))
@@ -535,29 +516,19 @@ def _value(text: str) -> Any:
         return text
 
 
-def _child(place: Any, key: str, above: list[str], *, open_ended: bool) -> Any:
-    """Return ``place[key]``; ``open_ended`` lets a free dictionary lack the key."""
-    path = ".".join([*above, key])
+def _index(place: Any, key: str, above: list[str], *, free: bool = False) -> Any:
+    """Return under which index ``place`` holds ``key``; a free dictionary need not hold it yet."""
     if isinstance(place, list | tuple):
         if not key.isdecimal() or int(key) >= len(place):
             raise ValueError(
                 f"{'.'.join(above)} is a list of {len(place)}; name an item by its number from 0, "
-                f"got {path!r}"
+                f"got {'.'.join([*above, key])!r}"
             )
-        return place[int(key)]
+        return int(key)
     if not isinstance(place, dict):
-        raise ValueError(f"{'.'.join(above)} is a single value, so there is no {path!r} in it")
-    if key not in place:
-        if open_ended:
-            return None
+        raise ValueError(
+            f"{'.'.join(above)} is a single value, so there is no {'.'.join([*above, key])!r} in it"
+        )
+    if key not in place and not free:
         raise UnknownNameError("setting", key, place, prefix="".join(f"{k}." for k in above))
-    return place[key]
-
-
-def _assign(place: Any, key: str, above: list[str], value: Any) -> None:
-    free = isinstance(place, dict) and bool(above) and above[-1] in TrainConfig.FREE_FIELDS
-    _child(place, key, above, open_ended=free)
-    if isinstance(place, dict):
-        place[key] = value
-        return
-    place[int(key)] = value
+    return key

@@ -26,9 +26,15 @@ import torch
 from upfeat.errors import CheckpointError
 from upfeat.ops.runtime import recycled_memory
 from upfeat.training.config import TrainConfig
-from upfeat.training.export import export_model
-from upfeat.training.guard import LossGuard, TrainingFailedError
-from upfeat.training.logs import CsvLog, Means, TensorBoardLog, read_log
+from upfeat.training.logs import (
+    CsvLog,
+    LossGuard,
+    Means,
+    TensorBoardLog,
+    TrainingFailedError,
+    read_log,
+)
+from upfeat.training.measures import validation_loss
 from upfeat.training.optimization import (
     RunningStatistics,
     WeightAverage,
@@ -53,12 +59,10 @@ from upfeat.training.run_folder import (
     VALIDATION_FILE,
     SnapshotFolder,
     check_run_folder,
+    model_card,
     write_config,
 )
-from upfeat.training.validation import validation_loss
 from upfeat.upsamplers import Upsampler
-
-__all__ = ["Callback", "StepReport", "TrainResult", "Trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -287,7 +291,9 @@ class Trainer:
         if failure_reason is not None:
             files = [path for part in gather(self.fabric, paths) for path in part]
             raise TrainingFailedError(failure_reason, step, files, self.snapshots.latest())
-        self._apply(gradient_norm)
+        # A gradient that is not finite is dropped (fp16: by the scaler).
+        if math.isfinite(gradient_norm) or config.precision == "fp16":
+            self.optimizer.step()
         parts.objective.after_step(step, parts.upsampler)
         if self.average is not None:
             self.average.update(step, parts.upsampler)
@@ -327,11 +333,6 @@ class Trainer:
             for micro in row:
                 means.add(micro)
         return means.take(), any(flag for _, flag in shared)
-
-    def _apply(self, gradient_norm: float) -> None:
-        """Update the weights; a gradient that is not finite is dropped (fp16: by the scaler)."""
-        if math.isfinite(gradient_norm) or self.config.precision == "fp16":
-            self.optimizer.step()
 
     def _record(self, numbers: dict[str, float], seconds: float) -> None:
         """Log a finished step, write checkpoints and call the callbacks."""
@@ -420,23 +421,29 @@ class Trainer:
             self._call("on_checkpoint", self.step, path)
         self.fabric.barrier()
 
+    def _stateful(self) -> dict[str, Any]:
+        """Return the objects whose state a checkpoint holds, None for one that the run has not."""
+        return {
+            "upsampler": self.networks.upsampler,
+            "objective": self.networks.objective,
+            "optimizer": self.optimizer,
+            "precision": self.fabric.strategy.precision,
+            "average": self.average,
+            "means": self.means,
+            "interval": self.interval,
+            "guard": self.guard,
+        }
+
     def _state(self) -> dict[str, Any]:
-        parts = self.networks
+        held = self._stateful().items()
         return {
             "format": FORMAT,
             "step": self.step,
             "config": self.config.to_json(),
-            "data": parts.source.describe(),
-            "upsampler": parts.upsampler.state_dict(),
-            "objective": parts.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "means": self.means.state_dict(),
-            "interval": self.interval.state_dict(),
-            "guard": self.guard.state_dict(),
+            "data": self.networks.source.describe(),
             "best": self.best,
             "seconds": self.seconds,
+            **{name: None if one is None else one.state_dict() for name, one in held},
         }
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
@@ -469,17 +476,10 @@ class Trainer:
         logger.info("continuing %s after step %d", self.out, self.step)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        parts = self.networks
-        parts.upsampler.load_state_dict(state["upsampler"])
-        parts.objective.load_state_dict(state["objective"])
         check_optimizer_state(self.config.optimizer, self.trainable, state["optimizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.means.load_state_dict(state["means"])
-        self.interval.load_state_dict(state["interval"])
-        self.guard.load_state_dict(state["guard"])
+        for name, one in self._stateful().items():
+            if one is not None:
+                one.load_state_dict(state[name])
         self.step, self.best = int(state["step"]), float(state["best"])
         self.seconds = float(state["seconds"])
 
@@ -541,15 +541,11 @@ class Trainer:
         curve = read_log(self.out / LOG_FILE)
         model = self.out / MODEL
         if self.fabric.is_global_zero:
-            export_model(
-                self.current_model(),
-                model,
-                self.config,
-                self.networks.source.describe(),
-                self.networks.backbones,
-                curve,
-                self.seconds,
-            )
+            trained, parts = self.current_model(), self.networks
+            data = parts.source.describe()
+            card = model_card(trained, self.config, data, curve, self.seconds)
+            backbone = parts.backbones[0] if len(parts.backbones) == 1 else None
+            trained.save_pretrained(model, card=card, backbone=backbone)
         self.fabric.barrier()
         result = TrainResult(self.out, model, curve[-1]["loss"], self.seconds, tuple(curve))
         self._call("on_end", result)

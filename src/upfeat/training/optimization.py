@@ -14,8 +14,6 @@ from upfeat.training.config import EmaConfig, OptimizerConfig, ScheduleConfig
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["RunningStatistics", "WeightAverage", "learning_rate_factor", "make_optimizer"]
-
 
 def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """Return what the learning rate is multiplied with at a step.
@@ -25,7 +23,7 @@ def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> flo
     last step.
 
     Args:
-        schedule: the settings.
+        schedule: what falls, and after how long a warm-up.
         step: counted from 1.
         steps: of the whole run.
 
@@ -52,18 +50,7 @@ def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> flo
 def make_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Build the optimiser over all parameters in one group.
-
-    Args:
-        config: the settings.
-        parameters: what to train.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.training import OptimizerConfig, make_optimizer
-        >>> make_optimizer(OptimizerConfig(name="nadam"), [torch.nn.Parameter(torch.ones(2))])
-        NAdam (...
-    """
+    """Build the optimiser over all parameters in one group."""
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "sgd":
         return torch.optim.SGD(parameters, momentum=config.betas[0], **shared)
@@ -83,14 +70,6 @@ def check_optimizer_state(
 
     ``load_state_dict`` compares the numbers of parameters only, so a moment of a wrong shape, or a
     missing one, would be found by the next step.
-
-    Args:
-        config: the settings of the optimiser.
-        parameters: what it trains, in order.
-        state: what its ``state_dict`` returned.
-
-    Raises:
-        ValueError: a tensor is missing or has another shape than its parameter.
     """
     probe = nn.Parameter(torch.zeros(1))
     probe.grad = torch.zeros(1)

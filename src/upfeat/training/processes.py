@@ -39,12 +39,6 @@ def make_fabric(config: TrainConfig) -> "Fabric":
     Under ``torchrun`` the processes exist already. Else ``devices`` processes are started: each
     runs this program again with the same arguments. Gradients are shared by
     :func:`share_gradients`, so no module is wrapped and objectives see the upsampler itself.
-
-    Args:
-        config: ``device``, ``devices`` and ``precision`` count.
-
-    Raises:
-        ValueError: half precision on a CPU, or a GPU that is not there.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
@@ -160,13 +154,6 @@ def keep_global_draws() -> Iterator[None]:
     """Give torch's global generators back as they were, after what seeds them within the block.
 
     It is for the whole process, as dropout in training draws from no other generator.
-
-    Example:
-        >>> state = torch.get_rng_state()
-        >>> with keep_global_draws():
-        ...     _ = torch.manual_seed(5)
-        >>> torch.equal(torch.get_rng_state(), state)
-        True
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):

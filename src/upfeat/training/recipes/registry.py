@@ -20,8 +20,6 @@ from upfeat.training.config import (
     apply_overrides,
 )
 
-__all__ = ["create_recipe", "describe_recipe", "list_recipes", "register_recipe", "when_to_take"]
-
 Recipe = Callable[[], TrainConfig]
 
 _RECIPES: dict[str, Recipe] = {}
