@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
-from upfeat.objectives import _channel_sums, losses
+from upfeat.objectives import losses
 from upfeat.objectives.affinity import affinity_loss, affinity_loss_blockwise, affinity_matrix
 from upfeat.objectives.masks import mask_similarity, refine_with_masks
 
@@ -95,7 +95,7 @@ def test_bands_give_the_loss_and_gradient_of_the_whole(
     pred.requires_grad_()
     whole = loss(pred, target)
     (expected,) = torch.autograd.grad(3 * whole, pred)
-    monkeypatch.setattr(_channel_sums, "CACHE_BYTES", 4 * 5 * 3)  # two rows
+    monkeypatch.setattr(losses, "CACHE_BYTES", 4 * 5 * 3)  # two rows
     banded = loss(pred, target)
     torch.testing.assert_close(banded, whole)
     torch.testing.assert_close(torch.autograd.grad(3 * banded, pred)[0], expected)
@@ -104,21 +104,21 @@ def test_bands_give_the_loss_and_gradient_of_the_whole(
 
 
 def test_large_maps_are_summed_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_channel_sums, "CACHE_BYTES", 4 * 5 * 3)  # two rows
+    monkeypatch.setattr(losses, "CACHE_BYTES", 4 * 5 * 3)  # two rows
     heights = []
 
     def plain(pred: Tensor, target: Tensor, products: bool, distance: bool) -> tuple[Tensor, ...]:
         heights.append(pred.shape[2])
         return original(pred, target, products, distance)
 
-    original = _channel_sums._plain
-    monkeypatch.setattr(_channel_sums, "_plain", plain)
+    original = losses._plain
+    monkeypatch.setattr(losses, "_plain", plain)
     losses.cosine_mse(torch.randn(2, 5, 7, 3), torch.randn(2, 5, 7, 3))
     assert heights == [2, 2, 2, 1] * 2
 
 
 def test_large_maps_within_torch_func(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_channel_sums, "CACHE_BYTES", 32)
+    monkeypatch.setattr(losses, "CACHE_BYTES", 32)
     pred, target = torch.randn(2, 1, 4, 6, 6)
     leaf = pred.clone().requires_grad_()
     (expected,) = torch.autograd.grad(losses.cosine_mse(leaf, target), leaf)
@@ -129,7 +129,7 @@ def test_bands_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     pred = torch.randn(1, 6, 8, 4).bfloat16().requires_grad_()
     target = torch.randn(1, 6, 8, 4).bfloat16()
     (expected,) = torch.autograd.grad(losses.cosine_mse(pred, target), pred)
-    monkeypatch.setattr(_channel_sums, "CACHE_BYTES", 0)
+    monkeypatch.setattr(losses, "CACHE_BYTES", 0)
     banded = losses.cosine_mse(pred, target)
     assert banded.dtype == torch.float32
     (actual,) = torch.autograd.grad(banded, pred)

@@ -14,13 +14,6 @@ from upfeat.objectives.base import (
     register_objective,
 )
 from upfeat.objectives.crops import Crops, CropsConfig
-from upfeat.objectives.depth_target import DepthTarget, DepthTargetConfig
-from upfeat.objectives.doubling import (
-    DoubledInput,
-    DoubledInputConfig,
-    RepeatedDoubling,
-    RepeatedDoublingConfig,
-)
 from upfeat.objectives.mask_refined import MaskRefined, MaskRefinedConfig, released_stage1_config
 from upfeat.objectives.mask_transfer import MaskTransfer, MaskTransferConfig
 from upfeat.objectives.multi_resolution import (
@@ -45,7 +38,16 @@ from upfeat.objectives.self_distillation import (
     ema_update,
     released_stage2_config,
 )
-from upfeat.objectives.stored_target import StoredTarget, StoredTargetConfig
+from upfeat.objectives.targets import (
+    DepthTarget,
+    DepthTargetConfig,
+    DoubledInput,
+    DoubledInputConfig,
+    RepeatedDoubling,
+    RepeatedDoublingConfig,
+    StoredTarget,
+    StoredTargetConfig,
+)
 
 __all__ = [
     "Batch",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from upfeat.errors import UnsupportedError
 from upfeat.objectives.draws import draw_integer
-from upfeat.ops.images import Size, normalize
+from upfeat.ops.images import Size, normalize, scale_size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -27,6 +27,24 @@ class Call(NamedTuple):
     image: Size
     grid: Size
     output: Size
+
+
+class Calls(NamedTuple):
+    """The calls that a step makes, at their extremes; what ``check`` tries out."""
+
+    backbone_images: Sequence[Size]
+    calls: Sequence[Call]
+
+
+def size_of(x: Tensor) -> Size:
+    """Return the size of a map (B, C, h, w)."""
+    return x.shape[2], x.shape[3]
+
+
+def one_call(image_size: Size, backbone: "Backbone", output_scale: float = 1.0) -> Calls:
+    """Return the plan of a step whose one call has an output of a share of the image's size."""
+    output = scale_size(image_size, output_scale)
+    return Calls([image_size], [Call(image_size, backbone.grid_size(image_size), output)])
 
 
 def unwrap(upsampler: nn.Module) -> Any:

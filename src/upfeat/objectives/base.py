@@ -23,7 +23,7 @@ Legend: ``B`` batch, ``C`` channels, ``M`` masks, ``H W`` image, ``h w`` feature
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,14 @@ from upfeat._settings import Settings
 from upfeat.errors import UnknownNameError, UnsupportedError, check_map, shape_text
 from upfeat.objectives._networks import (
     Backbones,
-    Call,
+    Calls,
     as_backbones,
+    backbone_features,
     draw_backbone,
+    guidance_image,
     normalises_features,
+    one_call,
+    size_of,
     try_call,
     unwrap,
 )
@@ -69,13 +73,6 @@ FeatureSpace = Literal["auto", "raw", "channel_norm"]
 RANGE_SLACK = 1e-3  # resizing may step over the ends of [0, 1] by rounding
 
 
-class Calls(NamedTuple):
-    """The calls that a step makes, at their extremes; what ``check`` tries out."""
-
-    backbone_images: Sequence[Size]
-    calls: Sequence[Call]
-
-
 class ObjectiveConfig(Settings):
     """What all objectives have in common; :meth:`build` makes the objective.
 
@@ -105,7 +102,8 @@ class ObjectiveConfig(Settings):
 class Objective(nn.Module):
     """Base class of all training objectives.
 
-    A subclass implements ``_step`` and ``_plan``, and ``_prepare`` if it has parts to build.
+    A subclass implements ``_step``, ``_plan`` unless it makes one call to the image's size, and
+    ``_prepare`` if it has parts to build.
 
     Args:
         config: what it does, an instance of its own config class.
@@ -164,10 +162,9 @@ class Objective(nn.Module):
         self._check_model(model, backbones)
         if image_size is None:
             return
+        height, width = image_size
         for chosen in backbones:
-            height, width = image_size
-            size = scale_size((height, width), 1.0, self._multiple(chosen))
-            plan = self._plan(size, chosen)
+            plan = self._plan(scale_size((height, width), 1.0, self._multiple(chosen)), chosen)
             for backbone_size in plan.backbone_images:
                 chosen.check_image_size(backbone_size)
             for call in plan.calls:
@@ -196,14 +193,12 @@ class Objective(nn.Module):
             mixes = model.info.abilities.mixes_values
             self.feature_space = "raw" if mixes else "channel_norm"
         model.info = dataclasses.replace(model.info, feature_norm=False)
-        self.normalise_inputs = self.feature_space == "channel_norm" and not normalises_features(
-            model
-        )
+        normed = normalises_features(model)
+        self.normalise_inputs = self.feature_space == "channel_norm" and not normed
         model.info = dataclasses.replace(model.info, feature_norm=self.normalise_inputs)
         self.feature_scale = model.feature_scale
         self._prepare(model, backbones)
-        parameter = next(model.parameters())
-        self.to(device=parameter.device)
+        self.to(device=next(model.parameters()).device)
         self._prepared = True
 
     def step(
@@ -251,8 +246,23 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement _step")
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
-        """Return the calls of a step with images of that (fitted) size."""
-        raise NotImplementedError(f"{type(self).__name__} must implement _plan")
+        """Return the calls of a step with images of that (fitted) size; default one to its size."""
+        return one_call(image_size, backbone)
+
+    def _upsampled(
+        self,
+        image: Tensor,
+        backbone: "Backbone",
+        upsampler: nn.Module,
+        size: Size | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return an image's features (B, C, h, w) and their map (B, C, H', W'), by default (H, W).
+
+        The image (B, 3, H, W) in [0, 1] is the guidance.
+        """
+        features = backbone_features(backbone, image)
+        guidance = guidance_image(upsampler, backbone, image)
+        return features, upsampler(guidance, self.source(features), size)
 
     def _prepare(self, upsampler: "Upsampler", backbones: Sequence["Backbone"]) -> None:
         """Build parts that need the networks."""
@@ -293,15 +303,13 @@ class Objective(nn.Module):
                 "one, or switch those parts off"
             )
         width = model.config.get("feature_dim")
-        if width is not None:
-            for backbone in backbones:
-                if backbone.dim != width:
-                    raise UnsupportedError(
-                        f"{info.name} was built for feature_dim={width}, {backbone.name} has "
-                        f"{backbone.dim} channels; build it for that width, or train a universal "
-                        "method on several backbones"
-                    )
         for backbone in backbones:
+            if width not in (None, backbone.dim):
+                raise UnsupportedError(
+                    f"{info.name} was built for feature_dim={width}, {backbone.name} has "
+                    f"{backbone.dim} channels; build it for that width, or train a universal "
+                    "method on several backbones"
+                )
             if backbone.fixed_size is not None:
                 raise UnsupportedError(
                     f"{backbone.name} takes images of {backbone.fixed_size} only, {self.name} "
@@ -343,7 +351,7 @@ class Objective(nn.Module):
 def _fitted(batch: Batch, multiple: int) -> Batch:
     """Resize image, masks and depth to the nearest multiples, if they are none."""
     image = batch["image"]
-    size_given = (image.shape[2], image.shape[3])
+    size_given = size_of(image)
     size = scale_size(size_given, 1.0, multiple)
     if size == size_given:
         return batch

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from upfeat.objectives._networks import Call, guidance_norm
+from upfeat.objectives._networks import Call, backbone_features, guidance_norm, size_of
 from upfeat.objectives.augment import augment_image
 from upfeat.objectives.base import (
     Batch,
@@ -72,7 +72,7 @@ class Crops(Objective):
         self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
         config, image = self.config, batch["image"]
-        full = (image.shape[2], image.shape[3])
+        full = size_of(image)
         size, grid = self._size(full, backbone), backbone.grid_size(full)
         norm = guidance_norm(upsampler, backbone)
         small = resize_antialiased(image, size)
@@ -101,13 +101,9 @@ class Crops(Objective):
 
     @torch.no_grad()
     def _features(self, backbone: "Backbone", image: Tensor, upsampler: nn.Module) -> Tensor:
-        by_backbone = self.config.normalization == "own"
-        mean, std = (
-            (backbone.image_mean, backbone.image_std)
-            if by_backbone
-            else guidance_norm(upsampler, backbone)
-        )
-        return backbone(normalize(image, mean, std))
+        if self.config.normalization == "own":
+            return backbone_features(backbone, image)
+        return backbone(normalize(image, *guidance_norm(upsampler, backbone)))
 
     def _size(self, full: Size, backbone: "Backbone") -> Size:
         return scale_size(full, self.config.scale, backbone.size_multiple)

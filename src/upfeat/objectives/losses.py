@@ -1,27 +1,24 @@
 """Distances between feature maps, and penalties on one map.
 
 Every loss takes maps (B, C, h, w), computes in float32 at least, whatever the maps' dtype, and
-returns a scalar. Legend: ``B`` batch, ``C`` channels, ``h w`` grid.
+returns a scalar. The sums over the channels of large maps on a CPU, and their gradient, are
+computed band by band: the temporaries of a whole map are fresh memory and take longer than the
+arithmetic. Legend: ``B`` batch, ``C`` channels, ``h w`` grid.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from upfeat.errors import UnknownNameError, check_map, shape_text
-from upfeat.objectives._channel_sums import (
-    Products,
-    channel_products,
-    products_and_distance,
-    squared_distance,
-    to_float32,
-)
 from upfeat.objectives.draws import draw_like
 from upfeat.ops import unit_vectors
 from upfeat.ops.images import total_variation
+from upfeat.ops.runtime import CACHE_BYTES, new_large, wants_reference
 
 __all__ = [
     "Distance",
@@ -47,6 +44,11 @@ MIN_MAX_EPS = 1e-6
 ENTROPY_FLOOR = 1e-7
 
 
+def to_float32(x: Tensor) -> Tensor:
+    """Return half precision as float32, everything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def check_pair(pred: Tensor, target: Tensor) -> None:
     """Raise ``ValueError`` unless both are maps of one shape."""
     check_map(pred, "pred", "(B, C, h, w)")
@@ -59,14 +61,120 @@ def check_pair(pred: Tensor, target: Tensor) -> None:
         )
 
 
+# -- sums over the channels at each pixel ----------------------------------------------------------
+
+
+class Products(NamedTuple):
+    """Sums over the channels of pred^2, target^2 and pred target, (B, 1, h, w) each."""
+
+    pred: Tensor
+    target: Tensor
+    both: Tensor
+
+
+def channel_products(pred: Tensor, target: Tensor) -> Products:
+    """Return the squared norms and the product of the pixels' channels, differentiable."""
+    return Products(*_channel_sums(pred, target, products=True, distance=False))
+
+
+def squared_distance(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the squared distance of each pixel's channels, (B, 1, h, w), differentiable."""
+    return _channel_sums(pred, target, products=False, distance=True)[0]
+
+
+def products_and_distance(pred: Tensor, target: Tensor) -> tuple[Products, Tensor]:
+    """Return :func:`channel_products` and :func:`squared_distance` with one gradient map."""
+    *products, distance = _channel_sums(pred, target, products=True, distance=True)
+    return Products(*products), distance
+
+
+def _channel_sums(
+    pred: Tensor, target: Tensor, *, products: bool, distance: bool
+) -> tuple[Tensor, ...]:
+    small = pred.device.type != "cpu" or pred.numel() * 4 <= 2 * CACHE_BYTES
+    if small or wants_reference():
+        return _plain(pred, target, products, distance)
+    sums: tuple[Tensor, ...] = _BandedSums.apply(pred, target, products, distance)
+    return sums
+
+
+def _plain(pred: Tensor, target: Tensor, products: bool, distance: bool) -> tuple[Tensor, ...]:
+    """The definition: up to four maps (B, 1, h, w) of at least float32."""
+    pred, target = to_float32(pred), to_float32(target)
+    terms = []
+    if products:
+        terms += [(a * b).sum(1, keepdim=True) for a, b in ((pred, pred), (target, target))]
+        terms += [(pred * target).sum(1, keepdim=True)]
+    if distance:
+        terms += [(pred - target).square().sum(1, keepdim=True)]
+    return tuple(terms)
+
+
+class _BandedSums(torch.autograd.Function):
+    """The definition in bands of rows; the gradient is a sum of both maps, weighed by pixel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pred: Tensor, target: Tensor, products: bool, distance: bool
+    ) -> tuple[Tensor, ...]:
+        wide = torch.promote_types(pred.dtype, torch.float32)
+        shape = (len(pred), 1, *pred.shape[2:])
+        sums = [pred.new_empty(shape, dtype=wide) for _ in range(3 * products + distance)]
+        for band in _bands(pred):
+            for whole, part in zip(
+                sums, _plain(pred[band], target[band], products, distance), strict=True
+            ):
+                whole[band] = part
+        ctx.save_for_backward(pred, target)
+        ctx.products, ctx.distance = products, distance
+        return tuple(sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pred, target = ctx.saved_tensors
+        zero = torch.zeros_like(grads[0])
+        of_pred, of_target, of_both = grads[:3] if ctx.products else (zero, zero, zero)
+        of_distance = grads[-1] if ctx.distance else zero
+        cross = of_both - 2 * of_distance  # each map's weight in the other's gradient
+        needs = ctx.needs_input_grad
+        return (
+            _weighed(pred, 2 * (of_pred + of_distance), target, cross) if needs[0] else None,
+            _weighed(target, 2 * (of_target + of_distance), pred, cross) if needs[1] else None,
+            None,
+            None,
+        )
+
+
+def _weighed(x: Tensor, x_weight: Tensor, y: Tensor, y_weight: Tensor) -> Tensor:
+    """Return x_weight x + y_weight y, maps (B, C, h, w) and weights (B, 1, h, w), laid out as x."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        batch, channels, height, width = x.shape
+        result = new_large(x, batch, height, width, channels).permute(0, 3, 1, 2)
+    else:
+        result = new_large(x, *x.shape)
+    for band in _bands(x):
+        part = to_float32(x[band]) * x_weight[band]
+        result[band] = part.addcmul_(to_float32(y[band]), y_weight[band])
+    return result
+
+
+def _bands(x: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield bands of rows of single maps (B, C, h, w)."""
+    batch, channels, height, width = x.shape
+    step = max(1, 2 * CACHE_BYTES // (4 * channels * width))
+    for item in range(batch):
+        for start in range(0, height, step):
+            yield slice(item, item + 1), slice(None), slice(start, start + step)
+
+
+# -- distances -------------------------------------------------------------------------------------
+
+
 def cosine_loss(pred: Tensor, target: Tensor) -> Tensor:
     """Return the mean over all pixels of 1 - cos(pred, target).
 
     The first term of JAFAR's equation for its loss; 1e-12 is added to each squared norm.
-
-    Args:
-        pred: (B, C, h, w).
-        target: (B, C, h, w).
 
     Example:
         >>> import torch
@@ -90,10 +198,6 @@ def min_max_mse(pred: Tensor, target: Tensor) -> Tensor:
     With m and M the least and the largest channel of the *target* at a pixel, both maps become
     (x - m) / (M - m + 1e-6). Second term of JAFAR's loss, and the normalised form in NAF's code.
 
-    Args:
-        pred: (B, C, h, w).
-        target: (B, C, h, w).
-
     Example:
         >>> import torch
         >>> target = torch.tensor([0.0, 10.0]).view(1, 2, 1, 1)
@@ -112,51 +216,20 @@ def _min_max(distance: Tensor, target: Tensor) -> Tensor:
 
 
 def cosine_mse(pred: Tensor, target: Tensor) -> Tensor:
-    """Return :func:`cosine_loss` + :func:`min_max_mse`: the loss of JAFAR and of AnyUp.
-
-    Args:
-        pred: (B, C, h, w).
-        target: (B, C, h, w).
-
-    Example:
-        >>> import torch
-        >>> x = torch.randn(1, 8, 4, 4)
-        >>> cosine_mse(x, x).abs().item() < 1e-6
-        True
-    """
+    """Return :func:`cosine_loss` + :func:`min_max_mse`: the loss of JAFAR and of AnyUp."""
     check_pair(pred, target)
     products, distance = products_and_distance(pred, target)
     return (_cosine(products) + _min_max(distance, target)).mean()
 
 
 def mse(pred: Tensor, target: Tensor) -> Tensor:
-    """Return the mean square difference: NAF's loss, LoftUp's first stage.
-
-    Args:
-        pred: (B, C, h, w).
-        target: (B, C, h, w).
-
-    Example:
-        >>> import torch
-        >>> mse(torch.zeros(1, 2, 1, 1), torch.full((1, 2, 1, 1), 3.0)).item()
-        9.0
-    """
+    """Return the mean square difference: NAF's loss, LoftUp's first stage."""
     check_pair(pred, target)
     return F.mse_loss(to_float32(pred), to_float32(target))
 
 
 def l1(pred: Tensor, target: Tensor) -> Tensor:
-    """Return the mean absolute difference.
-
-    Args:
-        pred: (B, C, h, w).
-        target: (B, C, h, w).
-
-    Example:
-        >>> import torch
-        >>> l1(torch.zeros(1, 2, 1, 1), torch.full((1, 2, 1, 1), -3.0)).item()
-        3.0
-    """
+    """Return the mean absolute difference."""
     check_pair(pred, target)
     return F.l1_loss(to_float32(pred), to_float32(target))
 
@@ -213,13 +286,7 @@ def downsampling_loss(
 
 
 def energy(x: Tensor) -> Tensor:
-    """Return the squared norm of each pixel, (B, C, h, w) -> (B, 1, h, w).
-
-    Example:
-        >>> import torch
-        >>> energy(torch.full((1, 2, 1, 1), 3.0)).item()
-        18.0
-    """
+    """Return the squared norm of each pixel, (B, C, h, w) -> (B, 1, h, w)."""
     return to_float32(x).square().sum(1, keepdim=True)
 
 

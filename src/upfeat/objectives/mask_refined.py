@@ -4,7 +4,6 @@ Paper: LoftUp (arXiv 2504.14032), section 3.2, first stage. The released trainin
 provisional branch) adds a multi-view and a total-variation term.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,12 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat._settings import Share, Sides
-from upfeat.objectives._networks import Call, backbone_features, guidance_image
+from upfeat.objectives._networks import Calls, one_call, size_of
 from upfeat.objectives.base import (
     Batch,
-    Calls,
-    Objective,
-    ObjectiveConfig,
     register_objective,
     weighted_sum,
 )
@@ -31,17 +27,16 @@ from upfeat.objectives.losses import (
     to_float32,
 )
 from upfeat.objectives.masks import MaskOrder, mask_similarity, refine_with_masks
-from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
+from upfeat.objectives.multi_view import MultiViewConfig, MultiViewObjective, MultiViewOption
 from upfeat.ops.images import Size, scale_size
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
-    from upfeat.upsamplers.base import Upsampler
 
 __all__ = ["MaskRefined", "MaskRefinedConfig", "released_stage1_config"]
 
 
-class MaskRefinedConfig(ObjectiveConfig):
+class MaskRefinedConfig(MultiViewOption):
     """Settings of :class:`MaskRefined`; the defaults are the paper's loss with the code's numbers.
 
     Attributes:
@@ -70,7 +65,6 @@ class MaskRefinedConfig(ObjectiveConfig):
     input_sizes: tuple[Sides, ...] = ()
     projection: PositiveInt | None = None
     similarity_weight: float = 0.0
-    multi_view: MultiViewConfig | None = None
 
 
 def released_stage1_config() -> MaskRefinedConfig:
@@ -79,7 +73,7 @@ def released_stage1_config() -> MaskRefinedConfig:
 
 
 @register_objective(MaskRefinedConfig)
-class MaskRefined(Objective):
+class MaskRefined(MultiViewObjective):
     """Match the output with bicubic features that masks have sharpened (LoftUp, first stage).
 
     The batch brings ``"masks"`` (B, M, H, W), of any source. The downsampler of ``multi_view`` is
@@ -89,29 +83,13 @@ class MaskRefined(Objective):
     batch_keys = ("image", "masks")
     config: MaskRefinedConfig
 
-    def __init__(self, config: MaskRefinedConfig) -> None:
-        super().__init__(config)
-        self.multi_view: MultiView | None = None
-
-    def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
-        super()._check_model(model, backbones)
-        check_multi_view(self.config.multi_view, backbones, self.name)
-
-    def _prepare(self, upsampler: "Upsampler", backbones: Sequence["Backbone"]) -> None:
-        if self.config.multi_view is not None:
-            backbone = backbones[0]
-            self.multi_view = MultiView(
-                self.config.multi_view, backbone.dim, int(backbone.patch_size)
-            )
-
     def _step(
         self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
         config, image, masks = self.config, batch["image"], batch["masks"]
         image, masks = draw_part(image, masks, config.input_sizes, generator)
-        features = backbone_features(backbone, image)
-        size = scale_size((image.shape[2], image.shape[3]), config.output_scale)
-        output = upsampler(guidance_image(upsampler, backbone, image), self.source(features), size)
+        size = scale_size(size_of(image), config.output_scale)
+        features, output = self._upsampled(image, backbone, upsampler, size)
         bicubic = F.interpolate(to_float32(self.target(features)), size, mode="bicubic")
         target = refine_with_masks(bicubic, masks, config.alpha, config.order)
         terms = {}
@@ -127,9 +105,6 @@ class MaskRefined(Objective):
         return weighted_sum(terms)
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
-        calls = []
-        for size in self.config.input_sizes or (image_size,):
-            seen = (size[0], size[1])
-            output = scale_size(seen, self.config.output_scale)
-            calls.append(Call(seen, backbone.grid_size(seen), output))
-        return Calls([call.image for call in calls], calls)
+        sizes = self.config.input_sizes or (image_size,)
+        plans = [one_call(size, backbone, self.config.output_scale) for size in sizes]
+        return Calls(sizes, [call for plan in plans for call in plan.calls])

@@ -23,7 +23,13 @@ from torch.nn import functional as F
 from upfeat._settings import Share, Sides
 from upfeat.errors import UnsupportedError
 from upfeat.layers.attention import attention_modules, record_attention
-from upfeat.objectives._networks import Call, backbone_features, guidance_image, unwrap
+from upfeat.objectives._networks import (
+    Call,
+    backbone_features,
+    guidance_image,
+    size_of,
+    unwrap,
+)
 from upfeat.objectives.base import (
     Batch,
     Calls,
@@ -125,12 +131,11 @@ class MaskTransfer(Objective):
     ) -> dict[str, Tensor]:
         config, image, masks = self.config, batch["image"], batch["masks"]
         image, masks = draw_part(image, masks, config.input_sizes, generator)
-        full = (image.shape[2], image.shape[3])
         scale = config.input_scales[draw_integer(generator, len(config.input_scales))]
-        seen = resize_antialiased(image, self._input(full, scale, backbone))
+        seen = resize_antialiased(image, self._input(size_of(image), scale, backbone))
         features = backbone_features(backbone, seen)
         regions = region_map(masks)  # (B, H, W)
-        shares = region_shares(regions, (features.shape[2], features.shape[3]), features.dtype)
+        shares = region_shares(regions, size_of(features), features.dtype)
         targets = self.target(features)
         centre = targets.mean((2, 3), keepdim=True)
         matrix = self._projection(targets - centre, generator)  # (P, C)
@@ -213,8 +218,9 @@ class MaskTransfer(Objective):
             means = weight @ cells / weight.sum(2, keepdim=True).clamp(min=1e-6)  # (B, M, P)
             mean = means.gather(1, number.expand(-1, -1, means.shape[2]))
         else:
-            grid = (channels.shape[2], channels.shape[3])
-            near = nearness(coords, grid, config.locality).to(weight.dtype)  # (B, N, n)
+            near = nearness(coords, size_of(channels), config.locality).to(
+                weight.dtype
+            )  # (B, N, n)
             near = near * weight.gather(1, number.expand(-1, -1, weight.shape[2]))
             mean = near @ cells / near.sum(2, keepdim=True).clamp(min=1e-6)
         pull = config.alpha * (region >= 0)[..., None]
@@ -225,7 +231,7 @@ class MaskTransfer(Objective):
     ) -> Tensor:
         """Return the cross-entropy of the shares that attention weights (B, N, n) give a pixel."""
         if self.config.locality is not None:
-            near = nearness(coords, (shares.shape[2], shares.shape[3]), self.config.locality)
+            near = nearness(coords, size_of(shares), self.config.locality)
             weights = [one * near.to(one.dtype) for one in weights]
         cells = shares.flatten(2).mT  # (B, M, h, w) -> (B, n, M)
         terms = [cross_entropy(one @ cells, region) for one in weights]
@@ -242,7 +248,7 @@ class MaskTransfer(Objective):
         """
         logits = -distances / self.config.match_width
         if self.config.locality is not None:
-            near = nearness(coords, (shares.shape[2], shares.shape[3]), self.config.locality)
+            near = nearness(coords, size_of(shares), self.config.locality)
             logits = logits + near.clamp(min=1e-30).log().to(logits.dtype)
         weights = logits.softmax(-1)  # (B, N, n)
         return cross_entropy(weights @ shares.flatten(2).mT, region)  # shares: (B, n, M)
@@ -252,8 +258,7 @@ class MaskTransfer(Objective):
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         sizes, calls = [], []
-        for drawn in self.config.input_sizes or (image_size,):
-            full = (drawn[0], drawn[1])
+        for full in self.config.input_sizes or (image_size,):
             for scale in self.config.input_scales:
                 sizes.append(self._input(full, scale, backbone))
                 calls.append(Call(full, backbone.grid_size(sizes[-1]), full))

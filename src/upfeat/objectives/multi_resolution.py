@@ -11,7 +11,13 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from upfeat._settings import Share
-from upfeat.objectives._networks import Call, backbone_features, guidance_image, guidance_norm
+from upfeat.objectives._networks import (
+    Call,
+    backbone_features,
+    guidance_image,
+    guidance_norm,
+    size_of,
+)
 from upfeat.objectives.base import (
     Batch,
     Calls,
@@ -95,13 +101,10 @@ class MultiResolution(Objective):
     ) -> dict[str, Tensor]:
         image = batch["image"]
         high = backbone_features(backbone, image)
-        share = draw_uniform(generator, *self.config.scale)
-        small = resize_bilinear(
-            image, self._small((image.shape[2], image.shape[3]), share, backbone)
-        )
+        share, grid = draw_uniform(generator, *self.config.scale), size_of(high)
+        small = resize_bilinear(image, self._small(size_of(image), share, backbone))
         low = backbone_features(backbone, small)
-        grid = (high.shape[2], high.shape[3])
-        size = self._guidance((image.shape[2], image.shape[3]), grid)
+        size = self._guidance(size_of(image), grid)
         guidance = guidance_image(upsampler, backbone, resize_bilinear(image, size))
         pred = upsampler(guidance, self.source(low), grid)
         main = get_distance(self.config.distance)(pred, self.target(high))
@@ -132,7 +135,7 @@ class MultiResolution(Objective):
         )
         if disturbed is clean:
             return guidance.new_zeros(())  # the two maps would be one
-        size = (guidance.shape[2], guidance.shape[3])
+        size = size_of(guidance)
         with torch.no_grad():
             target = upsampler(clean, features, size)
         return cosine_mse(upsampler(disturbed, features, size), target)
@@ -144,9 +147,8 @@ class MultiResolution(Objective):
         cells = self.config.guidance_cells
         if cells is None:
             return scale_size(size, self.config.guidance_scale)
-        return min(self.config.guidance_max, cells * grid[0]), min(
-            self.config.guidance_max, cells * grid[1]
-        )
+        height, width = (min(self.config.guidance_max, cells * side) for side in grid)
+        return height, width
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         grid = backbone.grid_size(image_size)

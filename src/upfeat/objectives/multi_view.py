@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from upfeat._settings import Settings
 from upfeat.errors import UnsupportedError, check_map, shape_text
 from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet, SimpleDownsampler
-from upfeat.objectives._networks import Call, backbone_features, guidance_image
+from upfeat.objectives._networks import backbone_features, size_of
 from upfeat.objectives.base import (
     Batch,
     Calls,
@@ -156,11 +156,8 @@ class MultiView(nn.Module):
         super().__init__()
         self.config = config
         self.patch = patch
-        self.downsampler: AttentionDownsampler | SimpleDownsampler
-        if config.downsampler == "simple":
-            self.downsampler = SimpleDownsampler(patch)
-        else:
-            self.downsampler = AttentionDownsampler(dim, patch)
+        simple = config.downsampler == "simple"
+        self.downsampler = SimpleDownsampler(patch) if simple else AttentionDownsampler(dim, patch)
         self.scale = ScaleNet(dim) if config.uncertainty else None
 
     def forward(
@@ -181,7 +178,7 @@ class MultiView(nn.Module):
             to_target: brings the backbone's features into the output's space.
         """
         config = self.config
-        size = (image.shape[2], image.shape[3])
+        size = size_of(image)
         grid = backbone.grid_size(size)
         fine = (grid[0] * self.patch, grid[1] * self.patch)
         losses, terms = [], {}
@@ -199,9 +196,9 @@ class MultiView(nn.Module):
             if view == 0 and config.tv_weight:
                 terms["total_variation"] = (config.tv_weight, total_variation(energy(moved)))
             if view == 0 and config.crf_weight:
-                pixels = draw_pixels(generator, (moved.shape[2], moved.shape[3]), config.crf_pixels)
+                pixels = draw_pixels(generator, size_of(moved), config.crf_pixels)
                 still = normalize(image, backbone.image_mean, backbone.image_std)
-                still = resize_bilinear(still, (moved.shape[2], moved.shape[3]))
+                still = resize_bilinear(still, size_of(moved))
                 terms["crf"] = (config.crf_weight, crf_loss(moved, still, pixels))
         terms["reconstruction"] = (config.weight, torch.stack(losses).mean())
         if isinstance(self.downsampler, SimpleDownsampler) and config.entropy_weight:
@@ -229,23 +226,45 @@ class MultiView(nn.Module):
         return error.mean() if self.scale is None else self.scale.error(error, to_float32(features))
 
 
-def check_multi_view(
-    config: MultiViewConfig | None, backbones: Sequence["Backbone"], name: str
-) -> None:
-    """Refuse the multi-view term where its downsampler cannot be built."""
-    if config is None:
-        return
-    if len(backbones) > 1:
-        raise UnsupportedError(
-            f"the multi-view term of {name} learns a downsampler for one backbone, got "
-            f"{len(backbones)}; train with one backbone or with multi_view=None"
-        )
-    patch = backbones[0].patch_size
-    if patch != int(patch):
-        raise UnsupportedError(
-            f"the multi-view term of {name} needs a whole patch size, {backbones[0].name} has "
-            f"{patch}; train with multi_view=None"
-        )
+class MultiViewOption(ObjectiveConfig):
+    """Settings of an objective that may add the multi-view term.
+
+    Attributes:
+        multi_view: add it, with these settings.
+    """
+
+    multi_view: MultiViewConfig | None = None
+
+
+class MultiViewObjective(Objective):
+    """Base of the objectives that may add the multi-view term: checks and builds it."""
+
+    config: MultiViewOption
+
+    def __init__(self, config: MultiViewOption) -> None:
+        super().__init__(config)
+        self.multi_view: MultiView | None = None
+
+    def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        super()._check_model(model, backbones)
+        if self.config.multi_view is None:
+            return
+        if len(backbones) > 1:
+            raise UnsupportedError(
+                f"the multi-view term of {self.name} learns a downsampler for one backbone, got "
+                f"{len(backbones)}; train with one backbone or with multi_view=None"
+            )
+        patch = backbones[0].patch_size
+        if patch != int(patch):
+            raise UnsupportedError(
+                f"the multi-view term of {self.name} needs a whole patch size, "
+                f"{backbones[0].name} has {patch}; train with multi_view=None"
+            )
+
+    def _prepare(self, upsampler: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        if self.config.multi_view is not None:
+            patch = int(backbones[0].patch_size)
+            self.multi_view = MultiView(self.config.multi_view, backbones[0].dim, patch)
 
 
 # -- the contrastive random field --------------------------------------------------------------
@@ -322,7 +341,7 @@ FEATUP = MultiViewConfig(
 )
 
 
-class MultiViewReconstructionConfig(ObjectiveConfig):
+class MultiViewReconstructionConfig(MultiViewOption):
     """Settings of :class:`MultiViewReconstruction`; the defaults are FeatUp's code.
 
     Attributes:
@@ -336,7 +355,7 @@ class MultiViewReconstructionConfig(ObjectiveConfig):
 
 
 @register_objective(MultiViewReconstructionConfig)
-class MultiViewReconstruction(Objective):
+class MultiViewReconstruction(MultiViewObjective):
     """Reconstruct the features of jittered copies from the moved and reduced map (FeatUp).
 
     The upsampled map of the image is moved as each copy was, reduced to the backbone's grid by a
@@ -348,26 +367,12 @@ class MultiViewReconstruction(Objective):
     several_backbones = False
     config: MultiViewReconstructionConfig
 
-    def __init__(self, config: MultiViewReconstructionConfig) -> None:
-        super().__init__(config)
-        self.multi_view: MultiView | None = None
-
-    def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
-        super()._check_model(model, backbones)
-        check_multi_view(self.config.multi_view, backbones, self.name)
-
-    def _prepare(self, upsampler: "Upsampler", backbones: Sequence["Backbone"]) -> None:
-        backbone = backbones[0]
-        self.multi_view = MultiView(self.config.multi_view, backbone.dim, int(backbone.patch_size))
-
     def _step(
         self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        if self.multi_view is None:
-            raise RuntimeError("prepare() builds the downsampler")
+        assert self.multi_view is not None  # prepare() builds it
         image = batch["image"]
-        features = backbone_features(backbone, image)
-        output = upsampler(guidance_image(upsampler, backbone, image), self.source(features))
+        _, output = self._upsampled(image, backbone, upsampler)
         return weighted_sum(self.multi_view(image, output, backbone, generator, self.target))
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
@@ -377,4 +382,4 @@ class MultiViewReconstruction(Objective):
                 f"max_pad={views.max_pad} mirrors more than images of {image_size} have; lower "
                 "multi_view.max_pad or enlarge the images"
             )
-        return Calls([image_size], [Call(image_size, backbone.grid_size(image_size), image_size)])
+        return super()._plan(image_size, backbone)

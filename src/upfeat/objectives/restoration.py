@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from upfeat._settings import Share
 from upfeat.errors import UnsupportedError
-from upfeat.objectives._networks import Call, backbone_features, guidance_image
+from upfeat.objectives._networks import size_of
 from upfeat.objectives.base import (
     Batch,
-    Calls,
     Objective,
     ObjectiveConfig,
     register_objective,
@@ -26,7 +25,7 @@ from upfeat.objectives.base import (
 )
 from upfeat.objectives.draws import draw_uniform
 from upfeat.objectives.losses import l1, mse
-from upfeat.ops.images import Size, ssim
+from upfeat.ops.images import ssim
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
@@ -136,13 +135,8 @@ class Restoration(Objective):
         config, clean = self.config, batch["image"]
         span = config.deviation if config.noise == "gaussian" else config.probability
         noisy = noisy_image(clean, config.noise, draw_uniform(generator, *span), generator)
-        values = backbone_features(backbone, noisy)
-        guidance = guidance_image(upsampler, backbone, noisy)
-        restored = upsampler(guidance, values, (clean.shape[2], clean.shape[3]))
+        _, restored = self._upsampled(noisy, backbone, upsampler, size_of(clean))
         return weighted_sum(restoration_terms(restored, clean))
-
-    def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
-        return Calls([image_size], [Call(image_size, image_size, image_size)])
 
     def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
         super()._check_model(model, backbones)

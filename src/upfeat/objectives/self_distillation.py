@@ -12,20 +12,25 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from upfeat._settings import Share
-from upfeat.objectives._networks import Call, backbone_features, frozen_copy, guidance_image, unwrap
+from upfeat.objectives._networks import (
+    Call,
+    Calls,
+    backbone_features,
+    frozen_copy,
+    guidance_image,
+    size_of,
+    unwrap,
+)
 from upfeat.objectives.affinity import BORDER, affinity_loss
 from upfeat.objectives.base import (
     Batch,
-    Calls,
-    Objective,
-    ObjectiveConfig,
     register_objective,
     weighted_sum,
 )
 from upfeat.objectives.draws import draw_integer
 from upfeat.objectives.losses import get_distance, total_variation
 from upfeat.objectives.masks import MaskOrder, refine_with_masks
-from upfeat.objectives.multi_view import MultiView, MultiViewConfig, check_multi_view
+from upfeat.objectives.multi_view import MultiViewConfig, MultiViewObjective, MultiViewOption
 from upfeat.ops.images import Size, resize_bilinear, scale_size
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ __all__ = [
 MapDistance = Literal["affinity_l2", "affinity_l1", "mse", "l1", "cosine_mse"]
 
 
-class SelfDistillationConfig(ObjectiveConfig):
+class SelfDistillationConfig(MultiViewOption):
     """Settings of :class:`SelfDistillation`; the defaults are the paper's.
 
     Attributes:
@@ -82,7 +87,6 @@ class SelfDistillationConfig(ObjectiveConfig):
     every: PositiveInt = 10
     output_scale: PositiveFloat = 1.0
     tv_weight: float = 0.0
-    multi_view: MultiViewConfig | None = None
 
 
 def released_stage2_config(patch_size: int) -> SelfDistillationConfig:
@@ -126,7 +130,7 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 @register_objective(SelfDistillationConfig)
-class SelfDistillation(Objective):
+class SelfDistillation(MultiViewObjective):
     """Match the output with a slow teacher's output on crops (LoftUp, second stage).
 
     The batch's image is the large one. The student sees it resized; the teacher, which starts as a
@@ -159,7 +163,6 @@ class SelfDistillation(Objective):
         # Masks are needed only where they are used; the class attribute cannot know.
         self.batch_keys = ("image", "masks") if config.refine else ("image",)  # type: ignore[misc]
         self.teacher: nn.Module | None = None
-        self.multi_view: MultiView | None = None
 
     def train(self, mode: bool = True) -> "SelfDistillation":
         """Set the mode of everything but the teacher, which stays in evaluation mode."""
@@ -173,30 +176,20 @@ class SelfDistillation(Objective):
         if self.teacher is not None and step % self.config.every == 0:
             ema_update(self.teacher, unwrap(upsampler), self.config.decay)
 
-    def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
-        super()._check_model(model, backbones)
-        check_multi_view(self.config.multi_view, backbones, self.name)
-
     def _prepare(self, upsampler: "Upsampler", backbones: Sequence["Backbone"]) -> None:
+        super()._prepare(upsampler, backbones)
         self.teacher = frozen_copy(upsampler)
-        if self.config.multi_view is not None:
-            backbone = backbones[0]
-            self.multi_view = MultiView(
-                self.config.multi_view, backbone.dim, int(backbone.patch_size)
-            )
 
     def _step(
         self, batch: Batch, backbone: "Backbone", upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
         config, image = self.config, batch["image"]
-        full = (image.shape[2], image.shape[3])
+        full = size_of(image)
         sizes = self._sizes(full, backbone)
         size = sizes[draw_integer(generator, len(sizes))] if len(sizes) > 1 else sizes[0]
         out_size = scale_size(size, config.output_scale)
         small = resize_bilinear(image, size)
-        features = backbone_features(backbone, small)
-        guidance = guidance_image(upsampler, backbone, small)
-        student = upsampler(guidance, self.source(features), out_size)
+        _, student = self._upsampled(small, backbone, upsampler, out_size)
         losses = []
         for _ in range(config.crops):
             corner = self._corner(full, size, generator)
@@ -205,8 +198,7 @@ class SelfDistillation(Objective):
                 output_span(*axis) for axis in zip(corner, size, full, out_size, strict=True)
             )
             seen = student[:, :, rows, columns]
-            target = resize_bilinear(target, (seen.shape[2], seen.shape[3]))
-            losses.append(self._distance(seen, target))
+            losses.append(self._distance(seen, resize_bilinear(target, size_of(seen))))
         terms = {"distillation": (config.weight, torch.stack(losses).mean())}
         if config.tv_weight:
             terms["total_variation"] = (config.tv_weight, total_variation(student))
@@ -237,8 +229,7 @@ class SelfDistillation(Objective):
         window = (..., slice(corner[0], corner[0] + size[0]), slice(corner[1], corner[1] + size[1]))
         crop = batch["image"][window]
         guidance = guidance_image(upsampler, backbone, crop)
-        if self.teacher is None:
-            raise RuntimeError("prepare() builds the teacher")
+        assert self.teacher is not None  # prepare() builds it
         output = self.teacher(guidance, self.source(backbone_features(backbone, crop)), out_size)
         if not self.config.refine:
             return output
@@ -246,22 +237,20 @@ class SelfDistillation(Objective):
         return refine_with_masks(output, masks, self.config.alpha, self.config.order)
 
     def _distance(self, seen: Tensor, target: Tensor) -> Tensor:
-        distance = self.config.distance
-        if distance == "affinity_l2":
-            return affinity_loss(seen, target, "l2", self.config.border)
-        if distance == "affinity_l1":
-            return affinity_loss(seen, target, "l1", self.config.border)
-        return get_distance(distance)(seen, target)
+        match self.config.distance:
+            case "affinity_l2":
+                return affinity_loss(seen, target, "l2", self.config.border)
+            case "affinity_l1":
+                return affinity_loss(seen, target, "l1", self.config.border)
+            case other:
+                return get_distance(other)(seen, target)
 
     def _sizes(self, full: Size, backbone: "Backbone") -> list[Size]:
         """Sizes of the student's image, from a (fitted) image of size ``full``."""
+        shares = [side / min(full) for side in self.config.input_sizes]
         if self.config.scale is not None:
-            return [scale_size(full, 1 / self.config.scale, backbone.size_multiple)]
-        short = min(full)
-        return [
-            scale_size(full, side / short, backbone.size_multiple)
-            for side in self.config.input_sizes
-        ]
+            shares = [1 / self.config.scale]
+        return [scale_size(full, share, backbone.size_multiple) for share in shares]
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         sizes = self._sizes(image_size, backbone)
