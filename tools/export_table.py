@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,12 +23,16 @@ END = "<!-- End of what tools/export_table.py writes. -->\n"
 SIDES = (96, 128)
 WIDTH = 16
 # Networks as small as the methods allow; others are built as they are.
-SMALL: dict[str, dict[str, int]] = {
+SMALL: dict[str, dict[str, Any]] = {
     "anyup": {"qk_dim": 16},
     "jafar": {"qk_dim": 32},
     "kin": {"dim": 8},
     "loftup": {"num_heads": 4},
     "naf": {"dim": 32, "kernel_size": 5},
+    "pixelup": {
+        **{"d_enc": 16, "num_heads_encoder": 2, "num_heads_decoder": 2, "rope_directions": 2},
+        **{"kernel_size": 5, "smallest_side": 160, "encoder": "test_convnext"},
+    },
 }
 COLUMNS = [
     ("torch.export, fixed size", "torch", "static"),

@@ -39,6 +39,10 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
     "loftup/learnable": {"n_freqs": 3, "position": "learnable", "lr_size": 4},
     "naf": {"dim": 32, "heads_attn": 4, "heads_rope": 2, "kernel_size": 3},
     "naf/even": {"dim": 48, "heads_attn": 2, "heads_rope": 3, "kernel_size": 4, "img_layers": 1},
+    "pixelup": {
+        **{"d_enc": 16, "num_heads_encoder": 2, "num_heads_decoder": 2, "rope_directions": 2},
+        **{"kernel_size": 3, "smallest_side": 96, "encoder": "test_convnext"},
+    },
     "raysup": {"qk_dim": 64, "num_heads": 2},
     "sapa": {"embedding_dim": 16, "up_kernel_size": 3, "stages": 2},
     "sapa/gate": {"embedding_dim": 16, "stages": 1, "q_mode": "gate"},
@@ -60,6 +64,7 @@ WIDTHS = (8, 16)
 
 SMALLEST_GRID = {
     **{"anyup": 2, "anyup/natten": 3, "featup_jbu": 2, "naf": 3, "naf/even": 4},
+    "pixelup": 3,
     "raysup": 6,
 }
 """Smaller grids are refused; one for those that are not named."""

@@ -33,6 +33,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "kin": {"dim": 8, "radius": 2},
     "lift": {"feature_dim": DIM},
     "liif": {"feature_dim": DIM, "hidden_dim": 16, "num_hidden": 1},
+    "pixelup": {
+        "d_enc": 16, "num_heads_encoder": 2, "num_heads_decoder": 2, "rope_directions": 2,
+        "kernel_size": 3, "smallest_side": 96, "encoder": "test_convnext",
+    },
     "raysup": {"qk_dim": 32, "num_heads": 2},
     "resfu": {"feature_dim": DIM, "embedding_dim": 8, "radius": 2},
     "resize_conv": {"feature_dim": DIM},

@@ -22,6 +22,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "loftup": {"num_heads": 4, "n_freqs": 4},
     "liif": {"hidden_dim": 32, "num_hidden": 2},
     "featup_implicit": {"pca_dim": 8, "n_freqs": 3},
+    "pixelup": {
+        **{"d_enc": 16, "num_heads_encoder": 2, "num_heads_decoder": 2, "rope_directions": 2},
+        **{"semantic_scale": 1.0, "smallest_side": 288, "encoder": "test_convnext"},
+    },
 }
 # Of the streaming encoders, in one thread. Where no map may be kept, strips that pass naf's four
 # 3x3 convolutions, or raysup's four branches, read many rows more than they give.
@@ -32,6 +36,7 @@ HELD = {
     "kin": 4 * PIXELS * 9 * 16,
     "featup_jbu": 4 * PIXELS * (5 * 32 + CHANNELS // 4),
     "loftup": 4 * PIXELS * 2 * 3,
+    "pixelup": 4 * PIXELS * 6 * 16,
     "featup_implicit": 4 * PIXELS * 2 * 3,
 }
 

@@ -159,7 +159,7 @@ def test_saving_replaces_what_was_saved_and_nothing_else(
 
 # -- files and configurations of others, and damaged ones ------------------------------------------
 
-LEARNED: dict[str, dict[str, int]] = {
+LEARNED: dict[str, dict[str, Any]] = {
     "anyup": {"qk_dim": 16},
     "carafe": {"feature_dim": 16, "compressed_channels": 8, "stages": 1},
     "dysample": {"feature_dim": 16, "stages": 1},
@@ -173,6 +173,7 @@ LEARNED: dict[str, dict[str, int]] = {
     "liif": {"feature_dim": 16, "hidden_dim": 24, "num_hidden": 2},
     "loftup": {"feature_dim": 16},
     "naf": {"dim": 32, "heads_rope": 2},
+    "pixelup": {"d_enc": 96, "rope_directions": 8, "encoder": "test_convnext"},
     "raysup": {"qk_dim": 32},
     "resfu": {"feature_dim": 16},
     "resize_conv": {"feature_dim": 16},

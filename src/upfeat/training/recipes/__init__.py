@@ -15,6 +15,8 @@ from upfeat.training.recipes.attention import (
     naf_restoration_paper,
     naf_restoration_small,
     naf_small,
+    pixelup_paper,
+    pixelup_small,
     raysup_paper,
     raysup_small,
 )
@@ -122,6 +124,8 @@ __all__ = [
     "naf_restoration_paper",
     "naf_restoration_small",
     "naf_small",
+    "pixelup_paper",
+    "pixelup_small",
     "raysup_paper",
     "raysup_small",
     "register_recipe",

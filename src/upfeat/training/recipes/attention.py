@@ -1,7 +1,7 @@
-"""Recipes of methods that attend to low-resolution cells: JAFAR, RaysUp, AnyUp, NAF.
+"""Recipes of methods that attend to low-resolution cells: JAFAR, RaysUp, AnyUp, NAF, PixelUp.
 
 JAFAR: Couairon et al., 2025, arXiv 2506.11136; RaysUp: 2026, arXiv 2606.22749; AnyUp: Wimmer et
-al., 2025, arXiv 2510.12764; NAF: 2025, arXiv 2511.18452.
+al., 2025, arXiv 2510.12764; NAF: 2025, arXiv 2511.18452; PixelUp: 2026, arXiv 2608.02792.
 """
 
 from upfeat.objectives import (
@@ -277,4 +277,50 @@ def naf_restoration_small() -> TrainConfig:
         backbones=(IMAGE,),
         steps=500,
         validation=None,
+    )
+
+
+@register_recipe
+def pixelup_paper() -> TrainConfig:
+    """PixelUp, guided by DINOv3's ConvNeXt-S; no training code was within reach.
+
+    * Paper, as a reader reports it: squared error to features of a larger image, AdamW, bfloat16,
+      a random factor in each step; images of SA-1B and COCO.
+    * Released files: architecture and encoder. Its weights are under the DINOv3 licence, and so are
+      models trained with them.
+    * Chosen: everything else. The backbone, images of 448 pixels of one size, factors from
+      [0.35, 0.6], whose grids have nine cells, 100,000 steps of 4 images at 2e-4, seed 0.
+    """
+    return _published(
+        DINOV2_SMALL,
+        UpsamplerConfig(name="pixelup", config={"encoder_weights": "timm"}),
+        MultiResolutionConfig(
+            scale=(0.35, 0.6), distance="mse", guidance_scale=1.0, regulariser_weight=0.0
+        ),
+        DataConfig(crop=448),
+        every=25_000,
+        steps=100_000,
+    )
+
+
+@register_recipe
+def pixelup_small() -> TrainConfig:
+    """PixelUp for the bundled encoder, on two cores, guided by a ConvNeXt of 3 M parameters.
+
+    * As ``pixelup_paper``: the objective's form.
+    * Chosen: everything else. ``convnext_atto.d2_in1k`` (Apache-2.0) as encoder, from local folders
+      or the hub, queries of 64 channels, windows of 5 cells since the small image's grid has six,
+      an encoder's image of 160 pixels at least, images of 224 pixels, cosine plus min-max
+      normalised squared error, 1,000 steps with a higher learning rate that falls.
+    """
+    small = {"d_enc": 64, "num_heads_encoder": 4, "num_heads_decoder": 4, "rope_directions": 4}
+    encoder = {"encoder": "convnext_atto.d2_in1k", "encoder_weights": "timm"}
+    return small_recipe(
+        UpsamplerConfig(
+            name="pixelup", config={**small, "kernel_size": 5, "smallest_side": 160, **encoder}
+        ),
+        MultiResolutionConfig(scale=(0.4, 0.6), guidance_scale=1.0, regulariser_weight=0.0),
+        SMALL_OPTIMIZER,
+        random_crops(224, resize=256),
+        warmup_steps=100,
     )
