@@ -267,7 +267,10 @@ class PixelUp(Upsampler):
         own = cls.convert_official(state)
         dim, width = len(own["smooth.weight"]), own["up_s0.conv.weight"].shape[1]
         blocks = {key.split(".")[3] for key in own if key.startswith("encoder.stages_2.blocks.")}
-        config = {"d_enc": dim, "rope_directions": dim // (2 * len(own["rope.freqs"]))}
+        config: dict[str, Any] = {
+            "d_enc": dim,
+            "rope_directions": dim // (2 * len(own["rope.freqs"])),
+        }
         if (width, len(blocks)) in ENCODERS:
             config["encoder"] = ENCODERS[width, len(blocks)]
         return config
