@@ -85,12 +85,6 @@ class CrossAttentionLayer(nn.Module):
         width: D, channels of queries and tokens.
         hidden: of the feed-forward.
         num_heads: of the attention; must divide the width.
-
-    Example:
-        >>> import torch
-        >>> layer = CrossAttentionLayer(8, 16, num_heads=2)
-        >>> layer(torch.randn(1, 7, 8), layer.keys_values(torch.randn(1, 5, 8))).shape
-        torch.Size([1, 7, 8])
     """
 
     def __init__(self, width: int, hidden: int, num_heads: int) -> None:
@@ -114,12 +108,7 @@ class CrossAttentionLayer(nn.Module):
 
 
 def attention_modules(module: nn.Module) -> list[nn.MultiheadAttention]:
-    """Return the attention modules within a module, in the order of their registration.
-
-    Example:
-        >>> len(attention_modules(nn.TransformerDecoderLayer(8, 2)))
-        2
-    """
+    """Return the attention modules within a module, in the order of their registration."""
     return [part for part in module.modules() if isinstance(part, nn.MultiheadAttention)]
 
 

@@ -48,16 +48,7 @@ def _reach(x: Tensor, size: tuple[int, int], steps: tuple[int, int], k: int) -> 
 
 
 class SimpleDownsampler(nn.Module):
-    """One kernel for all cells and channels, positive and of sum one: a learned blur.
-
-    Args:
-        kernel_size: k.
-
-    Example:
-        >>> import torch
-        >>> SimpleDownsampler(4)(torch.randn(1, 8, 12, 16)).shape
-        torch.Size([1, 8, 3, 4])
-    """
+    """One kernel for all cells and channels, positive and of sum one: a learned blur."""
 
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
@@ -77,11 +68,6 @@ class SimpleDownsampler(nn.Module):
         output_size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Reduce (B, C, H, W) to (B, C, h, w).
-
-        Args:
-            x: the fine map.
-            generator: not needed; this reduction draws nothing.
-            output_size: (h, w); default whole windows side by side.
 
         Raises:
             ValueError: the windows do not fit.
@@ -157,16 +143,7 @@ class AttentionDownsampler(nn.Module):
 
 
 class ScaleNet(nn.Conv2d):
-    """Predicts from a cell's features how far off its reconstruction may be.
-
-    Args:
-        dim: channels C.
-
-    Example:
-        >>> import torch
-        >>> ScaleNet(8)(torch.randn(1, 8, 3, 4)).shape
-        torch.Size([1, 1, 3, 4])
-    """
+    """Predicts from a cell's features how far off its reconstruction may be."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, 1, kernel_size=1)

@@ -15,11 +15,6 @@ class FourierFeatures(nn.Module):
     Args:
         inputs: m, channels of the input.
         frequencies: n.
-
-    Example:
-        >>> import torch
-        >>> FourierFeatures(5, 4)(torch.rand(2, 5, 6, 7)).shape
-        torch.Size([2, 40, 6, 7])
     """
 
     def __init__(self, inputs: int, frequencies: int) -> None:
@@ -37,11 +32,6 @@ class PixelFeatures(FourierFeatures):
     Args:
         colors: whether colours are described beside the places.
         frequencies: n.
-
-    Example:
-        >>> import torch
-        >>> PixelFeatures(True, 4)(torch.rand(2, 3, 6, 7)).shape
-        torch.Size([2, 43, 6, 7])
     """
 
     def __init__(self, colors: bool, frequencies: int) -> None:
@@ -58,21 +48,10 @@ class PixelFeatures(FourierFeatures):
 
 
 def resized_places(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the learned code of each cell of a grid, as LoftUp's official code reads it.
+    """Return the learned code (1, h w, C) of each cell of a grid, as LoftUp's code reads it.
 
-    The table is resized bicubically for other *counts* of cells alone: a 2 x 8 grid takes a 4 x 4
-    table as it lies.
-
-    Args:
-        table: (1, s s, C).
-        size: (h, w).
-
-    Returns:
-        (1, h w, C).
-
-    Example:
-        >>> resized_places(torch.ones(1, 16, 3), (5, 6)).shape
-        torch.Size([1, 30, 3])
+    The table (1, s s, C) is resized bicubically for other *counts* of cells alone: a 2 x 8 grid
+    takes a 4 x 4 table as it lies.
     """
     if size[0] * size[1] == table.shape[1]:
         return table

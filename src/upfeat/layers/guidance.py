@@ -83,18 +83,8 @@ class ReflectConvolution(nn.Conv2d):
 
     A 1x1 convolution runs as one matrix product, which needs neither padding nor a copy.
 
-    Args:
-        in_dim: channels of the input.
-        out_dim: channels of the output.
-        kernel_size: k, odd.
-
     Raises:
         ValueError: k is even.
-
-    Example:
-        >>> import torch
-        >>> ReflectConvolution(3, 8, 1)(torch.rand(1, 3, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
     """
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int) -> None:
@@ -122,11 +112,6 @@ class PointwiseEncoder(nn.Sequential):
         in_dim: channels of the input.
         out_dim: channels d of everything after the first convolution.
         kernel_size: of the first convolution, odd.
-
-    Example:
-        >>> import torch
-        >>> PointwiseEncoder(3, 16, kernel_size=3)(torch.rand(1, 3, 5, 6)).shape
-        torch.Size([1, 16, 5, 6])
     """
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1) -> None:
@@ -149,11 +134,6 @@ class LearnedPositionCode(nn.Module):
 
     Raises:
         ValueError: ``dim`` is no multiple of 4.
-
-    Example:
-        >>> import torch
-        >>> LearnedPositionCode(8)(torch.rand(1, 8, 5, 6)).shape
-        torch.Size([1, 8, 5, 6])
     """
 
     def __init__(self, dim: int) -> None:
@@ -287,21 +267,6 @@ def convert_cross_decode(
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
-
-    Example:
-        >>> import torch
-        >>> module = torch.nn.MultiheadAttention(8, 2)
-        >>> prefix = "cross_decode.cross_attn."
-        >>> state = {
-        ...     f"{prefix}attention.{key}": value for key, value in module.state_dict().items()
-        ... }
-        >>> state |= {
-        ...     f"{prefix}norm_q.weight": torch.ones(8),
-        ...     f"{prefix}norm_k.weight": torch.ones(8),
-        ... }
-        >>> state["cross_decode.conv2d.weight"] = torch.zeros(8, 8, 3, 3)
-        >>> sorted(convert_cross_decode(state, value_dim=8))[:3]
-        ['conv2d.weight', 'k_proj.bias', 'k_proj.weight']
     """
     root = "cross_decode."
     rest = {key: tensor for key, tensor in state.items() if key.startswith(root)}
@@ -343,13 +308,8 @@ def join_official(
 ) -> dict[str, Tensor]:
     """Put the converted attention and the other official tensors in their places in an upsampler.
 
-    Args:
-        state: official state dict.
-        attention: what its ``cross_decode`` became, as :func:`convert_cross_decode` returns it.
-
-    Returns:
-        The tensors under ``attention.``, those of `GuidanceEncoder` under ``guidance.``, and the
-        rest, without ``cross_decode``, as it was.
+    The attention's tensors (of :func:`convert_cross_decode`) come under ``attention.``, those of
+    `GuidanceEncoder` under ``guidance.``, and the rest, without ``cross_decode``, stays as it was.
     """
     out = {f"attention.{key}": tensor for key, tensor in attention.items()}
     for key, tensor in state.items():

@@ -14,9 +14,6 @@ class RMSNorm(nn.RMSNorm):
     is computed in: float32 for half precision inputs (torch would take the far larger epsilon of
     the half type), else the input's own, as torch does.
 
-    Args:
-        normalized_shape: width of the last axis.
-
     Example:
         >>> import torch
         >>> x = torch.randn(2, 5, 8)
@@ -36,13 +33,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class ChannelLayerNorm(nn.LayerNorm):
-    """``torch.nn.LayerNorm`` over the channels of maps (B, C, H, W).
-
-    Example:
-        >>> import torch
-        >>> ChannelLayerNorm(8)(torch.randn(2, 8, 4, 5)).shape
-        torch.Size([2, 8, 4, 5])
-    """
+    """``torch.nn.LayerNorm`` over the channels of maps (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each pixel of ``x`` (B, C, H, W)."""

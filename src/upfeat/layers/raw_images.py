@@ -21,18 +21,6 @@ def warn_of_raw_image(
 
     On a CPU every image is looked at, which takes microseconds; elsewhere only the first, because
     looking waits for the device. Nothing is looked at while torch compiles, exports or transforms.
-
-    Args:
-        warned: what this module has warned of; it is added to.
-        image: (B, 3, H, W).
-        mean: what should have been taken from it, for each channel.
-        std: what it should have been divided by then.
-        name: of the module, for the message.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.layers.raw_images import warn_of_raw_image
-        >>> warn_of_raw_image(set(), torch.randn(1, 3, 8, 8), (0.5,) * 3, (0.5,) * 3, "a network")
     """
     if wants_reference() or torch.jit.is_tracing():
         return
@@ -56,13 +44,7 @@ def warn_of_raw_image(
 
 
 def expect_raw_images(module: nn.Module) -> None:
-    """Let a backbone or an upsampler take images that are not normalised without a warning.
-
-    Example:
-        >>> import upfeat
-        >>> from upfeat.layers.raw_images import expect_raw_images
-        >>> expect_raw_images(upfeat.create_upsampler("kin.upfeat"))
-    """
+    """Let a backbone or an upsampler take images that are not normalised without a warning."""
     warned = getattr(module, "_warned_of", None)
     if isinstance(warned, set):
         warned |= {"[0, 1]", "[0, 255]"}

@@ -59,9 +59,7 @@ def unit_vectors(features: Tensor, border: float) -> Tensor:
 def affinity_matrix(features: Tensor, border: float = BORDER) -> Tensor:
     """Return the cosine of every pair of pixels inside the border: (B, C, h, w) -> (B, n, n).
 
-    Args:
-        features: (B, C, h, w).
-        border: share cut off at each side: rows int(border h), …, int((1 - border) h) - 1 stay.
+    Rows int(border h), …, int((1 - border) h) - 1 are inside, and columns alike.
 
     Raises:
         ValueError: nothing is left.
@@ -73,14 +71,7 @@ def affinity_matrix(features: Tensor, border: float = BORDER) -> Tensor:
 def affinity_loss_reference(
     pred: Tensor, target: Tensor, distance: AffinityDistance = "l2", border: float = BORDER
 ) -> Tensor:
-    """Compute :func:`affinity_loss` with both matrices in memory; for tests and small maps.
-
-    Example:
-        >>> import torch
-        >>> x = torch.randn(1, 8, 6, 6)
-        >>> affinity_loss_reference(x, 2 * x).item() < 1e-9
-        True
-    """
+    """Compute :func:`affinity_loss` with both matrices in memory; for tests and small maps."""
     check_pair(pred, target)
     compare = _compare(distance)
     return compare(affinity_matrix(pred, border), affinity_matrix(target, border))
@@ -132,12 +123,7 @@ def affinity_loss_blockwise(
 ) -> Tensor:
     """Compute :func:`affinity_loss` over blocks of rows of the matrices.
 
-    Args:
-        pred: (B, C, h, w).
-        target: (B, C, h, w).
-        distance: as in :func:`affinity_loss`.
-        border: share cut off at each side.
-        max_bytes: what the temporaries of one block may take; a block has at least one row.
+    The temporaries of a block take ``max_bytes``; it has at least one row.
 
     Example:
         >>> import torch

@@ -121,13 +121,9 @@ def draw_part(
 def cut_part(
     image: Tensor, masks: Tensor, size: Size, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Cut the largest part of a shape at a random place, and resize it.
+    """Cut the largest part of the shape (h, w) at a random place, and resize it to that size.
 
-    Args:
-        image: (B, 3, H, W).
-        masks: (B, M, H, W), bool or 0 and 1; resized to the nearest.
-        size: (h, w) of the result.
-        generator: draws the place.
+    Masks (B, M, H, W), bool or 0 and 1, are resized to the nearest.
 
     Example:
         >>> import torch

@@ -40,21 +40,10 @@ MEAN_WINDOW = (1 / 3,) * 3
 
 
 def noisy_image(image: Tensor, noise: Noise, amount: float, generator: torch.Generator) -> Tensor:
-    """Return an image in [0, 1] with noise; it is not clipped.
+    """Return an image in [0, 1], of any shape, with noise; it is not clipped.
 
-    Args:
-        image: of any shape.
-        noise: ``gaussian``: added, of deviation ``amount``; ``salt-pepper``: each value becomes 0
-            or 1 with probability ``amount``.
-        amount: see ``noise``.
-        generator: on the CPU.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.objectives import noisy_image
-        >>> clean, draws = torch.full((3, 8, 8), 0.5), torch.Generator().manual_seed(0)
-        >>> sorted(noisy_image(clean, "salt-pepper", 1.0, draws).unique().tolist())
-        [0.0, 1.0]
+    ``gaussian`` is added and has the deviation ``amount``; of ``salt-pepper`` each value becomes 0
+    or 1 with probability ``amount``.
     """
     if noise == "gaussian":
         return image + amount * torch.randn(image.shape, generator=generator).to(image)
@@ -64,14 +53,7 @@ def noisy_image(image: Tensor, noise: Noise, amount: float, generator: torch.Gen
 
 
 def restoration_terms(restored: Tensor, clean: Tensor) -> dict[str, tuple[float, Tensor]]:
-    """Return NAF's loss in its terms: 1 L1 + 5 MSE + 0.2 (1 - SSIM with a 3x3 mean).
-
-    Args:
-        restored: (B, C, H, W).
-        clean: the same shape.
-
-    Returns:
-        Weight and value of each.
+    """Return weight and value of the terms of NAF's loss: 1 L1 + 5 MSE + 0.2 (1 - 3x3 mean SSIM).
 
     Example:
         >>> import torch

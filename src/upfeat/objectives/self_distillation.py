@@ -92,8 +92,7 @@ class SelfDistillationConfig(MultiViewOption):
 def released_stage2_config(patch_size: int) -> SelfDistillationConfig:
     """Return what the released second stage does with 896 x 896 images.
 
-    Args:
-        patch_size: the backbone's; it decides about the largest input.
+    The backbone's patch decides about the largest input.
     """
     return SelfDistillationConfig(
         input_sizes=(224, 336, 448, 518 if patch_size == 14 else 512),
@@ -277,11 +276,7 @@ class SelfDistillation(MultiViewObjective):
 def output_span(corner: int, side: int, full: int, out: int) -> slice:
     """Return where a crop of an axis of ``full`` pixels lies in an output of ``out`` pixels.
 
-    Args:
-        corner: first pixel of the crop.
-        side: its pixels.
-        full: pixels of the axis.
-        out: pixels of the output along it.
+    The crop has ``side`` pixels from ``corner`` on.
 
     Example:
         >>> from upfeat.objectives.self_distillation import output_span

@@ -12,7 +12,7 @@ What a method can do is declared once, in ``info.abilities``, and read from ther
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from upfeat.errors import (
     check_coords,
     shape_text,
 )
-from upfeat.layers.module_weights import first_weight
 from upfeat.ops import channel_norm
 from upfeat.ops.runtime import (
     MAP_BYTES,
@@ -34,7 +33,6 @@ from upfeat.ops.runtime import (
     output_dtype,
     tracing,
 )
-from upfeat.upsamplers.guidance import GuidedModel
 from upfeat.upsamplers.info import (
     ANY_SIZE,
     IMAGENET_MEAN,
@@ -44,10 +42,8 @@ from upfeat.upsamplers.info import (
     Exports,
     UpsamplerInfo,
 )
-from upfeat.upsamplers.rows import decode_positions, decode_strips, decode_whole
-
-if TYPE_CHECKING:
-    pass
+from upfeat.upsamplers.rows import decode_positions, decode_strips, decode_whole, first_weight
+from upfeat.upsamplers.saving import GuidedModel
 
 __all__ = [
     "ANY_SIZE",
@@ -152,52 +148,32 @@ class Upsampler(GuidedModel):
                 "numbers in its inputs; call it directly"
             )
         size = check_call(image, features, output_size, values)
-        mixed = features if values is None else values
+        channels = (features if values is None else values).shape[1]
         advice = "ask for a smaller output_size, or for tiles() where the method has them"
-        check_fits((*mixed.shape[:2], *size), features, "the output (B, K, H', W')", advice)
-        self._check(image, features, size, values)
-        self._warn_of_raw_image(image)
-        dtype = output_dtype(features)
-        image, features, mixed = self._cast(image, features, values)
-        return decode_whole(self, image, features, mixed, size).to(dtype)
+        check_fits((image.shape[0], channels, *size), features, "the output (B, K, H', W')", advice)
+        inputs = self._admit(image, features, size, values)
+        return decode_whole(self, *inputs, size).to(output_dtype(features))
 
     # -- a method's two functions ----------------------------------------------------------------
 
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Any:
-        """Compute what all output rows need, once per image; the arguments are checked.
+        """Compute what all output rows need, once per image: a ``NamedTuple`` of tensors (B, ...).
 
-        Args:
-            image: (B, 3, H, W), in the type of the weights.
-            features: (B, C, h, w).
-            output_size: (H', W').
-
-        Returns:
-            A ``NamedTuple`` of tensors (B, ...) for :meth:`decode`.
+        The arguments are those of :meth:`forward`, checked and in the type of the weights.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement encode")
 
     def encode_values(self, state: Any, values: Tensor) -> Tensor:
-        """Compute what all output rows need of the values; by default the values themselves.
+        """Compute what all output rows need of the values (B, K, h, w); by default themselves.
 
-        Args:
-            state: of :meth:`encode`.
-            values: (B, K, h, w), what is mixed; the features where the caller gave none.
-
-        Returns:
-            (B, ...), for :meth:`decode` and :meth:`decode_at`.
+        They are the features, the same tensor, where the caller gave none.
         """
         return values
 
     def decode(self, state: Any, values: Tensor, rows: slice) -> Tensor:
-        """Compute a strip of output rows.
+        """Compute the output's rows ``slice(start, stop)``: (B, K, R, W').
 
-        Args:
-            state: of :meth:`encode`.
-            values: of :meth:`encode_values`, so (B, K, h, w) by default.
-            rows: of the output, ``slice(start, stop)``.
-
-        Returns:
-            (B, K, R, W').
+        State and values are what :meth:`encode` and :meth:`encode_values` return.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement decode")
 
@@ -279,23 +255,19 @@ class Upsampler(GuidedModel):
                 f"{self.info.name} has no tiles() within transforms of torch.func or forward-mode "
                 "differentiation; call it directly there"
             )
-        max_bytes = check_bytes(max_bytes)
-        piece_bytes = check_bytes(piece_bytes, "piece_bytes")
+        max_bytes, piece_bytes = check_bytes(max_bytes), check_bytes(piece_bytes, "piece_bytes")
         size = check_call(image, features, output_size, values)
-        mixed = features if values is None else values
+        channels = (features if values is None else values).shape[1]
         what, advice = "a row of the output (B, K, 1, W')", "ask for a smaller output_size"
-        check_fits((*mixed.shape[:2], 1, size[1]), features, what, advice)
-        self._check(image, features, size, values)
-        self._warn_of_raw_image(image)
+        check_fits((image.shape[0], channels, 1, size[1]), features, what, advice)
+        inputs = self._admit(image, features, size, values)
         dtype = output_dtype(features)
-        image, features, mixed = self._cast(image, features, values)
         if self.streams:
             piece_bytes = min(piece_bytes, max_bytes // 2)
             map_bytes = max_bytes - piece_bytes
         else:  # what the encoder keeps is no part of the budget
             map_bytes, piece_bytes = MAP_BYTES, min(max_bytes, piece_bytes)
-        pieces = decode_strips(self, image, features, mixed, size, map_bytes, piece_bytes)
-        for rows, tile in pieces:
+        for rows, tile in decode_strips(self, *inputs, size, map_bytes, piece_bytes):
             yield rows, tile.to(dtype)
 
     def query(
@@ -357,14 +329,11 @@ class Upsampler(GuidedModel):
         check_coords(coords, features)
         what, advice = "the guidance at output_size (B, 3, H', W')", "ask for a smaller one"
         check_fits((len(image), 3, *size), image, what, advice)
-        self._check(image, features, size, values)
-        self._warn_of_raw_image(image)
-        dtype = output_dtype(features)
+        inputs = self._admit(image, features, size, values)
         if coords.shape[1] == 0:
-            width = (features if values is None else values).shape[1]
-            return features.new_empty(len(features), 0, width)
-        image, features, mixed = self._cast(image, features, values)
-        return decode_positions(self, image, features, mixed, size, coords).to(dtype)
+            channels = (features if values is None else values).shape[1]
+            return features.new_empty(len(features), 0, channels)
+        return decode_positions(self, *inputs, size, coords).to(output_dtype(features))
 
     def _in_transform(self, compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """Compute under ``torch.func`` or forward AD, or say that the method cannot."""
@@ -381,6 +350,14 @@ class Upsampler(GuidedModel):
             f"{self.info.name} does not run within this transform of torch.func or forward-mode "
             f"differentiation ({reason}); call it on a batch, and differentiate with torch.autograd"
         ) from cause
+
+    def _admit(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return image, features and what is mixed, checked for this method and cast."""
+        self._check(image, features, output_size, values)
+        self._warn_of_raw_image(image)
+        return self._cast(image, features, values)
 
     def _check(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
@@ -453,16 +430,9 @@ class WholeMapUpsampler(Upsampler):
     def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
-        """Compute the output; the arguments are checked and of the type of the weights.
+        """Compute the output (B, K, H', W'); the arguments are as in :meth:`Upsampler.encode`.
 
-        Args:
-            image: (B, 3, H, W).
-            features: (B, C, h, w).
-            output_size: (H', W').
-            values: (B, K, h, w), what is mixed; ``features`` itself where the caller gave none.
-
-        Returns:
-            (B, K, H', W').
+        The values (B, K, h, w) are mixed; they are ``features`` itself where the caller gave none.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement upsample")
 

@@ -13,24 +13,16 @@ Legend: B batch, C feature channels, K value channels, h w low-resolution grid, 
 g groups, k window.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.layers.stages import (
-    DEFAULT_STAGES,
-    check_stages,
-    count_stages,
-    resize_to,
-    stage_keys,
-)
 from upfeat.ops import window_reassembly
-from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import DEFAULT_STAGES, StageStack, count_stages, stage_keys
 
 
 class CARAFEStage(nn.Module):
@@ -78,7 +70,7 @@ class CARAFEStage(nn.Module):
 
 
 @register_upsampler("carafe")
-class CARAFE(WholeMapUpsampler):
+class CARAFE(StageStack):
     """CARAFE (arXiv 1905.02188): a stack of content-aware reassembly modules.
 
     A published single module loads as a stack of one stage: ``upfeat.from_official("carafe",
@@ -127,7 +119,6 @@ class CARAFE(WholeMapUpsampler):
         abilities=Abilities(any_size=False),
         factor=16,
     )
-    official_keys = ("state_dict",)
 
     def __init__(
         self,
@@ -141,13 +132,14 @@ class CARAFE(WholeMapUpsampler):
         compressed_channels: int = 64,
     ) -> None:
         super().__init__()
-        check_stages(stages)
         if up_group < 1 or feature_dim % up_group:
             raise ValueError(f"up_group={up_group} does not divide feature_dim={feature_dim}")
         if encoder_kernel % 2 == 0:
             raise ValueError(f"encoder_kernel must be odd, got {encoder_kernel}")
-        for number in range(1, stages + 1):
-            stage = CARAFEStage(
+        self.add_stages(
+            stages,
+            scale_factor,
+            lambda: CARAFEStage(
                 feature_dim,
                 scale_factor,
                 up_kernel,
@@ -155,21 +147,10 @@ class CARAFE(WholeMapUpsampler):
                 encoder_kernel,
                 encoder_dilation,
                 compressed_channels,
-            )
-            self.add_module(f"up{number}", stage)
-        self.info = dataclasses.replace(self.info, factor=scale_factor**stages)
+            ),
+        )
         if up_group > 1:  # each group of feature channels has weights of its own
             self.info = self.info.with_abilities(mixes_values=False)
-
-    def upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
-    ) -> Tensor:
-        """Run the stages; values go through beside the features that decide the weights."""
-        width = features.shape[1]
-        both = features if values is features else torch.cat((features, values), dim=1)
-        for stage in self.children():
-            both = stage(both[:, :width], both)
-        return resize_to(both if values is features else both[:, width:], output_size)
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -182,8 +163,3 @@ class CARAFE(WholeMapUpsampler):
             "encoder_kernel": stack["up1.content_encoder.weight"].shape[-1],
             "compressed_channels": compressed_channels,
         }
-
-    @classmethod
-    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Number the stages; a stack keeps its keys."""
-        return stage_keys(state)

@@ -107,11 +107,6 @@ def check_licence(name: str) -> str:
 
     Raises:
         UnknownNameError: the hub knows no such identifier; the message lists close ones.
-
-    Example:
-        >>> from upfeat.upsamplers.cards import check_licence
-        >>> check_licence("Apache-2.0")
-        'apache-2.0'
     """
     known = name.strip().lower()
     if known not in LICENCE_IDS:
@@ -120,13 +115,7 @@ def check_licence(name: str) -> str:
 
 
 def licence_id(text: str | None) -> str:
-    """Return the identifier that words about a licence begin with, else ``other`` or ``unknown``.
-
-    Example:
-        >>> from upfeat.upsamplers.cards import licence_id
-        >>> licence_id("MIT (repository)"), licence_id("not stated"), licence_id("ours, ask us")
-        ('mit', 'unknown', 'other')
-    """
+    """Return the identifier that words about a licence begin with, ``other`` or ``unknown``."""
     if text is None or text.startswith("not "):
         return UNKNOWN
     first = (text.lower().split() or [UNKNOWN])[0].strip(",;")
@@ -134,15 +123,7 @@ def licence_id(text: str | None) -> str:
 
 
 def hub_id(backbone: str) -> str | None:
-    """Return the repository of a backbone's weights on the hub, where its name tells.
-
-    Example:
-        >>> from upfeat.upsamplers.cards import hub_id
-        >>> hub_id("timm/vit_small_patch14_dinov2.lvd142m")
-        'timm/vit_small_patch14_dinov2.lvd142m'
-        >>> hub_id("upfeat/vit_compact_patch16") is None
-        True
-    """
+    """Return the repository of a backbone's weights on the hub, where its name tells."""
     name = backbone.partition("+")[0]
     tagged = name.startswith("timm/") and "." in name
     return name if tagged and _REPOSITORY.fullmatch(name) else None

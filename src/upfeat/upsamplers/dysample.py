@@ -14,7 +14,6 @@ bilinearly to the asked size.
 Legend: B batch, C feature channels, h w low-resolution grid, s factor of a stage, g groups.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -23,16 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.errors import CheckpointError
-from upfeat.layers.stages import (
-    DEFAULT_STAGES,
-    check_stages,
-    count_stages,
-    resize_to,
-    stage_keys,
-)
 from upfeat.ops.runtime import compute_dtype, without_autocast
-from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import DEFAULT_STAGES, StageStack, count_stages, resize_to, stage_keys
 
 Style = Literal["lp", "pl"]
 
@@ -93,10 +86,8 @@ class DySampleStage(nn.Module):
 def grouped_sampling(features: Tensor, positions: Tensor) -> Tensor:
     """Sample each group of channels bilinearly at its positions; beyond the map its border goes on.
 
-    Args:
-        features: (B, C, h, w).
-        positions: (B, g, 2, H', W'), column (x) then row (y) in pixels of the map, whose first
-            pixel has its centre at 0.
+    Positions (B, g, 2, H', W') are column (x), then row (y), in pixels of the map (B, C, h, w),
+    whose first pixel has its centre at 0.
 
     Returns:
         (B, C, H', W') in the type of ``features``, computed in float32 at least: half precision
@@ -133,7 +124,7 @@ def regular_positions(scale: int, groups: int) -> Tensor:
 
 
 @register_upsampler("dysample")
-class DySample(WholeMapUpsampler):
+class DySample(StageStack):
     """DySample (arXiv 2308.15085): a stack of modules that sample at learned positions.
 
     A published single module loads as a stack of one stage; its tensors tell everything.
@@ -177,7 +168,6 @@ class DySample(WholeMapUpsampler):
         abilities=Abilities(mixes_values=False, any_size=False),
         factor=16,
     )
-    official_keys = ("state_dict",)
 
     def __init__(
         self,
@@ -189,7 +179,6 @@ class DySample(WholeMapUpsampler):
         dyscope: bool = False,
     ) -> None:
         super().__init__()
-        check_stages(stages)
         if style not in ("lp", "pl"):
             raise ValueError(f"style must be 'lp' or 'pl', got {style!r}")
         if groups < 1 or feature_dim % groups:
@@ -199,15 +188,14 @@ class DySample(WholeMapUpsampler):
                 f"style 'pl' needs a feature_dim that scale^2 = {scale**2} divides, got "
                 f"{feature_dim}; use style 'lp'"
             )
-        for number in range(1, stages + 1):
-            stage = DySampleStage(feature_dim, scale, style, groups, dyscope)
-            self.add_module(f"up{number}", stage)
-        self.info = dataclasses.replace(self.info, factor=scale**stages)
+        self.add_stages(
+            stages, scale, lambda: DySampleStage(feature_dim, scale, style, groups, dyscope)
+        )
 
     def upsample(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
     ) -> Tensor:
-        """Run the stages; the image is not looked at."""
+        """Run the stages; neither the image nor other values are looked at."""
         for stage in self.children():
             features = stage(features)
         return resize_to(features, output_size)
@@ -235,8 +223,3 @@ class DySample(WholeMapUpsampler):
             "groups": groups,
             "dyscope": "up1.scope.weight" in stack,
         }
-
-    @classmethod
-    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Number the stages; a stack keeps its keys."""
-        return stage_keys(state)

@@ -26,11 +26,7 @@ class FittedUpsampler(Upsampler):
         self.__dict__["_backbone"] = None  # not a part of the model: neither moved nor saved
 
     def with_backbone(self, backbone: Callable[[Tensor], Tensor] | None) -> Self:
-        """Return the upsampler, sharing its weights, with a source of views.
-
-        Args:
-            backbone: ``backbone(image) -> (B, C, h, w)``, which made the features.
-        """
+        """Return the upsampler, sharing its weights, with a source of views."""
         other = copy.copy(self)
         other.__dict__["_backbone"] = backbone
         return other
@@ -52,12 +48,5 @@ def with_views(upsampler: Upsampler, backbone: Callable[[Tensor], Tensor] | None
 
 
 def short_fit(method: type[Upsampler]) -> Mapping[str, Any]:
-    """Return the arguments that shorten a method's fit; none where it fits nothing.
-
-    Example:
-        >>> from upfeat.upsamplers.fitted import short_fit
-        >>> from upfeat.upsamplers.registry import get_class
-        >>> short_fit(get_class("jafar")), short_fit(get_class("featup_implicit"))["steps"]
-        ({}, 12)
-    """
+    """Return the arguments that shorten a method's fit; none where it fits nothing."""
     return method.short_fit if issubclass(method, FittedUpsampler) else {}

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.layers.stages import resize_to
 from upfeat.ops import fourier_features
 from upfeat.ops.coordinates import inclusive_grid
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import resize_to
 
 FREQUENCIES = 20
 PLACE_CHANNELS = 4 * FREQUENCIES + 2

@@ -35,11 +35,6 @@ class Exports:
         torch: ``torch.export``, and AOTInductor behind it.
         onnx: ONNX Runtime, on machines and in browsers.
         openvino: OpenVINO, which reads the ONNX graph.
-
-    Example:
-        >>> import upfeat
-        >>> upfeat.create_upsampler("bilinear").info.abilities.export.onnx
-        'dynamic'
     """
 
     torch: ExportSizes = "static"
@@ -132,12 +127,6 @@ class UpsamplerInfo:
         feature_norm: each cell's features are brought to mean 0 and standard deviation 1 over the
             channels before the method sees them, because it was trained so. An objective sets it;
             ``save_pretrained`` keeps it.
-
-    Example:
-        >>> import upfeat
-        >>> info = upfeat.create_upsampler("jafar", feature_dim=384).info
-        >>> info.arxiv, info.year, info.abilities.query
-        ('2506.11136', 2025, True)
     """
 
     name: str

@@ -139,14 +139,7 @@ class Bilinear(Interpolation):
 
 @register_upsampler("bicubic")
 class Bicubic(Interpolation):
-    """Bicubic interpolation (a = -0.75) without aligned corners or antialiasing.
-
-    Example:
-        >>> import torch, upfeat
-        >>> up = upfeat.create_upsampler("bicubic")
-        >>> up(torch.rand(1, 3, 8, 8), torch.rand(1, 5, 2, 2)).shape
-        torch.Size([1, 5, 8, 8])
-    """
+    """Bicubic interpolation (a = -0.75) without aligned corners or antialiasing."""
 
     info = _info(
         "bicubic",
@@ -187,12 +180,6 @@ class Lanczos(Interpolation):
     """Lanczos interpolation with three lobes, as Pillow's ``LANCZOS``, antialiased downwards.
 
     Weights are sinc(x) sinc(x / 3), renormalised where the border cuts them off.
-
-    Example:
-        >>> import torch, upfeat
-        >>> up = upfeat.create_upsampler("lanczos")
-        >>> up(torch.rand(1, 3, 8, 8), torch.rand(1, 5, 2, 2)).shape
-        torch.Size([1, 5, 8, 8])
     """
 
     info = _info(
@@ -215,13 +202,7 @@ class Lanczos(Interpolation):
 
 
 def lanczos_weights(length: int, wanted: int, like: Tensor) -> Tensor:
-    """What each of ``length`` places gives to each of ``wanted``: (wanted, length), rows sum to 1.
-
-    Example:
-        >>> import torch
-        >>> lanczos_weights(4, 4, torch.empty(())).round().diag().tolist()
-        [1.0, 1.0, 1.0, 1.0]
-    """
+    """Return what each of ``length`` places gives to each of ``wanted``: (wanted, length)."""
     factor = torch.ones((), dtype=torch.float64, device=like.device) * length / wanted
     stretch = factor.clamp(min=1.0)  # downwards the filter is widened: antialiasing
     centre = (torch.arange(wanted, dtype=torch.float64, device=like.device) + 0.5) * factor

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.layers.stages import resize_to
 from upfeat.ops import local_attender, window_similarity
 from upfeat.ops.images import reflect_pad, resize_bilinear
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import resize_to
 
 PAPER = "NAF: Zero-Shot Feature Upsampling via Neighborhood Attention Filtering"
 TEMPERATURE = (1e-4, 1e4)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
-from upfeat.layers.stages import resize_to
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -28,6 +27,7 @@ from upfeat.upsamplers.base import (
     WholeMapUpsampler,
 )
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import resize_to
 from upfeat.upsamplers.weights import Checkpoint
 
 IMAGE_WIDTH = 32  # channels of the image's maps

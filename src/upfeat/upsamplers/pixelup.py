@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from upfeat.checkpoints import HubFile
 from upfeat.errors import shape_text
 from upfeat.layers.norm import RMSNorm
-from upfeat.layers.stages import resize_to
 from upfeat.ops import cross_scale_neighborhood_attention
 from upfeat.ops.images import Size, average_areas, normalize, resize_bilinear
 from upfeat.upsamplers.base import (
@@ -48,6 +47,7 @@ from upfeat.upsamplers.pixelup_guide import (
     over_channels,
 )
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import resize_to
 from upfeat.upsamplers.weights import Checkpoint
 
 UNUSED = ("refiner.", "ce.", "proj_s")  # keys of official files that no output depends on

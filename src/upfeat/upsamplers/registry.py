@@ -98,34 +98,16 @@ def list_upsamplers(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
 
 def get_class(name: str) -> type["Upsampler"]:
-    """Return the class behind a name, without building it.
-
-    Example:
-        >>> from upfeat.upsamplers.registry import get_class
-        >>> get_class("jafar").info.year
-        2025
-    """
+    """Return the class behind a name, without building it."""
     return _CLASSES[_split(name)[0]]
 
 
 def get_checkpoint(name: str) -> Checkpoint | None:
-    """Return the record of the weights that ``arch.tag`` names, or None for a bare architecture.
-
-    Example:
-        >>> from upfeat.upsamplers.registry import get_checkpoint
-        >>> get_checkpoint("jafar.dinov2_vits14").feature_dim
-        384
-    """
+    """Return the record of the weights that ``arch.tag`` names, or None for a bare architecture."""
     arch, tag = _split(name)
     return None if tag is None else _CHECKPOINTS[arch][tag]
 
 
 def needs_feature_dim(name: str) -> bool:
-    """Return whether a method must be built for a feature width (``feature_dim=C``).
-
-    Example:
-        >>> from upfeat.upsamplers.registry import needs_feature_dim
-        >>> needs_feature_dim("jafar"), needs_feature_dim("bilinear")
-        (True, False)
-    """
+    """Return whether a method must be built for a feature width (``feature_dim=C``)."""
     return "feature_dim" in inspect.signature(get_class(name).__init__).parameters

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.errors import CheckpointError
-from upfeat.layers.stages import resize_to
 from upfeat.ops import guided_filter, window_reassembly
 from upfeat.ops.images import Size, gaussian_blur
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import resize_to
 
 HIDDEN = 128  # channels of a score block
 FAR = -1e7  # added to the logit of a tap beyond the map

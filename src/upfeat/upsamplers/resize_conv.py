@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.layers.stages import resize_to
 from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import resize_to
 
 
 @register_upsampler("resize_conv")

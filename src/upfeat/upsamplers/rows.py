@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from upfeat.layers.module_weights import named_weights
 from upfeat.ops import stream
 from upfeat.ops.images import Size
 from upfeat.ops.runtime import (
@@ -162,3 +161,30 @@ def _encode_items(
             state = upsampler.encode(image[item], own, output_size)
             stream.prepare(state)
         yield item, state, own if shared else values[item]
+
+
+# -- the weights of a module, also where they are no parameters of it ------------------------------
+# ``nn.DataParallel`` gives its replicas tensors that lead to the parameters, as plain attributes:
+# ``parameters()`` of a replica is empty. ``torch.func.functional_call`` puts plain tensors in the
+# place of parameters, which ``get_parameter`` refuses.
+
+
+def named_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Return the weights of a module and its parts by name."""
+    if getattr(module, "_is_replica", False):
+        return _of_replica(module)
+    return module.named_parameters()
+
+
+def first_weight(module: nn.Module) -> Tensor | None:
+    """Return the first weight, which stands for the device and type of all, or None."""
+    for _, weight in named_weights(module):  # next(..., None) is not traced by PyTorch 2.6
+        return weight
+    return None
+
+
+def _of_replica(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                yield (f"{path}.{name}" if path else name), value

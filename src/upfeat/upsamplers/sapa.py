@@ -14,26 +14,18 @@ Legend: B batch, C feature channels, K value channels, h w low-resolution grid, 
 d embedding channels, k window.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.errors import CheckpointError
-from upfeat.layers.stages import (
-    DEFAULT_STAGES,
-    check_stages,
-    count_stages,
-    resize_to,
-    stage_keys,
-)
 from upfeat.ops import window_products, window_reassembly
 from upfeat.ops.images import average_areas
-from upfeat.upsamplers.base import Abilities, UpsamplerInfo, WholeMapUpsampler
+from upfeat.upsamplers.base import Abilities, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import DEFAULT_STAGES, StageStack, count_stages, stage_keys
 
 QueryMode = Literal["encoder_only", "cat", "gate"]
 
@@ -132,7 +124,7 @@ def similarity_attention(query: Tensor, key: Tensor, value: Tensor, kernel_size:
 
 
 @register_upsampler("sapa")
-class SAPA(WholeMapUpsampler):
+class SAPA(StageStack):
     """SAPA (arXiv 2209.12866): a stack of modules, guided by the image.
 
     A published single module with a guide of three channels loads as a stack of one stage. Taps
@@ -184,7 +176,6 @@ class SAPA(WholeMapUpsampler):
         abilities=Abilities(any_size=False),
         factor=16,
     )
-    official_keys = ("state_dict",)
 
     def __init__(
         self,
@@ -198,14 +189,15 @@ class SAPA(WholeMapUpsampler):
         v_embed: bool = False,
     ) -> None:
         super().__init__()
-        check_stages(stages)
         if up_kernel_size % 2 == 0:
             raise ValueError(f"up_kernel_size must be odd, got {up_kernel_size}")
         if q_mode not in ("encoder_only", "cat", "gate"):
             raise ValueError(f"q_mode must be 'encoder_only', 'cat' or 'gate', got {q_mode!r}")
         self.up_factor = up_factor
-        for number in range(1, stages + 1):
-            stage = SAPAStage(
+        self.add_stages(
+            stages,
+            up_factor,
+            lambda: SAPAStage(
                 3,
                 feature_dim,
                 up_kernel_size=up_kernel_size,
@@ -213,23 +205,17 @@ class SAPA(WholeMapUpsampler):
                 qkv_bias=qkv_bias,
                 q_mode=q_mode,
                 v_embed=v_embed,
-            )
-            self.add_module(f"up{number}", stage)
-        self.info = dataclasses.replace(self.info, factor=up_factor**stages)
+            ),
+        )
         if v_embed:  # the features are projected before they are mixed
             self.info = self.info.with_abilities(mixes_values=False)
 
-    def upsample(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor
+    def run_stage(
+        self, stage: nn.Module, image: Tensor, features: Tensor, values: Tensor | None
     ) -> Tensor:
-        """Run the stages, each guided by the image averaged to its output size."""
-        width = features.shape[1]
-        both = features if values is features else torch.cat((features, values), dim=1)
-        for stage in self.children():
-            size = (self.up_factor * both.shape[2], self.up_factor * both.shape[3])
-            guide = average_areas(image, size)
-            both = stage(guide, both[:, :width], None if values is features else both)
-        return resize_to(both if values is features else both[:, width:], output_size)
+        """Guide the stage by the image, averaged to its output size."""
+        size = (self.up_factor * features.shape[2], self.up_factor * features.shape[3])
+        return stage(average_areas(image, size), features, values)
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -254,8 +240,3 @@ class SAPA(WholeMapUpsampler):
             "q_mode": mode,
             "v_embed": "up1.v.weight" in stack,
         }
-
-    @classmethod
-    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Number the stages; a stack keeps its keys."""
-        return stage_keys(state)

@@ -1,4 +1,4 @@
-"""What a model records of itself, and how it is saved and loaded."""
+"""What a model records of itself, how it is saved and loaded, how its guidance is normalised."""
 
 import dataclasses
 import functools
@@ -7,12 +7,16 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from upfeat.errors import CheckpointError, warn_user
+from upfeat.layers.raw_images import warn_of_raw_image
+from upfeat.ops.images import normalize
+from upfeat.ops.principal import three_channels
+from upfeat.ops.runtime import wants_reference
 from upfeat.upsamplers.cards import CardScore, check_licence, licence_id
 from upfeat.upsamplers.files import load_folder, save_folder
 from upfeat.upsamplers.hub import push_folder
@@ -22,7 +26,7 @@ from upfeat.upsamplers.weights import TrainedFor
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
 
-__all__ = ["SavedModel"]
+__all__ = ["GuidedModel", "SavedModel"]
 
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
@@ -169,12 +173,6 @@ class SavedModel(nn.Module):
                 repository holds files of something else.
             UnknownNameError: the hub knows no such licence.
             ValueError: it is no name of a repository.
-
-        Example:
-            >>> import upfeat
-            >>> up = upfeat.create_upsampler("jafar", feature_dim=16, qk_dim=32)
-            >>> up.push_to_hub("me/my-jafar", license="apache-2.0")  # doctest: +SKIP
-            'https://huggingface.co/me/my-jafar/commit/…'
         """
         if license is None and licence_id(self.info.weights_license) == "unknown":
             warn_user(
@@ -217,3 +215,101 @@ class SavedModel(nn.Module):
     def extra_repr(self) -> str:
         """Show the configuration in ``print(upsampler)``."""
         return json.dumps(self.config, default=str)
+
+
+class GuidedModel(SavedModel):
+    """A method that is guided by an image, and may have been trained for one backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned_of: set[str] = set()
+
+    def guidance_statistics(self, backbone: "Backbone") -> tuple[Sequence[float], Sequence[float]]:
+        """Return mean and deviation of the guidance: the method's own, else the backbone's."""
+        if self.info.image_mean is None or self.info.image_std is None:
+            return backbone.image_mean, backbone.image_std
+        return self.info.image_mean, self.info.image_std
+
+    def guidance_image(self, image: Tensor, backbone: "Backbone | None" = None) -> Tensor:
+        """Normalise an image as this upsampler wants its guidance.
+
+        Warns, once for each, of a backbone that the weights were not trained for.
+
+        Args:
+            image: (B, 3, H, W), RGB in [0, 1]; or (B, N, H, W) with any other number of channels
+                in any units, which :func:`upfeat.ops.principal.three_channels` brings to three.
+            backbone: whose features are upsampled; its normalisation counts where the method has
+                none of its own. None for values that no backbone computed, such as coarse bands.
+
+        Returns:
+            (B, 3, H, W), what :meth:`forward` takes as ``image``.
+
+        Raises:
+            ValueError: without a backbone, a method has no normalisation of its own.
+
+        Example:
+            >>> import torch, upfeat
+            >>> up = upfeat.create_upsampler("kin.upfeat")
+            >>> bands, guide = torch.rand(1, 7, 4, 4), torch.rand(1, 16, 64, 64)  # no RGB at all
+            >>> up(up.guidance_image(guide), bands).shape
+            torch.Size([1, 7, 64, 64])
+        """
+        if image.dim() == 4 and image.shape[1] != 3:
+            image = three_channels(image)
+        if backbone is not None:
+            self.warn_of_other_backbone(backbone)
+            return normalize(image, *self.guidance_statistics(backbone))
+        if self.info.image_mean is None or self.info.image_std is None:
+            raise ValueError(
+                f"{self.info.name} takes its guidance normalised as for the backbone: give the "
+                "backbone, guidance_image(image, backbone)"
+            )
+        return normalize(image, self.info.image_mean, self.info.image_std)
+
+    def prepare(self, image: Tensor, backbone: "Backbone") -> tuple[Tensor, Tensor]:
+        """Normalise an image for the backbone and for this upsampler, whose wishes may differ.
+
+        Args:
+            image: (B, 3, H, W), RGB in [0, 1], sides multiples of ``backbone.size_multiple``.
+            backbone: whose features are upsampled.
+
+        Returns:
+            ``(pixels, guidance)``, each (B, 3, H, W): for ``backbone(pixels)`` and
+            ``upsampler(guidance, features)``.
+
+        Example:
+            >>> import torch, upfeat
+            >>> encoder = upfeat.create_backbone("upfeat/vit_compact_patch16")
+            >>> up = upfeat.create_upsampler("kin.upfeat")
+            >>> pixels, guidance = up.prepare(torch.rand(1, 3, 32, 48), encoder)
+            >>> up(guidance, encoder(pixels)).shape
+            torch.Size([1, 192, 32, 48])
+        """
+        pixels = normalize(image, backbone.image_mean, backbone.image_std)
+        return pixels, self.guidance_image(image, backbone)
+
+    def _warn_of_raw_image(self, image: Tensor) -> None:
+        """Warn of guidance without normalisation, where it is known which it should have."""
+        known = self.info if self.info.image_mean is not None else self.trained_for
+        if known is not None and known.image_mean is not None and known.image_std is not None:
+            name = self.info.name
+            warn_of_raw_image(self._warned_of, image, known.image_mean, known.image_std, name)
+
+    def accept_backbone(self, backbone: "Backbone") -> None:
+        """Take features of a backbone that the weights were not trained for, without a warning."""
+        self._warned_of.add(backbone.name)
+
+    def warn_of_other_backbone(self, backbone: object) -> None:
+        """Warn once of a backbone that the weights were not trained for, where that is known."""
+        name = getattr(backbone, "name", None)
+        known = self.trained_for is not None and not self.info.abilities.universal
+        if not known or name is None or name in self._warned_of or wants_reference():
+            return
+        difference = cast(TrainedFor, self.trained_for).difference(cast("Backbone", backbone))
+        if difference is not None:
+            self._warned_of.add(name)
+            warn_user(
+                f"the weights of {self.info.name} were trained for {difference}: these features "
+                "mean something else to it; load weights of this backbone, or train it with "
+                "upfeat train"
+            )

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from upfeat.layers.stages import resize_to
 from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import NO_EXPORT, Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.stages import resize_to
 
 MAX_RADIUS = 8  # cells
 RADIUS_PER_SIGMA = 2.0

@@ -119,11 +119,6 @@ class Checkpoint:
         ours: the file has upfeat's own layout, in float16; a model card lies beside it.
         bundled: it comes with the package, in ``upfeat/upsamplers/bundled``; ours are there, or in
             the folder ``weights`` of the source repository.
-
-    Example:
-        >>> from upfeat.upsamplers.registry import get_checkpoint
-        >>> get_checkpoint("loftup.dinov2_vits14").training_data
-        'SA-1B, 1 M images'
     """
 
     tag: str
@@ -152,13 +147,7 @@ class Checkpoint:
         return width | dict(self.config)
 
     def local_names(self, arch: str) -> list[str]:
-        """Return the file names under which local folders are searched, best first.
-
-        Example:
-            >>> from upfeat.upsamplers.registry import get_checkpoint
-            >>> get_checkpoint("anyup.paper").local_names("anyup")
-            ['anyup.paper', 'anyup_paper', 'anyup_paper.pth']
-        """
+        """Return the file names under which local folders are searched, best first."""
         return [f"{arch}.{self.tag}", f"{arch}_{self.tag}", self.file.local_name]
 
 
@@ -188,26 +177,6 @@ def own_checkpoint(
 
     They are trained by ``upfeat.training.recipes.bundled`` and put there, with a model card and the
     loss curve, by ``tools/bundle_upsampler.py``, which prints the hash.
-
-    Args:
-        name: of the method.
-        tag: part of the name after the dot.
-        sha256: of the file.
-        backbone: a spec, or words for a universal method.
-        feature_dim: channels; None for a universal method.
-        image_mean: of the guidance.
-        image_std: of the guidance.
-        training_data: what they were trained on.
-        paper: arXiv number.
-        config: constructor arguments that the tensors cannot tell.
-        note: what a user should know.
-        bundled: whether they come with the package, ``upfeat/upsamplers/bundled``; others lie in
-            the folder ``weights`` of the source repository.
-
-    Example:
-        >>> from upfeat.upsamplers.registry import get_checkpoint
-        >>> get_checkpoint("kin.upfeat").file.filename
-        'kin.upfeat.safetensors'
     """
     universal = feature_dim is None
     return Checkpoint(
