@@ -176,10 +176,6 @@ def uncertain_error(square: Tensor, log_scale: Tensor) -> Tensor:
     comes as its logarithm, and the sum is taken in float32 at least: neither s nor its square fits
     a float where features are large.
 
-    Args:
-        square: squared errors (B, C, h, w).
-        log_scale: log s, (B, 1, h, w).
-
     Example:
         >>> import torch
         >>> square, scale = torch.full((1, 2, 1, 1), 8.0), torch.full((1, 1, 1, 1), 2.0)

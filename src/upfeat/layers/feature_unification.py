@@ -86,10 +86,6 @@ def gaussian_derivative_basis(filters: int, kernel_size: int) -> Tensor:
     Orders 0, 1, 2, …, within an order by rising horizontal order. The n-th factor in one dimension
     is (-1)^n He_n(z) g(z) with z = x / sigma, sigma = (k // 2) / 1.645 and g the normal density;
     He_n are the probabilists' Hermite polynomials.
-
-    Example:
-        >>> gaussian_derivative_basis(3, 5)[2, 2].sign().tolist()
-        [1.0, 1.0, 0.0, -1.0, -1.0]
     """
     radius = kernel_size // 2
     sigma = radius / 1.645

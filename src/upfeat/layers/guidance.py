@@ -106,13 +106,7 @@ class ReflectConvolution(nn.Conv2d):
 
 
 class PointwiseEncoder(nn.Sequential):
-    """A first convolution with reflect padding, without bias, and two residual blocks.
-
-    Args:
-        in_dim: channels of the input.
-        out_dim: channels d of everything after the first convolution.
-        kernel_size: of the first convolution, odd.
-    """
+    """A first convolution (odd kernel, reflect padding, no bias) and two residual blocks."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1) -> None:
         first = ReflectConvolution(in_dim, out_dim, kernel_size)
@@ -124,9 +118,6 @@ class LearnedPositionCode(nn.Module):
 
     At the start, with n = d/4 and f_k = 2 pi 100^(-k/(n-1)), the first half of the channels turns
     with the row and the second with the column.
-
-    Args:
-        dim: channels d, a multiple of 4.
 
     Attributes:
         freqs: (2, d), angular frequencies of rows and columns; trained, so always part of the

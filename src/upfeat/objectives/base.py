@@ -178,14 +178,8 @@ class Objective(nn.Module):
     ) -> None:
         """Check and build everything that depends on the networks; call it once, before training.
 
-        Args:
-            upsampler: what shall be trained, with the weights that it starts from; its
-                ``info.feature_norm`` is set as the space of the features asks.
-            backbone: one, or several to draw from.
-            image_size: as in :meth:`check`.
-
-        Raises:
-            ValueError: see :meth:`check`.
+        Arguments and errors are those of :meth:`check`. The upsampler has the weights that it
+        starts from; its ``info.feature_norm`` is set as the space of the features asks.
         """
         self.check(upsampler, backbone, image_size)
         model, backbones = unwrap(upsampler), as_backbones(backbone)
@@ -438,11 +432,5 @@ def configure_objective(name: str, **options: Any) -> ObjectiveConfig:
 
 
 def create_objective(name: str, **options: Any) -> Objective:
-    """Build an objective; arguments and errors are those of :func:`configure_objective`.
-
-    Example:
-        >>> from upfeat.objectives import create_objective
-        >>> create_objective("mask_refined", alpha=0.5).config.alpha
-        0.5
-    """
+    """Build an objective; arguments and errors are those of :func:`configure_objective`."""
     return configure_objective(name, **options).build()

@@ -299,13 +299,7 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 def random_projection(like: Tensor, channels: int, generator: torch.Generator) -> Tensor:
-    """Draw one projection of the channels for each image: (B, C, channels), columns of norm 1.
-
-    Args:
-        like: map (B, C, h, w) that gives B, C and the device.
-        channels: of the projected map (64 in LoftUp's released training, 30 in FeatUp's).
-        generator: source of the draws.
-    """
+    """Draw one projection of the channels for each image: (B, C, channels), columns of norm 1."""
     drawn = draw_like(generator, to_float32(like), (like.shape[0], like.shape[1], channels))
     return unit_vectors(drawn)
 

@@ -240,11 +240,7 @@ class MaskTransfer(Objective):
     def _matched(self, distances: Tensor, shares: Tensor, coords: Tensor, region: Tensor) -> Tensor:
         """Return the cross-entropy of the regions of the cells that resemble a pixel's output.
 
-        Args:
-            distances: mean squared distances of outputs to cells (B, N, n), in variances.
-            shares: of the regions in each cell, (B, M, h, w).
-            coords: of the pixels, (B, N, 2).
-            region: of the pixels, (B, N).
+        Distances of outputs to cells (B, N, n) are in variances.
         """
         logits = -distances / self.config.match_width
         if self.config.locality is not None:

@@ -75,14 +75,7 @@ def draw_jitter(
 
 
 def jitter_map(x: Tensor, jitter: Jitter) -> Tensor:
-    """Show a window of (B, C, H, W) at the map's own size, mirrored beyond the border, bilinearly.
-
-    Example:
-        >>> import torch
-        >>> x = torch.rand(1, 2, 6, 8)
-        >>> torch.allclose(jitter_map(x, Jitter((0.5, 0.5), (1.0, 1.0))), x, atol=1e-5)
-        True
-    """
+    """Show a window of (B, C, H, W) at its own size, bilinearly, mirrored beyond the border."""
     (row, column), (height, width) = jitter
     # grid_sample counts columns first, from -1 to 1
     theta = x.new_tensor([[width, 0, 2 * column - 1], [0, height, 2 * row - 1]])
@@ -170,12 +163,7 @@ class MultiView(nn.Module):
     ) -> dict[str, tuple[float, Tensor]]:
         """Return the weighted terms of a map (B, C, H', W') of an image (B, 3, H, W) in [0, 1].
 
-        Args:
-            image: what the backbone takes, jittered.
-            output: the upsampler's map of the unjittered image.
-            backbone: frozen.
-            generator: of the jitters, projections and dropouts.
-            to_target: brings the backbone's features into the output's space.
+        ``to_target`` brings the features of the jittered image into the map's space.
         """
         config = self.config
         size = size_of(image)
@@ -295,12 +283,6 @@ def crf_loss(features: Tensor, guidance: Tensor, pixels: Tensor) -> Tensor:
 
     Raises:
         ValueError: the maps differ in size.
-
-    Example:
-        >>> import torch
-        >>> pixels = draw_pixels(torch.Generator(), (4, 6), 5)
-        >>> crf_loss(torch.ones(1, 8, 4, 6), torch.rand(1, 3, 4, 6), pixels).item()
-        0.0
     """
     check_map(features, "features", "(B, C, H, W)")
     if features.shape[0] != guidance.shape[0] or features.shape[2:] != guidance.shape[2:]:

@@ -109,11 +109,6 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
 
     Parameters are averaged; buffers (running statistics, counters) are copied.
 
-    Args:
-        average: changed in place.
-        model: of the same architecture.
-        decay: 1 changes no parameter, 0 copies.
-
     Example:
         >>> import torch
         >>> average, model = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)

@@ -450,10 +450,6 @@ class Trainer:
         """Compare a checkpoint with the run, then take its state over.
 
         A second call with another checkpoint replaces all that an earlier one left.
-
-        Raises:
-            ValueError: it belongs to other settings or images.
-            CheckpointError: it is damaged.
         """
         self._check_same(state)
         if not self.ready:
@@ -484,12 +480,7 @@ class Trainer:
         self.seconds = float(state["seconds"])
 
     def _check_same(self, state: Mapping[str, Any]) -> None:
-        """Refuse to continue a run with settings that would have made it another one.
-
-        Raises:
-            ValueError: the settings differ.
-            CheckpointError: the checkpoint is damaged or of another format.
-        """
+        """Refuse to continue a run with settings that would have made it another one."""
         if state.get("format", FORMAT) != FORMAT:
             raise CheckpointError(
                 f"the checkpoints in {self.snapshots.folder} have format {state.get('format')}, "

@@ -179,9 +179,6 @@ class TrainingFailedError(UpfeatError, RuntimeError):
 class LossGuard:
     """Watches the loss and the gradient's norm of each step.
 
-    Args:
-        config: when to stop.
-
     Example:
         >>> from upfeat.training import LossGuard, StopConfig
         >>> LossGuard(StopConfig()).failure_reason(float("nan"), 1.0)

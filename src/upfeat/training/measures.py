@@ -54,12 +54,8 @@ class CostEstimate:
 def measure_cost(config: TrainConfig, parts: Parts | None = None) -> CostEstimate:
     """Run two optimiser steps of one micro-batch on throw-away weights; the second one is timed.
 
-    Nothing is written. One process runs them, so that several processes that share cores take
-    longer than this estimate.
-
-    Args:
-        config: the settings.
-        parts: what to use (and change); default: built from ``config``.
+    Nothing is written; parts that are given are changed. One process runs them, so that several
+    processes that share cores take longer than this estimate.
 
     Raises:
         ValueError: what the run itself would refuse.
@@ -128,15 +124,7 @@ def validation_loss(
     """Return the mean of the objective's terms over the held-out images.
 
     Crops and draws are the same at each call, so that the numbers of a run compare. Nothing of the
-    run changes.
-
-    Args:
-        parts: of the run; ``parts.validation`` holds the images.
-        model: the upsampler as it would be exported, in eval mode.
-        batch_size: images at a time.
-        device: of the networks.
-        autocast: returns a context of the run's precision.
-        seed: of the run.
+    run changes. The model is the upsampler as it would be exported, in eval mode.
 
     Raises:
         ValueError: there are no held-out images.

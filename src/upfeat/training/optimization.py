@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from upfeat.objectives import ema_update
 from upfeat.training.config import EmaConfig, OptimizerConfig, ScheduleConfig
 
 if TYPE_CHECKING:
@@ -119,15 +120,10 @@ class WeightAverage:
         self.every = config.every
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
 
-    @torch.no_grad()
     def update(self, step: int, module: nn.Module) -> None:
         """Take the weights after a step into account; steps off the interval do nothing."""
-        if step % self.every:
-            return
-        for mean, value in zip(self.module.parameters(), module.parameters(), strict=True):
-            mean.lerp_(value, 1 - self.decay)
-        for buffer, current in zip(self.module.buffers(), module.buffers(), strict=True):
-            buffer.copy_(current)
+        if step % self.every == 0:
+            ema_update(self.module, module, self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the average."""

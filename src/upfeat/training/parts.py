@@ -87,11 +87,7 @@ class Parts:
     validation: BatchSource | None = None
 
     def prepare(self, image_size: tuple[int, int], device: torch.device) -> list[nn.Parameter]:
-        """Move everything to a device, let the objective check and build, return what is trained.
-
-        Raises:
-            ValueError: the objective cannot train this upsampler with these backbones and images.
-        """
+        """Move all to a device, let the objective check and build, return what is trained."""
         # Whatever it starts from: weights of their own, for these backbones, from now on.
         self.upsampler.trained_for = None
         self.upsampler.info = dataclasses.replace(self.upsampler.info, weights_license=None)
@@ -111,9 +107,6 @@ class Parts:
 
 def build_parts(config: TrainConfig) -> Parts:
     """Build everything that a configuration names.
-
-    Args:
-        config: the settings; weights are random from the present state of torch's generator.
 
     Raises:
         ValueError: names or settings that do not exist or do not fit together.

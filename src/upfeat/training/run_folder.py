@@ -71,13 +71,7 @@ class SnapshotFolder:
         return files[-1] if files else None
 
     def save(self, step: int, content: Mapping[str, Any], *, best: bool = False) -> Path:
-        """Write a snapshot, then remove what is too old.
-
-        Args:
-            step: the step after which the state was taken.
-            content: tensors and plain Python values only.
-            best: also write it as ``best.pt``.
-        """
+        """Write a snapshot of tensors and plain values, as ``best.pt`` too; remove old ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stream = io.BytesIO()
         torch.save(dict(content), stream)

@@ -84,11 +84,6 @@ class CardScore:
         metric: identifier, such as ``"mean_iou"``.
         name: of the metric, in words.
         value: the number.
-
-    Example:
-        >>> from upfeat.upsamplers.cards import CardScore
-        >>> CardScore("image-segmentation", "probe", "msrc", "mean_iou", "mIoU", 81.1).value
-        81.1
     """
 
     task: str

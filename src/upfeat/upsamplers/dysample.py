@@ -89,10 +89,6 @@ def grouped_sampling(features: Tensor, positions: Tensor) -> Tensor:
     Positions (B, g, 2, H', W') are column (x), then row (y), in pixels of the map (B, C, h, w),
     whose first pixel has its centre at 0.
 
-    Returns:
-        (B, C, H', W') in the type of ``features``, computed in float32 at least: half precision
-        cannot tell positions.
-
     Example:
         >>> import torch
         >>> features = torch.tensor([[[[0.0, 1.0, 2.0]]]])
@@ -111,12 +107,7 @@ def grouped_sampling(features: Tensor, positions: Tensor) -> Tensor:
 
 
 def regular_positions(scale: int, groups: int) -> Tensor:
-    """Offsets of bilinear interpolation, (1, 2 * g * s * s, 1, 1): axis x y, group, row, column.
-
-    Example:
-        >>> regular_positions(2, 1).flatten().tolist()
-        [-0.25, 0.25, -0.25, 0.25, -0.25, -0.25, 0.25, 0.25]
-    """
+    """Offsets of bilinear interpolation, (1, 2 * g * s * s, 1, 1): axis x y, group, row, column."""
     step = (torch.arange(scale) - (scale - 1) / 2) / scale
     y, x = torch.meshgrid(step, step, indexing="ij")
     both = torch.stack((x, y))[:, None].expand(-1, groups, -1, -1)  # (2, g, s, s)

@@ -241,11 +241,7 @@ def rewrite_card(
 ) -> None:
     """Write the front matter of a saved model's card anew; its Markdown stays as it is.
 
-    Args:
-        model: that of the folder.
-        folder: of the model.
-        licence: of its weights, kept in ``config.json``, too; None leaves what the card says.
-        scores: numbers of the model; None leaves those of the card.
+    A licence is kept in ``config.json``, too; None for it, or for the scores, leaves the card's.
 
     Raises:
         UnknownNameError: the hub knows no such licence.

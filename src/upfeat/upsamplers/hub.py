@@ -141,10 +141,6 @@ def download_folder(repository: str, options: Mapping[str, Any]) -> Path:
 
     Its download tries an unreachable hub again and again for 25 seconds, so one request asks first.
 
-    Args:
-        repository: ``OWNER/NAME``.
-        options: of ``huggingface_hub.snapshot_download``.
-
     Raises:
         WeightsNotFoundError: there is no such repository, or neither hub nor cache has it.
     """

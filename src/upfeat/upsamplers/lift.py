@@ -182,8 +182,3 @@ class LiFT(WholeMapUpsampler):
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the width; the number of iterations leaves no trace in the tensors."""
         return {"feature_dim": cls.convert_official(state)["outc.weight"].shape[0]}
-
-    @classmethod
-    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Drop the prefix of data-parallel training; the names are the same."""
-        return {key.removeprefix("module."): value for key, value in state.items()}

@@ -123,13 +123,8 @@ class ImplicitFunction(nn.Module):
 def nearest_cell(coords: Tensor, grid: Size, move: Size) -> tuple[Tensor, Tensor]:
     """Find the cell nearest to a moved position, and where the position lies from its centre.
 
-    Args:
-        coords: (B, N, 2), row and column, -1 and 1 at the edges.
-        grid: (h, w).
-        move: half cells to move along both axes before looking.
-
-    Returns:
-        The cells' row-major numbers (B, N) and the offsets (B, N, 2), in half cells.
+    Positions (B, N, 2) are moved by so many half cells along both axes. Returns the cells'
+    row-major numbers (B, N) and the offsets (B, N, 2), in half cells.
 
     Example:
         >>> import torch

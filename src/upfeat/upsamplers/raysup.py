@@ -241,10 +241,7 @@ class RaysUp(Upsampler):
     def rays(self, like: Tensor, size: tuple[int, int], rows: slice = slice(None)) -> Tensor:
         """Return the unit direction of view of each cell, (1 or B, 3, R, w), float32 at least.
 
-        Args:
-            like: gives device and type.
-            size: (h, w) of the grid.
-            rows: which of its rows.
+        The grid has ``size`` (h, w); device and type are those of ``like``.
         """
         height, width = size
         wide = torch.promote_types(like.dtype, torch.float32)
@@ -270,13 +267,9 @@ class RaysUp(Upsampler):
     def rotated(self, x: Tensor, size: tuple[int, int], rows: slice = slice(None)) -> Tensor:
         """Turn the pairs (j, j + half) of each head's channels by minus the rays' angles.
 
+        ``x`` (B, D, R, w) holds rows of a map of ``size`` (h, w).
         The code has as many angles for the camera's place, all of them equal within an image: they
         turn queries and keys alike and are left out.
-
-        Args:
-            x: (B, D, R, w), rows of a map.
-            size: (h, w) of the map.
-            rows: which of its rows ``x`` has.
         """
         if not self.use_rope:
             return x

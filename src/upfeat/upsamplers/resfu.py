@@ -112,13 +112,9 @@ def taps_inside(size: int, scale: int, device: torch.device) -> Tensor:
 def spread_taps(weights: Tensor, axis: int, scale: int) -> Tensor:
     """Turn weights of 3 taps, sampled bilinearly, into weights of 4 cells, along one axis.
 
+    Weights are (B, n, 3, H, W), taps in axis 2; the axis is 3 for rows, 4 for columns.
     Pixel P lies (P + 0.5) / s - 0.5 cells behind the first cell's centre: a share f behind some
     cell. Tap t then takes 1 - f of cell t and f of cell t + 1.
-
-    Args:
-        weights: (B, n, 3, H, W), taps in axis 2.
-        axis: 3 for rows, 4 for columns.
-        scale: s.
     """
     pixel = torch.arange(weights.shape[axis], device=weights.device)
     share = ((2 * pixel + 1 - scale) % (2 * scale)).to(weights.dtype) / (2 * scale)
@@ -130,13 +126,7 @@ def spread_taps(weights: Tensor, axis: int, scale: int) -> Tensor:
 def mix_neighbours(weights: Tensor, values: Tensor, scale: Size) -> Tensor:
     """Average values at the nine positions around each pixel, one cell apart, clamped to the map.
 
-    Args:
-        weights: (B, 9, s_y h, s_x w), taps row-major.
-        values: (B, K, h, w).
-        scale: (s_y, s_x).
-
-    Returns:
-        (B, K, s_y h, s_x w).
+    Weights (B, 9, s_y h, s_x w), taps row-major, and values (B, K, h, w): (B, K, s_y h, s_x w).
     """
     height, width = weights.shape[2:]
     cells = weights.unflatten(1, (3, 3))  # (B, row tap, column tap, H, W)

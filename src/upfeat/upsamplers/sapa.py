@@ -99,16 +99,8 @@ class SAPAStage(nn.Module):
 def similarity_attention(query: Tensor, key: Tensor, value: Tensor, kernel_size: int) -> Tensor:
     """Mix the k x k cells around each pixel's own with the softmax of its inner products.
 
+    Queries (B, d, s_y h, s_x w), keys (B, d, h, w), values (B, K, h, w): (B, K, s_y h, s_x w).
     Beyond the border keys and values are zero: such taps have the logit 0 and give nothing.
-
-    Args:
-        query: (B, d, s_y * h, s_x * w), one for each pixel; products are not scaled.
-        key: (B, d, h, w).
-        value: (B, K, h, w).
-        kernel_size: k, odd.
-
-    Returns:
-        (B, K, s_y * h, s_x * w) in the type of ``value``.
 
     Example:
         >>> import torch

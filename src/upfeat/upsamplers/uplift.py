@@ -363,11 +363,6 @@ class UPLiFT(WholeMapUpsampler):
             "noise_channels": noise,
         }
 
-    @classmethod
-    def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Drop the prefix of data-parallel training; the names are the same."""
-        return {key.removeprefix("module."): value for key, value in state.items()}
-
 
 class _Noise:
     """Noise of one call: fresh in training, the same in every call in eval mode."""

@@ -76,15 +76,9 @@ class TapGeometry:
 
 
 def tap_terms(maps: Maps, colors: Tensor, geometry: TapGeometry) -> Tensor:
-    """psi: what a tap contributes to the logarithm of its weights.
+    """psi: what a tap contributes to the logarithm of its weights, (h, w, T, F).
 
-    Args:
-        maps: raw parameters, (1, 1, h, w) each.
-        colors: low-resolution guide (3, h, w).
-        geometry: of the grid.
-
-    Returns:
-        (h, w, T, F).
+    Raw parameters are (1, 1, h, w) each, colours those of the low-resolution guide (3, h, w).
     """
     sx, sy = (maps[name].exp().clamp(min=SIGMA_FLOOR) for name in ("sx_raw", "sy_raw"))
     sr = maps["sr_raw"].exp().clamp(min=SIGMA_FLOOR)
@@ -173,12 +167,8 @@ def starting_maps(grid: tuple[int, int], like: Tensor) -> Maps:
 def reconstruction_loss(maps: Maps, guide: Tensor, grid: tuple[int, int]) -> Tensor:
     """Mean absolute error of the image rebuilt from its low resolution; fills ``.grad``.
 
-    Rows of cells are differentiated one by one, so that memory does not grow with the image.
-
-    Args:
-        maps: leaves that require gradients.
-        guide: (1, 3, H, W), H and W multiples of the grid.
-        grid: (h, w).
+    Rows of cells are differentiated one by one, so that memory does not grow with the image. The
+    maps are leaves; the sides of the guide (1, 3, H, W) are multiples of the grid's.
     """
     scale = (guide.shape[2] // grid[0], guide.shape[3] // grid[1])
     geometry = TapGeometry.build(grid, scale, guide)
@@ -204,14 +194,8 @@ def optimise(
 ) -> tuple[Maps, list[float]]:
     """Fit the maps to one image: Adam with a falling learning rate, no random numbers.
 
-    Args:
-        guide: (1, 3, H, W) in [0, 1], H and W multiples of the grid.
-        grid: (h, w).
-        steps: updates.
-        progress: show a bar.
-
-    Returns:
-        The raw parameters (1, 1, h, w), and the loss before each update.
+    The sides of the guide (1, 3, H, W) in [0, 1] are multiples of the grid's. Returns the raw
+    parameters (1, 1, h, w), and the loss before each update.
     """
     from rich.progress import track
 
@@ -235,16 +219,7 @@ def optimise(
 
 
 def apply_filter(maps: Maps, guide: Tensor, values: Tensor) -> Tensor:
-    """Enlarge a map with fitted parameters.
-
-    Args:
-        maps: raw parameters (1, 1, h, w).
-        guide: (1, 3, s h, s w).
-        values: (1, K, h, w).
-
-    Returns:
-        (1, K, s h, s w).
-    """
+    """Enlarge values (1, K, h, w), guided by (1, 3, s h, s w), to (1, K, s h, s w)."""
     grid = (values.shape[2], values.shape[3])
     scale = (guide.shape[2] // grid[0], guide.shape[3] // grid[1])
     geometry = TapGeometry.build(grid, scale, guide)
