@@ -218,10 +218,8 @@ class MaskTransfer(Objective):
             means = weight @ cells / weight.sum(2, keepdim=True).clamp(min=1e-6)  # (B, M, P)
             mean = means.gather(1, number.expand(-1, -1, means.shape[2]))
         else:
-            near = nearness(coords, size_of(channels), config.locality).to(
-                weight.dtype
-            )  # (B, N, n)
-            near = near * weight.gather(1, number.expand(-1, -1, weight.shape[2]))
+            near = nearness(coords, size_of(channels), config.locality)  # (B, N, n)
+            near = near.to(weight.dtype) * weight.gather(1, number.expand(-1, -1, weight.shape[2]))
             mean = near @ cells / near.sum(2, keepdim=True).clamp(min=1e-6)
         pull = config.alpha * (region >= 0)[..., None]
         return smooth + pull * (mean - smooth)

@@ -97,9 +97,8 @@ class ImplicitFunction(nn.Module):
         answers, areas = [], []
         for move in moves:
             index, relative = nearest_cell(coords, grid, move)
-            picked = shares.flatten(1, 2).gather(
-                1, index[..., None].expand(-1, -1, shares.shape[3])
-            )  # (B, N, D)
+            every = index[..., None].expand(-1, -1, shares.shape[3])  # (B, N, D)
+            picked = shares.flatten(1, 2).gather(1, every)
             answers.append(self._hidden(picked, relative.to(shares.dtype)))
             areas.append(relative.prod(-1).abs() + AREA_EPS)  # (B, N)
         _, _, last = self.imnet.split()

@@ -1,11 +1,10 @@
 """What we add to LoftUp: weights of our own, colours of the tokens, a start as interpolation.
 
 The start is for little data; the paper's networks start at random and see a million images. A
-LoftUp must learn
-three things before it can learn anything of edges: to carry the features through (projections, a
-residual stream and three norms lie in their way), where a pixel is, and that near tokens are its
-own. On little data it learns them badly: weak directions of the features never arrive, and the
-attention stays spread over far tokens. Here all three are written into the weights.
+LoftUp must learn three things before it can learn anything of edges: to carry the features through
+(projections, a residual stream and three norms lie in their way), where a pixel is, and that near
+tokens are its own. On little data it learns them badly: weak directions of the features never
+arrive, and the attention stays spread over far tokens. Here all three are written into the weights.
 
 * The last channels of both convolutions hold sine and cosine of the pixel's row and column at
   the tokens' second frequency, e, each as a positive and a negative part, so that ReLUs keep them.
@@ -241,9 +240,8 @@ def fit_code(model: "LoftUp") -> tuple[Tensor, Tensor, Tensor]:
     drawn = torch.rand(5, 64, 64, generator=generator, device=generator.device) - 0.5
     drawn = drawn.to(model.conv1.weight)
     places, colors = 2 * drawn[:2], drawn[2:]
-    described = (
-        model.guidance_norm(model.fourier.at(places, colors)[None])[0].flatten(1).T
-    )  # (N, G)
+    described = model.fourier.at(places, colors)[None]  # (1, G, 64, 64)
+    described = model.guidance_norm(described)[0].flatten(1).T  # (N, G)
     inputs, steps = model.fourier.phases.shape[1:]
     low = [k for k in range(steps) if k == 0 or -2 + 12 * k / (steps - 1) <= math.log(HIGHEST)]
     colored = sees_colors(model)

@@ -275,18 +275,15 @@ class RaysUp(Upsampler):
             return x
         rays = self.rays(x, size, rows)
         half = x.shape[1] // self.num_heads // 2
-        count = (
-            half // 6
-        )  # frequencies; for each of them three angles of the place, three of the ray
+        count = half // 6  # frequencies, each with three angles of the place, three of the ray
         powers = torch.arange(count, device=x.device, dtype=rays.dtype)
         speed = SLOWEST_DIRECTION * self.rope_freq_base**powers
         angles = torch.einsum("f,bchw->bfchw", speed, rays)  # (B, count, 3, h, w)
         angles = F.pad(angles, (0, 0, 0, 0, 3, 0)).flatten(1, 2)  # (B, 6 count, h, w)
         angles = F.pad(angles, (0, 0, 0, 0, 0, half - 6 * count))  # (B, half, h, w)
         cos, sin = (wave(angles).to(x.dtype)[:, None] for wave in (torch.cos, torch.sin))
-        first, second = x.unflatten(1, (self.num_heads, 2, half)).unbind(
-            2
-        )  # (B, heads, half, h, w)
+        pairs = x.unflatten(1, (self.num_heads, 2, half))  # (B, heads, 2, half, h, w)
+        first, second = pairs.unbind(2)
         turned = (first * cos + second * sin, second * cos - first * sin)
         return torch.stack(turned, dim=2).flatten(1, 3)  # (B, D, h, w)
 
