@@ -30,7 +30,7 @@ from upfeat.evaluation.benchmark import (
     measure_memory,
     measure_time,
 )
-from upfeat.objectives import _channel_sums
+from upfeat.objectives import losses
 from upfeat.ops.runtime import recycled_memory
 from upfeat.training import TrainConfig, build_upsampler, create_recipe, make_optimizer
 
@@ -53,7 +53,7 @@ def training_step(recipe: str, plain: bool) -> Callable[[], float]:
     objective.prepare(model, backbones, config.data.crop_size)
     optimizer = make_optimizer(config.optimizer, list(model.parameters()))
     batch = random_batch(config)
-    whole = mock.patch.object(_channel_sums, "CACHE_BYTES", sys.maxsize)
+    whole = mock.patch.object(losses, "CACHE_BYTES", sys.maxsize)
 
     def step() -> float:
         generator = torch.Generator().manual_seed(0)
