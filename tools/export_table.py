@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
         **{"d_enc": 16, "num_heads_encoder": 2, "num_heads_decoder": 2, "rope_directions": 2},
         **{"kernel_size": 5, "smallest_side": 160, "encoder": "test_convnext"},
     },
+    "vit_up": {"num_blocks": 2, "num_heads": 2, "patch_size": 4},
 }
 COLUMNS = [
     ("torch.export, fixed size", "torch", "static"),

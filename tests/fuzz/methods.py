@@ -56,6 +56,8 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
         "iterations": 1,
     },
     "upsample_anything": {"steps": 2},
+    "vit_up": {"num_blocks": 2, "num_heads": 2, "patch_size": 2, "bands": 4},
+    "vit_up/levels": {"levels": 2, "num_blocks": 2, "num_heads": 1, "patch_size": 3},
 }
 """Constructor arguments by name, or by name and a word for further settings."""
 

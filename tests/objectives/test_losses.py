@@ -187,3 +187,25 @@ def test_total_variation_by_hand(channels: int, height: int, width: int) -> None
         if k < height and m < width
     )
     assert float(losses.total_variation(x)) == pytest.approx(expected / x.numel())
+
+
+@pytest.mark.golden
+def test_golden_of_vit_up(golden_dir: Path) -> None:
+    """Means over scales and levels of the three terms, and the gradients of their sum."""
+    tensors, _ = load_golden(golden_dir / "vit_up" / "loss.safetensors")
+    names = [key.removeprefix("input.pred.") for key in tensors if key.startswith("input.pred.")]
+    terms, preds = [], {}
+    for name in names:
+        preds[name] = tensors[f"input.pred.{name}"].requires_grad_()
+        pair = (preds[name], tensors[f"input.target.{name}"])
+        maps = [tokens.mT[:, :, None] for tokens in pair]  # (B, C, 1, N)
+        terms.append(torch.stack(losses.token_terms(*maps)))
+        assert torch.allclose(losses.token_structure(*maps), terms[-1].sum())
+    mean = torch.stack(terms).mean(0)
+    for found, name in zip(mean, ("l2", "cos", "kl"), strict=True):
+        assert max_abs_difference(found, tensors[name]) <= GOLDEN_ATOL, name
+    assert max_abs_difference(mean.sum(), tensors["output"]) <= GOLDEN_ATOL
+    mean.sum().backward()
+    for name, pred in preds.items():
+        assert pred.grad is not None
+        assert max_abs_difference(pred.grad, tensors[f"grad.pred.{name}"]) <= GOLDEN_ATOL

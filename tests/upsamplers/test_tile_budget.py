@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
         **{"d_enc": 16, "num_heads_encoder": 2, "num_heads_decoder": 2, "rope_directions": 2},
         **{"semantic_scale": 1.0, "smallest_side": 288, "encoder": "test_convnext"},
     },
+    "vit_up": {"num_blocks": 2, "num_heads": 4, "patch_size": 4},
 }
 # Of the streaming encoders, in one thread. Where no map may be kept, strips that pass naf's four
 # 3x3 convolutions, or raysup's four branches, read many rows more than they give.
@@ -37,6 +38,7 @@ HELD = {
     "featup_jbu": 4 * PIXELS * (5 * 32 + CHANNELS // 4),
     "loftup": 4 * PIXELS * 2 * 3,
     "pixelup": 4 * PIXELS * 6 * 16,
+    "vit_up": 4 * (8 * SIDE // STRIDE) ** 2 * (3 * 4**2 + CHANNELS),
     "featup_implicit": 4 * PIXELS * 2 * 3,
 }
 

@@ -6,6 +6,7 @@ computed band by band: the temporaries of a whole map are fresh memory and take 
 arithmetic. Legend: ``B`` batch, ``C`` channels, ``h w`` grid.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -34,14 +35,16 @@ __all__ = [
     "project",
     "random_projection",
     "scale_shift_invariant_l1",
+    "token_structure",
     "total_variation",
 ]
 
-Distance = Literal["cosine_mse", "cosine", "min_max_mse", "mse", "l1"]
+Distance = Literal["cosine_mse", "cosine", "min_max_mse", "mse", "l1", "token_structure"]
 
 COSINE_EPS = 1e-12  # added to squared norms, as in torch's cosine embedding loss
 MIN_MAX_EPS = 1e-6
 ENTROPY_FLOOR = 1e-7
+TOKEN_EPS, TOKEN_TEMPERATURE = 1e-5, 0.5  # of ViT-Up's loss
 
 
 def to_float32(x: Tensor) -> Tensor:
@@ -228,12 +231,53 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(to_float32(pred), to_float32(target))
 
 
+def token_structure(pred: Tensor, target: Tensor) -> Tensor:
+    """Return ViT-Up's loss (arXiv 2606.14024): each token, and how the tokens resemble each other.
+
+    The sum of the squared error in units of the target's variance over the channels, of 1 - cosine,
+    and of the divergence of the softmax over the other tokens' cosines, divided by 0.5, from the
+    target's; the latter over N max(ln N, 1). Memory grows with the square of N = h w.
+
+    Args:
+        pred: (B, C, h, w).
+        target: (B, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(1, 8, 4, 4)
+        >>> token_structure(x, x).abs().item() < 1e-6
+        True
+    """
+    check_pair(pred, target)
+    return torch.stack(token_terms(pred, target)).sum()
+
+
+def token_terms(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three terms of :func:`token_structure`: squared error, cosine, divergence."""
+    pred, target = (to_float32(x).flatten(2).mT for x in (pred, target))  # (B, N, C)
+    variance = target.var(2, correction=0, keepdim=True)
+    error = ((pred - target).square() / (variance + TOKEN_EPS)).mean()
+    pred, target = (F.normalize(x, dim=2, eps=TOKEN_EPS) for x in (pred, target))
+    cosine = 1 - (pred * target).sum(2).mean()
+    number = pred.shape[1]
+    if number == 1:  # no other tokens
+        return error, cosine, error.new_zeros(())
+    others = ~torch.eye(number, dtype=torch.bool, device=pred.device)
+    rows = []
+    for x in (pred, target):
+        similar = (x @ x.mT / TOKEN_TEMPERATURE)[:, others]  # (B, N (N - 1)), row by row
+        rows.append(similar.unflatten(1, (number, number - 1)).log_softmax(2))
+    divergence = F.kl_div(rows[0], rows[1], reduction="batchmean", log_target=True)
+    return error, cosine, divergence / (number * max(math.log(number), 1.0))
+
+
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine_mse": cosine_mse,
     "cosine": cosine_loss,
     "min_max_mse": min_max_mse,
     "mse": mse,
     "l1": l1,
+    "token_structure": token_structure,
 }
 
 

@@ -218,8 +218,9 @@ class Upsampler(GuidedModel):
                 the output's size in ``loftup``, ``featup_implicit``, ``joint_bilateral`` and
                 ``guided_filter``; the guidance of the whole image in ``kin`` (about 150 numbers a
                 pixel) and ``featup_jbu`` (about 160, and C at 8h x 8w); the queries of the output's
-                size in ``pixelup`` (six times D); what fits a network in ``featup_implicit``; and
-                one output row with its temporaries, below which no piece goes.
+                size in ``pixelup`` (six times D); the image at 8 patches a cell in ``vit_up``; what
+                fits a network in ``featup_implicit``; and one output row with its temporaries,
+                below which no piece goes.
             piece_bytes: what one piece with its temporaries may take of it.
 
         Yields:

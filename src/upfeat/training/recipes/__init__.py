@@ -19,6 +19,8 @@ from upfeat.training.recipes.attention import (
     pixelup_small,
     raysup_paper,
     raysup_small,
+    vit_up_paper,
+    vit_up_small,
 )
 from upfeat.training.recipes.bundled import (
     bundled_jafar,
@@ -137,5 +139,7 @@ __all__ = [
     "sapa_small",
     "uplift_paper",
     "uplift_small",
+    "vit_up_paper",
+    "vit_up_small",
     "when_to_take",
 ]

@@ -1,7 +1,8 @@
-"""Recipes of methods that attend to low-resolution cells: JAFAR, RaysUp, AnyUp, NAF, PixelUp.
+"""Recipes of methods that attend to low-resolution cells, from JAFAR to ViT-Up.
 
 JAFAR: Couairon et al., 2025, arXiv 2506.11136; RaysUp: 2026, arXiv 2606.22749; AnyUp: Wimmer et
-al., 2025, arXiv 2510.12764; NAF: 2025, arXiv 2511.18452; PixelUp: 2026, arXiv 2608.02792.
+al., 2025, arXiv 2510.12764; NAF: 2025, arXiv 2511.18452; PixelUp: 2026, arXiv 2608.02792;
+ViT-Up: 2026, arXiv 2606.14024.
 """
 
 from upfeat.objectives import (
@@ -14,8 +15,10 @@ from upfeat.objectives import (
 from upfeat.training.config import (
     BackboneConfig,
     CheckpointConfig,
+    ClipConfig,
     DataConfig,
     OptimizerConfig,
+    ScheduleConfig,
     TrainConfig,
     UpsamplerConfig,
 )
@@ -323,4 +326,52 @@ def pixelup_small() -> TrainConfig:
         SMALL_OPTIMIZER,
         random_crops(224, resize=256),
         warmup_steps=100,
+    )
+
+
+@register_recipe
+def vit_up_paper() -> TrainConfig:
+    """ViT-Up on the hidden states of DINOv3 ViT-S+/16, without adapters in the backbone.
+
+    * Released code: six levels and blocks, AdamW at 2e-4 without weight decay, batch 24, 53,381
+      steps with a warm-up of 2,669 and a cosine, gradients clipped to 1, bfloat16; per-channel
+      normalised squared error, cosine, and the divergence of the tokens' similarities.
+    * Not here: the backbone's LoRA; the canvas of noise that the image is pasted on; three scales;
+      a loss of each level by itself (here all channels are one vector).
+    * Chosen: images of 448 pixels and small images of a factor from [0.25, 0.5], seed 0.
+    """
+    layers = {"layers": [1, 3, 5, 7, 9, 11]}
+    return TrainConfig(
+        backbones=(
+            BackboneConfig(name="timm/vit_small_plus_patch16_dinov3.lvd1689m", options=layers),
+        ),
+        upsampler=UpsamplerConfig(name="vit_up", config={"levels": 6}),
+        objective=MultiResolutionConfig(distance="token_structure", regulariser_weight=0.0),
+        data=DataConfig(crop=448),
+        optimizer=OptimizerConfig(lr=2e-4, weight_decay=0.0),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=2669, final=0.005),
+        clip=ClipConfig(max_norm=1.0),
+        checkpoint=CheckpointConfig(every=10_000),
+        steps=53_381,
+        batch_size=24,
+        precision="bf16",
+        seed=0,
+    )
+
+
+@register_recipe
+def vit_up_small() -> TrainConfig:
+    """ViT-Up for the last layer of the bundled encoder, on two cores.
+
+    * As ``vit_up_paper``: the loss, clipping, no weight decay.
+    * Chosen: everything else. One level, two blocks of three heads, images of 224 pixels, 1,000
+      steps with a higher learning rate that falls.
+    """
+    return small_recipe(
+        UpsamplerConfig(name="vit_up", config={"num_blocks": 2, "num_heads": 3}),
+        MultiResolutionConfig(distance="token_structure", regulariser_weight=0.0),
+        OptimizerConfig(lr=1e-3, weight_decay=0.0),
+        random_crops(224, resize=256),
+        warmup_steps=100,
+        clip=ClipConfig(max_norm=1.0),
     )
