@@ -85,6 +85,6 @@ def test_limits_are_explained() -> None:
     with pytest.raises(ValueError, match="levels must be 1 or num_blocks=6"):
         upfeat.create_upsampler("vit_up", feature_dim=48, levels=2)
     with pytest.raises(ValueError, match="divisible by 4 x levels x num_heads=24"):
-        upfeat.create_upsampler("vit_up", feature_dim=32)
+        upfeat.create_upsampler("vit_up", feature_dim=32, num_heads=6)
     with pytest.raises(CheckpointError, match="adapters inside"):
         upfeat.from_official("vit_up", {"rel_pos_enc.freqs": torch.zeros(16)})

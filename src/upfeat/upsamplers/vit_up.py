@@ -106,6 +106,10 @@ class PointBlock(nn.Module):
         self.featx, self.norm_h_local = NearestToken(dim, bands), nn.LayerNorm(dim)
         self.norm_post, self.mlp = nn.LayerNorm(dim), feed_forward(dim, 4 * dim, norm=False)
 
+    def keys_values(self, tokens: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, n, d) to what :meth:`forward` attends to."""
+        return self.cross_attention.keys_values(self.norm_h_global(tokens), angles)
+
     def forward(
         self, q: Tensor, angles: Tensor, memory: tuple[Tensor, Tensor], token: Tensor, code: Tensor
     ) -> Tensor:
@@ -139,7 +143,8 @@ class ViTUp(Upsampler):
         levels: L, hidden states in the features, one for each block, or 1. The paper's are
             the outputs of every second of twelve blocks, ``layers=(1, 3, 5, 7, 9, 11)``.
         num_blocks: blocks of the point transformer.
-        num_heads: attention heads; d must be divisible by four times as many.
+        num_heads: attention heads; d must be divisible by four times as many. None: the paper's, of
+            64 channels.
         patch_size: side of the query's patches; the image is resized to 8 of them a cell.
         bands: frequencies of the code of a place within its token.
         rope_base: ratio that spans the frequencies of the rotary code.
@@ -184,7 +189,7 @@ class ViTUp(Upsampler):
         feature_dim: int,
         levels: int = 1,
         num_blocks: int = 6,
-        num_heads: int = 6,
+        num_heads: int | None = None,
         patch_size: int = 16,
         bands: int = 16,
         rope_base: float = 100.0,
@@ -192,16 +197,17 @@ class ViTUp(Upsampler):
         super().__init__()
         if levels not in (1, num_blocks):
             raise ValueError(f"levels must be 1 or num_blocks={num_blocks}, got {levels}")
-        if feature_dim % (4 * levels * num_heads):
+        dim = feature_dim // levels
+        heads = max(1, dim // 64) if num_heads is None else num_heads
+        if feature_dim % (4 * levels * heads):
             raise ValueError(
                 f"feature_dim={feature_dim} must be divisible by 4 x levels x num_heads="
-                f"{4 * levels * num_heads}: features of {levels} levels, one after the other"
+                f"{4 * levels * heads}: features of {levels} levels, one after the other"
             )
-        dim = feature_dim // levels
-        self.levels, self.num_heads, self.rope_base = levels, num_heads, rope_base
+        self.levels, self.num_heads, self.rope_base = levels, heads, rope_base
         self.patch_size = patch_size
         self.patch_embedding = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-        self.blocks = nn.ModuleList(PointBlock(dim, num_heads, bands) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(PointBlock(dim, heads, bands) for _ in range(num_blocks))
         self.decoders = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for _ in range(levels)
         )
@@ -223,11 +229,10 @@ class ViTUp(Upsampler):
         wide = torch.promote_types(tokens.dtype, torch.float32)
         place = pixel_centres(grid, device=tokens.device, dtype=wide)[None]  # (1, n, 2)
         angles = self.angles(place, grid)
+        blocks: list[PointBlock] = list(self.blocks)  # type: ignore[arg-type]
         memories = [
-            block.cross_attention.keys_values(
-                block.norm_h_global(tokens[:, min(number, self.levels - 1)]), angles
-            )
-            for number, block in enumerate(self.blocks)
+            block.keys_values(tokens[:, min(number, self.levels - 1)], angles)
+            for number, block in enumerate(blocks)
         ]
         return ViTUpState(patches, tokens, memories, grid, output_size)
 

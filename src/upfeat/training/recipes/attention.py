@@ -368,7 +368,7 @@ def vit_up_small() -> TrainConfig:
       steps with a higher learning rate that falls.
     """
     return small_recipe(
-        UpsamplerConfig(name="vit_up", config={"num_blocks": 2, "num_heads": 3}),
+        UpsamplerConfig(name="vit_up", config={"num_blocks": 2}),
         MultiResolutionConfig(distance="token_structure", regulariser_weight=0.0),
         OptimizerConfig(lr=1e-3, weight_decay=0.0),
         random_crops(224, resize=256),
