@@ -16,6 +16,7 @@ from upfeat.cli.app import app
 from upfeat.cli.reproduce.methods import RowMethods, at_hand, published_name
 from upfeat.evaluation.papers import find_published, published_tables
 from upfeat.evaluation.papers.plan import not_ready, plan_jobs
+from upfeat.evaluation.papers.records import DINOV2
 from upfeat.evaluation.papers.reproductions import (
     Ran,
     Reproduction,
@@ -103,6 +104,16 @@ def test_a_small_run_of_a_table_resumes_and_says_what_differs(data: Path, tmp_pa
     assert Reproduction.load(out / "jafar-table-5.json").ran == record.ran
     assert "heads-8" in reproduce_page([record])
     assert len(heads) == len(row)
+
+
+def test_another_backbone_is_a_difference(data: Path, tmp_path: Path) -> None:
+    """Also where the paper's setting is not printed."""
+    options = ("--small", "--root", f"data={data}", "--out", tmp_path, "--rows", "bilinear")
+    outcome = call("anyup:table-faithfulness", *options)
+    assert outcome.exit_code == 0, outcome.output
+    (found,) = Reproduction.load(tmp_path / "anyup-table-faithfulness.json").ran
+    backbones = f"{DINOV2} (here: upfeat/vit_compact_patch16)"
+    assert found.differs == (f"backbone {backbones}",)
 
 
 @pytest.mark.slow

@@ -153,6 +153,8 @@ def ran(
     column = table.columns[job.columns[0]]
     setting = table.setting | column.setting | row.setting
     apart = differences(setting, result.settings)
+    if job.backbone not in ("", table.backbone) and "backbone" not in setting:
+        apart.insert(0, f"backbone {table.backbone} (here: {job.backbone})")
     if job.data is not None and job.data != job.published:
         apart.insert(0, f"data {job.published} (here: {job.data})")
     if column.preset and job.preset != column.preset:
