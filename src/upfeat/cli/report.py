@@ -156,7 +156,7 @@ def comparison_scene(title: str, comparison: "Comparison") -> "Scene":
         comparison: of :func:`upfeat.viz.compare_upsamplers`.
     """
     from upfeat.evaluation.report import Picture, PictureGroup, Scene
-    from upfeat.evaluation.report.pictures import covered_part, png_bytes
+    from upfeat.evaluation.tables.panels import covered_part, png_bytes
 
     low = covered_part(comparison.low, comparison.low_extent, comparison.input_size)
     cells = f"{comparison.low.shape[-2]}×{comparison.low.shape[-1]} cells"

@@ -30,8 +30,8 @@ from upfeat.evaluation.report import (
     TableView,
     report_page,
 )
-from upfeat.evaluation.report.page import cost_plot
-from upfeat.evaluation.report.pictures import RAMP, covered_part, png_bytes, ramp_colors
+from upfeat.evaluation.tables.panels import RAMP, covered_part, png_bytes, ramp_colors
+from upfeat.evaluation.tables.plots import cost_plot
 
 ARROW_RIGHT, END, TAB = "\ue014", "\ue010", "\ue004"  # keys, as WebDriver numbers them
 VOID = {"meta", "img", "input", "wbr"}

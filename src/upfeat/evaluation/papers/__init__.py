@@ -33,11 +33,6 @@ __all__ = [
 ]
 
 
-# Protocols on square crops name one side for the input, and where they do not name the size of the
-# upsampled features (``target_size``), for these too.
-_FROM_CROP = ("input_size", "output_size")
-
-
 class PublishedBlock(FrozenRecord):
     """The part of a published table that fits one of ours.
 
@@ -74,21 +69,14 @@ def published_tables() -> tuple[PublishedTable, ...]:
 
 
 def published_figures() -> tuple[PublishedFigure, ...]:
-    """Return every figure that compares methods.
-
-    Example:
-        >>> from upfeat.evaluation.papers import published_figures
-        >>> published_figures()[0].id
-        'jafar:figure-3'
-    """
+    """Return every figure that compares methods."""
     return tuple(figure for paper in _PAPERS for figure in paper.FIGURES)
 
 
 def find_published(names: Collection[str]) -> list[PublishedTable | PublishedFigure]:
-    """Return tables and figures by name, or all of a paper.
+    """Return tables and figures by name: ``jafar:table-1``, or ``jafar`` for all of a paper.
 
-    Args:
-        names: ``jafar:table-1``, or ``jafar``; none for everything.
+    No names stand for everything.
 
     Raises:
         UnknownNameError: no such paper, table or figure; the message lists close ones.
@@ -129,21 +117,18 @@ def published_for(task: str, data: str, scores: Collection[str]) -> list[Publish
     """
     blocks = []
     for table in published_tables():
-        fitting = [
-            (index, column)
-            for index, column in enumerate(table.columns)
-            if column.task == task
-            and column.score in scores
-            and _plain(data) in {_plain(name) for name in column.data}
-        ]
         settings: list[dict[str, Any]] = []
-        for _, column in fitting:
+        groups: list[dict[int, PublishedColumn]] = []
+        for index, column in enumerate(table.columns):
+            named = _plain(data) in {_plain(name) for name in column.data}
+            if column.task != task or column.score not in scores or not named:
+                continue
             if column.setting not in settings:
                 settings.append(column.setting)
-        for setting in settings:
-            columns = {i: column for i, column in fitting if column.setting == setting}
-            rows = tuple(_rows(table, columns))
-            if rows:
+                groups.append({})
+            groups[settings.index(column.setting)][index] = column
+        for setting, columns in zip(settings, groups, strict=True):
+            if rows := _rows(table, columns):
                 blocks.append(
                     PublishedBlock(
                         source=f"{table.paper}, {table.source}",
@@ -151,7 +136,7 @@ def published_for(task: str, data: str, scores: Collection[str]) -> list[Publish
                         setting=table.setting | setting,
                         note=table.note,
                         units={column.score: column.unit for column in columns.values()},
-                        rows=rows,
+                        rows=tuple(rows),
                     )
                 )
     return blocks
@@ -175,11 +160,7 @@ def _rows(
 
 
 def differences(published: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Say in which settings published numbers and ours differ, or where ours is not comparable.
-
-    Args:
-        published: of a :class:`PublishedBlock`.
-        ours: of a :class:`upfeat.evaluation.results.Result`.
+    """Say in which settings a :class:`PublishedBlock` and a result of ours differ.
 
     Example:
         >>> from upfeat.evaluation.papers import differences
@@ -189,40 +170,40 @@ def differences(published: Mapping[str, Any], ours: Mapping[str, Any]) -> list[s
     found = []
     for name, value in published.items():
         own = ours.get(name)
-        if own is None and name in _FROM_CROP:
+        if own is None:
             own = _own_size(name, ours)
         if isinstance(own, Mapping):
             own = own.get("name")
-        theirs, here = setting_text(value, name), "not stated"
-        if own is not None:
-            here = setting_text(own, name)
+        theirs = setting_text(value, name)
+        here = "not stated" if own is None else setting_text(own, name)
         if here != theirs:
             found.append(f"{_words(name)} {theirs} (here: {here})")
     return found
 
 
 def _own_size(name: str, ours: Mapping[str, Any]) -> list[int] | None:
-    """Return the input's or the output's size of a protocol on squares."""
+    """Return the input's or the output's size of a protocol on squares.
+
+    It names one side, the crop's, and where it does not name the target's this holds for both.
+    """
     if name == "input_size" and ours.get("cells"):  # (input, grid, output) of each measurement
         return [max(cell[0] for cell in ours["cells"])] * 2
-    sides = [ours.get("target_size") if name == "output_size" else None, ours.get("crop_size")]
-    known = [side for side in sides if isinstance(side, int)]
+    sides = {"input_size": ["crop_size"], "output_size": ["target_size", "crop_size"]}.get(name, ())
+    known = [ours[side] for side in sides if isinstance(ours.get(side), int)]
     return [known[0]] * 2 if known else None
 
 
 def setting_text(value: Any, name: str = "") -> str:
-    """Return a setting's value for people.
-
-    Args:
-        value: of the setting.
-        name: of the setting; that of a size ends with ``size``.
+    """Return a setting's value for people; the name of a size ends with ``size``.
 
     Example:
         >>> from upfeat.evaluation.papers import setting_text
-        >>> setting_text([448, 448], "input_size"), setting_text([0, 1], "seeds")
-        ('448×448', '0, 1')
-        >>> setting_text(None)
-        'none'
+        >>> (
+        ...     setting_text([448, 448], "input_size"),
+        ...     setting_text([0, 1], "seeds"),
+        ...     setting_text(None),
+        ... )
+        ('448×448', '0, 1', 'none')
     """
     if value is None:
         return "none"

@@ -54,11 +54,7 @@ class TableJob:
 
 
 def not_ready(task: str, preset: str = "") -> str | None:
-    """Say what a column still waits for in this version; None if it can be run.
-
-    Args:
-        task: of a column.
-        preset: of it.
+    """Say what a column's task and preset still wait for in this version; None if it can be run.
 
     Example:
         >>> from upfeat.evaluation.papers.plan import not_ready
@@ -145,19 +141,16 @@ def _job(table: PublishedTable, members: list[tuple[int, PublishedRow]], small: 
         backbone = backbone and task.backbones.get(preset, SMALL_BACKBONE)
         known = _fields(column, preset, data if preset in task.presets.values() else column.data[0])
         changes, options = small_settings(task, preset, changes, known), dict(task.options)
-    rows = tuple({row.key: row for _, row in members}.values())
-    columns = tuple(dict.fromkeys(number for number, _ in members))
-    has_data = column.task != "efficiency"
     return TableJob(
-        column.task,
-        preset,
-        data if has_data else None,
-        column.data[0],
-        changes,
-        options,
-        backbone,
-        rows,
-        columns,
+        task=column.task,
+        preset=preset,
+        data=data if column.task != "efficiency" else None,
+        published=column.data[0],
+        changes=changes,
+        options=options,
+        backbone=backbone,
+        rows=tuple({row.key: row for _, row in members}.values()),
+        columns=tuple(dict.fromkeys(number for number, _ in members)),
     )
 
 
@@ -169,11 +162,7 @@ def _fields(column: PublishedColumn, preset: str, data: str) -> Collection[str]:
 
 
 def trained_on(task: str, small: bool) -> tuple[str, ...]:
-    """Return the sets that a protocol itself trains on.
-
-    Args:
-        task: the protocol.
-        small: at the size of a test.
+    """Return the sets that a protocol itself trains on, at the papers' size or ``small``.
 
     Example:
         >>> from upfeat.evaluation.papers.plan import trained_on
@@ -190,10 +179,7 @@ def needed_sets(
 ) -> dict[str, str]:
     """Return the data sets that a table or figure needs, with what each is for.
 
-    Args:
-        item: of a paper.
-        keys: rows of a table; none for all.
-        small: at the size of a test.
+    ``keys`` are rows of a table, none for all; ``small`` is at the size of a test.
     """
     found: dict[str, str] = {}
     if isinstance(item, PublishedFigure):

@@ -213,12 +213,7 @@ def row(uses: str, method: str, values: str, **more: Any) -> PublishedRow:
 def unscored_rows(
     methods: Mapping[str, str], columns: Sequence[PublishedColumn]
 ) -> tuple[PublishedRow, ...]:
-    """Return rows without numbers.
-
-    Args:
-        methods: :attr:`PublishedRow.uses` to the name as printed.
-        columns: of the table.
-    """
+    """Return rows without numbers of methods, :attr:`PublishedRow.uses` to the printed name."""
     return tuple(row(uses, method, "- " * len(columns)) for uses, method in methods.items())
 
 
@@ -237,12 +232,7 @@ def numbered_table(
 ) -> PublishedTable:
     """Return a table of a paper that numbers its tables; DINOv2 ViT-S/14 is the usual backbone.
 
-    Args:
-        paper: short name.
-        arxiv: number of the paper.
-        number: of the table.
-        title: what it compares.
-        **fields: further fields of the table.
+    ``number`` is the table's, ``fields`` are further ones of :class:`PublishedTable`.
     """
     named = {
         "id": f"{paper.lower()}:table-{number.lower()}",
@@ -263,14 +253,7 @@ def numbered_figure(
 ) -> PublishedFigure:
     """Return a figure of a paper; that it shows this is our reading unless a note says otherwise.
 
-    Args:
-        paper: short name.
-        arxiv: number of the paper.
-        number: of the figure.
-        kind: what is drawn.
-        title: what it shows.
-        methods: its rows.
-        **fields: further fields of the figure.
+    ``number`` is the figure's, ``fields`` are further ones of :class:`PublishedFigure`.
     """
     named = {
         "id": f"{paper.lower()}:figure-{number}",

@@ -136,7 +136,7 @@ class Reproduction(FrozenRecord):
 def ran(
     table: PublishedTable, job: TableJob, key: str, result: Result, *, trained: Sequence[str] = ()
 ) -> Ran:
-    """Return the record of a result, with what differs from the paper's setting.
+    """Return the record of a row's result, with what differs from the paper's setting.
 
     Args:
         table: of the paper.
@@ -193,11 +193,10 @@ def comparison_rows(
     """
     heads = ["method"]
     for column in table.columns:
-        kind = titled_protocol(column.task).kind(column.score)
+        heading = titled_protocol(column.task).kind(column.score).heading
+        name = {"iou": "IoU", "miou": "mIoU"}.get(heading, heading)
         unit = unit_text(column.unit)
         variant = column.preset if column.task in ("bev", "open-vocabulary", "efficiency") else ""
-        name = kind.heading if kind.heading != column.score else column.score
-        name = {"iou": "IoU", "miou": "mIoU"}.get(name, name)
         size = column.changes.get("crop_size")
         data = "" if column.task == "efficiency" else column.data[0]
         parts = (column.task, data, variant, f"{size} px" if size else "", name)
@@ -218,10 +217,7 @@ def _number(value: float | None) -> str:
 
 
 def shared_differences(found: Reproduction) -> list[str]:
-    """Return each difference once, with the calls and rows that it is of.
-
-    Args:
-        found: what was run.
+    """Return each difference of a run once, with the calls and rows that it is of.
 
     Example:
         >>> from upfeat.evaluation.papers.reproductions import Ran, Reproduction, shared_differences
@@ -288,11 +284,9 @@ A cell is *published / small run here*; `-` means no number.
 
 
 def reproduce_page(records: Iterable[Reproduction], *, note: str = "") -> str:
-    """Return the Markdown page of all tables and figures.
+    """Return the Markdown page of all tables and figures behind a ``note``.
 
-    Args:
-        records: of small runs; a table without one is listed all the same.
-        note: at the top, such as who writes the page.
+    A table without a record is listed all the same.
     """
     known = {record.id: record for record in records}
     parts = [note + _HEAD]
@@ -318,15 +312,10 @@ def _needs(item: PublishedTable | PublishedFigure) -> str:
 
 def _table_section(table: PublishedTable, found: Reproduction | None) -> str:
     heads, rows = comparison_rows(table, found)
-    lines = [
-        f"## {table.paper}, {table.source}: {table.title}",
-        "",
-        f"[arXiv {table.arxiv}](https://arxiv.org/abs/{table.arxiv}); "
-        f"`upfeat reproduce {table.id} --root data=DIR`. {table.note}".rstrip(),
-        "",
-        _needs(table),
-        "",
-    ]
+    link = f"[arXiv {table.arxiv}](https://arxiv.org/abs/{table.arxiv})"
+    call = f"`upfeat reproduce {table.id} --root data=DIR`"
+    lines = [f"## {table.paper}, {table.source}: {table.title}", ""]
+    lines += [f"{link}; {call}. {table.note}".rstrip(), "", _needs(table), ""]
     waits = {not_ready(column.task, column.preset) for column in table.columns} - {None}
     if waits:
         lines += [f"Waits for: {'; '.join(sorted(map(str, waits)))}.", ""]
@@ -364,15 +353,10 @@ def _what_ran(found: Reproduction | None) -> list[str]:
 
 
 def _figure_section(figure: PublishedFigure, found: Reproduction | None) -> str:
-    lines = [
-        f"### {figure.paper}, {figure.source}: {figure.title}",
-        "",
-        f"`upfeat reproduce {figure.id} --root data=DIR`: {', '.join(figure.methods)}. "
-        f"{figure.note}".rstrip(),
-        "",
-        _needs(figure),
-        "",
-    ]
+    call = f"`upfeat reproduce {figure.id} --root data=DIR`"
+    lines = [f"### {figure.paper}, {figure.source}: {figure.title}", ""]
+    lines += [f"{call}: {', '.join(figure.methods)}. {figure.note}".rstrip(), ""]
+    lines += [_needs(figure), ""]
     if found is None:
         lines += ["Not run here yet.", ""]
     elif found.pictures:
@@ -388,13 +372,6 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def by_id(folder: str | os.PathLike[str]) -> Mapping[str, Reproduction]:
-    """Return the records that lie in a folder, by the name of their table or figure.
-
-    Args:
-        folder: of ``upfeat reproduce --out``.
-    """
-    known = {}
-    for path in sorted(Path(folder).glob("*-*.json")):
-        record = Reproduction.load(path)
-        known[record.id] = record
-    return known
+    """Return the records in a folder of ``upfeat reproduce --out``, by their table or figure."""
+    records = (Reproduction.load(path) for path in sorted(Path(folder).glob("*-*.json")))
+    return {record.id: record for record in records}

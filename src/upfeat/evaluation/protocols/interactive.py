@@ -42,8 +42,8 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.tables.curves import curve_svg
 from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
+from upfeat.evaluation.tables.plots import curve_svg
 from upfeat.pipeline import Pipeline
 
 __all__ = ["PRESETS", "interactive_preset", "run_interactive"]

@@ -6,7 +6,6 @@ from upfeat.evaluation.report.content import (
     Legend,
     Picture,
     PictureGroup,
-    Point,
     Published,
     Report,
     RowView,
@@ -15,6 +14,7 @@ from upfeat.evaluation.report.content import (
     TableView,
 )
 from upfeat.evaluation.report.page import report_page
+from upfeat.evaluation.tables.plots import Point
 
 __all__ = [
     "Cell",

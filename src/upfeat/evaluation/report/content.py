@@ -5,16 +5,16 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from upfeat.evaluation.registry import column_groups, score_digits
-from upfeat.evaluation.report.pictures import png_bytes, ramp_colors
+from upfeat.evaluation.registry import column_groups
 from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
-from upfeat.evaluation.tables.grid import Grid, class_grid
+from upfeat.evaluation.tables.grid import Grid, GridRow, class_grid, score_grid
 from upfeat.evaluation.tables.markdown import table_command
-from upfeat.evaluation.tables.panels import Panel
+from upfeat.evaluation.tables.panels import Panel, png_bytes, ramp_colors
+from upfeat.evaluation.tables.plots import Point
 from upfeat.ops.colors import class_colors, class_palette
 
 if TYPE_CHECKING:
-    from upfeat.evaluation.results import Result, Score
+    from upfeat.evaluation.results import Result
 
 __all__ = [
     "Cell",
@@ -22,7 +22,6 @@ __all__ = [
     "Legend",
     "Picture",
     "PictureGroup",
-    "Point",
     "Published",
     "Report",
     "RowView",
@@ -78,16 +77,6 @@ class Published:
     reference: str
     remark: str
     rows: tuple[RowView, ...]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A method in a plot of cost against quality; ``spread`` is a deviation or None."""
-
-    label: str
-    cost: float
-    quality: float
-    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -232,13 +221,7 @@ _FIRST = ("image", "target", "low-res", "low_res", "nearest", "bilinear")
 
 
 def report_content(title: str, tables: Sequence[Table], scenes: Sequence[Scene]) -> Report:
-    """Return the content of the page.
-
-    Args:
-        title: of the page.
-        tables: of :func:`upfeat.evaluation.tables_tables`.
-        scenes: pictures.
-    """
+    """Return the content of the page."""
     ranking = rank_methods(tables)
     sections = tuple(
         TableGroup(heading, tuple(view for table in members for view in _table_views(table)))
@@ -303,68 +286,51 @@ def _table_views(table: Table) -> list[TableView]:
 def _class_view(title: str, grid: Grid) -> TableView:
     """Return the IoU of each class, a column a method."""
     columns = tuple(Column(head.strip("`")) for head in grid.head[1:])
-    rows = tuple(
-        RowView(
-            row.label,
-            row.note,
-            tuple(
-                Cell("" if cell.mean is None else cell.text, "", cell.mean, cell.place or None)
-                for cell in row.cells
-            ),
-        )
-        for row in grid.rows
-    )
+    rows = tuple(RowView(row.label, row.note, _cells(row)) for row in grid.rows)
     return TableView(f"{title} · IoU of each class, %", columns, rows, first=grid.head[0])
 
 
 def _table_view(table: Table, names: Sequence[str]) -> TableView:
-    digits = {
-        name: score_digits(
-            [row.result.scores[name].mean for row in table.rows if name in row.result.scores]
-        )
-        for name in names
-    }
     timed = any(row.seconds is not None for row in table.rows)
     kinds = {name: table.protocol.kind(name) for name in names}
     columns = [Column(kind.heading, table.unit(name), kind.arrow) for name, kind in kinds.items()]
     quick = "A quick look at some images only: no number here is to be quoted."
+    remarks = (quick if table.quick_look else "", table.units, *table.notes)
+    shown = score_grid(table, names).rows
     return TableView(
         title=table.title,
         subtitle=table.backbone,
-        remark=" ".join(
-            filter(None, (quick if table.quick_look else "", table.units, *table.notes))
-        ),
+        remark=" ".join(filter(None, remarks)),
         columns=(*columns, *([Column("time", "s")] if timed else [])),
-        rows=tuple(_row_view(row, table, digits, timed) for row in table.rows),
+        rows=tuple(
+            RowView(row.label, row.note, _cells(cells), _behind(row, table))
+            for row, cells in zip(table.rows, shown, strict=True)
+        ),
         published=tuple(_published(table, names, timed)),
     )
 
 
-def _row_view(row: Row, table: Table, digits: Mapping[str, int], timed: bool) -> RowView:
-    scores = row.result.scores
-    cells = [
-        _cell(scores[name], count, row.places.get(name)) if name in scores else Cell("")
-        for name, count in digits.items()
-    ]
-    if timed:
-        seconds = row.seconds
-        cells.append(Cell("") if seconds is None else Cell(f"{seconds:.0f}", value=seconds))
-    own = {name: value for name, value in row.result.settings.items() if name not in table.settings}
-    made: dict[str, Any] = own | {
-        "unit": row.result.unit,
-        "per seed": {name: score.per_seed for name, score in scores.items()},
-        "seconds": row.result.seconds,
-        "details": row.result.details,
-        "environment": row.result.environment,
+def _cells(row: GridRow) -> tuple[Cell, ...]:
+    """Return the cells of a row with the deviation apart; those without a number are empty."""
+    cells = []
+    for cell in row.cells:
+        text, sign, spread = cell.text.partition(" ± ")
+        shown = "" if cell.mean is None else text
+        cells.append(Cell(shown, f"± {spread}" if sign else "", cell.mean, cell.place or None))
+    return tuple(cells)
+
+
+def _behind(row: Row, table: Table) -> dict[str, Any]:
+    """Return all that made a row's numbers and is not the table's."""
+    result = row.result
+    own = {name: value for name, value in result.settings.items() if name not in table.settings}
+    return own | {
+        "unit": result.unit,
+        "per seed": {name: score.per_seed for name, score in result.scores.items()},
+        "seconds": result.seconds,
+        "details": result.details,
+        "environment": result.environment,
     }
-    return RowView(row.label, row.note, tuple(cells), made)
-
-
-def _cell(score: "Score", digits: int, place: int | None) -> Cell:
-    if score.mean != score.mean:
-        return Cell("")  # not a number: nothing was counted
-    spread = "" if score.deviation is None else f"± {score.deviation:.{digits}f}"
-    return Cell(f"{score.mean:.{digits}f}", spread, score.mean, place)
 
 
 def _published(table: Table, names: Sequence[str], timed: bool) -> list[Published]:
@@ -411,11 +377,7 @@ def _ranking_view(ranking: Ranking) -> TableView:
 
 
 def panel_scenes(panels: Sequence[Panel]) -> list[Scene]:
-    """Return a scene for each image of each task and set, its pictures sharing colours by kind.
-
-    Args:
-        panels: of :func:`upfeat.evaluation.tables.panels.load_panel`.
-    """
+    """Return a scene for each image of each task and set, its pictures sharing colours by kind."""
 
     def image(panel: Panel) -> tuple[str, ...]:
         return (panel.task, panel.data, panel.image, panel.backbone)

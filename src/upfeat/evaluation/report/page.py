@@ -1,10 +1,8 @@
 """The report as one HTML file that needs nothing else: no network, no folder beside it."""
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -16,7 +14,6 @@ from upfeat.evaluation.report.content import (
     Legend,
     Picture,
     PictureGroup,
-    Point,
     Published,
     Report,
     RowView,
@@ -24,10 +21,10 @@ from upfeat.evaluation.report.content import (
     TableGroup,
     TableView,
 )
-from upfeat.evaluation.report.pictures import RAMP, data_uri
-from upfeat.evaluation.tables.curves import linear_ticks
+from upfeat.evaluation.tables.panels import RAMP, data_uri
+from upfeat.evaluation.tables.plots import cost_plot
 
-__all__ = ["cost_plot", "report_page"]
+__all__ = ["report_page"]
 
 _PLACES = {1: ("b", "best", "best"), 2: ("u", "second", "2nd")}
 # Nothing may be fetched, even if a label were to hold markup.
@@ -39,9 +36,6 @@ _POLICY = (
 
 def report_page(report: Report) -> str:
     """Return the page.
-
-    Args:
-        report: what it shows.
 
     Example:
         >>> from upfeat.evaluation.report import Report, report_page
@@ -242,9 +236,7 @@ def _group(group: PictureGroup, scene: Scene, name: str) -> str:
     figures = "".join(
         _figure(picture, scene, group, f"{name}-{i}") for i, picture in enumerate(group.pictures)
     )
-    slider = ""
-    if len(group.pictures) > 1:
-        slider = _slider(group, name)
+    slider = _slider(group, name) if len(group.pictures) > 1 else ""
     return (
         f'<div class="group" style="--ratio:{width}/{height}"><h4>{escape(group.title)}</h4>'
         f'{slider}<div class="grid">{figures}</div>{_legend(group.legend)}</div>'
@@ -303,177 +295,3 @@ def _legend(legend: Legend) -> str:
             f"<span>{escape(legend.high)}</span> one scale for all</p>"
         )
     return ""
-
-
-# -- plots of cost against quality ---------------------------------------------------------------
-
-_WIDTH, _HEIGHT = 560, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 18, 34, 44  # room around the plot
-_LETTER, _LINE = 6.7, 14  # mean width and height of a label's text
-
-
-@dataclass(frozen=True)
-class _Box:
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def overlap(self, other: "_Box") -> float:
-        """Area that both cover."""
-        wide = min(self.right, other.right) - max(self.left, other.left)
-        high = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(0.0, wide) * max(0.0, high)
-
-
-def cost_plot(
-    points: Sequence[Point], cost: str, quality: str, *, higher_is_better: bool = True
-) -> str:
-    """Return an ``<svg>`` element: cost on a logarithmic axis, quality with its deviation.
-
-    A thin line joins the methods that no other beats in both.
-
-    Args:
-        points: at least one, with costs above zero.
-        cost: title of the horizontal axis.
-        quality: title of the vertical axis.
-        higher_is_better: of the quality.
-
-    Raises:
-        ValueError: no points, or a cost that is not above zero.
-
-    Example:
-        >>> from upfeat.evaluation.report.page import cost_plot
-        >>> from upfeat.evaluation.report.content import Point
-        >>> svg = cost_plot([Point("a", 1.0, 70.0), Point("b", 30.0, 80.0, 0.5)], "time, s", "mIoU")
-        >>> svg.startswith("<svg"), svg.count("<circle")
-        (True, 2)
-    """
-    if not points or not all(point.cost > 0 for point in points):
-        raise ValueError("the plot needs points with costs above zero")
-    costs = [math.log10(point.cost) for point in points]
-    spreads = [point.spread or 0.0 for point in points]
-    lowest = min(p.quality - s for p, s in zip(points, spreads, strict=True))
-    highest = max(p.quality + s for p, s in zip(points, spreads, strict=True))
-    ticks = linear_ticks(lowest, highest)
-    bottom, top = min(lowest, ticks[0]), max(highest, ticks[-1])
-    pad = max(0.12, 0.08 * (max(costs) - min(costs)))
-    first, last = min(costs) - pad, max(costs) + pad
-
-    def x(value: float) -> float:
-        return _LEFT + (math.log10(value) - first) / (last - first) * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - bottom) / (top - bottom) * (_HEIGHT - _TOP - _BOTTOM)
-
-    names = ", ".join(f"{p.label} {p.quality:.4g} at {p.cost:.3g}" for p in points)
-    parts = [
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{escape(f"{quality} against {cost}: {names}")}">'
-    ]
-    parts += [_horizontal(y(tick), _tick_text(tick, ticks)) for tick in ticks]
-    parts += [_vertical(x(tick), f"{tick:g}") for tick in _decade_ticks(10**first, 10**last)]
-    parts.append(
-        f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">'
-        f"{escape(cost)} (logarithmic)</text>"
-        f'<text class="axis" x="0" y="12">{escape(quality)}</text>'
-    )
-    front = _front(points, higher_is_better)
-    if len(front) > 1:
-        line = " ".join(f"{x(p.cost):.1f},{y(p.quality):.1f}" for p in front)
-        parts.append(f'<polyline class="front" points="{line}"/>')
-    places = [(x(p.cost), y(p.quality)) for p in points]
-    parts += [_whisker(x(p.cost), y, p) for p in points]
-    for point, place, label in zip(points, places, _labels(points, places), strict=True):
-        shape = "dot on" if point in front else "dot"
-        spread = "" if point.spread is None else f" ± {point.spread:.2g}"
-        parts.append(
-            f'<circle class="{shape}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="4.5"><title>'
-            f"{escape(f'{point.label}: {point.quality:.4g}{spread}, {point.cost:.3g}')}"
-            f"</title></circle>{label}"
-        )
-    return "".join([*parts, "</svg>"])
-
-
-def _tick_text(tick: float, ticks: Sequence[float]) -> str:
-    step = ticks[1] - ticks[0]
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    if abs(round(step, digits) - step) > 1e-9 * step:
-        digits += 1  # steps of 2.5
-    return f"{tick:.{digits}f}"
-
-
-def _decade_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2, 5 times powers of ten; the powers alone where these are many."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [f * 10.0**p for p in powers for f in (1, 2, 5) if low <= f * 10.0**p <= high]
-    if len(ticks) > 8:
-        ticks = [10.0**p for p in powers if low <= 10.0**p <= high]
-    return ticks or [float(f"{math.sqrt(low * high):.2g}")]
-
-
-def _horizontal(y: float, text: str) -> str:
-    return (
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-    )
-
-
-def _vertical(x: float, text: str) -> str:
-    base = _HEIGHT - _BOTTOM
-    return (
-        f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>'
-        f'<text class="tick" x="{x:.1f}" y="{base + 17}" text-anchor="middle">{text}</text>'
-    )
-
-
-def _whisker(x: float, y: object, point: Point) -> str:
-    if not point.spread or not callable(y):
-        return ""
-    top, bottom = y(point.quality + point.spread), y(point.quality - point.spread)
-    return f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
-
-
-def _front(points: Sequence[Point], higher: bool) -> list[Point]:
-    """Return the points that none beats in both, from cheap to dear."""
-    sign = 1 if higher else -1
-    best, front = -math.inf, []
-    for point in sorted(points, key=lambda p: (p.cost, -sign * p.quality)):
-        if sign * point.quality > best:
-            best = sign * point.quality
-            front.append(point)
-    return front
-
-
-def _labels(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> list[str]:
-    """Place a label beside each point where it covers least."""
-    taken = [_Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
-    texts = [""] * len(points)
-    for i in sorted(range(len(points)), key=lambda i: places[i][1]):
-        x, y = places[i]
-        width = _LETTER * len(points[i].label)
-        choices = [
-            (x + 10 if side > 0 else x - 10 - width, y + shift)
-            for shift in (0, -13, 13, -26, 26, -39, 39)
-            for side in (1, -1)
-        ]
-        choices += [(x - width / 2, y - 15), (x - width / 2, y + 15)]
-        boxes = [_Box(a, b - _LINE / 2, a + width, b + _LINE / 2) for a, b in choices]
-        costs = [
-            sum(box.overlap(other) for other in taken)
-            + 50 * (max(0, _LEFT - box.left) + max(0, box.right - _WIDTH))
-            + 50 * (max(0, 2 - box.top) + max(0, box.bottom - _HEIGHT + _BOTTOM))
-            + abs(b - y) * 0.5
-            for box, (_, b) in zip(boxes, choices, strict=True)
-        ]
-        best = costs.index(min(costs))
-        taken.append(boxes[best])
-        a, b = choices[best]
-        texts[i] = (
-            f'<text class="name" x="{a:.1f}" y="{b + 4:.1f}">{escape(points[i].label)}</text>'
-        )
-        if abs(b - y) > 20:
-            end = a if a > x else a + width
-            line = f'x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{b:.1f}"'
-            texts[i] = f'<line class="leader" {line}/>{texts[i]}'
-    return texts

@@ -13,12 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from upfeat.evaluation.papers import (
-    PublishedBlock,
-    differences,
-    published_for,
-    setting_text,
-)
+from upfeat.evaluation.papers import PublishedBlock, differences, published_for, setting_text
 from upfeat.evaluation.registry import Protocol, ScoreKind, titled_protocol, unit_text
 from upfeat.evaluation.results import Result, Score
 
@@ -162,16 +157,6 @@ def gather_results(paths: Iterable[PathLike]) -> list[Result]:
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a file is no result, or a folder holds none; the message names it.
-
-    Example:
-        >>> import tempfile
-        >>> from upfeat.evaluation.tables import gather_results
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     try:
-        ...         gather_results([folder])
-        ...     except ValueError as error:
-        ...         print("no results" in str(error))
-        True
     """
     newest: dict[str, Result] = {}
     for path in map(Path, paths):
@@ -201,9 +186,6 @@ def _date(result: Result) -> str:
 
 def build_tables(results: Iterable[Result]) -> list[Table]:
     """Return a table for each task, data, preset, backbone and set of shared settings.
-
-    Args:
-        results: of any tasks.
 
     Example:
         >>> from upfeat.evaluation.results import Result, Score
@@ -272,24 +254,18 @@ def _table(
     shown = tuple(name for name in names if not _repeats(name, results))
     protocol = titled_protocol(heading[0])
     best_by = protocol.ranked_by(shown)
-    rows = [
-        Row(result.label, result, note)
-        for result, note in zip(results, _notes(results), strict=True)
-    ]
     places = {name: _places(name, protocol.kind(name), results) for name in shown}
-    ranks: list[float | None] = [None] * len(rows)
+    ranks: list[float | None] = [None] * len(results)
     if best_by is not None:
-        means = [_mean(result, best_by) for result in results]
-        ranks = _ranks(means, protocol.kind(best_by))
-    rows = [
-        replace(row, places={name: place[i] for name, place in places.items() if i in place})
-        for i, row in enumerate(rows)
-    ]
-    ranked = [replace(row, rank=rank) for row, rank in zip(rows, ranks, strict=True)]
+        ranks = _ranks([_mean(result, best_by) for result in results], protocol.kind(best_by))
+    ranked = []
+    for i, (result, note) in enumerate(zip(results, _notes(results), strict=True)):
+        own = {name: place[i] for name, place in places.items() if i in place}
+        ranked.append(Row(result.label, result, note, own, ranks[i]))
     ranked.sort(key=lambda row: (row.rank is None, row.rank or 0.0, row.name))
     task, data, preset, backbone = heading
-    own = settings.get("reader") is not None  # whatever it is called, no paper printed it
-    published = () if own else tuple(published_for(task, data or preset, shown))
+    unknown = settings.get("reader") is not None  # whatever it is called, no paper printed it
+    published = () if unknown else tuple(published_for(task, data or preset, shown))
     parts = (task, data, preset, backbone, settings, variant, shown, best_by)
     return Table(*parts, tuple(ranked), published)
 
@@ -421,9 +397,6 @@ def rank_methods(tables: Iterable[Table]) -> Ranking:
     """Return the mean rank of each method that every table has; the others follow without one.
 
     Quick looks, tables of costs and those of other backbones than most have do not count.
-
-    Args:
-        tables: of :func:`upfeat.evaluation.tables_tables`.
     """
     counted = tuple(
         table

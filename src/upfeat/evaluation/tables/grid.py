@@ -74,11 +74,7 @@ EMPTY = GridCell("-")
 
 
 def score_grids(table: Table) -> list[Grid]:
-    """Return the scores of a table, in several grids where there are many columns.
-
-    Args:
-        table: of :func:`upfeat.evaluation.tables.build_tables`.
-    """
+    """Return the scores of a table, in several grids where there are many columns."""
     grids = []
     for heading, names in column_groups(table.kinds):
         title = ", ".join(filter(None, (table.title, heading)))
@@ -87,13 +83,7 @@ def score_grids(table: Table) -> list[Grid]:
 
 
 def score_grid(table: Table, names: Sequence[str], title: str = "") -> Grid:
-    """Return some scores of a table, a row a method, and the time of all stages.
-
-    Args:
-        table: whose.
-        names: of the scores.
-        title: of the grid.
-    """
+    """Return some scores (``names``) of a table, a row a method, and the time of all stages."""
     timed = any(row.seconds is not None for row in table.rows)
     digits = {
         name: score_digits(
@@ -166,15 +156,7 @@ def class_grid(table: Table) -> Grid | None:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; a bar in a cell is escaped.
-
-    Example:
-        >>> from upfeat.evaluation.tables.grid import markdown_table
-        >>> print(markdown_table(["a", "b"], [["1", "2"]]), end="")
-        | a | b |
-        | --- | --- |
-        | 1 | 2 |
-    """
+    """Return a table; a bar in a cell is escaped."""
     lines = [head, ["---"] * len(head), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
@@ -183,13 +165,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def markdown_grid(grid: Grid) -> str:
     """Return a grid in Markdown: the best bold, the second best in italics."""
     marks = {1: "**", 2: "*"}
-    rows = [
-        [
-            (f"`{row.label}`" if grid.code else row.label) + (f" ({row.note})" if row.note else ""),
-            *(f"{(mark := marks.get(cell.place, ''))}{cell.text}{mark}" for cell in row.cells),
-        ]
-        for row in grid.rows
-    ]
+    rows = []
+    for row in grid.rows:
+        label = f"`{row.label}`" if grid.code else row.label
+        cells = [f"{(mark := marks.get(cell.place, ''))}{cell.text}{mark}" for cell in row.cells]
+        rows.append([f"{label} ({row.note})" if row.note else label, *cells])
     return markdown_table(grid.head, rows)
 
 
@@ -248,13 +228,7 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    r"""Return a text with everything escaped that LaTeX would read as a command.
-
-    Example:
-        >>> from upfeat.evaluation.tables.grid import latex_text
-        >>> latex_text("low_res & 5 %")
-        'low\\_res \\& 5 \\%'
-    """
+    """Return a text with everything escaped that LaTeX would read as a command."""
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 

@@ -12,11 +12,7 @@ from upfeat.evaluation.registry import column_groups, titled_protocol
 from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
 from upfeat.evaluation.tables.grid import class_grid, markdown_grid, markdown_table, score_grid
 
-__all__ = [
-    "results_page",
-    "split_remarks",
-    "table_command",
-]
+__all__ = ["results_page", "split_remarks", "table_command"]
 
 _LEGEND = (
     "Mean ± sample deviation over the seeds. **Best** and *second best* of each column; ↑ higher "
@@ -36,7 +32,7 @@ def results_page(
     """Return the page.
 
     Args:
-        tables: of :func:`upfeat.evaluation.tables_tables`.
+        tables: of :func:`upfeat.evaluation.tables.build_tables`.
         note: a first line, such as who wrote the page.
         link: relative path from the page to the folder of the results.
         remarks: Markdown by hand; what has no heading comes first, a section whose ``##`` heading
@@ -62,13 +58,7 @@ def results_page(
 
 
 def split_remarks(text: str) -> dict[str, str]:
-    r"""Return the sections of a Markdown text by their ``##`` heading; the first may have none.
-
-    Example:
-        >>> from upfeat.evaluation.tables.markdown import split_remarks
-        >>> split_remarks("## Depth\n\nLower.\n\n## Video\n\nHigher.\n")
-        {'Depth': 'Lower.\n', 'Video': 'Higher.\n'}
-    """
+    """Return the sections of a Markdown text by their ``##`` heading; the first may have none."""
     head, *rest = re.split(r"^## +(.+)$\n?", text, flags=re.MULTILINE)
     sections = dict(zip(rest[::2], rest[1::2], strict=True))
     found = {"": head} | {title.strip(): body for title, body in sections.items()}
@@ -141,24 +131,10 @@ _OWN = ("reader", "input_size")  # of a set of the user's own: the size follows 
 
 
 def table_command(table: Table) -> str:
-    r"""Return the ``upfeat eval`` call that gives a table's results.
+    """Return the ``upfeat eval`` call that gives a table's results.
 
     ``--set`` names every setting that is not the preset's. What the results do not hold stands in
     capitals: the folder of a method that was given as one, or of a teacher.
-
-    Args:
-        table: of :func:`upfeat.evaluation.tables_tables`.
-
-    Example:
-        >>> from upfeat.evaluation.tables.markdown import table_command
-        >>> from upfeat.evaluation.results import Result
-        >>> from upfeat.evaluation.tables import build_tables
-        >>> settings = {"data": "msrc", "preset": "pixel-sample", "steps": 100, "seeds": [0]}
-        >>> settings["upsampler"] = {"name": "bilinear"}
-        >>> result = Result(task="seg-probe", label="bilinear", settings=settings, scores={})
-        >>> print(table_command(build_tables([result])[0]))
-        upfeat eval seg-probe --data msrc --root data/msrc --preset pixel-sample \
-          --upsampler bilinear --seeds 0 --set steps=100 --out results
     """
     first = ["upfeat", "eval", table.task]
     if table.backbone:

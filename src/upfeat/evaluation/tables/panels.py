@@ -1,4 +1,4 @@
-"""Pictures that a protocol leaves beside its results, for ``upfeat report``.
+"""Pictures that a protocol leaves beside its results, for ``upfeat report``, and their colours.
 
 Each is one file, ``panels/TASK--DATA--IMAGE--LABEL--KIND--HASH.npz`` in the folder of the results,
 with the array ``values`` and the text ``meta`` (JSON). It holds numbers, not colours, wherever
@@ -16,6 +16,7 @@ kind           values                                 drawn
 =============  =====================================  ==========================================
 """
 
+import base64
 import hashlib
 import io
 import json
@@ -33,14 +34,20 @@ from torch import Tensor
 
 from upfeat._files import write_bytes
 from upfeat.errors import shape_text
+from upfeat.ops.colors import UNKNOWN
 
 __all__ = [
     "FOLDER",
+    "RAMP",
     "Kind",
     "Panel",
+    "covered_part",
+    "data_uri",
     "image_panel",
     "load_panel",
     "panel_files",
+    "png_bytes",
+    "ramp_colors",
     "save_panel",
     "shown_images",
 ]
@@ -74,12 +81,6 @@ class Panel:
 
     Raises:
         ValueError: the values do not fit the kind.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.tables.panels import Panel
-        >>> Panel("cam", "imagenet", "n01", "bilinear", "cam", torch.rand(4, 6)).values.shape
-        torch.Size([4, 6])
     """
 
     task: str
@@ -118,11 +119,9 @@ class Panel:
                 f"the palette must have a colour for each of {len(self.classes)} classes, got "
                 f"{len(self.palette)}"
             )
-        found = (
-            self.values[self.values != self.ignore_index]
-            if self.ignore_index is not None
-            else self.values
-        )
+        found = self.values.flatten()
+        if self.ignore_index is not None:
+            found = found[found != self.ignore_index]
         if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < len(self.classes):
             raise ValueError(
                 f"{self.kind} holds class {int(found.min())} to {int(found.max())}, wanted 0 to "
@@ -136,12 +135,6 @@ def image_panel(colors: Tensor, **about: Any) -> Panel:
     Args:
         colors: (3, H, W) in [0, 1].
         **about: task, data, image and backbone of the :class:`Panel`.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.tables.panels import image_panel
-        >>> image_panel(torch.ones(3, 2, 2), task="vos", data="davis2016", image="a").values.max()
-        tensor(255, dtype=torch.uint8)
     """
     pixels = (colors.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Panel(**about, label="image", kind="image", values=pixels)
@@ -155,9 +148,6 @@ def save_panel(folder: str | os.PathLike[str], panel: Panel) -> Path:
     Args:
         folder: of the results.
         panel: what to write.
-
-    Returns:
-        The file.
 
     Raises:
         ValueError: something else has that name.
@@ -189,13 +179,7 @@ def save_panel(folder: str | os.PathLike[str], panel: Panel) -> Path:
 
 
 def shown_images(count: int) -> frozenset[int]:
-    """Return which images of a split a protocol leaves pictures of: three, evenly spread.
-
-    Example:
-        >>> from upfeat.evaluation.tables.panels import shown_images
-        >>> sorted(shown_images(9)), sorted(shown_images(2))
-        ([1, 4, 7], [0, 1])
-    """
+    """Return which images of a split a protocol leaves pictures of: three, evenly spread."""
     return frozenset((2 * i + 1) * count // (2 * IMAGES) for i in range(IMAGES) if count)
 
 
@@ -206,11 +190,9 @@ def _stored(panel: Panel) -> np.ndarray:
         return values.numpy()
     if panel.kind in _CLASSES:
         numbers = values.numpy()
-        return (
-            numbers.astype(np.min_scalar_type(int(numbers.max())))
-            if numbers.min() >= 0
-            else numbers
-        )
+        if numbers.min() >= 0:
+            return numbers.astype(np.min_scalar_type(int(numbers.max())))
+        return numbers
     return values.float().numpy()
 
 
@@ -238,13 +220,92 @@ def load_panel(path: str | os.PathLike[str]) -> Panel:
 
 
 def panel_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the panels of a folder of results, or of a folder ``panels`` itself, sorted.
-
-    Example:
-        >>> from upfeat.evaluation.tables.panels import panel_files
-        >>> panel_files("nowhere")
-        []
-    """
+    """Return the panels of a folder of results, or of a folder ``panels`` itself, sorted."""
     folder = Path(folder)
     inside = folder if folder.name == FOLDER else folder / FOLDER
     return sorted(file for file in inside.glob("*.npz") if not file.name.startswith("."))
+
+
+# -- colours ---------------------------------------------------------------------------------------
+
+RAMP: tuple[tuple[int, int, int], ...] = (
+    (20, 16, 48), (72, 30, 110), (140, 44, 118), (204, 72, 92), (240, 126, 66), (250, 190, 98),
+    (253, 240, 190),
+)  # fmt: skip
+"""Dark to light, so that order survives print without colour."""
+
+
+def ramp_colors(values: Tensor, low: float, high: float) -> Tensor:
+    """Return (3, H, W) uint8 of values (H, W), ``low`` dark and ``high`` light.
+
+    Args:
+        values: numbers; NaN is drawn grey, what lies outside is clipped.
+        low: start of the scale that all pictures share.
+        high: end of it.
+    """
+    if values.dim() != 2:
+        raise ValueError(f"wanted values (H, W), got {shape_text(values)}")
+    span = high - low if high > low else 1.0
+    unknown = values.isnan()
+    place = ((values.double() - low) / span).nan_to_num(0.0).clamp(0, 1) * (len(RAMP) - 1)
+    ramp = torch.tensor([*RAMP, RAMP[-1]], dtype=torch.float64)
+    lower = place.floor().long()
+    part = (place - lower)[..., None]
+    mixed = ramp[lower] * (1 - part) + ramp[lower + 1] * part  # (H, W, 3)
+    mixed[unknown] = torch.tensor(UNKNOWN, dtype=torch.float64)
+    return mixed.round().to(torch.uint8).permute(2, 0, 1)
+
+
+def covered_part(colors: Tensor, extent: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """Cut off what a coarse map covers beyond the image, and enlarge it without smoothing.
+
+    Args:
+        colors: (3, h, w) uint8.
+        extent: height and width that it covers, in units of the image.
+        size: (H, W) of the image.
+
+    Returns:
+        The map itself where it covers just the image, else (3, H, W).
+    """
+    if extent == (1.0, 1.0):
+        return colors
+    rows, cols = (
+        ((torch.arange(side) + 0.5) / side / part * cells).long().clamp(max=cells - 1)
+        for side, part, cells in zip(size, extent, colors.shape[-2:], strict=True)
+    )
+    return colors[:, rows][:, :, cols]
+
+
+def png_bytes(colors: Tensor, largest: int = 640) -> tuple[bytes, tuple[int, int]]:
+    """Return a PNG file of (3, H, W) uint8 and its size; larger pictures are reduced.
+
+    Few colours give a palette PNG, several times smaller, reduced without mixing colours.
+
+    Args:
+        colors: the picture.
+        largest: longer side, in pixels.
+    """
+    from PIL import Image
+
+    if colors.dim() != 3 or colors.shape[0] != 3 or colors.dtype != torch.uint8:
+        raise ValueError(
+            f"a picture must be (3, H, W) uint8, got {shape_text(colors)} {colors.dtype}"
+        )
+    # (3, H, W) -> (H, W, 3)
+    picture = Image.fromarray(colors.cpu().permute(1, 2, 0).contiguous().numpy())
+    few = picture.getcolors(256) is not None
+    scale = min(1.0, largest / max(picture.size))
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        mixing = Image.Resampling.NEAREST if few else Image.Resampling.LANCZOS
+        picture = picture.resize((width, height), mixing)
+    if few:
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", optimize=True)
+    return stream.getvalue(), (picture.height, picture.width)
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG as an address that needs no network."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from upfeat.evaluation.tables.curves import curve_svg
+from upfeat.evaluation.tables.plots import curve_svg
 
 
 def test_points_lie_where_their_values_are() -> None:
