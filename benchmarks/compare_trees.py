@@ -28,7 +28,7 @@ def workload(method: str, name: str) -> Callable[[], None]:
     """Return a call of a method in a case, of the tree on the path."""
     import torch
 
-    from upfeat.evaluation.benchmark.cases import CASES
+    from upfeat.evaluation.benchmark import CASES
 
     side, _, kind = name.partition("-")
     case = replace(CASES[side], values=21 if kind == "21" else None, backward=kind == "train")

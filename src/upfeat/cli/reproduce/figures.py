@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upfeat.cli.reproduce.methods import RowMethods
 from upfeat.cli.reproduce.running import Runner, load_backbone
 from upfeat.evaluation.papers.plan import SMALL_BACKBONE, TableJob, not_ready, small_settings
 from upfeat.evaluation.papers.records import PublishedFigure, PublishedRow
@@ -29,21 +28,13 @@ _TASKS = {
     "depth": ("depth-probe", "pixel-sample"),
 }
 # Settings of the quick probes whose panels are shown.
-_QUICK: dict[str, dict[str, Any]] = {
-    "seg-probe": {"limit": 6, "steps": 50, "pixels_per_image": 64, "seeds": (0,)},
-    "depth-probe": {"limit": 6, "steps": 50, "pixels_per_image": 64, "seeds": (0,)},
-}
+_QUICK: dict[str, Any] = {"limit": 6, "steps": 50, "pixels_per_image": 64, "seeds": (0,)}
 _QUICK_SETS = {"voc": "msrc", "cityscapes": "camvid"}  # pixel-sample's own sizes are of these
 _IMAGES = 2
 
 
 def draw_figure(figure: PublishedFigure, runner: Runner) -> Reproduction:
-    """Draw a figure; pictures and record lie in the runner's folder.
-
-    Args:
-        figure: of a paper.
-        runner: folders, sizes, device.
-    """
+    """Draw a figure; pictures and record lie in the runner's folder."""
     start = time.perf_counter()
     if figure.kind in _TASKS:
         backbone, ran, pictures = _panels(figure, runner)
@@ -62,10 +53,6 @@ def draw_figure(figure: PublishedFigure, runner: Runner) -> Reproduction:
     return record
 
 
-def _rows(figure: PublishedFigure) -> list[PublishedRow]:
-    return [PublishedRow(method=name, uses=name, key=name, values=()) for name in figure.methods]
-
-
 def _problem(figure: PublishedFigure, row: str, problem: str) -> Ran:
     return Ran(row=row, columns=(), task=figure.kind, data=figure.data, problem=problem)
 
@@ -76,20 +63,14 @@ def _methods(
     """Load the figure's methods; those that cannot be had are named."""
     from upfeat.evaluation.registry import get_protocol
 
-    source = RowMethods(
-        backbone,
-        name,
-        runner.roots,
-        runner.out / "training",
-        small=runner.small,
-        device=runner.device,
-    )
+    source = runner.methods(backbone, name)
     loaded, failed = [], []
-    for row in _rows(figure):
+    for method in figure.methods:
+        row = PublishedRow(method=method, uses=method, key=method, values=())
         try:
             loaded.append(source.load(row, get_protocol("faithfulness")))
         except (ValueError, OSError, RuntimeError) as error:
-            failed.append(_problem(figure, row.key, " ".join(str(error).split())))
+            failed.append(_problem(figure, method, " ".join(str(error).split())))
     return loaded, failed
 
 
@@ -185,11 +166,7 @@ def _targets(
 
 
 def _save(
-    path: Path,
-    panel: Any,
-    figure: PublishedFigure,
-    backbone: str,
-    methods: list["Method"],
+    path: Path, panel: Any, figure: PublishedFigure, backbone: str, methods: list["Method"]
 ) -> None:
     from upfeat._files import OwnFiles
     from upfeat.viz.pca import png_bytes
@@ -237,13 +214,10 @@ def _panels(figure: PublishedFigure, runner: Runner) -> tuple[str, list[Ran], li
     panels = [load_panel(file) for file in panel_files(out / FOLDER)]
     pictures = []
     for name in sorted({panel.image for panel in panels})[:_IMAGES]:
-        members = [panel for panel in panels if panel.image == name]
         file = f"{figure.id.replace(':', '-')}-{Path(name).stem}.png"
         order = ["image", "target", *(method.label for method in methods)]
-        members = sorted(
-            (panel for panel in members if panel.label in order),
-            key=lambda panel: order.index(panel.label),
-        )
+        members = [panel for panel in panels if panel.image == name and panel.label in order]
+        members.sort(key=lambda panel: order.index(panel.label))
         _save(runner.out / file, _side_by_side(members), figure, backbone.name, methods)
         pictures.append(file)
     ran = [Ran(row=m.label, columns=(), task=task, data=job.data) for m in methods]
@@ -254,12 +228,13 @@ def _job(figure: PublishedFigure, task: str, preset: str, small: bool) -> TableJ
     """Return the call whose panels are shown."""
     from upfeat.evaluation.registry import get_protocol
 
-    changes: dict[str, Any] = dict(_QUICK.get(task, {})) if small else {}
     data = _QUICK_SETS.get(figure.data, figure.data) if task == "seg-probe" else figure.data
+    changes: dict[str, Any] = {}
     backbone = figure.backbone
     if small:
         stand_in = SMALL.get(task, SmallTask())
         backbone = stand_in.backbones.get(preset, SMALL_BACKBONE)
+        changes = _QUICK
         if task == "cam":
             known = type(get_protocol(task).settings(preset, data)).model_fields
             changes = small_settings(stand_in, preset, {}, known)
@@ -270,7 +245,7 @@ def _side_by_side(panels: "list[Panel]") -> Any:
     """Draw panels of one image in a row; measures share one scale."""
     import torch
 
-    from upfeat.evaluation.report.pictures import ramp_colors
+    from upfeat.evaluation.tables.panels import ramp_colors
     from upfeat.ops.colors import class_colors, class_palette
     from upfeat.viz.panel import PanelPicture, draw_panel
 

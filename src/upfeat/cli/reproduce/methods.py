@@ -36,13 +36,9 @@ def _small_data(recipe: str) -> tuple[str, ...]:
 
 
 def published_name(arch: str, backbone: str) -> str | None:
-    """Return the name of published weights of a method for a backbone.
+    """Return the name of published weights of a method for a backbone; None if there are none.
 
     Those of the method's own paper come before others' of the same network.
-
-    Args:
-        arch: name of the method.
-        backbone: name of the backbone.
 
     Example:
         >>> from upfeat.cli.reproduce.methods import published_name
@@ -65,11 +61,7 @@ def published_name(arch: str, backbone: str) -> str | None:
 
 
 def at_hand(name: str) -> bool:
-    """Whether weights are in the package or in a folder here; nothing is downloaded.
-
-    Args:
-        name: of published weights.
-    """
+    """Whether published weights are in the package or in a folder here; downloads nothing."""
     from upfeat.checkpoints import find_weights
     from upfeat.errors import WeightsNotFoundError
     from upfeat.upsamplers.registry import get_checkpoint
@@ -85,12 +77,7 @@ def at_hand(name: str) -> bool:
 
 
 def backbone_file(name: str, roots: Roots) -> Path | None:
-    """Return the file of a backbone's weights in the folder ``weights`` of the roots, if any.
-
-    Args:
-        name: of the backbone.
-        roots: folders that were given.
-    """
+    """Return the file of a backbone's weights in the folder ``weights`` of the roots, if any."""
     folder = roots.find("weights")
     stem = name.partition("/")[2].partition("(")[0]
     if folder is None or not name.startswith("timm/"):
@@ -139,7 +126,8 @@ class RowMethods:
         method = paper_method(row.uses)
         spec = method.small_spec if self.small and method.small_spec else method.spec
         own = bool(row.training or row.recipes)
-        if self._plain(method) or (protocol.weights == "untrained" and not own):
+        plain = not method.recipes and not method.small_recipes  # without weights of its own
+        if plain or (protocol.weights == "untrained" and not own):
             return self._named(row.key, spec, protocol.weights)
         if method.joint and protocol.weights == "joint" and not own:
             return self._named(row.key, spec, "joint")
@@ -160,10 +148,6 @@ class RowMethods:
 
         (found,) = load_methods(f"{key}={spec}", self.backbone, weights=weights, device=self.device)
         return found
-
-    def _plain(self, method: PaperMethod) -> bool:
-        """Whether a method has no weights of its own."""
-        return not method.recipes and not method.small_recipes
 
     def _load_model(self, folder: Path, spec: str) -> "Upsampler":
         """Load a trained model; arguments of the row that do not change the weights are applied."""

@@ -104,15 +104,7 @@ class Runner:
             logger.debug("%s", job, exc_info=True)
             return [_failed(job, row, _text(error)) for row in job.rows]
         features = network or (protocol.width(config) if protocol.width is not None else 0)
-        methods = RowMethods(
-            features,
-            job.backbone,
-            self.roots,
-            self.out / "training",
-            small=self.small,
-            device=self.device,
-            teacher=self.options.get("teacher"),
-        )
+        methods = self.methods(features, job.backbone)
         loaded: list[Method] = []
         records: dict[str, Ran] = {}
         for row in job.rows:
@@ -140,6 +132,18 @@ class Runner:
                 trained = methods.trained.get(key, ())
                 records[key] = ran(table, job, key, result, trained=trained)
         return [records[row.key] for row in job.rows]
+
+    def methods(self, backbone: "Backbone | int", name: str) -> RowMethods:
+        """Return what builds the methods of rows for a backbone, or for a width."""
+        return RowMethods(
+            backbone,
+            name,
+            self.roots,
+            self.out / "training",
+            small=self.small,
+            device=self.device,
+            teacher=self.options.get("teacher"),
+        )
 
     def inputs(self, protocol: "Protocol", job: TableJob) -> dict[str, Any]:
         """Open the data of a job: further arguments of the protocol's ``run``."""

@@ -1,6 +1,5 @@
 """Speed and memory of upsamplers, with everything that a number needs to be believed."""
 
-from upfeat.evaluation.benchmark.cases import CASES, Case, scaling_cases
 from upfeat.evaluation.benchmark.measure import (
     BenchmarkRun,
     Cost,
@@ -9,7 +8,14 @@ from upfeat.evaluation.benchmark.measure import (
     measure_memory,
     measure_time,
 )
-from upfeat.evaluation.benchmark.run import Rival, load_rival, run_benchmark
+from upfeat.evaluation.benchmark.run import (
+    CASES,
+    Case,
+    Rival,
+    load_rival,
+    run_benchmark,
+    scaling_cases,
+)
 
 __all__ = [
     "CASES",

@@ -39,13 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cost:
-    """Times of repeated calls, in seconds.
-
-    Example:
-        >>> from upfeat.evaluation.benchmark import Cost
-        >>> Cost((1.0, 2.0, 4.0)).median
-        2.0
-    """
+    """Times of repeated calls, in seconds."""
 
     seconds: tuple[float, ...]
 
@@ -76,11 +70,6 @@ def measure_time(
         warmup: calls before, not counted.
         max_seconds: budget of the repeats.
         device: where the work runs.
-
-    Example:
-        >>> from upfeat.evaluation.benchmark import measure_time
-        >>> len(measure_time(lambda: sum(range(100)), repeats=3).seconds)
-        3
     """
     for _ in range(warmup):
         call()
@@ -103,12 +92,6 @@ def measure_memory(call: Callable[[], object], device: torch.device | None = Non
     Args:
         call: what to measure.
         device: where the work runs.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.benchmark import measure_memory
-        >>> measure_memory(lambda: torch.ones(32 * 2**20 // 4).sum()) >= 0
-        True
     """
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -147,14 +130,6 @@ def free_memory_only(device: torch.device | None = None) -> Iterator[None]:
     A plain implementation at 1024 pixels wants more than most machines have; without a limit the
     system would kill the whole run. Does nothing for a GPU, which has a limit of its own and whose
     driver maps far more than it uses, nor where the system does not tell what is free.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.benchmark.measure import free_memory_only
-        >>> with free_memory_only():
-        ...     total = torch.ones(4).sum().item()
-        >>> total
-        4.0
     """
     free = _free_bytes() if device is None or device.type == "cpu" else None
     if free is None:
@@ -270,18 +245,6 @@ class Measurement(FrozenRecord):
         half_error: mean absolute difference to float32 over the output's standard deviation, at the
             case's own size, where the run is in half precision.
         error: why the case failed.
-
-    Example:
-        >>> from upfeat.evaluation.benchmark import Measurement
-        >>> record = Measurement(
-        ...     method="jafar",
-        ...     case="224",
-        ...     implementation="upfeat",
-        ...     seconds=[1.0, 3.0],
-        ...     peak_bytes=10,
-        ... )
-        >>> record.median_seconds
-        2.0
     """
 
     method: str
@@ -297,11 +260,7 @@ class Measurement(FrozenRecord):
     @property
     def median_seconds(self) -> float | None:
         """Median time, or None if the call failed."""
-        ordered = sorted(self.seconds)
-        if not ordered:
-            return None
-        middle = len(ordered) // 2
-        return (ordered[middle] + ordered[-middle - 1]) / 2
+        return statistics.median(self.seconds) if self.seconds else None
 
 
 class BenchmarkRun(FrozenRecord):
@@ -334,11 +293,8 @@ class BenchmarkRun(FrozenRecord):
 
     def find(self, method: str, case: str, implementation: str) -> Measurement | None:
         """Return a record that succeeded, or None."""
-        for record in self.records:
-            if (record.method, record.case, record.implementation) == (
-                method,
-                case,
-                implementation,
-            ) and record.error is None:
-                return record
+        wanted = (method, case, implementation)
+        for each in self.records:
+            if each.error is None and (each.method, each.case, each.implementation) == wanted:
+                return each
         return None
