@@ -29,6 +29,7 @@ from upfeat.objectives import (
     SelfDistillationConfig,
     create_objective,
     list_objectives,
+    register_objective,
 )
 from upfeat.objectives._networks import draw_backbone
 from upfeat.objectives.base import weighted_sum
@@ -348,3 +349,8 @@ def test_weighted_sum() -> None:
     assert {key: value.item() for key, value in total.items()} == {"loss": 8.0, "a": 2.0, "b": 4.0}
     total["loss"].backward()
     assert term.grad == 3
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="named 'crops' is registered already"):
+        register_objective(CropsConfig)

@@ -85,11 +85,6 @@ class AttentionDownsampler(nn.Module):
         dim: channels C.
         kernel_size: k.
         blur: blur the map first (5x5, sigma 1, mirrored border).
-
-    Example:
-        >>> import torch
-        >>> AttentionDownsampler(8, 4)(torch.randn(1, 8, 12, 16), torch.Generator()).shape
-        torch.Size([1, 8, 3, 4])
     """
 
     dropout = 0.2
@@ -175,12 +170,6 @@ def uncertain_error(square: Tensor, log_scale: Tensor) -> Tensor:
     The likelihood of FeatUp (arXiv 2403.10516, equation 2): square / (2 s^2) + log s. The scale
     comes as its logarithm, and the sum is taken in float32 at least: neither s nor its square fits
     a float where features are large.
-
-    Example:
-        >>> import torch
-        >>> square, scale = torch.full((1, 2, 1, 1), 8.0), torch.full((1, 1, 1, 1), 2.0)
-        >>> round(uncertain_error(square, scale.log()).item(), 4)
-        1.6931
     """
     square, log_scale = (
         x.to(torch.promote_types(x.dtype, torch.float32)) for x in (square, log_scale)

@@ -37,11 +37,6 @@ class PointwiseResidualBlock(nn.Module):
 
     Raises:
         ValueError: a width is no multiple of 8.
-
-    Example:
-        >>> import torch
-        >>> PointwiseResidualBlock(16, 32)(torch.rand(1, 16, 5, 6)).shape
-        torch.Size([1, 32, 5, 6])
     """
 
     groups = 8
@@ -207,12 +202,6 @@ class CrossAttentionQueriesAndKeys(nn.Module):
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.
-
-    Example:
-        >>> import torch
-        >>> block = CrossAttentionQueriesAndKeys(16, num_heads=4)
-        >>> block.queries(torch.rand(1, 16, 6, 5)).shape, block.keys(torch.rand(1, 16, 2, 2)).shape
-        (torch.Size([1, 30, 16]), torch.Size([1, 4, 16]))
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:

@@ -124,13 +124,6 @@ def affinity_loss_blockwise(
     """Compute :func:`affinity_loss` over blocks of rows of the matrices.
 
     The temporaries of a block take ``max_bytes``; it has at least one row.
-
-    Example:
-        >>> import torch
-        >>> a, b = torch.randn(1, 8, 12, 12), torch.randn(1, 8, 12, 12)
-        >>> blockwise = affinity_loss_blockwise(a, b, "l1", max_bytes=4096)
-        >>> torch.allclose(blockwise, affinity_loss_reference(a, b, "l1"))
-        True
     """
     check_pair(pred, target)
     _compare(distance)

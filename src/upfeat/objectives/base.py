@@ -379,14 +379,6 @@ def register_objective(
 
     Raises:
         ValueError: the name is taken.
-
-    Example:
-        >>> from upfeat.objectives import CropsConfig
-        >>> try:
-        ...     register_objective(CropsConfig)
-        ... except ValueError as error:
-        ...     print(error)
-        an objective named 'crops' is registered already; choose another name
     """
     name = config.model_fields["name"].default
     if name in _OBJECTIVES:

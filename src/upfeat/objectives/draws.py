@@ -74,8 +74,8 @@ def disturb_image(
     Args:
         image: (B, 3, H, W), normalised with ``mean`` and ``std``.
         generator: source of the draws.
-        mean: of that normalisation, three numbers.
-        std: of that normalisation, three numbers.
+        mean: of that normalisation.
+        std: of that normalisation.
         clamp: ``"valid"`` clamps to what [0, 1] is after the normalisation; ``"released"`` does
             what the released code does, the noise in the clean image included.
         blur: its probability.
@@ -124,14 +124,6 @@ def cut_part(
     """Cut the largest part of the shape (h, w) at a random place, and resize it to that size.
 
     Masks (B, M, H, W), bool or 0 and 1, are resized to the nearest.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.objectives.draws import cut_part
-        >>> image, masks = torch.rand(1, 3, 8, 8), torch.ones(1, 2, 8, 8, dtype=torch.bool)
-        >>> part, cut = cut_part(image, masks, (2, 4), torch.Generator())
-        >>> part.shape, cut.shape, cut.dtype
-        (torch.Size([1, 3, 2, 4]), torch.Size([1, 2, 2, 4]), torch.bool)
     """
     height, width = image.shape[2:]
     scale = min(height / size[0], width / size[1])

@@ -110,12 +110,6 @@ def mask_similarity(features: Tensor, masks: Tensor) -> Tensor:
     Args:
         features: (B, C, H, W).
         masks: (B, M, H, W), as in :func:`refine_with_masks`.
-
-    Example:
-        >>> import torch
-        >>> features = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 1, 3)
-        >>> mask_similarity(features, torch.tensor([1, 1, 0]).view(1, 1, 1, 3)).item()
-        1.0
     """
     check_map(features, "features", "(B, C, H, W)")
     check_masks(masks, features.shape[0])

@@ -135,14 +135,6 @@ class MultiView(nn.Module):
         config: its settings.
         dim: channels C of the features.
         patch: the backbone's patch.
-
-    Example:
-        >>> import torch, upfeat
-        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(4), dim=3, patch_size=4)
-        >>> term = MultiView(MultiViewConfig(views=1, tv_weight=0.0), dim=3, patch=4)
-        >>> image = torch.rand(1, 3, 16, 16)
-        >>> sorted(term(image, image, backbone, torch.Generator(), lambda features: features))
-        ['reconstruction']
     """
 
     def __init__(self, config: MultiViewConfig, dim: int, patch: int) -> None:

@@ -95,19 +95,7 @@ class RestorationConfig(ObjectiveConfig):
 
 @register_objective(RestorationConfig)
 class Restoration(Objective):
-    """Map the noisy image, guided by itself, to the clean one.
-
-    Example:
-        >>> import torch, upfeat
-        >>> from upfeat.objectives import create_objective
-        >>> backbone = upfeat.create_backbone("image/rgb")
-        >>> upsampler = upfeat.create_upsampler("naf", dim=32, heads_attn=1, kernel_size=3)
-        >>> objective = create_objective("restoration", noise="salt-pepper")
-        >>> objective.prepare(upsampler, backbone)
-        >>> batch = {"image": torch.rand(1, 3, 16, 16)}
-        >>> sorted(objective.step(batch, backbone, upsampler, torch.Generator()))
-        ['absolute', 'loss', 'squared', 'structure']
-    """
+    """Map the noisy image, guided by itself, to the clean one."""
 
     config: RestorationConfig
 

@@ -74,15 +74,6 @@ class CsvLog:
     Args:
         path: the file.
         start: the step that the run continues after; 0 for a new run.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.training import CsvLog, read_log
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "log.csv")
-        ...     CsvLog(path, 0).write({"step": 1, "loss": 0.5})
-        ...     read_log(path)
-        [{'step': 1.0, 'loss': 0.5}]
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -177,13 +168,7 @@ class TrainingFailedError(UpfeatError, RuntimeError):
 
 
 class LossGuard:
-    """Watches the loss and the gradient's norm of each step.
-
-    Example:
-        >>> from upfeat.training import LossGuard, StopConfig
-        >>> LossGuard(StopConfig()).failure_reason(float("nan"), 1.0)
-        'the loss is nan'
-    """
+    """Watches the loss and the gradient's norm of each step."""
 
     def __init__(self, config: StopConfig) -> None:
         self.config = config

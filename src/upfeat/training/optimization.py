@@ -99,18 +99,6 @@ class WeightAverage:
 
     Attributes:
         module: the copy, in evaluation mode, without gradients.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.training import EmaConfig, WeightAverage
-        >>> layer = torch.nn.Linear(1, 1, bias=False)
-        >>> average = WeightAverage(layer, EmaConfig(decay=0.75))
-        >>> before = layer.weight.item()
-        >>> with torch.no_grad():
-        ...     _ = layer.weight.add_(1)
-        >>> average.update(1, layer)
-        >>> round(average.module.weight.item() - before, 6)
-        0.25
     """
 
     def __init__(self, module: nn.Module, config: EmaConfig) -> None:

@@ -173,16 +173,6 @@ class CachedBackbone(Backbone):
 
     Attributes:
         cache: the files, with counts of hits and misses.
-
-    Example:
-        >>> import tempfile, torch, upfeat
-        >>> from upfeat.training import CachedBackbone
-        >>> pool = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     cached = CachedBackbone(pool, folder, (32, 32), {})
-        ...     image = torch.rand(2, 3, 32, 32)
-        ...     torch.equal(cached(image), cached(image)), cached.cache.hits, cached.cache.misses
-        (True, 2, 2)
     """
 
     def __init__(

@@ -43,16 +43,6 @@ class SnapshotFolder:
     Args:
         folder: created with the first file.
         keep_last: older step files are removed.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.training import SnapshotFolder
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     snapshots = SnapshotFolder(pathlib.Path(folder), keep_last=2)
-        ...     for step in (1, 2, 3):
-        ...         _ = snapshots.save(step, {"step": step}, best=step == 2)
-        ...     [path.name for path in snapshots.files()], snapshots.load()["step"]
-        (['step-00000002.pt', 'step-00000003.pt'], 3)
     """
 
     def __init__(self, folder: Path, keep_last: int) -> None:
@@ -167,17 +157,7 @@ def model_card(
     curve: Sequence[Mapping[str, float]],
     seconds: float,
 ) -> str:
-    """Return the model card: data, recipe, seed, hours, loss curve, licences, all settings.
-
-    Example:
-        >>> import upfeat
-        >>> from upfeat.training import create_recipe, model_card
-        >>> config = create_recipe("jafar_small")
-        >>> model = upfeat.create_upsampler("jafar", feature_dim=8, qk_dim=16)
-        >>> card = model_card(model, config, {"images": 2}, [{"step": 1, "loss": 0.5}], 7200.0)
-        >>> "2.00 hours" in card
-        True
-    """
+    """Return the model card: data, recipe, seed, hours, loss curve, licences, all settings."""
     name = model.info.name
     backbones = ", ".join(f"`{backbone.name}`" for backbone in config.backbones)
     parameters = sum(p.numel() for p in model.parameters())

@@ -253,16 +253,6 @@ def card_faults(folder: Path) -> list[str]:
 
     Returns:
         A sentence for each fault; none for a card that says all it must.
-
-    Example:
-        >>> import pathlib, tempfile, upfeat
-        >>> from upfeat.upsamplers.cards import card_faults
-        >>> with tempfile.TemporaryDirectory() as name:
-        ...     upfeat.create_upsampler("kin.upfeat").save_pretrained(name)
-        ...     before = card_faults(pathlib.Path(name))
-        ...     pathlib.Path(name, "model.safetensors").unlink()
-        ...     before, card_faults(pathlib.Path(name))
-        ([], ['model.safetensors is missing; save_pretrained writes it'])
     """
     missing = [n for n in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE) if not (folder / n).is_file()]
     faults = [f"{name} is missing; save_pretrained writes it" for name in missing]

@@ -33,15 +33,7 @@ class FittedUpsampler(Upsampler):
 
 
 def with_views(upsampler: Upsampler, backbone: Callable[[Tensor], Tensor] | None) -> Upsampler:
-    """Give a method that looks at views of the image its source of them; leave others alone.
-
-    Example:
-        >>> import torch, upfeat
-        >>> from upfeat.upsamplers.fitted import with_views
-        >>> up = upfeat.create_upsampler("bilinear")
-        >>> with_views(up, torch.nn.AvgPool2d(8)) is up
-        True
-    """
+    """Give a method that looks at views of the image its source of them; leave others alone."""
     if isinstance(upsampler, FittedUpsampler):
         return upsampler.with_backbone(backbone)
     return upsampler

@@ -22,13 +22,6 @@ class FoldedHead(nn.Module):
     Args:
         upsampler: a method that commutes with heads.
         head: the convolution.
-
-    Example:
-        >>> import torch, upfeat
-        >>> head = torch.nn.Conv2d(8, 3, 1)
-        >>> folded = upfeat.fold_head(upfeat.create_upsampler("bilinear"), head)
-        >>> folded(torch.rand(1, 3, 32, 32), torch.rand(1, 8, 4, 4)).shape
-        torch.Size([1, 3, 32, 32])
     """
 
     def __init__(self, upsampler: Upsampler, head: nn.Conv2d) -> None:

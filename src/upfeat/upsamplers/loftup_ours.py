@@ -91,10 +91,6 @@ def cell_colors(colors: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Returns:
         (B, n, 30), n = hw.
-
-    Example:
-        >>> cell_colors(torch.zeros(1, 3, 8, 12), (2, 3)).shape
-        torch.Size([1, 6, 30])
     """
     quarters = average_areas(colors, (2 * grid[0], 2 * grid[1]))  # (B, 3, 2h, 2w)
     quarters = F.pixel_unshuffle(quarters, 2)  # (B, 12, h, w)
@@ -110,10 +106,6 @@ class CellColors(nn.Module):
 
     Args:
         width: D, channels of the tokens it is added to.
-
-    Example:
-        >>> CellColors(16)(torch.rand(1, 3, 8, 12) - 0.5, (2, 3), torch.float32).abs().max().item()
-        0.0
     """
 
     SINES: ClassVar[int] = 12  # channel of the first sine, at the lowest frequency
@@ -157,17 +149,6 @@ def start_as_interpolation(model: "LoftUp") -> None:
     Raises:
         ValueError: positions have no Fourier code, convolutions are 1x1, there is no pair of
             layers, or heads have fewer than 4 channels (10 where colours are compared).
-
-    Example:
-        >>> import torch, upfeat
-        >>> up = upfeat.create_upsampler("loftup", feature_dim=44, start="interpolation").eval()
-        >>> coarse = torch.randn(1, 44, 4, 4, generator=torch.Generator().manual_seed(0))
-        >>> features = torch.nn.functional.interpolate(coarse, 16, mode="bicubic")
-        >>> normal = torch.nn.functional.layer_norm(features.movedim(1, -1), (44,)).movedim(-1, 1)
-        >>> smooth = torch.nn.functional.interpolate(normal, 64, mode="bilinear")
-        >>> sharp = up(torch.rand(1, 3, 64, 64), features)
-        >>> bool(torch.cosine_similarity(sharp, smooth).mean() > 0.95)
-        True
     """
     width, channels = model.conv1.out_channels, model.output_norm.normalized_shape[0]
     codes = 10 if sees_colors(model) else 4

@@ -39,14 +39,6 @@ def register_upsampler(
 
     Raises:
         ValueError: the name is taken, malformed or differs from ``info.name``, or a tag repeats.
-
-    Example:
-        >>> from upfeat.upsamplers.registry import register_upsampler
-        >>> try:
-        ...     register_upsampler("jafar")
-        ... except ValueError as error:
-        ...     print(error)
-        an upsampler named 'jafar' is registered already; choose another name
     """
     if name in _CLASSES:
         raise ValueError(f"an upsampler named {name!r} is registered already; choose another name")
