@@ -16,8 +16,7 @@ from torch import Tensor
 
 from upfeat._settings import read_call
 from upfeat.backbones.base import Backbone
-from upfeat.backbones.large_image import large_image
-from upfeat.backbones.strided import strided
+from upfeat.backbones.baselines import large_image, strided
 from upfeat.errors import CheckpointError, UnknownNameError, UnsupportedError
 from upfeat.ops.images import resize_bilinear
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler

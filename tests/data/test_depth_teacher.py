@@ -13,7 +13,7 @@ from PIL import Image
 from tests.tolerances import tolerance
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.data import image_folder
-from upfeat.data.depth_teacher import DepthTeacher, TeacherDepth
+from upfeat.data.depth import DepthTeacher, TeacherDepth
 from upfeat.errors import CheckpointError, WeightsNotFoundError
 
 PROCESSOR = {

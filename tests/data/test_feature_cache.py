@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import upfeat.data.feature_cache
+import upfeat.data.layouts
 from upfeat.data.feature_cache import FeatureCache, image_hash, weights_fingerprint
 
 KEY = {"backbone": "test/pool", "weights": "00", "layer": -1}
@@ -127,17 +127,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
 def test_interrupt_leaves_whole_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, images = Counting(), torch.rand(4, 3, 16, 16)
     cache = FeatureCache(tmp_path, KEY)
-    write, calls = upfeat.data.feature_cache.write_bytes, 0
+    write, calls = upfeat.data.layouts.write_bytes, 0
 
     def stops(path: Path, content: bytes) -> None:
         nonlocal calls
         calls += 1
-        if calls == 4:  # the key's card and two features were written
+        if calls == 3:  # two features were written
             raise KeyboardInterrupt
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(upfeat.data.feature_cache, "write_bytes", stops)
+        patch.setattr(upfeat.data.layouts, "write_bytes", stops)
         with pytest.raises(KeyboardInterrupt):
             cache(images, backbone)
     assert len(list(tmp_path.rglob("*.npy"))) == 2

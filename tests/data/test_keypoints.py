@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from upfeat.data import keypoint_folder, pf_pascal, pf_willow, spair71k
-from upfeat.data.homographies import draw_homography, transfer, warp, write_homographies
+from upfeat.data.keypoints import draw_homography, transfer, warp, write_homographies
 
 
 def picture(path: Path, size: tuple[int, int] = (12, 8)) -> None:

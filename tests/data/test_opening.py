@@ -25,9 +25,8 @@ from upfeat.data.depth import DepthMapFolder
 from upfeat.data.layouts import hash_files, read_npy, read_numbers
 from upfeat.data.mask_sets import RleMasks, read_labels
 from upfeat.data.opening import read_picture, stored_orientation, without_metadata
-from upfeat.data.records import FilePart, ImageRecord
+from upfeat.data.records import FilePart, ImageRecord, shorter_sides
 from upfeat.data.segmentation import read_label
-from upfeat.data.selection import shorter_sides
 from upfeat.data.sets.bsds500 import RegionData, RegionFile
 from upfeat.data.tar_shards import TarRecords
 

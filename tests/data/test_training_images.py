@@ -28,10 +28,17 @@ from upfeat.data import (
     sa1b_folder,
 )
 from upfeat.data.depth import DepthMapFolder
-from upfeat.data.feature_maps import FeatureMapFolder
+from upfeat.data.feature_cache import FeatureMapFolder
 from upfeat.data.mask_sets import mask_to_rle
-from upfeat.data.records import FileRecords, JoinedRecords, Records, SelectedRecords
-from upfeat.data.selection import random_subset, shorter_sides, with_min_side
+from upfeat.data.records import (
+    FileRecords,
+    JoinedRecords,
+    Records,
+    SelectedRecords,
+    random_subset,
+    shorter_sides,
+    with_min_side,
+)
 from upfeat.data.tar_shards import find_shards
 from upfeat.data.training_images import ImageBatch, collate, sample_generator
 

@@ -4,10 +4,8 @@ One file a provider; ``base`` holds the contract and the registry.
 """
 
 from upfeat.backbones.base import Backbone, create_backbone, list_backbones, register_provider
-from upfeat.backbones.callable import CallableBackbone
-from upfeat.backbones.large_image import large_image
-from upfeat.backbones.strided import strided
-from upfeat.backbones.wrapping import as_backbone
+from upfeat.backbones.baselines import large_image, strided
+from upfeat.backbones.wrapping import CallableBackbone, as_backbone
 
 __all__ = [
     "Backbone",

@@ -34,6 +34,10 @@ __all__ = ["Backbone", "create_backbone", "list_backbones", "register_provider"]
 
 Weights = str | os.PathLike[str] | None
 
+# Mean and deviation of images, RGB in [0, 1], that networks were trained with.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
 
 class Backbone(nn.Module):
     """A frozen network that turns an image into a coarse map of features.
@@ -55,15 +59,6 @@ class Backbone(nn.Module):
         fixed_size: the only image size (H, W) that the network takes; None if it takes any.
 
     The arguments are attributes of the same names.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.backbones import CallableBackbone
-        >>> backbone = CallableBackbone(lambda x: torch.nn.functional.avg_pool2d(x, 8), 3, 8)
-        >>> backbone(torch.rand(2, 3, 64, 96)).shape
-        torch.Size([2, 3, 8, 12])
-        >>> backbone.grid_size((64, 96))
-        (8, 12)
     """
 
     def __init__(
@@ -130,37 +125,23 @@ class Backbone(nn.Module):
         exporting = is_exporting()  # sizes may be symbols
         if not exporting:
             self._check(image)
-        warn_of_raw_image(self._warned_of, image, self.image_mean, self.image_std, self.name)
-        dtype = self._weights_dtype()
-        features = self._extract(image if dtype is None else image.to(dtype))
+        features = self._extract(self._ready(image))
         if not exporting:
             self._check_features(image, features)
         return features
 
     def class_token(self, image: Tensor) -> Tensor:
-        """Compute the token that stands for the whole image, of the same layer and norm.
+        """Compute the token (B, C) that stands for the whole image, of the same layer and norm.
 
         Args:
             image: as :meth:`forward` takes it.
 
-        Returns:
-            (B, C) in the dtype of the weights.
-
         Raises:
             UnsupportedError: the network has none, as convolutional ones.
             ValueError: as :meth:`forward`.
-
-        Example:
-            >>> import torch
-            >>> from upfeat.backbones import create_backbone
-            >>> vit = create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
-            >>> vit.class_token(torch.rand(2, 3, 32, 48)).shape
-            torch.Size([2, 192])
         """
         self._check(image)
-        warn_of_raw_image(self._warned_of, image, self.image_mean, self.image_std, self.name)
-        dtype = self._weights_dtype()
-        return self._class_token(image if dtype is None else image.to(dtype))
+        return self._class_token(self._ready(image))
 
     def _extract(self, image: Tensor) -> Tensor:
         """Compute (B, C, h, w) from a checked image (B, 3, H, W)."""
@@ -172,22 +153,19 @@ class Backbone(nn.Module):
             f"{self.name} has no class token; choose a transformer with one, or do without"
         )
 
-    def _weights_dtype(self) -> torch.dtype | None:
-        for parameter in self.parameters():
-            if parameter.is_floating_point():
-                return parameter.dtype
-        return None
+    def _ready(self, image: Tensor) -> Tensor:
+        """Warn of an image that is not normalised; return it in the dtype of the weights."""
+        warn_of_raw_image(self._warned_of, image, self.image_mean, self.image_std, self.name)
+        dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
+        return image.to(next(dtypes, image.dtype))
 
     def _check(self, image: Tensor) -> None:
         check_map(image, "image", "(B, 3, H, W)")
         if image.shape[1] != 3:
-            advice = (
-                "; permute (B, H, W, 3) to (B, 3, H, W)"
-                if image.shape[-1] == 3
-                else "; convert it to RGB"
-            )
+            channels_last = image.shape[-1] == 3
+            fit = "permute (B, H, W, 3) to (B, 3, H, W)" if channels_last else "convert it to RGB"
             raise ValueError(
-                f"image must have 3 channels (B, 3, H, W), got {shape_text(image)}{advice}"
+                f"image must have 3 channels (B, 3, H, W), got {shape_text(image)}; {fit}"
             )
         self.check_image_size(tuple(image.shape[-2:]))
         weight = next(self.parameters(), None)
@@ -198,15 +176,7 @@ class Backbone(nn.Module):
             )
 
     def check_image_size(self, image_size: Sequence[int]) -> None:
-        """Raise ``ValueError``, naming sizes that would work, unless the backbone takes (H, W).
-
-        Example:
-            >>> from upfeat.backbones import CallableBackbone
-            >>> CallableBackbone(lambda image: image, 3, 14).check_image_size((224, 225))
-            Traceback (most recent call last):
-            ValueError: callable needs image sizes that are multiples of 14, got (224, 225); (224,
-            224) and (224, 238) would work: crop, pad or resize, or let upfeat.Pipeline do it
-        """
+        """Raise ``ValueError``, naming sizes that would work, unless the backbone takes (H, W)."""
         size = check_size(image_size, "image_size")
         if self.fixed_size is not None:
             if size != self.fixed_size:
@@ -252,7 +222,7 @@ class _Provider:
 # The modules that register the built-in prefixes when they are imported.
 _BUILT_IN = {
     "clip": "upfeat.backbones.clip_backbone",
-    "image": "upfeat.backbones.rgb",
+    "image": "upfeat.backbones.wrapping",
     "radio": "upfeat.backbones.radio_backbone",
     "timm": "upfeat.backbones.timm_backbone",
     "upfeat": "upfeat.backbones.upfeat_vit",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from upfeat._settings import call_text
-from upfeat.backbones.base import Backbone, register_provider
+from upfeat.backbones.base import IMAGENET, OPENAI_CLIP, Backbone, register_provider
 from upfeat.backbones.positions import PositionRule, resize_positions
 from upfeat.checkpoints import (
     HubFile,
@@ -40,10 +40,7 @@ __all__ = ["ClipBackbone", "LastBlock", "list_clip_names", "value_tokens"]
 
 LastBlock = Literal["value", "value-mlp", "attention"]
 OPENAI = "openai"
-NORMALIZATIONS = {
-    "openai": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+NORMALIZATIONS = {"openai": OPENAI_CLIP, "imagenet": IMAGENET}
 # In files of OpenAI's network beside the weights.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
@@ -59,15 +56,6 @@ def value_tokens(block: nn.Module, tokens: Tensor, *, mlp: bool = False) -> Tens
 
     Returns:
         (B, N, D)
-
-    Example:
-        >>> import torch, upfeat
-        >>> from upfeat.backbones.clip_backbone import value_tokens
-        >>> small = dict(vision=dict(layers=2, width=64), text=dict(layers=1, width=64))
-        >>> clip = upfeat.create_backbone("clip/ViT-B-16.openai", weights="random", **small)
-        >>> tokens = clip.penultimate(torch.rand(1, 3, 32, 32))
-        >>> value_tokens(clip.tower.transformer.resblocks[-1], tokens).shape
-        torch.Size([1, 5, 64])
     """
     parts: Any = block
     attention: nn.MultiheadAttention = parts.attn
@@ -125,8 +113,8 @@ class ClipBackbone(Backbone):
         last_block: LastBlock = "value",
         project: bool = True,
         positions: PositionRule = "offset",
-        image_mean: Sequence[float] = NORMALIZATIONS["openai"][0],
-        image_std: Sequence[float] = NORMALIZATIONS["openai"][1],
+        image_mean: Sequence[float] = OPENAI_CLIP[0],
+        image_std: Sequence[float] = OPENAI_CLIP[1],
     ) -> None:
         check_choice("last_block", last_block, get_args(LastBlock))
         check_choice("positions", positions, get_args(PositionRule))
@@ -158,14 +146,7 @@ class ClipBackbone(Backbone):
         return self.model.visual
 
     def penultimate(self, image: Tensor) -> Tensor:
-        """Compute what enters the last block.
-
-        Args:
-            image: (B, 3, H, W), normalised.
-
-        Returns:
-            (B, 1 + h*w, D), class token first.
-        """
+        """Compute what enters the last block, (B, 1 + h*w, D), class token first."""
         tower, grid = self.tower, self.grid_size(tuple(image.shape[-2:]))
         cells = tower.conv1(image.to(tower.conv1.weight.dtype)).flatten(2).mT  # (B, h*w, D)
         table = resize_positions(tower.positional_embedding[None], grid, self.positions)
@@ -176,24 +157,13 @@ class ClipBackbone(Backbone):
         return tokens
 
     def last_keys(self, image: Tensor) -> Tensor:
-        """Compute the keys of the last block.
-
-        Args:
-            image: (B, 3, H, W), normalised.
-
-        Returns:
-            (B, h*w, D)
-        """
+        """Compute the keys of the last block, (B, h*w, D)."""
         return self._projected(image, 1)
 
     def last_values(self, image: Tensor) -> Tensor:
-        """Compute the values of the last block, before its output projection.
+        """Compute the values of the last block, before its output projection, (B, D, h, w).
 
-        Args:
-            image: (B, 3, H, W), normalised; sides that are no multiples of the patch are cut.
-
-        Returns:
-            (B, D, h, w)
+        Sides of the image that are no multiples of the patch are cut.
         """
         values = self._projected(image, 2)
         # (B, h*w, D) -> (B, D, h, w)
@@ -202,10 +172,8 @@ class ClipBackbone(Backbone):
     def _projected(self, image: Tensor, part: int) -> Tensor:
         """Compute queries, keys or values (0, 1, 2) of the last block as (B, h*w, D)."""
         block = self.tower.transformer.resblocks[-1]
-        weight, bias = (
-            block.attn.in_proj_weight.chunk(3)[part],
-            block.attn.in_proj_bias.chunk(3)[part],
-        )
+        joint = (block.attn.in_proj_weight, block.attn.in_proj_bias)
+        weight, bias = (tensor.chunk(3)[part] for tensor in joint)
         return nn.functional.linear(block.ln_1(self.penultimate(image))[:, 1:], weight, bias)
 
     def into_text_space(self, values: Tensor) -> Tensor:
@@ -221,14 +189,7 @@ class ClipBackbone(Backbone):
         return self.finish(tokens).mT.unflatten(2, values.shape[2:])
 
     def finish(self, tokens: Tensor) -> Tensor:
-        """Apply the final norm and, if the backbone projects, the image projection.
-
-        Args:
-            tokens: (B, N, D), what the last block gives.
-
-        Returns:
-            (B, N, C)
-        """
+        """Apply the final norm and, if it is to, the projection: (B, N, D) to (B, N, C)."""
         tokens = self.tower.ln_post(tokens)
         return tokens @ self.tower.proj if self.project else tokens
 
@@ -249,13 +210,7 @@ class ClipBackbone(Backbone):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Encode texts.
-
-        Args:
-            texts: T of them; what is longer than the network's context is cut.
-
-        Returns:
-            (T, C), not normalised.
+        """Encode T texts as (T, C), not normalised; what is longer than the context is cut.
 
         Raises:
             ValueError: a text is empty, or the backbone was made without a tokenizer.
@@ -292,13 +247,7 @@ def _open_clip() -> Any:
 
 
 def list_clip_names(pretrained: bool = False) -> list[str]:
-    """Return the names of open_clip that can be built, with tags if asked for those with weights.
-
-    Example:
-        >>> from upfeat.backbones.clip_backbone import list_clip_names
-        >>> "ViT-B-16.openai" in list_clip_names(pretrained=True)
-        True
-    """
+    """Return the names of open_clip that can be built; of those with weights with their tags."""
     try:
         open_clip = _open_clip()
     except MissingPackageError:
@@ -340,25 +289,13 @@ def create_clip_backbone(
 ) -> ClipBackbone:
     """Build ``clip/<name>``; called through :func:`upfeat.create_backbone`.
 
-    Args:
-        name: of open_clip, with a tag of its weights or without: ``ViT-B-16.openai``. OpenAI's
-            weights, and those of tags that open_clip marks, get QuickGELU whatever the name says.
-        weights: a file in open_clip's or OpenAI's names; None for the lookup; ``"random"``.
-        layer: -1; features come out of the last block only.
-        last_block: as in :class:`ClipBackbone`.
-        project: as in :class:`ClipBackbone`.
-        positions: as in :class:`ClipBackbone`.
-        image_norm: normalisation of the image: None for that of the weights; ``"imagenet"`` is
-            what FeatUp and LoftUp fed their CLIP with.
-        vision: changes of open_clip's configuration of the image tower, such as ``{"layers": 2}``.
-        text: the same of the text tower.
-
-    Raises:
-        MissingPackageError: open_clip is not installed.
-        UnknownNameError: open_clip has no such network or tag.
-        UnsupportedError: its image tower is no plain transformer.
-        WeightsNotFoundError: no weights in any of the four places.
-        CheckpointError: the file does not fit.
+    ``name`` is one of open_clip, with a tag of its weights or without: ``ViT-B-16.openai``. Weights
+    of OpenAI and of tags that open_clip marks get QuickGELU whatever the name says. A file of
+    weights has open_clip's or OpenAI's names. Features come out of the last block only; how is
+    what ``last_block``, ``project`` and ``positions`` say, as in :class:`ClipBackbone`.
+    ``image_norm`` is the normalisation of the image: None for that of the weights, ``"imagenet"``
+    for what FeatUp and LoftUp fed their CLIP with. ``vision`` and ``text`` change open_clip's
+    configuration of the towers, such as ``{"layers": 2}``.
     """
     if layer != -1:
         raise ValueError(f"clip/{name} gives its last block only, layer=-1, got {layer!r}")

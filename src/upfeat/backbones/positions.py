@@ -41,12 +41,6 @@ def resize_positions(
 
     Raises:
         ValueError: no such rule, or the table is not of a square grid.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.backbones.positions import resize_positions
-        >>> resize_positions(torch.rand(1, 1 + 49, 8), (9, 6), "offset").shape
-        torch.Size([1, 55, 8])
     """
     check_choice("rule", rule, get_args(PositionRule))
     side = math.isqrt(table.shape[1] - prefix)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from upfeat._compat import ensure_torchvision_operators
 from upfeat._settings import call_text
-from upfeat.backbones.base import Backbone, register_provider
+from upfeat.backbones.base import IMAGENET, OPENAI_CLIP, Backbone, register_provider
 from upfeat.backbones.positions import resize_positions
 from upfeat.checkpoints import (
     find_weights,
@@ -54,10 +54,7 @@ VERSIONS: dict[str, tuple[int, int, int]] = {
     "c-radio_v4-h": (1280, 32, 16),
 }
 ONLY_BY_CODE = ("radio_v2.5-g",)
-NORMALIZATIONS = {
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+NORMALIZATIONS = {"clip": OPENAI_CLIP, "imagenet": IMAGENET}
 _PREFIXES = ("radio_model.model.", "base_model.", "model.")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
@@ -75,13 +72,6 @@ class RadioNetwork(nn.Module):
         prefix: class tokens and registers.
         norm: a final norm, which only some files have.
         bias: of the patch embedding.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.backbones.radio_backbone import RadioNetwork
-        >>> network = RadioNetwork(dim=32, depth=1, heads=2, side=8, prefix=3)
-        >>> network(torch.rand(1, 3, 32, 48)).shape
-        torch.Size([1, 9, 32])
     """
 
     def __init__(
@@ -120,14 +110,7 @@ class RadioNetwork(nn.Module):
         self.norm = layer_norm(dim) if norm else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Compute all tokens.
-
-        Args:
-            image: (B, 3, H, W), sides multiples of p.
-
-        Returns:
-            (B, prefix + h*w, D)
-        """
+        """Compute all tokens (B, prefix + h*w, D) of an image (B, 3, H, W)."""
         generator: Any = self.patch_generator
         p = self.patch
         grid = (image.shape[-2] // p, image.shape[-1] // p)
@@ -260,12 +243,6 @@ def create_radio_backbone(
         adaptor: of the authors' code, such as ``"siglip2"``: the backbone gets its head and text
             encoder as ``language``; features stay RADIO's own. Needs ``repository``.
         network: changes of :class:`RadioNetwork`'s arguments for ``weights="random"``.
-
-    Raises:
-        UnknownNameError: no such version.
-        WeightsNotFoundError: no weights in any of the places.
-        CheckpointError: the file does not fit.
-        UnsupportedError: the version can only be run by the authors' code.
     """
     if layer != -1:
         raise ValueError(f"radio/{name} gives its last block only, layer=-1, got {layer!r}")

@@ -279,13 +279,12 @@ class TimmBackbone(Backbone):
 
     def _refusal(self, image: Tensor, error: AssertionError) -> str:
         config = getattr(self.model, "pretrained_cfg", None) or {}
-        advice = (
-            f"it was made for {tuple(config['input_size'][1:])}" if "input_size" in config else ""
-        )
+        size = config.get("input_size")
+        advice = f"it was made for {tuple(size[1:])}" if size else "try another size"
         text = str(error) or "a check without message failed"
         return (
             f"{self.name} does not take images of {tuple(image.shape[-2:])} at layer "
-            f"{_some(self.layers)} ({text}); {advice or 'try another size'}"
+            f"{_some(self.layers)} ({text}); {advice}"
         )
 
 
@@ -401,24 +400,10 @@ def create_timm_backbone(
 ) -> TimmBackbone:
     """Build ``timm/<name>``; called through :func:`upfeat.create_backbone`.
 
-    Args:
-        name: a name of timm, with or without tag; without, timm's default tag is meant.
-        weights: a file; None for the lookup; ``"random"`` for the random initialisation.
-        layer: as in :class:`TimmBackbone`.
-        norm: as in :class:`TimmBackbone`.
-        layers: as in :class:`TimmBackbone`, such as ``(2, 5, 8, 11)``.
-        facet: as in :class:`TimmBackbone`.
-        head_fastest: as in :class:`TimmBackbone`.
-        positions: as in :class:`TimmBackbone`.
-        image_size: (H, W) to build the network for, where it is tied to one size; and the size of
-            the position table of a network that resizes it.
-        **model_options: constructor arguments of the network, such as ``depth=2``.
-
-    Raises:
-        UnknownNameError: timm has no such network or tag.
-        WeightsNotFoundError: no weights in any of the four places.
-        CheckpointError: the file does not fit.
-        ValueError: the network does not take an option.
+    ``name`` is one of timm, with or without tag; without, timm's default tag is meant.
+    ``image_size`` (H, W) is what the network is built for, where it is tied to one size, and the
+    size of the position table of a network that resizes it; ``model_options`` are constructor
+    arguments of the network, such as ``depth=2``. All else is as in :class:`TimmBackbone`.
     """
     from upfeat.backbones.timm_weights import load_timm_weights, locate_timm_weights
 

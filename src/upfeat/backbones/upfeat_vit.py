@@ -42,14 +42,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 @contextmanager
 def bundled_weights() -> Iterator[Path]:
-    """Yield the path of the packaged weight file, also where the package is a zip archive.
-
-    Example:
-        >>> from upfeat.backbones.upfeat_vit import bundled_weights
-        >>> with bundled_weights() as path:
-        ...     path.stat().st_size < 5_000_000
-        True
-    """
+    """Yield the path of the packaged weight file, also where the package is a zip archive."""
     with resources.as_file(resources.files("upfeat.backbones") / "bundled" / FILE) as path:
         yield path
 
@@ -78,10 +71,6 @@ def create_upfeat_backbone(
             random initialisation.
         layer: the block (0 to 4, or -5 to -1) whose output is returned.
         norm: apply the final norm; the encoder was trained to match its teacher after it.
-
-    Raises:
-        UnknownNameError: there is no such encoder.
-        CheckpointError: the file does not fit.
 
     Example:
         >>> import torch, upfeat

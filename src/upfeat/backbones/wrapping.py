@@ -1,26 +1,115 @@
-"""Whatever gives feature maps as a backbone: a name, a network of timm or transformers, a function.
+"""Whatever gives feature maps as a backbone: a name, a network, a function, the image itself.
 
 Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from upfeat.backbones.base import Backbone, create_backbone
-from upfeat.backbones.callable import CallableBackbone
-from upfeat.errors import shape_text
+from upfeat.backbones.base import IMAGENET, Backbone, Weights, create_backbone, register_provider
+from upfeat.errors import UnknownNameError, shape_text
 
-__all__ = ["AnyBackbone", "as_backbone"]
+__all__ = [
+    "AnyBackbone",
+    "CallableBackbone",
+    "RgbBackbone",
+    "as_backbone",
+    "create_rgb_backbone",
+]
 
 AnyBackbone: TypeAlias = Backbone | nn.Module | Callable[[Tensor], Any] | str
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PROBE_SIDE = 224  # a multiple of the usual patches: 7, 8, 14, 16, 28, 32
+
+
+class CallableBackbone(Backbone):
+    """A function or module that returns (B, C, h, w), with the facts that it does not carry itself.
+
+    A module is registered, moved by ``.to`` and frozen; a plain function keeps its own state, and
+    its input is passed on in the dtype in which it comes.
+
+    Args:
+        function: maps an image (B, 3, H, W) to features (B, C, h, w).
+        dim: number of feature channels C.
+        patch_size: H / h, in pixels.
+        image_mean, image_std: the normalisation that the function expects; default: none, RGB in
+            [0, 1].
+        size_multiple: what H and W must be multiples of; default ``patch_size``.
+        layer: for the record only.
+        name: how messages and reports call it.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.backbones import CallableBackbone
+        >>> conv = torch.nn.Conv2d(3, 8, kernel_size=4, stride=4)
+        >>> CallableBackbone(conv, dim=8, patch_size=4)(torch.rand(1, 3, 32, 64)).shape
+        torch.Size([1, 8, 8, 16])
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        dim: int,
+        patch_size: int,
+        image_mean: Sequence[float] = (0.0, 0.0, 0.0),
+        image_std: Sequence[float] = (1.0, 1.0, 1.0),
+        size_multiple: int | None = None,
+        layer: int | None = None,
+        name: str = "callable",
+    ) -> None:
+        if not callable(function):
+            raise ValueError(
+                f"function must map an image to features, got {type(function).__name__}; "
+                "pass a function, a lambda or an nn.Module"
+            )
+        if patch_size != int(patch_size):
+            raise ValueError(f"patch_size must be a whole number of pixels, got {patch_size}")
+        super().__init__(
+            name=name,
+            dim=dim,
+            patch_size=patch_size,
+            image_mean=image_mean,
+            image_std=image_std,
+            size_multiple=size_multiple,
+            layer=layer,
+        )
+        # nn.Module registers the function if it is a module itself.
+        self.function = function
+        if isinstance(function, nn.Module):
+            self.freeze()
+
+    def _extract(self, image: Tensor) -> Tensor:
+        return self.function(image)
+
+
+class RgbBackbone(Backbone):
+    """Gives back the image in [0, 1] from one with ImageNet's mean and deviation: ``image/rgb``.
+
+    An upsampler at ratio 1 then filters the image under its own guidance, as NAF (arXiv 2511.18452)
+    restores images.
+    """
+
+    def __init__(self) -> None:
+        mean, std = IMAGENET
+        super().__init__(name="image/rgb", dim=3, patch_size=1, image_mean=mean, image_std=std)
+
+    def _extract(self, image: Tensor) -> Tensor:
+        deviation = image.new_tensor(self.image_std)[:, None, None]
+        return image * deviation + image.new_tensor(self.image_mean)[:, None, None]
+
+
+@register_provider("image", names=lambda pretrained: ["rgb"])
+def create_rgb_backbone(name: str, weights: Weights = None) -> RgbBackbone:
+    """Build ``image/rgb``; called through :func:`upfeat.create_backbone`."""
+    if name != "rgb":
+        raise UnknownNameError("backbone", f"image/{name}", ["image/rgb"])
+    if weights not in (None, "random"):
+        raise ValueError(f"image/rgb has no weights, got {weights}; leave them out")
+    return RgbBackbone()
 
 
 def as_backbone(source: AnyBackbone) -> Backbone:
@@ -123,7 +212,7 @@ def _transformers_backbone(model: Any) -> Backbone:
     name = getattr(config, "_name_or_path", "") or type(model).__name__
     network = _LastMap(model)
     dim, stride = _probe(network, name)
-    return CallableBackbone(network, dim, stride, IMAGENET_MEAN, IMAGENET_STD, name=name)
+    return CallableBackbone(network, dim, stride, *IMAGENET, name=name)
 
 
 def _probe(function: Callable[[Tensor], Any], name: str) -> tuple[int, int]:

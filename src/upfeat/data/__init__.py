@@ -1,4 +1,9 @@
-"""Images and data sets: reading, listing, transforming. No networks, no downloads."""
+"""Images and data sets: reading, listing, transforming. No networks, no downloads.
+
+What lists a data set takes its folder and, where it has splits, one of them. It raises
+``FileNotFoundError``, which shows the expected tree, where a folder, a list or a file is missing,
+and ``ValueError`` for an unknown split and for a malformed file.
+"""
 
 from upfeat.data.boxes import BoxData, BoxFile, BoxImage, coco20k, mask_folder, voc_boxes
 from upfeat.data.depth import DepthData, DepthFile, DepthImage, DepthMapFolder
@@ -31,7 +36,6 @@ from upfeat.data.objects import (
     object_sets,
 )
 from upfeat.data.own import folder, folder_depth, folder_video
-from upfeat.data.own_surfaces import folder_surfaces
 from upfeat.data.records import image_folder, image_list, imagenet_folder, sa1b_folder
 from upfeat.data.segmentation import (
     LabelledFile,
@@ -48,7 +52,6 @@ from upfeat.data.sets.bsds500 import (
     bsds500_objects,
 )
 from upfeat.data.sets.coco_stuff import coco_stuff
-from upfeat.data.sets.davis import davis
 from upfeat.data.sets.imagenet import imagenet
 from upfeat.data.sets.keypoints import pf_pascal, pf_willow, spair71k
 from upfeat.data.sets.labelled import (
@@ -79,11 +82,16 @@ from upfeat.data.sets.objects import (
     sbd,
 )
 from upfeat.data.sets.rgbd import rgbd
-from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth
+from upfeat.data.surfaces import (
+    SurfaceData,
+    SurfaceImage,
+    folder_surfaces,
+    normals_from_depth,
+)
 from upfeat.data.tar_shards import TarRecords, find_images
 from upfeat.data.training_images import TrainingImages, TrainingLoader
 from upfeat.data.transforms import CropTransform, resize_and_crop
-from upfeat.data.video import VideoData, VideoSequence
+from upfeat.data.video import VideoData, VideoSequence, davis
 
 __all__ = [
     "FILM_SUFFIXES",

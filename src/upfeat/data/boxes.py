@@ -78,12 +78,7 @@ class BoxData(FileSet[BoxFile, BoxImage]):
     files: tuple[BoxFile, ...]
 
     def read(self, file: BoxFile) -> BoxImage:
-        """Read an image.
-
-        Raises:
-            FileNotFoundError: it is missing.
-            ValueError: it cannot be read.
-        """
+        """Read an image."""
         boxes = torch.tensor(file.boxes, dtype=torch.int64).reshape(-1, 4)
         return BoxImage(read_image(file.image), boxes)
 
@@ -100,10 +95,6 @@ def voc_boxes(root: PathLike, year: Literal[2007, 2012] = 2007) -> BoxData:
     Args:
         root: the folder with ``ImageSets``, or one above it.
         year: 5,011 images of 2007, 11,540 of 2012.
-
-    Raises:
-        FileNotFoundError: the list or a file that it names is missing; shows the expected tree.
-        ValueError: the year is unknown, or an annotation is malformed.
     """
     check_split("VOC detection", str(year), ("2007", "2012"))
     places = (f"VOC{year}", f"VOCdevkit/VOC{year}", f"VOCtrainval/VOCdevkit/VOC{year}")
@@ -135,15 +126,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def coco20k(root: PathLike) -> BoxData:
-    """List the 19,817 images of COCO train2014 that make COCO20k; crowds are left out.
-
-    Args:
-        root: the folder with the list, ``images`` and ``annotations``.
-
-    Raises:
-        FileNotFoundError: the list or a file that it names is missing; shows the expected tree.
-        ValueError: the annotations are malformed.
-    """
+    """List the 19,817 images of COCO train2014 that make COCO20k; crowds are left out."""
     base = Path(root).expanduser()
     listing = base / "coco_20k_filenames.txt"
     annotations = base / "annotations" / "instances_train2014.json"
@@ -170,15 +153,7 @@ def coco20k(root: PathLike) -> BoxData:
 
 
 def mask_folder(root: PathLike) -> BoxData:
-    """List a folder of images with object masks, whose boxes count.
-
-    Args:
-        root: the folder with ``images`` and ``masks``, such as that of the COCO objects.
-
-    Raises:
-        FileNotFoundError: a folder or the mask of an image is missing; shows the expected tree.
-        ValueError: a mask cannot be read, or its size is not its image's.
-    """
+    """List a folder of images with object masks, whose boxes count."""
     folder = Path(root).expanduser()
     with _MASKS.explained(root):
         pairs = pair_by_stem(folder / "images", folder / "masks")

@@ -9,10 +9,10 @@ cards of YOLO-style training tools, so that such a card is read as it is::
     train: train                # a folder with images/ and labels/, images/train, or a list (.txt)
     val: val
     names: [road, car, person]  # or {0: road, 1: car, 2: person}
-    ignore: 255                 # label without meaning
-    units: 1000                 # depth: stored numbers a metre
+    ignore: 255                 # label without meaning; default 255
+    units: 1000                 # depth: stored numbers a metre; default 1000 in 16 bit
     focal: 525                  # depth: focal length in pixels, or [fx, fy], for normals
-    center: [320, 240]          # depth: principal point in pixels
+    center: [320, 240]          # depth: principal point in pixels; default: the middle
     one_object: false           # video: every number but 0 is the one object
 """
 
@@ -38,20 +38,8 @@ _PASSED_OVER = ("nc", "test", "download", "task", "channels")
 def checked_names(names: Sequence[str], source: str) -> tuple[str, ...]:
     """Return the names of classes; none may be empty or stand there twice.
 
-    Args:
-        names: of the classes 0, 1, …
-        source: where they come from, for messages.
-
     Raises:
         ValueError: an empty name, a name that occurs twice, or fewer than two classes.
-
-    Example:
-        >>> from upfeat.data.card import checked_names
-        >>> try:
-        ...     checked_names(["road", "car", "road"], "classes.txt")
-        ... except ValueError as error:
-        ...     print(error)
-        classes.txt names the class 'road' twice (classes 0 and 2); every class needs its own name
     """
     found = tuple(name.strip() for name in names)
     for number, name in enumerate(found):
@@ -80,24 +68,7 @@ def _listed(names: object) -> object:
 
 
 class DataCard(Settings):
-    """What a card says; every error is one sentence that names the card and the key.
-
-    Attributes:
-        name: of the set, in tables and file names: letters, digits, ``_``, ``-`` and ``.``.
-        path: folder of the data.
-        train, val: of the splits, below ``path``; None for the usual places.
-        names: of the classes; None for ``classes.txt``, ``meta.json``, or counted.
-        ignore: the label without meaning; None for 255.
-        units: stored numbers a metre of depth; None for millimetres in 16 bit.
-        focal: focal length of depth maps in pixels, or (fx, fy), for normals derived from them.
-        center: (x, y) of their principal point in pixels; None for the middle.
-        one_object: every number but 0 in a video's masks is the one object.
-
-    Example:
-        >>> from upfeat.data.card import DataCard
-        >>> DataCard(name="street", names={0: "road", 1: "car"}).names
-        ('road', 'car')
-    """
+    """What a card says, None where it does not; every error names the card and the key."""
 
     name: str | None = None
     path: str = "."
@@ -123,14 +94,6 @@ def read_card(place: PathLike) -> tuple[DataCard, Path]:
     Raises:
         FileNotFoundError: there is no such folder or card.
         ValueError: the card is no YAML, has an unknown key, or a value that does not fit.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.card import read_card
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = pathlib.Path(folder, "upfeat-data.yaml").write_text("name: street")
-        ...     read_card(folder)[0].name
-        'street'
     """
     place = Path(place).expanduser()
     file = place if place.suffix in (".yaml", ".yml") else place / CARD

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone on disk, computed once.
+"""Features on disk: those of a frozen backbone, computed once, and fitted maps of single images.
 
 The cache knows no backbone: it takes any callable that turns images into features, and a key that
 says which one it is. Features are stored as float16 or float32, one file an image, whole or absent.
@@ -6,10 +6,8 @@ Legend: ``B`` batch, ``C`` channels, ``H W`` image, ``h w`` feature grid.
 """
 
 import hashlib
-import io
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,29 +19,27 @@ import torch
 from torch import Tensor
 
 from upfeat._files import write_bytes
+from upfeat.checkpoints import read_checkpoint
+from upfeat.data.layouts import PathLike, write_npy
+from upfeat.data.records import ImageRecord
 from upfeat.data.sizes import Size
-from upfeat.errors import check_map, shape_text
+from upfeat.errors import CheckpointError, check_map, shape_text
 
-__all__ = ["CacheEstimate", "FeatureCache", "image_hash", "weights_fingerprint"]
+__all__ = [
+    "CacheEstimate",
+    "FeatureCache",
+    "FeatureMapFolder",
+    "image_hash",
+    "weights_fingerprint",
+]
+
+MAP_KEY = "high"  # of the tensor in a stored map
 
 logger = logging.getLogger(__name__)
 
-PathLike = str | os.PathLike[str]
-
 
 def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Return 16 hexadecimal digits that change with any name, shape, dtype or value of a state.
-
-    Args:
-        state: a state dict.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.data.feature_cache import weights_fingerprint
-        >>> one = weights_fingerprint({"w": torch.zeros(2)})
-        >>> one == weights_fingerprint({"w": torch.zeros(2)}), one == weights_fingerprint({})
-        (True, False)
-    """
+    """Return 16 hexadecimal digits that change with any name, shape, dtype or value of a state."""
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(state):
         _feed(digest, name, state[name])
@@ -66,18 +62,7 @@ def _feed(digest: "hashlib.blake2b", name: str, tensor: Tensor) -> None:
 
 @dataclass(frozen=True)
 class CacheEstimate:
-    """What a cache will take.
-
-    Attributes:
-        images: how many.
-        bytes: of all of them.
-        free_bytes: left on the disk now.
-
-    Example:
-        >>> from upfeat.data.feature_cache import CacheEstimate
-        >>> print(CacheEstimate(1000, 600_000_000, 10**10))
-        1000 images: 0.60 GB of features; 10.00 GB are free
-    """
+    """What a cache will take."""
 
     images: int
     bytes: int
@@ -141,13 +126,7 @@ class FeatureCache:
         self.misses = 0
 
     def estimate(self, images: int, channels: int, grid: Size) -> CacheEstimate:
-        """Return the size of the cache of so many images with features (C, h, w), before it is.
-
-        Args:
-            images: number of different images (after the transform).
-            channels: C.
-            grid: (h, w).
-        """
+        """Return the size of the cache of so many images with features (C, h, w), before it is."""
         header = 128  # of a .npy file
         each = channels * grid[0] * grid[1] * self.dtype.itemsize + header
         existing = self.folder
@@ -156,11 +135,7 @@ class FeatureCache:
         return CacheEstimate(images, images * each, shutil.disk_usage(existing).free)
 
     def reserve(self, images: int, channels: int, grid: Size) -> CacheEstimate:
-        """Log the estimate and refuse one that does not fit on the disk.
-
-        Raises:
-            ValueError: more would be needed than is free.
-        """
+        """Log the estimate and refuse one that does not fit on the disk."""
         estimate = self.estimate(images, channels, grid)
         logger.info("feature cache in %s, %s", self.folder, estimate)
         if estimate.bytes > estimate.free_bytes:
@@ -222,13 +197,11 @@ class FeatureCache:
             )
 
     def _write(self, file: Path, features: Tensor) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         card = self.folder / "key.json"
         if not card.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(card, self.key.encode())
-        buffer = io.BytesIO()
-        np.save(buffer, features.numpy(), allow_pickle=False)
-        write_bytes(file, buffer.getvalue())
+        write_npy(file, features.numpy())
 
 
 def _read(file: Path) -> Tensor | None:
@@ -241,3 +214,44 @@ def _read(file: Path) -> Tensor | None:
         logger.warning("%s is not readable (%s); computing it again", file, error)
         return None
     return torch.from_numpy(array)
+
+
+class FeatureMapFolder:
+    """Maps of training images that are fitted once and kept as targets, found by the image's name.
+
+    ``upfeat upsample IMAGES --upsampler featup_implicit --save safetensors --out MAPS`` fits a
+    network to each image and keeps its map; finished images are skipped on a second run. LoftUp's
+    paper (arXiv 2504.14032, table 2) compares such maps with its own targets.
+
+    Args:
+        root: the folder that ``upfeat upsample --save safetensors`` wrote.
+        pattern: name of an image's file below it; ``{stem}`` and ``{name}`` stand for the last part
+            and the whole of the image's name.
+    """
+
+    def __init__(self, root: PathLike, pattern: str = "{name}.safetensors") -> None:
+        self.root = Path(root).expanduser()
+        self.pattern = pattern
+
+    @property
+    def name(self) -> str:
+        """Kind and settings."""
+        return f"features-{self.pattern}"
+
+    def __call__(self, record: ImageRecord) -> Tensor:
+        """Return the map (C, H', W') of an image, float32, which covers the whole of it."""
+        stem = record.name.rpartition("/")[2]
+        path = self.root / self.pattern.replace("{stem}", stem).replace("{name}", record.name)
+        if not path.is_file():
+            raise ValueError(
+                f"no stored features of {record.name} at {path}; make them with upfeat upsample "
+                f"IMAGES --upsampler featup_implicit --save safetensors --out {self.root}"
+            )
+        try:
+            stored = read_checkpoint(path).get(MAP_KEY)
+        except CheckpointError as error:
+            raise ValueError(f"no features of {record.name}: {error}") from error
+        if not isinstance(stored, torch.Tensor) or stored.dim() != 3:
+            shape = shape_text(stored) if isinstance(stored, torch.Tensor) else "no such tensor"
+            raise ValueError(f"{path} must hold {MAP_KEY!r} (C, H, W), got {shape}")
+        return stored.float()

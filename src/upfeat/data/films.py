@@ -5,7 +5,6 @@ the memory of one frame. Video files and cameras are read by PyAV (``pip install
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from upfeat._files import OwnFiles, sha256_of, write_bytes
 from upfeat.data.folders import image_files
-from upfeat.data.images import read_image
+from upfeat.data.images import encode_png, read_image
 from upfeat.errors import MissingPackageError, check_file
 
 if TYPE_CHECKING:
@@ -72,15 +71,9 @@ class Film(ABC):
     endless = False
 
     def frames(self, start: int = 0) -> Iterator[Tensor]:
-        """Yield frames (3, H, W), float32 in [0, 1], from number ``start`` on.
-
-        Raises:
-            ValueError: a frame cannot be read.
-        """
-        yield from islice(self._frames(self.every, start), self._left(start))
-
-    def _left(self, start: int) -> int | None:
-        return None if self.limit is None else max(self.limit - start, 0)
+        """Yield frames (3, H, W), float32 in [0, 1], from number ``start`` on."""
+        left = None if self.limit is None else max(self.limit - start, 0)
+        yield from islice(self._frames(self.every, start), left)
 
     @abstractmethod
     def _frames(self, every: int, start: int) -> Iterator[Tensor]:
@@ -138,18 +131,23 @@ def open_film(
         if number is not None and number <= 0:
             raise ValueError(f"{name} of a film must be positive, got {number}")
     wanted = None if rate is None else Fraction(rate).limit_denominator(1001)
+    place: Path | int
+    kind: type[FilmFile]
     if isinstance(source, int) or (str(source).isdigit() and not Path(source).exists()):
-        return _camera(int(str(source)), wanted, every, limit)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        own = wanted or FOLDER_RATE
-        film = FrameFolder(path, path.resolve().name or "film", own / every, every, limit)
-        film.files()
-        return film
-    check_file(path, "film")
-    with _opened(path) as container:
+        place, kind = int(str(source)), Camera
+        name = f"camera{place}"
+    else:
+        place, kind = Path(source).expanduser(), FilmFile
+        name = place.stem
+        if place.is_dir():
+            own, name = wanted or FOLDER_RATE, place.resolve().name or "film"
+            film = FrameFolder(place, name, own / every, every, limit)
+            film.files()
+            return film
+        check_file(place, "film")
+    with _opened(place) as container:
         own = wanted or container.streams.video[0].average_rate or FOLDER_RATE
-    return FilmFile(path, path.stem, Fraction(own) / every, every, limit)
+    return kind(place, name, Fraction(own) / every, every, limit)
 
 
 def write_frames(film: Film, folder: Path, maker: str) -> list[Path]:
@@ -162,26 +160,7 @@ def write_frames(film: Film, folder: Path, maker: str) -> list[Path]:
 
     Returns:
         The files in order.
-
-    Raises:
-        ForeignFileError: a file that ``maker`` did not write has such a name.
-        ValueError: a frame cannot be read.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from PIL import Image
-        >>> from upfeat.data.films import open_film, write_frames
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     place = pathlib.Path(folder, "walk")
-        ...     place.mkdir()
-        ...     for number in (10, 9):
-        ...         Image.new("RGB", (6, 4)).save(place / f"frame_{number}.png")
-        ...     written = write_frames(open_film(place), pathlib.Path(folder, "out"), "a test")
-        ...     [file.name for file in written]
-        ['000000.png', '000001.png']
     """
-    from PIL import Image
-
     own, asked = OwnFiles(folder), json.dumps(film.describe())
     record = own.state / "film.json"
     same = record.is_file() and record.read_text() == asked and not film.endless
@@ -193,17 +172,10 @@ def write_frames(film: Film, folder: Path, maker: str) -> list[Path]:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(record, asked.encode())
     for frame in film.frames(len(files)):
-        stream = io.BytesIO()
         pixels = (frame * 255).round().byte().permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-        Image.fromarray(pixels.contiguous().numpy()).save(stream, "PNG", compress_level=1)
-        files.append(own.write(f"{len(files):06d}.png", stream.getvalue(), maker))
+        picture = encode_png(pixels.numpy(), compress_level=1)
+        files.append(own.write(f"{len(files):06d}.png", picture, maker))
     return files
-
-
-def _camera(number: int, rate: Fraction | None, every: int, limit: int | None) -> Film:
-    with _opened(number) as container:
-        own = rate or container.streams.video[0].average_rate or FOLDER_RATE
-    return Camera(number, f"camera{number}", Fraction(own) / every, every, limit)
 
 
 # -- the three kinds -----------------------------------------------------------------------------
@@ -213,30 +185,25 @@ class FrameFolder(Film):
     """The images of a folder; ``frame_9`` comes before ``frame_10``."""
 
     def files(self) -> list[Path]:
-        """Return the images in order.
-
-        Raises:
-            ValueError: there are none.
-        """
-        found = [path for path, _ in image_files(self._folder)]
+        """Return the images in order."""
+        found = [path for path, _ in image_files(str(self.source))]
         return sorted(found, key=lambda path: _natural(path.name))
 
-    @property
-    def _folder(self) -> Path:
-        return Path(str(self.source))
+    def _kept(self) -> list[Path]:
+        return self.files()[:: self.every][: self.limit]
 
     def _frames(self, every: int, start: int) -> Iterator[Tensor]:
         yield from map(read_image, self.files()[::every][start:])
 
     def sample(self, count: int) -> list[Tensor]:
         """Return frames spread over the folder."""
-        files = self.files()[:: self.every][: self.limit]
+        files = self._kept()
         step = max(1, -(-len(files) // count))
         return [read_image(path) for path in files[::step]]
 
     def length(self) -> int | None:
         """Return the number of images that are kept."""
-        return len(self.files()[:: self.every][: self.limit])
+        return len(self._kept())
 
     def fingerprint(self) -> str | None:
         """Return a digest of names and contents."""
@@ -269,7 +236,10 @@ class FilmFile(Film):
             for index in range(count):
                 place = first + int(index * seconds / count / stream.time_base)
                 container.seek(place, stream=stream)
-                found += [_pixels(frame) for frame in islice(_from(container, place), 1)]
+                # A seek goes to the key frame before the place.
+                decoded = container.decode(stream)
+                frame = next((f for f in decoded if f.pts is None or f.pts >= place), None)
+                found += [] if frame is None else [_pixels(frame)]
         return found
 
     def length(self) -> int | None:
@@ -286,15 +256,10 @@ class FilmFile(Film):
         return sha256_of(str(self.source))
 
 
-class Camera(Film):
+class Camera(FilmFile):
     """A camera of this machine; frames come until they are stopped."""
 
     endless = True
-
-    def _frames(self, every: int, start: int) -> Iterator[Tensor]:
-        with _opened(self.source) as container:
-            for frame in islice(_decoded(container, self.source), 0, None, every):
-                yield _pixels(frame)
 
     def sample(self, count: int) -> list[Tensor]:
         """Return the first frames."""
@@ -313,11 +278,7 @@ class Camera(Film):
 
 
 def require_pyav() -> Any:
-    """Return the module ``av``.
-
-    Raises:
-        MissingPackageError: it is not installed; the message names the extra.
-    """
+    """Return the module ``av``."""
     try:
         import av
     except ImportError as error:
@@ -327,11 +288,7 @@ def require_pyav() -> Any:
 
 @contextmanager
 def _opened(source: Path | int) -> "Iterator[InputContainer]":
-    """Yield the open container of a file or camera, which has at least one video stream.
-
-    Raises:
-        ValueError: PyAV cannot open it, or it holds no video.
-    """
+    """Yield the open container of a file or camera, which has at least one video stream."""
     av = require_pyav()
     try:
         if isinstance(source, int):
@@ -370,13 +327,6 @@ def _decoded(container: "InputContainer", source: Path | int) -> Iterator[Any]:
         raise ValueError(
             f"{source} cannot be decoded after frame {number}: {error.strerror}"
         ) from error
-
-
-def _from(container: "InputContainer", place: int) -> Iterator[Any]:
-    """Yield decoded frames from a time on, which a seek to the key frame before it precedes."""
-    for frame in container.decode(container.streams.video[0]):
-        if frame.pts is None or frame.pts >= place:
-            yield frame
 
 
 def _pixels(frame: Any) -> Tensor:

@@ -54,15 +54,6 @@ class LeftOut:
         special: named pipes, sockets and devices that are named like images.
         closed: folders that may not be read, with the reason.
         results: how many files and folders were written by upfeat; not in the warning.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.data.folders import LeftOut
-        >>> left = LeftOut()
-        >>> [left.takes(Path(name)) for name in ("a.jfif", "b.heic", "c.heic", "notes.txt")]
-        [True, False, False, False]
-        >>> str(left).split(",")[0]
-        '2 .heic files'
     """
 
     # Sets: a glob may reach a file in several ways.
@@ -221,14 +212,6 @@ def match_glob(pattern: str | os.PathLike[str]) -> list[Path]:
     Args:
         pattern: a path with ``*``, ``?``, ``[…]`` or ``**`` in it; as in a shell, wildcards find
             no names that begin with a dot.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.folders import match_glob
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (pathlib.Path(folder) / "a" / "b").mkdir(parents=True)
-        ...     [path.name for path in match_glob(f"{folder}/**/[ab]")]
-        ['a', 'b']
     """
     path = Path(pattern)
     first = _magic_part(path)

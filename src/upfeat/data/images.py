@@ -11,6 +11,7 @@ What is done to get there:
   reduces 16-bit colour PNGs to 8 bit.
 """
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -26,7 +27,7 @@ from upfeat.errors import shape_text
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageSource", "decode_image", "read_image"]
+__all__ = ["ImageSource", "decode_image", "encode_png", "image_size", "read_image"]
 
 ImageSource: TypeAlias = Union[str, os.PathLike[str], "Image.Image", npt.NDArray[Any], Tensor]
 
@@ -97,26 +98,7 @@ def read_image(source: ImageSource, *, max_pixels: int | None = None) -> Tensor:
 
 
 def decode_image(source: Path | bytes, name: str, *, max_pixels: int | None = None) -> Tensor:
-    """Return an image file, or its content, as RGB (3, H, W), float32, in [0, 1].
-
-    Args:
-        source: the file or its content.
-        name: for messages.
-        max_pixels: see :func:`read_image`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image, broken or implausibly large, or values lie outside [0, 1].
-
-    Example:
-        >>> import io
-        >>> from PIL import Image
-        >>> from upfeat.data.images import decode_image
-        >>> stream = io.BytesIO()
-        >>> Image.new("RGB", (6, 4)).save(stream, "png")
-        >>> decode_image(stream.getvalue(), "a member of a shard").shape
-        torch.Size([3, 4, 6])
-    """
+    """Return an image file, or its content, as RGB (3, H, W), float32, in [0, 1]."""
     pixels = read_picture(source, _pixels, name=name, max_pixels=max_pixels)
     return _named(name, pixels)
 
@@ -248,26 +230,18 @@ def _in_range(pixels: Tensor) -> Tensor:
     raise ValueError(f"{span}; scale it first")
 
 
+def encode_png(pixels: npt.NDArray[Any], compress_level: int = 6) -> bytes:
+    """Return a PNG of pixels (H, W) of 8 or 16 bit, or (H, W, 3) of 8 bit."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.save(buffer, "png", compress_level=compress_level)
+    return buffer.getvalue()
+
+
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return (H, W) of an image file from its header, EXIF orientation applied.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no readable image.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from PIL import Image
-        >>> from upfeat.data import image_size
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "a.png")
-        ...     Image.new("RGB", (6, 4)).save(path)
-        ...     image_size(path)
-        (4, 6)
-    """
+    """Return (H, W) of an image file from its header, EXIF orientation applied."""
     return read_picture(path, _upright_size)
 
 

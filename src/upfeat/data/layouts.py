@@ -6,6 +6,7 @@ Every error names the file and shows the folder tree that was expected. Sizes ar
 """
 
 import hashlib
+import io
 import json
 import os
 from abc import ABC, abstractmethod
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from upfeat._files import write_bytes
 from upfeat.data.folders import LeftOut
 from upfeat.data.opening import read_picture, stored_orientation, turned
 from upfeat.errors import MissingPackageError, check_file, shape_text
@@ -41,6 +43,7 @@ __all__ = [
     "read_npy",
     "read_numbers",
     "spread",
+    "write_npy",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -109,14 +112,6 @@ def find_base(root: PathLike, below: Iterable[str], marker: str) -> Path:
 
     Archives unpack to folders of their own, and users name either. ``root`` itself comes back if
     none fits; the loader that reads on reports what it lacks.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.layouts import find_base
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     pathlib.Path(folder, "VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
-        ...     find_base(folder, ["VOC2012", "VOCdevkit/VOC2012"], "JPEGImages").name
-        'VOC2012'
     """
     base = Path(root).expanduser()
     for folder in (base, *(base / name for name in below)):
@@ -129,18 +124,6 @@ def list_images(folder: Path) -> list[Path]:
     """Return the images directly in a folder, sorted by name; hidden files are left out.
 
     Pictures of other kinds are left out with a warning, see :func:`upfeat.data.image_files`.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.layouts import list_images
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("b.png", "a.JPG", ".c.png", "notes.txt"):
-        ...         pathlib.Path(folder, name).touch()
-        ...     [path.name for path in list_images(pathlib.Path(folder))]
-        ['a.JPG', 'b.png']
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
@@ -168,17 +151,6 @@ def pair_by_stem(
 
     Raises:
         FileNotFoundError: a folder is missing, or an image or a label has no partner.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.layouts import pair_by_stem
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     images, labels = pathlib.Path(folder, "images"), pathlib.Path(folder, "labels")
-        ...     for path in (images / "a.jpg", labels / "a.png"):
-        ...         path.parent.mkdir()
-        ...         path.touch()
-        ...     [name for name, _, _ in pair_by_stem(images, labels)]
-        ['a']
     """
     by_stem = {path.stem.removesuffix(image_suffix): path for path in list_images(images)}
     named = {path.name: path for path in list_images(labels)}
@@ -197,11 +169,7 @@ def pair_by_stem(
 
 
 def read_names(listing: Path) -> list[str]:
-    """Return the words of a text file, such as the names of a split's images.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """Return the words of a text file, such as the names of a split's images."""
     if not listing.is_file():
         raise FileNotFoundError(f"no file {listing}")
     return listing.read_text().split()
@@ -225,14 +193,6 @@ def read_numbers(path: PathLike, what: str, hint: str) -> Tensor:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is broken or has colours.
-
-    Example:
-        >>> from upfeat.data.layouts import read_numbers
-        >>> try:
-        ...     read_numbers("nowhere.png", "depth map", "")
-        ... except FileNotFoundError as error:
-        ...     print(error)
-        no depth map file at nowhere.png; every image of the split needs one
     """
     try:
         mode, pixels = read_picture(
@@ -282,22 +242,7 @@ def read_mat(path: PathLike, what: str, use: Callable[[dict[str, Any]], T], wron
 
 
 def read_npy(path: PathLike) -> npt.NDArray[Any]:
-    """Return the numbers that a ``.npy`` file holds; pickled objects are refused.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, or holds something else than real numbers.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> import numpy as np
-        >>> from upfeat.data.layouts import read_npy
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "a.npy")
-        ...     np.save(path, np.arange(3))
-        ...     read_npy(path).tolist()
-        [0, 1, 2]
-    """
+    """Return the numbers that a ``.npy`` file holds; pickled objects are refused."""
     check_file(path, "NumPy file")
     try:
         with open(path, "rb") as stream:
@@ -308,6 +253,14 @@ def read_npy(path: PathLike) -> npt.NDArray[Any]:
     if content.dtype.kind not in "biuf":
         raise ValueError(f"{path} holds {content.dtype}, expected numbers")
     return np.asarray(content)
+
+
+def write_npy(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array to a ``.npy`` file, whole or not at all; folders above it are made."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
 
 
 def lay_on_image(label: Tensor, path: PathLike, image: PathLike, size: Sequence[int]) -> Tensor:
@@ -401,7 +354,12 @@ class FileSet(ABC, Generic[FilesT, ItemT]):
 
     @abstractmethod
     def read(self, file: FilesT) -> ItemT:
-        """Read one item."""
+        """Read one item.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: one cannot be read, sizes differ, or it holds what it must not.
+        """
 
     def paths(self, file: FilesT) -> Sequence[Path]:
         """Return the files that make an item: every path that stands in its entry."""
@@ -421,16 +379,7 @@ class FileSet(ABC, Generic[FilesT, ItemT]):
         return (self.read(file) for file in self.files)
 
     def select(self, every: int = 1, limit: int | None = None) -> Self:
-        """Return every n-th item; of those at most ``limit``, evenly spread.
-
-        Example:
-            >>> from pathlib import Path
-            >>> from upfeat.data.segmentation import LabelledFile, SegmentationData
-            >>> files = tuple(LabelledFile(str(i), Path("a"), Path("b")) for i in range(9))
-            >>> data = SegmentationData("set", ("road",), 255, files)
-            >>> [file.name for file in data.select(every=2, limit=2).files]
-            ['0', '4']
-        """
+        """Return every n-th item; of those at most ``limit``, evenly spread."""
         chosen = spread(self.files, every, limit)
         data: Any = self
         changed: Self = replace(data, files=chosen)

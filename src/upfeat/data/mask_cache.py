@@ -1,7 +1,6 @@
 """Computed masks on disk: one file an image, whole or absent, so a run can stop at any time."""
 
 import hashlib
-import io
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from upfeat._files import OwnFiles, write_bytes
+from upfeat.data.images import encode_png
 from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
 from upfeat.data.masks import MaskSource, PathLike
 from upfeat.data.records import ImageRecord, Records
@@ -36,14 +36,6 @@ class CachedMaskSource:
 
     Attributes:
         hits, misses: how often a file was there, in this process.
-
-    Example:
-        >>> import tempfile
-        >>> from upfeat.data.mask_cache import CachedMaskSource
-        >>> from upfeat.data.masks import SuperpixelMaskSource
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     CachedMaskSource(SuperpixelMaskSource("slic"), folder).name
-        'slic-64-10-max512'
     """
 
     def __init__(self, source: MaskSource, folder: PathLike) -> None:
@@ -108,14 +100,10 @@ def _encoded(masks: Masks) -> tuple[str, bytes]:
     if isinstance(masks, RleMasks):
         return ".json", masks.to_json()
     if isinstance(masks, LabelMasks) and not masks.ignore and masks.labels.max() < 65536:
-        from PIL import Image
-
         labels = masks.labels
         if labels.min() >= 0:
             small = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
-            buffer = io.BytesIO()
-            Image.fromarray(small).save(buffer, "png")
-            return ".png", buffer.getvalue()
+            return ".png", encode_png(small)
     raise ValueError(
         f"cannot store {type(masks).__name__}: only run lengths and maps of region numbers from 0 "
         "to 65535 without ignored ones; label files need no cache"
@@ -145,19 +133,6 @@ def fill_mask_cache(
 
     It may be interrupted and called again: what is done is found, in any order and also by several
     processes at a time, each with a part of the records.
-
-    Args:
-        records: the images.
-        source: the cache to fill.
-        on_record: called after each image, for a progress bar.
-
-    Example:
-        >>> import tempfile
-        >>> from upfeat.data.mask_cache import CachedMaskSource, fill_mask_cache
-        >>> from upfeat.data.masks import SuperpixelMaskSource
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     fill_mask_cache([], CachedMaskSource(SuperpixelMaskSource(), folder)).failed
-        {}
     """
     summary = MaskCacheSummary()
     generator = torch.Generator()

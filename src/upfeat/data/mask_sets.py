@@ -42,6 +42,7 @@ __all__ = [
 
 
 Counts = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 _OFFSET = 48  # the character of the value 0
 _MORE = 0x20
@@ -50,9 +51,6 @@ _SIGN = 0x10
 
 def text_to_counts(text: str | bytes) -> Counts:
     """Return the run lengths that a compressed string holds.
-
-    Args:
-        text: the ``counts`` of a COCO segmentation.
 
     Raises:
         ValueError: a character outside of the code, or the string ends within a number.
@@ -85,13 +83,7 @@ def text_to_counts(text: str | bytes) -> Counts:
 
 
 def counts_to_text(counts: Sequence[int] | Counts) -> str:
-    """Return the compressed string of run lengths, the inverse of :func:`text_to_counts`.
-
-    Example:
-        >>> from upfeat.data.mask_sets import counts_to_text
-        >>> counts_to_text([0, 3, 98])
-        '03R3'
-    """
+    """Return the compressed string of run lengths, the inverse of :func:`text_to_counts`."""
     values = np.asarray(counts, dtype=np.int64)
     differences = values.copy()
     differences[3:] -= values[1:-2]
@@ -123,14 +115,7 @@ def mask_to_rle(mask: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def mask_runs(mask: npt.NDArray[Any]) -> Counts:
-    """Return the run lengths of a mask (H, W); nonzero is inside.
-
-    Example:
-        >>> import numpy as np
-        >>> from upfeat.data.mask_sets import mask_runs
-        >>> mask_runs(np.array([[0, 1], [1, 1]])).tolist()
-        [1, 3]
-    """
+    """Return the run lengths of a mask (H, W); nonzero is inside."""
     if mask.ndim != 2:
         raise ValueError(f"a mask must be (H, W), got {mask.shape}")
     flat = (mask != 0).ravel(order="F")
@@ -141,16 +126,8 @@ def mask_runs(mask: npt.NDArray[Any]) -> Counts:
 def rle_counts(segmentation: Mapping[str, Any]) -> tuple[tuple[int, int], Counts]:
     """Return size (H, W) and run lengths of a segmentation with either kind of counts.
 
-    Args:
-        segmentation: a mapping with ``size`` and ``counts`` (a string or a list).
-
     Raises:
         ValueError: a polygon or something else, or runs that do not fill the mask.
-
-    Example:
-        >>> from upfeat.data.mask_sets import rle_counts
-        >>> rle_counts({"size": [2, 2], "counts": [1, 3]})[1].tolist()
-        [1, 3]
     """
     if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= set(segmentation):
         raise ValueError(
@@ -172,13 +149,7 @@ def rle_counts(segmentation: Mapping[str, Any]) -> tuple[tuple[int, int], Counts
 
 
 def rle_to_mask(segmentation: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-    """Return the mask (H, W) of a segmentation, see :func:`rle_counts`.
-
-    Example:
-        >>> from upfeat.data.mask_sets import rle_to_mask
-        >>> rle_to_mask({"size": [2, 2], "counts": [1, 3]}).astype(int).tolist()
-        [[0, 1], [1, 1]]
-    """
+    """Return the mask (H, W) of a segmentation, see :func:`rle_counts`."""
     (height, width), runs = rle_counts(segmentation)
     return draw_runs(height, width, runs)
 
@@ -211,9 +182,7 @@ class Masks(ABC):
         """Return the number M of stored masks."""
 
     @abstractmethod
-    def sample(
-        self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
+    def sample(self, rows: Indices, cols: Indices) -> npt.NDArray[np.bool_]:
         """Return the masks at these rows and columns, (M', h, w) in order, empty ones left out."""
 
     def cut(self, geometry: CropGeometry) -> Tensor:
@@ -249,12 +218,9 @@ class TurnedMasks(Masks):
         self.orientation = orientation
 
     def __len__(self) -> int:
-        """Return the number of masks."""
         return len(self.masks)
 
-    def sample(
-        self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
+    def sample(self, rows: Indices, cols: Indices) -> npt.NDArray[np.bool_]:
         """See the base class."""
         height, width = self.size
         if self.orientation in (7, 8):
@@ -272,12 +238,6 @@ class RleMasks(Masks):
         size: (H, W) of all masks.
         runs: run lengths of each mask, column by column, see ``rle``.
         scores: a number for each mask, kept with them.
-
-    Example:
-        >>> import numpy as np
-        >>> from upfeat.data.mask_sets import RleMasks
-        >>> RleMasks((2, 2), [np.array([1, 3])]).dense().int().tolist()
-        [[[0, 1], [1, 1]]]
     """
 
     def __init__(
@@ -288,12 +248,9 @@ class RleMasks(Masks):
         self.scores = None if scores is None else list(scores)
 
     def __len__(self) -> int:
-        """Return the number of masks."""
         return len(self.runs)
 
-    def sample(
-        self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
+    def sample(self, rows: Indices, cols: Indices) -> npt.NDArray[np.bool_]:
         """See the base class; one mask at a time is drawn at its full size."""
         drawn = []
         for runs in self.runs:
@@ -319,11 +276,7 @@ class RleMasks(Masks):
 
     @classmethod
     def from_json(cls, content: bytes, limit: int | None = None, keep: str = "first") -> "RleMasks":
-        """Read SA-1B's layout; the first or the largest ``limit`` masks of it.
-
-        Raises:
-            ValueError: another layout, or broken run lengths.
-        """
+        """Read SA-1B's layout; the first or the largest ``limit`` masks of it."""
         try:
             document = json.loads(content)
             annotations = document["annotations"]
@@ -352,12 +305,6 @@ class LabelMasks(Masks):
     Args:
         labels: integers (H, W).
         ignore: numbers that are no region.
-
-    Example:
-        >>> import numpy as np
-        >>> from upfeat.data.mask_sets import LabelMasks
-        >>> len(LabelMasks(np.array([[0, 1, 7]]), ignore=(0,)))
-        2
     """
 
     def __init__(self, labels: npt.NDArray[Any], ignore: Collection[int] = ()) -> None:
@@ -370,12 +317,9 @@ class LabelMasks(Masks):
         self.ignore = tuple(ignore)
 
     def __len__(self) -> int:
-        """Return the number of regions."""
         return len(np.setdiff1d(self.labels, self.ignore))
 
-    def sample(
-        self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
+    def sample(self, rows: Indices, cols: Indices) -> npt.NDArray[np.bool_]:
         """See the base class."""
         labels = self.labels[rows[:, None], cols]
         numbers = np.setdiff1d(labels, self.ignore)
@@ -384,21 +328,7 @@ class LabelMasks(Masks):
 
 
 def read_labels(content: bytes) -> npt.NDArray[Any]:
-    """Return the stored integers (H, W) of a label image: palette indices stay indices.
-
-    Raises:
-        ValueError: not an image, or one with several channels.
-
-    Example:
-        >>> import io
-        >>> import numpy as np
-        >>> from PIL import Image
-        >>> from upfeat.data.mask_sets import read_labels
-        >>> buffer = io.BytesIO()
-        >>> Image.fromarray(np.array([[0, 300]], np.uint16)).save(buffer, "png")
-        >>> read_labels(buffer.getvalue()).tolist()
-        [[0, 300]]
-    """
+    """Return the stored integers (H, W) of a label image: palette indices stay indices."""
     labels: npt.NDArray[Any] = read_picture(content, np.asarray, what="label image")
     if labels.ndim != 2:
         raise ValueError(

@@ -8,8 +8,10 @@ import fnmatch
 import glob
 import os
 import re
+import sys
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upfeat.data.layouts import PathLike
 from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
 from upfeat.data.records import FilePart, ImageRecord
 from upfeat.data.sizes import resolve_size
 from upfeat.data.transforms import CropGeometry
-from upfeat.errors import MissingPackageError
+from upfeat.errors import MissingPackageError, check_choice
 
 __all__ = [
     "FirstOfMaskSource",
@@ -30,8 +33,6 @@ __all__ = [
     "Sa1bMaskSource",
     "SuperpixelMaskSource",
 ]
-
-PathLike = str | os.PathLike[str]
 
 
 class MaskSource(Protocol):
@@ -59,6 +60,7 @@ class MaskSource(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class Sa1bMaskSource:
     """SA-1B's masks: the record's part ``"json"``, or the file ``NAME.json`` beside the image.
 
@@ -67,22 +69,15 @@ class Sa1bMaskSource:
     Args:
         limit: masks kept of a file; None for all.
         keep: which ones: ``"first"`` in file order or the ``"largest"``; the order stays.
-
-    Example:
-        >>> from upfeat.data.masks import Sa1bMaskSource
-        >>> Sa1bMaskSource().name
-        'sa1b-first-150'
     """
 
-    def __init__(
-        self, limit: int | None = 150, keep: Literal["first", "largest"] = "first"
-    ) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be positive or None, got {limit}")
-        if keep not in ("first", "largest"):
-            raise ValueError(f"keep must be 'first' or 'largest', got {keep!r}")
-        self.limit = limit
-        self.keep: Literal["first", "largest"] = keep
+    limit: int | None = 150
+    keep: Literal["first", "largest"] = "first"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be positive or None, got {self.limit}")
+        check_choice("keep", self.keep, ("first", "largest"))
 
     @property
     def name(self) -> str:
@@ -125,11 +120,6 @@ class LabelMaskSource:
         ignore: values that are no region.
         part: role of the label image in the record, such as ``"label"`` (lists) or ``"png"`` (tar
             shards).
-
-    Example:
-        >>> from upfeat.data.masks import LabelMaskSource
-        >>> LabelMaskSource("bsds500/segmentations/train", "{stem}_*.png").name
-        'labels-{stem}_*.png'
     """
 
     def __init__(
@@ -170,14 +160,9 @@ class LabelMaskSource:
         filled = self._filled(self.pattern, glob.escape(record.name)).rpartition("/")[2]
         names = self._listing(folder)
         # Names that begin alike stand together in the sorted listing.
-        start = stop = bisect_left(names, fixed)
-        while stop < len(names) and names[stop].startswith(fixed):
-            stop += 1
-        return [
-            FilePart(folder / name)
-            for name in names[start:stop]
-            if fnmatch.fnmatchcase(name, filled)
-        ]
+        last = fixed + chr(sys.maxunicode)
+        alike = names[bisect_left(names, fixed) : bisect_left(names, last)]
+        return [FilePart(folder / name) for name in alike if fnmatch.fnmatchcase(name, filled)]
 
     @staticmethod
     def _filled(pattern: str, name: str) -> str:
@@ -215,12 +200,6 @@ class SuperpixelMaskSource:
         scale, sigma, min_size: Felzenszwalb's preference for large pieces, blur before, and
             smallest piece in pixels.
         max_side: larger images are reduced to this longer side first; None for no limit.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.data.masks import SuperpixelMaskSource
-        >>> SuperpixelMaskSource("slic", segments=16).name
-        'slic-16-10-max512'
     """
 
     def __init__(
@@ -234,16 +213,13 @@ class SuperpixelMaskSource:
         min_size: int = 100,
         max_side: int | None = 512,
     ) -> None:
-        if method not in ("slic", "felzenszwalb"):
-            raise ValueError(f"method must be 'slic' or 'felzenszwalb', got {method!r}")
+        check_choice("method", method, ("slic", "felzenszwalb"))
         self.method = method
-        if method == "slic":
-            self.settings: Mapping[str, float] = {
-                "n_segments": segments,
-                "compactness": compactness,
-            }
-        else:
-            self.settings = {"scale": scale, "sigma": sigma, "min_size": min_size}
+        self.settings: Mapping[str, float] = (
+            {"n_segments": segments, "compactness": compactness}
+            if method == "slic"
+            else {"scale": scale, "sigma": sigma, "min_size": min_size}
+        )
         self.max_side = max_side
 
     @property
@@ -279,18 +255,10 @@ class SuperpixelMaskSource:
 
 
 class FirstOfMaskSource:
-    """The first of several sources that has masks for a record.
+    """The first of several sources, in order of preference, that has masks for a record.
 
     Human masks where there are some, superpixels elsewhere:
     ``FirstOfMaskSource([LabelMaskSource(...), SuperpixelMaskSource()])``.
-
-    Args:
-        sources: in order of preference.
-
-    Example:
-        >>> from upfeat.data.masks import FirstOfMaskSource, Sa1bMaskSource, SuperpixelMaskSource
-        >>> FirstOfMaskSource([Sa1bMaskSource(), SuperpixelMaskSource("slic")]).name
-        'sa1b-first-150_or_slic-64-10-max512'
     """
 
     def __init__(self, sources: Sequence[MaskSource]) -> None:

@@ -68,26 +68,13 @@ class ObjectData(FileSet[ObjectFile, ObjectImage]):
     decode: Callable[[Sequence[Path]], Tensor]
 
     def read(self, file: ObjectFile) -> ObjectImage:
-        """Read an image and its objects.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: one cannot be read, or the sizes differ.
-        """
+        """Read an image and its objects."""
         image = read_image(file.image)
         objects = self.decode(file.masks)
         return ObjectImage(image, lay_on_image(objects, file.masks[0], file.image, image.shape[1:]))
 
     def without(self, names: Sequence[str]) -> "ObjectData":
-        """Return the set without the images of some names.
-
-        Example:
-            >>> from pathlib import Path
-            >>> from upfeat.data.objects import ObjectData, ObjectFile
-            >>> files = tuple(ObjectFile(name, Path(name), ()) for name in "abc")
-            >>> [file.name for file in ObjectData("set", files, len).without(["b"]).files]
-            ['a', 'c']
-        """
+        """Return the set without the images of some names."""
         left_out = set(names)
         kept = tuple(file for file in self.files if file.name not in left_out)
         return ObjectData(self.name, kept, self.decode)
@@ -123,13 +110,7 @@ class ClassifiedImages(FileSet[ClassifiedFile, ClassifiedImage]):
     files: tuple[ClassifiedFile, ...]
 
     def read(self, file: ClassifiedFile) -> ClassifiedImage:
-        """Read an image, and the mask of its object if it has one.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: one cannot be read, their sizes differ, or the mask has other numbers than
-                0 (background) and 1 (the object).
-        """
+        """Read an image, and the mask of its object if it has one."""
         image = read_image(file.image)
         if file.mask is None:
             return ClassifiedImage(image, file.label, None)
@@ -145,15 +126,7 @@ class ClassifiedImages(FileSet[ClassifiedFile, ClassifiedImage]):
 
 
 def pair_masks(images: Path, masks: Path) -> tuple[ObjectFile, ...]:
-    """Pair every mask with the image of its name, of any file type.
-
-    Args:
-        images: folder of images.
-        masks: folder of masks.
-
-    Raises:
-        FileNotFoundError: a folder or an image is missing, or no mask is there.
-    """
+    """Pair every mask with the image of its name, of any file type."""
     by_stem = {path.stem: path for path in list_images(images)}
     files = []
     for mask in list_images(masks):
@@ -166,12 +139,7 @@ def pair_masks(images: Path, masks: Path) -> tuple[ObjectFile, ...]:
 
 
 def read_channel(path: Path) -> Tensor:
-    """Return the last colour (H, W), int64, of a mask; of grey values, these.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read.
-    """
+    """Return the last colour (H, W), int64, of a mask; of grey values, these."""
     pixels = read_picture(
         path, lambda image: np.array(image.convert("RGB")), what="mask", name=f"the mask {path}"
     )
@@ -179,12 +147,7 @@ def read_channel(path: Path) -> Tensor:
 
 
 def read_mask(paths: Sequence[Path]) -> Tensor:
-    """Return the labels of a mask file that holds 0 (background) and 1 (the object) only.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or holds other numbers.
-    """
+    """Return the labels of a mask file that holds 0 (background) and 1 (the object) only."""
     mask = read_numbers(paths[0], "mask", "of 0 (background) and 1 (the object)")
     if mask.max() > 1:
         raise ValueError(
@@ -201,14 +164,7 @@ _SETS: dict[str, Callable[..., ObjectData]] = {}
 
 
 def register_objects(name: str) -> Callable[[LoaderT], LoaderT]:
-    """Make a loader, called with the folder and the split, known to :func:`load_objects`.
-
-    Args:
-        name: of the set.
-
-    Raises:
-        ValueError: the name is taken.
-    """
+    """Make a loader, called with the folder and the split, known to :func:`load_objects`."""
     if name in _SETS:
         raise ValueError(f"a set of objects named {name!r} is registered already")
 
@@ -231,18 +187,6 @@ def load_objects(name: str, root: PathLike, split: str) -> ObjectData:
         name: one of :func:`object_sets`.
         root: its folder.
         split: ``"train"`` or ``"val"``; a set without splits gives all that it has.
-
-    Raises:
-        UnknownNameError: no such set.
-        FileNotFoundError: the folder is not the set; shows the expected tree.
-
-    Example:
-        >>> from upfeat.data.objects import load_objects
-        >>> try:
-        ...     load_objects("grabcuts", "data", "val")
-        ... except ValueError as error:
-        ...     print(str(error).split("?")[0])
-        unknown set of objects 'grabcuts'; did you mean 'grabcut'
     """
     if name not in _SETS:
         raise UnknownNameError("set of objects", name, _SETS)

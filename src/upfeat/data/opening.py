@@ -48,20 +48,7 @@ _TIFF_DROPPED = (700, 33723, 34377, 34665, 34675, 34853, 40965)
 
 
 def without_metadata(content: bytes) -> bytes | None:
-    """Return a PNG, JPEG, WebP, AVIF or TIFF file without its metadata; None for other content.
-
-    Args:
-        content: the whole file.
-
-    Example:
-        >>> import io
-        >>> from PIL import Image
-        >>> from upfeat.data.opening import without_metadata
-        >>> stream = io.BytesIO()
-        >>> Image.new("RGB", (8, 8)).save(stream, "png", dpi=(300, 300))
-        >>> b"pHYs" in stream.getvalue(), b"pHYs" in without_metadata(stream.getvalue())
-        (True, False)
-    """
+    """Return a PNG, JPEG, WebP, AVIF or TIFF file without its metadata; None for other content."""
     try:
         if content.startswith(b"\x89PNG\r\n\x1a\n"):
             return _png(content)
@@ -266,14 +253,7 @@ def _identified(stream: IO[bytes], filename: str, max_pixels: int | None) -> "Im
 
 
 def orientation(image: "Image.Image") -> int:
-    """Return the EXIF orientation of an image, 1 to 8; 1 where it is missing or unreadable.
-
-    Example:
-        >>> from PIL import Image
-        >>> from upfeat.data.opening import orientation
-        >>> orientation(Image.new("L", (6, 4)))
-        1
-    """
+    """Return the EXIF orientation of an image, 1 to 8; 1 where it is missing or unreadable."""
     from PIL import ExifTags
 
     try:
@@ -285,16 +265,7 @@ def orientation(image: "Image.Image") -> int:
 
 
 def upright(image: "Image.Image") -> "Image.Image":
-    """Return an image turned and mirrored as its EXIF orientation says.
-
-    Example:
-        >>> from PIL import Image
-        >>> from upfeat.data.opening import upright
-        >>> image = Image.new("L", (6, 4))
-        >>> image.getexif()[0x0112] = 6
-        >>> upright(image).size
-        (4, 6)
-    """
+    """Return an image turned and mirrored as its EXIF orientation says."""
     from PIL.Image import Transpose
 
     turns = {
@@ -313,10 +284,6 @@ def upright(image: "Image.Image") -> "Image.Image":
 def turned(stored: Tensor, number: int) -> Tensor:
     """Return a map (…, H, W) in stored geometry as :func:`upright` turns its image.
 
-    Args:
-        stored: values of the pixels as they are stored.
-        number: the EXIF orientation, 1 to 8.
-
     Example:
         >>> import torch
         >>> from upfeat.data.opening import turned
@@ -330,17 +297,5 @@ def turned(stored: Tensor, number: int) -> Tensor:
 
 
 def stored_orientation(source: str | os.PathLike[str] | bytes) -> int:
-    """Return the EXIF orientation that an image file names, 1 to 8.
-
-    Example:
-        >>> import io
-        >>> from PIL import Image
-        >>> from upfeat.data.opening import stored_orientation
-        >>> image, stream = Image.new("L", (6, 4)), io.BytesIO()
-        >>> exif = image.getexif()
-        >>> exif[0x0112] = 8
-        >>> image.save(stream, "png", exif=exif)
-        >>> stored_orientation(stream.getvalue())
-        8
-    """
+    """Return the EXIF orientation that an image file names, 1 to 8."""
     return read_picture(source, orientation)

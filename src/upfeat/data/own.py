@@ -77,15 +77,7 @@ labels/VIDEO/00000.png   object numbers, 0 = background
 
 
 def set_name(root: PathLike) -> str:
-    """Return what a user's own set is called: by its card, else by its folder.
-
-    Args:
-        root: folder or card.
-
-    Raises:
-        FileNotFoundError: there is no such folder or card.
-        ValueError: the card is broken.
-    """
+    """Return what a user's own set is called: by its card, else by its folder."""
     return str(read_card(root)[0].name)
 
 
@@ -105,10 +97,6 @@ def list_own_split(root: PathLike, split: str, kind: str, what: str) -> OwnSplit
         split: ``"train"`` or ``"val"``.
         kind: name of the folder beside ``images``.
         what: its files hold, for the message.
-
-    Raises:
-        FileNotFoundError: a folder, all images or a file are missing; shows the expected tree.
-        ValueError: the split is unknown, or the card is broken.
     """
     card, base = read_card(root)
     name = str(card.name)
@@ -195,10 +183,6 @@ def folder(root: PathLike, split: str = "train") -> SegmentationData:
 
     The classes are those of the card, of ``classes.txt`` (a name a line), of ``meta.json``
     (``{"classes": […], "ignore_index": 255}``), or else 0 to the largest number in any label.
-
-    Args:
-        root: the folder, or its card.
-        split: ``"train"`` or ``"val"``.
 
     Raises:
         FileNotFoundError: a folder, all images or a label are missing; shows the expected tree.
@@ -300,10 +284,6 @@ def folder_depth(root: PathLike, split: str = "train") -> DepthData:
         root: the folder, or its card; its ``units`` are the stored numbers a metre, by default
             1000 in 16 bit.
         split: ``"train"`` or ``"val"``.
-
-    Raises:
-        FileNotFoundError: a folder, all images or a depth map are missing; shows the expected tree.
-        ValueError: a depth map has another size than its image, or 8 bit and nobody says the units.
     """
     card, _, pairs = list_own_split(root, split, "depth", _DEPTHS)
     problems = []
@@ -331,10 +311,6 @@ def folder_video(root: PathLike, split: str = "val") -> VideoData:
     Args:
         root: the folder, or its card.
         split: taken where there are folders of that name, or the card names it.
-
-    Raises:
-        FileNotFoundError: a video, a frame or a mask is missing; shows the expected tree.
-        ValueError: a mask has another size than its frame.
     """
     card, base = read_card(root)
     said = {"train": card.train, "val": card.val}
@@ -378,15 +354,7 @@ def _video(frames: Path, masks: Path) -> VideoSequence:
 
 
 def folder_keypoints(root: PathLike) -> KeypointData:
-    """List a user's own pairs of images with key points, see :func:`upfeat.data.keypoint_folder`.
-
-    Args:
-        root: the folder, or its card; the set is called as that says.
-
-    Raises:
-        FileNotFoundError: a folder, the list or a file that it names is missing.
-        ValueError: the list or an annotation is malformed.
-    """
+    """List a user's own pairs with key points, see :func:`upfeat.data.keypoint_folder`."""
     card, base = read_card(root)
     return replace(keypoint_folder(base), name=f"{card.name}/all")
 
@@ -402,12 +370,6 @@ def own_input_size(root: PathLike) -> tuple[int, int]:
 
     Both sides are multiples of 112 and the longer is 448 or 560; the shape is the median of at most
     64 images, landscape (a probe exchanges the sides for portraits).
-
-    Args:
-        root: folder or card of the set.
-
-    Raises:
-        FileNotFoundError: there is no image.
     """
     images = _any_images(root)
     images = images[:: -(-len(images) // _LOOKED_AT)]

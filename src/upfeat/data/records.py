@@ -6,21 +6,25 @@ million names cost little and stay shared between the processes of a loader. Tar
 ``tar_shards``.
 """
 
+import logging
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from upfeat.data.folders import image_files
 from upfeat.data.images import decode_image, read_image
-from upfeat.data.opening import stored_orientation
+from upfeat.data.layouts import PathLike, read_npy, write_npy
+from upfeat.data.opening import read_picture, stored_orientation
 from upfeat.errors import check_file
 
 __all__ = [
@@ -30,33 +34,22 @@ __all__ = [
     "JoinedRecords",
     "Records",
     "SelectedRecords",
+    "hold_out",
     "image_folder",
     "image_list",
     "imagenet_folder",
+    "random_subset",
     "sa1b_folder",
+    "shorter_sides",
+    "with_min_side",
 ]
 
-PathLike = str | os.PathLike[str]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """A file, or a stretch of one: a member of a tar shard.
-
-    Attributes:
-        path: the file.
-        offset: where the part begins, in bytes.
-        size: its length in bytes; None for all of the file.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.records import FilePart
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "a")
-        ...     _ = path.write_bytes(b"0123456789")
-        ...     FilePart(path, 2, 3).read()
-        b'234'
-    """
+    """A file, or ``size`` bytes of one from ``offset`` on: a member of a tar shard."""
 
     path: Path
     offset: int = 0
@@ -76,7 +69,6 @@ class FilePart:
         return content
 
     def __str__(self) -> str:
-        """Return the path, and for a part where it begins."""
         return str(self.path) if self.size is None else f"{self.path}@{self.offset}"
 
 
@@ -120,7 +112,6 @@ class Records(Sequence[ImageRecord]):
     @overload
     def __getitem__(self, index: slice) -> "SelectedRecords": ...
     def __getitem__(self, index: int | slice) -> "ImageRecord | SelectedRecords":
-        """Return one record, or a part of the collection."""
         if isinstance(index, slice):
             return SelectedRecords(self, range(len(self))[index])
         count = len(self)
@@ -146,13 +137,7 @@ class PackedStrings:
 
 
 class FileRecords(Records):
-    """Images that are files of their own.
-
-    Args:
-        images: the image files.
-        names: their names.
-        parts: for each role one file an image, or "" where there is none.
-    """
+    """Images that are files of their own."""
 
     def __init__(
         self,
@@ -171,7 +156,6 @@ class FileRecords(Records):
                 raise ValueError(f"{len(self._images)} images, but {len(column)} {role}")
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self._images)
 
     def _record(self, index: int) -> ImageRecord:
@@ -184,21 +168,13 @@ class FileRecords(Records):
 
 
 class JoinedRecords(Records):
-    """Several collections, one after the other.
-
-    Example:
-        >>> from upfeat.data.records import FileRecords, JoinedRecords
-        >>> one = FileRecords(["a.jpg"], ["a"])
-        >>> [record.name for record in JoinedRecords([one, one])]
-        ['a', 'a']
-    """
+    """Several collections, one after the other."""
 
     def __init__(self, collections: Sequence[Records]) -> None:
         self._collections = list(collections)
         self._ends = list(accumulate(map(len, self._collections)))
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return self._ends[-1] if self._ends else 0
 
     def _record(self, index: int) -> ImageRecord:
@@ -207,21 +183,13 @@ class JoinedRecords(Records):
 
 
 class SelectedRecords(Records):
-    """Some images of a collection, in the order of ``indices``.
-
-    Example:
-        >>> from upfeat.data.records import FileRecords, SelectedRecords
-        >>> letters = FileRecords(["a.jpg", "b.jpg"], ["a", "b"])
-        >>> SelectedRecords(letters, [1])[0].name
-        'b'
-    """
+    """Some images of a collection, in the order of ``indices``."""
 
     def __init__(self, collection: Records, indices: Iterable[int]) -> None:
         self._collection = collection
         self._indices = np.fromiter(indices, np.int64)
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self._indices)
 
     def _record(self, index: int) -> ImageRecord:
@@ -232,20 +200,7 @@ class SelectedRecords(Records):
 
 
 def image_folder(paths: PathLike | Iterable[PathLike]) -> FileRecords:
-    """Return the images of folders, files and globs, sorted, see :func:`upfeat.data.image_files`.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: a folder holds no image.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.records import image_folder
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     pathlib.Path(folder, "a.png").touch()
-        ...     image_folder(folder)[0].name
-        'a'
-    """
+    """Return the images that :func:`upfeat.data.image_files` finds in folders, files and globs."""
     found = image_files(paths)
     return FileRecords((path for path, _ in found), (name.as_posix() for _, name in found))
 
@@ -263,15 +218,6 @@ def image_list(file: PathLike, root: PathLike | None = None) -> FileRecords:
     Raises:
         FileNotFoundError: no such list.
         ValueError: the list names nothing. Whether the images exist shows when they are read.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.records import image_list
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "train.txt")
-        ...     _ = path.write_text("cats/a.jpg")
-        ...     image_list(path)[0].name
-        'cats/a'
     """
     file = Path(file).expanduser()
     if not file.is_file():
@@ -294,19 +240,6 @@ def imagenet_folder(root: PathLike, split: Literal["train", "val"] = "train") ->
     Args:
         root: the folder that holds ``train`` and ``val``; a folder of synsets itself is fine too.
         split: which of them.
-
-    Raises:
-        FileNotFoundError: neither layout is there.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.records import imagenet_folder
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     synset = pathlib.Path(folder, "train", "n01440764")
-        ...     synset.mkdir(parents=True)
-        ...     (synset / "n01440764_18.JPEG").touch()
-        ...     imagenet_folder(folder)[0].name
-        'n01440764/n01440764_18'
     """
     root = Path(root).expanduser()
     base = root / split if (root / split).is_dir() else root
@@ -334,18 +267,6 @@ def sa1b_folder(root: PathLike) -> FileRecords:
     """Return the images of unpacked SA-1B parts: ``**/sa_1.jpg`` with ``sa_1.json`` beside it.
 
     The masks become the part ``"json"``. Images without masks are left out.
-
-    Raises:
-        FileNotFoundError: there is none.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.records import sa1b_folder
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("sa_1.jpg", "sa_1.json"):
-        ...         pathlib.Path(folder, name).touch()
-        ...     sorted(sa1b_folder(folder)[0].parts)
-        ['json']
     """
     root = Path(root).expanduser()
     stems: list[str] = []
@@ -367,3 +288,96 @@ def sa1b_folder(root: PathLike) -> FileRecords:
         (Path(stem).relative_to(root).as_posix() for stem in stems),
         {"json": (stem + ".json" for stem in stems)},
     )
+
+
+# -- choosing images, as papers do before they train ---------------------------------------------
+
+
+def shorter_sides(
+    records: Records,
+    *,
+    file: PathLike | None = None,
+    threads: int = 8,
+    on_record: Callable[[ImageRecord], None] | None = None,
+) -> npt.NDArray[np.int32]:
+    """Return the shorter side in pixels of every image, (N,), from the headers; -1 if unreadable.
+
+    Args:
+        records: the images.
+        file: a ``.npy`` file to read the sides from; it is written if it is not there. It must
+            belong to a collection of the same length.
+        threads: files opened at a time.
+        on_record: called after each image, for a progress bar.
+    """
+    path = None if file is None else Path(file).expanduser()
+    if path is not None and path.is_file():
+        stored = read_npy(path)
+        if stored.shape != (len(records),):
+            raise ValueError(
+                f"{path} holds the sides of {stored.size} images, the collection has "
+                f"{len(records)}; delete it to read the headers again"
+            )
+        return np.asarray(stored, dtype=np.int32)
+    sides = np.empty(len(records), np.int32)
+    with ThreadPoolExecutor(threads) as pool:
+        # In blocks: a million waiting tasks at once would be slow and large.
+        for start in range(0, len(records), 1024):
+            block = [records[i] for i in range(start, min(start + 1024, len(records)))]
+            for number, side in enumerate(pool.map(_shorter_side, block)):
+                sides[start + number] = side
+                if on_record is not None:
+                    on_record(block[number])
+    if path is not None:
+        write_npy(path, sides)
+    return sides
+
+
+def _shorter_side(record: ImageRecord) -> int:
+    try:
+        source = record.image.path if record.image.size is None else record.image.read()
+        return read_picture(source, lambda image: min(image.size))
+    except (ValueError, OSError):  # reading the image will report it
+        logger.debug("no size of %s", record.name)
+        return -1
+
+
+def random_subset(records: Records, count: int, seed: int) -> SelectedRecords:
+    """Return some images, drawn without replacement, in the collection's order."""
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(records))
+    return SelectedRecords(records, np.sort(order[:count]).tolist())
+
+
+def hold_out(records: Records, count: int, seed: int) -> tuple[SelectedRecords, SelectedRecords]:
+    """Return the images without some, and those, drawn once; each in the collection's order."""
+    # Of another seed than `random_subset`'s, whose choice would otherwise come first here.
+    order = np.random.Generator(np.random.PCG64((seed, 1))).permutation(len(records))
+    held, rest = np.sort(order[:count]), np.sort(order[count:])
+    return SelectedRecords(records, rest.tolist()), SelectedRecords(records, held.tolist())
+
+
+def with_min_side(
+    records: Records,
+    min_side: int,
+    *,
+    file: PathLike | None = None,
+    threads: int = 8,
+    on_record: Callable[[ImageRecord], None] | None = None,
+) -> SelectedRecords:
+    """Return the images whose shorter side has at least ``min_side`` pixels.
+
+    AnyUp trains on ImageNet images of 448 and more, LoftUp on SA-1B images of 1500 and more.
+    Unreadable images stay in: the data set reports them when it comes to them. The other arguments
+    are those of :func:`shorter_sides`.
+
+    Raises:
+        ValueError: no image is large enough.
+    """
+    sides = shorter_sides(records, file=file, threads=threads, on_record=on_record)
+    kept = np.flatnonzero((sides < 0) | (sides >= min_side))
+    if not len(kept):
+        raise ValueError(
+            f"none of {len(records)} images has a shorter side of {min_side} pixels, the largest "
+            f"has {sides.max(initial=0)}; lower min_side or use larger images"
+        )
+    logger.info("%d of %d images have %d pixels or more", len(kept), len(records), min_side)
+    return SelectedRecords(records, kept.tolist())

@@ -3,14 +3,12 @@
 * Papers: Kirillov et al., "Segment Anything", arXiv 2304.02643 (section 5 and appendix B: a grid of
   points, filters by predicted IoU and stability, non-maximum suppression); Ravi et al., "SAM 2:
   Segment Anything in Images and Videos", arXiv 2408.00714.
-* The networks come from the package transformers (Apache-2.0); their weights (Apache-2.0) are a
-  folder given by the user, as ``save_pretrained`` writes it. Everything around the networks is
-  here: nothing depends on transformers' processors or torchvision's operators.
+* Weights: Apache-2.0, a folder given by the user. Everything around the networks is here: nothing
+  depends on transformers' processors or torchvision's operators.
 
 Legend: ``P`` points, ``S`` side of the network's square input, ``s`` side of its masks.
 """
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -22,13 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upfeat._compat import ensure_torchvision_operators
-from upfeat.checkpoints import file_sha256, read_config
+from upfeat.data.layouts import PathLike
 from upfeat.data.mask_sets import Counts, RleMasks, mask_runs
-from upfeat.data.masks import PathLike
+from upfeat.data.networks import NetworkFolder
 from upfeat.data.records import ImageRecord
 from upfeat.data.sizes import Size, resolve_size
-from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
 from upfeat.ops.images import normalize, resize_antialiased
 
 __all__ = ["SamMaskSource", "box_suppression", "point_grid"]
@@ -47,17 +43,12 @@ MODELS = {
     "sam2_video": ("Sam2Model", False),
 }
 
+ADDRESS = "https://huggingface.co/facebook/sam-vit-base or .../facebook/sam2.1-hiera-tiny"
 MASKS_AT_ONCE = 8  # full-size masks in memory; 8 x 1500 x 2250 floats are 108 MB
 
 
 def point_grid(side: int) -> Tensor:
-    """Return ``side * side`` points (P, 2) as x, y in (0, 1), in the centres of equal cells.
-
-    Example:
-        >>> from upfeat.data.sam_masks import point_grid
-        >>> point_grid(2).tolist()
-        [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
-    """
+    """Return ``side * side`` points (P, 2) as x, y in (0, 1), in the centres of equal cells."""
     centers = (torch.arange(side) + 0.5) / side
     return torch.cartesian_prod(centers, centers).flip(1)
 
@@ -118,14 +109,6 @@ class SamMaskSource:
         MissingPackageError: transformers is not installed.
         WeightsNotFoundError: the folder holds no weights.
         CheckpointError: they are of another kind, or do not fit.
-
-    Example:
-        >>> from upfeat.data.sam_masks import SamMaskSource
-        >>> try:
-        ...     SamMaskSource("no-such-folder")
-        ... except FileNotFoundError as error:
-        ...     print("no weights")
-        no weights
     """
 
     def __init__(
@@ -150,19 +133,8 @@ class SamMaskSource:
             dtype = named
         if min(points_per_side, points_per_batch, max_masks) < 1:
             raise ValueError("points_per_side, points_per_batch and max_masks must be positive")
-        self.weights = Path(weights).expanduser()
-        if not (self.weights / "config.json").is_file() or not self._files():
-            raise WeightsNotFoundError(
-                f"no SAM weights in {self.weights}: expected config.json and model.safetensors, as "
-                "in https://huggingface.co/facebook/sam-vit-base or .../facebook/sam2.1-hiera-tiny"
-            )
-        config = read_config(self.weights / "config.json")
-        self.kind = str(config.get("model_type"))
-        if self.kind not in MODELS:
-            raise CheckpointError(
-                f"{self.weights} holds a model of type {self.kind!r}, expected one of "
-                f"{', '.join(MODELS)}"
-            )
+        self._folder = NetworkFolder(Path(weights), "SAM weights", MODELS, ADDRESS)
+        self.weights, self.kind = self._folder.folder, self._folder.kind
         self.points_per_side = points_per_side
         self.points_per_batch = points_per_batch
         self.iou_threshold = iou_threshold
@@ -176,14 +148,11 @@ class SamMaskSource:
         self._model: Any = None
         self._name: str | None = None
 
-    def _files(self) -> list[Path]:
-        return sorted(self.weights.glob("*.safetensors"))
-
     @property
     def name(self) -> str:
         """Kind, hash of the weights and settings; the files are read once for it."""
         if self._name is None:
-            files = hashlib.sha256("".join(file_sha256(f) for f in self._files()).encode())
+            files = hashlib.sha256("".join(self._folder.hashes()).encode())
             settings = (
                 *(self.points_per_side, self.iou_threshold, self.stability_threshold),
                 *(self.stability_offset, self.suppression_threshold, self.min_area),
@@ -270,51 +239,15 @@ class SamMaskSource:
         return inside / around if around else 0.0
 
     def _load(self) -> Any:
-        """Return the network, loaded at the first call; every weight must come from the file."""
-        if self._model is not None:
-            return self._model
-        ensure_torchvision_operators()  # transformers imports torchvision
-        try:
-            import transformers
-        except ImportError as error:
-            raise MissingPackageError("transformers", "sam", "SAM masks") from error
-        network = getattr(transformers, MODELS[self.kind][0])
-        try:
-            with _quiet(transformers):
-                model, report = network.from_pretrained(
-                    self.weights,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{self.weights} cannot be loaded: {error}") from error
-        if report["missing_keys"] or report["mismatched_keys"]:
-            raise CheckpointError(
-                f"{self.weights} lacks weights of {type(model).__name__}: "
-                f"{sorted(map(str, {*report['missing_keys'], *report['mismatched_keys']}))[:5]}"
-            )
-        self._model = model.to(self.device, self.dtype).eval().requires_grad_(False)
+        """Return the network, loaded at the first call."""
+        if self._model is None:
+            network = MODELS[self.kind][0]
+            self._model = self._folder.load(network, "SAM masks", self.device, self.dtype)
         return self._model
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the network out: a worker process loads its own."""
         return {**self.__dict__, "_model": None}
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Video weights hold more than the image network; the warnings about it are expected."""
-    log = transformers.logging
-    old, bar = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(old)
-        if bar:
-            log.enable_progress_bar()
 
 
 def _box(mask: Tensor) -> Tensor:

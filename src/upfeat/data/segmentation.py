@@ -48,13 +48,7 @@ class ClassTable(NamedTuple):
 
 @cache
 def load_table(name: str) -> Any:
-    """Return a table of class numbers and names that comes with the package.
-
-    Example:
-        >>> from upfeat.data.segmentation import load_table
-        >>> load_table("ade20k")["names"][:2]
-        ['wall', 'building']
-    """
+    """Return a table of class numbers and names that comes with the package."""
     file = resources.files("upfeat.data") / "tables" / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -100,25 +94,7 @@ class LabelledImage(NamedTuple):
 
 
 def read_label(path: PathLike) -> Tensor:
-    """Return a label map (H, W), int64, from a PNG with one channel.
-
-    Args:
-        path: the file; of a palette PNG the indices are taken.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is broken or has colours instead of class numbers.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from PIL import Image
-        >>> from upfeat.data.segmentation import read_label
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "a.png")
-        ...     Image.new("L", (3, 2), 7).save(path)
-        ...     read_label(path).tolist()
-        [[7, 7, 7], [7, 7, 7]]
-    """
+    """Return a label map (H, W), int64, from a PNG with one channel."""
     hint = "with class numbers; convert colours to class numbers first"
     return read_numbers(path, "label", hint)
 
@@ -166,12 +142,7 @@ class SegmentationData(FileSet[LabelledFile, LabelledImage]):
     table: Mapping[int, int] | None = None
 
     def read(self, file: LabelledFile) -> LabelledImage:
-        """Read an image with its label, turned if it is stored as the camera held the image.
-
-        Raises:
-            FileNotFoundError: one of the two is missing.
-            ValueError: one cannot be read, their sizes differ, or the label holds an unknown class.
-        """
+        """Read an image with its label, turned if it is stored as the camera held the image."""
         image, label = read_image(file.image), read_label(file.label)
         label = lay_on_image(label, file.label, file.image, image.shape[1:])
         if self.table is not None:
@@ -208,17 +179,6 @@ def register_segmentation(name: str, **options: Any) -> Callable[[LoaderT], Load
     Args:
         name: as ``upfeat eval --data`` and :func:`load_segmentation` spell it.
         **options: what the loader is called with, besides the folder and the split.
-
-    Raises:
-        ValueError: the name is taken.
-
-    Example:
-        >>> from upfeat.data.segmentation import register_segmentation
-        >>> try:
-        ...     register_segmentation("msrc")
-        ... except ValueError as error:
-        ...     print(error)
-        a data set named 'msrc' is registered already; choose another name
     """
     if name in _SETS:
         raise ValueError(f"a data set named {name!r} is registered already; choose another name")

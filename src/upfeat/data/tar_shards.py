@@ -21,6 +21,7 @@ import numpy as np
 
 from upfeat._files import write_bytes
 from upfeat.data.folders import IMAGE_SUFFIXES, LeftOut, match_glob
+from upfeat.data.layouts import PathLike
 from upfeat.data.records import (
     FilePart,
     ImageRecord,
@@ -36,8 +37,6 @@ from upfeat.errors import check_file
 __all__ = ["TarRecords", "find_images", "find_shards"]
 
 logger = logging.getLogger(__name__)
-
-PathLike = str | os.PathLike[str]
 
 # Where several members of a sample are images, the first of these is the image: labels are PNG.
 _FIRST = ("jpg", "jpeg", "webp", "png", "bmp", "tif", "tiff", "ppm")
@@ -67,17 +66,6 @@ class TarRecords(Records):
     Raises:
         FileNotFoundError: a shard does not exist.
         ValueError: a shard is compressed or no tar file, or none holds an image.
-
-    Example:
-        >>> import io, pathlib, tarfile, tempfile
-        >>> from upfeat.data.tar_shards import TarRecords
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "a.tar")
-        ...     with tarfile.open(path, "w") as tar:
-        ...         for name in ("0.jpg", "0.json"):
-        ...             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-        ...     TarRecords([path])[0].parts.keys()
-        dict_keys(['json'])
     """
 
     def __init__(self, shards: Sequence[PathLike], index_dir: PathLike | None = None) -> None:
@@ -114,7 +102,6 @@ class TarRecords(Records):
         self._rows = np.array(rows, np.int64)
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self._owners)
 
     def _record(self, index: int) -> ImageRecord:
@@ -192,9 +179,6 @@ def _scan(shard: Path) -> list[Member]:
 def find_shards(pattern: PathLike) -> list[Path]:
     """Expand a tar file, a folder of them, a glob or ``shard-{000..015}.tar`` to sorted paths.
 
-    Raises:
-        FileNotFoundError: nothing matches.
-
     Example:
         >>> from upfeat.data.tar_shards import find_shards
         >>> [path.name for path in find_shards("shard-{08..10}.tar")]
@@ -233,18 +217,6 @@ def find_images(source: PathLike, *, index_dir: PathLike | None = None) -> Recor
     Args:
         source: path, glob or pattern.
         index_dir: see :class:`TarRecords`.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: no image is there.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data.tar_shards import find_images
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     pathlib.Path(folder, "a.png").touch()
-        ...     len(find_images(folder))
-        1
     """
     path = Path(source).expanduser()
     if path.suffix == ".tar" or (path.is_dir() and next(path.glob("*.tar"), None)):

@@ -12,6 +12,7 @@ Legend: ``B`` batch, ``H W`` image after the transform, ``M`` masks (filled up w
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
@@ -60,7 +61,7 @@ class Sample(TypedDict):
     """One image (3, H, W) in [0, 1] and where it comes from.
 
     Where there are sources: its masks, bool (M, H, W), its depth (1, H, W), 0 where missing, and
-    its stored features (C, H, W).
+    its stored features (C, H, W) as ``target``.
     """
 
     image: Tensor
@@ -73,10 +74,7 @@ class Sample(TypedDict):
 
 
 class ImageBatch(TypedDict):
-    """Images (B, 3, H, W) in [0, 1], names, and what sources there are for.
-
-    Masks, bool (B, M, H, W), depth (B, 1, H, W), stored features (B, C, H, W) as ``target``.
-    """
+    """Samples with a first axis B; ``name`` and ``skipped`` are lists."""
 
     image: Tensor
     masks: NotRequired[Tensor]
@@ -88,20 +86,13 @@ class ImageBatch(TypedDict):
 
 
 def sample_generator(*numbers: int) -> torch.Generator:
-    """Return a generator whose state depends on these numbers alone, on every machine.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.data.training_images import sample_generator
-        >>> a, b = (torch.rand(1, generator=sample_generator(0, 1, 2)) for _ in range(2))
-        >>> bool(a == b)
-        True
-    """
+    """Return a generator whose state depends on these numbers alone, on every machine."""
     text = "/".join(str(int(number)) for number in numbers)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+@dataclass(eq=False, repr=False)
 class TrainingImages(Dataset[Sample]):
     """Images of a collection, cut by a transform, with their masks and depth maps.
 
@@ -121,34 +112,25 @@ class TrainingImages(Dataset[Sample]):
         ValueError: there are no images; later, none of ``attempts`` in a row could be used.
     """
 
-    def __init__(
-        self,
-        records: Records | Sequence[ImageRecord],
-        transform: Transform,
-        *,
-        masks: MaskSource | None = None,
-        depth: Callable[[ImageRecord], Tensor] | None = None,
-        features: Callable[[ImageRecord], Tensor] | None = None,
-        seed: int = 0,
-        attempts: int = 16,
-    ) -> None:
-        if not len(records):
+    records: Records | Sequence[ImageRecord]
+    transform: Transform
+    _: KW_ONLY
+    masks: MaskSource | None = None
+    depth: Callable[[ImageRecord], Tensor] | None = None
+    features: Callable[[ImageRecord], Tensor] | None = None
+    seed: int = 0
+    attempts: int = 16
+
+    def __post_init__(self) -> None:
+        if not len(self.records):
             raise ValueError("there are no training images; check the folder or list")
-        if attempts < 1:
-            raise ValueError(f"attempts must be positive, got {attempts}")
-        self.records = records
-        self.transform = transform
-        self.masks = masks
-        self.depth, self.features = depth, features
-        self.seed = seed
-        self.attempts = attempts
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be positive, got {self.attempts}")
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.records)
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
-        """Return a sample; a plain index means epoch 0."""
         index, epoch = (key, 0) if isinstance(key, int) else key
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
@@ -221,16 +203,6 @@ def collate(samples: Sequence[Sample]) -> ImageBatch:
 
     Raises:
         ValueError: images of different sizes.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.data.training_images import collate
-        >>> one = dict(image=torch.rand(3, 4, 4), name="a", index=0, skipped=[])
-        >>> two = dict(image=torch.rand(3, 4, 4), name="b", index=1, skipped=[])
-        >>> one["masks"] = torch.ones(5, 4, 4, dtype=torch.bool)
-        >>> two["masks"] = torch.ones(2, 4, 4, dtype=torch.bool)
-        >>> collate([one, two])["masks"].shape
-        torch.Size([2, 5, 4, 4])
     """
     shapes = {shape_text(sample["image"]) for sample in samples}
     if len(shapes) > 1:
@@ -252,13 +224,13 @@ def collate(samples: Sequence[Sample]) -> ImageBatch:
         )
         for filled, one in zip(batch["masks"], masks, strict=True):
             filled[: len(one)] = one
-    if all("depth" in sample for sample in samples):
-        batch["depth"] = torch.stack([sample["depth"] for sample in samples])
-    if all("target" in sample for sample in samples):
-        batch["target"] = torch.stack([sample["target"] for sample in samples])
+    for name in ("depth", "target"):
+        if all(name in sample for sample in samples):
+            batch[name] = torch.stack([sample[name] for sample in samples])
     return batch
 
 
+@dataclass(eq=False, repr=False)
 class PositionSampler(Sampler[list[SampleKey]]):
     """Keys of the batches of one process, from a position of the stream on.
 
@@ -277,24 +249,17 @@ class PositionSampler(Sampler[list[SampleKey]]):
         [[(2, 0), (0, 1)], [(1, 1), (2, 1)]]
     """
 
-    def __init__(
-        self,
-        length: int,
-        *,
-        seed: int,
-        shuffle: bool,
-        start: int,
-        stop: int | None,
-        global_batch: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.length = length
-        self.seed, self.shuffle = seed, shuffle
-        self.start, self.stop = start, stop
-        self.global_batch = global_batch
-        self.rank = rank
-        self.local_batch = global_batch // world_size
+    length: int
+    _: KW_ONLY
+    seed: int
+    shuffle: bool
+    start: int
+    stop: int | None
+    global_batch: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -309,11 +274,10 @@ class PositionSampler(Sampler[list[SampleKey]]):
         return SampleKey(int(self._order[place]), epoch)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """Yield the keys of one batch after the other."""
-        first = self.start
+        first, local = self.start, self.global_batch // self.world_size
         while self.stop is None or first < self.stop:
-            begin = first + self.rank * self.local_batch
-            end = begin + self.local_batch
+            begin = first + self.rank * local
+            end = begin + local
             if self.stop is not None:
                 end = min(end, self.stop)
             if begin < end:
@@ -321,6 +285,7 @@ class PositionSampler(Sampler[list[SampleKey]]):
             first += self.global_batch
 
 
+@dataclass(eq=False, repr=False)
 class TrainingLoader:
     """Batches of the stream, resumable to the sample.
 
@@ -356,37 +321,30 @@ class TrainingLoader:
         ([(2, 3, 32, 32), (2, 3, 32, 32)], 4)
     """
 
-    def __init__(
-        self,
-        dataset: TrainingImages,
-        batch_size: int,
-        *,
-        workers: int = 0,
-        shuffle: bool = True,
-        samples: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
-        prefetch: int = 2,
-    ) -> None:
-        if batch_size < 1 or workers < 0 or prefetch < 1:
+    dataset: TrainingImages
+    batch_size: int
+    _: KW_ONLY
+    workers: int = 0
+    shuffle: bool = True
+    samples: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    pin_memory: bool = False
+    prefetch: int = 2
+
+    position: int = field(default=0, init=False)
+    skipped: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0 or self.prefetch < 1:
             raise ValueError(
                 "batch_size and prefetch must be positive and workers not negative, got "
-                f"{batch_size}, {prefetch} and {workers}"
+                f"{self.batch_size}, {self.prefetch} and {self.workers}"
             )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, world_size), got {rank} of {world_size}")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.workers = workers
-        self.shuffle = shuffle
-        self.samples = samples
-        self.rank = rank
-        self.world_size = world_size
-        self.pin_memory = pin_memory
-        self.prefetch = prefetch
-        self.position = 0
-        self.skipped: dict[str, str] = {}
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"rank must be in [0, world_size), got {self.rank} of {self.world_size}"
+            )
 
     @property
     def epoch(self) -> float:
@@ -400,7 +358,6 @@ class TrainingLoader:
         return -(-self.samples // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        """Yield batches from the position on."""
         global_batch = self.batch_size * self.world_size
         sampler = PositionSampler(
             len(self.dataset),

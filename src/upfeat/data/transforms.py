@@ -19,7 +19,7 @@ from torch import Tensor
 
 from upfeat.data.images import ImageSource, read_image
 from upfeat.data.sizes import Size, resolve_size
-from upfeat.errors import shape_text
+from upfeat.errors import check_choice, shape_text
 from upfeat.ops.images import resize_antialiased
 
 if TYPE_CHECKING:
@@ -132,12 +132,8 @@ class CropTransform:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.position not in ("center", "random"):
-            raise ValueError(f"position must be 'center' or 'random', got {self.position!r}")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}"
-            )
+        check_choice("position", self.position, ("center", "random"))
+        check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip must be a probability in [0, 1], got {self.flip}")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -247,13 +243,10 @@ def resize_and_crop(
 
 def _cut(image: "Image.Image", size: int, method: "Image.Resampling") -> npt.NDArray[Any]:
     """Resize the shorter side and cut the centre; an odd border is halved to even."""
-    height, width = _resized((image.height, image.width), size)
-    if (height, width) != (image.height, image.width):
+    width, height = image.size
+    shorter = min(height, width)
+    height, width = size * height // shorter, size * width // shorter
+    if (width, height) != image.size:
         image = image.resize((width, height), method)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return np.array(image)[top : top + size, left : left + size]
-
-
-def _resized(own: Size, size: int) -> Size:
-    height, width = own
-    return (size, size * width // height) if height <= width else (size * height // width, size)

@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfeat.data.images import read_image
+from upfeat.data.depth import read_depth
 from upfeat.data.layouts import (
     FileSet,
     Layout,
     PathLike,
     check_split,
-    lay_on_image,
-    read_numbers,
 )
 from upfeat.data.sets.navi import EVERY, NaviData, NaviFile, navi
+from upfeat.data.sets.rgbd import RGBD_LAYOUT, depth_file, read_camera
 from upfeat.data.surfaces import rotation_matrix, square_around
 
 __all__ = ["PosedView", "ViewFile", "ViewPair", "ViewPairFile", "ViewPairs", "view_pairs"]
@@ -43,15 +42,6 @@ SCENE_PART/color/K.jpg                 640 x 480
 SCENE_PART/depth/K.png                 16 bit, millimetres
 SCENE_PART/pose/K.txt                  4 x 4, camera to world
 SCENE_PART/intrinsic/intrinsic_depth.txt
-""",
-)
-_RGBD = Layout(
-    "an RGB-D folder",
-    """
-meta.json             of each scene: depth_scale, intrinsics (fx, fy, cx, cy),
-                      pose_tx_ty_tz_qx_qy_qz_qw (camera to world)
-SCENE/K_color.jpg     K = 0, 1, ...
-SCENE/K_depth.png     16 bit: metres = value / depth_scale, 0 = missing
 """,
 )
 
@@ -104,12 +94,7 @@ class ViewPairs(FileSet[ViewPairFile, ViewPair]):
     view: "Callable[[Any], PosedView]"
 
     def read(self, file: ViewPairFile) -> ViewPair:
-        """Read both views.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: one is broken, or image and depth differ in size.
-        """
+        """Read both views."""
         pose = torch.tensor(file.pose).view(3, 4)
         return ViewPair(self.view(file.first), self.view(file.second), pose)
 
@@ -130,10 +115,6 @@ def view_pairs(data: str, root: PathLike) -> ViewPairs:
             object, up to 120 degrees apart), ``scannet`` (the 1,500 pairs of SuperGlue's list), or
             ``rgbd`` (all pairs of a scene's frames, up to 60 degrees apart).
         root: folder of the set; for ``rgbd`` that of the scenes, or one scene in it.
-
-    Raises:
-        FileNotFoundError: nothing of the kind is there; shows the expected tree.
-        ValueError: the set is unknown, or poses are broken.
     """
     check_split("view_pairs", data, tuple(_READERS))
     return _READERS[data](Path(root).expanduser())
@@ -143,10 +124,7 @@ def view_pairs(data: str, root: PathLike) -> ViewPairs:
 
 
 def _frame(file: ViewFile) -> PosedView:
-    image = read_image(file.image)
-    stored = read_numbers(file.depth, "depth map", "with 16 bit of distance")
-    stored = lay_on_image(stored, file.depth, file.image, image.shape[1:])
-    depth = stored.float() / file.units_per_metre
+    image, depth = read_depth(file.image, file.depth, file.units_per_metre)
     return PosedView(image, depth, torch.tensor(file.camera).view(3, 3))
 
 
@@ -243,46 +221,33 @@ def _rgbd(root: Path) -> ViewPairs:
     base = root if one is None else root.parent
     meta = base / "meta.json"
     if not meta.is_file():
-        raise _RGBD.error(root, "no meta.json")
-    scenes = json.loads(meta.read_text())
+        raise RGBD_LAYOUT.error(root, "no meta.json")
     files = []
-    for scene, record in scenes.items():
-        if one in (None, scene) and isinstance(record, dict):
-            views = _rgbd_views(base / scene, record, meta)
-            for i, j in combinations(range(len(views)), 2):
-                pose = _relative(views[i], views[j])
-                if _angle(pose) <= ROOM_ANGLE:
-                    files.append(_pair(f"{scene}/{i}-{j}", views[i], views[j], pose))
+    for scene, record in json.loads(meta.read_text()).items():
+        if one not in (None, scene) or not isinstance(record, dict):
+            continue
+        views = _rgbd_views(base / scene, meta)
+        for i, j in combinations(range(len(views)), 2):
+            pose = _relative(views[i], views[j])
+            if _angle(pose) <= ROOM_ANGLE:
+                files.append(_pair(f"{scene}/{i}-{j}", views[i], views[j], pose))
     if not files:
-        raise _RGBD.error(root, "no scene with two frames and their poses")
+        raise RGBD_LAYOUT.error(root, "no scene with two frames and their poses")
     return ViewPairs(f"rgbd-pairs/{one or 'all'}", tuple(files), _frame)
 
 
-def _rgbd_views(folder: Path, record: dict[str, Any], meta: Path) -> list[ViewFile]:
-    poses = record.get("pose_tx_ty_tz_qx_qy_qz_qw", ())
+def _rgbd_views(folder: Path, meta: Path) -> list[ViewFile]:
+    fx, fy, cx, cy, scale, poses = read_camera(meta, folder.name)
     images = sorted(folder.glob("*_color.jpg"))
     if poses and len(poses) != len(images):
         raise ValueError(f"{meta}: {folder.name} has {len(images)} frames and {len(poses)} poses")
-    try:
-        fx, fy, cx, cy = (float(record["intrinsics"][name]) for name in ("fx", "fy", "cx", "cy"))
-        scale = float(record["depth_scale"])
-        worlds = [np.linalg.inv(_pose(pose[3:], pose[:3])) for pose in poses]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{meta} says no complete camera of {folder.name}; expected depth_scale, intrinsics "
-            f"with fx, fy, cx, cy, and poses of seven numbers: {type(error).__name__} {error}"
-        ) from error
     camera = (fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0)
-    return [
-        ViewFile(
-            image,
-            image.with_name(image.name.replace("_color.jpg", "_depth.png")),
-            scale,
-            camera,
-            tuple(world.flatten().tolist()),
-        )
-        for image, world in zip(images, worlds, strict=False)
-    ]
+    views = []
+    for image, pose in zip(images, poses, strict=False):
+        world = np.linalg.inv(_pose(pose[3:], pose[:3]))
+        pose = tuple(world.flatten().tolist())
+        views.append(ViewFile(image, depth_file(image), scale, camera, pose))
+    return views
 
 
 _READERS: dict[str, Callable[[Path], ViewPairs]] = {

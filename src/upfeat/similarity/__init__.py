@@ -3,8 +3,15 @@
 Above the pipeline, below protocols, pictures and commands, which all ask them.
 """
 
-from upfeat.similarity.maps import cosine_maps, pixel_similarity, segment_words
-from upfeat.similarity.words import embed_words, split_words, templates, text_encoder
+from upfeat.similarity.maps import (
+    cosine_maps,
+    embed_words,
+    pixel_similarity,
+    segment_words,
+    split_words,
+    templates,
+    text_encoder,
+)
 
 __all__ = [
     "cosine_maps",

@@ -130,7 +130,7 @@ class DepthConfig(Settings):
         pattern: name of an image's map below it.
         units: stored numbers per unit of depth.
         teacher: folder with Depth Anything V2, which makes the maps instead, see
-            ``upfeat.data.depth_teacher``.
+            ``upfeat.data.depth``.
         cache: folder that keeps the teacher's maps.
     """
 
@@ -150,7 +150,7 @@ class DepthConfig(Settings):
 
 
 class FeatureMapConfig(Settings):
-    """Where stored features of training images lie; see ``upfeat.data.feature_maps``.
+    """Where stored features of training images lie; see ``upfeat.data.feature_cache``.
 
     Attributes:
         root: folder of the files.

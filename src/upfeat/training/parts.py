@@ -14,14 +14,18 @@ from torch import Tensor, nn
 
 from upfeat.backbones import Backbone, create_backbone
 from upfeat.data import FeatureCache
-from upfeat.data.depth import DepthMapFolder
-from upfeat.data.depth_teacher import TeacherDepth
-from upfeat.data.feature_cache import weights_fingerprint
-from upfeat.data.feature_maps import FeatureMapFolder
+from upfeat.data.depth import DepthMapFolder, TeacherDepth
+from upfeat.data.feature_cache import FeatureMapFolder, weights_fingerprint
 from upfeat.data.mask_cache import CachedMaskSource
 from upfeat.data.masks import FirstOfMaskSource, MaskSource
-from upfeat.data.records import JoinedRecords, Records, SelectedRecords
-from upfeat.data.selection import hold_out, random_subset, with_min_side
+from upfeat.data.records import (
+    JoinedRecords,
+    Records,
+    SelectedRecords,
+    hold_out,
+    random_subset,
+    with_min_side,
+)
 from upfeat.data.tar_shards import find_images
 from upfeat.data.training_images import PositionSampler, TrainingImages, collate
 from upfeat.data.transforms import CropTransform

@@ -23,8 +23,15 @@ from upfeat.evaluation.probes.radseg import (
 )
 from upfeat.evaluation.probes.windows import slide, window_places
 from upfeat.evaluation.probes.word_maps import denoise_words, smooth_by_keys
-from upfeat.similarity.maps import CLIP_SCALE, classes_of_words, cosine_maps, word_classes
-from upfeat.similarity.words import average_prompts, embed_words, templates
+from upfeat.similarity.maps import (
+    CLIP_SCALE,
+    average_prompts,
+    classes_of_words,
+    cosine_maps,
+    embed_words,
+    templates,
+    word_classes,
+)
 
 
 @pytest.mark.golden

@@ -17,7 +17,7 @@ from tests.data.test_depth_teacher import write_teacher
 from tests.tolerances import tolerance
 from upfeat.cli.app import app
 from upfeat.data import nyuv2, nyuv2_depth
-from upfeat.data.depth_teacher import DepthTeacher
+from upfeat.data.depth import DepthTeacher
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import JointMethod, Method
 from upfeat.evaluation.probes import depth_pixels

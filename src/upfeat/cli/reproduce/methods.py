@@ -266,8 +266,8 @@ class RowMethods:
         import upfeat
         from upfeat.checkpoints import write_safetensors
         from upfeat.data import find_images
-        from upfeat.data.feature_maps import KEY
-        from upfeat.data.selection import random_subset
+        from upfeat.data.feature_cache import MAP_KEY
+        from upfeat.data.records import random_subset
 
         data = config.data
         if data.features is None or isinstance(self.backbone, int):
@@ -286,7 +286,7 @@ class RowMethods:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 found = pipe.upsample(pipe.encode(record.read_image()))
-                write_safetensors(path, {KEY: found.half().cpu()})
+                write_safetensors(path, {MAP_KEY: found.half().cpu()})
 
     def _changes(self, recipe: str, own: Sequence[str]) -> list[str]:
         """Return what changes of a recipe for this backbone, this row and a small run."""

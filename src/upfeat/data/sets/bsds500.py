@@ -65,13 +65,7 @@ class RegionData(FileSet[RegionFile, RegionImage]):
     files: tuple[RegionFile, ...]
 
     def read(self, file: RegionFile) -> RegionImage:
-        """Read an image with the regions of all annotators.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: one cannot be read, or the sizes differ.
-            MissingPackageError: the regions are in a MAT file and SciPy is not installed.
-        """
+        """Read an image with the regions of all annotators."""
         image = read_image(file.image)
         regions: list[Tensor] = []
         for path in file.regions:
@@ -86,10 +80,6 @@ def bsds500(root: PathLike, split: Literal["train", "val", "test"] = "train") ->
     Args:
         root: the folder that holds ``BSDS500``, or ``images`` itself.
         split: which folder.
-
-    Raises:
-        FileNotFoundError: a folder or the regions of an image are missing; shows the expected tree.
-        ValueError: the split is unknown.
     """
     check_split("BSDS500", split, ("train", "val", "test"))
     base = find_base(root, ("BSDS500/data", "data"), "images")
@@ -108,10 +98,6 @@ def bsds500_objects(root: PathLike, split: Literal["train", "val", "test"] = "tr
 
     Of each image the regions of the annotator who drew the fewest count, those of 1 to 40 % of the
     image; the rest is background.
-
-    Args:
-        root: as of :func:`bsds500`.
-        split: which folder.
     """
     data = bsds500(root, split)
     files = tuple(ObjectFile(file.name, file.image, file.regions) for file in data.files)

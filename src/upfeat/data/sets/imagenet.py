@@ -76,24 +76,8 @@ def imagenet(
         root: the folder that holds the split's folder, or that folder, or a sample's with
             ``classes.csv``.
         split: ``"train"`` or ``"val"``; a sample has no splits.
-        labels: list of a flat folder's classes; None looks for the usual names in ``root``.
-
-    Raises:
-        FileNotFoundError: no images, no list, or an image of it is missing; shows the expected
-            tree.
-        ValueError: a list is malformed, names no class of ImageNet-1k, or leaves out an image.
-        MissingPackageError: the list is the development kit's and SciPy is not installed.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.data import imagenet
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "val", "n01443537", "ILSVRC2012_val_00000236.JPEG")
-        ...     path.parent.mkdir(parents=True)
-        ...     path.touch()
-        ...     data = imagenet(folder)
-        >>> data.files[0].label, data.classes[1]
-        (1, 'goldfish, Carassius auratus')
+        labels: list of a flat folder's classes; None looks for the usual names in ``root``. The
+            development kit's takes SciPy.
     """
     check_split("ImageNet", split, ("train", "val"))
     folder = Path(root).expanduser()

@@ -1,7 +1,6 @@
 """Pairs of images of one object category with semantic key points: SPair-71k, PF-PASCAL, PF-WILLOW.
 
-A reader raises ``FileNotFoundError`` with the expected tree where a list or a file that it names is
-missing, ``ValueError`` for an unknown split and a malformed file.
+A reader takes the folder whose tree is shown below, or the one above it.
 """
 
 import csv
@@ -58,15 +57,11 @@ WILLOW_POINTS = 10
 
 
 def spair71k(root: PathLike, split: Literal["train", "val", "test"] = "test") -> KeypointData:
-    """List a split of SPair-71k by the names of its pair files; 18 categories.
+    """List the 53,340, 5,384 or 12,234 pairs of SPair-71k by their files' names; 18 categories.
 
     Min, Lee, Ponce, Cho: "SPair-71k: a large-scale benchmark for semantic correspondence", arXiv
     1908.10543. Groups of interchangeable points: Zhang et al., "Telling left from right", CVPR
     2024.
-
-    Args:
-        root: the folder that holds ``PairAnnotation``, or the one above it.
-        split: 53,340, 5,384 and 12,234 pairs.
     """
     check_split("SPair-71k", split, tuple(_SPAIR_FOLDERS))
     base = find_base(root, ("SPair-71k",), "PairAnnotation")
@@ -112,15 +107,11 @@ def _spair_view(base: Path, category: str, name: str) -> KeypointView:
 
 
 def pf_pascal(root: PathLike, split: Literal["val", "test"] = "test") -> KeypointData:
-    """List a split of PF-PASCAL in the order of its list; the 20 categories of VOC.
+    """List the 308 or 299 pairs of PF-PASCAL in their list's order; the 20 categories of VOC.
 
     Ham, Cho, Schmid, Ponce: "Proposal flow: semantic correspondences from object proposals", TPAMI
     2018; the lists of pairs are those of later work (Han et al., "SCNet", ICCV 2017). The files of
     points take SciPy.
-
-    Args:
-        root: the folder with ``JPEGImages``, or the one above it.
-        split: 308 and 299 pairs.
     """
     check_split("PF-PASCAL", split, ("val", "test"))
     base = find_base(root, ("PF-dataset-PASCAL",), "JPEGImages")
@@ -162,11 +153,7 @@ def _mat_points(path: Path) -> tuple[tuple[float, float] | None, ...]:
 
 
 def pf_willow(root: PathLike) -> KeypointData:
-    """List the 900 pairs of PF-WILLOW (see :func:`pf_pascal`) in the list's order; 10 categories.
-
-    Args:
-        root: the folder with ``test_pairs.csv``, or the one above it.
-    """
+    """List the 900 pairs of PF-WILLOW, see :func:`pf_pascal`, in the list's order."""
     base = find_base(root, ("PF-dataset",), "test_pairs.csv")
     listing = base / "test_pairs.csv"
     _PF_WILLOW.check_files(root, listing)

@@ -79,10 +79,6 @@ def msrc(root: PathLike, split: Literal["train", "val"] = "train") -> Segmentati
 
     Shotton, Winn, Rother, Criminisi: "TextonBoost", ECCV 2006; cleaned-up segmentations by
     Malisiewicz and Efros, BMVC 2007. The layout with one class map an image is our own.
-
-    Args:
-        root: the folder that holds ``train`` and ``val``.
-        split: which of the two.
     """
     check_split("MSRC", split, ("train", "val"))
     folder = Path(root).expanduser() / split
@@ -170,11 +166,6 @@ def ade20k(
     classes the stored 0 ("other") is ignored and the rest moves down by one, as the benchmark has
     it. With 151 the stored numbers are the classes, and "other" is trained and scored like any
     other: what the released code of JAFAR and NAF does.
-
-    Args:
-        root: the folder that holds ``ADEChallengeData2016``, or that folder.
-        split: ``"train"`` (training) or ``"val"`` (validation).
-        classes: 150 or 151.
     """
     check_split("ADE20K", split, ("train", "val"))
     if classes not in (150, 151):

@@ -88,18 +88,8 @@ class NaviData(SurfaceData[NaviFile]):
     name: str
     files: tuple[NaviFile, ...]
 
-    @property
-    def has_normals(self) -> bool:
-        """True: they are derived from depth."""
-        return True
-
     def frame(self, file: NaviFile) -> NaviFrame:
-        """Read a view: the shorter side resized to 512 (nearest neighbour), cropped in the centre.
-
-        Raises:
-            FileNotFoundError: there is no resized copy.
-            ValueError: a file is broken or no depth is known.
-        """
+        """Read a view: shorter side resized to 512 (nearest neighbour), cropped in the centre."""
         for path in (file.image, file.depth):
             if not path.is_file():
                 raise FileNotFoundError(
@@ -120,17 +110,13 @@ class NaviData(SurfaceData[NaviFile]):
     def read(self, file: NaviFile) -> SurfaceImage:
         """Read the square crop around the object, at the frame's resolution."""
         frame = self.frame(file)
-        rows, columns = _crop_of(frame, file)
+        try:
+            rows, columns = square_around(frame.depth)
+        except ValueError as error:
+            raise ValueError(f"{file.depth}: {error}") from error
         depth = frame.depth[rows, columns]
         normals = normals_from_depth(depth, frame.focal)
         return SurfaceImage(frame.image[:, rows, columns], depth, normals)
-
-
-def _crop_of(frame: NaviFrame, file: NaviFile) -> tuple[slice, slice]:
-    try:
-        return square_around(frame.depth)
-    except ValueError as error:
-        raise ValueError(f"{file.depth}: {error}") from error
 
 
 def _square_frame(x: Tensor) -> Tensor:
@@ -158,10 +144,6 @@ def navi(
         root: ``navi_v1``, or the folder that holds it.
         split: which of the four.
         every: of all images every n-th is kept; Probe3D keeps every fourth.
-
-    Raises:
-        FileNotFoundError: nothing of the kind is there; shows the expected tree.
-        ValueError: the split is unknown, or annotations are broken or lack an image.
     """
     check_split("NAVI", split, ("trainval", "train", "val", "test"))
     base = Path(root).expanduser()
@@ -250,18 +232,6 @@ def shrink_navi(root: PathLike, *, on_image: Callable[[int, int], None] | None =
     Raises:
         FileNotFoundError: there is no image.
         ValueError: a file is broken.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from PIL import Image
-        >>> from upfeat.data import shrink_navi
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "cup/wild_set/images/000.jpg")
-        ...     path.parent.mkdir(parents=True)
-        ...     Image.new("RGB", (4096, 2048)).save(path)
-        ...     shrink_navi(folder)
-        ...     Image.open(path.with_name("downsampled_000.jpg")).size
-        (2048, 1024)
     """
     base = Path(root).expanduser()
     found = [*base.glob("*/*/images/*.jpg"), *base.glob("*/*/depth/*.png")]

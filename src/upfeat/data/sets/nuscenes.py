@@ -106,12 +106,7 @@ class DrivingData(FileSet[DrivingFile, DrivingFrame]):
     files: tuple[DrivingFile, ...]
 
     def read(self, file: DrivingFile) -> DrivingFrame:
-        """Read the images of a frame.
-
-        Raises:
-            FileNotFoundError: an image is missing.
-            ValueError: one cannot be read.
-        """
+        """Read the images of a frame."""
         return DrivingFrame(tuple(read_image(camera.image) for camera in file.cameras), file)
 
     def file_hash(self, file: DrivingFile) -> str:
@@ -164,11 +159,6 @@ def nuscenes(root: PathLike, split: str = "val", version: str = "v1.0-trainval")
         root: the folder that holds ``samples`` and the tables.
         split: ``train`` or ``val``, the devkit's lists of scenes.
         version: folder of the tables.
-
-    Raises:
-        MissingPackageError: ``nuscenes-devkit`` is not installed.
-        FileNotFoundError: the tables or an image are missing; shows the expected tree.
-        ValueError: the split is unknown, or a key frame lacks a camera.
     """
     check_split("nuScenes", split, SPLITS)
     folder = Path(root).expanduser()
@@ -233,14 +223,6 @@ def nuscenes_sample(root: PathLike, split: str = "val") -> DrivingData:
 
     Boxes are in the LiDAR frame, ``[x, y, z, length, width, height, yaw]`` with z at the centre;
     all vehicles count as visible, for the file does not say how visible they are.
-
-    Args:
-        root: the folder with ``sample.json``.
-        split: ``train`` or ``val``; both are the one frame.
-
-    Raises:
-        FileNotFoundError: the file or an image is missing; shows the expected tree.
-        ValueError: the split is unknown, the file is malformed, or it lacks a camera.
     """
     check_split("the nuScenes sample", split, SPLITS)
     folder = Path(root).expanduser()

@@ -79,10 +79,6 @@ def nyuv2(
         root: the folder that holds ``train`` and ``val``.
         split: which of the two.
         classes: 39, or 13 groups of them.
-
-    Raises:
-        FileNotFoundError: a folder, all images or a label are missing; shows the expected tree.
-        ValueError: the split or number of classes is unknown.
     """
     if classes not in (39, 13):
         raise ValueError(f"NYU Depth v2 has 39 or 13 classes here, got {classes}")
@@ -95,16 +91,7 @@ def nyuv2(
 
 
 def nyuv2_depth(root: PathLike, split: Literal["train", "val"] = "train") -> DepthData:
-    """List the images with depth of a split of NYU Depth v2; up to 10 metres, 0 = missing.
-
-    Args:
-        root: the folder that holds ``train`` and ``val``.
-        split: which of the two.
-
-    Raises:
-        FileNotFoundError: a folder, all images or a depth map are missing; shows the expected tree.
-        ValueError: the split is unknown or the first depth map is broken.
-    """
+    """List the images with depth of a split of NYU Depth v2; up to 10 metres, 0 = missing."""
     files = tuple(DepthFile(*three) for three in _pairs(root, split, "depth"))
     return DepthData(f"nyuv2-depth/{split}", files, _units(files[0].depth))
 
@@ -169,19 +156,13 @@ class NyuSurfaces(SurfaceData[NyuFrame]):
         return self.plain is None
 
     def read(self, file: NyuFrame) -> SurfaceImage:
-        """Read a frame.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: one is broken.
-        """
+        """Read a frame."""
         if self.plain is not None:
             image, depth = self.plain.read(DepthFile(file.name, *file.parts))
             height, width = depth.shape
             left = max(0, (width - height) // 2)
-            columns = slice(left, left + height)
             near = torch.where(depth > MAX_DEPTH, 0.0, depth)
-            return SurfaceImage(image[..., columns], near[:, columns], None)
+            return SurfaceImage(image, near, None).cut(slice(None), slice(left, left + height))
         if len(file.parts) == 1:
             content = _load_mat(file.parts[0])
             return geonet_sample(*(content[name] for name in ("img", "depth", "norm")))
@@ -204,13 +185,6 @@ def geonet_sample(
         image: (H, W, 3) as stored, twice the means below the colours.
         depth: (H, W) in metres.
         normals: (H, W, 3) in the camera's frame.
-
-    Example:
-        >>> import numpy as np
-        >>> from upfeat.data.sets.nyuv2 import geonet_sample
-        >>> frame = [np.ones(shape, np.float32) for shape in ((2, 170, 3), (2, 170), (2, 170, 3))]
-        >>> geonet_sample(*frame).image.shape
-        torch.Size([3, 2, 10])
     """
     offset = np.asarray([2 * mean for mean in MEANS], image.dtype)
     # Through int64, because the cast of a negative float to 8 bit is not defined.
@@ -255,10 +229,6 @@ def nyuv2_surfaces(
     Args:
         root: the folder that holds ``geonet`` and ``test``, or ``train`` and ``val``.
         split: which of the four.
-
-    Raises:
-        FileNotFoundError: the files are missing; shows the expected tree.
-        ValueError: the split is unknown.
     """
     check_split("NYU Depth v2 with normals", split, ("trainval", "train", "val", "test"))
     base = Path(root).expanduser()

@@ -4,7 +4,6 @@ Files that are there already are kept, so an interrupted run goes on where it st
 """
 
 import gzip
-import io
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from upfeat._files import OwnFiles, write_bytes
-from upfeat.data.layouts import PathLike, read_mat
+from upfeat.data.images import encode_png
+from upfeat.data.layouts import PathLike, read_mat, write_npy
 from upfeat.data.segmentation import IGNORED, load_table
 from upfeat.data.sets.nyuv2 import ADDRESS, UNITS_16_BIT
 from upfeat.errors import MissingPackageError, check_file
@@ -74,14 +74,6 @@ def unpack_nyuv2(
         ValueError: a file is not what it should be.
         ForeignFileError: ``out`` holds another ``meta.json`` already.
         MissingPackageError: h5py or SciPy is not installed.
-
-    Example:
-        >>> from upfeat.data import unpack_nyuv2
-        >>> try:
-        ...     unpack_nyuv2("nyu_depth_v2_labeled.mat", "splits.mat", "nyuv2")
-        ... except FileNotFoundError as error:
-        ...     print(str(error).split(";")[0])
-        no file at nyu_depth_v2_labeled.mat
     """
     sources = {mat: ADDRESS, splits: SPLIT_ADDRESS}
     if mapping is not None:
@@ -143,8 +135,6 @@ def _write(
     stream: Any, number: int, folder: Path, table: npt.NDArray[np.uint8] | None, crop: bool
 ) -> None:
     """Write image, depth and label of one 1-based number, unless they are there."""
-    from PIL import Image
-
     rows, cols = (ROWS, COLS) if crop else (slice(None), slice(None))
     maps: dict[str, Callable[[], npt.NDArray[Any]]] = {
         # (3, W, H) -> (H, W, 3)
@@ -158,9 +148,7 @@ def _write(
         path = folder / kind / f"{number:04d}.png"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            Image.fromarray(np.ascontiguousarray(make())).save(buffer, "png")
-            write_bytes(path, buffer.getvalue())
+            write_bytes(path, encode_png(make()))
 
 
 def _millimetres(depth: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
@@ -209,17 +197,11 @@ def unpack_nyuv2_normals(
                 "normals": all_normals[number - 1],
             }
             for kind, array in parts.items():
-                _write_npy(Path(out).expanduser() / "test" / f"{number:04d}-{kind}.npy", array)
+                path = Path(out).expanduser() / "test" / f"{number:04d}-{kind}.npy"
+                if not path.is_file():
+                    write_npy(path, array)
             if on_image is not None:
                 on_image(done + 1, len(numbers))
-
-
-def _write_npy(path: Path, array: npt.NDArray[Any]) -> None:
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-        write_bytes(path, buffer.getvalue())
 
 
 def _test_numbers(path: PathLike) -> list[int]:

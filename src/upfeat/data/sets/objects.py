@@ -1,7 +1,7 @@
 """Sets for interactive segmentation: images with masks of single objects.
 
-A reader takes the folder of the set and the split, and raises as :func:`upfeat.data.load_objects`
-does. A set without splits gives all that it has, whatever the split.
+A reader takes the folder whose tree is shown above it, or the one that holds that, and the split. A
+set without splits gives all that it has, whatever the split.
 """
 
 import csv
@@ -133,12 +133,7 @@ gt/NAME.png            every colour but black is the object
 
 @register_objects("grabcut")
 def grabcut(root: PathLike, split: str = "val") -> ObjectData:
-    """List the 50 images of GrabCut. Rother, Kolmogorov, Blake: "GrabCut", SIGGRAPH 2004.
-
-    Args:
-        root: the folder that holds ``data_GT`` and ``boundary_GT``, or ``images`` and ``masks``.
-        split: of no account.
-    """
+    """List the 50 images of GrabCut (Rother, Kolmogorov, Blake: "GrabCut", SIGGRAPH 2004)."""
     base = find_base(root, ("GrabCut",), "boundary_GT")
     own = (base / "boundary_GT").is_dir()
     with _GRABCUT.explained(root):
@@ -154,10 +149,6 @@ def berkeley(root: PathLike, split: str = "val") -> ObjectData:
 
     McGuinness, O'Connor: "A comparative evaluation of interactive segmentation algorithms", Pattern
     Recognition 2010. Research use.
-
-    Args:
-        root: the folder that holds ``images`` and ``masks``.
-        split: of no account.
     """
     base = find_base(root, ("Berkeley",), "masks")
     with _BERKELEY.explained(root):
@@ -171,10 +162,6 @@ def davis_interactive(root: PathLike, split: str = "val") -> ObjectData:
 
     Jang, Kim: "Interactive image segmentation via backpropagating refinement scheme", CVPR 2019.
     The videos are :func:`upfeat.data.davis`.
-
-    Args:
-        root: the folder that holds ``img`` and ``gt``.
-        split: of no account.
     """
     base = find_base(root, ("DAVIS",), "gt")
     with _DAVIS.explained(root):
@@ -229,9 +216,6 @@ def coco_objects(root: PathLike) -> ClassifiedImages:
     Lin et al.: "Microsoft COCO: common objects in context", ECCV 2014. The layout, two images for
     each of the 80 classes, is our own; other objects of the class may be in an image. Classes are
     in alphabetical order.
-
-    Args:
-        root: the folder with ``classes.csv``.
     """
     folder = Path(root).expanduser()
     listing = folder / "classes.csv"
@@ -252,12 +236,7 @@ def coco_objects(root: PathLike) -> ClassifiedImages:
 
 @register_objects("coco_objects")
 def coco_single_objects(root: PathLike, split: str = "train") -> ObjectData:
-    """List the images of :func:`coco_objects` for interactive segmentation.
-
-    Args:
-        root: the folder with ``classes.csv``.
-        split: of no account.
-    """
+    """List the images of :func:`coco_objects` for interactive segmentation."""
     files = coco_objects(root).files
     pairs = tuple(ObjectFile(f.name, f.image, (f.mask,)) for f in files if f.mask is not None)
     return ObjectData("coco_objects", pairs, read_mask)

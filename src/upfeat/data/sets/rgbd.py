@@ -12,21 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from upfeat.data.depth import read_depth
 from upfeat.data.images import read_image
-from upfeat.data.layouts import Layout, PathLike, check_split, lay_on_image, read_numbers
+from upfeat.data.layouts import Layout, PathLike, check_split
 from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth
 
-__all__ = ["RgbdCrop", "RgbdData", "rgbd"]
+__all__ = ["RgbdCamera", "RgbdCrop", "RgbdData", "depth_file", "read_camera", "rgbd"]
 
 # All chosen here: side of the crops, their strides and the frames that are scored.
 SIDE = 240
 STRIDES = {"train": 80, "test": 200}
 TEST_FRAMES = (2, 4)
 
-_LAYOUT = Layout(
+RGBD_LAYOUT = Layout(
     "an RGB-D folder",
     """
-meta.json             of each scene: depth_scale, intrinsics (fx, fy, cx, cy)
+meta.json             of each scene: depth_scale, intrinsics (fx, fy, cx, cy); for pairs of views
+                      pose_tx_ty_tz_qx_qy_qz_qw (camera to world), seven numbers a frame
 SCENE/K_color.jpg     K = 0, 1, ...
 SCENE/K_depth.png     16 bit: metres = value / depth_scale, 0 = missing
 """,
@@ -53,28 +55,13 @@ class RgbdData(SurfaceData[RgbdCrop]):
     name: str
     files: tuple[RgbdCrop, ...]
 
-    @property
-    def has_normals(self) -> bool:
-        """True: they are derived from depth."""
-        return True
-
     def read(self, file: RgbdCrop) -> SurfaceImage:
-        """Read a crop.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: one cannot be read, or image and depth differ in size.
-        """
-        image = read_image(file.image)
-        stored = read_numbers(file.depth, "depth map", "with 16 bit of distance")
-        stored = lay_on_image(stored, file.depth, file.image, image.shape[1:])
-        depth = stored.float() / file.units_per_metre
+        """Read a crop."""
+        image, depth = read_depth(file.image, file.depth, file.units_per_metre)
         normals = normals_from_depth(depth, file.focal, file.center)
         rows = slice(file.top, file.top + SIDE)
         columns = slice(file.left, file.left + SIDE)
-        return SurfaceImage(
-            image[:, rows, columns], depth[rows, columns], normals[:, rows, columns]
-        )
+        return SurfaceImage(image, depth, normals).cut(rows, columns)
 
     def settings(self) -> str:
         """Return crops and cameras."""
@@ -93,45 +80,61 @@ def rgbd(
         root: the folder of the scenes.
         split: ``train`` or ``test``; the split is ours.
         scene: name of its folder.
-
-    Raises:
-        FileNotFoundError: a folder, ``meta.json`` or all frames are missing; shows the tree.
-        ValueError: the split is unknown, or the camera is incomplete.
     """
     check_split("this RGB-D folder", split, ("train", "test"))
     base = Path(root).expanduser()
     frames = sorted((base / scene).glob("*_color.jpg"))
     if not frames or not (base / "meta.json").is_file():
         problem = f"no {scene}/K_color.jpg" if not frames else "no meta.json"
-        raise _LAYOUT.error(root, problem)
-    scale, focal, center = _camera(base / "meta.json", scene)
+        raise RGBD_LAYOUT.error(root, problem)
+    camera = read_camera(base / "meta.json", scene)
+    focal, center = (camera.fx, abs(camera.fy)), (camera.cx, camera.cy)
+    if not (focal[0] > 0 and focal[1] > 0 and camera.scale > 0):
+        raise ValueError(f"{base / 'meta.json'} has an impossible camera of {scene}: {camera}")
     crops = []
     for number, image in enumerate(frames):
         if (number in TEST_FRAMES) != (split == "test"):
             continue
         size = read_image(image).shape[1:]
-        depth = image.with_name(image.name.replace("_color.jpg", "_depth.png"))
+        depth = depth_file(image)
         stride = STRIDES[split]
         for top in range(0, size[0] - SIDE + 1, stride):
             for left in range(0, size[1] - SIDE + 1, stride):
                 name = f"{scene}/{image.stem}-{top}-{left}"
-                crops.append(RgbdCrop(name, image, depth, top, left, scale, focal, center))
+                crops.append(RgbdCrop(name, image, depth, top, left, camera.scale, focal, center))
     if not crops:
-        raise _LAYOUT.error(root, f"no frame for {split} in {scene}")
+        raise RGBD_LAYOUT.error(root, f"no frame for {split} in {scene}")
     return RgbdData(f"rgbd-{scene}/{split}", tuple(crops))
 
 
-def _camera(path: Path, scene: str) -> tuple[float, tuple[float, float], tuple[float, float]]:
-    """Return units a metre, (fx, |fy|) and (cx, cy)."""
+class RgbdCamera(NamedTuple):
+    """Focal lengths and principal point in pixels, depth units a metre, poses of the frames."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    scale: float
+    poses: tuple[tuple[float, ...], ...]
+
+
+def read_camera(meta: Path, scene: str) -> RgbdCamera:
+    """Return what ``meta.json`` says of a scene; ``ValueError`` if it lacks the camera."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text())[scene]
-        camera = {name: float(record["intrinsics"][name]) for name in ("fx", "fy", "cx", "cy")}
-        scale = float(record["depth_scale"])
+        record: dict[str, Any] = json.loads(meta.read_text())[scene]
+        fx, fy, cx, cy = (float(record["intrinsics"][name]) for name in ("fx", "fy", "cx", "cy"))
+        poses = record.get("pose_tx_ty_tz_qx_qy_qz_qw", ())
+        if any(len(pose) != 7 for pose in poses):
+            raise ValueError("a pose has another number")
+        poses = tuple(tuple(map(float, pose)) for pose in poses)
+        return RgbdCamera(fx, fy, cx, cy, float(record["depth_scale"]), poses)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} says no complete camera of {scene}; expected depth_scale and intrinsics with "
-            f"fx, fy, cx, cy: {type(error).__name__} {error}"
+            f"{meta} says no complete camera of {scene}; expected depth_scale, intrinsics with "
+            f"fx, fy, cx, cy, and poses of seven numbers: {type(error).__name__} {error}"
         ) from error
-    if not (camera["fx"] > 0 and camera["fy"] and scale > 0):
-        raise ValueError(f"{path} has an impossible camera of {scene}: {camera}, scale {scale}")
-    return scale, (camera["fx"], abs(camera["fy"])), (camera["cx"], camera["cy"])
+
+
+def depth_file(image: Path) -> Path:
+    """Return the depth map of a frame ``K_color.jpg``."""
+    return image.with_name(image.name.replace("_color.jpg", "_depth.png"))

@@ -1,7 +1,7 @@
 """Words of open-vocabulary segmentation: those of MaskCLIP and ProxyCLIP, or a file's.
 
 MaskCLIP: C. Zhou et al., arXiv 2112.01071; ProxyCLIP: M. Lan et al., arXiv 2408.04883. Their
-embeddings are :mod:`upfeat.similarity.words`.
+embeddings are :mod:`upfeat.similarity.maps`.
 """
 
 import json

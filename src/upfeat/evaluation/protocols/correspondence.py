@@ -13,7 +13,7 @@ presets differ in how images are padded, features compared and errors counted:
 
 The row ``low-res`` compares on the backbone's own grid. Data: SPair-71k, PF-PASCAL, PF-WILLOW, a
 folder of one's own (``keypoints``), and ``homographies``: any folder of photographs, each paired
-with a warped copy of itself (:func:`upfeat.data.homographies.write_homographies`).
+with a warped copy of itself (:func:`upfeat.data.keypoints.write_homographies`).
 
 Legend: ``C`` feature channels, ``K`` points ``(x, y)``, ``S`` side of the square image, ``G`` side
 of its map, ``H W`` image.
@@ -33,8 +33,7 @@ from torch import Tensor
 from upfeat.backbones import Backbone
 from upfeat.data import KeypointData, KeypointFile, keypoint_folder, pf_pascal, pf_willow, spair71k
 from upfeat.data.folders import image_files
-from upfeat.data.homographies import write_homographies
-from upfeat.data.keypoints import KeypointPair, KeypointView
+from upfeat.data.keypoints import KeypointPair, KeypointView, write_homographies
 from upfeat.data.layouts import hash_files
 from upfeat.data.own import FOLDER_SET, folder_keypoints
 from upfeat.evaluation.methods import LowRes, Method

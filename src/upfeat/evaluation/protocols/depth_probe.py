@@ -1,7 +1,7 @@
 """Linear probe for depth on upsampled features: 256 bins, pseudo or metric depth.
 
 * ``jafar`` (arXiv 2506.11136): crops of 448, relative inverse depth of Depth Anything V2 Small as
-  the target (:mod:`upfeat.data.depth_teacher`), sig and gradient loss, 5 epochs of
+  the target (:mod:`upfeat.data.depth`), sig and gradient loss, 5 epochs of
   batches of 4, a cosine that advances once an iteration. The original gives images to all networks
   in [0, 1], without mean and deviation: ``normalise=False``; and its gradient loss takes
   differences between images of a batch: ``gradient="released"``. Defaults are what was meant.
@@ -42,7 +42,7 @@ from upfeat.data import (
     resize_and_crop,
     rgbd,
 )
-from upfeat.data.depth_teacher import DepthTeacher
+from upfeat.data.depth import DepthTeacher
 from upfeat.data.own import FOLDER_SET, folder_depth, own_input_size
 from upfeat.data.sets.nyuv2 import without_normals
 from upfeat.errors import UnknownNameError

@@ -27,8 +27,7 @@ from torch import Tensor
 from upfeat.backbones import Backbone
 from upfeat.data import navi, nyuv2_surfaces, rgbd
 from upfeat.data.own import FOLDER_SET
-from upfeat.data.own_surfaces import folder_surfaces
-from upfeat.data.surfaces import SurfaceData
+from upfeat.data.surfaces import SurfaceData, folder_surfaces
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import NormalMetric
 from upfeat.evaluation.metrics.regression import RECALLS

@@ -67,10 +67,11 @@ from upfeat.similarity.maps import (
     CLIP_SCALE,
     classes_of_words,
     cosine_maps,
+    embed_words,
     segment_words,
+    templates,
     word_classes,
 )
-from upfeat.similarity.words import embed_words, templates
 
 __all__ = [
     "PRESETS",

@@ -1,13 +1,15 @@
-"""The "Strided" baseline: a vision transformer whose patches overlap.
+"""Backbones of more features than a network gives by itself: the baselines of the papers.
 
-Source: the strided baseline of JAFAR (Couairon et al., 2025; patch 14, stride 6), after Amir et
-al., "Deep ViT Features as Dense Visual Descriptors", 2021. The patch embedding slides by ``stride``
-instead of by the patch, with unchanged weights; the position table is resampled to the larger grid
-(bicubic with antialias, rows of prefix tokens kept). Rotary positions follow where they are
-normalised by the grid (DINOv3, EVA-02).
+"Large Image" computes the features of an enlarged image, as reported by JAFAR (Couairon et al.,
+2025; x8 for probing, x2 for open vocabulary) and by LoftUp (Huang et al., 2025; x2 and x4).
 
-Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid, ``p`` patch, ``s``
-    stride.
+"Strided" is a vision transformer whose patches overlap, as in JAFAR (patch 14, stride 6), after
+Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021. The patch embedding slides by
+``stride`` instead of by the patch, with unchanged weights; the position table is resampled to the
+larger grid (bicubic with antialias, rows of prefix tokens kept). Rotary positions follow where they
+are normalised by the grid (DINOv3, EVA-02).
+
+Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid, ``r`` factor.
 """
 
 import copy
@@ -15,15 +17,96 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upfeat.backbones.base import Backbone
 from upfeat.errors import UnsupportedError
 
-__all__ = ["StridedBackbone", "strided"]
+__all__ = ["LargeImageBackbone", "StridedBackbone", "large_image", "strided"]
 
 
-class StridedBackbone(Backbone):
+class _Derived(Backbone):
+    """A backbone of another one's features, with another distance of theirs."""
+
+    def __init__(self, source: Backbone, suffix: str, patch_size: int | float) -> None:
+        super().__init__(
+            name=f"{source.name}+{suffix}",
+            dim=source.dim,
+            patch_size=patch_size,
+            image_mean=source.image_mean,
+            image_std=source.image_std,
+            size_multiple=source.size_multiple,
+            layer=source.layer,
+        )
+
+
+class LargeImageBackbone(_Derived):
+    """A backbone that sees the image enlarged ``factor`` times; made by :func:`large_image`."""
+
+    def __init__(self, backbone: Backbone, factor: int) -> None:
+        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
+            raise ValueError(f"factor must be a whole number of at least 2, got {factor!r}")
+        if backbone.fixed_size is not None:
+            raise ValueError(
+                f"{backbone.name} takes images of {backbone.fixed_size} only, so it cannot see an "
+                "enlarged one; choose a backbone that takes any size"
+            )
+        stride = backbone.patch_size / factor
+        whole = int(stride) if stride == int(stride) else stride
+        super().__init__(backbone, f"large{factor}", whole)
+        self.backbone = backbone
+        self.factor = factor
+        self.freeze()
+
+    def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
+        """Return the grid (h, w) of the enlarged image."""
+        return self.backbone.grid_size((image_size[0] * self.factor, image_size[1] * self.factor))
+
+    def _extract(self, image: Tensor) -> Tensor:
+        # (B, 3, H, W) -> (B, 3, r H, r W) -> (B, C, r h, r w)
+        return self.backbone(self._enlarge(image))
+
+    def _class_token(self, image: Tensor) -> Tensor:
+        return self.backbone.class_token(self._enlarge(image))
+
+    def _enlarge(self, image: Tensor) -> Tensor:
+        size = (image.shape[-2] * self.factor, image.shape[-1] * self.factor)
+        return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+
+
+def large_image(backbone: Backbone, factor: int) -> LargeImageBackbone:
+    """Return a backbone that enlarges the image bilinearly before it computes the features.
+
+    The grid is ``factor`` times larger per axis, the cost grows with ``factor ** 2`` (attention:
+    with ``factor ** 4``). The given backbone is wrapped, not copied: moving or casting one moves
+    both.
+
+    Args:
+        backbone: any backbone that takes images of any size.
+        factor: whole number, at least 2.
+
+    Returns:
+        A backbone for images of the original size. ``size_multiple`` is that of ``backbone``;
+        ``patch_size`` is the distance of two features in pixels of the original image: a whole
+        number (int) where ``factor`` divides the stride, else a fraction (float; 14 / 4 = 3.5). Use
+        ``grid_size`` for exact sizes.
+
+    Raises:
+        ValueError: ``factor`` is no whole number above 1, or the backbone takes one size only.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.backbones import create_backbone, large_image
+        >>> vit = create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+        >>> large = large_image(vit, 4)
+        >>> large(torch.rand(1, 3, 64, 48)).shape, large.patch_size
+        (torch.Size([1, 192, 16, 12]), 4)
+    """
+    return LargeImageBackbone(backbone, factor)
+
+
+class StridedBackbone(_Derived):
     """A transformer with overlapping patches; made by :func:`strided`."""
 
     def __init__(self, backbone: Backbone, stride: int) -> None:
@@ -35,15 +118,7 @@ class StridedBackbone(Backbone):
                 f"stride must be at most the patch ({patch} for {backbone.name}), got {stride}: a "
                 "larger one leaves pixels out"
             )
-        super().__init__(
-            name=f"{backbone.name}+stride{stride}",
-            dim=backbone.dim,
-            patch_size=stride,
-            image_mean=backbone.image_mean,
-            image_std=backbone.image_std,
-            size_multiple=backbone.size_multiple,
-            layer=backbone.layer,
-        )
+        super().__init__(backbone, f"stride{stride}", stride)
         self.patch = patch
         self.backbone = _with_stride(backbone, stride)
         self.freeze()
