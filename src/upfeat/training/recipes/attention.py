@@ -98,8 +98,8 @@ def jafar_small() -> TrainConfig:
     """JAFAR for the bundled encoder, on two cores.
 
     * As ``jafar_paper``: the objective, with the clamp done right.
-    * Chosen: everything else. Images of 224 pixels, random crops and mirroring because the data
-      are few, keys and queries of 64 channels, 1,000 steps with a higher learning rate that falls.
+    * Chosen: everything else. Crops of 224 pixels, keys and queries of 64 channels, a higher
+      learning rate that falls.
     """
     return small_recipe(
         UpsamplerConfig(name="jafar", config={"qk_dim": 64}),
@@ -134,7 +134,7 @@ def raysup_small() -> TrainConfig:
     """RaysUp for the bundled encoder, on two cores.
 
     * As ``raysup_paper``: architecture and objective.
-    * Chosen: as ``jafar_small``, with images of 256 pixels and a factor from [0.4, 0.5], since the
+    * Chosen: as ``jafar_small``, with crops of 256 pixels and a factor from [0.4, 0.5], since the
       small image's grid needs six cells.
     """
     return small_recipe(
@@ -174,9 +174,8 @@ def anyup_small() -> TrainConfig:
     """AnyUp trained on the bundled encoder, on two cores.
 
     * As ``anyup_paper``: objective and architecture.
-    * Chosen: everything else. The backbone's own normalisation, two crops of each image, images of
-      224 pixels, keys and queries of 64 channels, random crops and mirroring because the data are
-      few, 1,000 steps with a higher learning rate that falls.
+    * Chosen: everything else. The backbone's own normalisation, two crops of each image, keys and
+      queries of 64 channels, a higher learning rate that falls.
     """
     return small_recipe(
         UpsamplerConfig(name="anyup", config={"qk_dim": 64}),
@@ -218,8 +217,7 @@ def naf_small() -> TrainConfig:
 
     * As ``naf_paper``: objective and architecture, but windows of 7 instead of 9 cells, since the
       small image's grid has eight.
-    * Chosen: everything else. Images of 256 pixels, random crops and mirroring because the data are
-      few, 2,000 steps with a higher learning rate that falls.
+    * Chosen: everything else. 2,000 steps with a higher learning rate that falls.
     """
     return small_recipe(
         UpsamplerConfig(name="naf", config={"kernel_size": 7}),
@@ -268,8 +266,8 @@ def naf_restoration_small() -> TrainConfig:
     """NAF as a filter that removes noise from images, on two cores.
 
     * As ``naf_restoration_paper``: objective and noise.
-    * Chosen: everything else. A narrow NAF with windows of 5 pixels, random crops of 64, 500 steps
-      with a higher learning rate that falls.
+    * Chosen: everything else. A narrow NAF with windows of 5 pixels, crops of 64, 500 steps with a
+      higher learning rate that falls.
     """
     narrow = {"heads_attn": 1, "dim": 64, "kernel_size": 5}
     return small_recipe(

@@ -115,8 +115,7 @@ def loftup_stage1_small() -> TrainConfig:
 
     * As ``loftup_stage1_paper``: objective, strength, architecture.
     * Chosen: everything else. Superpixels instead of SA-1B's masks, outputs of a quarter of the
-      image's size, random crops and mirroring because the data are few, 1,000 steps with a
-      learning rate that falls.
+      image's size.
     """
     return small_recipe(
         UpsamplerConfig(name="loftup"),
@@ -138,8 +137,8 @@ def loftup_stage2_small() -> TrainConfig:
     ``upsampler.start_from=FOLDER``.
 
     * As ``loftup_stage2_paper``: objective, teacher, crops.
-    * Chosen: everything else. Images of 448 and inputs of 224 pixels, outputs of a quarter of
-      the input's size, 500 steps.
+    * Chosen: everything else. Crops of 448 and inputs of 224 pixels, outputs of a quarter of the
+      input's size, 500 steps.
     """
     return small_recipe(
         UpsamplerConfig(name="loftup", start_from="runs/loftup_stage1_small/model"),

@@ -136,7 +136,11 @@ def small_recipe(
     every: int = 250,
     **settings: Any,
 ) -> TrainConfig:
-    """What small recipes share: the bundled encoder, a cosine schedule, 1,000 steps of 4 images."""
+    """What small recipes share: the bundled encoder, and what they choose instead of the papers'.
+
+    That is a cosine schedule and 1,000 steps of 4 images, unless told otherwise. They cut random
+    mirrored crops, because the data are few.
+    """
     shared: dict[str, Any] = {
         "validation": ValidationConfig(),
         "backbones": (BUNDLED,),

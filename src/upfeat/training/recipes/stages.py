@@ -88,8 +88,7 @@ def featup_jbu_small() -> TrainConfig:
     """FeatUp's joint bilateral upsampler for the bundled encoder, on two cores.
 
     * As ``featup_jbu_paper``: objective, views' geometry, architecture, optimiser.
-    * Chosen: everything else. Two views of images of 96 pixels, random crops and mirroring because
-      the data are few, 200 steps with a learning rate that falls.
+    * Chosen: everything else. Two views of crops of 96 pixels, 200 steps.
     """
     views = FEATUP.model_copy(update={"views": 2, "max_pad": 12})
     return small_recipe(
@@ -142,8 +141,7 @@ def lift_small() -> TrainConfig:
     """LiFT for the bundled encoder, on two cores.
 
     * As ``lift_paper``: objective, architecture, optimiser.
-    * Chosen: everything else. Images of 256 pixels, random crops and mirroring because the data
-      are few, 1,000 steps with a learning rate that falls.
+    * Chosen: everything else.
     """
     return _small_doubling("lift", LIFT)
 
