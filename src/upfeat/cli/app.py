@@ -9,20 +9,16 @@ from rich.console import Console
 
 import upfeat
 from upfeat.cli.bench import bench_command
-from upfeat.cli.cache import cache_app
-from upfeat.cli.card import card_command
+from upfeat.cli.bulk import extract_command, upsample_command
 from upfeat.cli.errors import Commands
 from upfeat.cli.eval import eval_app
-from upfeat.cli.export import export_command
-from upfeat.cli.extract import extract_command
-from upfeat.cli.listing import info_command, list_command
-from upfeat.cli.page import app_command
+from upfeat.cli.listing import cache_app, info_command, list_command
 from upfeat.cli.report import report_command
 from upfeat.cli.reproduce import reproduce_command
-from upfeat.cli.segment import segment_command
+from upfeat.cli.ship import app_command, card_command, export_command
 from upfeat.cli.show import show_app
+from upfeat.cli.show.answers import segment_command
 from upfeat.cli.train import train_command
-from upfeat.cli.upsample import upsample_command
 
 app = typer.Typer(
     name="upfeat",

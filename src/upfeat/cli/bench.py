@@ -9,6 +9,7 @@ from rich.table import Table
 
 import upfeat
 from upfeat.cli.options import DeviceOption, checked_file, parse_dtype
+from upfeat.cli.output import tell
 
 if TYPE_CHECKING:
     from upfeat.evaluation.benchmark import BenchmarkRun, Measurement
@@ -59,7 +60,6 @@ def bench_command(
     for name in cases:
         if name not in known:
             raise UnknownNameError("case", name, known)
-    console = Console(stderr=True)
     report = run_benchmark(
         list(dict.fromkeys(methods)),
         growing if scaling else [known[name] for name in cases],
@@ -71,7 +71,7 @@ def bench_command(
         warmup=warmup,
         max_seconds=max_seconds,
         memory=memory,
-        on_record=lambda record: console.print(_line(record), markup=False, highlight=False),
+        on_record=lambda record: tell(_line(record)),
         out=out,
     )
     Console(width=140).print(_table(report))

@@ -85,12 +85,7 @@ def _without_types(parameters: list[Any]) -> list[Any]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn exceptions that the user can do something about into a sentence and an exit code.
-
-    Raises:
-        typer.Exit: with 2 after such an exception, 130 after Ctrl-C, 141 where the reader of the
-            output has gone (``upfeat list | head``).
-    """
+    """Turn what the user can mend into a sentence and code 2; Ctrl-C: 130, broken pipe: 141."""
     try:
         yield
     except KeyboardInterrupt:

@@ -8,7 +8,6 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
-from upfeat.cli.files import FiguresOption, TablesOption, write_figures, write_tables
 from upfeat.cli.options import (
     DEFAULT_OUT,
     UPSAMPLERS,
@@ -29,9 +27,13 @@ from upfeat.cli.options import (
     OutOption,
     SettingsOption,
     checked_folder,
+    parameter,
     parse_seeds,
     parse_settings,
+    with_parameters,
 )
+from upfeat.cli.output import progress_bar
+from upfeat.cli.report import FiguresOption, TablesOption, write_figures, write_tables
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -63,14 +65,7 @@ def eval_options() -> None:
 def load_networks(
     backbone: str, weights: Path | None, upsamplers: str, device: str
 ) -> tuple["Backbone", list["Method"]]:
-    """Load the backbone and every entry of ``--upsampler``.
-
-    Args:
-        backbone: name of it.
-        weights: file of its weights; None for the usual lookup.
-        upsamplers: entries with commas, see :func:`upfeat.evaluation.methods.load_methods`.
-        device: where they run.
-    """
+    """Load the backbone and every entry of ``--upsampler``."""
     import upfeat
     from upfeat.evaluation.methods import load_methods
 
@@ -80,13 +75,6 @@ def load_networks(
 
 def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, Any]) -> "SettingsT":
     """Return a protocol's settings; say in one sentence what is wrong with a change.
-
-    Args:
-        preset: called with the changes; without any it gives the usual settings.
-        changes: of ``--set`` and other options.
-
-    Raises:
-        ValueError: an unknown setting or an impossible value.
 
     Example:
         >>> from functools import partial
@@ -119,14 +107,7 @@ def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, A
 @contextmanager
 def show_progress() -> Iterator["OnProgress"]:
     """Show method, stage and time left while the block runs."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("reading")
         stage = ""
 
@@ -140,14 +121,7 @@ def show_progress() -> Iterator["OnProgress"]:
 
 
 def print_scores(protocol: "Protocol", results: Sequence["Result"], title: str, note: str) -> None:
-    """Print a row a method, mean and deviation over the seeds; several tables if one is too wide.
-
-    Args:
-        protocol: whose columns are printed, as far as a result has them.
-        results: of it.
-        title: above the table.
-        note: below it.
-    """
+    """Print a row a method, mean and deviation over seeds; several tables if one is too wide."""
     from upfeat.evaluation.registry import column_groups, score_digits, score_text
 
     written = dict.fromkeys(name for result in results for name in result.scores)
@@ -170,14 +144,6 @@ def print_scores(protocol: "Protocol", results: Sequence["Result"], title: str, 
 # -- one command a protocol ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Parameter:
-    """An option of a generated command: what typer reads, and its default."""
-
-    type: Any
-    default: Any = inspect.Parameter.empty
-
-
 def protocol_command(name: str, facts: Mapping[str, Any]) -> Callable[..., None]:
     """Return the function behind ``upfeat eval NAME``.
 
@@ -192,23 +158,12 @@ def protocol_command(name: str, facts: Mapping[str, Any]) -> Callable[..., None]
         >>> "split" in inspect.signature(command).parameters
         True
     """
-    parameters = _parameters(facts)
 
     def command(**given: Any) -> None:
         run_protocol(name, **given)
 
     command.__doc__ = f"{facts['summary'].rstrip('.')}; finished methods are skipped."
-    command.__annotations__ = {key: each.type for key, each in parameters.items()}
-    signature = inspect.Signature(
-        [
-            inspect.Parameter(
-                key, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
-            )
-            for key, each in parameters.items()
-        ]
-    )
-    vars(command)["__signature__"] = signature
-    return command
+    return with_parameters(command, list(_parameters(facts)))
 
 
 def kept_protocols() -> dict[str, dict[str, Any]]:
@@ -218,69 +173,53 @@ def kept_protocols() -> dict[str, dict[str, Any]]:
     return content
 
 
-def _parameters(facts: Mapping[str, Any]) -> dict[str, _Parameter]:
-    """Return the options of a protocol's command, in the order of its help."""
-    entries = f"{UPSAMPLERS}{_WEIGHTS[facts['weights']]}"
-    found = {"upsampler": _Parameter(Annotated[str, typer.Option(help=entries)])}
+def _parameters(facts: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
+    """Yield the options of a protocol's command, in the order of its help."""
+
+    def text(help: str) -> Any:
+        return Annotated[str, typer.Option(help=help)]
+
+    def optional(kind: Any, help: str, **more: Any) -> Any:
+        return Annotated[kind | None, typer.Option(help=help, **more)]
+
+    yield parameter("upsampler", text(f"{UPSAMPLERS}{_WEIGHTS[facts['weights']]}"))
     if facts["data"]:
+        own = " folder: your own data, see docs/your_data.md; or the path of an upfeat-data.yaml."
         sets = f"Data set: {', '.join(facts['data'])}."
-        if OWN in facts["data"]:
-            sets += (
-                " folder: your own data, see docs/your_data.md; or the path of an upfeat-data.yaml."
-            )
-        found["data"] = _Parameter(Annotated[str, typer.Option(help=sets)])
-        root = Annotated[
-            Path | None,
-            typer.Option(
-                help="Folder of the data set; not needed if --data is an upfeat-data.yaml."
-            ),
-        ]
-        found["root"] = _Parameter(root, None)
+        yield parameter("data", text(sets + own if OWN in facts["data"] else sets))
+        root = "Folder of the data set; not needed if --data is an upfeat-data.yaml."
+        yield parameter("root", optional(Path, root), None)
     if facts["backbone"]:
-        found["backbone"] = _Parameter(BackboneOption)
+        yield parameter("backbone", BackboneOption)
     else:
         width = (
             "Backbone: timm/NAME or upfeat/NAME; presets without one only use its feature width."
         )
-        found["backbone"] = _Parameter(Annotated[str | None, typer.Option(help=width)], None)
-    found["out"] = _Parameter(OutOption, DEFAULT_OUT)
+        yield parameter("backbone", optional(str, width), None)
+    yield parameter("out", OutOption, DEFAULT_OUT)
     if presets := facts["presets"]:
-        known = Annotated[
-            str, typer.Option(help=f"Preset of the protocol's settings: {', '.join(presets)}.")
-        ]
-        found["preset"] = _Parameter(known, presets[0])
-    found["settings"] = _Parameter(SettingsOption, None)
+        known = f"Preset of the protocol's settings: {', '.join(presets)}."
+        yield parameter("preset", text(known), presets[0])
+    yield parameter("settings", SettingsOption, None)
     if facts["seeds"]:
-        seeds = Annotated[
-            str | None, typer.Option(help="Random seeds of the heads, separated by commas: 0,1,2.")
-        ]
-        found["seeds"] = _Parameter(seeds, None)
+        seeds = "Random seeds of the heads, separated by commas: 0,1,2."
+        yield parameter("seeds", optional(str, seeds), None)
     if facts["items"]:
-        limit = Annotated[
-            int | None, typer.Option(min=1, help=f"Quick look at N {facts['items']} only.")
-        ]
-        found["limit"] = _Parameter(limit, None)
-    for option in facts["options"]:
-        kind: Any = {"text": str, "path": Path, "flag": bool}[option["kind"]]
-        flag = f"--{option['name'].replace('_', '-')}"
-        kind = kind if option["default"] is not None else kind | None
-        found[option["name"]] = _Parameter(
-            Annotated[kind, typer.Option(flag, help=option["help"])], option["default"]
+        yield parameter(
+            "limit", optional(int, f"Quick look at N {facts['items']} only.", min=1), None
         )
-    found["backbone_weights"] = _Parameter(BackboneWeightsOption, None)
-    found["tables"] = _Parameter(TablesOption, None)
-    found["figures"] = _Parameter(FiguresOption, None)
+    for each in facts["options"]:
+        kind: Any = {"text": str, "path": Path, "flag": bool}[each["kind"]]
+        flag = typer.Option(f"--{each['name'].replace('_', '-')}", help=each["help"])
+        kind = kind if each["default"] is not None else kind | None
+        yield parameter(each["name"], Annotated[kind, flag], each["default"])
+    yield parameter("backbone_weights", BackboneWeightsOption, None)
+    yield parameter("tables", TablesOption, None)
+    yield parameter("figures", FiguresOption, None)
     if facts["data"]:
-        cache = Annotated[
-            Path | None,
-            typer.Option(
-                callback=checked_folder,
-                help="Folder to cache features in. Default: upfeat's cache.",
-            ),
-        ]
-        found["cache"] = _Parameter(cache, None)
-    found["device"] = _Parameter(DeviceOption, "auto")
-    return found
+        cache = "Folder to cache features in. Default: upfeat's cache."
+        yield parameter("cache", optional(Path, cache, callback=checked_folder), None)
+    yield parameter("device", DeviceOption, "auto")
 
 
 def run_protocol(
@@ -302,30 +241,7 @@ def run_protocol(
     figures: Path | None = None,
     **options: Any,
 ) -> None:
-    """Run a protocol and print its scores.
-
-    Args:
-        name: of the protocol.
-        upsampler: entries with commas between them.
-        out: folder of the results.
-        device: where everything runs.
-        data: name of the set.
-        root: folder of it; None for a card, which names its own.
-        backbone: name of it.
-        preset: of the settings.
-        settings: changes of them, ``name=value``.
-        seeds: with commas between them; None for the preset's.
-        limit: at most so many images or videos.
-        backbone_weights: file of its weights; None for the usual lookup.
-        cache: folder of features; None for upfeat's.
-        tables: folder of the tables as Markdown, CSV and LaTeX; None writes none.
-        figures: folder of the pictures as PNG and PDF; None writes none.
-        **options: of the protocol itself.
-
-    Raises:
-        ValueError: something named is unknown or does not fit.
-        typer.Exit: with 1, a method without any result.
-    """
+    """Run a protocol and print its scores."""
     from upfeat.checkpoints import cache_dir
     from upfeat.data.own import set_name
     from upfeat.evaluation.methods import load_methods
@@ -341,10 +257,8 @@ def run_protocol(
         fixed = {"reader": OWN} | protocol.own_settings(preset, place)
     config = checked_settings(partial(protocol.settings, preset, shown, **fixed), changes)
     request = Request(reader, place, cache or cache_dir() / "eval", device, options)
-    network = None
-    if backbone is not None:
-        network = _build(protocol, backbone, backbone_weights).to(device)
-    features = network or _width(protocol, config)
+    network = _backbone(protocol, backbone, backbone_weights, device)
+    features = network or protocol.width(config)  # type: ignore[misc]
     methods = load_methods(upsampler, features, weights=protocol.weights, device=device)
     inputs = protocol.inputs(request)
     with show_progress() as show:
@@ -385,6 +299,21 @@ def _place(protocol: "Protocol", data: str | None, root: Path | None) -> tuple[P
     return root, data
 
 
+def _backbone(
+    protocol: "Protocol", name: str | None, weights: Path | None, device: str
+) -> "Backbone | None":
+    """Build the network that is named; None where the protocol needs the channels alone."""
+    import upfeat
+
+    if name is None:
+        if protocol.width is None:
+            raise ValueError(f"{protocol.name} needs a backbone; name one with --backbone")
+        return None
+    if protocol.backbone is not None:
+        return protocol.backbone(name, weights).to(device)
+    return upfeat.create_backbone(name, weights=weights).to(device)
+
+
 def _written(
     results: Sequence["Result"], out: Path, tables: Path | None, figures: Path | None
 ) -> list[Path]:
@@ -408,21 +337,6 @@ def _written(
     if not panels:
         typer.echo("no figures: this protocol or preset leaves no pictures", err=True)
     return files + write_figures(figures, panel_scenes(panels))
-
-
-def _build(protocol: "Protocol", name: str, weights: Path | None) -> "Backbone":
-    import upfeat
-
-    if protocol.backbone is not None:
-        return protocol.backbone(name, weights)
-    return upfeat.create_backbone(name, weights=weights)
-
-
-def _width(protocol: "Protocol", config: "BaseModel") -> int:
-    """Return the channels of the features where no backbone is named."""
-    if protocol.width is None:
-        raise ValueError(f"{protocol.name} needs a backbone; name one with --backbone")
-    return protocol.width(config)
 
 
 def _print_notes(results: Sequence["Result"]) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn, TimeRemainingColumn
+
+from upfeat.cli.output import progress_bar
 
 if TYPE_CHECKING:
     from upfeat.data import Film
@@ -82,21 +83,14 @@ def upsample_film(
     """Make the films of one input, with a progress bar, and print where they are."""
     from upfeat.viz import make_film
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed} frames"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(TextColumn("{task.completed} frames"), TimeRemainingColumn()) as progress:
         task = progress.add_task(film.name, total=film.length())
 
         def show(number: int, encoded: "Encoded") -> None:
             progress.update(task, completed=number)
 
         if film.endless and film.limit is None:
-            console.print("recording; Ctrl-C ends the film", highlight=False)
+            progress.console.print("recording; Ctrl-C ends the film", highlight=False)
         result = make_film(
             film,
             pipe,

@@ -1,10 +1,12 @@
-"""``upfeat list`` and ``upfeat info``."""
+"""``upfeat list``, ``upfeat info`` and ``upfeat cache``: what there is, published and on disk."""
 
 import difflib
 import fnmatch
 import json
+import shutil
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import upfeat
-from upfeat.cli.output import TableColumn, print_table
+from upfeat.cli.output import TableColumn, print_table, size_text
 
 _ABILITIES = {
     "any size": "any_size",
@@ -111,27 +113,23 @@ def _print_methods(methods: dict[str, dict[str, Any]]) -> None:
         marks = ["yes" if flag else "-" for flag in flags]
         weights, year = str(len(method["weights"]) or "-"), str(method["year"] or "-")
         rows.append([name, *marks, weights, year, method["summary"]])
-    print_table([*map(TableColumn, heads), TableColumn("summary", prose=True)], rows)
+    print_table([*heads, TableColumn("summary", prose=True)], rows)
 
 
 def _print_wrappers(names: list[str]) -> None:
-    columns = [
-        TableColumn("name"),
-        TableColumn("call"),
-        *(TableColumn(h, True) for h in ("used by", "summary")),
-    ]
+    prose = [TableColumn(head, prose=True) for head in ("used by", "summary")]
     facts = [(name, _BACKBONE_SIDE[name]) for name in names]
     rows = [[name, fact["call"], fact["used by"], fact["summary"]] for name, fact in facts]
-    print_table(columns, rows, title="\nbackbone-side")
+    print_table(["name", "call", *prose], rows, title="\nbackbone-side")
 
 
 def _print_weights(weights: dict[str, dict[str, Any]]) -> None:
-    columns = [TableColumn("name"), TableColumn("channels"), TableColumn("backbone", prose=True)]
+    prose = [TableColumn(head, prose=True) for head in ("backbone", "licence")]
     rows = []
     for name, record in weights.items():
         width = str(record["channels"] or "any")
         rows.append([name, width, record["backbone"], record["licence"], record["file"]])
-    print_table([*columns, TableColumn("licence", prose=True), TableColumn("file")], rows)
+    print_table(["name", "channels", *prose, "file"], rows)
 
 
 def info_command(
@@ -268,3 +266,91 @@ def _licences(name: str, field: str) -> str:
 
 def _numbers(values: tuple[float, ...] | None) -> str:
     return "as the backbone" if values is None else ", ".join(f"{v:g}" for v in values)
+
+
+# -- the cache -------------------------------------------------------------------------------------
+
+WEIGHTS, EVALUATION, OTHER = "weights", "features and probes of upfeat eval", "not upfeat's"
+
+cache_app = typer.Typer(
+    help="List or remove what upfeat keeps: downloaded weights, features of probes.",
+    no_args_is_help=True,
+)
+
+
+@cache_app.command("list")
+def cache_list_command() -> None:
+    """List the contents of the cache, with sizes."""
+    folder, entries = _cache()
+    if not entries:
+        typer.echo(f"{folder} is empty")
+        return
+    rows = [[path.name, _kind(path), size_text(_size(path))] for path in entries]
+    print_table(["name", "what", "size"], rows)
+    typer.echo(f"{size_text(sum(map(_size, entries)))} in {folder}")
+
+
+@cache_app.command("clean")
+def cache_clean_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Entries to remove, named as in upfeat cache list.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Remove everything, including downloaded weights.")
+    ] = False,
+) -> None:
+    """Remove cached features; downloaded weights only with --all or by name."""
+    folder, found = _cache()
+    entries = {path.name: path for path in found}
+    if names:
+        chosen = [_cached(name, entries) for name in names]
+    else:
+        unwanted = (EVALUATION, WEIGHTS) if everything else (EVALUATION,)
+        chosen = [path for path in entries.values() if _kind(path) in unwanted]
+    freed = sum(map(_size, chosen))
+    for path in chosen:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    typer.echo(f"{len(chosen)} removed from {folder}, {size_text(freed)} free again")
+    kept = [path for path in _cache()[1] if _kind(path) == WEIGHTS]
+    if kept and not names:
+        typer.echo(f"{len(kept)} with weights kept; --all removes them, too")
+
+
+def _cache() -> tuple[Path, list[Path]]:
+    """Return the folder of the cache and its entries."""
+    from upfeat.checkpoints import cache_dir
+
+    folder = cache_dir().expanduser()
+    return folder, sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _cached(name: str, entries: dict[str, Path]) -> Path:
+    from upfeat.errors import UnknownNameError
+
+    if name not in entries:
+        raise UnknownNameError("entry of the cache", name, entries)
+    if _kind(entries[name]) == OTHER:
+        raise ValueError(f"{entries[name]} was not put there by upfeat; remove it yourself")
+    return entries[name]
+
+
+def _kind(path: Path) -> str:
+    """Say what an entry is; weights are files, or folders of nothing else."""
+    from upfeat.checkpoints import SUFFIXES
+
+    if path.name == "eval" and path.is_dir():
+        return EVALUATION
+    files = _cached_files(path)
+    return WEIGHTS if files and all(each.name.endswith(SUFFIXES) for each in files) else OTHER
+
+
+def _cached_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+
+
+def _size(path: Path) -> int:
+    """Return bytes of a file, or of all files in a folder."""
+    return sum(each.stat().st_size for each in _cached_files(path))

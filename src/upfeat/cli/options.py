@@ -4,13 +4,12 @@ What an option names is checked before a command begins any work.
 """
 
 import dataclasses
-import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -27,16 +26,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def checked_device(param: typer.CallbackParam, value: str | None) -> str | None:
-    """Return the device of an option, if this machine can compute on it.
-
-    Args:
-        param: the option, for the message.
-        value: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, …; ``auto`` is a GPU if there is one,
-            None stays None.
-
-    Raises:
-        ValueError: no device of that name, or none that works here.
-    """
+    """Return the device of an option, if this machine can compute on it; ``auto`` prefers a GPU."""
     if value is None or value == "cpu":
         return value
     import torch
@@ -53,19 +43,13 @@ def checked_device(param: typer.CallbackParam, value: str | None) -> str | None:
     try:
         torch.ones(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        found += ["mps"] if torch.backends.mps.is_available() else []
         raise ValueError(
             f"{_name(param)} {value}: PyTorch cannot compute on that here, it finds "
-            f"{', '.join(_devices())}; name one of them"
+            f"{', '.join(found)}; name one of them"
         ) from error
     return value
-
-
-def _devices() -> list[str]:
-    """Return the names of the devices of this machine."""
-    import torch
-
-    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
 def checked_folder(param: typer.CallbackParam, value: Path | None) -> Path | None:
@@ -76,11 +60,7 @@ def checked_folder(param: typer.CallbackParam, value: Path | None) -> Path | Non
 
 
 def checked_file(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """Return the file of an option, if it can be written.
-
-    Raises:
-        ValueError: it is a folder, or its folder cannot be written into.
-    """
+    """Return the file of an option, if it can be written."""
     if value is None:
         return None
     if value.is_dir():
@@ -100,13 +80,6 @@ def checked_picture_place(param: typer.CallbackParam, value: Path) -> Path:
 
 def check_folder(folder: Path, what: str) -> None:
     """Raise unless files can be written into a folder, which need not exist yet.
-
-    Args:
-        folder: of results.
-        what: the option that named it.
-
-    Raises:
-        ValueError: a file lies in its place or above it, or it is read-only.
 
     Example:
         >>> from pathlib import Path
@@ -135,20 +108,11 @@ def _name(param: typer.CallbackParam) -> str:
 def _limit_pixels(context: typer.Context, max_pixels: int | None) -> int | None:
     """Set Pillow's limit while the command runs: some formats know no other."""
     if max_pixels is not None:
-        context.with_resource(_pixel_limit(max_pixels))
+        from PIL import Image
+
+        context.call_on_close(partial(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS))
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # it warns from there and refuses twice that
     return max_pixels
-
-
-@contextmanager
-def _pixel_limit(max_pixels: int) -> Iterator[None]:
-    from PIL import Image
-
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # it warns from there and refuses twice that
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 # -- types ---------------------------------------------------------------------------------------
@@ -157,6 +121,15 @@ PathsArgument = Annotated[list[str], typer.Argument(help="Images, folders or glo
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", callback=checked_folder, help="Folder of the results.")
 ]
+PhotoArgument = Annotated[Path, typer.Argument(help="The image.")]
+AtOption = Annotated[
+    list[str],
+    typer.Option(
+        help="The pixel: ROW,COL of the photo, or fractions of its height and width such as "
+        "0.4,0.55; repeat for several."
+    ),
+]
+SideOption = Annotated[int, typer.Option(min=64, help="Longer side of each picture in pixels.")]
 PictureOutOption = Annotated[
     Path,
     typer.Option(
@@ -256,16 +229,8 @@ class NetworkOptions:
     device: DeviceOption = "auto"
     max_pixels: MaxPixelsOption = None
 
-    def check(self) -> None:
-        """Refuse values that cannot be read, before any work.
-
-        Raises:
-            ValueError: one sentence that names the option.
-        """
-        self.pipeline_arguments()
-
     def pipeline_arguments(self) -> dict[str, Any]:
-        """Return the arguments of a pipeline beside its networks."""
+        """Return the arguments of a pipeline beside its networks; refuse what cannot be read."""
         import torch
 
         if self.fit not in ("pad", "resize"):
@@ -346,9 +311,6 @@ class PipelineOptions(PhotoOptions, MethodOptions):
 def with_fields(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command whose parameters that are dataclasses of options are spread into fields.
 
-    Args:
-        command: a function with annotations; typer reads the signature of what is returned.
-
     Example:
         >>> import inspect
         >>> from upfeat.cli.options import PhotoOptions, with_fields
@@ -357,44 +319,48 @@ def with_fields(command: Callable[..., None]) -> Callable[..., None]:
         >>> names[0], names[-1]
         ('paths', 'jobs')
     """
-    given = inspect.signature(command, eval_str=True).parameters
-    groups = {name: one.annotation for name, one in given.items() if _is_group(one)}
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for one in given.values()
-        for parameter in (_fields_of(one.annotation) if one.name in groups else [one])
-    ]
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for one in inspect.signature(command, eval_str=True).parameters.values():
+        if dataclasses.is_dataclass(one.annotation):
+            groups[one.name] = one.annotation
+        parameters += _fields_of(one.annotation) if one.name in groups else [one]
 
-    @functools.wraps(command)
     def spread(**values: Any) -> None:
         joined = {
-            name: group(**{each.name: values.pop(each.name) for each in dataclasses.fields(group)})
+            name: group(**{each.name: values.pop(each.name) for each in _fields_of(group)})
             for name, group in groups.items()
         }
         command(**joined, **values)
 
-    del spread.__wrapped__
-    spread.__annotations__ = {each.name: each.annotation for each in parameters}
-    vars(spread)["__signature__"] = inspect.Signature(parameters)
-    return spread
+    spread.__doc__ = command.__doc__
+    return with_parameters(spread, parameters)
 
 
-def _is_group(parameter: inspect.Parameter) -> bool:
-    return isinstance(parameter.annotation, type) and dataclasses.is_dataclass(parameter.annotation)
+def with_parameters(
+    command: Callable[..., None], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give a command, which takes any keywords, the parameters that typer reads."""
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    command.__annotations__ = {each.name: each.annotation for each in keywords}
+    vars(command)["__signature__"] = inspect.Signature(keywords)
+    return command
 
 
-def _fields_of(group: type) -> list[inspect.Parameter]:
+def _fields_of(group: Any) -> list[inspect.Parameter]:
     """Return the fields of a dataclass of options as parameters of a function."""
     hints = get_type_hints(group, include_extras=True)
+    given = [(each.name, each.default) for each in dataclasses.fields(group)]
+    empty = inspect.Parameter.empty
     return [
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if each.default is MISSING else each.default,
-            annotation=hints[each.name],
-        )
-        for each in dataclasses.fields(group)
+        parameter(name, hints[name], empty if default is MISSING else default)
+        for name, default in given
     ]
+
+
+def parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    """Return a parameter of a command: its name, its annotated type and its default."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 # -- values --------------------------------------------------------------------------------------

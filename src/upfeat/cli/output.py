@@ -1,7 +1,8 @@
-"""What commands print and write: tables of any width, and pictures with the JSON beside them."""
+"""What commands print and write: tables, progress bars, pictures with the JSON beside them."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -17,17 +19,6 @@ if TYPE_CHECKING:
 
     from upfeat.pipeline import Encoded
     from upfeat.viz import PCABasis
-
-__all__ = [
-    "Colors",
-    "TableColumn",
-    "answer_places",
-    "check_pictures",
-    "draw_each",
-    "picture_places",
-    "print_table",
-    "save_picture",
-]
 
 _PROSE_WIDTH = 30  # a column of prose narrower than this is not worth reading
 _HEAD_WIDTH = 7  # heads are broken between words to about this, where room is scarce
@@ -42,41 +33,43 @@ class TableColumn:
 
 
 def print_table(
-    columns: Sequence[TableColumn],
+    columns: Sequence[TableColumn | str],
     rows: Sequence[Sequence[str]],
     *,
     title: str | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print rows under their columns; no cell is ever cut, and only prose is wrapped.
+    """Print rows under their columns, the most important first; only prose is ever wrapped.
 
-    In a terminal, columns that do not fit are left out from the right, and a line says which;
-    the first one stays in any case. Elsewhere every row is one line, its cells two spaces apart or
-    more, so that other programs can read it.
-
-    Args:
-        columns: in order of importance.
-        rows: a text for each column.
-        title: a line above.
-        console: where to; default standard output.
+    In a terminal, columns that do not fit are left out from the right, and a line names them.
+    Elsewhere every row is one line, its cells two spaces apart or more, for other programs.
 
     Example:
-        >>> from upfeat.cli.output import TableColumn, print_table
-        >>> print_table([TableColumn("name"), TableColumn("year")], [["jafar", "2025"]])
+        >>> from upfeat.cli.output import print_table
+        >>> print_table(["name", "year"], [["jafar", "2025"]])
         name   year
         jafar  2025
     """
     console = console or Console()
+    named = [TableColumn(each) if isinstance(each, str) else each for each in columns]
+    plain = [column.head for column in named]
     if title is not None:
         typer.echo(title)
     if not console.is_terminal:
-        for line in _plain([[column.head for column in columns], *rows]):
-            typer.echo(line)
+        widths = [max(map(len, cells)) for cells in zip(plain, *rows, strict=True)]
+        for row in (plain, *rows):
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            typer.echo("  ".join(cells).rstrip())
         return
-    heads, shown = _fit(columns, rows, console.width)
+    heads, shown = plain, _shown(named, plain, rows, console.width)
+    if len(shown) < len(named):  # heads broken between words leave more room
+        heads = [
+            "\n".join(textwrap.wrap(head, _HEAD_WIDTH, break_long_words=False)) for head in plain
+        ]
+        shown = _shown(named, heads, rows, console.width)
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for index in shown:
-        prose = columns[index].prose
+        prose = named[index].prose
         width = None if prose else max(map(len, _column(heads, rows, index)))
         table.add_column(heads[index], width=width, no_wrap=not prose, overflow="fold")
     for row in rows:
@@ -85,33 +78,14 @@ def print_table(
         console.print(table)
     else:  # possibly wider than the terminal, which rich would cut
         typer.echo("\n".join(_column(heads, rows, 0)))
-    if left := [column.head for index, column in enumerate(columns) if index not in shown]:
+    if left := [head for index, head in enumerate(plain) if index not in shown]:
         typer.echo(f"not shown for want of room: {', '.join(left)}; see 'upfeat info NAME'")
-
-
-def _plain(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def _fit(
-    columns: Sequence[TableColumn], rows: Sequence[Sequence[str]], room: int
-) -> tuple[list[str], list[int]]:
-    """Return the heads, broken where that helps, and the columns that fit from the left."""
-    plain = [column.head for column in columns]
-    shown = _shown(columns, plain, rows, room)
-    if len(shown) == len(columns):
-        return plain, shown
-    broken = ["\n".join(textwrap.wrap(head, _HEAD_WIDTH, break_long_words=False)) for head in plain]
-    return broken, _shown(columns, broken, rows, room)
 
 
 def _shown(
     columns: Sequence[TableColumn], heads: Sequence[str], rows: Sequence[Sequence[str]], room: int
 ) -> list[int]:
+    """Return the columns that fit, from the left; the first one in any case."""
     shown, used = [0], max(map(len, _column(heads, rows, 0))) + 2
     for index in range(1, len(columns)):
         wide = max(map(len, _column(heads, rows, index)))
@@ -128,19 +102,56 @@ def _column(heads: Sequence[str], rows: Sequence[Sequence[str]], index: int) -> 
     return [*heads[index].splitlines(), *(row[index] for row in rows)]
 
 
+def tell(text: str) -> None:
+    """Print a line to standard error, as it is."""
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(
+    *columns: ProgressColumn, console: Console | None = None, hidden: bool = False
+) -> Iterator[Progress]:
+    """Show a description, a bar and the columns on standard error, if that is a terminal."""
+    console = console or Console(stderr=True)
+    hidden = hidden or not console.is_terminal
+    first = TextColumn("{task.description}"), BarColumn()
+    with Progress(*first, *columns, console=console, disable=hidden) as progress:
+        yield progress
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes with three digits.
+
+    Example:
+        >>> from upfeat.cli.output import size_text
+        >>> size_text(78_643_200)
+        '78.6 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as people write it.
+
+    Example:
+        >>> from upfeat.cli.output import duration_text
+        >>> duration_text(42.4), duration_text(600), duration_text(9000)
+        ('42 s', '10.0 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 # -- pictures ------------------------------------------------------------------------------------
 
 
 def check_pictures(pictures: Iterable[Path], maker: str) -> None:
-    """Refuse, before any work, pictures that would replace somebody else's files.
-
-    Args:
-        pictures: their paths, with ``.png``.
-        maker: the command.
-
-    Raises:
-        ForeignFileError: such a picture, or the JSON beside it, was not written by this command.
-    """
+    """Refuse, before any work, pictures that would replace somebody else's files."""
     from upfeat._files import OwnFolders
 
     own = OwnFolders()
@@ -151,15 +162,6 @@ def check_pictures(pictures: Iterable[Path], maker: str) -> None:
 
 def save_picture(path: Path, picture: "Image.Image | Tensor", record: str, maker: str) -> None:
     """Write a picture and its record, and print where.
-
-    Args:
-        path: of the picture, with ``.png``.
-        picture: a PIL image, or (3, H, W) uint8.
-        record: JSON.
-        maker: as in :func:`check_pictures`.
-
-    Raises:
-        ForeignFileError: as in :func:`check_pictures`.
 
     Example:
         >>> import contextlib, io, pathlib, tempfile, torch
@@ -183,11 +185,6 @@ def save_picture(path: Path, picture: "Image.Image | Tensor", record: str, maker
 def picture_places(names: Sequence[Path], out: Path, ending: str) -> list[Path]:
     """Return where pictures go: all with one ending, repeated until it makes no image's name.
 
-    Args:
-        names: of the images, relative, without suffix.
-        out: folder of the results.
-        ending: such as ``_pca``.
-
     Example:
         >>> from pathlib import Path
         >>> from upfeat.cli.output import picture_places
@@ -202,13 +199,6 @@ def picture_places(names: Sequence[Path], out: Path, ending: str) -> list[Path]:
 
 def answer_places(out: Path, names: Sequence[str]) -> list[Path]:
     """Return where the pictures of a command go: into a folder, or one where ``out`` says.
-
-    Args:
-        out: a folder, or a file ending in ``.png``.
-        names: of the pictures, with ``.png``.
-
-    Raises:
-        ValueError: one file is named for several pictures.
 
     Example:
         >>> from pathlib import Path
@@ -230,16 +220,7 @@ def draw_each(
     places: Sequence[Path],
     draw: "Callable[[Tensor, Path, Path], None]",
 ) -> None:
-    """Draw every image that can be read; name the others.
-
-    Args:
-        files: images and the relative names of their results.
-        places: of the pictures.
-        draw: called with the pixels (3, H, W) in [0, 1], the image's and the picture's path.
-
-    Raises:
-        typer.Exit: with 1, an image could not be read; the others have their pictures.
-    """
+    """Draw every image that can be read; name the others."""
     from upfeat.data import read_image
 
     failed = False
@@ -248,9 +229,7 @@ def draw_each(
             pixels = read_image(source)
         except Exception as error:  # noqa: BLE001  (readers raise anything; the others go on)
             failed = True
-            text = f"failed: {source}: {type(error).__name__}: {error}"
-            console = Console(stderr=True)
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            tell(f"failed: {source}: {type(error).__name__}: {error}")
             continue
         draw(pixels, source, place)
     if failed:

@@ -1,13 +1,14 @@
-"""``upfeat report``: results and pictures on one page."""
+"""``upfeat report``: results and pictures on one page; tables and figures as files for a paper."""
 
+import io
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upfeat.cli.files import MAKER, FiguresOption, TablesOption, write_figures, write_tables
 from upfeat.cli.options import (
     DEFAULT_BACKBONE,
     DEFAULT_UPSAMPLER,
@@ -19,11 +20,33 @@ from upfeat.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from upfeat.evaluation.report import Scene
+    from PIL import Image
+
+    from upfeat.evaluation.report import PictureGroup, Scene
+    from upfeat.evaluation.tables import Table
     from upfeat.viz import Comparison
 
+MAKER = "upfeat report"
+SIDE = 448  # longer side of a picture of a figure, in pixels
+DPI = 300
 PAGE = "index.html"
 REMARKS = "remarks.md"
+
+TablesOption = Annotated[
+    Path | None,
+    typer.Option(
+        callback=checked_folder,
+        help="Write each table to this folder as Markdown, CSV and LaTeX (booktabs), with the IoU "
+        "of each class where there is one.",
+    ),
+]
+FiguresOption = Annotated[
+    Path | None,
+    typer.Option(
+        callback=checked_folder,
+        help="Write each image's pictures, side by side, to this folder as PNG and PDF.",
+    ),
+]
 
 
 def report_command(
@@ -149,12 +172,7 @@ def _feature_scenes(
 
 
 def comparison_scene(title: str, comparison: "Comparison") -> "Scene":
-    """Return a scene of feature pictures that share one PCA basis.
-
-    Args:
-        title: of the scene.
-        comparison: of :func:`upfeat.viz.compare_upsamplers`.
-    """
+    """Return a scene of feature pictures that share one PCA basis."""
     from upfeat.evaluation.report import Picture, PictureGroup, Scene
     from upfeat.evaluation.tables.panels import covered_part, png_bytes
 
@@ -179,3 +197,67 @@ def comparison_scene(title: str, comparison: "Comparison") -> "Scene":
     right = 3 if len(pictures) > 3 else -1
     group = PictureGroup("features, one PCA basis for all", tuple(pictures), left=1, right=right)
     return Scene(title, comparison.output_size, (group,), remark)
+
+
+# -- tables and figures ---------------------------------------------------------------------------
+
+
+def write_tables(folder: Path, tables: "Sequence[Table]") -> list[Path]:
+    """Write tables into a folder as Markdown, CSV and LaTeX."""
+    from upfeat.evaluation.tables.grid import table_files
+
+    texts = table_files(tables)
+    return _write(folder, {name: text.encode() for name, text in texts.items()})
+
+
+def write_figures(folder: Path, scenes: "Iterable[Scene]") -> list[Path]:
+    """Write the pictures of scenes, side by side under their names, as PNG and PDF."""
+    content: dict[str, bytes] = {}
+    for scene in scenes:
+        for group in scene.groups:
+            figure = draw_figure(scene, group)
+            stem = "--".join(_slug(text) for text in (scene.title, group.title.partition(",")[0]))
+            content[f"{stem}.png"] = _encoded(figure, "PNG", optimize=True)
+            content[f"{stem}.pdf"] = _encoded(figure, "PDF", resolution=DPI, quality=95)
+    return _write(folder, content)
+
+
+def draw_figure(scene: "Scene", group: "PictureGroup") -> "Image.Image":
+    """Return the pictures of a group in rows of at most five, with the classes below."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from upfeat.viz.panel import PanelPicture, draw_grid, with_legend
+
+    cells = []
+    for picture in group.pictures:
+        pixels = np.array(Image.open(io.BytesIO(picture.png)).convert("RGB"))
+        colors = torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+        caption = f"{picture.label} ({picture.note})" if picture.note else picture.label
+        cells.append(PanelPicture(colors, caption, picture.blocks))
+    legend = group.legend
+    notes = [f"{legend.low} (dark) to {legend.high} (light)"] if legend.low or legend.high else []
+    grid = draw_grid(cells, scene.size, SIDE, columns=min(5, len(cells)), notes=notes)
+    return with_legend(grid, legend.classes) if legend.classes else grid
+
+
+def _encoded(figure: "Image.Image", kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    figure.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text.replace(" · ", "--")).strip("-.")
+
+
+def _write(folder: Path, content: Mapping[str, bytes]) -> list[Path]:
+    from upfeat._files import OwnFiles
+
+    own = OwnFiles(folder)
+    for name in content:
+        own.check(name, MAKER)
+    for name, data in content.items():
+        own.write(name, data, MAKER)
+    return [folder / name for name in content]

@@ -8,7 +8,13 @@ import typer
 from rich.console import Console
 
 from upfeat.cli.errors import INTERRUPTED
-from upfeat.cli.options import check_folder, checked_device, checked_folder
+from upfeat.cli.options import (
+    BackboneWeightsOption,
+    check_folder,
+    checked_device,
+    checked_folder,
+)
+from upfeat.cli.output import duration_text
 
 if TYPE_CHECKING:
     from upfeat.training import Callback, CostEstimate, TrainConfig, Trainer, TrainResult
@@ -40,9 +46,7 @@ def train_command(
             "upsampler. Default: the recipe's."
         ),
     ] = None,
-    backbone_weights: Annotated[
-        Path | None, typer.Option(help="Weight file of the backbone.")
-    ] = None,
+    backbone_weights: BackboneWeightsOption = None,
     val: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,7 +133,7 @@ def _train(
     probe: Path | None,
 ) -> None:
     """Show what will run, then run it."""
-    from upfeat.cli.train_watch import Panels, Probe, progress_bar
+    from upfeat.cli.train_watch import Panels, Probe, training_bar
     from upfeat.training import Trainer, is_main_process, measure_cost, pick_device
     from upfeat.training.run_folder import check_run_folder
 
@@ -154,7 +158,7 @@ def _train(
         return
     trainer = Trainer(config, folder, callbacks=callbacks)
     try:
-        with progress_bar(config, console) as bar:
+        with training_bar(config, console) as bar:
             trainer.callbacks += (bar,)
             result = trainer.fit(resume=resume)
     except KeyboardInterrupt:
@@ -278,7 +282,7 @@ def _print_summary(config: "TrainConfig", folder: Path, cost: "CostEstimate") ->
         "run": f"{config.steps} steps of {config.batch_size} images, {config.optimizer.name}, "
         f"learning rate {config.optimizer.lr:g} ({config.schedule.name}), {config.precision}, "
         f"{cost.device}",
-        "cost": f"{cost.step_seconds:.3g} s a step, {_duration(cost.seconds)} in all "
+        "cost": f"{cost.step_seconds:.3g} s a step, {duration_text(cost.seconds)} in all "
         f"({config.batch_size / cost.step_seconds:.3g} images/s), peak {kind} "
         f"{cost.peak_bytes / 1e9:.2f} GB; estimated by two real steps on {cost.device} of which "
         "the second was timed",
@@ -296,11 +300,5 @@ def _print_result(trainer: "Trainer", result: "TrainResult") -> None:
     validation = f" (validation {rows[-1]['loss']:.5g})" if rows else ""
     typer.echo(
         f"loss {result.loss:.5g}{validation} after {trainer.config.steps} steps, "
-        f"{_duration(result.seconds)}; model in {result.model}"
+        f"{duration_text(result.seconds)}; model in {result.model}"
     )
-
-
-def _duration(seconds: float) -> str:
-    from upfeat.cli.train_watch import duration
-
-    return duration(seconds)

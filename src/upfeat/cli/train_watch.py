@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 
 from upfeat._files import OwnFiles
+from upfeat.cli.output import duration_text, progress_bar
 from upfeat.errors import ForeignFileError
 from upfeat.pipeline import Pipeline
 from upfeat.training import Callback, CsvLog, StepReport, TrainConfig, Trainer, is_main_process
@@ -27,16 +28,10 @@ PROBE = {"steps": 300, "seeds": (0,), "pixels_per_image": 512, "limit": 50}
 
 
 @contextmanager
-def progress_bar(config: TrainConfig, console: Console) -> Iterator[Callback]:
+def training_bar(config: TrainConfig, console: Console) -> Iterator[Callback]:
     """Show steps, loss, images/s and time left while the block runs, and the validation losses."""
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-    )
-    hidden = not (console.is_terminal and is_main_process())
-    with Progress(*columns, console=console, disable=hidden) as progress:
+    columns = MofNCompleteColumn(), TextColumn("{task.fields[numbers]}")
+    with progress_bar(*columns, console=console, hidden=not is_main_process()) as progress:
         task = progress.add_task("training", total=config.steps, numbers="")
 
         class Bar(Callback):
@@ -46,7 +41,7 @@ def progress_bar(config: TrainConfig, console: Console) -> Iterator[Callback]:
             def on_step(self, trainer: Trainer, report: StepReport) -> None:
                 numbers = (
                     f"loss {report.numbers['loss']:.4g}, {report.images_per_second:.3g} images/s, "
-                    f"{duration(report.seconds_left)} left"
+                    f"{duration_text(report.seconds_left)} left"
                 )
                 progress.update(task, completed=report.step, numbers=numbers)
 
@@ -57,19 +52,6 @@ def progress_bar(config: TrainConfig, console: Console) -> Iterator[Callback]:
                 console.print(text, highlight=False)
 
         yield Bar()
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as people do.
-
-    Example:
-        >>> from upfeat.cli.train_watch import duration
-        >>> duration(42.4), duration(600), duration(9000)
-        ('42 s', '10.0 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Panels(Callback):

@@ -2,9 +2,8 @@
 
 import typer
 
-from upfeat.cli.show.attention import attention_command
+from upfeat.cli.show.answers import attention_command, similarity_command
 from upfeat.cli.show.features import compare_command, pca_command
-from upfeat.cli.show.similarity import similarity_command
 from upfeat.cli.show.targets import targets_command
 
 show_app = typer.Typer(

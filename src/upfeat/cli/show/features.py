@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 
 from upfeat.cli.options import PhotoOptions, PipelineOptions, with_fields
 from upfeat.cli.output import (
@@ -18,6 +17,7 @@ from upfeat.cli.output import (
     picture_places,
     print_table,
     save_picture,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 
     from upfeat.viz import Comparison
 
-__all__ = ["compare_command", "pca_command"]
-
 
 @with_fields
 def pca_command(options: PipelineOptions) -> None:
     """Draw image, low-resolution and upsampled features in one PCA basis, for each image."""
     from upfeat.viz import pca_picture
 
-    options.check()
+    options.pipeline_arguments()
     maker = "upfeat show pca"
     files, places = _pictures(options, "_pca", maker)
     colors, pipe = Colors(options.basis, options.out), options.build()
@@ -61,7 +59,6 @@ def compare_command(options: PhotoOptions) -> None:
     files, places = _pictures(options, "_compare", maker)
     colors, network = Colors(options.basis, options.out), options.load_backbone()
     candidates, left_out = usable_upsamplers(network)
-    console = Console(stderr=True)
     settings = {name: getattr(options, name) for name in ("backbone", "layer", "fit", "dtype")}
     settings["device"] = options.device or "cpu"
 
@@ -72,7 +69,7 @@ def compare_command(options: PhotoOptions) -> None:
             candidates,
             left_out,
             basis=colors.basis,
-            on_start=lambda name: console.print(f"running {name}", markup=False, highlight=False),
+            on_start=lambda name: tell(f"running {name}"),
             **arguments,
         )
         if colors.choice == "first" and colors.basis is None:
@@ -131,8 +128,6 @@ def _print_result(result: "Comparison") -> None:
         [entry.name, f"{entry.seconds:.3f}", entry.note or "-"]
         for entry in sorted(result.entries, key=lambda entry: entry.seconds)
     ]
-    print_table(
-        [TableColumn("method"), TableColumn("seconds"), TableColumn("note", prose=True)], rows
-    )
+    print_table(["method", "seconds", TableColumn("note", prose=True)], rows)
     for left in result.left_out:
         typer.echo(f"left out: {left.name}: {left.reason}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from upfeat.cli.options import (
     DEFAULT_BACKBONE,
@@ -16,10 +15,11 @@ from upfeat.cli.options import (
     DeviceOption,
     OutOption,
     SettingsOption,
+    SideOption,
     parse_settings,
     parse_size,
 )
-from upfeat.cli.output import TableColumn, check_pictures, print_table, save_picture
+from upfeat.cli.output import check_pictures, print_table, save_picture, tell
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from upfeat.data.mask_sets import Masks
     from upfeat.evaluation.methods import Method
     from upfeat.viz.targets import PseudoGroundTruthConfig, PseudoGroundTruths
-
-__all__ = ["find_teacher", "read_depth", "read_masks", "targets_command"]
 
 MAKER = "upfeat show targets"
 _TITLES = {
@@ -71,18 +69,14 @@ def targets_command(
         str, typer.Option(help="Input size of the student: 224 or 224x320.")
     ] = "224",
     settings: SettingsOption = None,
-    side: Annotated[int, typer.Option(min=64, help="Longer side of each picture in pixels.")] = 320,
+    side: SideOption = 320,
     backbone_weights: BackboneWeightsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Draw the training targets that LoftUp's paper compares (pseudo ground truths) for a photo."""
     import upfeat
     from upfeat.data import read_image
-    from upfeat.viz.targets import (
-        TARGETS,
-        PseudoGroundTruthConfig,
-        make_pseudo_ground_truths,
-    )
+    from upfeat.viz.targets import TARGETS, PseudoGroundTruthConfig, make_pseudo_ground_truths
 
     picture = out / f"{photo.stem}_targets.png"
     check_pictures([picture], MAKER)
@@ -92,11 +86,6 @@ def targets_command(
     pixels = read_image(photo)
     network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
     method = find_teacher(teacher, network, device)
-    console = Console(stderr=True)
-
-    def announce(name: str) -> None:
-        console.print(f"making {name}", markup=False, highlight=False)
-
     made = make_pseudo_ground_truths(
         config,
         pixels,
@@ -105,7 +94,7 @@ def targets_command(
         teacher=None if method is None else method.upsampler,
         depth=None if depth is None else read_depth(depth),
         names=names,
-        on_start=announce,
+        on_start=lambda name: tell(f"making {name}"),
     )
     panel = _panel(config, made, network, method, masks, fit_on, side)
     options: dict[str, Any] = {"photo": photo.name, "masks": Path(masks).name, "fit_on": fit_on}
@@ -116,17 +105,7 @@ def targets_command(
 
 
 def find_teacher(choice: str, backbone: "Backbone", device: str) -> "Method | None":
-    """Load the upsampler that makes the self-distilled target.
-
-    Args:
-        choice: of ``--teacher``.
-        backbone: whose features it upsamples.
-        device: where it runs.
-
-    Returns:
-        None for ``"none"``, and for ``"auto"`` where no weights of ours fit. Those of LoftUp's
-        first stage, which its second stage takes, come first where their file is there.
-    """
+    """Load the upsampler that makes the self-distilled target."""
     import upfeat
     from upfeat.errors import WeightsNotFoundError
     from upfeat.evaluation.methods import load_methods
@@ -145,17 +124,7 @@ def find_teacher(choice: str, backbone: "Backbone", device: str) -> "Method | No
 
 
 def read_masks(choice: str, photo: Path, pixels: "Tensor") -> "Masks":
-    """Read or compute the masks of a photo.
-
-    Args:
-        choice: of ``--masks``.
-        photo: the file.
-        pixels: (3, H, W) in [0, 1], its content.
-
-    Raises:
-        FileNotFoundError: neither a method nor a file.
-        ValueError: a file that holds no masks.
-    """
+    """Read or compute the masks of a photo."""
     import torch
 
     from upfeat.data import SuperpixelMaskSource
@@ -179,12 +148,7 @@ def read_masks(choice: str, photo: Path, pixels: "Tensor") -> "Masks":
 
 
 def read_depth(path: Path) -> "Tensor":
-    """Read a depth map (H, W) in the units of its file; 0 is unknown.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no numbers (H, W).
-    """
+    """Read a depth map (H, W) in the units of its file; 0 is unknown."""
     from upfeat.data.depth import DepthMapFolder
     from upfeat.data.records import FilePart, ImageRecord
 
@@ -204,12 +168,7 @@ def _panel(
 ) -> "Image.Image":
     """Draw everything; all maps in one basis."""
     from upfeat.viz.panel import PanelPicture
-    from upfeat.viz.pictures import (
-        depth_picture,
-        mask_picture,
-        shared_basis,
-        targets_panel,
-    )
+    from upfeat.viz.pictures import depth_picture, mask_picture, shared_basis, targets_panel
 
     regions = mask_picture(made.image.cpu(), made.masks.cpu())
     others = [PanelPicture(regions, f"{len(made.masks)} masks ({Path(masks).name})")]
@@ -280,16 +239,11 @@ def _record(
 
 
 def _print(made: "PseudoGroundTruths") -> None:
-    rows = [
-        [
-            target.name,
-            f"{target.map.shape[1]}x{target.map.shape[2]}",
-            "-" if target.agreement is None else f"{target.agreement:.4f}",
-            f"{target.seconds:.2f}",
-        ]
-        for target in made.targets
-    ]
-    heads = ("target", "size", "cosine with the features", "seconds")
-    print_table([TableColumn(head) for head in heads], rows)
+    rows = []
+    for target in made.targets:
+        agreement = "-" if target.agreement is None else f"{target.agreement:.4f}"
+        size = f"{target.map.shape[1]}x{target.map.shape[2]}"
+        rows.append([target.name, size, agreement, f"{target.seconds:.2f}"])
+    print_table(["target", "size", "cosine with the features", "seconds"], rows)
     for name, reason in made.left_out.items():
         typer.echo(f"left out: {name}: {reason}")

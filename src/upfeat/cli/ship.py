@@ -1,11 +1,17 @@
-"""``upfeat export``: a method, with its backbone or without, as a graph for other runtimes."""
+"""``upfeat export``, ``card`` and ``app``: graphs for other runtimes, model cards, the page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from upfeat.cli.options import DEFAULT_BACKBONE, OutOption, checked_folder, parse_dtype
+from upfeat.cli.options import (
+    DEFAULT_BACKBONE,
+    DeviceOption,
+    OutOption,
+    checked_folder,
+    parse_dtype,
+)
 
 if TYPE_CHECKING:
     from upfeat.export import Exported
@@ -105,7 +111,7 @@ def export_command(
         values=values,
         channels=feature_dim,
     )
-    _print(made)
+    _print_export(made)
 
 
 def _write_page(spec: str, backbone: str, folder: Path, runtime: Path | None) -> None:
@@ -116,7 +122,7 @@ def _write_page(spec: str, backbone: str, folder: Path, runtime: Path | None) ->
     network = upfeat.create_backbone(backbone)
     upsampler = upfeat.load_upsampler(spec, network)
     for made in write_web_page(folder, upsampler, network, runtime=runtime, spec=spec):
-        _print(made)
+        _print_export(made)
     if runtime is None:
         typer.echo(
             f"put {', '.join(RUNTIME_FILES)} into {folder / 'ort'}: npm pack onnxruntime-web, "
@@ -133,7 +139,7 @@ def _side(text: str, option: str) -> int | None:
     return int(text)
 
 
-def _print(made: "Exported") -> None:
+def _print_export(made: "Exported") -> None:
     """Print the file and how it compares with PyTorch."""
     record = made.record
     typer.echo(f"{made.path}  {record.bytes / 1e6:.1f} MB")
@@ -145,3 +151,124 @@ def _print(made: "Exported") -> None:
             f"  image {height}x{width}: at most {one.difference:.1e} from PyTorch "
             f"(largest value {one.scale:.3g})"
         )
+
+
+def card_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a saved model, of a run of upfeat train, or of a hub repository."
+        ),
+    ],
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write", help="Rewrite the front matter; write a whole card if there is none."
+        ),
+    ] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(help="With --write: licence of the weights, such as apache-2.0."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="With --write: results folder of upfeat eval, for this model's scores."),
+    ] = None,
+) -> None:
+    """Check a model card: its front matter for the hub, its ids, and the files that it names.
+
+    Exit code 1 means that something is missing or wrong.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no folder at {folder}; name one that save_pretrained wrote")
+    if not write and (license is not None or results is not None):
+        raise ValueError("--license and --results say what is written; add --write")
+    from upfeat.upsamplers.cards import CARD_FILE, card_faults
+    from upfeat.upsamplers.files import model_folder
+
+    folder = model_folder(folder)
+    if write:
+        _write_card(folder, license, results)
+        typer.echo(folder / CARD_FILE)
+    faults = card_faults(folder)
+    for fault in faults:
+        typer.echo(fault)
+    if faults:
+        raise typer.Exit(1)
+    if not write:
+        typer.echo(f"{folder}: card and files are complete")
+
+
+def _write_card(folder: Path, license: str | None, results: Path | None) -> None:
+    from upfeat.data.feature_cache import weights_fingerprint
+    from upfeat.evaluation.card_scores import card_scores
+    from upfeat.evaluation.tables import gather_results
+    from upfeat.upsamplers.files import load_folder, rewrite_card
+
+    model = load_folder(folder)
+    scores = None
+    if results is not None:
+        own = weights_fingerprint(model.state_dict())
+        scores = card_scores(gather_results([results]), own)
+        if not scores:
+            raise ValueError(
+                f"{results} holds no result of this model; run upfeat eval --upsampler {folder}"
+            )
+    rewrite_card(model, folder, license, scores)
+
+
+def app_command(
+    host: Annotated[
+        str,
+        typer.Option(help="Address to bind; 0.0.0.0 makes the page reachable from other machines."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port. Default: the first free port from 7860."),
+    ] = None,
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share", help="Create a public URL for three days through Gradio's servers."
+        ),
+    ] = False,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="Backbones to choose from, separated by commas; clip/NAME enables words."
+        ),
+    ] = DEFAULT_BACKBONE,
+    upsampler: Annotated[
+        str,
+        typer.Option(
+            help="Upsamplers selected at first, separated by commas; others are offered as well."
+        ),
+    ] = "bilinear,kin.upfeat",
+    space: Annotated[
+        Path | None,
+        typer.Option(
+            callback=checked_folder,
+            help="Write the files of a Hugging Face Space into this folder instead.",
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Open a page to try upsamplers on photos: compare, click pixels, segment by words; offline.
+
+    Needs the extra app. Uploaded photos stay on this machine and are removed after an hour.
+    """
+    from upfeat.app import launch, write_space
+    from upfeat.loading import split_specs
+
+    backbones, upsamplers = split_specs(backbone), split_specs(upsampler)
+    if space is not None:
+        for file in write_space(space, backbones, upsamplers):
+            typer.echo(file)
+        return
+    page = launch(
+        backbones, upsamplers, device=device, host=host, port=port, share=share, block=False
+    )
+    typer.echo(f"the page is at {page.local_url} (Ctrl-C ends it)")
+    if page.share_url:
+        typer.echo(f"for everyone, for three days: {page.share_url}")
+    page.block_thread()
