@@ -1,11 +1,18 @@
 """Bulk runs: many images through one pipeline, skipping what is done and naming what failed."""
 
 from upfeat.extraction.basis import ChannelBasis
-from upfeat.extraction.bulk import Job, Outcome, Summary, estimate_bytes, run_bulk
+from upfeat.extraction.bulk import (
+    Job,
+    Outcome,
+    Summary,
+    Writer,
+    estimate_bytes,
+    run_bulk,
+    tensor_writer,
+)
 from upfeat.extraction.filling import write_store
 from upfeat.extraction.plan import StorePlan, plan_store
 from upfeat.extraction.store import Store, StoredFeatures, open_store
-from upfeat.extraction.writers import Writer, tensor_writer
 
 __all__ = [
     "ChannelBasis",

@@ -42,13 +42,7 @@ class ChannelBasis:
 
     @classmethod
     def fit(cls, maps: Iterable[Tensor], count: int, seed: int = 0) -> Self:
-        """Fit a basis to up to 512 positions of each map (C, h, w).
-
-        Args:
-            maps: read one after the other.
-            count: K, at most C.
-            seed: of the draw of positions.
-        """
+        """Fit a basis to up to 512 positions of each map (C, h, w)."""
         samples = [sample_positions(each, POSITIONS, seed).cpu() for each in maps]
         mean, components, explained = principal_components(torch.cat(samples), count)
         return cls(mean.float(), components.float(), explained.float())
@@ -60,11 +54,7 @@ class ChannelBasis:
         return projected - (components @ self.mean.to(features.device))[:, None, None]
 
     def restore(self, projected: Tensor) -> Tensor:
-        """Return features again, without what the basis dropped: (..., K, h, w) to (..., C, h, w).
-
-        Args:
-            projected: what :meth:`project` returned.
-        """
+        """Return features again, without what was dropped: (..., K, h, w) to (..., C, h, w)."""
         components = self.components.to(projected.device)
         features = torch.einsum("kc,...khw->...chw", components, projected.float())
         return features + self.mean.to(projected.device)[:, None, None]

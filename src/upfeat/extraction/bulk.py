@@ -13,10 +13,12 @@ written.
 
 import errno
 import functools
+import io
 import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,22 +26,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from upfeat._files import OwnFiles, OwnFolders, sha256_of, write_bytes
+from upfeat.checkpoints import write_safetensors
 from upfeat.data import image_size, read_image
 from upfeat.data.sizes import resolve_size
-from upfeat.errors import ForeignFileError
-from upfeat.extraction.writers import Writer
+from upfeat.errors import ForeignFileError, UnknownNameError
 from upfeat.pipeline import Encoded, Pipeline
 
-__all__ = ["Job", "Outcome", "Summary", "estimate_bytes", "run_bulk"]
+__all__ = ["Job", "Outcome", "Summary", "Writer", "estimate_bytes", "run_bulk", "tensor_writer"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 FAILURES = "failures.jsonl"
+FORMATS = ("safetensors", "npz")
 MAKER = "upfeat upsample"
 SHOWN = 3  # of the files that are in the way, in the message
 # What all further images would meet as well: full, read-only, broken or forbidden places.
@@ -53,18 +57,7 @@ _FATAL = frozenset(
 
 @dataclass(frozen=True)
 class Job:
-    """One image and the name of its outputs.
-
-    Attributes:
-        source: the image file.
-        name: relative path of the outputs, without suffix.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.extraction import Job
-        >>> Job(Path("photos/a.jpg"), Path("a")).name.name
-        'a'
-    """
+    """One image file and the name of its outputs: a relative path without suffix."""
 
     source: Path
     name: Path
@@ -72,21 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to one image.
-
-    Attributes:
-        job: the image.
-        state: computed now, found done, or failed.
-        files: the output files.
-        seconds: time of the computation and writing.
-        error: why it failed.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.extraction import Job, Outcome
-        >>> Outcome(Job(Path("a.jpg"), Path("a")), "skipped").seconds
-        0.0
-    """
+    """What happened to one image: computed now, found done (``skipped``), or failed and why."""
 
     job: Job
     state: Literal["done", "skipped", "failed"]
@@ -97,17 +76,7 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """All outcomes of a run, in order.
-
-    Attributes:
-        outcomes: one an image.
-        failures: the file that names those that failed; None if none did.
-
-    Example:
-        >>> from upfeat.extraction import Summary
-        >>> Summary().count("failed")
-        0
-    """
+    """All outcomes of a run, in order, and the file that names the failures, if there are any."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     failures: Path | None = None
@@ -115,6 +84,19 @@ class Summary:
     def count(self, state: str) -> int:
         """Return how many images ended in a state."""
         return sum(outcome.state == state for outcome in self.outcomes)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One kind of output file: its suffix, with the dot, and how it is computed and written.
+
+    ``write(pipeline, encoded, path)`` writes it, whole or not at all; ``bytes_per_pixel`` is what
+    an output pixel takes in the file, for the estimate before a run.
+    """
+
+    suffix: str
+    write: Callable[[Pipeline, Encoded, Path], None]
+    bytes_per_pixel: float
 
 
 def run_bulk(
@@ -150,15 +132,18 @@ def run_bulk(
 
     Example:
         >>> import pathlib, tempfile, torch, upfeat
-        >>> from upfeat.extraction import run_bulk, tensor_writer
-        >>> pool = torch.nn.AvgPool2d(8)
-        >>> backbone = upfeat.CallableBackbone(pool, dim=3, patch_size=8)
-        >>> pipe = upfeat.Pipeline(backbone, upfeat.create_upsampler("bilinear"))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run_bulk([], pipe, [tensor_writer("npz", 3)], pathlib.Path(folder), {}).count(
-        ...         "done"
+        >>> from PIL import Image
+        >>> from upfeat.extraction import Job, run_bulk, tensor_writer
+        >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
+        >>> pipe = upfeat.Pipeline(backbone, "bilinear")
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     photo, out = pathlib.Path(name, "a.png"), pathlib.Path(name, "out")
+        ...     Image.new("RGB", (48, 32)).save(photo)
+        ...     summary = run_bulk(
+        ...         [Job(photo, pathlib.Path("a"))], pipe, [tensor_writer("npz", 3)], out, {}
         ...     )
-        0
+        >>> summary.count("done"), summary.outcomes[0].files[0].name
+        (1, 'a.npz')
     """
     _check_arguments(jobs, writers, workers)
     run = _Run(pipe, writers, out, settings)
@@ -168,7 +153,10 @@ def run_bulk(
     with ThreadPoolExecutor(workers) as pool:
         try:
             for job, image in run.read_ahead(jobs, pool, workers):
-                outcome = run.skip(job) if image is None else run.compute(job, image)
+                if image is None:
+                    outcome = Outcome(job, "skipped", _outputs(job, out, writers))
+                else:
+                    outcome = run.compute(job, image)
                 summary.outcomes.append(outcome)
                 if outcome.state == "failed":
                     summary.failures = write_failures(run.own[out], summary.outcomes, MAKER)
@@ -191,18 +179,7 @@ def estimate_bytes(
 ) -> int:
     """Return about how many bytes a run will write, from the headers of the images not done yet.
 
-    Args:
-        jobs: as in :func:`run_bulk`.
-        writers: as in :func:`run_bulk`.
-        output_size: as the pipeline takes it.
-        out: as in :func:`run_bulk`.
-        settings: as in :func:`run_bulk`.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.extraction import estimate_bytes
-        >>> estimate_bytes([], [], None, Path("out"), {})
-        0
+    Arguments are those of :func:`run_bulk`, and ``output_size`` as the pipeline takes it.
     """
     per_pixel = sum(writer.bytes_per_pixel for writer in writers)
     total = 0
@@ -218,6 +195,65 @@ def estimate_bytes(
     return total
 
 
+def tensor_writer(
+    kind: str,
+    channels: int,
+    dtype: torch.dtype = torch.float16,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Writer:
+    """Return a writer of feature maps: ``high`` (C, H', W') and ``low`` (C, h, w).
+
+    Beside the two maps a file says what they are: ``image_size`` (H, W), ``low_extent`` (what
+    ``low`` covers, see ``PipelineOutput``), ``layout`` and ``settings``, each as JSON. In a
+    safetensors file they are the metadata of its header, in an npz file one text ``metadata``.
+
+    Args:
+        kind: ``"safetensors"`` or ``"npz"``.
+        channels: C, for the estimate.
+        dtype: of the stored numbers; npz knows no bfloat16.
+        settings: what made the features, as JSON.
+
+    Raises:
+        UnknownNameError: another kind.
+        ValueError: a dtype that the format does not have.
+
+    Example:
+        >>> from upfeat.extraction import tensor_writer
+        >>> tensor_writer("npz", channels=192, dtype=torch.float16).bytes_per_pixel
+        384.0
+    """
+    if kind not in FORMATS:
+        raise UnknownNameError("format", kind, FORMATS)
+    if kind == "npz" and dtype == torch.bfloat16:
+        raise ValueError("npz has no bfloat16; store float16 or float32, or save safetensors")
+
+    def write(pipe: Pipeline, encoded: Encoded, path: Path) -> None:
+        tensors = {"high": pipe.upsample(encoded).to(dtype), "low": encoded.low.to(dtype)}
+        metadata = {
+            "layout": {"high": "C, H', W'", "low": "C, h, w"},
+            "image_size": encoded.frame.own,
+            "low_extent": encoded.low_extent,
+            "settings": dict(settings or {}),
+        }
+        if kind == "safetensors":
+            texts = {name: json.dumps(value) for name, value in metadata.items()}
+            write_safetensors(path, tensors, texts)
+        else:
+            write_bytes(path, _npz(tensors, json.dumps(metadata)))
+
+    return Writer(f".{kind}", write, float(channels * dtype.itemsize))
+
+
+def _npz(tensors: dict[str, Tensor], metadata: str) -> bytes:
+    import numpy as np
+
+    stream = io.BytesIO()
+    high, low = (tensors[name].cpu().numpy() for name in ("high", "low"))
+    np.savez(stream, high=high, low=low, metadata=np.array(metadata))
+    return stream.getvalue()
+
+
 # -- the run ---------------------------------------------------------------------------------------
 
 
@@ -231,13 +267,8 @@ def _check_arguments(jobs: Sequence[Job], writers: Sequence[Writer], workers: in
 
 
 def _double(values: Sequence[T]) -> T | None:
-    """Return the first value that comes twice, or None."""
-    seen: set[T] = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
+    """Return the first value that comes more than once, or None."""
+    return next((value for value, count in Counter(values).items() if count > 1), None)
 
 
 class _Run:
@@ -250,10 +281,7 @@ class _Run:
         self.own = OwnFolders()
 
     def check_targets(self, jobs: Sequence[Job]) -> None:
-        """Refuse outputs that lie where an image of the run or somebody else's file is.
-
-        By name and size; contents are compared before a file is replaced.
-        """
+        """Refuse outputs that lie where an image of the run or somebody else's file is."""
         real_folder = functools.cache(os.path.realpath)
         sources = {(real_folder(path.parent), path.name): path for path in (j.source for j in jobs)}
         foreign = []
@@ -280,22 +308,15 @@ class _Run:
     ) -> Iterator[tuple[Job, "Future[Tensor] | None"]]:
         """Yield each job with its image being read, or None if it is done; ``workers`` ahead."""
 
-        def started() -> Iterator[tuple[Job, "Future[Tensor] | None"]]:
-            for job in jobs:
-                if _is_done(job, self.out, self.writers, self.settings):
-                    yield job, None
-                else:
-                    yield job, pool.submit(read_image, job.source)
+        def start(job: Job) -> "tuple[Job, Future[Tensor] | None]":
+            done = _is_done(job, self.out, self.writers, self.settings)
+            return job, None if done else pool.submit(read_image, job.source)
 
-        source = started()
+        source = map(start, jobs)
         waiting = list(islice(source, workers))
         while waiting:
             yield waiting.pop(0)
             waiting.extend(islice(source, 1))
-
-    def skip(self, job: Job) -> Outcome:
-        """Return the outcome of an image that is done."""
-        return Outcome(job, "skipped", _outputs(job, self.out, self.writers))
 
     def compute(self, job: Job, image: "Future[Tensor]") -> Outcome:
         """Run one image; whatever is wrong with it is its own failure and not the run's."""
@@ -360,8 +381,7 @@ def forget_failures(own: OwnFiles, maker: str) -> None:
     """Remove what an earlier run wrote about failures, where that can be removed."""
     try:
         own.remove(FAILURES, maker)
-        if (own.state / FAILURES).exists():
-            (own.state / FAILURES).unlink()
+        (own.state / FAILURES).unlink(missing_ok=True)
     except OSError as error:
         logger.warning("%s is of an earlier run: %s", own.folder / FAILURES, error)
 

@@ -5,20 +5,23 @@ A shard is computed in the same way wherever that is: its images in order, in ba
 """
 
 import hashlib
+import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from upfeat._files import OwnFiles
 from upfeat.data.images import decode_image
-from upfeat.errors import UnknownNameError, check_file
+from upfeat.errors import MissingPackageError, UnknownNameError, check_file
 from upfeat.extraction.basis import ChannelBasis
 from upfeat.extraction.bulk import Job, Outcome, Summary, failed, forget_failures, write_failures
 from upfeat.extraction.plan import BASIS, COMPONENTS, MAKER, StorePlan, key_of
@@ -30,6 +33,7 @@ __all__ = ["ShardMaker", "write_store"]
 ENGINES = ("local", "ray")
 _READERS = 2
 _BASIS_IMAGES = 64
+_STARTS = 3  # attempts to start Ray
 
 OnOutcome = Callable[[Outcome], None]
 
@@ -87,10 +91,8 @@ def write_store(
         for number in missing:
             maker.make(number, pipe, note)
     elif missing:
-        from upfeat.extraction.on_ray import make_on_ray
-
         share = max(1, (os.cpu_count() or 1) // workers) if threads is None else threads
-        make_on_ray(maker, missing, pipe, workers, share, note)
+        _make_on_ray(maker, missing, pipe, workers, share, note)
     summary = Summary([outcomes[job] for job in plan.jobs])
     if summary.count("failed"):
         summary.failures = write_failures(OwnFiles(plan.root), summary.outcomes, MAKER)
@@ -136,16 +138,7 @@ class ShardMaker:
         self.plan, self.basis = plan, basis
 
     def make(self, number: int, pipe: Pipeline, note: OnOutcome) -> None:
-        """Compute and write one shard.
-
-        Args:
-            number: of the shard.
-            pipe: the pipeline that the plan was made with.
-            note: called after each image.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Compute and write one shard."""
         content = ShardContent()
         place = self.plan.place(number)
         for batch in _read_ahead(self.plan.shards[number], self.plan.card.batch_size):
@@ -290,3 +283,111 @@ def _some_maps(jobs: Sequence[Job], pipe: Pipeline) -> Iterator[Tensor]:
                 yield one.low
     if not found:
         raise ValueError(f"none of {len(jobs)} images can be read; there is no basis to fit")
+
+
+# -- Ray ------------------------------------------------------------------------------------------
+# Each shard is one row of a data set. Ray Data sends a row anew where its actor was lost; shards
+# that an earlier run finished are not in the data set: the store itself is the checkpoint.
+
+
+def _make_on_ray(
+    maker: ShardMaker,
+    numbers: Sequence[int],
+    pipe: Pipeline,
+    workers: int,
+    threads: int,
+    note: OnOutcome,
+) -> None:
+    """Compute and write shards on a cluster."""
+    from PIL import Image
+
+    with _cluster(workers * threads) as ray:
+        rows = [{"shard": number} for number in numbers]
+        pool = ray.data.ActorPoolStrategy(size=min(workers, len(numbers)))
+        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Worker,
+            fn_constructor_args=(maker, ray.put(pipe), threads, Image.MAX_IMAGE_PIXELS),
+            compute=pool,
+            batch_size=1,
+            num_cpus=threads,
+            num_gpus=1 if pipe.device.type == "cuda" else 0,
+        )
+        for row in made.iter_rows():
+            answer = json.loads(row["answer"])
+            if "error" in answer:
+                raise OSError(*answer["error"])
+            shard = maker.plan.shards[int(row["shard"])]
+            place = maker.plan.place(int(row["shard"]))
+            for job, (state, seconds, error) in zip(shard, answer["outcomes"], strict=True):
+                files = (place,) if state == "done" else ()
+                note(Outcome(job, state, files, seconds, error))
+
+
+class _Worker:
+    """An actor: it takes the pipeline once and makes a shard of each row."""
+
+    def __init__(self, maker: ShardMaker, pipe: Any, threads: int, most_pixels: int | None) -> None:
+        import ray
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = most_pixels
+        torch.set_num_threads(threads)
+        self.maker, self.pipe = maker, ray.get(pipe)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make the shards of a batch, which holds one."""
+        return {"shard": batch["shard"], "answer": [self._made(int(n)) for n in batch["shard"]]}
+
+    def _made(self, number: int) -> str:
+        """Make a shard and return its outcomes, or what the disk refused, as JSON."""
+        outcomes: list[Outcome] = []
+        try:
+            self.maker.make(number, self.pipe, outcomes.append)
+        except OSError as error:  # told here: Ray would wrap it beyond recognition
+            return json.dumps({"error": [error.errno, error.strerror, error.filename]})
+        told = [(outcome.state, outcome.seconds, outcome.error) for outcome in outcomes]
+        return json.dumps({"outcomes": told})
+
+
+@contextmanager
+def _cluster(cpus: int) -> Iterator[Any]:
+    """Yield Ray, joined to a cluster; one that is started here ends with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what went wrong is raised as well
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingPackageError("ray[data]", "ray", "runs of several workers") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield ray
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        _start(ray, cpus)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _start(ray: Any, cpus: int) -> None:
+    """Start a cluster of this machine; Ray allows its processes 30 s, which a busy one exceeds."""
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:  # Ray raises nothing more special
+            ray.shutdown()
+            if not left:
+                text = f"Ray did not start in {_STARTS} attempts ({error}); free this machine, or "
+                raise OSError(text + "name a cluster in RAY_ADDRESS") from error

@@ -104,12 +104,7 @@ class StoreCard(Settings):
 
     @classmethod
     def load(cls, root: Path) -> "StoreCard":
-        """Read the card of a store.
-
-        Raises:
-            FileNotFoundError: there is no store.
-            ValueError: the card cannot be read.
-        """
+        """Read the card of a store."""
         path = root / CARD
         if not path.is_file():
             raise FileNotFoundError(
@@ -145,14 +140,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "")
 
 @dataclass(frozen=True)
 class StorePlan:
-    """A store that is to be written, or finished.
-
-    Attributes:
-        root: its folder.
-        card: its settings and images.
-        shards: the images of each shard.
-        expected: bytes of each shard, about.
-    """
+    """A store that is to be written, or finished: its images and about the bytes of each shard."""
 
     root: Path
     card: StoreCard
@@ -198,12 +186,7 @@ class StorePlan:
         return sum(size for number, size in sizes if not self.place(number).exists())
 
     def begin(self) -> None:
-        """Write the card, unless it is there.
-
-        Raises:
-            ForeignFileError: the folder holds something else.
-            ValueError: it holds a store of other settings or images.
-        """
+        """Write the card, unless it is there; refuse a folder of something else."""
         if _card_of(self.root) is not None:
             return
         own = OwnFiles(self.root)
@@ -368,19 +351,12 @@ def _job_bytes(job: Job, pipe: Pipeline, features: str, dtype: torch.dtype, pict
 
 
 def _backbone_card(backbone: Backbone, file: Path | None) -> BackboneCard:
-    return BackboneCard(
-        name=backbone.name,
-        layer=backbone.layer,
-        weights=weights_fingerprint(backbone.state_dict()),
-        file=_absolute(file),
-        dim=backbone.dim,
-        patch_size=backbone.patch_size,
-        size_multiple=backbone.size_multiple,
-        fixed_size=backbone.fixed_size,
-        image_mean=backbone.image_mean,
-        image_std=backbone.image_std,
-        norm=getattr(backbone, "norm", None),
-    )
+    known = BackboneCard.model_fields.keys() - {"weights", "file"}
+    facts: dict[str, Any] = {
+        name: getattr(backbone, name, None) for name in known
+    }  # not every one has a norm
+    weights = weights_fingerprint(backbone.state_dict())
+    return BackboneCard(weights=weights, file=_absolute(file), **facts)
 
 
 def _upsampler_card(upsampler: Upsampler, spec: str | None, file: Path | None) -> UpsamplerCard:
@@ -396,15 +372,13 @@ def _upsampler_card(upsampler: Upsampler, spec: str | None, file: Path | None) -
 def _sizes_and_versions(pipe: Pipeline) -> dict[str, Any]:
     from importlib.metadata import version
 
-    others = {name: version(name) for name in ("torch", "timm")}
+    names = ("batch_size", "input_size", "output_size", "guidance_size", "fit")
+    versions = {"upfeat": upfeat.__version__}
+    versions |= {name: version(name) for name in ("torch", "timm")}
     return {
-        "batch_size": pipe.batch_size,
-        "input_size": pipe.input_size,
-        "output_size": pipe.output_size,
-        "guidance_size": pipe.guidance_size,
-        "fit": pipe.fit,
+        **{name: getattr(pipe, name) for name in names},
         "compute_dtype": str(pipe.dtype).removeprefix("torch."),
-        "versions": {"upfeat": upfeat.__version__, **others},
+        "versions": versions,
     }
 
 

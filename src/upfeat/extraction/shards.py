@@ -37,23 +37,14 @@ _CHUNK_BYTES = 8 << 20  # of zarr: rows of a large map are read without the othe
 
 @dataclass(frozen=True)
 class StoredImage:
-    """What a store knows of an image.
-
-    Attributes:
-        key: its name in the store.
-        source: the file.
-        sha256: of the file.
-        size: (H, W) as it was read.
-        shape: (C, h, w) of the stored map, padding included.
-        visible: (rows, columns) of the map that hold a part of the image.
-    """
+    """What a store knows of an image: its key, and its file as it was read."""
 
     key: str
     source: str
     sha256: str
-    size: Size
-    shape: tuple[int, int, int]
-    visible: Size
+    size: Size  # (H, W)
+    shape: tuple[int, int, int]  # (C, h, w) of the stored map, padding included
+    visible: Size  # rows and columns of the map that hold a part of the image
 
 
 @dataclass(frozen=True)
@@ -68,18 +59,11 @@ class FailedImage:
 
 @dataclass
 class ShardContent:
-    """What is written as one shard.
-
-    Attributes:
-        images: what is known of them.
-        maps: (C, h, w) each, float16 or float32.
-        pictures: the contents of the files; empty where they are not kept.
-        failures: images without features.
-    """
+    """What is written as one shard."""
 
     images: list[StoredImage] = field(default_factory=list)
-    maps: list[Array] = field(default_factory=list)
-    pictures: list[bytes] = field(default_factory=list)
+    maps: list[Array] = field(default_factory=list)  # (C, h, w) each, float16 or float32
+    pictures: list[bytes] = field(default_factory=list)  # files' contents, where they are kept
     failures: list[FailedImage] = field(default_factory=list)
 
     @property
@@ -127,12 +111,7 @@ class ShardFile(ABC):
 
     @abstractmethod
     def read(self, index: int, region: Region) -> Array:
-        """Return a part of an image's map.
-
-        Args:
-            index: among the shard's images.
-            region: channels, rows and columns, each from a start to a stop.
-        """
+        """Return a region (channels, rows, columns) of the map of the shard's image ``index``."""
 
     @abstractmethod
     def picture(self, index: int) -> bytes:
@@ -343,10 +322,6 @@ SHARD_FORMATS: dict[str, type[ShardFile]] = {
 
 def shard_format(name: str) -> type[ShardFile]:
     """Return the class of a format whose package is installed.
-
-    Raises:
-        UnknownNameError: another format.
-        MissingPackageError: its package is not installed.
 
     Example:
         >>> from upfeat.extraction.shards import shard_format

@@ -56,7 +56,7 @@ def open_store(
         ValueError: it cannot be read, or is not finished.
 
     Example:
-        >>> import pathlib, tempfile, upfeat
+        >>> import upfeat
         >>> try:
         ...     upfeat.open_store("no/such/folder")
         ... except FileNotFoundError as error:
