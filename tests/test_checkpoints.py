@@ -114,7 +114,7 @@ def test_download_fills_the_cache_once(
     right = HubFile("w.bin", url=address, sha256=file_sha256(path))
     path.unlink()
     assert find_weights("w", ["w"], hub=right) == path
-    monkeypatch.setattr(checkpoints, "download", lambda hub: pytest.fail("asked twice"))
+    monkeypatch.setattr("upfeat._lookup.download", lambda hub: pytest.fail("asked twice"))
     assert find_weights("w", ["w"], hub=right) == path
 
 
@@ -163,7 +163,7 @@ def test_a_network_that_swallows_everything_is_given_up(
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: silent.wait(60))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: silent.wait(60))
-    monkeypatch.setattr(checkpoints, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("upfeat._lookup.ANSWER_SECONDS", 0.1)
     with pytest.raises(WeightsNotFoundError, match=r"no answer in 0\.1 s; is there a network\?"):
         find_weights("w", ["w"], hub=hub)
     silent.set()

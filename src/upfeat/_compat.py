@@ -40,17 +40,11 @@ def ensure_torchvision_operators() -> bool:
     """Makes ``import torchvision`` work where its wheel was built for another PyTorch.
 
     Does something in one case only: a CPU build of PyTorch, an installed torchvision that has not
-    been imported yet, and a compiled library of torchvision that cannot be loaded. A library that
-    can be loaded is left to register its own operators. It runs when this module is imported,
-    takes about a millisecond and may be called again at any time.
+    been imported yet, and a compiled library of torchvision that cannot be loaded. It runs when
+    this module is imported, takes about a millisecond and may be called again at any time.
 
     Returns:
         True if operator signatures are declared by us, False if nothing had to be done.
-
-    Example:
-        >>> ensure_torchvision_operators() == ensure_torchvision_operators()
-        True
-        >>> import torchvision
     """
     if _declared:
         return True

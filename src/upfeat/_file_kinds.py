@@ -45,17 +45,7 @@ _ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"
 
 
 def foreign_kind(path: Path) -> str | None:
-    """Return what the file is, with its article and advice, or None where it may hold weights.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat._file_kinds import foreign_kind
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "model.pth")
-        ...     _ = path.write_bytes(b"<!DOCTYPE html><html>")
-        ...     print(foreign_kind(path).partition(";")[0])
-        an HTML page
-    """
+    """Return what the file is, with its article and advice, or None where it may hold weights."""
     if path.is_dir():
         own = (path / "config.json").is_file() and (path / "model.safetensors").is_file()
         advice = "load it with upfeat.Upsampler.from_pretrained" if own else "give the file in it"
@@ -147,11 +137,7 @@ def safetensors_shortage(path: Path) -> str | None:
 
 
 def pickle_globals(path: Path) -> tuple[set[str], bool]:
-    """Return the globals that a pickle names, and whether it can be read to its end; none is run.
-
-    Args:
-        path: a bare pickle, or PyTorch's archive with one in it.
-    """
+    """Return the globals that a pickle names, and whether its end can be read; none is run."""
     names: set[str] = set()
     try:
         with _pickle_stream(path) as stream:

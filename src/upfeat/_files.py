@@ -165,14 +165,9 @@ class _Claim(NamedTuple):
 
 
 class OwnFiles:
-    """The files of one folder that upfeat wrote.
+    """The files of one folder, which need not exist, that upfeat wrote.
 
-    Args:
-        folder: need not exist.
-
-    Attributes:
-        folder: the argument.
-        state: the hidden folder with what upfeat knows about its files; free for more of that.
+    ``state`` is the hidden folder with what upfeat knows about its files; free for more of that.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -190,12 +185,7 @@ class OwnFiles:
         return self._all
 
     def wrote(self, name: str, maker: str | None = None) -> bool:
-        """Whether a file of this name is there and has the size of one that upfeat wrote.
-
-        Args:
-            name: of the file.
-            maker: the command that must have written it; None: any.
-        """
+        """Whether a file of this name, by this command or by any, is there in its size."""
         self._refresh()
         if name not in self._claims:
             return False
@@ -232,11 +222,7 @@ class OwnFiles:
             )
 
     def write(self, name: str, content: bytes, maker: str) -> Path:
-        """Write a file, whole or not at all, unless something else has its name.
-
-        Raises:
-            ForeignFileError: see :meth:`check`.
-        """
+        """Write a file, whole or not at all, unless something else has its name."""
         self.check(name, maker)
         self._claim(name, len(content), hashlib.sha256(content).hexdigest(), maker)
         write_bytes(self.folder / name, content)
@@ -255,11 +241,7 @@ class OwnFiles:
                 raise
 
     def take(self, part: Path, name: str, maker: str) -> Path:
-        """Rename a finished file on the same disk to ``name``, unless something else has it.
-
-        Raises:
-            ForeignFileError: see :meth:`check`.
-        """
+        """Rename a finished file on the same disk to ``name``, unless something else has it."""
         self.check(name, maker)
         self._claim(name, part.stat().st_size, sha256_of(part), maker)
         os.replace(part, self.folder / name)

@@ -111,10 +111,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     """Return the arguments for a function or a class, as the types in its signature have them.
 
     JSON knows no tuples and no paths: a list becomes a tuple where the signature asks for one.
-
-    Args:
-        function: whose signature is compared; nothing is called.
-        arguments: by name; those that are missing are none of this function's business.
+    Nothing is called, and arguments that are missing are none of this function's business.
 
     Raises:
         UnknownNameError: the signature has no such argument; the message names the nearest ones.
@@ -151,17 +148,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
 
 
 def readable_error(error: ValidationError) -> ValueError:
-    """Return pydantic's complaints, with those of nested settings, as one error of one sentence.
-
-    Example:
-        >>> from pydantic import TypeAdapter, ValidationError
-        >>> from upfeat._settings import readable_error
-        >>> try:
-        ...     TypeAdapter(dict[str, int]).validate_python({"steps": "many"})
-        ... except ValidationError as error:
-        ...     print(readable_error(error))
-        steps must be a whole number, got 'many'
-    """
+    """Return pydantic's complaints, with those of nested settings, as one error of one sentence."""
     problems = []
     for item in error.errors():
         # The alternatives of a union are in the path too, under names that are no settings.
@@ -222,13 +209,6 @@ _CALL = re.compile(r"(?P<name>[\w./-]+)\s*\((?P<options>.*)\)", re.DOTALL)
 def read_call(text: str, what: str) -> tuple[str, dict[str, Any]]:
     """Read ``name`` or ``name(option=value, ...)``, whose values are literals.
 
-    Args:
-        text: what a user wrote.
-        what: it names, for the message.
-
-    Raises:
-        ValueError: the options are none.
-
     Example:
         >>> from upfeat._settings import read_call
         >>> read_call("guided_filter(radius=4)", "an upsampler")
@@ -239,13 +219,9 @@ def read_call(text: str, what: str) -> tuple[str, dict[str, Any]]:
         return text, {}
     try:
         call = ast.parse(f"f({match['options']})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or not all(w.arg for w in call.keywords):
             raise ValueError("only option=value is read")
-        options = {
-            str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg
-        }
-        if len(options) < len(call.keywords):
-            raise ValueError("only option=value is read")
+        options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise ValueError(
             f"{what} with arguments is written name(option=value, other=value) with numbers, "

@@ -1,30 +1,12 @@
-"""Weight files: where they are looked for, how they are read and written.
+"""Weight files of upsamplers and backbones: how they are found, read, checked and written."""
 
-Used by upsamplers and backbones alike. A file is looked for in four places, in this order:
-
-1. the file that the caller names,
-2. the folder in the environment variable ``UPFEAT_WEIGHTS``,
-3. the local cache (``UPFEAT_CACHE``, else ``$XDG_CACHE_HOME/upfeat``, else ``~/.cache/upfeat``),
-4. the hub: a Hugging Face repository or the address that the record holds.
-
-Nothing is downloaded unless a caller asks for weights that the first three places lack; setting
-``UPFEAT_OFFLINE=1`` or ``HF_HUB_OFFLINE=1`` disables the hub.
-"""
-
-import hashlib
 import json
-import logging
 import os
 import pickle
-import shutil
-import threading
-import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +18,9 @@ from upfeat._file_kinds import (
     pickle_globals,
     safetensors_shortage,
 )
-from upfeat._files import new_file, sha256_of, write_bytes
+from upfeat._files import sha256_of as file_sha256
+from upfeat._files import write_bytes
+from upfeat._lookup import HubFile, cache_dir, find_weights
 from upfeat.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
 
 __all__ = [
@@ -53,264 +37,16 @@ __all__ = [
     "write_safetensors",
 ]
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-# How long a server may take for its first answer.
-ANSWER_SECONDS = 5
-
-SUFFIXES = (".safetensors", ".fp16.safetensors", ".pth", ".pt", ".ckpt", ".bin")
-
 # What training scripts nest the state dict in, best first.
 CONTAINERS = (
-    "state_dict",
-    "model",
-    "model_state",
-    "model_state_dict",
-    "checkpoint",
-    "teacher",
-    "model_ema",
-    "state_dict_ema",
-    "ema",
-    "ema_state_dict",
-    "ema_model",
-    "module",
-    "net",
-    "network",
-    "params_ema",
-    "params",
-    "weights",
+    *("state_dict", "model", "model_state", "model_state_dict", "checkpoint", "teacher"),
+    *("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model"),
+    *("module", "net", "network", "params_ema", "params", "weights"),
 )
 # What wrappers put before the names of a whole network (DataParallel, torch.compile, Lightning).
 _PREFIXES = ("module.", "model.")
 # What wrappers put anywhere into a name (torch.compile, FSDP, activation checkpointing).
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file in the fourth place of the lookup.
-
-    Attributes:
-        repository: Hugging Face repository id, such as ``"haiwen/loftup-dinov2s"``; or None.
-        filename: the file's name in that repository, and its name in the local folders.
-        url: a plain address, where the file is not on Hugging Face; or None.
-        sha256: hash of the file where it is known; checked after a download.
-        place: where the file is, in words, if it cannot be downloaded.
-
-    Example:
-        >>> from upfeat.checkpoints import HubFile
-        >>> HubFile(filename="anyup_paper.pth", url="https://example.org/anyup_paper.pth").filename
-        'anyup_paper.pth'
-    """
-
-    filename: str
-    repository: str | None = None
-    url: str | None = None
-    sha256: str | None = None
-    place: str | None = None
-
-    @property
-    def local_name(self) -> str:
-        """Name in a local folder: behind the repository's where file names repeat across them."""
-        if self.repository is None:
-            return self.filename
-        return f"{self.repository.rsplit('/', 1)[-1]}/{self.filename}"
-
-    def __str__(self) -> str:
-        """Return the address, or the place in words, for messages."""
-        if self.repository:
-            return f"{self.repository}/{self.filename}"
-        return self.url or f"{self.filename} in {self.place or 'a place that is not known'}"
-
-
-def cache_dir() -> Path:
-    """Return the folder of downloaded weights; it need not exist yet.
-
-    Example:
-        >>> import os
-        >>> from upfeat.checkpoints import cache_dir
-        >>> old = os.environ.get("UPFEAT_CACHE")
-        >>> os.environ["UPFEAT_CACHE"] = "some-folder"
-        >>> cache_dir().name
-        'some-folder'
-        >>> _ = (
-        ...     os.environ.pop("UPFEAT_CACHE")
-        ...     if old is None
-        ...     else os.environ.update(UPFEAT_CACHE=old)
-        ... )
-    """
-    if folder := os.environ.get("UPFEAT_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upfeat"
-
-
-def offline() -> bool:
-    """Return whether the environment forbids downloads."""
-    return any(
-        os.environ.get(name, "").lower() not in ("", "0", "false", "no")
-        for name in ("UPFEAT_OFFLINE", "HF_HUB_OFFLINE")
-    )
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.checkpoints import file_sha256
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "empty")
-        ...     _ = path.write_bytes(b"")
-        ...     file_sha256(path)[:8]
-        'e3b0c442'
-    """
-    return sha256_of(path)
-
-
-def _search(folder: Path, names: Sequence[str]) -> Path | None:
-    for name in names:
-        candidates = [folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES)]
-        for candidate in candidates:
-            if candidate.is_file():
-                return candidate
-    return None
-
-
-def find_weights(
-    what: str,
-    names: Sequence[str],
-    *,
-    file: str | os.PathLike[str] | None = None,
-    hub: HubFile | None = None,
-) -> Path:
-    """Return the path of a weight file, after the lookup of this module's docstring.
-
-    Args:
-        what: what the weights are for, in words, for the message.
-        names: file names, with or without suffix, in order of preference.
-        file: an explicit file; if given, no other place is tried.
-        hub: where to download from; None if nothing is published.
-
-    Raises:
-        WeightsNotFoundError: no place has the file; the message lists the four places.
-        CheckpointError: ``file`` is a folder.
-
-    Example:
-        >>> import os
-        >>> from upfeat.checkpoints import find_weights
-        >>> try:
-        ...     find_weights("a test", ["no-such-file"])
-        ... except FileNotFoundError as error:
-        ...     print(str(error).splitlines()[0])
-        no weights found for a test; looked in four places:
-    """
-    if file is not None:
-        path = Path(file).expanduser()
-        if path.is_dir():
-            raise CheckpointError(f"weights for {what}: {path} is {foreign_kind(path)}")
-        if not path.is_file():
-            raise WeightsNotFoundError(f"weights for {what}: no file at {path}; check the path")
-        return path
-    folder = os.environ.get("UPFEAT_WEIGHTS")
-    if folder and (found := _search(Path(folder).expanduser(), names)):
-        return found
-    if found := _search(cache_dir(), names):
-        return found
-    reason = "nothing is published there"
-    if hub is not None and hub.place is not None:
-        reason = f"it is not there, but {hub}"
-    elif hub is not None:
-        if offline():
-            reason = f"{hub} not asked: UPFEAT_OFFLINE or HF_HUB_OFFLINE is set"
-        else:
-            try:
-                return download(hub)
-            except CheckpointError:
-                raise
-            except Exception as error:  # noqa: BLE001  (any failure of the hub is a miss)
-                reason = f"{hub} failed: {type(error).__name__}: {error}".splitlines()[0]
-    expected = " or ".join(names)
-    raise WeightsNotFoundError(
-        f"no weights found for {what}; looked in four places:\n"
-        "  1. an explicit file: none was given; pass weights=FILE (--weights FILE)\n"
-        f"  2. $UPFEAT_WEIGHTS ({folder or 'not set'}): no file {expected} "
-        "[.safetensors, .pth, …]; put one there\n"
-        f"  3. the local cache ({cache_dir()}): no such file\n"
-        f"  4. the hub: {reason}"
-    )
-
-
-def download(hub: HubFile) -> Path:
-    """Download a file into the local cache, whole or not at all, and check its hash."""
-    if hub.repository:
-        path = _from_hugging_face(hub.repository, hub.filename)
-        _check_hash(file_sha256(path), hub)
-        return path
-    if not hub.url:
-        raise WeightsNotFoundError(f"no address is known for {hub.filename}")
-    target = cache_dir() / hub.filename
-    target.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("downloading %s", hub.url)
-    with new_file(target) as stream:
-        with answer(lambda: urllib.request.urlopen(str(hub.url), timeout=60)) as response:
-            shutil.copyfileobj(response, stream)
-        stream.seek(0)
-        _check_hash(hashlib.file_digest(stream, "sha256").hexdigest(), hub)
-    return target
-
-
-def _from_hugging_face(repository: str, filename: str) -> Path:
-    """Return a file of a repository, from Hugging Face's own cache where the hub is out of reach.
-
-    Its download tries an unreachable hub again and again for 25 seconds, so one request asks first.
-    """
-    import huggingface_hub
-    from huggingface_hub.utils import HfHubHTTPError
-
-    url = huggingface_hub.hf_hub_url(repository, filename)
-    try:
-        answer(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS))
-    except HfHubHTTPError:  # the hub answers; the download reports what is wrong with the file
-        pass
-    except Exception:
-        cached = huggingface_hub.try_to_load_from_cache(repository, filename)
-        if not isinstance(cached, str):
-            raise
-        logger.warning("%s is not reachable; using the copy in %s", url, cached)
-        return Path(cached)
-    return Path(huggingface_hub.hf_hub_download(repository, filename))
-
-
-def answer(request: Callable[[], T]) -> T:
-    """Return what a request of the network returns; ``TimeoutError`` after ``ANSWER_SECONDS``.
-
-    The limits of HTTP clients hold for each address of a name in turn, and not for its lookup.
-    """
-    result: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(request())
-        except BaseException as error:  # noqa: BLE001  (raised where the answer is awaited)
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return result.result(ANSWER_SECONDS)
-    except TimeoutError:
-        if result.done():  # the request's own
-            raise
-        raise TimeoutError(f"no answer in {ANSWER_SECONDS} s; is there a network?") from None
-
-
-def _check_hash(got: str, hub: HubFile) -> None:
-    if hub.sha256 and got != hub.sha256:
-        raise CheckpointError(
-            f"{hub} has SHA-256 {got}, expected {hub.sha256}; the file was changed or the download "
-            "is broken; delete it from the cache and try again"
-        )
 
 
 class _Inert:
@@ -327,16 +63,8 @@ def inert_globals(names: Sequence[str]) -> list[tuple[type, str]]:
     """Return stand-ins for foreign classes, as ``torch.serialization.safe_globals`` takes them.
 
     Training scripts like to save their configuration object beside the weights. Such a file can be
-    read without importing, or even installing, the configuration's package: each named class is
-    replaced by an inert one whose content is dropped.
-
-    Args:
-        names: full names, such as ``"omegaconf.dictconfig.DictConfig"``.
-
-    Example:
-        >>> from upfeat.checkpoints import inert_globals
-        >>> [name for _, name in inert_globals(["a.B"])]
-        ['a.B']
+    read without its package: each named class (``"omegaconf.dictconfig.DictConfig"``) is replaced
+    by an inert one whose content is dropped.
     """
     return [(type(name.rsplit(".", 1)[-1], (_Inert,), {}), name) for name in names]
 
@@ -345,19 +73,11 @@ def inert_globals(names: Sequence[str]) -> list[tuple[type, str]]:
 # weights. The classes are replaced by inert ones, so OmegaConf need not be installed.
 OMEGACONF_GLOBALS: tuple[Any, ...] = (
     *inert_globals(
-        (
-            "omegaconf.dictconfig.DictConfig",
-            "omegaconf.listconfig.ListConfig",
-            "omegaconf.base.ContainerMetadata",
-            "omegaconf.base.Metadata",
-            "omegaconf.nodes.AnyNode",
-        )
+        [f"omegaconf.{each}" for each in ("dictconfig.DictConfig", "listconfig.ListConfig")]
+        + [f"omegaconf.base.{each}" for each in ("ContainerMetadata", "Metadata")]
+        + ["omegaconf.nodes.AnyNode"]
     ),
-    Any,
-    defaultdict,
-    dict,
-    int,
-    list,
+    *(Any, defaultdict, dict, int, list),
 )
 
 
@@ -366,15 +86,13 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Read a safetensors file, or a pickle with ``weights_only=True``, onto the CPU.
 
-    The one reader of weight files. What the file is, its content decides, not its name.
+    The one reader of weight files. What the file is, its content decides, not its name. It holds a
+    flat state dict, or a dict that contains one.
 
     Args:
         path: the file.
         allowed_globals: further classes that the pickle may name, as
             ``torch.serialization.safe_globals`` takes them.
-
-    Returns:
-        What the file holds: a flat state dict, or a dict that contains one.
 
     Raises:
         WeightsNotFoundError: there is no such file.
@@ -470,15 +188,6 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, is no JSON, or holds something else than an
             object; the message names it.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from upfeat.checkpoints import read_config
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "config.json")
-        ...     _ = path.write_text('{"architecture": "jafar"}')
-        ...     read_config(path)
-        {'architecture': 'jafar'}
     """
     try:
         content = json.loads(Path(path).read_bytes())
@@ -518,12 +227,7 @@ def unwrap_state(content: Mapping[str, Any], containers: Sequence[str] = ()) -> 
         content = found
         keys = (*containers, *CONTAINERS)
         found = next((v for key in keys if isinstance(v := content.get(key), Mapping)), None)
-    state: dict[str, Any] = {}
-    for key, value in content.items():
-        name = key
-        for wrapper in _WRAPPERS if isinstance(key, str) else ():
-            name = name.replace(wrapper, "")
-        state[name] = value
+    state = {_unwrapped(key): value for key, value in content.items()}
     while prefix := _common_prefix(state):
         state = {
             key.removeprefix(prefix): value
@@ -531,6 +235,13 @@ def unwrap_state(content: Mapping[str, Any], containers: Sequence[str] = ()) -> 
             if key != "n_averaged"  # the counter of torch.optim.swa_utils.AveragedModel
         }
     return state
+
+
+def _unwrapped(key: Any) -> Any:
+    """Return a tensor's name without what wrappers put into it."""
+    for wrapper in _WRAPPERS if isinstance(key, str) else ():
+        key = key.replace(wrapper, "")
+    return key
 
 
 def _sole(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -607,28 +318,23 @@ def _mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[
     ]
     if shapes:
         problems.append(f"shapes {some_names(shapes)}")
-    kinds = [
-        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
-        f"{'' if _is_plain(state[key]) else f' ({state[key].layout}, {state[key].device})'} "
-        f"instead of {str(own[key].dtype).removeprefix('torch.')}"
-        for key in common
-        if not _is_plain(state[key]) or not _takes(own[key], state[key])
-    ]
+    kinds = [f"{key} {kind}" for key in common if (kind := _other_kind(own[key], state[key]))]
     if kinds:
         problems.append(f"kinds of numbers {some_names(kinds)}")
     return problems
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is dense and holds its numbers."""
-    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-
-
-def _takes(own: Tensor, given: Tensor) -> bool:
-    """Return whether numbers of this kind mean the same in a tensor of ours."""
+def _other_kind(own: Tensor, given: Tensor) -> str:
+    """Return in words how the kind of numbers differs from ours where they mean something else."""
+    plain = given.layout == torch.strided and not given.is_meta and not given.is_quantized
     if given.is_complex():
-        return own.is_complex()
-    return given.is_floating_point() or not own.is_floating_point()  # whole: quantised weights
+        fits = own.is_complex()
+    else:  # whole numbers for floating point ones: quantised weights
+        fits = given.is_floating_point() or not own.is_floating_point()
+    if plain and fits:
+        return ""
+    kind, ours = (str(each.dtype).removeprefix("torch.") for each in (given, own))
+    return f"{kind}{'' if plain else f' ({given.layout}, {given.device})'} instead of {ours}"
 
 
 def some_names(names: Sequence[str]) -> str:
@@ -648,14 +354,6 @@ def write_safetensors(
         path: the target; its folder must exist.
         tensors: name to tensor; made contiguous and moved to the CPU.
         metadata: strings for the file's header.
-
-    Example:
-        >>> import pathlib, tempfile, torch
-        >>> from upfeat.checkpoints import write_safetensors
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_safetensors(pathlib.Path(folder, "a.safetensors"), {"w": torch.zeros(1)})
-        ...     [p.name for p in pathlib.Path(folder).iterdir()]
-        ['a.safetensors']
     """
     from safetensors.torch import save
 

@@ -40,32 +40,18 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class UpfeatError(Exception):
-    """Base class of all exceptions that upfeat defines.
-
-    Example:
-        >>> from upfeat.errors import UnknownNameError, UpfeatError
-        >>> issubclass(UnknownNameError, UpfeatError)
-        True
-    """
+    """Base class of all exceptions that upfeat defines."""
 
 
 class UnknownNameError(UpfeatError, ValueError):
     """A name that no registry holds; the message lists close matches.
 
-    Args:
-        kind: what the name stands for.
-        name: what came.
-        known: what there is.
-        prefix: what stands before the name, and before each of those it could be.
-
     Example:
         >>> from upfeat.errors import UnknownNameError
-        >>> print(UnknownNameError("upsampler", "jafr", ["jafar", "loftup"]))
-        unknown upsampler 'jafr'; did you mean 'jafar'? Known: jafar, loftup
+        >>> print(UnknownNameError("upsampler", "JAFAR", ["jafar", "loftup"]))
+        unknown upsampler 'JAFAR'; did you mean 'jafar'? Known: jafar, loftup
         >>> print(UnknownNameError("setting", "lrr", ["lr", "eps"], prefix="optimizer."))
         unknown setting 'optimizer.lrr'; did you mean 'optimizer.lr'? Known: eps, lr
-        >>> print(UnknownNameError("upsampler", "JAFAR", ["jafar", "jafar2"]))
-        unknown upsampler 'JAFAR'; did you mean 'jafar'? Known: jafar, jafar2
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], prefix: str = "") -> None:
@@ -93,63 +79,27 @@ def _close_names(name: str, known: Sequence[str]) -> list[str]:
 
 
 class ForeignFileError(UpfeatError, ValueError):
-    """A file that upfeat did not write lies where a result belongs; it is left as it is.
-
-    Example:
-        >>> from upfeat.errors import ForeignFileError
-        >>> issubclass(ForeignFileError, ValueError)
-        True
-    """
+    """A file that upfeat did not write lies where a result belongs; it is left as it is."""
 
 
 class HubError(UpfeatError, RuntimeError):
-    """The Hugging Face hub refused a model or cannot be reached; nothing was changed there.
-
-    Example:
-        >>> from upfeat.errors import HubError
-        >>> issubclass(HubError, RuntimeError)
-        True
-    """
+    """The Hugging Face hub refused a model or cannot be reached; nothing was changed there."""
 
 
 class WeightsNotFoundError(UpfeatError, FileNotFoundError):
-    """No weight file in any of the places of the lookup.
-
-    Example:
-        >>> from upfeat.errors import WeightsNotFoundError
-        >>> issubclass(WeightsNotFoundError, FileNotFoundError)
-        True
-    """
+    """No weight file in any of the places of the lookup."""
 
 
 class CheckpointError(UpfeatError, ValueError):
-    """A weight file that was read but does not fit: wrong keys, shapes, hash or architecture.
-
-    Example:
-        >>> from upfeat.errors import CheckpointError
-        >>> issubclass(CheckpointError, ValueError)
-        True
-    """
+    """A weight file that was read but does not fit: wrong keys, shapes, hash or architecture."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A pickle that asks for more than tensors and the globals that the method allows.
-
-    Example:
-        >>> from upfeat.errors import CheckpointError, UnsafeCheckpointError
-        >>> issubclass(UnsafeCheckpointError, CheckpointError)
-        True
-    """
+    """A pickle that asks for more than tensors and the globals that the method allows."""
 
 
 class UnsupportedError(UpfeatError, ValueError):
-    """A call that the method cannot serve by its nature; the message says which one can.
-
-    Example:
-        >>> from upfeat.errors import UnsupportedError
-        >>> issubclass(UnsupportedError, ValueError)
-        True
-    """
+    """A call that the method cannot serve by its nature; the message says which one can."""
 
 
 class MissingPackageError(UpfeatError, ImportError):
@@ -191,13 +141,8 @@ def special_file(path: str | os.PathLike[str]) -> str | None:
 def check_file(path: str | os.PathLike[str], what: str) -> None:
     """Raise unless a file is at ``path``, so that a named pipe is not waited for without end.
 
-    Args:
-        path: what will be opened.
-        what: its role, such as ``"depth map"``, for the message.
-
-    Raises:
-        FileNotFoundError: nothing is there, or a link leads nowhere or back to itself.
-        ValueError: a folder, a named pipe, a socket or a device is there.
+    ``what`` is its role, such as ``"depth map"``, for the message: ``FileNotFoundError`` where
+    nothing is there, ``ValueError`` for a folder, a pipe, a socket or a device.
     """
     try:
         mode = os.stat(path).st_mode
@@ -272,14 +217,7 @@ def warn_user(message: str) -> None:
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise ``ValueError`` for an option that is none of its choices.
-
-    Example:
-        >>> check_choice("min_max", "none", ("image", "batch"))
-        Traceback (most recent call last):
-        ...
-        ValueError: min_max must be 'image' or 'batch', got 'none'
-    """
+    """Raise ``ValueError`` for an option that is none of its choices."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
@@ -367,26 +305,18 @@ def check_call(
 ) -> tuple[int, int]:
     """Check the arguments of an upsampler call and return the output size ``(H', W')``.
 
-    Args:
-        image: guidance image (B, 3, H, W).
-        features: low-resolution features (B, C, h, w).
-        output_size: (H', W'), the length of the shorter side, or None for the image's size.
-        values: what to mix, (B, K, h, w), or None for the features.
-
-    Raises:
-        ValueError: on wrong rank, channels, batch, grid, device, dtype, or swapped arguments.
+    Image (B, 3, H, W), features (B, C, h, w) and values (B, K, h, w) must agree in batch, grid and
+    device. The size is given as (H', W'), as the shorter side, or as None for the image's.
     """
     check_map(image, "image", "(B, 3, H, W)")
     check_map(features, "features", "(B, C, h, w)")
     if image.shape[1] != 3:
         swapped = features.shape[1] == 3
+        advice = "convert it to RGB, or map other channels by upsampler.guidance_image(image)"
+        if swapped:
+            advice = "image and features look swapped: the order is upsampler(image, features)"
         raise ValueError(
-            f"image must have 3 channels (B, 3, H, W), got {shape_text(image)}"
-            + (
-                "; image and features look swapped: the order is upsampler(image, features)"
-                if swapped
-                else "; convert it to RGB, or map other channels by upsampler.guidance_image(image)"
-            )
+            f"image must have 3 channels (B, 3, H, W), got {shape_text(image)}; {advice}"
         )
     if image.shape[0] != features.shape[0]:
         raise ValueError(

@@ -4,15 +4,16 @@ Commands, recipes, pictures and benchmarks all call :func:`load_upsampler`: one 
 what needs weights, one set of messages.
 """
 
+import copy
 import inspect
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from upfeat._settings import read_call
 from upfeat.backbones.base import Backbone
@@ -34,17 +35,15 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FINER = re.compile(r"(?P<kind>large|strided):(?P<number>\d+)")
 _LOW_RES = "low-res"
 
+_Module = TypeVar("_Module", bound=nn.Module)
+
 
 class FinerGrid(WholeMapUpsampler):
     """The papers' rows without an upsampler: the backbone itself on a finer grid, then bilinear.
 
-    "Large image" enlarges the image, "strided" lets the patches overlap. What the backbone said of
-    the image as it is plays no part; cost and memory are those of the finer grid.
-
-    Args:
-        spec: ``"large:8"``, the factor on each side of the image, or ``"strided:6"``, the distance
-            of two patches in pixels.
-        backbone: whose features are wanted.
+    ``"large:8"`` enlarges the image, by the factor on each side; ``"strided:6"`` lets the patches
+    overlap, with that distance in pixels. The features of the image as it is play no part; cost
+    and memory are those of the finer grid.
 
     Raises:
         ValueError: the factor or the stride is out of range, or ``spec`` is neither.
@@ -182,13 +181,7 @@ def _load_backbone_row(text: str, backbone: Backbone | int) -> Upsampler:
 
 
 def runs_backbone(spec: str) -> bool:
-    """Whether a spec means the backbone itself on a finer grid.
-
-    Example:
-        >>> from upfeat.loading import runs_backbone
-        >>> runs_backbone("large:8"), runs_backbone("kin.upfeat")
-        (True, False)
-    """
+    """Whether a spec, such as ``large:8``, means the backbone itself on a finer grid."""
     return _FINER.fullmatch(spec.strip()) is not None
 
 
@@ -302,3 +295,65 @@ def _load_folder(
             f"{dict(options)} was asked for; change one of them"
         )
     return model
+
+
+# -- networks of a pipeline -----------------------------------------------------------------------
+
+
+def checked_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return a floating point type, or raise."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating point, such as torch.bfloat16, got {dtype!r}")
+    return dtype
+
+
+def fitting_upsampler(
+    upsampler: Upsampler | str | os.PathLike[str] | None, backbone: Backbone
+) -> Upsampler | None:
+    """Load what is named, and raise unless it can work with the backbone."""
+    if isinstance(upsampler, str | os.PathLike):
+        return load_upsampler(upsampler, backbone)
+    if upsampler is None:
+        return None
+    if not isinstance(upsampler, Upsampler):
+        raise ValueError(
+            f"upsampler must be a name, a folder or an upfeat.Upsampler, got "
+            f"{type(upsampler).__name__}; the order is Pipeline(backbone, upsampler)"
+        )
+    info = upsampler.info
+    width = upsampler.config.get("feature_dim")
+    if width is not None and width != backbone.dim:
+        raise ValueError(
+            f"the upsampler {info.name} was built for feature_dim={width}, the backbone "
+            f"{backbone.name} has {backbone.dim} channels; build it with create_upsampler("
+            f"{info.name!r}, feature_dim={backbone.dim}) or load weights trained for this backbone"
+        )
+    return upsampler
+
+
+class Place(NamedTuple):
+    """Where a network computes, and in which type."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def place_of(*modules: nn.Module) -> Place:
+    """Return device and dtype of the first floating point weight, torch's default without any."""
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                return Place(tensor.device, tensor.dtype)
+    empty = torch.empty(0)
+    return Place(empty.device, empty.dtype)
+
+
+def converted(module: _Module, device: torch.device, dtype: torch.dtype | None) -> _Module:
+    """Return the module itself if it fits, else a converted copy."""
+    tensors = [*module.parameters(), *module.buffers()]
+    fits = all(
+        tensor.device == device
+        and (dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype)
+        for tensor in tensors
+    )
+    return module if fits else copy.deepcopy(module).to(device=device, dtype=dtype)

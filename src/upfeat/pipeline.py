@@ -17,18 +17,17 @@ cell that holds a part of the image; ``high`` covers exactly the image.
 """
 
 import copy
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar, overload
+from typing import Any, Literal, Self, TypeAlias, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from upfeat.backbones.base import Backbone
+from upfeat._outputs import Encoded, PipelineOutput, dtype_text
 from upfeat.backbones.wrapping import AnyBackbone, as_backbone
 from upfeat.data.feature_cache import FeatureCache, weights_fingerprint
 from upfeat.data.images import ImageSource, read_image
@@ -43,7 +42,7 @@ from upfeat.data.sizes import (
     resolve_size,
 )
 from upfeat.errors import shape_text
-from upfeat.loading import load_upsampler
+from upfeat.loading import checked_dtype, converted, fitting_upsampler, place_of
 from upfeat.ops.coordinates import pixel_centres
 from upfeat.ops.images import known_normalized, normalize
 from upfeat.ops.runtime import check_fits
@@ -54,79 +53,6 @@ __all__ = ["Encoded", "Head", "Pipeline", "PipelineOutput"]
 
 ImageList: TypeAlias = list[Any] | tuple[ImageSource, ...]
 Head: TypeAlias = Callable[[Tensor], Tensor]
-
-_Module = TypeVar("_Module", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An image and its low-resolution features, ready for :meth:`Pipeline.upsample`.
-
-    Attributes:
-        image: (B, 3, H, W) in [0, 1], as read.
-        prepared: (B, 3, Hp, Wp) in [0, 1], what the networks see before normalisation.
-        features: (B, C, hp, wp), the grid of the padded image.
-        frame: own, input and padded size.
-        single: whether one image without a batch axis came in.
-    """
-
-    image: Tensor
-    prepared: Tensor
-    features: Tensor
-    frame: Frame
-    single: bool = True
-
-    @property
-    def low(self) -> Tensor:
-        """The features (C, h, w), batched for a batch, without cells that hold only padding."""
-        rows, cols = (
-            math.ceil(size * grid / padded)
-            for size, grid, padded in zip(
-                self.frame.input, self.features.shape[-2:], self.frame.padded, strict=True
-            )
-        )
-        low = self.features[..., :rows, :cols]
-        return low[0] if self.single else low
-
-    @property
-    def low_extent(self) -> tuple[float, float]:
-        """Height and width that ``low`` covers, in units of the image's; over 1 when padded."""
-        cells, grids = self.low.shape[-2:], self.features.shape[-2:]
-        rows, cols = (
-            cell / grid * padded / size
-            for cell, grid, padded, size in zip(
-                cells, grids, self.frame.padded, self.frame.input, strict=True
-            )
-        )
-        return rows, cols
-
-    def __repr__(self) -> str:
-        """Show shapes, not numbers."""
-        return _shapes(self, image=self.image, low=self.low)
-
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """What :class:`Pipeline` returns for one image, or for one batch of equal sizes.
-
-    Attributes:
-        image: (3, H, W) in [0, 1], RGB, as read.
-        low: (C, h, w), the backbone's features; every cell holds a part of the image.
-        high: (C, H', W'), or (K, H', W') behind a head; covers exactly the image.
-        low_extent: height and width that the grid of ``low`` covers, in units of the image's: 1.0,
-            or a little more where the image was padded.
-
-    Of a batch tensor, each has its batch axis in front.
-    """
-
-    image: Tensor
-    low: Tensor
-    high: Tensor
-    low_extent: tuple[float, float]
-
-    def __repr__(self) -> str:
-        """Show shapes, not numbers."""
-        return _shapes(self, image=self.image, low=self.low, high=self.high)
 
 
 class Pipeline:
@@ -199,26 +125,26 @@ class Pipeline:
             raise ValueError(f"fit must be 'pad', 'resize' or 'exact', got {fit!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
-        dtype = None if dtype is None else _checked_dtype(dtype)
-        resolve_size(input_size, (1, 1), "input_size")
-        resolve_size(output_size, (1, 1), "output_size")
-        resolve_size(guidance_size, (1, 1), "guidance_size")
+        dtype = None if dtype is None else checked_dtype(dtype)
+        sizes = {"input_size": input_size, "guidance_size": guidance_size}
+        for name, size in (sizes | {"output_size": output_size}).items():
+            resolve_size(size, (1, 1), name)
         if isinstance(backbone, Upsampler):
             raise ValueError(
                 f"{backbone.info.name} is an upsampler; the order is Pipeline(backbone, upsampler)"
             )
         backbone = as_backbone(backbone)
-        upsampler = _loaded(upsampler, backbone)
+        upsampler = fitting_upsampler(upsampler, backbone)
         networks = [backbone] if upsampler is None else [backbone, upsampler]
-        device = torch.device(device) if device is not None else _place(*networks).device
-        self.backbone = _converted(backbone, device, dtype)
+        device = torch.device(device) if device is not None else place_of(*networks).device
+        self.backbone = converted(backbone, device, dtype)
         self.input_size = input_size
         self.guidance_size = guidance_size
         self.output_size = output_size
         self.fit = fit
         self.batch_size = batch_size
         self.device = device
-        self.dtype = dtype or _place(self.backbone).dtype
+        self.dtype = dtype or place_of(self.backbone).dtype
         self._asked_dtype = dtype
         self._upsampler = None if upsampler is None else self._joined(upsampler)
         self._cache_arguments = None if cache is None else (cache, cache_dtype)
@@ -251,11 +177,8 @@ class Pipeline:
     def to(self, *targets: torch.device | torch.dtype | str | int, **named: Any) -> Self:
         """Move and convert both networks, as ``nn.Module.to`` does; returns the pipeline itself.
 
-        The modules that came from the caller stay as they are: what must change is copied.
-
-        Args:
-            *targets: a device, a floating point dtype, or both.
-            **named: ``device=`` and ``dtype=``, instead.
+        Takes a device, a floating point dtype, or both, also as ``device=`` and ``dtype=``. The
+        modules that came from the caller stay as they are: what must change is copied.
 
         Example:
             >>> import upfeat
@@ -269,11 +192,11 @@ class Pipeline:
             raise TypeError(f"Pipeline.to takes device and dtype, got {', '.join(sorted(unknown))}")
         device, dtype = named.get("device"), named.get("dtype")
         if dtype is not None:
-            self._asked_dtype = _checked_dtype(dtype)
+            self._asked_dtype = checked_dtype(dtype)
         if device is not None:
             self.device = torch.device(device)
-        self.backbone = _converted(self.backbone, self.device, self._asked_dtype)
-        self.dtype = self._asked_dtype or _place(self.backbone).dtype
+        self.backbone = converted(self.backbone, self.device, self._asked_dtype)
+        self.dtype = self._asked_dtype or place_of(self.backbone).dtype
         if self._upsampler is not None:
             self._upsampler = self._joined(self._upsampler)
         self.__dict__.pop("identity", None)  # the weights may have been rounded
@@ -287,18 +210,13 @@ class Pipeline:
         names = ("input_size", "output_size", "guidance_size")
         sizes = {name: getattr(self, name) for name in names}
         parts += [f"{name}={size}" for name, size in sizes.items() if size is not None]
-        return f"Pipeline({', '.join([*parts, _text(self.dtype), str(self.device)])})"
+        return f"Pipeline({', '.join([*parts, dtype_text(self.dtype), str(self.device)])})"
 
     def with_upsampler(self, upsampler: Upsampler | str | os.PathLike[str]) -> "Pipeline":
         """Return a pipeline of the same backbone, sizes and cache with this upsampler.
 
-        What one of them encoded the other can upsample.
-
-        Args:
-            upsampler: as in the constructor; copied if its dtype or device must change.
-
-        Raises:
-            ValueError: it was built for features of another width.
+        What one of them encoded the other can upsample. The upsampler is copied if its dtype or
+        device must change.
 
         Example:
             >>> import torch, upfeat
@@ -309,13 +227,13 @@ class Pipeline:
             ...     high = pipe.with_upsampler(name).upsample(encoded)
         """
         other = copy.copy(self)
-        loaded = _loaded(upsampler, self.backbone)
+        loaded = fitting_upsampler(upsampler, self.backbone)
         other._upsampler = None if loaded is None else self._joined(loaded)
         return other
 
     def _joined(self, upsampler: Upsampler) -> Upsampler:
-        converted = _converted(upsampler, self.device, self._asked_dtype)
-        joined = with_views(converted, self.backbone)
+        moved = converted(upsampler, self.device, self._asked_dtype)
+        joined = with_views(moved, self.backbone)
         joined.warn_of_other_backbone(self.backbone)
         return joined
 
@@ -342,12 +260,9 @@ class Pipeline:
         Args:
             images: a path, PIL image, numpy array (H, W, 3) or tensor (3, H, W), as
                 ``upfeat.data.read_image`` takes them; a batch tensor (B, 3, H, W); or a list of the
-                former with any sizes.
+                former with any sizes, for which a list is returned.
             output_size: overrides the pipeline's.
             head: as in :meth:`upsample`.
-
-        Returns:
-            One output; for a list, a list of outputs in its order; on the pipeline's device.
 
         Raises:
             ValueError: an image cannot be read or is not in [0, 1].
@@ -355,7 +270,7 @@ class Pipeline:
         encoded = self.encode(images)
         if isinstance(encoded, list):
             return self._upsample_list(encoded, output_size, head)
-        return _output(encoded, self.upsample(encoded, output_size, head))
+        return encoded.with_high(self.upsample(encoded, output_size, head))
 
     def low(self, images: ImageSource | ImageList) -> Tensor | list[Tensor]:
         """Return the backbone's features only: (C, h, w), a batch or a list for such."""
@@ -373,11 +288,8 @@ class Pipeline:
     ) -> Encoded | list[Encoded]:
         """Read, prepare and run the backbone: the first half of a call.
 
-        Use it where the features decide how to upsample, as for a PCA picture.
-
-        Args:
-            images: as in :meth:`__call__`.
-            input_size: overrides the pipeline's.
+        Use it where the features decide how to upsample, as for a PCA picture. ``input_size``
+        overrides the pipeline's.
         """
         if isinstance(images, list | tuple):
             return self._encode_list([read_image(image) for image in images], input_size)
@@ -392,16 +304,13 @@ class Pipeline:
         """Return what :meth:`encode` returns, from an image and features that were kept.
 
         Args:
-            image: as in :meth:`__call__`, one image.
+            image: one image.
             features: (C, h, w), the grid of the padded image: ``encoded.features[0]``.
-
-        Raises:
-            ValueError: features of another width than the backbone's.
 
         Example:
             >>> import torch, upfeat
             >>> backbone = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
-            >>> pipe = upfeat.Pipeline(backbone, upfeat.create_upsampler("bilinear"))
+            >>> pipe = upfeat.Pipeline(backbone, "bilinear")
             >>> image = torch.rand(3, 45, 60)
             >>> kept = pipe.encode(image).features[0]
             >>> torch.equal(pipe.upsample(pipe.join(image, kept)), pipe(image).high)
@@ -418,11 +327,7 @@ class Pipeline:
         return Encoded(picture, prepared, kept, frame)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return the backbone's features (B, C, h, w), from the cache where it has them.
-
-        Args:
-            pixels: (B, 3, H, W), normalised as the backbone takes it.
-        """
+        """Return the features (B, C, h, w) of normalised images, from the cache if it has them."""
         if self.cache is None:
             return self.backbone(pixels)
         # One by one: what is kept of an image must not depend on its neighbours in a batch.
@@ -518,7 +423,7 @@ class Pipeline:
             )
             high = self.upsample(batch, output_size, head)
             for row, i in enumerate(indices):
-                results[i] = _output(encoded[i], high[row])
+                results[i] = encoded[i].with_high(high[row])
         return [results[i] for i in range(len(encoded))]
 
     def pieces(
@@ -527,7 +432,7 @@ class Pipeline:
         """Yield the upsampled map, or the head of it, in pieces of bounded memory.
 
         Args:
-            encoded: one image, or one batch of equal sizes.
+            encoded: as in :meth:`upsample`.
             size: (H', W') of the map of the padded image; without padding, of the image's.
             head: as in :meth:`upsample`.
 
@@ -549,11 +454,7 @@ class Pipeline:
             yield rows, tile if head is None else head(tile).to(tile.dtype)
 
     def guidance(self, encoded: Encoded) -> Tensor:
-        """Return what the upsampler looks at, (B, 3, H, W): the image, reduced and normalised.
-
-        Args:
-            encoded: one image, or one batch of equal sizes.
-        """
+        """Return what the upsampler looks at, (B, 3, H, W): the image, reduced and normalised."""
         image = encoded.prepared
         if self.guidance_size is not None:
             size = resolve_size(self.guidance_size, encoded.frame.input, "guidance_size")
@@ -583,9 +484,8 @@ class Pipeline:
                 guidance = self.guidance(encoded)
                 # float64: the coordinate codes of some methods have very high frequencies
                 centres = pixel_centres(size, self.device, torch.float64)[positions][None]
-                return self.upsampler.query(guidance, encoded.features, centres, output_size=size)[
-                    0
-                ]
+                found = self.upsampler.query(guidance, encoded.features, centres, output_size=size)
+                return found[0]
             row, col = positions // size[1], positions % size[1]
             found = encoded.features.new_empty(len(positions), encoded.features.shape[1])
             for rows, tile in self.pieces(encoded, size):
@@ -595,15 +495,7 @@ class Pipeline:
             return found
 
     def frame(self, own: Size, input_size: SizeRequest = None) -> Frame:
-        """Return the sizes that an image has on its way, without the image.
-
-        Args:
-            own: (H, W) as it would be read.
-            input_size: overrides the pipeline's.
-
-        Raises:
-            ValueError: the backbone does not take that size.
-        """
+        """Return the sizes that an image of its own size (H, W) has on its way, or raise."""
         request = self.input_size if input_size is None else input_size
         size = resolve_size(request, own, "input_size")
         backbone = self.backbone
@@ -648,75 +540,3 @@ def _groups(keys: Sequence[object], batch_size: int) -> list[list[int]]:
         for indices in together.values()
         for start in range(0, len(indices), batch_size)
     ]
-
-
-def _output(encoded: Encoded, high: Tensor) -> PipelineOutput:
-    image = encoded.image[0] if encoded.single else encoded.image
-    return PipelineOutput(image, encoded.low, high, encoded.low_extent)
-
-
-def _shapes(output: object, **tensors: Tensor) -> str:
-    """Write the shapes of tensors, with the dtype and device of the last one."""
-    shapes = [f"{name}={shape_text(tensor)}" for name, tensor in tensors.items()]
-    last = next(reversed(tensors.values()))
-    return f"{type(output).__name__}({', '.join([*shapes, _text(last.dtype), str(last.device)])})"
-
-
-def _text(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must be floating point, such as torch.bfloat16, got {dtype!r}")
-    return dtype
-
-
-def _loaded(
-    upsampler: Upsampler | str | os.PathLike[str] | None, backbone: Backbone
-) -> Upsampler | None:
-    """Load what is named, and raise unless it can work with the backbone."""
-    if isinstance(upsampler, str | os.PathLike):
-        return load_upsampler(upsampler, backbone)
-    if upsampler is None:
-        return None
-    if not isinstance(upsampler, Upsampler):
-        raise ValueError(
-            f"upsampler must be a name, a folder or an upfeat.Upsampler, got "
-            f"{type(upsampler).__name__}; the order is Pipeline(backbone, upsampler)"
-        )
-    info = upsampler.info
-    width = upsampler.config.get("feature_dim")
-    if width is not None and width != backbone.dim:
-        raise ValueError(
-            f"the upsampler {info.name} was built for feature_dim={width}, the backbone "
-            f"{backbone.name} has {backbone.dim} channels; build it with create_upsampler("
-            f"{info.name!r}, feature_dim={backbone.dim}) or load weights trained for this backbone"
-        )
-    return upsampler
-
-
-class _Place(NamedTuple):
-    device: torch.device
-    dtype: torch.dtype
-
-
-def _place(*modules: nn.Module) -> _Place:
-    """Return device and dtype of the first floating point weight, torch's default without any."""
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                return _Place(tensor.device, tensor.dtype)
-    empty = torch.empty(0)
-    return _Place(empty.device, empty.dtype)
-
-
-def _converted(module: _Module, device: torch.device, dtype: torch.dtype | None) -> _Module:
-    """Return the module itself if it fits, else a converted copy."""
-    tensors = [*module.parameters(), *module.buffers()]
-    fits = all(
-        tensor.device == device
-        and (dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype)
-        for tensor in tensors
-    )
-    return module if fits else copy.deepcopy(module).to(device=device, dtype=dtype)

@@ -33,7 +33,7 @@ def test_nothing_runs_with_random_weights(backbone, monkeypatch: pytest.MonkeyPa
     def download(hub):
         raise AssertionError(f"asked for {hub}")
 
-    monkeypatch.setattr("upfeat.checkpoints.download", download)
+    monkeypatch.setattr("upfeat._lookup.download", download)
     shown, left_out = usable_upsamplers(backbone)
     names = {candidate.name for candidate in shown}
     assert {"bilinear", "joint_bilateral", "guided_filter", "upsample_anything"} <= names

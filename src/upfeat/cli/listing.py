@@ -339,7 +339,7 @@ def _cached(name: str, entries: dict[str, Path]) -> Path:
 
 def _kind(path: Path) -> str:
     """Say what an entry is; weights are files, or folders of nothing else."""
-    from upfeat.checkpoints import SUFFIXES
+    from upfeat._lookup import SUFFIXES
 
     if path.name == "eval" and path.is_dir():
         return EVALUATION

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upfeat.checkpoints import ANSWER_SECONDS, answer, offline, read_config
+from upfeat._lookup import ANSWER_SECONDS, answer, offline
+from upfeat.checkpoints import read_config
 from upfeat.errors import CheckpointError, HubError, WeightsNotFoundError
 from upfeat.upsamplers.cards import CARD_FILE, CONFIG_FILE, PLACE, WEIGHTS_FILE
 
