@@ -43,21 +43,13 @@ class Choice(NamedTuple):
 
 
 class Answers:
-    """The answers of a studio as the components show them.
-
-    Args:
-        studio: computes.
-    """
+    """The answers of a studio as the components show them."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
     def features(self, choice: Choice) -> Iterator[tuple[Gallery, str]]:
-        """Draw photo, low-resolution and upsampled features in one PCA basis.
-
-        Yields:
-            Pictures, the photo first, and the times as Markdown.
-        """
+        """Yield photo, low-res and upsampled features in one PCA basis, and times as Markdown."""
         prepared = self._prepare(choice)
         drawn: list[Drawn] = []
         with _Folder() as folder:
@@ -68,15 +60,12 @@ class Answers:
                 yield shown, _times(prepared, drawn)
 
     def similar(self, choice: Choice, pixel: tuple[int, int], shown: str) -> Iterator[Gallery]:
-        """Draw how alike a pixel's features and all others' are.
+        """Yield pictures of the cosine with one pixel's features, all in one scale of colours.
 
         Args:
             choice: photo, backbone, methods, size.
             pixel: row and column of the picture that was clicked.
             shown: file of that picture; it may have another size than is now chosen.
-
-        Yields:
-            Pictures, all in one scale of colours.
         """
         height, width = image_size(shown)
         if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
@@ -100,11 +89,7 @@ class Answers:
                 ]
 
     def segment(self, choice: Choice, text: str) -> Iterator[tuple[Gallery, str]]:
-        """Draw the nearest word of each pixel.
-
-        Yields:
-            Pictures, and the legend as HTML.
-        """
+        """Yield pictures of the nearest word of each pixel, and the legend as HTML."""
         from upfeat.similarity import split_words
 
         words = split_words(text)
@@ -120,13 +105,7 @@ class Answers:
                 yield shown, legend
 
     def file(self, choice: Choice, what: str, method: str) -> Iterator[str]:
-        """Write a file to download; it is gone when the generator goes on.
-
-        Args:
-            choice: photo, backbone, methods, size.
-            what: a key of ``KINDS``.
-            method: whose features.
-        """
+        """Yield a file to download, a key of ``KINDS``; it is gone when the generator goes on."""
         prepared = self._prepare(choice)
         with _Folder() as folder:
             if what == PICTURES:

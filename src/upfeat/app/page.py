@@ -37,11 +37,7 @@ MOVE = "(share) => ({__type__: 'update', slider_position: share})"
 
 
 def _gradio() -> Any:
-    """Import Gradio.
-
-    Raises:
-        MissingPackageError: it is not installed.
-    """
+    """Import Gradio, or raise ``MissingPackageError``."""
     ensure_torchvision_operators()
     try:
         import gradio
@@ -51,13 +47,7 @@ def _gradio() -> Any:
 
 
 def build_page(studio: Studio) -> Any:
-    """Build the page of a studio.
-
-    Args:
-        studio: what it can do.
-
-    Returns:
-        ``gradio.Blocks``; :func:`launch` serves one.
+    """Build the page of a studio: ``gradio.Blocks``, which :func:`launch` serves.
 
     Raises:
         MissingPackageError: Gradio is not installed.
@@ -176,20 +166,12 @@ def _choices(gr: Any, studio: Studio, methods: Sequence[str], chosen: Sequence[s
     backbone = gr.Dropdown(
         list(studio.backbones), value=studio.backbones[0], label="Backbone", elem_id="backbone"
     )
+    hint = f"One to {MOST_METHODS}."
     names = gr.CheckboxGroup(
-        list(methods),
-        value=list(chosen),
-        label="Methods",
-        info=f"One to {MOST_METHODS}.",
-        elem_id="methods",
+        list(methods), value=list(chosen), label="Methods", info=hint, elem_id="methods"
     )
-    side = gr.Radio(
-        list(SIDES),
-        value=SIDES[0],
-        label="Size",
-        info="Shorter side in pixels; larger is slower.",
-        elem_id="side",
-    )
+    hint = "Shorter side in pixels; larger is slower."
+    side = gr.Radio(list(SIDES), value=SIDES[0], label="Size", info=hint, elem_id="side")
     return [photo, backbone, names, side]
 
 

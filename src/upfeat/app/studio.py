@@ -57,19 +57,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A photo and its features.
+    """A photo and its features."""
 
-    Attributes:
-        pipe: of the backbone, without an upsampler.
-        encoded: the photo and its features (1, C, h, w).
-        basis: colours of the features.
-        seconds: of the backbone.
-    """
-
-    pipe: Pipeline
-    encoded: Encoded
-    basis: PCABasis
-    seconds: float
+    pipe: Pipeline  # of the backbone, without an upsampler
+    encoded: Encoded  # the photo and its features (1, C, h, w)
+    basis: PCABasis  # colours of the features
+    seconds: float  # of the backbone
 
     @property
     def size(self) -> Size:
@@ -92,13 +85,7 @@ class Drawn:
 
 
 def example_photos() -> list[Path]:
-    """Return the photos that come with the package.
-
-    Example:
-        >>> from upfeat.app.studio import example_photos
-        >>> [path.name for path in example_photos()]
-        ['astronaut.jpg', 'cat.jpg', 'coffee.jpg']
-    """
+    """Return the photos that come with the package."""
     return sorted((Path(__file__).parent / "photos").glob("*.jpg"))
 
 
@@ -141,11 +128,7 @@ class Studio:
     """
 
     def __init__(
-        self,
-        backbones: Sequence[str],
-        upsamplers: Sequence[str] = (),
-        *,
-        device: str = "cpu",
+        self, backbones: Sequence[str], upsamplers: Sequence[str] = (), *, device: str = "cpu"
     ) -> None:
         if not backbones:
             raise ValueError("no backbone to choose from; name at least one")
@@ -215,14 +198,10 @@ class Studio:
         """Read a photo and run the backbone, or return what was kept of it.
 
         Args:
-            photo: a file.
+            photo: a file, of at most 25 megapixels.
             backbone: one of those of the page.
             side: shorter side at which the networks see it, in pixels; a photo that is more than
                 twice as long as wide gets a longer side of twice that.
-
-        Raises:
-            ValueError: the file is no image or holds more than 25 megapixels, or the side is
-                larger than the page offers.
         """
         if not 1 <= side <= SIDES[-1]:
             raise ValueError(f"the size must be from 1 to {SIDES[-1]} pixels, got {side}")
@@ -239,54 +218,32 @@ class Studio:
     def _encode(self, path: Path, backbone: str, side: int) -> Prepared:
         pipe, _ = self._load(backbone)
         small = _reduced(_read(path), side)
-        start = time.perf_counter()
-        encoded = pipe.encode(small)
-        wait_for_device(pipe.device)
-        seconds = time.perf_counter() - start
+        encoded, seconds = _timed(pipe, lambda: pipe.encode(small))
         return Prepared(pipe, encoded, PCABasis.fit(encoded.low), seconds)
 
     @_alone
     def draw(self, prepared: Prepared, backbone: str, method: str) -> Drawn:
-        """Upsample the three principal components and colour them.
-
-        Args:
-            prepared: the photo.
-            backbone: its name.
-            method: of :meth:`methods`, or ``low-res``.
-        """
+        """Upsample the three principal components by a method, or ``low-res``, and colour them."""
         pipe, basis = self._on(prepared, backbone, method), prepared.basis
-        start = time.perf_counter()
-        high = pipe.upsample(prepared.encoded, prepared.size, head=basis.project)
-        wait_for_device(pipe.device)
-        seconds = time.perf_counter() - start
+        high, seconds = _timed(
+            pipe, lambda: pipe.upsample(prepared.encoded, prepared.size, head=basis.project)
+        )
         return Drawn(method, basis.colors(high).cpu(), seconds)
 
     @_alone
     def similar(
         self, prepared: Prepared, backbone: str, method: str, pixel: tuple[int, int]
     ) -> AnswerMap:
-        """Compute the cosine of every pixel's features with those of one.
-
-        Args:
-            prepared: the photo.
-            backbone: its name.
-            method: of :meth:`methods`, or ``low-res``.
-            pixel: row and column in the photo as it is shown.
-        """
+        """Compute the cosine of every pixel's features with those of one (row, column)."""
         pipe = self._on(prepared, backbone, method)
-        start = time.perf_counter()
-        maps = pixel_similarity(pipe, prepared.encoded, [pixel], prepared.size)
-        return AnswerMap(method, maps[0], seconds_text(time.perf_counter() - start))
+        maps, seconds = _timed(
+            pipe, lambda: pixel_similarity(pipe, prepared.encoded, [pixel], prepared.size)
+        )
+        return AnswerMap(method, maps[0], seconds_text(seconds))
 
     @_alone
     def segment(self, prepared: Prepared, backbone: str, method: str, text: str) -> AnswerMap:
-        """Give every pixel the nearest of at most twelve words.
-
-        Args:
-            prepared: the photo, of a backbone with a text space.
-            backbone: its name.
-            method: of :meth:`methods`, or ``low-res``.
-            text: words with commas between them.
+        """Give every pixel the nearest of at most twelve words, with commas between them.
 
         Raises:
             UnsupportedError: the backbone has no text space.
@@ -298,9 +255,10 @@ class Studio:
             self._words.clear()
             self._words[backbone, words] = embed_words(encode, words, templates("clip7"))
         pipe, vectors = self._on(prepared, backbone, method), self._words[backbone, words]
-        start = time.perf_counter()
-        found = segment_words(pipe, prepared.encoded, prepared.size, vectors)
-        return AnswerMap(method, found, seconds_text(time.perf_counter() - start))
+        found, seconds = _timed(
+            pipe, lambda: segment_words(pipe, prepared.encoded, prepared.size, vectors)
+        )
+        return AnswerMap(method, found, seconds_text(seconds))
 
     @_alone
     def save_features(
@@ -308,15 +266,7 @@ class Studio:
     ) -> Path:
         """Write upsampled and low-resolution features, as ``upfeat upsample`` does.
 
-        Args:
-            prepared: the photo.
-            backbone: its name.
-            method: of :meth:`methods`, or ``low-res``.
-            kind: ``safetensors`` or ``npz``.
-            folder: of the file.
-
-        Raises:
-            ValueError: the file would be larger than 256 MB.
+        The file is ``safetensors`` or ``npz``; ``ValueError`` if it would be larger than 256 MB.
         """
         channels = prepared.pipe.backbone.dim
         settings = {"backbone": backbone, "upsampler": method, "input_size": prepared.size}
@@ -332,14 +282,16 @@ class Studio:
         return path
 
 
-def seconds_text(seconds: float) -> str:
-    """Write a time in seconds or milliseconds.
+def _timed(pipe: Pipeline, call: Callable[[], _Result]) -> tuple[_Result, float]:
+    """Return what a call returns and the seconds until the device has computed it."""
+    start = time.perf_counter()
+    result = call()
+    wait_for_device(pipe.device)
+    return result, time.perf_counter() - start
 
-    Example:
-        >>> from upfeat.app.studio import seconds_text
-        >>> seconds_text(2.345), seconds_text(0.0123)
-        ('2.3 s', '12 ms')
-    """
+
+def seconds_text(seconds: float) -> str:
+    """Write a time in seconds or milliseconds: ``2.3 s``, ``12 ms``."""
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 

@@ -3,25 +3,35 @@
 Legend: B batch (1), C feature channels, K value channels, h w grid, H W image and output.
 """
 
+import contextlib
 import copy
+import importlib.metadata
 import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from torch import Tensor, nn
 
 from upfeat._files import OwnFiles, sha256_of
 from upfeat.backbones.base import Backbone
 from upfeat.errors import MissingPackageError, UnsupportedError
-from upfeat.export.formats import OPSET, Format, format_of, quiet
-from upfeat.export.graphs import BackboneGraph, PipelineGraph, UpsamplerGraph, ValuesGraph
-from upfeat.export.record import ExportRecord, Parity, versions
+from upfeat.export.graphs import (
+    OPSET,
+    BackboneGraph,
+    Format,
+    PipelineGraph,
+    UpsamplerGraph,
+    ValuesGraph,
+    format_of,
+    quiet,
+)
 from upfeat.upsamplers.base import Upsampler
 
-__all__ = ["Exported", "export_model"]
+__all__ = ["ExportRecord", "Exported", "Parity", "export_model"]
 
 MAKER = "upfeat export"
 TRACED = 224  # pixels of a free side while the graph is traced
@@ -29,18 +39,72 @@ VALUES = 3  # channels of the values while the graph is traced
 RATIO = 16  # pixels of a cell where no backbone says it
 LEAST, MOST = 16, 2**14  # pixels of a free side
 CELLS = 3  # of a free side, at least
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")  # versions in the record
 Side = int | None
 """A number of pixels, or None where the graph takes any."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was exported.
+class Parity(pydantic.BaseModel, extra="forbid"):
+    """How far an exported graph is from PyTorch on one input.
 
     Attributes:
-        path: of the graph.
-        record: what lies beside it as JSON.
+        image: (H, W).
+        grid: (h, w) of the features.
+        difference: largest absolute difference of the outputs.
+        scale: largest absolute value of PyTorch's output.
     """
+
+    image: tuple[int, int]
+    grid: tuple[int, int]
+    difference: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        """The difference over the scale."""
+        return self.difference / max(self.scale, 1e-12)
+
+
+class ExportRecord(pydantic.BaseModel, extra="forbid"):
+    """What an exported file holds, what made it, and how it compares with PyTorch.
+
+    Attributes:
+        file: name of the exported file.
+        format: torch, onnx, openvino or aoti.
+        bytes: of the file, and of what lies beside it (OpenVINO's weights).
+        sha256: of the file.
+        upsampler: as it was named.
+        backbone: in the graph, or None.
+        inputs: name, dtype and shape of each; names stand for sizes that are free.
+        output: likewise.
+        image_mean, image_std: how the caller normalises the image; None where the graph does.
+        dtype: of the weights and of the arithmetic but for sums and softmax.
+        opset: of ONNX.
+        abilities: what the method declares it can be exported to.
+        parity: against PyTorch in the same dtype, on random inputs.
+        versions: of the packages that made it.
+    """
+
+    file: str
+    format: str
+    bytes: int
+    sha256: str
+    upsampler: str
+    backbone: str | None
+    inputs: list[dict[str, Any]]
+    output: dict[str, Any]
+    image_mean: tuple[float, ...] | None
+    image_std: tuple[float, ...] | None
+    dtype: str
+    opset: int | None
+    abilities: dict[str, str]
+    parity: list[Parity]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file with a graph, and its record, which lies beside it as JSON."""
 
     path: Path
     record: ExportRecord
@@ -61,8 +125,9 @@ class _Job:
     @property
     def name(self) -> str:
         """The method's name, else the backbone's."""
-        known = self.upsampler.info.name if self.upsampler else None
-        return known or (self.backbone.name if self.backbone else "")
+        if self.upsampler is not None:
+            return self.upsampler.info.name
+        return "" if self.backbone is None else self.backbone.name
 
     @property
     def multiple(self) -> int:
@@ -351,3 +416,14 @@ def _output(job: _Job) -> dict[str, Any]:
     free = job.alone and job.any_width and None in job.sides
     shape = [1, "K" if values else "C" if free else job.channels, *sides]
     return {"name": "output", "dtype": str(job.dtype).removeprefix("torch."), "shape": shape}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of upfeat and of what it exports with, as far as they are installed."""
+    import upfeat
+
+    found = {"upfeat": upfeat.__version__}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
