@@ -81,7 +81,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A reader's folder with a photo and a film."""
+    """A reader's folder with a photo and a video."""
     rows, cols = np.mgrid[0:48, 0:64]
     photo = np.stack([4 * rows % 256, cols * 3 % 256, (rows * cols) % 256], 2).astype(np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
@@ -104,7 +104,7 @@ def test_the_code_of_the_first_page_runs(folder: Path) -> None:
 
 def test_the_code_of_the_page_on_video_runs(folder: Path) -> None:
     av = pytest.importorskip("av")
-    with av.open("film.mp4", "w") as container:
+    with av.open("video.mp4", "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for _ in range(3):
@@ -112,7 +112,7 @@ def test_the_code_of_the_page_on_video_runs(folder: Path) -> None:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     names = run_blocks(DOCS / "video.md")
-    assert [file.name for file in names["result"].files] == ["film_pca.mp4"]
+    assert [file.name for file in names["result"].files] == ["video_pca.mp4"]
     assert names["features"].shape == (192, 48, 64)
 
 

@@ -10,7 +10,6 @@ import typer
 from rich.progress import MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from upfeat.cli.films import FilmOptions, FrameOptions, upsample_film
 from upfeat.cli.options import (
     MaxGbOption,
     MethodOptions,
@@ -21,6 +20,7 @@ from upfeat.cli.options import (
     with_fields,
 )
 from upfeat.cli.output import Colors, progress_bar, size_text, tell
+from upfeat.cli.videos import FrameOptions, VideoOptions, upsample_video
 
 if TYPE_CHECKING:
     from upfeat.data import Film
@@ -35,7 +35,7 @@ _WORTH_SAYING = 10**9  # bytes below which a run that was not asked says nothing
 @with_fields
 def upsample_command(
     options: PipelineOptions,
-    films: FilmOptions,
+    videos: VideoOptions,
     save: Annotated[
         str,
         typer.Option(
@@ -51,23 +51,23 @@ def upsample_command(
     """Upsample the features of images and videos; finished ones are skipped on a second run.
 
     safetensors and npz files hold "high" (C, H', W'), "low" (C, h, w) and the settings as JSON.
-    For a video file, a camera's number or (with --film) a folder of frames, a video of the features
-    is written, all frames in one PCA basis. Only files that upfeat wrote are overwritten, and they
-    are not read as input by a later run.
+    For a video file, a camera's number or (with --video) a folder of frames, a video of the
+    features is written, all frames in one PCA basis. Only files that upfeat wrote are overwritten,
+    and a later run does not read them as input.
     """
     kinds = _kinds(save)
-    found, opened = _inputs(options, films)
+    found, opened = _inputs(options, videos)
     views = [kind for kind in kinds if kind in KINDS[:3]]
     if opened and not views:
         raise ValueError(
-            "--save names no picture, and a film is pictures; choose from panel, pca, overlay"
+            "--save names no picture, and a video is pictures; choose from panel, pca, overlay"
         )
     pipe = options.build()
     colors = Colors(options.basis, options.out)
     numbers = options.settings(pipe)
     settings = numbers | {"save": sorted(kinds), "basis": options.basis}
-    for film in opened:
-        upsample_film(film, pipe, options.out, settings, views, films, colors.basis)
+    for video in opened:
+        upsample_video(video, pipe, options.out, settings, views, videos, colors.basis)
     if found:
         drawings = _Drawings(colors)
         writers = [_writer(kind, pipe, save_dtype, drawings, numbers) for kind in kinds]
@@ -153,7 +153,7 @@ def _writer(
 @with_fields
 def extract_command(
     options: MethodOptions,
-    films: FrameOptions,
+    videos: FrameOptions,
     store: Annotated[
         str, typer.Option(help="Format: safetensors; zarr, parquet, lance (upfeat[store]).")
     ] = "safetensors",
@@ -187,7 +187,7 @@ def extract_command(
 ) -> None:
     """Store the features of many images; finished shards are skipped on a second run.
 
-    Frames of a video (a file, or a folder with --film) are written to OUT_frames and then read as
+    Frames of a video (a file, or a folder with --video) are written to OUT_frames and then read as
     images.
 
     Read them with upfeat.open_store(OUT)["name"].upsample(448); docs/bulk.md shows more.
@@ -196,13 +196,13 @@ def extract_command(
     from upfeat.extraction import Job, plan_store, write_store
 
     dtype = parse_dtype(save_dtype, "--save-dtype")
-    found, opened = _inputs(options, films)
-    if any(film.endless and film.limit is None for film in opened):
-        raise ValueError("a camera has no last frame; say how many are wanted with --frames")
-    for film in opened:
-        folder = options.out.with_name(f"{options.out.name}_frames") / film.name
-        files = write_frames(film, folder, "upfeat extract")
-        found += [Job(file, Path(film.name, file.stem)) for file in files]
+    found, opened = _inputs(options, videos)
+    if any(video.endless and video.limit is None for video in opened):
+        raise ValueError("a camera has no last frame; give the number of frames with --frames")
+    for video in opened:
+        folder = options.out.with_name(f"{options.out.name}_frames") / video.name
+        files = write_frames(video, folder, "upfeat extract")
+        found += [Job(file, Path(video.name, file.stem)) for file in files]
     pipe = options.build()
     pipe.batch_size = batch_size
     weights = options.weights
@@ -238,15 +238,15 @@ def extract_command(
 # -- what both do ----------------------------------------------------------------------------------
 
 
-def _inputs(options: MethodOptions, films: FrameOptions) -> "tuple[list[Job], list[Film]]":
-    """Return the images and the films among the inputs; refuse options that cannot be read."""
+def _inputs(options: MethodOptions, videos: FrameOptions) -> "tuple[list[Job], list[Film]]":
+    """Return the images and the videos among the inputs; refuse options that cannot be read."""
     from upfeat.data import image_files
     from upfeat.extraction import Job
 
     options.pipeline_arguments()
-    images, videos = films.split(options.paths)
+    images, streams = videos.split(options.paths)
     found = [Job(path, name) for path, name in image_files(images)] if images else []
-    return found, [films.open(path) for path in videos]
+    return found, [videos.open(path) for path in streams]
 
 
 def announce_bytes(

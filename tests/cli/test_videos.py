@@ -1,4 +1,4 @@
-"""Films as inputs of ``upfeat upsample``."""
+"""Videos as inputs of ``upfeat upsample``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def frames(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def film(tmp_path: Path, frames: Path) -> Path:
+def video(tmp_path: Path, frames: Path) -> Path:
     path = tmp_path / "walk.mov"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -48,31 +48,31 @@ def length(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def test_a_video_file_becomes_films(film: Path, tmp_path: Path) -> None:
+def test_a_video_file_becomes_videos(video: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = upsample(film, "--out", out, "--save", "panel,pca,overlay")
+    result = upsample(video, "--out", out, "--save", "panel,pca,overlay")
     assert result.exit_code == 0, result.output
     assert "walk: 3 frames" in result.output
     for name in ("walk.mp4", "walk_pca.mp4", "walk_overlay.mp4"):
         assert length(out / name) == 3
-    assert "already there" in upsample(film, "--out", out, "--save", "panel,pca,overlay").output
+    assert "already there" in upsample(video, "--out", out, "--save", "panel,pca,overlay").output
 
 
-def test_a_folder_is_images_unless_it_is_said_to_be_a_film(frames: Path, tmp_path: Path) -> None:
+def test_a_folder_is_images_unless_it_is_said_to_be_a_video(frames: Path, tmp_path: Path) -> None:
     result = upsample(frames, "--out", tmp_path / "images")
     assert sorted(path.name for path in (tmp_path / "images").glob("*.png")) == [
         f"{number}.png" for number in range(3)
     ], result.output
-    out = tmp_path / "film"
-    result = upsample(frames, "--film", "--out", out, "--film-format", "gif", "--frames", 2)
+    out = tmp_path / "video"
+    result = upsample(frames, "--video", "--out", out, "--video-format", "gif", "--frames", 2)
     assert result.exit_code == 0, result.output
     with Image.open(out / "frames.gif") as picture:
         assert picture.n_frames == 2
 
 
-def test_images_and_films_in_one_call(film: Path, frames: Path, tmp_path: Path) -> None:
+def test_images_and_videos_in_one_call(video: Path, frames: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = upsample(film, frames / "1.png", "--out", out, "--save", "pca")
+    result = upsample(video, frames / "1.png", "--out", out, "--save", "pca")
     assert result.exit_code == 0, result.output
     assert length(out / "walk_pca.mp4") == 3
     with Image.open(out / "1_pca.png") as picture:
@@ -94,28 +94,28 @@ def test_pictures_of_an_image_at_full_size(frames: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{film}", "--save", "npz"], "a film is pictures; choose from panel, pca, overlay"),
-        (["{film}", "--save", "pcb"], "did you mean 'pca'"),
-        (["{film}", "--save", ","], "--save names nothing to write"),
+        (["{video}", "--save", "npz"], "a video is pictures; choose from panel, pca, overlay"),
+        (["{video}", "--save", "pcb"], "did you mean 'pca'"),
+        (["{video}", "--save", ","], "--save names nothing to write"),
         (["97"], "cannot open camera 97 as a video"),
         (["{text}"], "cannot open"),
     ],
 )
-def test_wrong_calls(arguments: list[str], message: str, film: Path, tmp_path: Path) -> None:
+def test_wrong_calls(arguments: list[str], message: str, video: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
-    text.write_text("no film")
-    filled = [part.format(film=film, text=text) for part in arguments]
+    text.write_text("no video")
+    filled = [part.format(video=video, text=text) for part in arguments]
     result = upsample(*filled, "--out", tmp_path / "out")
     assert result.exit_code != 0
     assert message in " ".join(result.output.split()), result.output
     assert not (tmp_path / "out").exists()
 
 
-def test_frames_of_a_film_become_a_store(film: Path, tmp_path: Path) -> None:
+def test_frames_of_a_video_become_a_store(video: Path, tmp_path: Path) -> None:
     import upfeat
 
     out = tmp_path / "features"
-    arguments = ["extract", str(film), "--every", "2", "--out", str(out), "--input-size", "48"]
+    arguments = ["extract", str(video), "--every", "2", "--out", str(out), "--input-size", "48"]
     result = CliRunner().invoke(app, [*arguments, "--upsampler", "bilinear"])
     assert result.exit_code == 0, result.output
     store = upfeat.open_store(out)

@@ -1,4 +1,4 @@
-"""Films among the inputs of ``upfeat upsample``: MP4 or GIF of every frame in one PCA basis."""
+"""Videos among the inputs of ``upfeat upsample`` and ``extract``: options, and the bar of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class FrameOptions:
     """Which inputs are videos, and which of their frames are used; see ``options.with_fields``."""
 
-    film: Annotated[
-        bool, typer.Option("--film", help="Treat a folder of frames, or a GIF, as one video.")
+    video: Annotated[
+        bool, typer.Option("--video", help="Treat a folder of frames, or a GIF, as one video.")
     ] = False
     every: Annotated[int, typer.Option(min=1, help="Use every N-th frame of a video.")] = 1
     frames: Annotated[int | None, typer.Option(min=1, help="Use at most N frames of a video.")] = (
@@ -30,32 +30,32 @@ class FrameOptions:
     )
 
     def split(self, paths: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return the inputs that are images, and those that are films."""
-        films = [path for path in paths if self._is_film(path)]
-        return [path for path in paths if path not in films], films
+        """Return the inputs that are images, and those that are videos."""
+        videos = [path for path in paths if self._is_video(path)]
+        return [path for path in paths if path not in videos], videos
 
-    def _is_film(self, path: str) -> bool:
+    def _is_video(self, path: str) -> bool:
         from upfeat.data import FILM_SUFFIXES
 
         place = Path(path)
         if path.isdigit() and not place.exists():  # a camera
             return True
-        if self.film:
+        if self.video:
             return place.is_dir() or place.is_file()
         return place.suffix.lower() in FILM_SUFFIXES
 
     def open(self, path: str) -> "Film":
-        """Open a film."""
+        """Open a video."""
         from upfeat.data import open_film
 
         return open_film(path, every=self.every, limit=self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilmOptions(FrameOptions):
+class VideoOptions(FrameOptions):
     """The options of videos that are written, in addition."""
 
-    film_format: Annotated[
+    video_format: Annotated[
         Literal["mp4", "gif"], typer.Option(help="File format of the output videos.")
     ] = "mp4"
     fps: Annotated[
@@ -64,43 +64,43 @@ class FilmOptions(FrameOptions):
     ] = None
 
     def open(self, path: str) -> "Film":
-        """Open a film."""
+        """Open a video."""
         from upfeat.data import open_film
 
         rate = None if self.fps is None else Fraction(self.fps).limit_denominator(1001)
         return open_film(path, rate=rate, every=self.every, limit=self.frames)
 
 
-def upsample_film(
-    film: "Film",
+def upsample_video(
+    video: "Film",
     pipe: "Pipeline",
     out: Path,
     settings: Mapping[str, Any],
     views: Sequence[str],
-    options: FilmOptions,
+    options: VideoOptions,
     basis: "PCABasis | None",
 ) -> None:
-    """Make the films of one input, with a progress bar, and print where they are."""
+    """Make the videos of one input, with a progress bar, and print where they are."""
     from upfeat.viz import make_film
 
     with progress_bar(TextColumn("{task.completed} frames"), TimeRemainingColumn()) as progress:
-        task = progress.add_task(film.name, total=film.length())
+        task = progress.add_task(video.name, total=video.length())
 
         def show(number: int, encoded: "Encoded") -> None:
             progress.update(task, completed=number)
 
-        if film.endless and film.limit is None:
-            progress.console.print("recording; Ctrl-C ends the film", highlight=False)
+        if video.endless and video.limit is None:
+            progress.console.print("recording; Ctrl-C ends the video", highlight=False)
         result = make_film(
-            film,
+            video,
             pipe,
             out,
             settings,
             views=views,
-            kind=options.film_format,
+            kind=options.video_format,
             basis=basis,
             on_frame=show,
         )
     what = "frames" if result.state == "done" else "frames, already there"
-    typer.echo(f"{film.name}: {result.frames} {what}")
+    typer.echo(f"{video.name}: {result.frames} {what}")
     typer.echo("\n".join(str(file) for file in result.files))
