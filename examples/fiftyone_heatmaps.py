@@ -2,8 +2,9 @@
 
     python examples/fiftyone_heatmaps.py PHOTOS --at 0.5,0.5 --out maps --dataset similar
 
-Each map says how alike a pixel's features are to those at a place of the same photo. With --dataset
-the photos and their maps are put into FiftyOne (`pip install fiftyone`), whose app shows them.
+Each map shows how similar a pixel's features are to those at one place of the same photo. With
+--dataset the photos and their maps are put into FiftyOne (`pip install fiftyone`), whose app shows
+them.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python examples/geotiff_bands.py bands.tif guide.tif --out sharp.tif
 
-bands.tif has any number of bands (16, say) on a coarse grid, guide.tif three bands of the same area
+bands.tif has any number of bands, such as 16, on a coarse grid; guide.tif three bands of that area
 on a finer one whose sides are whole multiples. `kin` mixes values with weights that it takes from
 the guide, so no backbone is needed: every pixel becomes a mean of the coarse pixels around it, and
 no value leaves their range. Needs `pip install tifffile`; the whole image is never in memory.

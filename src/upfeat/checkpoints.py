@@ -98,7 +98,7 @@ def read_checkpoint(
         WeightsNotFoundError: there is no such file.
         UnsafeCheckpointError: the pickle names anything else; nothing of it was run.
         CheckpointError: the file is broken, is something else (a Git LFS pointer, a web page, an
-            archive, a folder, ...) or holds no dict; the message says what it is.
+            archive, a folder, ...) or holds no dict; the message names what it is.
 
     Example:
         >>> import pathlib, tempfile, torch
@@ -338,7 +338,7 @@ def _other_kind(own: Tensor, given: Tensor) -> str:
 
 
 def some_names(names: Sequence[str]) -> str:
-    """Join the first six of some names, and say how many more there are."""
+    """Join the first six of some names, and count the rest."""
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more
 

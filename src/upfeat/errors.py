@@ -99,7 +99,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 class UnsupportedError(UpfeatError, ValueError):
-    """A call that the method cannot serve by its nature; the message says which one can."""
+    """A call that the method cannot serve by its nature; the message names one that can."""
 
 
 class MissingPackageError(UpfeatError, ImportError):

@@ -118,7 +118,7 @@ def load_upsampler(
         device: where the upsampler goes; None: the CPU.
         dtype: its floating point type; None: float32.
         any_backbone: weights that were trained for another backbone of as many channels are taken
-            without a word; by default a warning says whose they are.
+            without a word; by default a warning names it.
         **options: further arguments of the method's class; they win over those of ``spec``.
 
     Returns:

@@ -75,7 +75,7 @@ def test_a_port_that_is_taken_is_said() -> None:
         port = other.getsockname()[1]
         code, output = run("app", "--port", port)
     assert code == 2
-    assert f"the page cannot be served at port {port}, it is taken" in output
+    assert f"port {port} is in use" in output
 
 
 def test_a_method_that_cannot_be_loaded_ends_the_command() -> None:

@@ -61,7 +61,7 @@ def test_out_may_name_the_picture(photo: Path, tmp_path: Path) -> None:
     two = ("--at", "1,1", "--at", "2,2")
     result = run("show", "similarity", photo, *two, "--out", place, *SMALL)
     assert result.exit_code == 2
-    assert "is one picture and there are 2; name a folder" in result.stderr
+    assert "is one picture, but there are 2; name a folder" in result.stderr
     result = run("show", "similarity", photo, "--at", "30,60", "--out", photo, *SMALL)
     assert result.exit_code == 2
     assert "was not written by upfeat" in result.stderr

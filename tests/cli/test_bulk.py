@@ -83,4 +83,4 @@ def test_failures_are_named_and_other_settings_refused(photos: Path, tmp_path: P
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert "upsampler.spec 'kin.upfeat', now 'bilinear'" in result.stderr
-    assert "choose another folder, or repeat what it was begun with" in result.stderr
+    assert "choose another folder, or use the settings that it was started with" in result.stderr

@@ -31,8 +31,8 @@ def test_writes_a_graph_and_says_how_it_compares(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["bilinear", "--height", "tall"], "--height must be a number of pixels or dynamic"),
-        (["bilinear", "--uint8"], "name a --backbone"),
-        (["bilinear", "--ort-web", "dist"], "--ort-web belongs to --web"),
+        (["bilinear", "--uint8"], "--uint8 needs --backbone"),
+        (["bilinear", "--ort-web", "dist"], "--ort-web needs --web FOLDER"),
         (["upsample_anything"], "cannot be exported to onnx"),
     ],
 )

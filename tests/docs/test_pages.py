@@ -14,10 +14,14 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 
+from tests.tolerances import tolerance
+from tools.export_table import WIDTH, small
 from upfeat.cli.app import app
+from upfeat.export import export_model
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -114,6 +118,28 @@ def test_the_code_of_the_page_on_video_runs(folder: Path) -> None:
     names = run_blocks(DOCS / "video.md")
     assert [file.name for file in names["result"].files] == ["video_pca.mp4"]
     assert names["features"].shape == (192, 48, 64)
+
+
+@pytest.mark.export
+def test_the_code_of_the_page_on_export_runs(folder: Path) -> None:
+    """On a small network at a small size; the compiled library is tested in tests/export."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    for form in ("onnx", "openvino", "torch"):
+        sizes: dict[str, Any] = {"height": 48, "width": 64, "name": "kin"}
+        export_model("exported", small("kin"), format=form, **sizes)
+    names: dict[str, Any] = {}
+    sharp = []
+    for block in blocks(DOCS / "ship_it.md", "python"):
+        if "aoti" in block:
+            continue
+        for size, less in (("448, 640", "48, 64"), ("28, 40", "3, 4"), ("384", str(WIDTH))):
+            block = block.replace(size, less)
+        exec(compile(block, "ship_it.md", "exec"), names)
+        sharp.append(torch.as_tensor(names["sharp"]).detach())
+    assert len(sharp) == 3
+    for other in sharp[1:]:
+        torch.testing.assert_close(sharp[0], other, **tolerance(torch.float32))
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """Exported graphs against PyTorch: what ``info.abilities.export`` declares, for every method."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 import upfeat
+from tests.tolerances import tolerance
 from tools.export_table import SIDES, WIDTH, small
 from upfeat.errors import UnsupportedError
 from upfeat.export import ExportRecord, export_model
@@ -44,12 +46,35 @@ def test_any_size_in_onnxruntime(name: str, tmp_path: Path) -> None:
     assert max(p.relative for p in made.record.parity) < TOLERANCES.get(name, 1e-4)
 
 
-def test_half_precision(tmp_path: Path) -> None:
+# ONNX Runtime's CPU has no bfloat16.
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [("onnx", torch.float16), ("torch", torch.float16), ("torch", torch.bfloat16)],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["bilinear", "jafar", "kin"])
+def test_half_precision(name: str, form: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    made = export_model(
+        tmp_path, small(name), format=form, height=48, width=64, channels=WIDTH, dtype=dtype
+    )
+    kind = str(dtype).removeprefix("torch.")
+    assert made.path.name.startswith(f"{name}_{kind}_48x64.")
+    assert [each["dtype"] for each in (*made.record.inputs, made.record.output)] == [kind] * 3
+    assert max(p.relative for p in made.record.parity) < tolerance(dtype)["rtol"]
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="AOTInductor needs a C++ compiler"
+)
+def test_compiled_library_of_fixed_size(tmp_path: Path) -> None:
     upsampler = upfeat.create_upsampler("bilinear")
-    made = export_model(tmp_path, upsampler, height=32, width=48, channels=4, dtype=torch.float16)
-    assert made.path.name == "bilinear_float16_32x48.onnx"
-    assert made.record.inputs[1]["dtype"] == "float16"
-    assert max(p.relative for p in made.record.parity) < 2e-3
+    made = export_model(tmp_path, upsampler, format="aoti", height=32, width=48, channels=4)
+    assert made.path.name == "bilinear_32x48.aoti.pt2"
+    assert max(p.relative for p in made.record.parity) < tolerance(torch.float32)["rtol"]
+    compiled = torch._inductor.aoti_load_package(str(made.path))
+    image, features = torch.rand(1, 3, 32, 48), torch.rand(1, 4, 2, 3)
+    expected = upsampler(image, features)
+    torch.testing.assert_close(compiled(image, features), expected, **tolerance(torch.float32))
 
 
 def test_backbone_and_normalisation_in_the_graph(tmp_path: Path) -> None:

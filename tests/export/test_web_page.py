@@ -90,5 +90,5 @@ def test_photo_becomes_upsampled_features(address: tuple[str, Path]) -> None:
 
 def test_methods_that_do_not_commute_are_refused(tmp_path: Path) -> None:
     backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
-    with pytest.raises(UnsupportedError, match="does not commute with a linear head"):
+    with pytest.raises(UnsupportedError, match="which needs a method with"):
         write_web_page(tmp_path, upfeat.create_upsampler("naf", dim=32), backbone)

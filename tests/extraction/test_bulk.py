@@ -132,7 +132,7 @@ def test_files_of_others_stay_and_nothing_is_computed(
     out = tmp_path / "out"
     (out / "folder1").mkdir(parents=True)
     (out / "folder1" / "3.txt").write_text("mine")
-    with pytest.raises(ForeignFileError, match=r"3\.txt would be replaced"):
+    with pytest.raises(ForeignFileError, match=r"3\.txt would be overwritten"):
         run_bulk(jobs, pipe, [text_writer()], out, {})
     assert [path.name for path in out.rglob("*")] == ["folder1", "3.txt"]
 

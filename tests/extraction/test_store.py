@@ -192,7 +192,7 @@ def test_another_upsampler_and_other_processes(
         upfeat.open_store(tmp_path / "store")["1"].upsample()
     changed["upsampler"] |= {"spec": None}
     card.write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match="does not say how to load its upsampler guided_filter"):
+    with pytest.raises(ValueError, match="does not record how to load its upsampler guided_filter"):
         upfeat.open_store(tmp_path / "store")["1"].upsample()
 
 
@@ -372,7 +372,7 @@ def test_other_settings_and_other_images_are_refused(
 def test_folders_of_others_stay(photos: Path, pipe: upfeat.Pipeline, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ForeignFileError, match=r"holds notes\.txt and is no store"):
+    with pytest.raises(ForeignFileError, match=r"holds notes\.txt and is not a store"):
         planned(photos, pipe, tmp_path / "mine")
     assert os.listdir(tmp_path / "mine") == ["notes.txt"]
     (tmp_path / "mine" / "store.json").write_text("{}")
@@ -392,7 +392,7 @@ def test_arguments(
         planned(photos, pipe, tmp_path / "a", store="zar")
     with pytest.raises(UnknownNameError, match="unknown features 'mid'"):
         planned(photos, pipe, tmp_path / "a", features="mid")
-    with pytest.raises(ValueError, match="5 images go into 1 to 5 shards, got 6"):
+    with pytest.raises(ValueError, match="shards must be from 1 to 5, the number of images, got 6"):
         planned(photos, pipe, tmp_path / "a", shards=6)
     with pytest.raises(ValueError, match=r"float16 or float32, got torch\.bfloat16"):
         planned(photos, pipe, tmp_path / "a", dtype=torch.bfloat16)

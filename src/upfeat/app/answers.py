@@ -123,7 +123,7 @@ class Answers:
 
     def _prepare(self, choice: Choice) -> Prepared:
         if choice.photo is None:
-            raise ValueError("there is no photo yet; upload one, or take one of the examples")
+            raise ValueError("there is no photo yet; upload one, or choose one of the examples")
         if not 1 <= len(choice.methods) <= MOST_METHODS:
             raise ValueError(
                 f"{len(choice.methods)} methods are chosen; choose one to {MOST_METHODS}"

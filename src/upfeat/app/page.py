@@ -25,7 +25,7 @@ HEAD = """# Sharp features of a photo
 A vision backbone sees a photo in patches. An upsampler gives every pixel its own feature vector.
 Choose a photo, then compare methods, click a pixel, or ask for words."""
 NO_WORDS = (
-    "Words want a CLIP: start the page with `upfeat app --backbone clip/ViT-B-16.openai` "
+    "Words need a CLIP backbone: start the page with `upfeat app --backbone clip/ViT-B-16.openai` "
     "(`pip install upfeat[clip]`), or choose one on the left."
 )
 UPLOAD = "20mb"
@@ -123,8 +123,7 @@ def launch(
         if port is None:
             raise
         raise ValueError(
-            f"the page cannot be served at port {port}, it is taken; name another one, or none "
-            "for the first that is free"
+            f"port {port} is in use; choose another one, or none for the first free port"
         ) from error
     return page
 
@@ -255,13 +254,15 @@ def _similar_tab(gr: Any, answers: Answers, choice: list[Any]) -> Any:
             row = gr.Number(label="Row", precision=0, minimum=0, min_width=80, elem_id="row")
             col = gr.Number(label="Column", precision=0, minimum=0, min_width=80, elem_id="col")
             button = gr.Button("Show", elem_id="similar-run", min_width=100)
-        found = _gallery(gr, "Cosine with that pixel: dark unlike, light alike", "similar")
+        found = _gallery(
+            gr, "Cosine similarity with that pixel: dark is low, light is high", "similar"
+        )
 
     @_shown
     def ask(*given: Any) -> Iterator[Any]:
         *values, row, col, shown = given
         if shown is None:
-            raise ValueError("there is no photo yet; upload one, or take one of the examples")
+            raise ValueError("there is no photo yet; upload one, or choose one of the examples")
         yield from answers.similar(Choice(*values), (int(row or 0), int(col or 0)), shown)
 
     def clicked(event: gr.SelectData) -> tuple[int, int]:

@@ -274,7 +274,7 @@ class Studio:
         size = int(writer.bytes_per_pixel * prepared.size[0] * prepared.size[1])
         if size > LARGEST_FILE:
             raise ValueError(
-                f"the features would take {size / 1e6:.0f} MB and the page gives up to "
+                f"the file would have {size / 1e6:.0f} MB, and the page offers at most "
                 f"{LARGEST_FILE / 1e6:.0f} MB; choose a smaller size, or run upfeat upsample"
             )
         path = folder / f"features_{method.replace('/', '_')}{writer.suffix}"
@@ -300,8 +300,8 @@ def _read(path: Path) -> Tensor:
     width, height = read_picture(path, lambda image: image.size, name=path.name)
     if width * height > LARGEST_PHOTO:
         raise ValueError(
-            f"{path.name} has {height} x {width} pixels, up to {LARGEST_PHOTO // 10**6} million "
-            "are taken; make it smaller"
+            f"{path.name} has {height} x {width} pixels, and the page takes at most "
+            f"{LARGEST_PHOTO // 10**6} million; reduce it"
         )
     return decode_image(path, path.name, max_pixels=LARGEST_PHOTO)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from upfeat.viz import PCAPicture
 
 KINDS = ("panel", "pca", "overlay", "safetensors", "npz")
-_WORTH_SAYING = 10**9  # bytes below which a run that was not asked says nothing
+_WORTH_SAYING = 10**9  # bytes from which upfeat upsample announces the size of its results
 
 
 @with_fields
@@ -252,7 +252,7 @@ def _inputs(options: MethodOptions, videos: FrameOptions) -> "tuple[list[Job], l
 def announce_bytes(
     expected: int, out: Path, max_gb: float, smaller: str, *, always: bool = False
 ) -> None:
-    """Say how many bytes a run will write, and refuse too many.
+    """Announce how many bytes a run will write, and refuse too many.
 
     Example:
         >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""``upfeat eval NAME``: one command a protocol, made from what the registry says of it.
+"""``upfeat eval NAME``: one command a protocol, generated from the registry.
 
 What the help needs is kept in ``protocols.json`` (written by ``tools/protocol_list.py``), for the
 protocols themselves import torch.
@@ -74,7 +74,7 @@ def load_networks(
 
 
 def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, Any]) -> "SettingsT":
-    """Return a protocol's settings; say in one sentence what is wrong with a change.
+    """Return a protocol's settings, or raise with one sentence about the wrong change.
 
     Example:
         >>> from functools import partial
@@ -291,7 +291,9 @@ def _place(protocol: "Protocol", data: str | None, root: Path | None) -> tuple[P
             f"{', '.join(protocol.data)}"
         )
     if card and root is not None:
-        raise ValueError(f"--data {data} names its folder itself; leave out --root, or write path:")
+        raise ValueError(
+            f"--data {data} names its folder itself; leave out --root, or change path: in it"
+        )
     if card:
         return Path(data), OWN
     if root is None:
@@ -335,7 +337,7 @@ def _written(
         if (panel.task, panel.data, panel.backbone) in headings and panel.label in labels
     ]
     if not panels:
-        typer.echo("no figures: this protocol or preset leaves no pictures", err=True)
+        typer.echo("no figures: this protocol or preset writes no pictures", err=True)
     return files + write_figures(figures, panel_scenes(panels))
 
 
@@ -347,7 +349,7 @@ def _print_notes(results: Sequence["Result"]) -> None:
         for part, problem in result.details.get("failures", {}).items():
             typer.echo(f"{result.label}, {part}: {problem}", err=True)
     if empty := [result.label for result in results if not result.scores]:
-        typer.echo(f"nothing could be measured of {', '.join(empty)}", err=True)
+        typer.echo(f"no score could be computed for {', '.join(empty)}", err=True)
         raise typer.Exit(1)
 
 

@@ -198,7 +198,7 @@ def picture_places(names: Sequence[Path], out: Path, ending: str) -> list[Path]:
 
 
 def answer_places(out: Path, names: Sequence[str]) -> list[Path]:
-    """Return where the pictures of a command go: into a folder, or one where ``out`` says.
+    """Return where the pictures of a command go: into a folder, or to the file that ``out`` names.
 
     Example:
         >>> from pathlib import Path
@@ -211,7 +211,7 @@ def answer_places(out: Path, names: Sequence[str]) -> list[Path]:
     if out.suffix.lower() != ".png":
         return [out / name for name in names]
     if len(names) > 1:
-        raise ValueError(f"--out {out} is one picture and there are {len(names)}; name a folder")
+        raise ValueError(f"--out {out} is one picture, but there are {len(names)}; name a folder")
     return [out]
 
 

@@ -39,13 +39,13 @@ def export_command(
         ),
     ] = None,
     height: Annotated[
-        str, typer.Option(help="Height or width of image and output in pixels, or 'dynamic'.")
+        str, typer.Option(help="Image height in pixels, or 'dynamic'; the output is as large.")
     ] = "dynamic",
     width: Annotated[
-        str, typer.Option(help="Height or width of image and output in pixels, or 'dynamic'.")
+        str, typer.Option(help="Image width in pixels, or 'dynamic'; the output is as large.")
     ] = "dynamic",
     dtype: Annotated[
-        str, typer.Option(help="Data type of the weights: float32, float16, bfloat16.")
+        str, typer.Option(help="Data type of weights and computation: float32, float16, bfloat16.")
     ] = "float32",
     uint8: Annotated[
         bool, typer.Option("--uint8", help="With --backbone: the input image is uint8, 0 to 255.")
@@ -64,13 +64,13 @@ def export_command(
         Path | None,
         typer.Option(
             callback=checked_folder,
-            help="Instead: write a page into this folder that upsamples in the browser, with "
-            "--backbone or the bundled encoder.",
+            help="Write a web page that upsamples photos in the browser into this folder, instead "
+            "of one file; with --backbone, or else the bundled encoder.",
         ),
     ] = None,
     ort_web: Annotated[
         Path | None,
-        typer.Option(help="With --web: the folder dist of onnxruntime-web, copied into the page."),
+        typer.Option(help="With --web: the folder dist of onnxruntime-web; its files are copied."),
     ] = None,
     out: OutOption = Path("exported"),
 ) -> None:
@@ -90,11 +90,13 @@ def export_command(
     if web is not None:
         return _write_page(spec, backbone or DEFAULT_BACKBONE, web, ort_web)
     if ort_web is not None:
-        raise ValueError("--ort-web belongs to --web FOLDER; name the page's folder, too")
+        raise ValueError("--ort-web needs --web FOLDER, the folder of the page")
     sides = _side(height, "--height"), _side(width, "--width")
     network = None if backbone is None else upfeat.create_backbone(backbone)
     if uint8 and network is None:
-        raise ValueError("--uint8 is for graphs that hold the normalisation; name a --backbone")
+        raise ValueError(
+            "--uint8 needs --backbone: only a graph with a backbone normalises the image"
+        )
     upsampler = None
     if spec != "none":
         upsampler = upfeat.load_upsampler(spec, feature_dim if network is None else network)
@@ -115,7 +117,7 @@ def export_command(
 
 
 def _write_page(spec: str, backbone: str, folder: Path, runtime: Path | None) -> None:
-    """Write the page, and say how to serve it."""
+    """Write the page, and print how to serve it."""
     import upfeat
     from upfeat.export import RUNTIME_FILES, write_web_page
 
@@ -125,10 +127,10 @@ def _write_page(spec: str, backbone: str, folder: Path, runtime: Path | None) ->
         _print_export(made)
     if runtime is None:
         typer.echo(
-            f"put {', '.join(RUNTIME_FILES)} into {folder / 'ort'}: npm pack onnxruntime-web, "
-            "folder dist"
+            f"copy {', '.join(RUNTIME_FILES)} into {folder / 'ort'}; they are in the folder dist "
+            "of the npm package onnxruntime-web (npm pack onnxruntime-web)"
         )
-    typer.echo(f"serve it: python -m http.server --directory {folder}")
+    typer.echo(f"to serve it: python -m http.server --directory {folder}")
 
 
 def _side(text: str, option: str) -> int | None:
@@ -182,7 +184,7 @@ def card_command(
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder}; name one that save_pretrained wrote")
     if not write and (license is not None or results is not None):
-        raise ValueError("--license and --results say what is written; add --write")
+        raise ValueError("--license and --results are options of --write; add it")
     from upfeat.upsamplers.cards import CARD_FILE, card_faults
     from upfeat.upsamplers.files import model_folder
 
@@ -253,9 +255,10 @@ def app_command(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Open a page to try upsamplers on photos: compare, click pixels, segment by words; offline.
+    """Start a web page to try upsamplers on photos: compare, click pixels, segment by words.
 
-    Needs the extra app. Uploaded photos stay on this machine and are removed after an hour.
+    It works offline; uploaded photos stay on this machine and are removed after an hour. It needs
+    Gradio: pip install 'upfeat[app]'.
     """
     from upfeat.app import launch, write_space
     from upfeat.loading import split_specs

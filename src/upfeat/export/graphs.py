@@ -125,7 +125,7 @@ class Format:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what torch and onnxscript say about their own inner life from the user."""
+    """Hide the log lines and warnings of torch and onnxscript, which users cannot act on."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch.utils")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

@@ -36,7 +36,7 @@ __all__ = ["ExportRecord", "Exported", "Parity", "export_model"]
 MAKER = "upfeat export"
 TRACED = 224  # pixels of a free side while the graph is traced
 VALUES = 3  # channels of the values while the graph is traced
-RATIO = 16  # pixels of a cell where no backbone says it
+RATIO = 16  # pixels of a cell where no backbone gives it
 LEAST, MOST = 16, 2**14  # pixels of a free side
 CELLS = 3  # of a free side, at least
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")  # versions in the record
@@ -289,7 +289,9 @@ def _job(
     if upsampler is None and backbone is None:
         raise ValueError("name an upsampler, a backbone, or both to export")
     if values and (upsampler is None or backbone is not None):
-        raise ValueError("values are an input of an upsampler alone; leave the backbone away")
+        raise ValueError(
+            "values are an input of an upsampler without a backbone; leave the backbone out"
+        )
     upsampler = None if upsampler is None else copy.deepcopy(upsampler).to(dtype).eval()
     backbone = None if backbone is None else copy.deepcopy(backbone).to(dtype).eval()
     for side, what in zip(sides, ("height", "width"), strict=True):
@@ -304,7 +306,8 @@ def _job(
     elif values:
         if not upsampler.info.abilities.mixes_values:
             raise UnsupportedError(
-                f"{upsampler.info.name} makes new features and mixes no values; export it without"
+                f"{upsampler.info.name} makes new features and mixes no values; export it without "
+                "values"
             )
         graph = ValuesGraph(upsampler)
     else:
@@ -321,7 +324,7 @@ def _check(job: _Job, form: Format) -> None:
     if sizes == "no":
         raise UnsupportedError(
             f"{job.name} cannot be exported to {form.name}: what it does depends on the numbers in "
-            "its inputs; run it in Python, or take a method whose info.abilities.export allows it"
+            "its inputs; run it in Python, or choose a method whose info.abilities.export allows it"
         )
     if sizes == "static" and None in job.sides:
         raise UnsupportedError(

@@ -51,8 +51,8 @@ def write_web_page(
     """
     if not upsampler.info.abilities.linear:
         raise UnsupportedError(
-            f"the page upsamples colours, and {upsampler.info.name} does not commute with a linear "
-            "head; take one whose info.abilities.linear, such as kin.upfeat"
+            f"the page upsamples three principal components instead of all features, which needs a "
+            f"method with info.abilities.linear; {upsampler.info.name} has not, kin.upfeat has"
         )
     place = Path(out)
     found = [] if runtime is None else [Path(runtime, name) for name in RUNTIME_FILES]

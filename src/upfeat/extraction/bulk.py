@@ -299,7 +299,7 @@ class _Run:
             shown = ", ".join(foreign[:SHOWN])
             more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
             raise ForeignFileError(
-                f"{shown}{more} would be replaced, and this command has not written that; choose "
+                f"{shown}{more} would be overwritten, but this command did not write it; choose "
                 "another folder for the results, or move what is in the way"
             )
 

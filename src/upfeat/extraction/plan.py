@@ -261,7 +261,9 @@ def plan_store(
     if shards is None:
         shards = len(present.shards) if present is not None else _default_shards(sizes)
     if not 1 <= shards <= len(jobs):
-        raise ValueError(f"{len(jobs)} images go into 1 to {len(jobs)} shards, got {shards}")
+        raise ValueError(
+            f"shards must be from 1 to {len(jobs)}, the number of images, got {shards}"
+        )
     bounds = [len(jobs) * number // shards for number in range(shards + 1)]
     parts = [slice(start, stop) for start, stop in pairwise(bounds)]
     named = [(key_of(job), str(job.source.absolute())) for job in jobs]
@@ -294,7 +296,7 @@ def _check_request(pipe: Pipeline, store: str, features: str, dtype: torch.dtype
     if features == "pca64" and pipe.backbone.dim < COMPONENTS:
         raise ValueError(
             f"pca64 keeps {COMPONENTS} channels, and {pipe.backbone.name} has "
-            f"{pipe.backbone.dim}; store low"
+            f"{pipe.backbone.dim}; store the features low"
         )
 
 
@@ -305,7 +307,7 @@ def _card_of(root: Path) -> StoreCard | None:
     others = [path.name for path in root.iterdir() if path.name[0] != "."] if root.exists() else []
     if others:
         raise ForeignFileError(
-            f"{root} holds {sorted(others)[0]} and is no store; choose a new or an empty folder"
+            f"{root} holds {sorted(others)[0]} and is not a store; choose a new or an empty folder"
         )
     return None
 
@@ -314,8 +316,8 @@ def _check_same(root: Path, present: StoreCard, card: StoreCard) -> None:
     """Refuse to go on with a store of other settings or images."""
     if differing := present.differences(card):
         raise ValueError(
-            f"{root} holds a store of other settings ({'; '.join(differing)}); choose another "
-            "folder, or repeat what it was begun with"
+            f"{root} holds a store with other settings ({'; '.join(differing)}); choose another "
+            "folder, or use the settings that it was started with"
         )
     before, now = (sum(map(len, each.shards)) for each in (present, card))
     if before != now:

@@ -96,7 +96,7 @@ class Store(Mapping[str, "StoredFeatures"]):
         if missing:
             raise ValueError(
                 f"{self.path} is not finished: {missing} of {count} shards are missing; run the "
-                "same upfeat extract again, which goes on where it ended"
+                "same upfeat extract again to finish it"
             )
 
     @cached_property
@@ -193,7 +193,7 @@ class Store(Mapping[str, "StoredFeatures"]):
         spec = card.spec if upsampler is None else upsampler
         if spec is None:
             raise ValueError(
-                f"{self.path} does not say how to load its upsampler {card.name}; pass "
+                f"{self.path} does not record how to load its upsampler {card.name}; pass "
                 "open_store(path, upsampler=...)"
             )
         if isinstance(spec, str) and runs_backbone(spec):

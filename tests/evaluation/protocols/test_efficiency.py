@@ -204,7 +204,7 @@ def test_command(tmp_path: Path) -> None:
     nothing = [*line[:3], "featup_implicit", *line[4:], str(tmp_path), *changes]
     outcome = CliRunner().invoke(app, nothing)
     assert outcome.exit_code == 1
-    assert "nothing could be measured of featup_implicit" in outcome.stderr
+    assert "no score could be computed for featup_implicit" in outcome.stderr
     failed = CliRunner().invoke(app, [*line, str(tmp_path), "--preset", "loftup"])
     assert failed.exit_code == 2
     assert "backbone" in failed.output
