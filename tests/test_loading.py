@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from torch.nn import functional as F
 
 import upfeat
+from tests.tolerances import tolerance
 from upfeat.errors import (
     CheckpointError,
     UnknownNameError,
     UnsupportedError,
     WeightsNotFoundError,
 )
-from upfeat.loading import split_label, split_specs
+from upfeat.loading import split_label, split_specs, under_autocast
 
 
 @pytest.fixture
@@ -173,3 +175,27 @@ def test_rows_without_an_upsampler_say_what_they_need() -> None:
         upfeat.load_upsampler("large:1", pool)
     with pytest.raises(UnsupportedError, match="strided"):
         upfeat.load_upsampler("strided:6", pool)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "kin.upfeat"])
+def test_a_network_under_autocast_takes_and_gives_float32(name: str) -> None:
+    backbone = upfeat.create_backbone("upfeat/vit_compact_patch16")
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    plain = upfeat.Pipeline(backbone, name)(image)
+    upsampler = under_autocast(upfeat.load_upsampler(name, backbone), torch.bfloat16)
+    half = upfeat.Pipeline(
+        under_autocast(copy.deepcopy(backbone), torch.bfloat16), copy.deepcopy(upsampler)
+    )
+    assert half.identity == upfeat.Pipeline(backbone).identity | {"dtype": "bfloat16"}
+    output = half(image)
+    for ours, expected in ((output.low, plain.low), (output.high, plain.high)):
+        assert ours.dtype == torch.float32
+        assert not torch.equal(ours, expected)
+        error = (ours - expected).std() / expected.std()
+        assert error < tolerance(torch.bfloat16)["rtol"]
+    positions = torch.tensor([0, 100])
+    found = half.at(half.encode(image), (32, 48), positions)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found, output.high[0].flatten(1).T[positions], **tolerance(torch.bfloat16)
+    )

@@ -8,7 +8,7 @@ import copy
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -329,6 +329,41 @@ def fitting_upsampler(
             f"{info.name!r}, feature_dim={backbone.dim}) or load weights trained for this backbone"
         )
     return upsampler
+
+
+def under_autocast(module: _Module, dtype: torch.dtype) -> _Module:
+    """Let a backbone or an upsampler, and copies of it, compute under autocast and give float32.
+
+    The weights stay as they are, and what is trained on the features computes in float32.
+    """
+    kind = type(module)
+
+    def within(name: str) -> Callable[..., Any]:
+        plain = getattr(kind, name)
+
+        def call(self: nn.Module, image: Tensor, *given: Any, **named: Any) -> Tensor:
+            with torch.autocast(image.device.type, dtype):
+                result: Tensor = plain(self, image, *given, **named)
+            return result.float()
+
+        return call
+
+    def tiles(
+        self: Upsampler, image: Tensor, *given: Any, **named: Any
+    ) -> Iterator[tuple[slice, Tensor]]:
+        pieces = kind.tiles(self, image, *given, **named)  # type: ignore[attr-defined]
+        while True:
+            with torch.autocast(image.device.type, dtype):  # left before the caller goes on
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece[0], piece[1].float()
+
+    changed: dict[str, Any] = {"autocast_dtype": dtype, "forward": within("forward")}
+    if isinstance(module, Upsampler):
+        changed |= {"tiles": tiles, "query": within("query")}
+    module.__class__ = type(kind.__name__, (kind,), changed)
+    return module
 
 
 class Place(NamedTuple):

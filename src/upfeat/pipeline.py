@@ -165,7 +165,9 @@ class Pipeline:
     def identity(self) -> dict[str, Any]:
         """Name, layer and fingerprint of the weights of the backbone, for records of results."""
         weights = weights_fingerprint(self.backbone.state_dict())
-        return {"name": self.backbone.name, "layer": self.backbone.layer, "weights": weights}
+        known = {"name": self.backbone.name, "layer": self.backbone.layer, "weights": weights}
+        dtype = getattr(self.backbone, "autocast_dtype", None)  # of loading.under_autocast
+        return known if dtype is None else known | {"dtype": dtype_text(dtype)}
 
     def _open_cache(self) -> FeatureCache | None:
         if self._cache_arguments is None:

@@ -70,6 +70,21 @@ def every_command() -> dict[str, Any]:
     return found
 
 
+def test_one_name_for_one_thing_in_every_command() -> None:
+    """--upsampler, --backbone, --root, --dtype, --size, --device auto, and no other names."""
+    others = {"method", "methods", "network", "model", "data-root", "folder", "precision"}
+    others |= {"data-type", "output-size", "out-size", "gpu"}
+    for words, command in every_command().items():
+        options = {max(each.opts, key=len): each for each in command.params if each.opts}
+        assert not {f"--{name}" for name in others} & options.keys(), words
+        if "--device" in options and words != "train":  # a recipe names its own
+            assert options["--device"].default == "auto", words
+        if words.startswith("eval "):
+            assert options["--dtype"].default == "float32", words
+        if "--dtype" in options and words != "train":
+            assert options["--dtype"].default == "float32", words
+
+
 def test_no_flag_of_any_command_shows_a_type() -> None:
     runner = CliRunner(env={"COLUMNS": "200"})
     for words in every_command():

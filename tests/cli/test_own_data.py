@@ -84,6 +84,23 @@ def test_one_command_gives_tables_classes_and_figures(tmp_path: Path) -> None:
     assert "odd_one" in (tmp_path / "page" / "index.html").read_text()
 
 
+def test_networks_compute_in_the_type_that_is_asked_for(tmp_path: Path) -> None:
+    root = labelled(tmp_path / "my_photos", 10)
+    asked = ("--data", "folder", "--root", str(root), "--seeds", "0", "--dtype")
+    for dtype in ("float32", "bfloat16"):
+        outcome = call(tmp_path, "seg-probe", *asked, dtype)
+        assert outcome.exit_code == 0, outcome.output
+    assert "features computed in bfloat16" in outcome.output
+    results = map(Result.load, (tmp_path / "out").glob("*.json"))
+    types = [
+        (r.settings["backbone"].get("dtype"), r.settings["upsampler"].get("dtype")) for r in results
+    ]
+    assert sorted(types, key=str) == [("bfloat16", "bfloat16"), (None, None)]
+    refused = call(tmp_path, "cam", "--data", "imagenet", "--root", str(root), "--dtype", "float16")
+    assert refused.exit_code == 2
+    assert "cam computes in float32 only; leave out --dtype" in refused.output
+
+
 def test_a_card_is_named_instead_of_a_folder(tmp_path: Path) -> None:
     root = labelled(tmp_path / "data", 10)
     card = tmp_path / "upfeat-data.yaml"

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import upfeat
-from upfeat.cli.options import DeviceOption, checked_file, parse_dtype
+from upfeat.cli.options import DeviceOption, DtypeOption, checked_file, parse_dtype
 from upfeat.cli.output import tell
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def bench_command(
         Path | None,
         typer.Option(help="Python file with implementations to compare with (PLAIN, FLOPS)."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
-    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls per method and case.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed calls before the timed ones.")] = 1,

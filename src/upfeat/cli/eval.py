@@ -24,10 +24,12 @@ from upfeat.cli.options import (
     BackboneOption,
     BackboneWeightsOption,
     DeviceOption,
+    DtypeOption,
     OutOption,
     SettingsOption,
     checked_folder,
     parameter,
+    parse_dtype,
     parse_seeds,
     parse_settings,
     with_parameters,
@@ -219,6 +221,7 @@ def _parameters(facts: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
     if facts["data"]:
         cache = "Folder to cache features in. Default: upfeat's cache."
         yield parameter("cache", optional(Path, cache, callback=checked_folder), None)
+    yield parameter("dtype", DtypeOption, "float32")
     yield parameter("device", DeviceOption, "auto")
 
 
@@ -228,6 +231,7 @@ def run_protocol(
     upsampler: str,
     out: Path,
     device: str,
+    dtype: str,
     data: str | None = None,
     root: Path | None = None,
     backbone: str | None = None,
@@ -255,11 +259,20 @@ def run_protocol(
     if reader == OWN:
         shown = set_name(place)
         fixed = {"reader": OWN} | protocol.own_settings(preset, place)
-    config = checked_settings(partial(protocol.settings, preset, shown, **fixed), changes)
+    settings_of = partial(protocol.settings, preset, shown, **fixed)
+    config, half = checked_settings(settings_of, changes), parse_dtype(dtype, "--dtype")
+    if dtype == "float32":
+        half = None
+    elif "dtype" in type(config).model_fields:  # the protocol converts the networks itself
+        config, half = checked_settings(settings_of, changes | {"dtype": dtype}), None
+    elif protocol.backbone is not None:
+        raise ValueError(f"{protocol.name} computes in float32 only; leave out --dtype")
     request = Request(reader, place, cache or cache_dir() / "eval", device, options)
     network = _backbone(protocol, backbone, backbone_weights, device)
     features = network or protocol.width(config)  # type: ignore[misc]
     methods = load_methods(upsampler, features, weights=protocol.weights, device=device)
+    if half is not None:
+        _compute_in(half, network, methods)
     inputs = protocol.inputs(request)
     with show_progress() as show:
         results = protocol.run(
@@ -273,6 +286,8 @@ def run_protocol(
         notes.append("one seed" if count == 1 else f"mean ± deviation over {count} seeds")
     if "limit" in changes:
         notes.append(f"a quick look: {changes['limit']} {protocol.items}")
+    if half is not None:
+        notes.append(f"features computed in {dtype}")
     print_scores(protocol, results, title, "; ".join(filter(None, notes)))
     typer.echo(f"settings and numbers of each method in {out}")
     for file in _written(results, out, tables, figures):
@@ -314,6 +329,17 @@ def _backbone(
     if protocol.backbone is not None:
         return protocol.backbone(name, weights).to(device)
     return upfeat.create_backbone(name, weights=weights).to(device)
+
+
+def _compute_in(dtype: Any, backbone: "Backbone | None", methods: Sequence["Method"]) -> None:
+    """Let backbone and upsamplers compute in a type, and let the results record it."""
+    from upfeat.loading import under_autocast
+
+    if backbone is not None:
+        under_autocast(backbone, dtype)
+    for method in methods:
+        under_autocast(method.upsampler, dtype)
+        method.identity["dtype"] = str(dtype).removeprefix("torch.")
 
 
 def _written(
