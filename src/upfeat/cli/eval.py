@@ -64,17 +64,6 @@ def eval_options() -> None:
     """Measure upsamplers in a task."""
 
 
-def load_networks(
-    backbone: str, weights: Path | None, upsamplers: str, device: str
-) -> tuple["Backbone", list["Method"]]:
-    """Load the backbone and every entry of ``--upsampler``."""
-    import upfeat
-    from upfeat.evaluation.methods import load_methods
-
-    network = upfeat.create_backbone(backbone, weights=weights).to(device)
-    return network, load_methods(upsamplers, network, device=device)
-
-
 def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, Any]) -> "SettingsT":
     """Return a protocol's settings, or raise with one sentence about the wrong change.
 

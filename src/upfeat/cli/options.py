@@ -17,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from upfeat.backbones import Backbone
+    from upfeat.evaluation.methods import Method
     from upfeat.pipeline import Pipeline
 
 DEFAULT_BACKBONE = "upfeat/vit_compact_patch16"
@@ -361,6 +362,17 @@ def _fields_of(group: Any) -> list[inspect.Parameter]:
 def parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
     """Return a parameter of a command: its name, its annotated type and its default."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def load_networks(
+    backbone: str, weights: Path | None, upsamplers: str, device: str
+) -> tuple["Backbone", list["Method"]]:
+    """Load the backbone and every entry of ``--upsampler``."""
+    import upfeat
+    from upfeat.evaluation.methods import load_methods
+
+    network = upfeat.create_backbone(backbone, weights=weights).to(device)
+    return network, load_methods(upsamplers, network, device=device)
 
 
 # -- values --------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from upfeat.cli.options import (
     DeviceOption,
     checked_file,
     checked_folder,
+    load_networks,
     parse_size,
 )
 
@@ -152,7 +153,6 @@ def _feature_scenes(
 ) -> list["Scene"]:
     """Upsample the features of photos, all methods of a photo in one PCA basis."""
     import upfeat
-    from upfeat.cli.eval import load_networks
     from upfeat.data import image_files
     from upfeat.evaluation.methods import Method
     from upfeat.viz.comparison import Candidate, compare_upsamplers

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upfeat.cli.eval import load_networks
 from upfeat.cli.options import (
     DEFAULT_BACKBONE,
     DEFAULT_OUT,
@@ -28,6 +27,7 @@ from upfeat.cli.options import (
     SideOption,
     SizeOption,
     UpsamplersOption,
+    load_networks,
     parse_size,
 )
 from upfeat.cli.output import answer_places, check_pictures, print_table, save_picture
