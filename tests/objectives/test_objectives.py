@@ -32,7 +32,6 @@ from upfeat.objectives import (
     register_objective,
 )
 from upfeat.objectives._networks import draw_backbone
-from upfeat.objectives.base import weighted_sum
 
 TRAINABLE = tuple(UPSAMPLERS)
 
@@ -345,7 +344,7 @@ def test_registry() -> None:
 
 def test_weighted_sum() -> None:
     term = torch.tensor(2.0, requires_grad=True)
-    total = weighted_sum({"a": (3.0, term), "b": (0.5, torch.tensor(4.0))})
+    total = Objective.weighted_sum({"a": (3.0, term), "b": (0.5, torch.tensor(4.0))})
     assert {key: value.item() for key, value in total.items()} == {"loss": 8.0, "a": 2.0, "b": 4.0}
     total["loss"].backward()
     assert term.grad == 3

@@ -16,11 +16,7 @@ from upfeat.objectives.base import (
 from upfeat.objectives.crops import Crops, CropsConfig
 from upfeat.objectives.mask_refined import MaskRefined, MaskRefinedConfig, released_stage1_config
 from upfeat.objectives.mask_transfer import MaskTransfer, MaskTransferConfig
-from upfeat.objectives.multi_resolution import (
-    MultiResolution,
-    MultiResolutionConfig,
-    naf_config,
-)
+from upfeat.objectives.multi_resolution import MultiResolution, MultiResolutionConfig, naf_config
 from upfeat.objectives.multi_view import (
     MultiViewConfig,
     MultiViewReconstruction,

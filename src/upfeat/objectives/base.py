@@ -142,10 +142,7 @@ class Objective(nn.Module):
     # -- calling ---------------------------------------------------------------------------------
 
     def check(
-        self,
-        upsampler: nn.Module,
-        backbone: Backbones,
-        image_size: Sequence[int] | None = None,
+        self, upsampler: nn.Module, backbone: Backbones, image_size: Sequence[int] | None = None
     ) -> None:
         """Raise before the first step what could only fail in it.
 
@@ -171,10 +168,7 @@ class Objective(nn.Module):
                 try_call(model, chosen, call, self.name)
 
     def prepare(
-        self,
-        upsampler: nn.Module,
-        backbone: Backbones,
-        image_size: Sequence[int] | None = None,
+        self, upsampler: nn.Module, backbone: Backbones, image_size: Sequence[int] | None = None
     ) -> None:
         """Check and build everything that depends on the networks; call it once, before training.
 
@@ -196,11 +190,7 @@ class Objective(nn.Module):
         self._prepared = True
 
     def step(
-        self,
-        batch: Batch,
-        backbone: Backbones,
-        upsampler: nn.Module,
-        generator: torch.Generator,
+        self, batch: Batch, backbone: Backbones, upsampler: nn.Module, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Compute the loss of one batch.
 
@@ -244,11 +234,7 @@ class Objective(nn.Module):
         return one_call(image_size, backbone)
 
     def _upsampled(
-        self,
-        image: Tensor,
-        backbone: "Backbone",
-        upsampler: nn.Module,
-        size: Size | None = None,
+        self, image: Tensor, backbone: "Backbone", upsampler: nn.Module, size: Size | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return an image's features (B, C, h, w) and their map (B, C, H', W'), by default (H, W).
 
@@ -264,6 +250,12 @@ class Objective(nn.Module):
     def _multiple(self, backbone: "Backbone") -> int:
         """What the sides of the batch's images must be multiples of."""
         return backbone.size_multiple
+
+    @staticmethod
+    def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
+        """Return ``"loss"`` = sum of weight x term, and each term, detached and unweighted."""
+        loss = torch.stack([weight * to_float32(term) for weight, term in terms.values()]).sum()
+        return {"loss": loss, **{name: term.detach() for name, (_, term) in terms.items()}}
 
     def source(self, features: Tensor) -> Tensor:
         """Bring backbone features (B, C, h, w) into the space in which the upsampler reads them.
@@ -357,21 +349,13 @@ def _fitted(batch: Batch, multiple: int) -> Batch:
     return fitted
 
 
-def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
-    """Return ``"loss"`` = sum of weight x term, and each term, detached and unweighted."""
-    loss = torch.stack([weight * to_float32(term) for weight, term in terms.values()]).sum()
-    return {"loss": loss, **{name: term.detach() for name, (_, term) in terms.items()}}
-
-
 # -- registry ----------------------------------------------------------------------------------
 
 _OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {}
 ObjectiveClass = TypeVar("ObjectiveClass", bound=type[Objective])
 
 
-def register_objective(
-    config: type[ObjectiveConfig],
-) -> Callable[[ObjectiveClass], ObjectiveClass]:
+def register_objective(config: type[ObjectiveConfig]) -> Callable[[ObjectiveClass], ObjectiveClass]:
     """Return a class decorator that enters an objective under the name that its config has.
 
     Args:

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from upfeat.objectives._networks import Call, backbone_features, guidance_norm, size_of
 from upfeat.objectives.augment import augment_image
-from upfeat.objectives.base import (
-    Batch,
-    Calls,
-    Objective,
-    ObjectiveConfig,
-    register_objective,
-    weighted_sum,
-)
+from upfeat.objectives.base import Batch, Calls, Objective, ObjectiveConfig, register_objective
 from upfeat.objectives.draws import draw_integer
 from upfeat.objectives.losses import Distance, downsampling_loss, get_distance
 from upfeat.ops.images import Size, normalize, resize_antialiased, scale_size
@@ -97,7 +90,7 @@ class Crops(Objective):
         if config.downsample_weight:
             agreement = downsampling_loss(pred, self.target(low), distance)
             terms["downsampling"] = (config.downsample_weight, agreement)
-        return weighted_sum(terms)
+        return self.weighted_sum(terms)
 
     @torch.no_grad()
     def _features(self, backbone: "Backbone", image: Tensor, upsampler: nn.Module) -> Tensor:

@@ -13,19 +13,9 @@ from torch.nn import functional as F
 
 from upfeat._settings import Share, Sides
 from upfeat.objectives._networks import Calls, one_call, size_of
-from upfeat.objectives.base import (
-    Batch,
-    register_objective,
-    weighted_sum,
-)
+from upfeat.objectives.base import Batch, register_objective
 from upfeat.objectives.draws import draw_part
-from upfeat.objectives.losses import (
-    Distance,
-    get_distance,
-    project,
-    random_projection,
-    to_float32,
-)
+from upfeat.objectives.losses import Distance, get_distance, project, random_projection, to_float32
 from upfeat.objectives.masks import MaskOrder, mask_similarity, refine_with_masks
 from upfeat.objectives.multi_view import MultiViewConfig, MultiViewObjective, MultiViewOption
 from upfeat.ops.images import Size, scale_size
@@ -102,7 +92,7 @@ class MaskRefined(MultiViewObjective):
             terms["similarity"] = (config.similarity_weight, mask_similarity(output, masks))
         if self.multi_view is not None:
             terms |= self.multi_view(image, output, backbone, generator, self.target)
-        return weighted_sum(terms)
+        return self.weighted_sum(terms)
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         sizes = self.config.input_sizes or (image_size,)

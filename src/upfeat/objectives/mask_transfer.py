@@ -23,21 +23,8 @@ from torch.nn import functional as F
 from upfeat._settings import Share, Sides
 from upfeat.errors import UnsupportedError
 from upfeat.layers.attention import attention_modules, record_attention
-from upfeat.objectives._networks import (
-    Call,
-    backbone_features,
-    guidance_image,
-    size_of,
-    unwrap,
-)
-from upfeat.objectives.base import (
-    Batch,
-    Calls,
-    Objective,
-    ObjectiveConfig,
-    register_objective,
-    weighted_sum,
-)
+from upfeat.objectives._networks import Call, backbone_features, guidance_image, size_of, unwrap
+from upfeat.objectives.base import Batch, Calls, Objective, ObjectiveConfig, register_objective
 from upfeat.objectives.draws import draw_integer, draw_like, draw_part
 from upfeat.objectives.losses import to_float32
 from upfeat.ops.coordinates import pixel_centres, sample_at
@@ -167,7 +154,7 @@ class MaskTransfer(Objective):
             distances = squared_distances(output, channels) / (channels.shape[1] * variance)
             matched = self._matched(distances, shares, coords, region)
             terms["match"] = (config.match_weight, matched)
-        return weighted_sum(terms)
+        return self.weighted_sum(terms)
 
     def _projection(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """Draw what whitens and reduces the channels of centred features, (P, C)."""

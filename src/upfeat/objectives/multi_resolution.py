@@ -18,14 +18,7 @@ from upfeat.objectives._networks import (
     guidance_norm,
     size_of,
 )
-from upfeat.objectives.base import (
-    Batch,
-    Calls,
-    Objective,
-    ObjectiveConfig,
-    register_objective,
-    weighted_sum,
-)
+from upfeat.objectives.base import Batch, Calls, Objective, ObjectiveConfig, register_objective
 from upfeat.objectives.draws import Clamp, disturb_image, draw_uniform
 from upfeat.objectives.losses import Distance, cosine_mse, get_distance
 from upfeat.ops.images import Size, resize_bilinear, scale_size
@@ -114,7 +107,7 @@ class MultiResolution(Objective):
                 guidance, self.source(high), upsampler, backbone, generator
             )
             terms["regulariser"] = (self.config.regulariser_weight, agreement)
-        return weighted_sum(terms)
+        return self.weighted_sum(terms)
 
     def _regulariser(
         self,

@@ -19,14 +19,7 @@ from upfeat._settings import Settings
 from upfeat.errors import UnsupportedError, check_map, shape_text
 from upfeat.layers.downsamplers import AttentionDownsampler, ScaleNet, SimpleDownsampler
 from upfeat.objectives._networks import backbone_features, size_of
-from upfeat.objectives.base import (
-    Batch,
-    Calls,
-    Objective,
-    ObjectiveConfig,
-    register_objective,
-    weighted_sum,
-)
+from upfeat.objectives.base import Batch, Calls, Objective, ObjectiveConfig, register_objective
 from upfeat.objectives.draws import draw_uniform
 from upfeat.objectives.losses import (
     energy,
@@ -347,7 +340,7 @@ class MultiViewReconstruction(MultiViewObjective):
         assert self.multi_view is not None  # prepare() builds it
         image = batch["image"]
         _, output = self._upsampled(image, backbone, upsampler)
-        return weighted_sum(self.multi_view(image, output, backbone, generator, self.target))
+        return self.weighted_sum(self.multi_view(image, output, backbone, generator, self.target))
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         views = self.config.multi_view

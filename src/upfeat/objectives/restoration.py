@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from upfeat._settings import Share
 from upfeat.errors import UnsupportedError
 from upfeat.objectives._networks import size_of
-from upfeat.objectives.base import (
-    Batch,
-    Objective,
-    ObjectiveConfig,
-    register_objective,
-    weighted_sum,
-)
+from upfeat.objectives.base import Batch, Objective, ObjectiveConfig, register_objective
 from upfeat.objectives.draws import draw_uniform
 from upfeat.objectives.losses import l1, mse
 from upfeat.ops.images import ssim
@@ -106,7 +100,7 @@ class Restoration(Objective):
         span = config.deviation if config.noise == "gaussian" else config.probability
         noisy = noisy_image(clean, config.noise, draw_uniform(generator, *span), generator)
         _, restored = self._upsampled(noisy, backbone, upsampler, size_of(clean))
-        return weighted_sum(restoration_terms(restored, clean))
+        return self.weighted_sum(restoration_terms(restored, clean))
 
     def _check_model(self, model: "Upsampler", backbones: Sequence["Backbone"]) -> None:
         super()._check_model(model, backbones)

@@ -22,11 +22,7 @@ from upfeat.objectives._networks import (
     unwrap,
 )
 from upfeat.objectives.affinity import BORDER, affinity_loss
-from upfeat.objectives.base import (
-    Batch,
-    register_objective,
-    weighted_sum,
-)
+from upfeat.objectives.base import Batch, register_objective
 from upfeat.objectives.draws import draw_integer
 from upfeat.objectives.losses import get_distance, total_variation
 from upfeat.objectives.masks import MaskOrder, refine_with_masks
@@ -198,7 +194,7 @@ class SelfDistillation(MultiViewObjective):
             terms["total_variation"] = (config.tv_weight, total_variation(student))
         if self.multi_view is not None:
             terms |= self.multi_view(small, student, backbone, generator, self.target)
-        return weighted_sum(terms)
+        return self.weighted_sum(terms)
 
     def _corner(self, full: Size, size: Size, generator: torch.Generator) -> Size:
         """Draw the top left corner of a crop, rounded down to a multiple."""

@@ -16,14 +16,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from upfeat.objectives._networks import Call, backbone_features, guidance_image, one_call, size_of
-from upfeat.objectives.base import (
-    Batch,
-    Calls,
-    Objective,
-    ObjectiveConfig,
-    register_objective,
-    weighted_sum,
-)
+from upfeat.objectives.base import Batch, Calls, Objective, ObjectiveConfig, register_objective
 from upfeat.objectives.losses import (
     Distance,
     downsampling_loss,
@@ -119,7 +112,7 @@ class RepeatedDoubling(Doubling):
                 pred = upsampler(guidance, self.source(features[level]), size_of(target))
                 loss = distance(pred, self.target(target))
                 terms[f"level_{level}_step_{step}"] = (1.0, loss)
-        return weighted_sum(terms)
+        return self.weighted_sum(terms)
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         sizes = self._sizes(image_size)
@@ -173,7 +166,7 @@ class DoubledInput(Doubling):
             features, pred = self._upsampled(image, backbone, upsampler, size_of(target))
             terms[f"level_{level}"] = (1.0, distance(pred, self.target(target)))
             target = features
-        return weighted_sum(terms)
+        return self.weighted_sum(terms)
 
     def _halved(self, image: Tensor) -> Tensor:
         if self.config.reduce == "stride":
@@ -240,7 +233,7 @@ class DepthTarget(Objective):
         if self.config.feature_weight:
             agreement = downsampling_loss(output, self.target(features))
             terms["downsampling"] = (self.config.feature_weight, agreement)
-        return weighted_sum(terms)
+        return self.weighted_sum(terms)
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         plan = one_call(image_size, backbone, self.config.output_scale)
@@ -291,7 +284,7 @@ class StoredTarget(Objective):
         _, output = self._upsampled(image, backbone, upsampler, size)
         wanted = self.target(resize_bilinear(to_float32(target), size))
         distance = get_distance(self.config.distance)(to_float32(output), wanted)
-        return weighted_sum({"stored": (1.0, distance)})
+        return self.weighted_sum({"stored": (1.0, distance)})
 
     def _plan(self, image_size: Size, backbone: "Backbone") -> Calls:
         return one_call(image_size, backbone, self.config.output_scale)

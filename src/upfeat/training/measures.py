@@ -16,12 +16,7 @@ from upfeat.training.config import TrainConfig
 from upfeat.training.logs import Means
 from upfeat.training.optimization import make_optimizer
 from upfeat.training.parts import Parts, build_parts
-from upfeat.training.processes import (
-    derive_seed,
-    flush_denormals,
-    keep_global_draws,
-    pick_device,
-)
+from upfeat.training.processes import derive_seed, flush_denormals, keep_global_draws, pick_device
 from upfeat.upsamplers import Upsampler
 
 STEPS = 2

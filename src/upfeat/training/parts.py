@@ -321,11 +321,7 @@ def _stream(config: TrainConfig, records: Records, paths: tuple[str, ...]) -> Im
     data = config.data
     shorter = data.resize or (data.crop if isinstance(data.crop, int) else None)
     transform = CropTransform(
-        shorter or "cover",
-        data.crop,
-        position=data.position,
-        flip=data.flip,
-        scale=data.scale,
+        shorter or "cover", data.crop, position=data.position, flip=data.flip, scale=data.scale
     )
     found = [_mask_source(mask) for mask in data.masks]
     masks = FirstOfMaskSource(found) if len(found) > 1 else next(iter(found), None)

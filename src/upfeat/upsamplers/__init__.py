@@ -11,11 +11,7 @@ from upfeat.upsamplers.base import Abilities, Exports, Upsampler, UpsamplerInfo,
 from upfeat.upsamplers.creation import create_upsampler, from_official
 from upfeat.upsamplers.fitted import FittedUpsampler
 from upfeat.upsamplers.folding import FoldedHead, fold_head
-from upfeat.upsamplers.registry import (
-    list_upsamplers,
-    needs_feature_dim,
-    register_upsampler,
-)
+from upfeat.upsamplers.registry import list_upsamplers, needs_feature_dim, register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
 __all__ = [

@@ -17,13 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from upfeat.errors import (
-    UnsupportedError,
-    check_bytes,
-    check_call,
-    check_coords,
-    shape_text,
-)
+from upfeat.errors import UnsupportedError, check_bytes, check_call, check_coords, shape_text
 from upfeat.ops import channel_norm
 from upfeat.ops.runtime import (
     MAP_BYTES,

@@ -108,7 +108,7 @@ class CARAFE(StageStack):
             "cost, in detection, segmentation and inpainting."
         ),
         as_baseline={
-            "JAFAR": "trained jointly with the linear probe, per dataset and task, as a x16 stack",
+            "JAFAR": "trained jointly with the linear probe, per dataset and task, as a x16 stack"
         },
         paper="CARAFE: Content-Aware ReAssembly of FEatures",
         year=2019,

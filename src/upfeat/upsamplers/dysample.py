@@ -148,7 +148,7 @@ class DySample(StageStack):
             "JAFAR": (
                 "four x2 modules, trained jointly with the linear probe, per dataset and task; "
                 "default settings"
-            ),
+            )
         },
         paper="Learning to Upsample by Learning to Sample",
         year=2023,

@@ -54,9 +54,7 @@ class GuidedFilter(Upsampler):
             "our table; weak at class boundaries."
         ),
         claim="An edge-preserving filter in linear time, whatever its radius.",
-        as_baseline={
-            "JAFAR": "not compared; part of ReSFU",
-        },
+        as_baseline={"JAFAR": "not compared; part of ReSFU"},
         paper="Guided Image Filtering (He et al., ECCV 2010)",
         year=2010,
         arxiv="1505.00996",

@@ -187,7 +187,7 @@ class LIIF(Upsampler):
             "LoftUp": (
                 "four hidden layers of 384 (+1.9 M parameters; read from the count), trained under "
                 "LoftUp's objective"
-            ),
+            )
         },
         paper="Learning Continuous Image Representation with Local Implicit Image Function",
         year=2021,

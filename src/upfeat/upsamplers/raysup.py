@@ -23,13 +23,7 @@ from torch.nn import functional as F
 from upfeat.errors import shape_text
 from upfeat.ops import cross_scale_neighborhood_attention, stream
 from upfeat.ops.images import reflect_pad
-from upfeat.upsamplers.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Abilities,
-    Upsampler,
-    UpsamplerInfo,
-)
+from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 GROUPS = 8  # of the group norms

@@ -236,7 +236,7 @@ class ReSFU(WholeMapUpsampler):
             "JAFAR": (
                 "default settings, straight to the target size, trained jointly with the linear "
                 "probe, per dataset and task"
-            ),
+            )
         },
         paper="A Refreshed Similarity-based Upsampler for Direct High-Ratio Feature Upsampling",
         year=2024,

@@ -51,7 +51,7 @@ class ResizeConv(WholeMapUpsampler):
             "LoftUp": (
                 "kernel 3 (+5.4 M parameters; read from the count), trained under LoftUp's "
                 "objective"
-            ),
+            )
         },
         paper="FeatUp: A Model-Agnostic Framework for Features at Any Resolution (its baseline)",
         year=2024,

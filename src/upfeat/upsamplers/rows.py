@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 from upfeat.ops import stream
 from upfeat.ops.images import Size
-from upfeat.ops.runtime import (
-    MAP_BYTES,
-    STRIP_BYTES,
-    Output,
-    assemble,
-    row_strips,
-    wants_reference,
-)
+from upfeat.ops.runtime import MAP_BYTES, STRIP_BYTES, Output, assemble, row_strips, wants_reference
 
 if TYPE_CHECKING:
     from upfeat.upsamplers.base import Upsampler

@@ -157,7 +157,7 @@ class SAPA(StageStack):
             "JAFAR": (
                 "four x2 modules, trained jointly with the linear probe, per dataset and task; "
                 "default settings"
-            ),
+            )
         },
         paper="SAPA: Similarity-Aware Point Affiliation for Feature Upsampling",
         year=2022,

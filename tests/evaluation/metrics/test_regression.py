@@ -24,8 +24,7 @@ from upfeat.evaluation.metrics import (
     fit_scale_and_shift,
     normal_scores,
 )
-from upfeat.objectives import restoration_terms
-from upfeat.objectives.base import weighted_sum
+from upfeat.objectives import Objective, restoration_terms
 from upfeat.ops.images import ssim
 
 GOLDEN_NAMES = {"log10": "log_10"}
@@ -176,7 +175,7 @@ def test_golden(golden_dir: Path) -> None:
     assert scores["psnr"] == pytest.approx(float(golden["psnr"]), rel=GOLDEN_ATOL)
     terms = restoration_terms(pred, clean)
     weight, structure = terms["structure"]
-    parts = {"loss_ssim": weight * structure, "loss_total": weighted_sum(terms)["loss"]}
+    parts = {"loss_ssim": weight * structure, "loss_total": Objective.weighted_sum(terms)["loss"]}
     for name, value in parts.items():
         assert max_abs_difference(value, golden[name]) < GOLDEN_ATOL
 

@@ -43,11 +43,7 @@ DOUBLED = DoubledInputConfig(levels=1, distance="mse", reduce="bilinear")
 
 
 def _published(
-    objective: ObjectiveConfig,
-    crop: int,
-    lr: float,
-    start_from: str | None = None,
-    **settings: Any,
+    objective: ObjectiveConfig, crop: int, lr: float, start_from: str | None = None, **settings: Any
 ) -> TrainConfig:
     """What both published stages share: images and masks of SA-1B, AdamW, batch 8, clipping."""
     masks = (MaskConfig(kind="sa1b", options={"limit": 150, "keep": "first"}),)
