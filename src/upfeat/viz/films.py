@@ -52,14 +52,6 @@ def draw_view(
 
     Raises:
         UnknownNameError: another view.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz import PCABasis, PCAPicture, draw_view
-        >>> colors = torch.zeros(3, 8, 12, dtype=torch.uint8)
-        >>> drawn = PCAPicture(None, colors, colors, PCABasis.fit(torch.rand(3, 4, 4)))
-        >>> draw_view(drawn, torch.ones(3, 4, 6), "overlay").getpixel((0, 0))
-        (102, 102, 102)
     """
     from PIL import Image
 

@@ -223,17 +223,6 @@ def pca_picture(
         basis: of a folder or a video; None fits one to this image's low-resolution features.
         output_size: overrides the pipeline's.
         max_side: longer side of each picture of the panel, in pixels.
-
-    Example:
-        >>> import torch, upfeat
-        >>> from upfeat.viz import pca_picture
-        >>> backbone = upfeat.CallableBackbone(
-        ...     lambda x: torch.nn.functional.avg_pool2d(x, 8), dim=3, patch_size=8
-        ... )
-        >>> pipe = upfeat.Pipeline(backbone, upfeat.create_upsampler("bilinear"))
-        >>> picture = pca_picture(pipe, torch.rand(3, 45, 60))
-        >>> picture.low.shape, picture.high.shape
-        (torch.Size([3, 6, 8]), torch.Size([3, 45, 60]))
     """
     from upfeat.pipeline import Encoded
 

@@ -146,13 +146,6 @@ def overlay_picture(
 
     Raises:
         ValueError: another shape, or a class without a colour.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.viz import overlay_picture
-        >>> labels = torch.zeros(2, 2, dtype=torch.int64)
-        >>> overlay_picture(torch.zeros(3, 2, 2), labels, [(100, 0, 200)])[:, 0, 0].tolist()
-        [62, 0, 124]
     """
     if photo.dim() != 3 or labels.dim() != 2:
         raise ValueError(

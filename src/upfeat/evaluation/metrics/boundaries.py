@@ -39,12 +39,6 @@ def boundary_map(mask: Tensor) -> Tensor:
 
     Args:
         mask: (..., H, W), zero or not.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import boundary_map
-        >>> boundary_map(torch.tensor([[0, 0, 0], [0, 1, 1]])).int().tolist()
-        [[1, 1, 1], [1, 0, 0]]
     """
     mask = mask != 0
     edge = torch.zeros_like(mask)

@@ -42,24 +42,14 @@ def gradcam_weights(gradients: Tensor) -> Tensor:
 
 
 def gradcam_map(activations: Tensor, weights: Tensor) -> Tensor:
-    """Return ``relu(sum_k w_k A_k)``, equation (2) of Grad-CAM.
+    """Return ``relu(sum_k w_k A_k)``, (B, h, w), equation (2) of Grad-CAM.
 
     Args:
         activations: (B, C, h, w), of the layer or upsampled.
         weights: (B, C), of :func:`gradcam_weights`.
 
-    Returns:
-        (B, h, w), not negative.
-
     Raises:
         ValueError: the shapes do not fit.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import gradcam_map
-        >>> activations = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
-        >>> gradcam_map(activations, torch.tensor([[2.0, -1.0]])).tolist()
-        [[[2.0, 0.0]]]
     """
     if activations.dim() != 4 or weights.shape != activations.shape[:2]:
         raise ValueError(
@@ -116,14 +106,6 @@ def coherency(maps: Tensor, masked_maps: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import coherency
-        >>> maps = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]], [[0.0, 1.0]]])
-        >>> others = torch.tensor([[[0.0, 0.5]], [[1.0, 0.0]], [[1.0, 1.0]]])
-        >>> [round(value, 6) for value in coherency(maps, others).tolist()]
-        [1.0, 0.0, 0.0]
     """
     if maps.shape != masked_maps.shape or maps.dim() < 2:
         raise ValueError(
@@ -159,15 +141,7 @@ def adcc(coherent: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
     """Return the harmonic mean of coherency, 1 - complexity and 1 - drop; high is good.
 
     Of one image, or of the means of a data set: the two differ, and published tables are the
-    latter.
-
-    Args:
-        coherent: coherency, any shape.
-        complexity: either of the two, same shape.
-        drop: average drop, same shape.
-
-    Returns:
-        The same shape; 0 where one of the three is 0.
+    latter. All three have one shape; 0 where one of the parts is 0.
 
     Example:
         >>> import torch

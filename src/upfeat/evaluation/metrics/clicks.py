@@ -112,12 +112,6 @@ def click_maps(
 
     Returns:
         (B, 2, H, W) of the type of ``points``: positive, negative.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import click_maps
-        >>> click_maps(torch.tensor([[[0.0, 1.0], [-1.0, -1.0]]]), (1, 4), radius=1).tolist()
-        [[[[1.0, 1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]]]
     """
     if points.dim() != 3 or points.shape[1] % 2:
         raise ValueError(f"points must be (B, 2n, 2 or more), got {shape_text(points)}")
@@ -156,12 +150,6 @@ class ClickMetric(Metric):
         clicks: T, made on each object, and counted where a threshold is never reached.
         thresholds: IoUs to be reached, in percent.
 
-    Attributes:
-        ious: (T,) float64, sums over objects of the IoU after each click.
-        needed: (thresholds,) int64, sums of the clicks needed.
-        missed: (thresholds,) int64, how many objects never got there.
-        objects: (1,) int64, how many there are.
-
     Example:
         >>> from upfeat.evaluation.metrics import ClickMetric
         >>> metric = ClickMetric(clicks=2, thresholds=(80,))
@@ -172,6 +160,7 @@ class ClickMetric(Metric):
 
     def __init__(self, clicks: int = 20, thresholds: Sequence[int] = (80, 85, 90)) -> None:
         self.clicks, self.thresholds = clicks, tuple(thresholds)
+        # Sums over objects: of the IoU after each click, the clicks needed, those never done.
         self.ious = torch.zeros(clicks, dtype=torch.float64)
         self.needed = torch.zeros(len(self.thresholds), dtype=torch.int64)
         self.missed = torch.zeros_like(self.needed)

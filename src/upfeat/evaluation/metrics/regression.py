@@ -109,14 +109,6 @@ def fit_scale_and_shift(prediction: Tensor, target: Tensor, valid: Tensor) -> tu
     Returns:
         Scale and shift (B,), float64; 1 and 0 where the equations are singular (no valid pixel, or
         a constant prediction).
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import fit_scale_and_shift
-        >>> low = torch.tensor([[1.0, 2.0, 3.0]])
-        >>> scale, shift = fit_scale_and_shift(low, 2 * low + 1, torch.ones(1, 3))
-        >>> round(scale.item(), 6), round(shift.item(), 6)
-        (2.0, 1.0)
     """
     # (B, ...) -> (B, pixels)
     p, t, w = (x.flatten(1).double() for x in (prediction, target, valid))
@@ -211,15 +203,6 @@ def normal_scores(prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str
         ``recall_11``, ``recall_22``, ``recall_30``: shares of pixels with an angular error below
         11.25, 22.5 and 30 degrees; ``rmse``, ``mean``, ``median`` of the error in degrees. NaN if
         no pixel is valid.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import normal_scores
-        >>> target = torch.tensor([0.0, 0.0, -1.0])[:, None, None].expand(3, 1, 2)
-        >>> predicted = torch.tensor([[[0.0, 1.0]], [[0.0, 0.0]], [[-1.0, -1.0]]])
-        >>> scores = normal_scores(predicted, target, torch.ones(1, 2, dtype=torch.bool))
-        >>> scores["recall_11"], round(scores["mean"], 3)
-        (0.5, 22.5)
     """
     error = angular_error(prediction[None].double(), target[None].double())[0][valid]
     if not len(error):
@@ -252,12 +235,6 @@ def psnr(restored: Tensor, clean: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB, of the mean square over all of a batch.
 
     Images are in [0, 1].
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import psnr
-        >>> round(float(psnr(torch.full((1, 3, 4, 4), 0.1), torch.zeros(1, 3, 4, 4))), 4)
-        20.0
     """
     return -10 * (restored - clean).square().mean().log10()
 

@@ -291,13 +291,6 @@ def vehicle_counts(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import vehicle_counts
-        >>> logits, target = torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([[1.0, 0.0, 1.0]])
-        >>> vehicle_counts(logits, target, torch.ones(1, 3)).tolist()
-        [[1, 1, 1]]
     """
     if not logits.shape == target.shape == valid.shape:
         raise ValueError(
@@ -310,16 +303,11 @@ def vehicle_counts(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 class BevMetric(Metric):
-    """IoU of vehicles over a data set, and the mean of the frames' own.
-
-    Attributes:
-        counts: (3,) true positive, false positive and false negative cells.
-        sums: sum of the frames' IoU, and their number.
-    """
+    """IoU of vehicles over a data set, and the mean of the frames' own."""
 
     def __init__(self) -> None:
-        self.counts = torch.zeros(3, dtype=torch.int64)
-        self.sums = torch.zeros(2, dtype=torch.float64)
+        self.counts = torch.zeros(3, dtype=torch.int64)  # true positive, false positive, negative
+        self.sums = torch.zeros(2, dtype=torch.float64)  # of the frames' IoU, and their number
 
     def add(self, logits: Tensor, target: Tensor, valid: Tensor) -> None:
         """Add some frames; arguments as :func:`vehicle_counts`."""

@@ -102,13 +102,6 @@ def match_errors(sources: Tensor, targets: Tensor, pose: Tensor, camera: Tensor)
         targets: (M, 3) points of the second view.
         pose: (3, 4), first view to second.
         camera: (3, 3) of the second view.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import match_errors
-        >>> points, still = torch.tensor([[0.0, 0.0, 2.0]]), torch.eye(3, 4)
-        >>> match_errors(points, points + torch.tensor([0.1, 0, 0]), still, torch.eye(3)).pixels
-        tensor([0.0500])
     """
     moved = moved_points(sources, pose)
     pixels = projected_points(moved, camera) - projected_points(targets, camera)

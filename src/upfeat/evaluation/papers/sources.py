@@ -90,11 +90,6 @@ class Roots:
 
     Args:
         given: name of a set to its folder; ``data`` is the folder that holds several.
-
-    Example:
-        >>> from upfeat.evaluation.papers.sources import Roots
-        >>> Roots({"voc": "VOCdevkit"}).missing("voc")
-        'PASCAL VOC 2012: no folder at VOCdevkit'
     """
 
     def __init__(self, given: Mapping[str, str | Path]) -> None:
@@ -305,11 +300,6 @@ def paper_method(name: str) -> PaperMethod:
 
     Raises:
         UnknownNameError: there is none of that name.
-
-    Example:
-        >>> from upfeat.evaluation.papers.sources import paper_method
-        >>> paper_method("loftup").recipes
-        ('loftup_stage1_paper', 'loftup_stage2_paper')
     """
     if name not in METHODS:
         raise UnknownNameError("method of the papers", name, METHODS)

@@ -139,11 +139,6 @@ def view_affine(view: View, size: Size, source: Sequence[int] = SOURCE) -> Tenso
         view: scale (of this source), crop, zoom and rotation.
         size: (H, W) of the view.
         source: (H, W) of the image.
-
-    Example:
-        >>> from upfeat.evaluation.probes.bev.frames import View, view_affine
-        >>> view_affine(View(0.5, 1.0), (450, 800)).diagonal().tolist()
-        [0.5, 0.5, 1.0]
     """
     (rows, columns), (height, width) = source, size
     new_rows, new_columns = int(rows * view.scale), int(columns * view.scale)
@@ -178,13 +173,6 @@ def warp_image(image: Tensor, affine: Tensor, size: Size, filter: Filter = "near
         affine: (3, 3) of :func:`view_affine`.
         size: (H', W').
         filter: of the pixels.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.frames import View, view_affine, warp_image
-        >>> image = torch.arange(8.0).view(1, 2, 4)
-        >>> warp_image(image, view_affine(View(0.5, 1.0), (1, 2), (2, 4)), (1, 2)).tolist()
-        [[[5.0, 7.0]]]
     """
     if filter == "bilinear":
         factors = affine[:2, :2].norm(dim=1)  # of x and y
@@ -218,12 +206,6 @@ def feature_intrinsics(
         feature_size: (h, w).
         skew: ``fixed`` scales the whole rows; ``released`` leaves the two skew entries at the
             image's scale, as PointBeV's code does. They are 0 without a rotation.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.frames import feature_intrinsics
-        >>> feature_intrinsics(torch.full((3, 3), 8.0), (16, 32), (2, 4), "released").tolist()
-        [[1.0, 8.0, 1.0], [8.0, 1.0, 1.0], [8.0, 8.0, 8.0]]
     """
     factors = intrinsics.new_ones(3, 3)
     factors[0] = feature_size[1] / image_size[1]

@@ -175,14 +175,6 @@ def project(points: Tensor, cameras: Cameras, sampling: Sampling = "released") -
         sampling: ``simplebev`` inverts a pose as a rigid motion and multiplies it by the
             intrinsics before it moves the points, in the order of SimpleBeV's code; otherwise the
             points go through one after the other, as in PointBeV's. They differ by rounding.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.lifting import Cameras, project
-        >>> eye = torch.eye(3)[None, None]
-        >>> cameras = Cameras(eye, torch.zeros(1, 1, 3), eye)
-        >>> project(torch.tensor([[[2.0, 4.0, 2.0]]]), cameras).pixels.flatten().tolist()
-        [1.0, 2.0]
     """
     extended = F.pad(points, (0, 1), value=1.0).transpose(1, 2)[:, None]  # (B, 1, 4, P)
     if sampling == "simplebev":
@@ -244,13 +236,6 @@ def camera_mean(
 
     Returns:
         (B, P, C); 0 where no camera sees a point.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.lifting import Projection, camera_mean
-        >>> seen = Projection(torch.full((1, 2, 1, 2), 2.0), torch.tensor([[[1.0], [-1.0]]]))
-        >>> camera_mean(torch.ones(1, 2, 1, 4, 4), seen, epsilon=0).tolist()
-        [[[1.0]]]
     """
     size = features.shape[-2:]
     own = sampling == "simplebev"

@@ -91,15 +91,6 @@ class BevLoss(nn.Module):
 
     Args:
         heads: which terms count.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.targets import BevLoss, BevTargets
-        >>> one = torch.ones(1, 1, 2, 2)
-        >>> target = BevTargets(one, one, one, one, torch.zeros(1, 2, 2, 2))
-        >>> found = {"binimg": 50 * one, "centerness": one, "offsets": torch.zeros(1, 2, 2, 2)}
-        >>> round(BevLoss()(found, target)[0].item(), 6)
-        0.0
     """
 
     def __init__(self, heads: tuple[str, ...] = tuple(FACTORS)) -> None:

@@ -282,14 +282,6 @@ class SparseUNet(nn.Module):
     Args:
         channels: of input and output.
         middle: width of the first stage; 2 and 4 times that in the others.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.trunks import SparseMap, SparseUNet
-        >>> active = (torch.arange(64).view(1, 1, 8, 8) % 3 == 0).float()
-        >>> found = SparseUNet(6, 4)(SparseMap(torch.rand(1, 6, 8, 8) * active, active))
-        >>> bool((found.values * (1 - active)).any())
-        False
     """
 
     def __init__(self, channels: int, middle: int = 64) -> None:
@@ -387,14 +379,6 @@ def fine_cells(logits: Tensor, sampled: Tensor, count: int, anchors: int, window
 
     Returns:
         (B, count), flat, row by row.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.bev.trunks import fine_cells
-        >>> logits = torch.zeros(1, 1, 5, 5)
-        >>> logits[0, 0, 2, 2] = 4
-        >>> fine_cells(logits, torch.ones_like(logits), 9, 1, 3)[0].sort().values.tolist()
-        [6, 7, 8, 11, 12, 13, 16, 17, 18]
     """
     scores = (logits.sigmoid() * sampled).flip(2, 3).flatten(1)  # from the smallest x and y
     best = scores.topk(min(anchors, scores.shape[1])).indices
