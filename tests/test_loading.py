@@ -151,6 +151,7 @@ def test_rows_without_an_upsampler_are_the_backbones_own_grids() -> None:
     for spec, finer in (
         ("large:2", upfeat.large_image(backbone, 2)),
         ("strided:8", upfeat.strided(backbone, 8)),
+        ("shifted:2", upfeat.shift_and_interleave(backbone, 2)),
     ):
         up = upfeat.load_upsampler(spec, backbone)
         wanted = F.interpolate(finer(image), (20, 30), mode="bilinear")

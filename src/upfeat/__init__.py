@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         create_backbone,
         large_image,
         list_backbones,
+        shift_and_interleave,
         strided,
     )
     from upfeat.extraction import open_store
@@ -47,6 +48,7 @@ _HOMES = {
     "list_upsamplers": "upfeat.upsamplers",
     "load_upsampler": "upfeat.loading",
     "open_store": "upfeat.extraction",
+    "shift_and_interleave": "upfeat.backbones",
     "strided": "upfeat.backbones",
 }
 
@@ -67,6 +69,7 @@ __all__ = [
     "list_upsamplers",
     "load_upsampler",
     "open_store",
+    "shift_and_interleave",
     "strided",
 ]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from upfeat._settings import read_call
 from upfeat.backbones.base import Backbone
-from upfeat.backbones.baselines import large_image, strided
+from upfeat.backbones.baselines import large_image, shift_and_interleave, strided
 from upfeat.errors import CheckpointError, UnknownNameError, UnsupportedError
 from upfeat.ops.images import resize_bilinear
 from upfeat.upsamplers.base import Abilities, Upsampler, UpsamplerInfo, WholeMapUpsampler
@@ -32,7 +32,12 @@ from upfeat.upsamplers.registry import (
 __all__ = ["FinerGrid", "load_upsampler", "runs_backbone", "split_label", "split_specs"]
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_FINER = re.compile(r"(?P<kind>large|strided):(?P<number>\d+)")
+_FINER = re.compile(r"(?P<kind>large|strided|shifted):(?P<number>\d+)")
+_WRAPPERS: dict[str, Callable[[Backbone, int], Backbone]] = {
+    "large": large_image,
+    "strided": strided,
+    "shifted": shift_and_interleave,
+}
 _LOW_RES = "low-res"
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -42,11 +47,12 @@ class FinerGrid(WholeMapUpsampler):
     """The papers' rows without an upsampler: the backbone itself on a finer grid, then bilinear.
 
     ``"large:8"`` enlarges the image, by the factor on each side; ``"strided:6"`` lets the patches
-    overlap, with that distance in pixels. The features of the image as it is play no part; cost
-    and memory are those of the finer grid.
+    overlap, with that distance in pixels; ``"shifted:2"`` interleaves the features of shifted
+    images, so many along each axis. The features of the image as it is play no part; cost and
+    memory are those of the finer grid.
 
     Raises:
-        ValueError: the factor or the stride is out of range, or ``spec`` is neither.
+        ValueError: the factor or the stride is out of range, or ``spec`` is none of them.
         UnsupportedError: the backbone takes one size only, or its patches cannot overlap.
 
     Example:
@@ -62,9 +68,10 @@ class FinerGrid(WholeMapUpsampler):
         super().__init__()
         match = _FINER.fullmatch(spec)
         if match is None:
-            raise ValueError(f"a finer grid is large:FACTOR or strided:PIXELS, got {spec!r}")
-        wrap = large_image if match["kind"] == "large" else strided
-        self.backbone = wrap(backbone, int(match["number"]))
+            raise ValueError(
+                f"a finer grid is large:FACTOR, strided:PIXELS or shifted:FACTOR, got {spec!r}"
+            )
+        self.backbone = _WRAPPERS[match["kind"]](backbone, int(match["number"]))
         self.config = {"feature_dim": backbone.dim, "backbone": self.backbone.name}
         self.info = UpsamplerInfo(
             name=spec,
@@ -107,7 +114,7 @@ def load_upsampler(
             * a folder that ``save_pretrained`` or ``upfeat train`` wrote (``"./jafar"`` where a
               method has that name);
             * a Hugging Face repository that holds one, ``"me/name"``;
-            * ``"large:8"`` or ``"strided:6"``, the backbone itself on a finer grid
+            * ``"large:8"``, ``"strided:6"`` or ``"shifted:2"``, the backbone itself on a finer grid
               (:class:`FinerGrid`), or ``"low-res"``, its features as they are: every pixel takes
               its cell's.
         backbone: whose features it upsamples, or their number of channels.

@@ -43,7 +43,7 @@ def test_the_table_shows_what_every_method_can_do() -> None:
 def test_wrappers_of_backbones_have_their_own_table() -> None:
     text = inside("list")
     before, after = text.split("backbone-side")
-    for name in ("large_image", "strided"):
+    for name in ("large_image", "shift_and_interleave", "strided"):
         assert name not in before
         assert f"upfeat.{name}(backbone" in after
     alone = inside("list", "strided")

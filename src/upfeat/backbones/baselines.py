@@ -9,6 +9,10 @@ Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021. The patch em
 larger grid (bicubic with antialias, rows of prefix tokens kept). Rotary positions follow where they
 are normalised by the grid (DINOv3, EVA-02).
 
+"Shift and interleave" puts the features of shifted images between each other, after
+shift-and-stitch of Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic
+Segmentation", CVPR 2015, arXiv 1411.4038, section 3.2.
+
 Legend: ``B`` batch, ``C`` feature channels, ``H W`` image, ``h w`` feature grid, ``r`` factor.
 """
 
@@ -17,13 +21,21 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upfeat.backbones.base import Backbone
 from upfeat.errors import UnsupportedError
 
-__all__ = ["LargeImageBackbone", "StridedBackbone", "large_image", "strided"]
+__all__ = [
+    "LargeImageBackbone",
+    "ShiftedBackbone",
+    "StridedBackbone",
+    "large_image",
+    "shift_and_interleave",
+    "strided",
+]
 
 
 class _Derived(Backbone):
@@ -222,3 +234,79 @@ def _with_stride(backbone: Backbone, stride: int) -> Backbone:
 
 def _slide(image_size: Sequence[int], *, patch: int, stride: int) -> tuple[int, int]:
     return (image_size[0] - patch) // stride + 1, (image_size[1] - patch) // stride + 1
+
+
+class ShiftedBackbone(_Derived):
+    """A backbone on ``factor ** 2`` shifted images; made by :func:`shift_and_interleave`."""
+
+    def __init__(self, backbone: Backbone, factor: int) -> None:
+        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
+            raise ValueError(f"factor must be a whole number of at least 2, got {factor!r}")
+        if backbone.patch_size % factor:
+            raise ValueError(
+                f"factor must divide the distance of two features, {backbone.patch_size} pixels "
+                f"for {backbone.name}, got {factor}: shifts are whole pixels"
+            )
+        super().__init__(backbone, f"shifted{factor}", int(backbone.patch_size) // factor)
+        self.fixed_size = backbone.fixed_size
+        self.backbone = backbone
+        self.factor = factor
+        # Of a fine cell's centre from the coarse one's: whole steps, as near to the middle as can.
+        step = int(self.patch_size)
+        self.shifts = [step * i - step * (factor - 1) // 2 for i in range(factor)]
+        self.freeze()
+
+    def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
+        """Return ``factor`` times the backbone's grid."""
+        height, width = self.backbone.grid_size(image_size)
+        return self.factor * height, self.factor * width
+
+    def _extract(self, image: Tensor) -> Tensor:
+        rows = [self._along(image, axis=2, shift=shift) for shift in self.shifts]
+        found = [
+            self.backbone(self._along(row, axis=3, shift=shift))
+            for row in rows
+            for shift in self.shifts
+        ]
+        batch, channels, height, width = found[0].shape
+        cells = torch.stack(found).unflatten(0, (self.factor, self.factor))  # (r, r, B, C, h, w)
+        cells = cells.permute(2, 3, 4, 0, 5, 1)  # (B, C, h, r, w, r)
+        return cells.reshape(batch, channels, self.factor * height, self.factor * width)
+
+    def _class_token(self, image: Tensor) -> Tensor:
+        return self.backbone.class_token(image)
+
+    def _along(self, image: Tensor, axis: int, shift: int) -> Tensor:
+        """Move the image by ``-shift`` pixels along an axis; its border is repeated."""
+        place = torch.arange(image.shape[axis], device=image.device) + shift
+        return image.index_select(axis, place.clamp(0, image.shape[axis] - 1))
+
+
+def shift_and_interleave(backbone: Backbone, factor: int) -> ShiftedBackbone:
+    """Return a backbone that sees shifted copies of the image and interleaves their features.
+
+    The image is shifted by multiples of a ``factor``-th of a cell along both axes, and each copy's
+    features go between the others', where their cells' centres lie. The grid is ``factor`` times
+    larger per axis, at ``factor ** 2`` passes of the backbone. Nothing but whole pixels is moved:
+    the network sees the image at the size that it knows. The backbone is wrapped, not copied.
+
+    Args:
+        backbone: any backbone with a whole stride.
+        factor: whole number, at least 2, that divides the stride.
+
+    Returns:
+        A backbone for images of the same sizes. Where the step is odd and ``factor`` even, all
+        centres lie half a pixel from those of the finer grid.
+
+    Raises:
+        ValueError: ``factor`` is no whole number above 1, or does not divide the stride.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.backbones import create_backbone, shift_and_interleave
+        >>> vit = create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+        >>> fine = shift_and_interleave(vit, 2)
+        >>> fine(torch.rand(1, 3, 64, 48)).shape, fine.patch_size
+        (torch.Size([1, 192, 8, 6]), 8)
+    """
+    return ShiftedBackbone(backbone, factor)

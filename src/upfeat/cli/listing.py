@@ -31,6 +31,11 @@ _BACKBONE_SIDE: dict[str, dict[str, str]] = {
         "call": "upfeat.large_image(backbone, factor)",
         "used by": "JAFAR (x8 for probing, x2 for open vocabulary), LoftUp (x2 and x4)",
     },
+    "shift_and_interleave": {
+        "summary": "Features of shifted images, interleaved; then bilinear.",
+        "call": "upfeat.shift_and_interleave(backbone, factor)",
+        "used by": "after shift-and-stitch of Long et al. (2015)",
+    },
     "strided": {
         "summary": "Features of overlapping patches; then bilinear.",
         "call": "upfeat.strided(backbone, stride)",
