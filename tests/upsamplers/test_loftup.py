@@ -365,8 +365,8 @@ def test_rows_with_trained_batch_norm() -> None:
 
 @torch.no_grad()
 def test_rows_at_a_width_that_takes_winograd() -> None:
-    model = small(feature_dim=180, n_freqs=20, num_layers=1, num_heads=4)
-    image, features = torch.randn(1, 3, 33, 27), torch.randn(1, 180, 3, 4)
+    model = small(feature_dim=192, n_freqs=20, num_layers=1, num_heads=4)
+    image, features = torch.randn(1, 3, 33, 27), torch.randn(1, 192, 3, 4)
     rows = model(image, features)
     with torch.enable_grad():
         plain = model(image, features)

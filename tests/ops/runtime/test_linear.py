@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.tolerances import tolerance
-from upfeat.ops.runtime.linear import linear, rows_product
+from upfeat.ops.runtime import linear as libraries
+from upfeat.ops.runtime.linear import add_product, linear, rows_product
 
 SHAPES = [(32, 48), (16, 16), (3, 32), (32, 1)]
 
@@ -43,3 +44,19 @@ def test_gradients_flow_twice() -> None:
 def test_autocast_chooses_the_type() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert linear(torch.randn(3, 32), torch.randn(32, 32)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("intel", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_both_makers_processors_get_the_same(
+    monkeypatch: pytest.MonkeyPatch, intel: bool, bias: bool
+) -> None:
+    monkeypatch.setattr(libraries, "made_by_intel", lambda: intel)
+    rows, weight = torch.randn(7, 32), torch.randn(24, 32) / 6
+    shift = torch.randn(24) if bias else None
+    expected = F.linear(rows, weight, shift)
+    out = torch.empty(7, 24)
+    rows_product(rows, weight, shift, out)
+    torch.testing.assert_close(out, expected, **tolerance(torch.float32))
+    add_product(out, rows, weight, shift)
+    torch.testing.assert_close(out, 2 * expected, **tolerance(torch.float32))

@@ -6,7 +6,7 @@ What fits into them decides speed and memory, never a result beyond rounding.
 import torch
 
 # A strip of a map that one core works on: it should stay in the core's cache between operators.
-CACHE_BYTES = 2**19
+CACHE_BYTES = 2**20
 # All strips of output rows of a plain call that are under way, one in each thread.
 STRIP_BYTES = 16 * 2**20
 # A piece of `Upsampler.tiles` by default.

@@ -1,11 +1,15 @@
 """Linear layers on the rows of a matrix, by the faster of the framework's two libraries.
 
-``torch.nn.functional.linear`` calls MKL, which keeps its AVX-512 kernels for one maker's
-processors. oneDNN, which runs the convolutions, has them for all: a 1x1 convolution of the rows is
-the same product in half the time on the others.
+``torch.nn.functional.linear`` calls MKL, which keeps its AVX-512 kernels for Intel's processors.
+oneDNN, which runs the convolutions, has them for all: on the others a 1x1 convolution of the rows
+is the same product in half the time, on Intel's MKL is the faster one, by a fifth to six times.
 
 Legend: N rows, c channels in, d channels out.
 """
+
+import functools
+import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -119,7 +123,19 @@ def _records(operands: tuple[Tensor, ...]) -> bool:
 
 def _by_convolution(operands: tuple[Tensor, ...]) -> bool:
     x, weight = operands[:2]
-    return x.numel() > 0 and min(weight.shape) >= FEWEST_CHANNELS and by_onednn(*operands)
+    worth = x.numel() > 0 and min(weight.shape) >= FEWEST_CHANNELS
+    return worth and not made_by_intel() and by_onednn(*operands)
+
+
+@functools.cache
+def made_by_intel() -> bool:
+    """Whether Intel made the processor, for which MKL has its fastest products."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        maker = next(line for line in lines if line.startswith("vendor_id"))
+    except (OSError, StopIteration):
+        maker = platform.processor()
+    return "Intel" in maker
 
 
 def _has_onednn() -> bool:

@@ -20,11 +20,13 @@ from upfeat.ops.runtime.linear import (
     FEWEST_CHANNELS,
     accumulate_convolution,
     by_onednn,
+    made_by_intel,
     rows_product,
 )
 
-# Below this many channels the sums around the products cost more than the products save.
-WINOGRAD_CHANNELS = 96
+# Below this many channels the sums around the products cost more than the products save; of the
+# second number on Intel's processors, whose products are faster.
+WINOGRAD_CHANNELS = (96, 192)
 SIDE = 4  # of a tile of outputs
 # Points 0, NEAR, -NEAR, FAR, -FAR at which its polynomials are taken, besides infinity: with these
 # rounding errors are half those of the usual 1 and 2, five times the direct convolution's.
@@ -86,7 +88,7 @@ def prepare(
         return Kernel(weight.flatten(1), bias, channels, reach)
     if winograd is None:
         exact = weight.device.type == "cpu" and dtype in (torch.float32, torch.float64)
-        winograd = exact and min(channels) >= WINOGRAD_CHANNELS
+        winograd = exact and min(channels) >= WINOGRAD_CHANNELS[made_by_intel()]
     if size == (3, 3) and dilation == (1, 1) and winograd:
         return Kernel(_spread_weight(weight), bias, channels, reach, winograd=True)
     weight = weight.contiguous(memory_format=torch.channels_last)
