@@ -12,6 +12,7 @@ import upfeat
 from tests.goldens import golden_state, load_golden
 from tests.tolerances import FUSED_GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
+from upfeat.upsamplers.naf_diveup import clamped_dilation
 from upfeat.upsamplers.registry import get_checkpoint
 
 
@@ -68,9 +69,8 @@ def test_diveup_golden(golden_dir: Path, case: str, grad: bool) -> None:
     untold = {k: v for k, v in meta["constructor"].items() if k in ("heads_attn", "kernel_size")}
     model = upfeat.from_official("naf", golden_state(tensors), **untold, **record.config)
     image, features = tensors["input.image"], tensors["input.features"]
-    grid = features.shape[2:]
-    steps = [model.dilation(n, length) for n, length in zip(grid, meta["output_size"], strict=True)]
-    assert steps == meta["dilation"]
+    grid, size = (features.shape[2], features.shape[3]), tuple(meta["output_size"])
+    assert list(clamped_dilation(grid, size, model.kernel_size)) == meta["dilation"]
     with torch.set_grad_enabled(grad):
         out = model(image, features, meta["output_size"])
     assert max_abs_difference(out, tensors["output"]) <= FUSED_GOLDEN_ATOL
@@ -252,3 +252,17 @@ def test_gradcheck() -> None:
     image = torch.randn(1, 3, 5, 6, dtype=torch.float64, requires_grad=True)
     features = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(model, (image, features), atol=1e-4)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("clamp", [False, True])
+def test_an_exported_graph_lays_out_windows_for_cells_only(clamp: bool) -> None:
+    """Unless the dilation is clamped, which the path per cell does not know."""
+    model = small(clamp_dilation=clamp)
+    inputs = torch.randn(1, 3, 16, 16), torch.randn(1, 8, 8, 8)
+    program = torch.export.export(model, inputs, strict=False).graph_module
+    graphs = [part.graph for part in program.modules() if isinstance(part, torch.fx.GraphModule)]
+    made = [node.meta.get("val") for graph in graphs for node in graph.nodes]
+    largest = max(one.numel() for one in made if isinstance(one, torch.Tensor))
+    of_pixels = 16 * 16 * model.kernel_size**2 * model.config["dim"]  # keys of every pixel's window
+    assert (largest >= of_pixels) == clamp

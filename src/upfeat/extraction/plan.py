@@ -27,6 +27,7 @@ from upfeat.data.sizes import resolve_size
 from upfeat.errors import ForeignFileError, UnknownNameError
 from upfeat.extraction.bulk import Job
 from upfeat.extraction.shards import ShardFile, shard_format
+from upfeat.ops.runtime import TILE_BYTES
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers.base import Upsampler
 
@@ -39,7 +40,6 @@ MAKER = "upfeat extract"
 FEATURES = ("low", "high", "pca64")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 COMPONENTS = 64
-_SHARD_BYTES = 256 << 20  # of a shard, unless the number of shards is given: it is held in memory
 _SHARD_IMAGES = 64  # what is lost where a run is killed
 
 Size = int | float | Sides | None
@@ -332,7 +332,8 @@ def _check_same(root: Path, present: StoreCard, card: StoreCard) -> None:
 
 
 def _default_shards(sizes: Sequence[int]) -> int:
-    by_bytes, by_images = sum(sizes) / _SHARD_BYTES, len(sizes) / _SHARD_IMAGES
+    """Return how many shards there are if nobody says: each is held in memory."""
+    by_bytes, by_images = sum(sizes) / TILE_BYTES, len(sizes) / _SHARD_IMAGES
     return min(len(sizes), math.ceil(max(by_bytes, by_images)))
 
 

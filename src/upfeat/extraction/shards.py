@@ -26,13 +26,13 @@ import numpy.typing as npt
 
 from upfeat.data.sizes import Size
 from upfeat.errors import MissingPackageError, UnknownNameError
+from upfeat.ops.runtime import TILE_BYTES
 
 __all__ = ["SHARD_FORMATS", "FailedImage", "ShardContent", "ShardFile", "StoredImage"]
 
 Array = npt.NDArray[Any]
 Region = tuple[slice, slice, slice]
 _NAME = "upfeat"  # of the header, wherever a format keeps such things
-_CHUNK_BYTES = 8 << 20  # of zarr: rows of a large map are read without the others
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,8 @@ def shard_format(name: str) -> type[ShardFile]:
 
 def _chunks(data: Array) -> tuple[int, ...]:
     """Return the shape of zarr's chunks: all channels and columns of as many rows as fit."""
-    if data.ndim == 1 or data.nbytes <= _CHUNK_BYTES:
+    most = TILE_BYTES // 32  # rows of a large map are read without the others
+    if data.ndim == 1 or data.nbytes <= most:
         return tuple(max(1, side) for side in data.shape)
     channels, rows, columns = data.shape
-    return channels, max(1, rows * _CHUNK_BYTES // data.nbytes), columns
+    return channels, max(1, rows * most // data.nbytes), columns

@@ -31,6 +31,7 @@ from upfeat.upsamplers.base import (
     Upsampler,
     UpsamplerInfo,
 )
+from upfeat.upsamplers.naf_diveup import DIVEUP, check_grid, clamped_dilation
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.weights import Checkpoint
 
@@ -81,11 +82,9 @@ class NAFState(NamedTuple):
 def _own_key(key: str) -> str:
     """Rename an official key; blocks are counted from 1 there."""
     key = key.removeprefix("image_encoder.")
-    if key == "rope.periods":
-        return "periods"
     match = re.match(r"(encoder|sem_encoder)\.(\d+)\.(.*)", key)
     if match is None:
-        return key
+        return "periods" if key == "rope.periods" else key
     branch, index = "context" if match[1] == "sem_encoder" else "pixel", int(match[2])
     return f"{branch}.blocks.{index - 1}.{match[3]}" if index else f"{branch}.stem.{match[3]}"
 
@@ -105,24 +104,7 @@ CHECKPOINTS = (
         paper="2511.18452",
         note="Guidance with ImageNet mean and std, whatever the backbone.",
     ),
-    Checkpoint(
-        tag="diveup",
-        file=HubFile(
-            filename="model_25000steps.pth",
-            url="https://github.com/Xiaoqiong-Liu/DiveUp/releases/download/v1.0/model_25000steps.pth",
-        ),
-        backbone="any (trained with SigLIP-B, DINOv2-S, RADIOv2.5 and DINOv3-B)",
-        feature_dim=None,
-        image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD,
-        training_data="ImageNet-1k, 25,000 steps",
-        code_license="MIT by its badge, without a licence file",
-        weights_license="not stated",
-        backbone_license="those of four backbones, DINOv3 License among them",
-        paper="2603.13571",
-        config={"clamp_dilation": True},
-        note="DiveUp: NAF with other training; takes grids smaller than the kernel.",
-    ),
+    DIVEUP,
 )
 
 
@@ -139,9 +121,9 @@ class NAF(Upsampler):
         rope_rescale: in training, coordinates are multiplied by a factor drawn log-uniformly from
             [1 / rope_rescale, rope_rescale]; None for no such jitter.
         img_layers: blocks of each branch.
-        prescale: how an image of more than 4 times the output is reduced first: ``"released"`` as
-            the published model does, to at most 4 times the *shorter* side of the output on both
-            axes, which bends the aspect ratio; ``"aspect"`` keeps it.
+        prescale: how an image of more than 4 times the output is reduced first: ``"released"``, as
+            published, to at most 4 times the *shorter* side of the output on both axes, which bends
+            the aspect ratio; ``"aspect"`` keeps it.
         rope_cache: keep the drawn factor while the output size stays the same, as released.
         clamp_dilation: as DiveUp (arXiv 2603.13571): the neighbourhood of a grid smaller than the
             kernel is drawn together until it fits the output, and outputs may be smaller than the
@@ -211,8 +193,7 @@ class NAF(Upsampler):
         self.pixel = Branch(dim // 2, 1, img_layers)
         self.context = Branch(dim // 2, 3, img_layers)
         count = dim // (4 * heads_rope)
-        exponents = torch.arange(count, dtype=torch.float32) / count
-        self.register_buffer("periods", rope_base**exponents)
+        self.register_buffer("periods", rope_base ** (torch.arange(count).float() / count))
 
     def _check(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], values: Tensor | None
@@ -227,35 +208,10 @@ class NAF(Upsampler):
                     f"{channels + -channels % self.heads_attn} and drop the surplus of the output"
                 )
         if min(self.guidance_size(image, output_size)) < 2:
-            what = "reflects the borders of the guidance image and needs at least 2x2 pixels"
-            raise ValueError(f"naf {what}, got {shape_text(image)}; enlarge the image")
-        for axis, name in enumerate(("rows", "columns")):
-            cells, length = features.shape[2 + axis], output_size[axis]
-            reach = self.kernel_size * self.dilation(cells, length)
-            if length < cells and not self.clamp_dilation:
-                raise ValueError(
-                    f"naf cannot reduce: the output has {length} {name}, the features {cells}; ask "
-                    "for an output at least as large as the feature grid"
-                )
-            if reach > length:
-                raise ValueError(
-                    f"naf needs kernel_size x dilation <= output size, got {self.kernel_size} x "
-                    f"{reach // self.kernel_size} > {length} {name}, as the feature grid has "
-                    f"{cells} {name}; enlarge the backbone's image until the grid has "
-                    f"{self.kernel_size}, or build naf with kernel_size={cells}"
-                )
-
-    def dilation(self, cells: int, length: int) -> int:
-        """Pixels of the output between neighbouring cells, along one axis."""
-        if not self.clamp_dilation:
-            return length // cells
-        return min(max(length // cells, 1), max(length // self.kernel_size, 1))
-
-    def _steps(self, cells: tuple[int, int], size: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the clamped dilations; None leaves the usual ones to the operator."""
-        if not self.clamp_dilation:
-            return None
-        return self.dilation(cells[0], size[0]), self.dilation(cells[1], size[1])
+            what = "naf reflects the borders of the guidance image and needs at least 2x2 pixels"
+            raise ValueError(f"{what}, got {shape_text(image)}; enlarge the image")
+        grid = (features.shape[2], features.shape[3])
+        check_grid(grid, output_size, self.kernel_size, self.clamp_dilation)
 
     def guidance_size(self, image: Tensor, output_size: tuple[int, int]) -> tuple[int, int]:
         """The size at which the image is looked at."""
@@ -283,7 +239,8 @@ class NAF(Upsampler):
     def decode(self, state: NAFState, values: Tensor, rows: slice) -> Tensor:
         """Attend to the neighbourhood of every pixel; channel group g takes head g's weights."""
         size = (state.query.shape[2], state.query.shape[3])
-        cells = (values.shape[2], values.shape[3])
+        grid = (values.shape[2], values.shape[3])
+        steps = clamped_dilation(grid, size, self.kernel_size) if self.clamp_dilation else None
         return cross_scale_neighborhood_attention(
             state.query[:, :, rows],
             state.key,
@@ -291,7 +248,7 @@ class NAF(Upsampler):
             self.heads_attn,
             kernel_size=self.kernel_size,
             output_size=size,
-            dilation=self._steps(cells, size),
+            dilation=steps,
             rows=(rows.start, rows.stop),
         )
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from upfeat.layers.fourier import PixelFeatures
 from upfeat.layers.norm import ChannelLayerNorm
 from upfeat.ops import stream
-from upfeat.ops.stream.nodes import Convolution
+from upfeat.ops.stream.nodes import Convolution, Pad
 
 WIDTH = 16
 MAP = 40 * 28 * WIDTH * 4  # bytes of one map of the image below
@@ -68,6 +68,59 @@ def test_rows_equal_those_of_the_whole_network(
         torch.testing.assert_close(torch.cat(strips, dim=2), query, atol=2e-5, rtol=0)
         torch.testing.assert_close(cells.whole(), key, atol=2e-5, rtol=0)
         torch.testing.assert_close(rows.whole(), query, atol=2e-5, rtol=0)
+
+
+class Branches(nn.Module):
+    """Two branches side by side, 1x1 and 3x3, read as a map and as its average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(4, WIDTH) for _ in range(2))
+        self.stems = nn.ModuleList(nn.Conv2d(3, WIDTH, 1) for _ in range(2))
+        self.pixel = nn.Conv2d(WIDTH, WIDTH, 1)
+        self.context = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, padding_mode="reflect")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        below = (F.silu(norm(stem(x))) for norm, stem in zip(self.norms, self.stems, strict=True))
+        pixel, context = (conv(one) for conv, one in zip(self.branches, below, strict=True))
+        joined = torch.cat((pixel, context), dim=1).relu()
+        return joined, F.adaptive_avg_pool2d(joined, (5, 4))
+
+    @property
+    def branches(self) -> tuple[nn.Module, nn.Module]:
+        return self.pixel, self.context
+
+
+@pytest.mark.parametrize("max_bytes", [0, 2 * MAP, 100 * MAP])
+def test_of_joined_maps_the_parts_are_kept(max_bytes: int) -> None:
+    torch.manual_seed(0)
+    network, image = Branches(), torch.randn(1, 3, 40, 28)
+    with torch.no_grad():
+        expected, pooled = network(image)
+        with stream.bounded(max_bytes):
+            rows, cells = network(stream.lazy(image))
+        torch.testing.assert_close(cells.whole(), pooled, atol=2e-5, rtol=0)
+        kept = {(type(node), node.channels) for node in rows.graph.kept}
+        torch.testing.assert_close(rows.whole(), expected, atol=2e-5, rtol=0)
+    if max_bytes > 2 * MAP:
+        assert kept == {(Convolution, WIDTH)}
+
+
+def test_a_strip_is_computed_within_its_border(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[bool] = []
+    compute = Pad.compute
+
+    def spy(self: Pad, rows: tuple[int, int], strips: list[Tensor], out: Tensor) -> Tensor:
+        inside = self.inside(out, rows)
+        sources.append(inside is not None and inside.data_ptr() == strips[0].data_ptr())
+        return compute(self, rows, strips, out)
+
+    monkeypatch.setattr(Pad, "compute", spy)
+    conv, image = nn.Conv2d(3, 8, 3, padding=1), torch.randn(1, 3, 64, 16)
+    with torch.no_grad(), stream.bounded(2**20):
+        rows = conv(F.silu(stream.lazy(image) * 2.0))[:, :, 10:12]
+    torch.testing.assert_close(rows, conv(F.silu(image * 2.0))[:, :, 10:12], atol=1e-5, rtol=0)
+    assert sources == [True]
 
 
 def test_no_more_is_kept_than_the_budget(network: Network) -> None:

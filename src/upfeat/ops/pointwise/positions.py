@@ -221,13 +221,14 @@ def rotary_code(x: Tensor, periods: Tensor, num_heads: int, factor: float = 1.0)
 
 @stream.recorded_as(rotary_code)
 def _rotate_rows(x: Any, periods: Tensor, num_heads: int, factor: float = 1.0) -> Any:
-    size = (x.shape[2], x.shape[3])
+    rows_and_cols = [axis_turn(length, periods, factor) for length in _size(x)]
 
     def turn_(strip: Tensor, rows: tuple[int, int], out: Tensor) -> Tensor:
         if out.data_ptr() != strip.data_ptr():
             out.copy_(strip)
-        turn = grid_turn(size, periods, factor, slice(*rows))
-        cos, sin = (t.to(out.dtype).unsqueeze(-2) for t in turn)  # (R, W', 1, 2 q)
+        (row_cos, row_sin), col = rows_and_cols
+        row = row_cos[slice(*rows)], row_sin[slice(*rows)]
+        cos, sin = (t.to(out.dtype).unsqueeze(-2) for t in join_turns(row, col))  # (R, W', 1, 2 q)
         first, second = out.unflatten(-1, (num_heads, 2, -1)).unbind(-2)  # (R, W', heads, 2 q)
         cross = second * sin
         second.mul_(cos).addcmul_(first, sin)
@@ -237,33 +238,38 @@ def _rotate_rows(x: Any, periods: Tensor, num_heads: int, factor: float = 1.0) -
     return stream.row_local(x, turn_)
 
 
-def grid_turn(
-    size: tuple[int, int], periods: Tensor, factor: float = 1.0, rows: slice = slice(None)
-) -> Turn:
-    """Return cosines and sines of some rows' angles, (R, W', 2 q) each, float32 at least.
+def grid_turn(size: tuple[int, int], periods: Tensor, factor: float = 1.0) -> Turn:
+    """Return cosines and sines of the pixels' angles, (H', W', 2 q) each, float32 at least.
 
     Args:
         size: (H', W').
         periods: (q,), shared by both axes.
         factor: multiplies the coordinates.
-        rows: which rows.
 
     Example:
-        >>> cos, sin = grid_turn((4, 6), torch.ones(2), rows=slice(1, 3))
+        >>> cos, sin = grid_turn((4, 6), torch.ones(2))
         >>> cos.shape
-        torch.Size([2, 6, 4])
+        torch.Size([4, 6, 4])
     """
+    row, col = (axis_turn(length, periods, factor) for length in size)
+    return join_turns(row, col)
+
+
+def axis_turn(length: int, periods: Tensor, factor: float) -> Turn:
+    """Return cosines and sines of the angles along one axis, (L, q) each."""
     wide = compute_dtype(periods)
-    angles = []
-    for length in size:
-        index = torch.arange(length, device=periods.device, dtype=wide)
-        coordinate = (2 * ((index + 0.5) / length) - 1) * factor  # (L,) in [-1, 1]
-        angles.append(2 * math.pi * coordinate[:, None] / periods.to(wide))  # (L, q)
-    row, col = angles[0][rows, None], angles[1][None]  # (R, 1, q), (1, W', q)
-    shape = (row.shape[0], col.shape[1], -1)
+    index = torch.arange(length, device=periods.device, dtype=wide)
+    coordinate = (2 * ((index + 0.5) / length) - 1) * factor  # (L,) in [-1, 1]
+    angle = 2 * math.pi * coordinate[:, None] / periods.to(wide)  # (L, q)
+    return angle.cos(), angle.sin()
+
+
+def join_turns(row: Turn, col: Turn) -> Turn:
+    """Join those of rows, (R, q) each, and of columns, (W', q), to (R, W', 2 q)."""
+    shape = (row[0].shape[0], col[0].shape[0], -1)
     cos, sin = (
-        torch.cat((wave(row).expand(shape), wave(col).expand(shape)), -1)  # (R, W', 2q)
-        for wave in (torch.cos, torch.sin)
+        torch.cat((r[:, None].expand(shape), c[None].expand(shape)), -1)
+        for r, c in zip(row, col, strict=True)
     )
     return cos, sin
 

@@ -2,12 +2,15 @@
 
 3x3 kernels with many channels in float32 and float64 on the CPU take Winograd's minimal filtering
 F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308): 36 products for 16 outputs instead of 144, as 36
-matrix products whose operands are sums of inputs. 1x1 kernels are one matrix product; all others
-are the framework's own convolution, which is faster there.
+matrix products of sums of inputs. The sums are matrix products, too: over the 36 inputs of a tile
+at once, which is more arithmetic than one axis after the other and far fewer operators. 1x1
+kernels are one matrix product; all others are the framework's own convolution, which is faster
+there.
 
 Legend: C input and K output channels, R rows and W columns of a strip.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -20,19 +23,17 @@ from upfeat.ops.runtime.linear import (
     FEWEST_CHANNELS,
     accumulate_convolution,
     by_onednn,
-    made_by_intel,
     rows_product,
 )
 
-# Below this many channels the sums around the products cost more than the products save; of the
-# second number on Intel's processors, whose products are faster.
-WINOGRAD_CHANNELS = (96, 192)
+# Below this many channels the sums around the products cost more than the products save.
+WINOGRAD_CHANNELS = 96
 SIDE = 4  # of a tile of outputs
 # Points 0, NEAR, -NEAR, FAR, -FAR at which its polynomials are taken, besides infinity: with these
 # rounding errors are half those of the usual 1 and 2, five times the direct convolution's.
 NEAR, FAR = 0.625, 1.5
 # Tiles that Winograd computes at once: long matrices, buffers near the cache.
-WINOGRAD_TILES = 384
+WINOGRAD_TILES = 112
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def prepare(
         return Kernel(weight.flatten(1), bias, channels, reach)
     if winograd is None:
         exact = weight.device.type == "cpu" and dtype in (torch.float32, torch.float64)
-        winograd = exact and min(channels) >= WINOGRAD_CHANNELS[made_by_intel()]
+        winograd = exact and min(channels) >= WINOGRAD_CHANNELS
     if size == (3, 3) and dilation == (1, 1) and winograd:
         return Kernel(_spread_weight(weight), bias, channels, reach, winograd=True)
     weight = weight.contiguous(memory_format=torch.channels_last)
@@ -168,57 +169,44 @@ def _convolve_by_tiles(strip: Tensor, kernel: Kernel, out: Tensor, buffers: Buff
 
 def _winograd(padded: Tensor, kernel: Kernel, out: Tensor, buffers: Buffers) -> None:
     """F(4x4, 3x3) on tiles of 6x6 inputs; both sides of ``out`` are multiples of 4."""
-    rows, width = out.shape[0] // SIDE, out.shape[1]
-    cols, (wide, deep) = width // SIDE, kernel.channels
-    tall = buffers.take(padded, padded.dtype, 6, rows, width + 2, wide)
-    spread = buffers.take(padded, padded.dtype, 6, rows, cols, wide)
-    spare = buffers.take(padded, padded.dtype, 2, rows, width + 2, max(wide, deep))
-    products = buffers.take(out, out.dtype, 6, rows, cols, deep)
-    sums = buffers.take(out, out.dtype, 6, rows, cols, SIDE, deep)
-    _spread([padded[i : i + SIDE * rows - 3 : SIDE] for i in range(6)], tall, spare)
-    for i in range(6):
-        _spread([tall[i, :, j : j + width - 3 : SIDE] for j in range(6)], spread, spare)
-        torch.bmm(
-            spread.flatten(1, 2), kernel.weight[6 * i : 6 * i + 6].mT, out=products.flatten(1, 2)
-        )
-        _gather(products, [sums[i, :, :, j] for j in range(SIDE)], spare)
-    _gather(sums.view(6, rows, width, deep), [out[j::SIDE] for j in range(SIDE)], spare)
-    if kernel.bias is not None:
-        out += kernel.bias
-    for one in (tall, spread, spare, products, sums):
-        buffers.give(one)
+    spread, gather = _transforms(padded.dtype, padded.device)
+    tiles = padded.unfold(0, 6, SIDE).unfold(1, 6, SIDE)  # (R/4, W/4, C, 6, 6)
+    (rows, cols), (wide, deep) = tiles.shape[:2], kernel.channels
+    inputs = buffers.take(padded, padded.dtype, 36, rows * cols, wide)
+    inputs.view(6, 6, rows, cols, wide).copy_(tiles.permute(3, 4, 0, 1, 2))
+    sums = buffers.take(padded, padded.dtype, 36, rows * cols, wide)
+    torch.mm(spread, inputs.flatten(1), out=sums.flatten(1))
+    buffers.give(inputs)
+    products = buffers.take(out, out.dtype, 36, rows * cols, deep)
+    torch.bmm(sums, kernel.weight.mT, out=products)
+    buffers.give(sums)
+    result = buffers.take(out, out.dtype, SIDE * SIDE, rows * cols, deep)
+    torch.mm(gather, products.flatten(1), out=result.flatten(1))
+    # (4 4, R/4 W/4, K) -> (R/4, 4, W/4, 4, K)
+    tiles = result.view(SIDE, SIDE, rows, cols, deep).permute(2, 0, 3, 1, 4)
+    target = out.view(rows, SIDE, cols, SIDE, deep)
+    if kernel.bias is None:
+        target.copy_(tiles)
+    else:
+        torch.add(tiles, kernel.bias, out=target)
+    buffers.give(products)
+    buffers.give(result)
 
 
-def _part(spare: Tensor, like: Tensor) -> Tensor:
-    return spare.flatten()[: like.numel()].view(like.shape)
-
-
-def _spread(lines: list[Tensor], out: Tensor, spare: Tensor) -> None:
-    """B^T: six inputs in a line to the six factors of the products."""
-    left, right = (_part(one, out[0]) for one in spare)
+@functools.lru_cache(maxsize=8)
+def _transforms(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """B^T and A^T of both axes: (36, 36) of a tile's inputs, (16, 36) of its products."""
     near, far = NEAR**2, FAR**2
-    torch.sub(lines[4], lines[2], alpha=far, out=left)
-    torch.sub(lines[3], lines[1], alpha=far, out=right)
-    torch.add(left, right, alpha=NEAR, out=out[1])
-    torch.sub(left, right, alpha=NEAR, out=out[2])
-    torch.sub(lines[4], lines[2], alpha=near, out=left)
-    torch.sub(lines[3], lines[1], alpha=near, out=right)
-    torch.add(left, right, alpha=FAR, out=out[3])
-    torch.sub(left, right, alpha=FAR, out=out[4])
-    torch.sub(lines[2], lines[0], alpha=near, out=out[0])
-    torch.sub(left, out[0], alpha=far, out=out[0])
-    torch.sub(lines[5], lines[3], alpha=near, out=out[5]).sub_(right, alpha=far)
-
-
-def _gather(products: Tensor, out: list[Tensor], spare: Tensor) -> None:
-    """A^T: six products to four outputs in a line; the products are lost."""
-    first, one, two, three, four, last = products
-    near, far = (_part(spare[i], one) for i in range(2))
-    torch.add(one, two, out=near)
-    torch.add(three, four, out=far)
-    one.sub_(two).mul_(NEAR)
-    three.sub_(four)
-    torch.add(first.add_(near), far, out=out[0])
-    torch.add(one, three, alpha=FAR, out=out[1])
-    torch.add(near.mul_(NEAR**2), far, alpha=FAR**2, out=out[2])
-    torch.add(last.add_(one, alpha=NEAR**2), three, alpha=FAR**3, out=out[3])
+    points = ((NEAR, far), (-NEAR, far), (FAR, near), (-FAR, near))  # and the square of the others
+    spread = [
+        [near * far, 0, -near - far, 0, 1, 0],
+        *([0, -point * other, -other, point, 1, 0] for point, other in points),
+        [0, near * far, 0, -near - far, 0, 1],
+    ]
+    gather = [
+        [float(power == 0), *(point**power for point, _ in points), float(power == SIDE - 1)]
+        for power in range(SIDE)
+    ]
+    factors = (torch.tensor(one, dtype=torch.float64) for one in (spread, gather))
+    inputs, outputs = (torch.kron(one, one).to(device, dtype) for one in factors)
+    return inputs, outputs

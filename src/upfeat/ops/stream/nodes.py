@@ -34,6 +34,7 @@ class Node:
     Attributes:
         map: (H, W, C) where the whole map is kept, else None.
         children: recorded nodes that read it, as long as something refers to them.
+        wide: whether a row is made of other rows of the source, too.
         readers: how many these are; one that reads it twice counts twice.
         recycle: takes the memory of ``map`` back; None where it is not the executor's.
         handle: the :class:`RowMap` that callers may still read, or a dead reference.
@@ -47,6 +48,7 @@ class Node:
         self, parents: Sequence["Node"], size: tuple[int, int], channels: int, dtype: torch.dtype
     ) -> None:
         self.parents, self.size, self.channels, self.dtype = tuple(parents), size, channels, dtype
+        self.wide: bool = not self.row_by_row or any(parent.wide for parent in parents)
         self.map: Tensor | None = None
         self.children: weakref.WeakSet[Node] = weakref.WeakSet()
         self.readers = 0
@@ -160,15 +162,27 @@ class Pad(Node):
         sources = [self._source(row) for row in edges]
         return min(sources), max(sources) + 1
 
+    def inside(self, out: Tensor, rows: Rows) -> Tensor | None:
+        """Return the part of ``out`` that shows the parent's rows, or None if not all are shown."""
+        start, stop = self._shown(rows)
+        whole = self.span(rows) == (rows[0] + start - self.height, rows[0] + stop - self.height)
+        return out[start:stop, self.width : out.shape[1] - self.width] if whole else None
+
+    def _shown(self, rows: Rows) -> Rows:
+        """Rows of a strip that are no border: first, last + 1."""
+        count = rows[1] - rows[0]
+        start = min(max(self.height - rows[0], 0), count)
+        return start, max(min(self.parents[0].size[0] + self.height - rows[0], count), start)
+
     def compute(self, rows: Rows, strips: list[Tensor], out: Tensor) -> Tensor:
-        """Copy the rows inside and fill the border."""
+        """Copy the rows inside, where they do not lie there, and fill the border."""
         strip, first = strips[0], self.span(rows)[0]
-        last = self.parents[0].size[0] - 1
         inner = out[:, self.width : out.shape[1] - self.width]
-        start = min(max(self.height - rows[0], 0), len(out))
-        stop = max(min(last + 1 + self.height - rows[0], len(out)), start)
+        start, stop = self._shown(rows)
         begin = rows[0] + start - self.height - first
-        inner[start:stop] = strip[begin : begin + stop - start]
+        shown = inner[start:stop]
+        if shown.data_ptr() != strip.data_ptr():
+            shown.copy_(strip[begin : begin + stop - start])
         for place in (*range(start), *range(stop, len(out))):  # rows beyond the map
             if self.mode == "constant":
                 inner[place] = 0

@@ -27,10 +27,13 @@ from upfeat.ops.stream.convolution import Kernel
 from upfeat.ops.stream.moments import GroupMoments
 from upfeat.ops.stream.nodes import (
     ADD,
+    Affine,
+    Concatenation,
     Convolution,
     Elementwise,
     GroupNorm,
     Node,
+    Pad,
     Pool,
     Rows,
     pool_columns,
@@ -163,18 +166,22 @@ class Graph:
             return self._accumulated(term, node, rows, buffers, known, out, safe)
         span = node.span(rows)
         ours = [_single(parent) for parent in node.parents]
+        target = out
         inputs: list[Tensor] = []
         for parent, own in zip(node.parents, ours, strict=True):
+            if isinstance(node, Pad) and _by_pixel(parent):  # computed within its border
+                target = self._new_strip(node, rows, buffers) if target is None else target
+                place = node.inside(target, rows)
+                inputs.append(self._strip(parent, span, buffers, known, place, safe=True))
+                continue
             # In place from the first operator on: an elementwise one works on its result's memory.
             below = safe and own and node.elementwise and not inputs and parent.dtype == node.dtype
             place = out if below and parent.channels == node.channels else None
             inputs.append(self._strip(parent, span, buffers, known, place, safe))
-        target = out
         if target is None and node.elementwise and ours[0] and inputs[0].dtype == node.dtype:
             target = inputs[0]
         if target is None:
-            shape = (rows[1] - rows[0], node.size[1], node.channels)
-            target = buffers.take(self.like, node.dtype, *shape)
+            target = self._new_strip(node, rows, buffers)
         strip = node.compute(rows, inputs, target)
         for one, own in zip(inputs, ours, strict=True):
             if own and one.data_ptr() != strip.data_ptr():
@@ -182,6 +189,10 @@ class Graph:
         if node.readers > 1:
             known[node, rows] = strip
         return strip
+
+    def _new_strip(self, node: Node, rows: Rows, buffers: Buffers) -> Tensor:
+        shape = (rows[1] - rows[0], node.size[1], node.channels)
+        return buffers.take(self.like, node.dtype, *shape)
 
     def _accumulated(
         self,
@@ -200,8 +211,7 @@ class Graph:
         strip = self._strip(x, rows, buffers, known, place, safe)
         target = strip if out is None and _single(x) else out
         if target is None or target.data_ptr() == hidden.data_ptr():
-            shape = (rows[1] - rows[0], node.size[1], node.channels)
-            target = buffers.take(self.like, node.dtype, *shape)
+            target = self._new_strip(node, rows, buffers)
         if strip.data_ptr() != target.data_ptr():
             target.copy_(strip)
         term.add_to(target, hidden)
@@ -268,11 +278,14 @@ class Graph:
         return swept
 
     def _pays(self, node: Node) -> bool:
-        """Whether a map should be kept that could be computed again: it is read more than once."""
-        if node.readers + (node.handle() is not None) > 1:
-            return self._room(node)
+        """Whether a map should be kept that could be computed again: it is read more than once.
+
+        Joined maps are not, but their parts, which may take the memory of what they are made of.
+        """
+        if _reads(node) > 1:
+            return not _joined(node) and self._room(node)
         overlap = any(not child.row_by_row for child in node.children)
-        return overlap and self._donor(node) is not None
+        return overlap and not _by_pixel(node) and self._donor(node) is not None
 
     def _sweep(self, node: Node, norms: list[GroupNorm]) -> None:
         """Compute a map once: keep it if there is room, and gather what the norms need."""
@@ -284,8 +297,7 @@ class Graph:
 
         def run(rows: Rows, moments: list[GroupMoments]) -> None:
             if kept is None:
-                shape = (rows[1] - rows[0], node.size[1], node.channels)
-                strip = self.buffers.take(self.like, node.dtype, *shape)
+                strip = self._new_strip(node, rows, self.buffers)
                 spare = strip
             else:
                 strip, spare = kept[rows[0] : rows[1]], None
@@ -361,6 +373,27 @@ def _single(node: Node) -> bool:
     return node.map is None and node.readers < 2
 
 
+def _by_pixel(node: Node) -> bool:
+    """Whether a strip is made of kept maps by operators that write into memory of any strides."""
+    plain = isinstance(node, (Affine, Elementwise, GroupNorm)) and _single(node)
+    return plain and all(one.map is not None or _by_pixel(one) for one in node.parents)
+
+
+def _joined(node: Node) -> bool:
+    """Whether a map is a concatenation, or made of one pixel by pixel."""
+    return isinstance(node, Concatenation) or (node.elementwise and _joined(node.parents[0]))
+
+
+def _reads(node: Node) -> int:
+    """How many read a map, by itself or joined with others."""
+    joined = [
+        _reads(child)
+        for child in [*node.children]
+        if isinstance(child, Concatenation) or (child.elementwise and _joined(node))
+    ]
+    return max([node.readers + (node.handle() is not None), *joined])
+
+
 def _added_product(node: Node) -> Convolution | None:
     """The 1x1 convolution that a sum of two maps has as a term, if nothing else reads it."""
     if isinstance(node, Elementwise) and node.function is ADD and node.parents[0].dtype in EXACT:
@@ -371,11 +404,14 @@ def _added_product(node: Node) -> Convolution | None:
 
 
 def _unkept(node: Node) -> list[Node]:
-    """``node``'s ancestors that are not kept, itself not included, parents first."""
+    """``node``'s ancestors that are not kept, itself not included, parents first.
+
+    A wide branch comes before others: it needs a second map, which they can take over.
+    """
     order: dict[Node, None] = {}
 
     def visit(one: Node) -> None:
-        for parent in one.parents:
+        for parent in sorted(one.parents, key=lambda parent: not parent.wide):
             if parent.map is None and parent not in order:
                 visit(parent)
                 order[parent] = None
