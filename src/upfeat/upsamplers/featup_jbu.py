@@ -32,6 +32,7 @@ from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import shape_text
 from upfeat.ops import adaptive_convolution, window_similarity
 from upfeat.ops.images import average_areas, border_index, reflect_pad, resize_bilinear
+from upfeat.ops.runtime import without_autocast
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -351,9 +352,11 @@ def bilinear_rows(x: Tensor, first: int, source: int, rows: slice, size: tuple[i
     if source != height and count != height:
         place = torch.arange(rows.start, rows.stop, device=x.device, dtype=torch.float64) + 0.5
         place = (place * (source / height) - 0.5).clamp(0, source - 1) - first  # (R,)
-        low = place.long()
-        share = (place - low).to(x.dtype)[:, None]  # (R, 1)
-        x = torch.lerp(x[:, :, low], x[:, :, (low + 1).clamp(max=x.shape[2] - 1)], share)
+        # Shares that fall off linearly with the distance: (R, r).
+        shares = (1 - (place[:, None] - torch.arange(x.shape[2], device=x.device)).abs()).clamp(0)
+        with without_autocast(x):
+            pixels = x.permute(0, 2, 3, 1).flatten(2)  # (B, r, w C)
+            x = (shares.to(x.dtype) @ pixels).unflatten(2, (x.shape[3], -1)).permute(0, 3, 1, 2)
     elif source == height:
         x = x[:, :, rows.start - first : rows.stop - first]
     return x if x.shape[2:] == (count, size[1]) else resize_bilinear(x, (count, size[1]))
