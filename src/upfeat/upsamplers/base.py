@@ -27,7 +27,9 @@ from upfeat.ops.runtime import (
     output_dtype,
     tracing,
 )
-from upfeat.upsamplers.info import (
+from upfeat.upsamplers.rows import decode_positions, decode_strips, decode_whole, first_weight
+from upfeat.upsamplers.saving import GuidedModel
+from upfeat.upsamplers.weights import (
     ANY_SIZE,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -36,8 +38,6 @@ from upfeat.upsamplers.info import (
     Exports,
     UpsamplerInfo,
 )
-from upfeat.upsamplers.rows import decode_positions, decode_strips, decode_whole, first_weight
-from upfeat.upsamplers.saving import GuidedModel
 
 __all__ = [
     "ANY_SIZE",

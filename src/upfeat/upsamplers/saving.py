@@ -20,8 +20,7 @@ from upfeat.ops.runtime import wants_reference
 from upfeat.upsamplers.cards import CardScore, check_licence, licence_id
 from upfeat.upsamplers.files import load_folder, save_folder
 from upfeat.upsamplers.hub import push_folder
-from upfeat.upsamplers.info import UpsamplerInfo
-from upfeat.upsamplers.weights import TrainedFor
+from upfeat.upsamplers.weights import TrainedFor, UpsamplerInfo
 
 if TYPE_CHECKING:
     from upfeat.backbones.base import Backbone
