@@ -23,7 +23,8 @@ import upfeat
 from upfeat.data import load_segmentation
 from upfeat.evaluation.benchmark import BenchmarkRun, Environment, Measurement, measure_memory
 from upfeat.evaluation.methods import Method
-from upfeat.evaluation.probes.segmentation_crops import image_probe_preset, run_image_probe
+from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
+from upfeat.evaluation.protocols.seg_probe import run_seg_probe
 from upfeat.evaluation.results import Result
 
 WAYS = {
@@ -55,9 +56,7 @@ def _run(way: str, arguments: argparse.Namespace, cache: str) -> tuple[Result, i
     with tempfile.TemporaryDirectory() as out:
 
         def epoch() -> None:
-            results.extend(
-                run_image_probe(config, *splits, backbone, [method], out=out, cache=cache)
-            )
+            results.extend(run_seg_probe(config, *splits, backbone, [method], out=out, cache=cache))
 
         peak = measure_memory(epoch)
     return results[0], peak
@@ -73,7 +72,7 @@ def _fill_cache(arguments: argparse.Namespace, cache: str) -> None:
     )
     splits = [load_segmentation(arguments.data, arguments.root, name) for name in ("train", "val")]
     with tempfile.TemporaryDirectory() as out:
-        run_image_probe(config, *splits, backbone, [method], out=out, cache=cache)
+        run_seg_probe(config, *splits, backbone, [method], out=out, cache=cache)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

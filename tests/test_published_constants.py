@@ -22,17 +22,18 @@ from upfeat.evaluation.metrics import (
     soft_argmax,
 )
 from upfeat.evaluation.metrics.regression import RECALLS
-from upfeat.evaluation.probes import object_crops, training_clicks
+from upfeat.evaluation.probes import training_clicks
 from upfeat.evaluation.probes.bev.frames import ROTATION, VIEW_SETTINGS, ZOOM, ViewSettings
 from upfeat.evaluation.probes.bev.lifting import FREQUENCIES, MOTION, TURN, BevGrid
 from upfeat.evaluation.probes.bev.targets import FACTORS, FAINT, POSITIVE_WEIGHT, SIGMA
-from upfeat.evaluation.probes.depth_losses import (
+from upfeat.evaluation.probes.losses import (
     BIN_FLOOR,
     EPSILON,
     GRADIENT_STRIDES,
     GRADIENT_WEIGHT,
+    KAPPA_OFFSET,
+    LEAST_ANGLE,
 )
-from upfeat.evaluation.probes.normal_losses import KAPPA_OFFSET, LEAST_ANGLE
 from upfeat.evaluation.probes.parts import END_FACTOR, WARM_UP_EPOCHS, WARM_UP_START
 from upfeat.evaluation.probes.radseg import SCALE as ATTENTION_SCALE
 from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
@@ -136,7 +137,7 @@ def test_interactive_segmentation() -> None:
     negative = {"BACKGROUND": 0.1, "OTHERS": 0.4, "RING": 0.5, "RING_SHARE": 0.1}
     pinned(training_clicks, clicks | negative | {"CORRECTED": 0.49})
     pinned(
-        object_crops,
+        training_clicks,
         {
             "SCALES": (0.75, 1.25),
             "FLIP_CHANCE": 0.5,

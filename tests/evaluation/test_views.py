@@ -14,7 +14,6 @@ from tests.evaluation.probes import test_segmentation_crops
 from tests.evaluation.protocols import test_cam, test_depth_probe, test_seg_probe, test_vos
 from upfeat.data import davis, msrc
 from upfeat.evaluation.methods import Method
-from upfeat.evaluation.probes.segmentation_crops import run_image_probe
 from upfeat.evaluation.protocols.efficiency import efficiency_preset, run_efficiency
 from upfeat.evaluation.protocols.faithfulness import FaithfulnessConfig, run_faithfulness
 from upfeat.evaluation.protocols.seg_probe import run_seg_probe
@@ -82,7 +81,7 @@ def test_crop_probes(
     backbone = test_segmentation_crops.backbone.__wrapped__()  # type: ignore[attr-defined]
     config = test_segmentation_crops.tiny(epochs=1, target_size=16, **changes)
     data = msrc(root, "train"), msrc(root, "val")
-    run_image_probe(config, *data, backbone, [Method("v", viewer)], **folders(tmp_path))
+    run_seg_probe(config, *data, backbone, [Method("v", viewer)], **folders(tmp_path))
     assert len(viewer.seen) >= 4  # batches of training and the images of validation
 
 

@@ -14,11 +14,7 @@ _METRICS = {"miou": "mean_iou", "miou_labelled": "mean_iou"}  # names of the hub
 
 
 def card_scores(results: Iterable[Result], weights: str) -> list[CardScore]:
-    """Return the score that ranks each result of one set of weights.
-
-    Args:
-        results: of any methods.
-        weights: fingerprint of the model's weights, which results keep in their settings.
+    """Return the score that ranks each result of one set of weights, given by its fingerprint.
 
     Example:
         >>> from upfeat.evaluation.card_scores import card_scores

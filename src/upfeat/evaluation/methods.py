@@ -75,19 +75,11 @@ class CallableUpsampler(WholeMapUpsampler):
 class Method:
     """An upsampler, or any function of the same arguments, under a label of the user's choice.
 
-    Args:
+    Attributes:
         label: in tables and file names.
         upsampler: what is measured, in evaluation mode; a function that is no
             :class:`~upfeat.upsamplers.Upsampler` becomes a :class:`CallableUpsampler`.
-
-    Attributes:
         identity: name, configuration and fingerprint of the weights.
-
-    Example:
-        >>> import upfeat
-        >>> from upfeat.evaluation.methods import Method
-        >>> Method("linear", upfeat.create_upsampler("bilinear")).identity["name"]
-        'bilinear'
     """
 
     label: str
@@ -169,11 +161,6 @@ def load_methods(
 
     Raises:
         ValueError: a name is unknown, a method must be trained first, or a label occurs twice.
-
-    Example:
-        >>> from upfeat.evaluation.methods import load_methods
-        >>> [method.label for method in load_methods("low-res, linear=bilinear", 192)]
-        ['low-res', 'linear']
     """
     methods = [_load(spec, backbone, weights, device) for spec in split_specs(specs)]
     labels = [method.label for method in methods]

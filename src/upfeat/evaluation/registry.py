@@ -6,11 +6,11 @@ else has to be told of it.
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,16 +23,14 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from upfeat.errors import UnknownNameError
+from upfeat.evaluation.results import Result, Score
 
 if TYPE_CHECKING:
     from upfeat.backbones import Backbone
-    from upfeat.evaluation.results import Result
-
-
-from upfeat.evaluation.results import Score
 
 __all__ = [
     "Option",
+    "Presets",
     "Progress",
     "Protocol",
     "ProtocolConfig",
@@ -55,8 +53,8 @@ __all__ = [
     "unit_text",
 ]
 
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 ValueT = TypeVar("ValueT")
-
 Progress = Callable[[str, str, int, int], None]
 """What a protocol calls with label, stage, done and total."""
 
@@ -80,11 +78,6 @@ class ScoreKind:
         unit: where it is not the result's.
         cost: it says what a method costs, not how good it is.
         group: heading of a table of its own for the columns that share it.
-
-    Example:
-        >>> from upfeat.evaluation.registry import ScoreKind
-        >>> ScoreKind("RMSE", higher_is_better=False, unit="m").arrow
-        '↓'
     """
 
     heading: str
@@ -101,10 +94,7 @@ class ScoreKind:
         return "↑" if self.higher_is_better else "↓"
 
     def column(self, unit: str) -> str:
-        """Return the heading with unit and arrow.
-
-        Args:
-            unit: of the result, for a score without one of its own.
+        """Return the heading with unit and arrow; the unit is the result's if it has none.
 
         Example:
             >>> from upfeat.evaluation.registry import higher
@@ -133,11 +123,6 @@ def cost(heading: str, unit: str) -> ScoreKind:
 def prefixed(scores: Mapping[str, ScoreKind], name: str, heading: str) -> dict[str, ScoreKind]:
     """Return scores with something before each name and heading.
 
-    Args:
-        scores: as a protocol declares them.
-        name: before the names.
-        heading: before the headings.
-
     Example:
         >>> from upfeat.evaluation.registry import higher, prefixed
         >>> prefixed({"miou": higher("mIoU")}, "band_", "boundary ")["band_miou"].heading
@@ -150,13 +135,7 @@ def prefixed(scores: Mapping[str, ScoreKind], name: str, heading: str) -> dict[s
 
 
 def unit_text(unit: str) -> str:
-    """Return a unit as it stands in a heading.
-
-    Example:
-        >>> from upfeat.evaluation.registry import unit_text
-        >>> unit_text("percent"), unit_text("fraction"), unit_text("m")
-        ('%', '', 'm')
-    """
+    """Return a unit as it stands in a heading: ``%`` for percent, nothing for a fraction."""
     return {"percent": "%", "fraction": ""}.get(unit, unit)
 
 
@@ -165,16 +144,11 @@ def column_groups(
 ) -> list[tuple[str, tuple[str, ...]]]:
     """Split more columns than fit a page into tables: scores at several sizes apart from others.
 
-    Args:
-        kinds: the scores by their names.
-        most: so many stay together.
-
     Returns:
-        Heading and names of each table; a single one has no heading.
+        Heading and names of each table; up to ``most`` columns are one, without a heading.
 
     Example:
-        >>> from upfeat.evaluation.registry import get_protocol
-        >>> from upfeat.evaluation.registry import column_groups
+        >>> from upfeat.evaluation.registry import column_groups, get_protocol
         >>> names = ["parameters", "ms_forward_56", "ms_forward_112"]
         >>> column_groups({name: get_protocol("efficiency").kind(name) for name in names}, most=2)
         [('', ('parameters',)), ('forward time, ms', ('ms_forward_56', 'ms_forward_112'))]
@@ -188,11 +162,7 @@ def column_groups(
 
 
 def score_text(score: Score, *, digits: int | None = None) -> str:
-    """Return mean and deviation.
-
-    Args:
-        score: over the seeds.
-        digits: behind the point; None: two from 1 upwards, else as many as show three figures.
+    """Return mean and deviation, with :func:`score_digits` of the mean if none are given.
 
     Example:
         >>> from upfeat.evaluation.results import Score
@@ -208,13 +178,7 @@ def score_text(score: Score, *, digits: int | None = None) -> str:
 
 
 def score_digits(values: Sequence[float]) -> int:
-    """Return how many digits behind the point a column of values needs.
-
-    Example:
-        >>> from upfeat.evaluation.registry import score_digits
-        >>> score_digits([71.0, 80.1]), score_digits([0.7, 0.66]), score_digits([12345.0])
-        (2, 3, 0)
-    """
+    """Return how many digits behind the point a column of values needs to show three figures."""
     largest = max((abs(value) for value in values if value == value), default=1.0)
     for limit, digits in ((1000, 0), (1, 2), (0.1, 3), (0.01, 4)):
         if largest >= limit:
@@ -227,7 +191,6 @@ def score_digits(values: Sequence[float]) -> int:
 
 StoredFeatures = Literal["float16", "float32"]
 """How low-resolution features are kept on disk."""
-
 
 STORED_IF_SET: JsonDict = {"stored": "if set"}
 """``json_schema_extra`` of a later setting that stands in a result only where it is used, so that
@@ -263,12 +226,7 @@ class ProtocolConfig(BaseModel):
 
 
 def known_entry(kind: str, name: str, table: Mapping[str, ValueT]) -> ValueT:
-    """Return an entry of a table.
-
-    Args:
-        kind: what the name is of, for the message.
-        name: of the entry.
-        table: of presets, of data sets.
+    """Return an entry of a table of presets, of data sets, or whatever ``kind`` says.
 
     Raises:
         UnknownNameError: there is none of that name; the message lists close ones.
@@ -276,6 +234,46 @@ def known_entry(kind: str, name: str, table: Mapping[str, ValueT]) -> ValueT:
     if name not in table:
         raise UnknownNameError(kind, name, table)
     return table[name]
+
+
+class Presets(Generic[ConfigT]):
+    """A function that returns a protocol's settings: ``presets(preset, data, **changes)``.
+
+    A call raises :class:`~upfeat.errors.UnknownNameError` where preset or set is unknown, and a
+    ``ValueError`` for an impossible value.
+
+    Args:
+        config: class of the settings.
+        presets: what each preset changes.
+        sets: names of the data sets; none for a protocol without data. If ``folder`` is one, a set
+            of the user's own (``reader="folder"``) may have any name.
+        of_sets: what changes for a set, by its name or by (preset, set).
+
+    Example:
+        >>> from upfeat.evaluation.protocols.vos import vos_preset
+        >>> vos_preset("naf", "davis2017", factor=4).guidance_resize
+        'bicubic'
+    """
+
+    def __init__(
+        self,
+        config: type[ConfigT],
+        presets: Mapping[str, Mapping[str, Any]],
+        sets: Iterable[str] = (),
+        of_sets: Mapping[Any, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.config, self.presets = config, presets
+        self.sets, self.of_sets = tuple(sets), of_sets or {}
+
+    def __call__(self, preset: str, data: str | None = None, **changes: Any) -> ConfigT:
+        """Return the settings of a preset for a data set, with changes of fields."""
+        settings = {"preset": preset, **known_entry("preset", preset, self.presets)}
+        if self.sets:
+            if data not in self.sets and changes.get("reader") not in self.sets:
+                raise UnknownNameError("data set", str(data), self.sets)
+            settings |= {"data": data, **self.of_sets.get(data, {})}
+            settings |= self.of_sets.get((preset, data), {})
+        return self.config(**settings | changes)
 
 
 # -- protocols -----------------------------------------------------------------------------------
@@ -290,11 +288,6 @@ class Option:
         help: one sentence.
         kind: a text, the path of something that exists, or a flag without a value.
         default: where it is not given.
-
-    Example:
-        >>> from upfeat.evaluation.registry import Option
-        >>> Option("split", "Split of the data set: train, val.", default="val").kind
-        'text'
     """
 
     name: str
@@ -313,12 +306,6 @@ class Request:
         cache: folder of features and unfinished work.
         device: where everything runs.
         options: the protocol's own.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.evaluation.registry import Request
-        >>> Request("msrc", Path("data/msrc"), Path("cache")).device
-        'cpu'
     """
 
     data: str | None
@@ -326,14 +313,6 @@ class Request:
     cache: Path
     device: str = "cpu"
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _no_inputs(request: Request) -> dict[str, Any]:
-    return {}
-
-
-def _no_settings(preset: str, root: Path) -> dict[str, Any]:
-    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,9 +330,12 @@ class Protocol:
             there are sets) and changes of fields.
         presets: names; the first is the usual one.
         data: names of sets, for the help; empty for a protocol without data.
-        run: called with ``config``, ``backbone``, ``methods``, ``out``, ``on_progress`` and what
-            ``inputs`` returns, by keyword; returns a result for each method, in their order, and
-            has written each to ``out`` as soon as it was known.
+        run: called by keyword with ``config``; ``backbone`` and ``methods``, on the device where
+            everything runs; ``out``, the folder of the results; ``on_progress``, called with
+            label, stage, done and total; and what ``inputs`` returns, mostly whole splits, of which
+            ``limit`` and the like count, and a ``cache``, the folder of features and of unfinished
+            work. Returns a result for each method, in their order, and has written each to ``out``
+            as soon as it was known; those of equal settings are read.
         inputs: opens the data of a request: further arguments of ``run``.
         own_settings: further settings of a preset for a set of the user's own in a folder, where
             ``data`` names ``folder``.
@@ -380,12 +362,12 @@ class Protocol:
     summary: str
     scores: Mapping[str, ScoreKind]
     configure: Callable[..., BaseModel]
-    run: Callable[..., "list[Result]"]
+    run: Callable[..., list[Result]]
     headline: tuple[str, ...] = ()
     presets: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
-    inputs: Callable[[Request], dict[str, Any]] = _no_inputs
-    own_settings: Callable[[str, Path], dict[str, Any]] = _no_settings
+    inputs: Callable[[Request], dict[str, Any]] = lambda request: {}
+    own_settings: Callable[[str, Path], dict[str, Any]] = lambda preset, root: {}
     backbone: "Callable[[str, Path | None], Backbone] | None" = None
     width: Callable[[Any], int] | None = None
     weights: Literal["trained", "joint", "untrained"] = "trained"
@@ -398,11 +380,6 @@ class Protocol:
     def settings(self, preset: str, data: str | None, **changes: Any) -> BaseModel:
         """Return the settings of a preset for a set, as far as this protocol has these.
 
-        Args:
-            preset: one of ``presets``; not looked at without presets.
-            data: name of a set; not looked at without data.
-            **changes: fields of the settings.
-
         Raises:
             ValueError: no such preset, set or field, or an impossible value.
         """
@@ -414,8 +391,7 @@ class Protocol:
     def kind(self, score: str) -> ScoreKind:
         """Return how a score is read; one that is not declared is shown under its name, unranked.
 
-        Args:
-            score: its name; with a size behind it, it is one of a group of columns.
+        With a size behind its name, it is one of a group of columns.
         """
         if score in self.scores:
             return self.scores[score]
@@ -427,11 +403,7 @@ class Protocol:
         return ScoreKind(score.replace("_", " "))
 
     def ranked_by(self, scores: Sequence[str]) -> str | None:
-        """Return which of some scores ranks: the headline, else one with a direction, costs last.
-
-        Args:
-            scores: names of those that are there.
-        """
+        """Return the score that ranks: the headline, else one with a direction, costs last."""
         declared = [name for name in self.headline if name in scores]
         directed = [name for name in scores if self.kind(name).higher_is_better is not None]
         directed.sort(key=lambda name: self.kind(name).cost)
@@ -454,9 +426,6 @@ class Protocol:
 def register_protocol(protocol: Protocol) -> None:
     """Make a protocol known to the command line, the tables and the report.
 
-    Args:
-        protocol: of a name that is not taken.
-
     Raises:
         ValueError: the name is taken, or a headline or printed column is no declared score.
     """
@@ -477,22 +446,13 @@ def _import_all() -> None:
 
 
 def list_protocols() -> list[str]:
-    """Return the names of all protocols, sorted.
-
-    Example:
-        >>> from upfeat.evaluation.registry import list_protocols
-        >>> "vos" in list_protocols()
-        True
-    """
+    """Return the names of all protocols, sorted."""
     _import_all()
     return sorted(_PROTOCOLS)
 
 
 def get_protocol(name: str) -> Protocol:
-    """Return a protocol.
-
-    Args:
-        name: of the command.
+    """Return a protocol by the name of its command.
 
     Raises:
         UnknownNameError: there is none of that name.
@@ -505,9 +465,6 @@ def get_protocol(name: str) -> Protocol:
 
 def titled_protocol(name: str) -> Protocol:
     """Return the protocol of a result; for one that this version lacks, one without any scores.
-
-    Args:
-        name: the task of a result, perhaps of another version.
 
     Example:
         >>> from upfeat.evaluation.registry import titled_protocol

@@ -223,13 +223,6 @@ def stored_result(
 ) -> tuple[Path, Result | None]:
     """Return where a result belongs, and the result if a run with equal settings left it there.
 
-    Args:
-        folder: of the results.
-        task: the protocol.
-        group: the data set, or what else the results are grouped by.
-        label: what the user calls the method.
-        settings: everything that decides the numbers.
-
     Raises:
         ValueError: a file of that name is no result.
 
@@ -247,13 +240,7 @@ def stored_result(
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return date, versions and machine, for a result.
-
-    Example:
-        >>> from upfeat.evaluation.results import describe_environment
-        >>> sorted(describe_environment())[:3]
-        ['commit', 'cores', 'date']
-    """
+    """Return date, versions and machine, for a result."""
     import upfeat
 
     return {

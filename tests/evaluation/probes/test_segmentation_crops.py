@@ -27,9 +27,8 @@ from upfeat.evaluation.probes.parts import (
     learning_rate_factor,
 )
 from upfeat.evaluation.probes.segmentation_crops import (
+    ImageProbe,
     ImageProbeConfig,
-    _ImageProbe,
-    run_image_probe,
 )
 from upfeat.evaluation.protocols.seg_probe import run_seg_probe, seg_probe_preset
 from upfeat.evaluation.registry import silent
@@ -81,7 +80,7 @@ def probe(
     cache: str = "cache",
     out: str = "results",
 ) -> list[Result]:
-    return run_image_probe(
+    return run_seg_probe(
         config or tiny(),
         msrc(root, "train"),
         msrc(root, "val"),
@@ -92,9 +91,10 @@ def probe(
     )
 
 
-def engine(root: Path, backbone: upfeat.Backbone, config: ImageProbeConfig) -> _ImageProbe:
+def engine(root: Path, backbone: upfeat.Backbone, config: ImageProbeConfig) -> ImageProbe:
     train, val = msrc(root, "train"), msrc(root, "val")
-    return _ImageProbe(config, train, val, backbone, root.parent / "cache", silent)
+    folder = root.parent
+    return ImageProbe(config, folder / "results", silent, train, val, backbone, folder / "cache")
 
 
 def test_nearest_solves_a_task_of_whole_patches(root: Path, backbone: upfeat.Backbone) -> None:
@@ -429,7 +429,7 @@ def test_what_was_trained_with_the_heads_is_kept_for_other_protocols(
     trained = joint("resize_conv")
 
     def run(keep_weights: bool) -> Result:
-        (result,) = run_image_probe(
+        (result,) = run_seg_probe(
             tiny(epochs=1),
             msrc(root, "train"),
             msrc(root, "val"),

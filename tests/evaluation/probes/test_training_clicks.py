@@ -10,12 +10,13 @@ import torch
 from tests.goldens import load_golden
 from tests.tolerances import max_abs_difference
 from upfeat.data.objects import ObjectImage
-from upfeat.evaluation.probes.object_crops import augmented, draw_crop
 from upfeat.evaluation.probes.training_clicks import (
     SLOTS,
+    augmented,
     click_count_chances,
     corrective_candidates,
     draw_clicks,
+    draw_crop,
     eroded,
     place_corrective,
     ring_around,

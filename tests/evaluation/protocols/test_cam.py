@@ -23,7 +23,7 @@ from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import gradcam_map
 from upfeat.evaluation.probes.cam_classifier import CamClassifier, create_classifier
 from upfeat.evaluation.protocols.cam import CamConfig, _Scoring, cam_preset, run_cam
-from upfeat.evaluation.registry import get_protocol
+from upfeat.evaluation.registry import get_protocol, silent
 from upfeat.evaluation.results import Result
 from upfeat.upsamplers.interpolation import Bilinear
 
@@ -50,10 +50,8 @@ def data(tmp_path: Path, backbone: upfeat.Backbone) -> ClassifiedImages:
         Image.fromarray(cells.repeat(8, 0).repeat(8, 1)).save(path)
         files.append(ClassifiedFile(str(number), path, 0))
     guess = ClassifiedImages("set", tuple("abcde"), tuple(files))
-    scoring = _Scoring(
-        tiny(choose="all"), guess, CamClassifier(backbone), tmp_path / "none", lambda *_: None,
-        tmp_path,
-    )  # fmt: skip
+    classifier, config = CamClassifier(backbone), tiny(choose="all")
+    scoring = _Scoring(config, tmp_path, silent, guess, classifier, tmp_path / "none")
     said = [
         int(CamClassifier(backbone).logits(scoring.normalized(scoring.prepare(file))).argmax())
         for file in files
@@ -117,9 +115,8 @@ def test_gradients_are_autograds(backbone: upfeat.Backbone) -> None:
 def test_values_before_upsampling_are_the_same(
     data: ClassifiedImages, backbone: upfeat.Backbone, tmp_path: Path
 ) -> None:
-    scoring = _Scoring(
-        tiny(), data, CamClassifier(backbone), tmp_path / "cache", lambda *_: None, tmp_path
-    )
+    classifier = CamClassifier(backbone)
+    scoring = _Scoring(tiny(), tmp_path, silent, data, classifier, tmp_path / "cache")
     image = scoring.prepare(data.files[1])
     found = scoring.classifier.explain(scoring.normalized(image))
     first = scoring.map(method("bilinear"), image, found)

@@ -22,8 +22,8 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import JointMethod, Method
 from upfeat.evaluation.probes import depth_pixels
 from upfeat.evaluation.probes.crops import _Trainee
-from upfeat.evaluation.probes.depth_losses import bin_depth
-from upfeat.evaluation.probes.depth_pixels import DepthPixelConfig, _PixelProbe
+from upfeat.evaluation.probes.depth_pixels import DepthPixelConfig, DepthPixelProbe
+from upfeat.evaluation.probes.losses import bin_depth
 from upfeat.evaluation.probes.parts import Heads
 from upfeat.evaluation.probes.pixels import encode_turned
 from upfeat.evaluation.protocols.depth_probe import (
@@ -121,7 +121,8 @@ def probe(
 
 def engine(root: Path, backbone: upfeat.Backbone, config: DepthProbeConfig) -> _DepthProbe:
     train, val = nyuv2_depth(root, "train"), nyuv2_depth(root, "val")
-    return _DepthProbe(config, train, val, backbone, root.parent / "cache", silent, None)
+    folder = root.parent
+    return _DepthProbe(config, folder / "results", silent, train, val, backbone, folder / "cache")
 
 
 def test_presets_are_the_papers() -> None:
@@ -162,13 +163,15 @@ def test_pixels_are_decoded_the_same_before_and_behind(
     for way in (True, False):
         monkeypatch.setattr(depth_pixels, "head_first_is_cheaper", lambda *_, way=way: way)
         train, val = nyuv2_depth(root, "train"), nyuv2_depth(root, "val")
-        quick = _PixelProbe(config, train, val, backbone, root.parent / "cache", silent)
+        folder = root.parent
+        quick = DepthPixelProbe(config, folder, silent, train, val, backbone, folder / "cache")
         heads = [Heads(3, 16, (seed,), 3 * token) for seed in (0, 1)]
         for head in heads:
             head.weight.data *= 10
         image = val[0].image
         encoded = encode_turned(quick.pipe, image)
-        found.append(quick.predict(method("bilinear"), encoded, (33, 47), heads))
+        with torch.no_grad():
+            found.append(quick.predict(method("bilinear"), encoded, (33, 47), heads))
     assert found[0].shape == (2, 33, 47)
     torch.testing.assert_close(*found, **tolerance(torch.float32))
     # and both are the plain head on features beside a broadcast token
@@ -275,15 +278,8 @@ def test_a_teacher_gives_depth_to_any_images(root: Path, backbone: upfeat.Backbo
     assert result.settings["teacher"] == "Depth-Anything-V1-16"
     assert result.settings["teacher_weights"] == teacher.weights
     assert teacher.cache.misses == 4 + 2
-    task = _DepthProbe(
-        config,
-        nyuv2(root, "train"),
-        nyuv2(root, "val"),
-        backbone,
-        root.parent / "cache",
-        silent,
-        teacher,
-    )
+    data, cache = (nyuv2(root, "train"), nyuv2(root, "val")), root.parent / "cache"
+    task = _DepthProbe(config, root, silent, *data, backbone, cache, teacher=teacher)
     plain, flipped = (task.load("train", [1], flipped=way) for way in (False, True))
     assert torch.equal(plain.target.flip(-1), flipped.target)
     assert torch.equal(plain.target[0], teacher(plain.image[0]))

@@ -20,6 +20,7 @@ from upfeat.evaluation.protocols.discovery import (
     discovery_preset,
     run_discovery,
 )
+from upfeat.evaluation.registry import silent
 from upfeat.evaluation.results import Result
 
 PLACES = {"a": (8, 4, 24, 16), "b": (20, 12, 36, 28)}
@@ -76,7 +77,8 @@ def test_squashed_images(root: Path, backbone: upfeat.Backbone) -> None:
 
 def test_the_cut_has_at_most_64_cells_a_side(backbone: upfeat.Backbone, root: Path) -> None:
     config = discovery_preset("tokencut", "masks", factor=20)
-    search = discovery._Search(config, mask_folder(root), backbone, root.parent / "cache")
+    folder = root.parent
+    search = discovery._Search(config, folder, silent, mask_folder(root), backbone, folder)
     assert search.grid(Method("x", upfeat.create_upsampler("nearest")), (8, 12)) == (42, 64)
     assert search.grid(LowRes(), (8, 12)) == (8, 12)
 
@@ -87,11 +89,11 @@ def test_an_interrupted_run_goes_on(
     seen: list[int] = []
     original = discovery._Search.find
 
-    def find(self, method, image, boxes):  # type: ignore[no-untyped-def]
+    def find(self, method, file):  # type: ignore[no-untyped-def]
         seen.append(len(seen))
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return original(self, method, image, boxes)
+        return original(self, method, file)
 
     monkeypatch.setattr(discovery._Search, "find", find)
     config = discovery_preset("tokencut", "masks")

@@ -21,7 +21,7 @@ from upfeat.data import nyuv2_depth
 from upfeat.data.surfaces import SurfaceData, SurfaceImage
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import JointMethod, LowRes, Method
-from upfeat.evaluation.probes.dense_heads import DenseHeads, DptHead
+from upfeat.evaluation.probes.parts import DenseHeads, DptHead
 from upfeat.evaluation.probes.surfaces import color_jitter, zoomed
 from upfeat.evaluation.protocols.depth_probe import depth_probe_preset, run_depth_probe
 from upfeat.evaluation.protocols.normals_probe import (
@@ -159,7 +159,8 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
 
 def engine(tmp_path: Path, **changes: Any) -> _NormalsProbe:
     settings = config(**changes)
-    return _NormalsProbe(settings, made_up(0, 2), made_up(9, 1), pooling(), tmp_path, silent)
+    data = made_up(0, 2), made_up(9, 1)
+    return _NormalsProbe(settings, tmp_path, silent, *data, pooling(), tmp_path)
 
 
 def test_targets_at_another_size_and_padding(tmp_path: Path) -> None:
@@ -253,12 +254,13 @@ def test_four_layers_of_a_backbone(tmp_path: Path) -> None:
     )
     small = {"crop_size": 32, "score_size": 32, "epochs": 1, "head": "dpt"}
     settings = config("probe3d", **small)
-    task = _NormalsProbe(settings, made_up(0, 2), made_up(9, 1), vit, tmp_path, silent)
+    data = made_up(0, 2), made_up(9, 1)
+    task = _NormalsProbe(settings, tmp_path, silent, *data, vit, tmp_path)
     heads = task.heads()
     assert isinstance(heads, DenseHeads)
     assert heads(torch.rand(1, 4 * 192, 2, 2), None, slice(0, 1)).shape == (1, 4, 32, 32)
     assert heads(torch.rand(1, 4 * 192, 32, 32), None, slice(0, 1)).shape == (1, 4, 32, 32)
-    low, bilinear = task.run([LowRes(), method("bilinear")], tmp_path / "results")
+    low, bilinear = task.run([LowRes(), method("bilinear")])
     assert low.scores["rmse"].mean != bilinear.scores["rmse"].mean
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_background(root: Path, cache: Path, clip: ClipBackbone) -> None:
     voc = module.PRESETS["maskclip"]["voc"]
     assert voc == {"background": "ignore"}
     data = msrc(root, "val")
-    named = module.dataclasses.replace(data, classes=("background", *data.classes[1:]))
+    named = dataclasses.replace(data, classes=("background", *data.classes[1:]))
     moved = without_background(named)
     label, shifted = named.read(named.files[0]).label, moved.read(moved.files[0]).label
     inside = (label != 0) & (label != 255)
@@ -185,7 +186,8 @@ def test_a_window_of_proxyclip(root: Path, cache: Path, clip: ClipBackbone) -> N
     proxy = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
     config = open_vocabulary_preset("proxyclip", "msrc", words="names", factor=1)
     words = module.words_of(config, msrc(root, "val"))
-    one = module._ProxyClip(config, msrc(root, "val"), clip, words, cache, module.silent, proxy)
+    data = msrc(root, "val")
+    one = module._ProxyClip(config, root, module.silent, data, clip, words, cache, proxy)
     window = torch.rand(1, 3, 112, 112)
     logits = one.logits(method("bilinear"), window)
     mean, std = (torch.tensor(v)[:, None, None] for v in (clip.image_mean, clip.image_std))

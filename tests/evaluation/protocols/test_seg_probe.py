@@ -27,6 +27,7 @@ from upfeat.evaluation.protocols.seg_probe import (
     seg_probe_preset,
     train_head,
 )
+from upfeat.evaluation.registry import silent
 from upfeat.evaluation.results import Result
 from upfeat.evaluation.tables.panels import load_panel, panel_files
 from upfeat.upsamplers import Abilities, UpsamplerInfo, WholeMapUpsampler
@@ -179,15 +180,13 @@ def test_an_interrupted_run_goes_on(
 def test_head_before_upsampling_is_the_same(root: Path, backbone: upfeat.Backbone) -> None:
     """Logits to 1e-5, and so the classes, for the heads of several seeds together."""
     config = tiny()
-    found = PixelProbe(
-        config,
-        msrc(root, "train"),
-        msrc(root, "val"),
-        backbone,
-        root.parent / "cache",
-        lambda *_: None,
-    )
+    data, cache = (msrc(root, "train"), msrc(root, "val")), root.parent / "cache"
+    found = PixelProbe(config, root, silent, *data, backbone, cache)
     weight, bias = torch.randn(2 * 23, 3, 1, 1), torch.randn(2 * 23)
+    heads = [torch.nn.Linear(3, 23).requires_grad_(False) for _ in range(2)]
+    for number, one in enumerate(heads):
+        one.weight.copy_(weight.unflatten(0, (2, 23))[number, :, :, 0, 0])
+        one.bias.copy_(bias.unflatten(0, (2, 23))[number])
     encoded = found.pipe.encode(found.val[0].image)
     head = partial(torch.nn.functional.conv2d, weight=weight, bias=bias)
     for name in ("nearest", "bilinear"):
@@ -195,7 +194,7 @@ def test_head_before_upsampling_is_the_same(root: Path, backbone: upfeat.Backbon
         size = (33, 47)
         low, high = (way.on(found.pipe).upsample(encoded, size, head) for way in (first, later))
         torch.testing.assert_close(low, high, atol=1e-5, rtol=0)
-        predicted = [found.predict(way, encoded, size, weight, bias) for way in (first, later)]
+        predicted = [found.predict(way, encoded, size, heads) for way in (first, later)]
         assert predicted[0].shape == (2, 33, 47)
         assert (predicted[0] == predicted[1]).float().mean() > 0.999
 

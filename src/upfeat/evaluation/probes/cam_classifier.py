@@ -21,18 +21,11 @@ Side = Literal["input", "output"]
 
 
 class Explanation(NamedTuple):
-    """What Grad-CAM needs of one image.
+    """What Grad-CAM needs of one image and class; ``weights`` are mean gradients of its logit."""
 
-    Attributes:
-        activations: (1, C, h, w) of the layer.
-        weights: (1, C), mean gradients of the class's logit.
-        probability: (1,) of the class, float64.
-        target: the class.
-    """
-
-    activations: Tensor
-    weights: Tensor
-    probability: Tensor
+    activations: Tensor  # (1, C, h, w)
+    weights: Tensor  # (1, C)
+    probability: Tensor  # (1,) float64
     target: int
 
 
@@ -92,11 +85,7 @@ class CamClassifier:
         return logits
 
     def explain(self, pixels: Tensor, target: int | None = None) -> Explanation:
-        """Return activations, weights and probability of a class.
-
-        Args:
-            pixels: (1, 3, H, W), normalised.
-            target: the class; None for the most probable one.
+        """Return activations, weights and probability of a class; None is the most probable one.
 
         Raises:
             UnsupportedError: the layer has no map, or the class's score does not depend on it.
@@ -126,11 +115,7 @@ class CamClassifier:
         return self._map(tap.tensor.detach(), (int(pixels.shape[2]), int(pixels.shape[3])))
 
     def as_backbone(self, image_size: tuple[int, int]) -> Backbone:
-        """Return the activations of the layer as the features of a backbone.
-
-        Args:
-            image_size: (H, W) of the images, which decides the grid.
-        """
+        """Return the layer's activations as the features of a backbone, for images of one size."""
         weight = next(self.model.parameters())
         grid = self.activations(weight.new_zeros(1, 3, *image_size)).shape
         return _LayerBackbone(self, image_size, (int(grid[1]), int(grid[2]), int(grid[3])))

@@ -84,11 +84,7 @@ def click_steps(
 ) -> Iterator[ClickStep]:
     """Yield what comes of each click; ends early only where nothing is left to click on.
 
-    Args:
-        network: see :data:`ClickNetwork`.
-        image: (3, H, W) in [0, 1].
-        target: (H, W): 1 object, 0 background, -1 not counted.
-        rules: see there.
+    The image is (3, H, W) in [0, 1], the target (H, W): 1 object, 0 background, -1 not counted.
 
     Raises:
         ValueError: the target does not fit the image, or holds no object.
@@ -128,14 +124,9 @@ def click_steps(
 
 
 def object_box(mask: Tensor, clicks: Sequence[Click], rules: ClickRules) -> Box:
-    """Return the box around a mask and the positive clicks, grown, within the image.
+    """Return the box around a mask (H, W) and the positive clicks, grown, within the image.
 
     The whole image where the mask is empty.
-
-    Args:
-        mask: (H, W).
-        clicks: all of them.
-        rules: growth and smallest side.
 
     Example:
         >>> import torch

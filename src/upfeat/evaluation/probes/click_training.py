@@ -1,51 +1,161 @@
-"""Training of interactive segmentation on a frozen backbone and upsampler.
+"""Interactive segmentation on a frozen backbone and upsampler: the network and its training.
 
-iSegProbe (commit 16815f3): images drawn with replacement, a crop and first clicks each, up to
-three corrective clicks in the errors of the network so far, then a step of Adam on the normalised
-focal loss. Every step draws from a generator of its own, so that a run that was interrupted goes
-on from its last checkpoint to the same bits.
+iSegProbe (commit 16815f3) as LoftUp uses it (arXiv 2504.14032, table 4). The network: a click
+encoder, one convolution with the backbone's patch size over last mask, positive and negative click
+map, whose output is added to the patch embedding (after SimpleClick, arXiv 2210.11006); the
+upsampled features; a head of three convolutions. Its training: images drawn with replacement, a
+crop and first clicks each, up to three corrective clicks in the errors of the network so far, then
+a step of Adam on the normalised focal loss. Every step draws from a generator of its own, so that
+an interrupted run goes on from its last checkpoint to the same bits.
 
-Legend: ``B`` batch, ``S`` side of the crop, ``n`` slots for clicks of one kind.
+Legend: ``B`` batch, ``C`` channels, ``S`` side of image and crop, ``n`` slots for clicks of one
+kind, ``h w`` feature grid, ``h' w'`` upsampled map.
 """
 
 import copy
-import io
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
-from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
-from upfeat.checkpoints import read_checkpoint
+from upfeat.backbones.timm_backbone import TimmBackbone
 from upfeat.data.objects import ObjectData, ObjectImage
-from upfeat.errors import CheckpointError
+from upfeat.errors import UnsupportedError, shape_text
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import click_maps
 from upfeat.evaluation.probes.click_loop import ClickRules
-from upfeat.evaluation.probes.click_network import ClickProbe, Injection, normalized_focal_loss
-from upfeat.evaluation.probes.object_crops import draw_crop
 from upfeat.evaluation.probes.training_clicks import (
     corrective_candidates,
     draw_clicks,
+    draw_crop,
     place_corrective,
 )
 from upfeat.evaluation.registry import ProtocolConfig
-from upfeat.ops.images import Size
+from upfeat.evaluation.running import load_state, save_state
+from upfeat.ops.images import Size, normalize
 from upfeat.ops.runtime.draws import DrawsFrom
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.fitted import with_views
 
-__all__ = ["ClickTraining", "ClickTrainingConfig"]
+__all__ = [
+    "ClickProbe",
+    "ClickTraining",
+    "ClickTrainingConfig",
+    "Injection",
+    "normalized_focal_loss",
+]
 
 logger = logging.getLogger(__name__)
 
 KEPT_EVERY = 50  # steps between checkpoints; it changes no number
+Injection = Literal["early", "late"]
+MAPS = 3  # last probabilities, positive clicks, negative clicks
+
+
+# -- the network ---------------------------------------------------------------------------------
+
+
+class ClickProbe(nn.Module):
+    """Click encoder and head; backbone and upsampler are given at each call and stay frozen.
+
+    Injection ``early`` adds the encoded clicks to the patch embedding, ``late`` to the features
+    behind the backbone.
+    """
+
+    def __init__(self, channels: int, patch: int, injection: Injection = "early") -> None:
+        super().__init__()
+        self.injection = injection
+        self.encoder = nn.Conv2d(MAPS, channels, patch, patch)
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, 1, 1),
+        )
+
+    def forward(
+        self,
+        backbone: Backbone,
+        upsampler: Upsampler,
+        image: Tensor,
+        maps: Tensor,
+        size: Size | None,
+    ) -> Tensor:
+        """Return logits (B, 1, S, S) of the object.
+
+        Args:
+            backbone: of C channels.
+            upsampler: of its features.
+            image: (B, 3, S, S) in [0, 1].
+            maps: (B, 3, S, S): last probabilities, positive and negative click map.
+            size: (h', w') of the upsampled features; None for the backbone's grid.
+        """
+        features = self.features(backbone, image, maps)
+        guidance = upsampler.guidance_image(image, backbone)
+        high = upsampler(guidance, features, size or (features.shape[2], features.shape[3]))
+        return F.interpolate(self.head(high), image.shape[2:], mode="bilinear", align_corners=True)
+
+    def features(self, backbone: Backbone, image: Tensor, maps: Tensor) -> Tensor:
+        """Return the features (B, C, h, w) of an image with its clicks."""
+        pixels = normalize(image, backbone.image_mean, backbone.image_std)
+        clicks = self.encoder(maps)  # (B, C, h, w)
+        if self.injection == "late":
+            return backbone(pixels) + clicks
+        if not isinstance(backbone, TimmBackbone):
+            raise UnsupportedError(
+                f"{backbone.name} has no patch embedding to add clicks to; choose a transformer of "
+                "timm, or injection=late"
+            )
+        return backbone.forward_added(pixels, clicks)
+
+
+def normalized_focal_loss(
+    logits: Tensor, label: Tensor, alpha: float = 0.5, gamma: float = 2, ignored: int = -1
+) -> Tensor:
+    """Return the focal loss of each image, scaled so that its weights add up to the pixels.
+
+    K. Sofiiuk et al., "AdaptIS: adaptive instance selection network", arXiv 1909.07829, equation
+    5. With p the probability of the true label and m = pixels / sum((1 - p)^gamma), a constant
+    for the gradient: the mean over pixels of ``-alpha m (1 - p)^gamma log p``.
+
+    Logits and label are (B, 1, H, W); labels are 1 for the object, 0 for the background, whose
+    weight is ``1 - alpha``, and ``ignored`` for pixels that do not count.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.click_training import normalized_focal_loss
+        >>> loss = normalized_focal_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+        >>> round(loss.item(), 4)
+        0.3466
+    """
+    if logits.shape != label.shape or logits.dim() != 4:
+        raise ValueError(
+            f"logits and label must be (B, 1, H, W), got {shape_text(logits)} and "
+            f"{shape_text(label)}"
+        )
+    counts = label != ignored
+    tiny = 1e-12
+    weight = torch.where(label > 0.5, alpha, 1 - alpha) * counts
+    right = torch.where(counts, 1 - (label - logits.sigmoid()).abs(), 1.0)
+    focus = (1 - right) ** gamma
+    pixels = counts.sum((-2, -1), keepdim=True)
+    scale = pixels / (focus.sum((-2, -1), keepdim=True) + tiny)
+    loss = -weight * focus * scale.detach() * (right + tiny).clamp(max=1).log()
+    return loss.sum((1, 2, 3)) / (pixels.sum((1, 2, 3)) + tiny)
+
+
+# -- its training --------------------------------------------------------------------------------
 
 
 class ClickTrainingConfig(ProtocolConfig):
@@ -112,18 +222,12 @@ class ClickBatch(NamedTuple):
 class ClickTraining:
     """One network in training, on one backbone and upsampler.
 
-    Args:
-        config: the settings.
-        sets: training sets; an image of each is as likely as one of another.
-        backbone: on the device where everything runs.
-        method: the upsampler, on the same device.
-        seed: of weights and draws.
-        checkpoint: file of the training's state.
+    An image of each of the sets is as likely as one of another; the seed is that of weights and
+    draws, the checkpoint the file of the training's state.
 
     Attributes:
         probe: click encoder and head.
-        step: how many steps were taken.
-        steps: how many there are in all.
+        step, steps: how many steps were taken, and how many there are in all.
         seconds: spent in training, over all runs.
     """
 
@@ -155,10 +259,7 @@ class ClickTraining:
         self.size: Size | None = None if isinstance(method, LowRes) else (side, side)
 
     def run(self, on_step: Callable[[int, int], None]) -> None:
-        """Take the steps that are missing, from the checkpoint if there is one.
-
-        Args:
-            on_step: called with the number of steps taken and of all steps.
+        """Take the steps that are missing; ``on_step`` gets the numbers of steps taken and of all.
 
         Raises:
             ValueError: no training image, fewer than a batch, or a loss that is not finite.
@@ -182,7 +283,12 @@ class ClickTraining:
     def network(self, image: Tensor, maps: Tensor) -> Tensor:
         """Return logits as the evaluation wants them, of the method's own upsampler."""
         with torch.no_grad():
-            return self.probe(self.backbone, self.original, image, maps, self.size)
+            return self.logits(self.original, image, maps)
+
+    def logits(self, upsampler: Upsampler, image: Tensor, maps: Tensor) -> Tensor:
+        """Return logits (B, 1, S, S) of images with the maps of their clicks."""
+        logits: Tensor = self.probe(self.backbone, upsampler, image, maps, self.size)
+        return logits
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -193,9 +299,9 @@ class ClickTraining:
         self.upsampler.train(self.config.released_batchnorm)
         if self.config.released_batchnorm:  # its dropout draws, too
             with DrawsFrom(generator):
-                logits = self._logits(batch, maps)
+                logits = self.logits(self.upsampler, batch.image, maps)
         else:
-            logits = self._logits(batch, maps)
+            logits = self.logits(self.upsampler, batch.image, maps)
         loss = normalized_focal_loss(logits, batch.target[:, None].to(logits)).mean()
         if not bool(loss.isfinite()):
             raise ValueError(
@@ -236,7 +342,8 @@ class ClickTraining:
         points = batch.points
         previous = torch.zeros_like(batch.image[:, :1])
         for number in range(1, batch.corrective + 1):
-            probability = self._logits(batch, self._maps(previous, points)).sigmoid()
+            maps = self._maps(previous, points)
+            probability = self.logits(self.upsampler, batch.image, maps).sigmoid()
             places, positive = corrective_candidates(probability[:, 0], batch.target)
             points = place_corrective(points, places.cpu(), positive.cpu(), number, generator)
             previous = probability
@@ -246,10 +353,6 @@ class ClickTraining:
         size = (self.config.crop_size, self.config.crop_size)
         drawn = click_maps(points.to(previous), size, self.config.radius, self.config.encoding)
         return torch.cat([previous, drawn], 1)
-
-    def _logits(self, batch: ClickBatch, maps: Tensor) -> Tensor:
-        logits: Tensor = self.probe(self.backbone, self.upsampler, batch.image, maps, self.size)
-        return logits
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -262,19 +365,12 @@ class ClickTraining:
             # Running statistics drift in training mode.
             "buffers": dict(self.upsampler.named_buffers()),
         }
-        stream = io.BytesIO()
-        torch.save(content, stream)
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self.checkpoint, stream.getvalue())
+        save_state(self.checkpoint, content)
 
     def _load(self) -> None:
         """Read what :meth:`_save` wrote, if it is there; an unreadable file counts as absent."""
-        if not self.checkpoint.is_file():
-            return
-        try:
-            content: dict[str, Any] = read_checkpoint(self.checkpoint)
-        except CheckpointError as error:
-            logger.warning("%s; training %s from the start", error, self.method.label)
+        content = load_state(self.checkpoint, self.method.label)
+        if content is None:
             return
         self.probe.load_state_dict(content["probe"])
         self.optimizer.load_state_dict(content["optimizer"])

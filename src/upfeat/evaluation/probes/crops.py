@@ -17,33 +17,38 @@ grid, ``H W`` crop, ``h' w'`` upsampled map.
 """
 
 import copy
-import io
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upfeat._files import write_bytes
 from upfeat.backbones import Backbone
-from upfeat.checkpoints import read_checkpoint
-from upfeat.errors import CheckpointError
 from upfeat.evaluation.methods import JointMethod, LowRes, Method
-from upfeat.evaluation.probes.dense_heads import DenseHeads
 from upfeat.evaluation.probes.parts import (
     CropProbeConfig,
+    DenseHeads,
     Heads,
     epoch_batches,
     learning_rate_factor,
 )
-from upfeat.evaluation.registry import Option, Progress
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.registry import Option
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import (
+    Measured,
+    Pending,
+    ProtocolRun,
+    described_splits,
+    load_state,
+    save_state,
+)
 from upfeat.ops.images import Size, normalize
 from upfeat.ops.runtime import TILE_BYTES
 from upfeat.pipeline import Pipeline
@@ -65,8 +70,7 @@ KEEP_WEIGHTS = Option(
 )
 
 
-@dataclass(frozen=True)
-class ProbeBatch:
+class ProbeBatch(NamedTuple):
     """Images (B, 3, H, W) in [0, 1], features (B, C, h, w), tokens (B, C') or None, targets."""
 
     image: Tensor
@@ -79,10 +83,6 @@ def kept_weights(result: Path, seeds: Sequence[int]) -> list[Path]:
     """Return the folders of an upsampler that was trained with the heads, one a seed.
 
     Each is a spec of ``--upsampler`` in every protocol.
-
-    Args:
-        result: path of the method's result.
-        seeds: of the settings.
 
     Example:
         >>> from pathlib import Path
@@ -116,14 +116,11 @@ class _Trainee:
         if self.joint:
             trained += [p for upsampler in self.upsamplers for p in upsampler.parameters()]
         rate, decay = config.learning_rate, config.weight_decay
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
-            if config.optimizer == "adamw"
-            else torch.optim.NAdam(
-                trained, lr=rate, weight_decay=decay, decoupled_weight_decay=True
-            )
-        )
-        self.epoch = 0
+        kind: Any = torch.optim.AdamW
+        if config.optimizer == "nadam":
+            kind = partial(torch.optim.NAdam, decoupled_weight_decay=True)
+        self.optimizer: torch.optim.Optimizer = kind(trained, lr=rate, weight_decay=decay)
+        self.epoch, self.checkpoint = 0, Path()
         self.history: dict[str, dict[str, float]] = {}
         self.seconds = {"training": 0.0, "validation": 0.0}
 
@@ -132,9 +129,8 @@ class _Trainee:
         for upsampler in self.upsamplers if self.joint else ():
             upsampler.train(mode)
 
-    def save(self, path: Path) -> None:
+    def save(self) -> None:
         """Write everything that the next epoch needs, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "epoch": self.epoch,
             "heads": self.heads.state_dict(),
@@ -143,18 +139,13 @@ class _Trainee:
             "history": self.history,
             "seconds": self.seconds,
         }
-        stream = io.BytesIO()
-        torch.save(content, stream)
-        write_bytes(path, stream.getvalue())
+        save_state(self.checkpoint, content)
 
     def load(self, path: Path) -> None:
         """Read what :meth:`save` wrote, if it is there; an unreadable file counts as absent."""
-        if not path.is_file():
-            return
-        try:
-            content = read_checkpoint(path)
-        except CheckpointError as error:
-            logger.warning("%s; training %s from the start", error, self.method.label)
+        self.checkpoint = path
+        content = load_state(path, self.method.label)
+        if content is None:
             return
         self.heads.load_state_dict(content["heads"])
         for upsampler, state in zip(self.upsamplers, content["upsamplers"], strict=False):
@@ -165,45 +156,45 @@ class _Trainee:
         logger.info("%s goes on after epoch %d", self.method.label, self.epoch)
 
 
-class CropProbe(ABC, Generic[MetricT]):
+@dataclass(eq=False)
+class CropProbe(ProtocolRun, ABC, Generic[MetricT]):
     """The training and scoring of several methods; a task defines inputs, loss and scores.
 
-    Args:
-        config: the protocol.
+    Attributes:
+        train, val: the splits.
         backbone: on the device where everything runs.
         cache: folder of features and checkpoints.
-        on_progress: called with label, stage, done and total.
-
-    Attributes:
-        task: name of it.
-        unit: of its scores.
+        keep_weights: save what was trained with the heads, one folder a seed, see
+            :func:`kept_weights`; a result without these folders is computed again.
         outputs: K, outputs of a head.
-        counts: images of the splits ``"train"`` and ``"val"``.
+        token_channels: C' of the token beside the features.
+        epoch: of the training, which decides what a task draws.
     """
 
-    task: str
-    unit: str
-    outputs: int
-    counts: dict[str, int]
+    outputs = 0
+    token_channels = 0
+    epoch = 0
 
-    def __init__(
-        self, config: CropProbeConfig, backbone: Backbone, cache: Path, on_progress: Progress
-    ) -> None:
-        self.config, self.backbone, self.cache = config, backbone, cache
-        self.on_progress = on_progress
-        side = config.crop_size
-        dtype = getattr(torch, config.stored_features)
-        self.pipe = Pipeline(
-            backbone, input_size=(side, side), cache=cache / "features", cache_dtype=dtype
-        )
-        target = config.target_size or side
+    config: CropProbeConfig
+    train: Any
+    val: Any
+    backbone: Backbone
+    cache: Path
+    keep_weights: bool = False
+
+    def __post_init__(self) -> None:
+        side, dtype = self.config.crop_size, getattr(torch, self.config.stored_features)
+        cache = self.cache / "features"
+        self.pipe = Pipeline(self.backbone, input_size=(side, side), cache=cache, cache_dtype=dtype)
+        target = self.config.target_size or side
         self.size = (target, target)
+        self.splits = {"train": self.train, "val": self.val}
+        self.facts = {
+            "splits": described_splits(self.train, self.val),
+            "backbone": self.pipe.identity,
+        }
 
     # -- what a task defines ---------------------------------------------------------------------
-
-    @abstractmethod
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
 
     @abstractmethod
     def read(self, split: str, index: int) -> tuple[Tensor, Tensor]:
@@ -240,7 +231,7 @@ class CropProbe(ABC, Generic[MetricT]):
         """Add an image, outputs (1, s, K, h', w'), to the metrics of s seeds."""
 
     @abstractmethod
-    def summarise(self, metrics: Sequence[MetricT]) -> tuple[dict[str, Score], dict[str, Any]]:
+    def summarise(self, metrics: Sequence[MetricT]) -> Measured:
         """Return scores and details of all seeds' metrics."""
 
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
@@ -290,9 +281,6 @@ class CropProbe(ABC, Generic[MetricT]):
         """Return the token (1, C') beside the features of an image, or None."""
         return None
 
-    token_channels = 0
-    epoch = 0  # of the training, which decides what a task draws
-
     def heads(self) -> Heads | DenseHeads:
         """Return the heads of all seeds, untrained."""
         return Heads(self.backbone.dim, self.outputs, self.config.seeds, self.token_channels)
@@ -303,67 +291,40 @@ class CropProbe(ABC, Generic[MetricT]):
 
     # -- running ---------------------------------------------------------------------------------
 
-    def run(
-        self, methods: Sequence[Method], out: Path, *, keep_weights: bool = False
-    ) -> list[Result]:
-        """Train and score the methods that have no result yet; return all results in order.
+    def look_up(self, method: Method) -> Result | Pending:
+        """Return a method's result if it is there, with the weights that are to be kept."""
+        found = super().look_up(method)
+        if isinstance(found, Result) and self.keep_weights and isinstance(method, JointMethod):
+            path = self.out / found.file_name(self.group)
+            if not all(folder.is_dir() for folder in kept_weights(path, self.config.seeds)):
+                return Pending(method, found.settings, path)
+        return found
 
-        Args:
-            methods: of which a :class:`JointMethod` is trained with the heads.
-            out: folder of the results.
-            keep_weights: save what was trained with the heads, one folder a seed, see
-                :func:`kept_weights`; a result without these folders is computed again.
-        """
-        results: dict[str, Result] = {}
-        trainees, paths = [], {}
-        for method in methods:
-            settings = self.settings(method)
-            path, known = stored_result(out, self.task, self.config.data, method.label, settings)
-            lacking = keep_weights and isinstance(method, JointMethod)
-            lacking = lacking and not all(f.is_dir() for f in kept_weights(path, self.config.seeds))
-            if known is not None and not lacking:
-                results[method.label] = known
-                continue
-            trainee = _Trainee(method, self.heads(), self.config, self.pipe.device, self.backbone)
-            checkpoint = self.cache / "probes" / f"{path.stem}.pt"
-            trainee.load(checkpoint)
+    def measure_all(self, pending: Sequence[Pending]) -> Iterator[Measured]:
+        """Train and score all methods in one pass over the data."""
+        trainees = []
+        for each in pending:
+            heads, device = self.heads(), self.pipe.device
+            trainee = _Trainee(each.method, heads, self.config, device, self.backbone)
+            trainee.load(each.temporary(self.cache / "probes" / f"{each.path.stem}.pt"))
             trainees.append(trainee)
-            paths[method.label] = (path, checkpoint, settings)
-        self._train(trainees, {label: paths[label][1] for label in paths})
-        for trainee, metrics in zip(trainees, self.validate(trainees), strict=True):
-            path, checkpoint, settings = paths[trainee.method.label]
-            result = self._result(trainee, metrics, settings)
-            if keep_weights and trainee.joint:
-                folders = kept_weights(path, self.config.seeds)
+        self._train(trainees)
+        for each, trainee, metrics in zip(pending, trainees, self.validate(trainees), strict=True):
+            each.seconds = trainee.seconds
+            scores, details = self.summarise(metrics)
+            details["head_before_upsampling"] = {
+                stage: self.head_first(trainee.upsamplers[0], stage == "training")
+                for stage in ("training", "validation")
+            }
+            if trainee.history:
+                details["mean_by_epoch"] = trainee.history
+            if self.keep_weights and trainee.joint:
+                folders = kept_weights(each.path, self.config.seeds)
                 for upsampler, folder in zip(trainee.upsamplers, folders, strict=True):
                     upsampler.save_pretrained(folder, backbone=self.backbone)
-            result.save(path)
-            checkpoint.unlink(missing_ok=True)
-            results[trainee.method.label] = result
-        return [results[method.label] for method in methods]
+            yield scores, details
 
-    def _result(
-        self, trainee: _Trainee, metrics: Sequence[MetricT], settings: dict[str, Any]
-    ) -> Result:
-        scores, details = self.summarise(metrics)
-        details["head_before_upsampling"] = {
-            stage: self.head_first(trainee.upsamplers[0], stage == "training")
-            for stage in ("training", "validation")
-        }
-        if trainee.history:
-            details["mean_by_epoch"] = trainee.history
-        return Result(
-            task=self.task,
-            label=trainee.method.label,
-            settings=settings,
-            scores=scores,
-            unit=self.unit,
-            details=details,
-            seconds={name: round(seconds, 1) for name, seconds in trainee.seconds.items()},
-            environment=describe_environment(),
-        )
-
-    def _train(self, trainees: Sequence[_Trainee], checkpoints: dict[str, Path]) -> None:
+    def _train(self, trainees: Sequence[_Trainee]) -> None:
         """Train until every method has had all epochs; those that are ahead wait."""
         config, every = self.config, self.config.validate_every
         for epoch in range(config.epochs):
@@ -378,13 +339,12 @@ class CropProbe(ABC, Generic[MetricT]):
                     scores, _ = self.summarise(metrics)
                     trainee.history[str(epoch + 1)] = {n: s.mean for n, s in scores.items()}
             for trainee in active:
-                trainee.save(checkpoints[trainee.method.label])
+                trainee.save()
 
     def _train_epoch(self, active: Sequence[_Trainee], epoch: int) -> None:
         config, self.epoch = self.config, epoch
-        batches = epoch_batches(
-            self.counts["train"], config.batch, config.flip, config.order_seed, epoch
-        )
+        count = len(self.train)
+        batches = epoch_batches(count, config.batch, config.flip, config.order_seed, epoch)
         for trainee in active:
             trainee.train(True)
         stage = f"epoch {epoch + 1} of {config.epochs}"
@@ -402,10 +362,7 @@ class CropProbe(ABC, Generic[MetricT]):
 
     def load(self, split: str, indices: Sequence[int], flipped: bool = False) -> ProbeBatch:
         """Return images with features and targets, all flipped left-right if asked for."""
-        images: list[Tensor] = []
-        features: list[Tensor] = []
-        tokens: list[Tensor] = []
-        targets: list[Tensor] = []
+        images, features, tokens, targets = [], [], [], []
         for index in indices:
             image, target = self.read(split, index)
             image, target = image[None].to(self.pipe.device), target[None].to(self.pipe.device)
@@ -413,7 +370,8 @@ class CropProbe(ABC, Generic[MetricT]):
                 image, target = image.flip(-1), target.flip(-1)
             pixels = self.pixels(image).contiguous()
             token = self.token(pixels)
-            tokens += [] if token is None else [token]
+            if token is not None:
+                tokens.append(token)
             features.append(self.features(split, pixels))
             images.append(image)
             targets.append(target)
@@ -508,7 +466,7 @@ class CropProbe(ABC, Generic[MetricT]):
     def validate(self, trainees: Sequence[_Trainee]) -> list[list[MetricT]]:
         """Score all methods in one pass over the validation images: a metric a seed."""
         metrics = [[self.metric() for _ in self.config.seeds] for _ in trainees]
-        count = self.counts["val"] if trainees else 0
+        count = len(self.val) if trainees else 0
         for index in range(count):
             self.on_progress(f"{len(trainees)} methods", "scoring", index, count)
             batch = self.load("val", [index])

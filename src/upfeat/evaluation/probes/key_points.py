@@ -64,13 +64,9 @@ def square_image(image: Tensor, side: int) -> Tensor:
 def square_matches(
     queries: Tensor, strips: Iterable[Tensor], canvas: SquareCanvas, grid: int
 ) -> Tensor:
-    """Return where some features are found in an image: its whole pixels (K, 2), float64.
+    """Return where features (K, C) are found in an image: its whole pixels (K, 2), float64.
 
-    Args:
-        queries: (K, C).
-        strips: consecutive rows of the target's map, (C, R, G) each.
-        canvas: of the target.
-        grid: G.
+    The strips are consecutive rows of the target's map, (C, R, G) each.
 
     Example:
         >>> import torch
@@ -137,11 +133,7 @@ def lift_image(image: Tensor, side: int) -> Tensor:
 def lift_matches(source: Tensor, target: Tensor, points: Tensor, side: int) -> Tensor:
     """Return where points of one square are found in another: its whole pixels (K, 2), float64.
 
-    Args:
-        source: (C, G, G).
-        target: (C, G, G).
-        points: (K, 2) in the source's square.
-        side: S.
+    The maps are (C, G, G), the points (K, 2) those of the source's square of side S.
 
     Example:
         >>> import torch
@@ -179,11 +171,7 @@ def recall_image(image: Tensor, side: int) -> Tensor:
 def recall_matches(source: Tensor, target: Tensor, points: Tensor, side: int) -> Tensor:
     """Return where points of one square are found in another, as shares (K, 2) of its sides.
 
-    Args:
-        source: (C, G, G).
-        target: (C, G, G).
-        points: (K, 2) in the source's square.
-        side: S.
+    The maps are (C, G, G), the points (K, 2) those of the source's square of side S.
 
     Example:
         >>> import torch

@@ -1,7 +1,15 @@
 """Parts that the probes share: settings of those on whole crops, schedule, order, heads.
 
-Legend: ``B`` batch, ``C`` feature channels, ``K`` outputs of a head, ``S`` seeds, ``h w`` feature
-grid.
+Heads are linear, or the convolutional ones of Probe3D and LoftUp:
+
+* ``dpt``: Probe3D's form (arXiv 2404.08636) of the decoder of Ranftl et al., "Vision transformers
+  for dense prediction", ICCV 2021: four layers of the backbone, 20 convolutions.
+* ``dpt7``: LoftUp (arXiv 2504.14032, appendix A.2) names "a DPT decoder head with 7 convolutional
+  layers"; its code is not public. One input and no enlargement has seven: a projection, two
+  residual units, two output convolutions. This reading is ours.
+
+Legend: ``B`` batch, ``C`` feature channels, ``E`` hidden channels, ``K`` outputs of a head, ``S``
+seeds, ``h w`` feature grid.
 """
 
 import math
@@ -24,6 +32,7 @@ from upfeat.data import FeatureCache
 from upfeat.evaluation.metrics import BoundaryMetric, SegmentationMetric, iou_per_class
 from upfeat.evaluation.registry import STORED_IF_SET, ProtocolConfig, StoredFeatures
 from upfeat.ops import unit_vectors
+from upfeat.ops.runtime.draws import DrawsFrom
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 
@@ -31,6 +40,8 @@ __all__ = [
     "BoundaryOptions",
     "ClassTokens",
     "CropProbeConfig",
+    "DenseHeads",
+    "DptHead",
     "Heads",
     "epoch_batches",
     "head_first_is_cheaper",
@@ -166,16 +177,9 @@ class Heads(nn.Module):
     The token's share, the same at every pixel, is added to the bias instead of being broadcast.
 
     Args:
-        channels: C.
-        outputs: K.
+        channels, outputs: C and K.
         seeds: of the initialisation, torch's default for a convolution over all channels.
         token_channels: of the token beside the features; 0 for none.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.parts import Heads
-        >>> Heads(8, 3, (0, 1))(torch.rand(1, 8, 4, 4), None, slice(1, 2)).shape
-        torch.Size([1, 3, 4, 4])
     """
 
     def __init__(
@@ -208,13 +212,99 @@ class Heads(nn.Module):
         return F.conv2d(x, weight).add_(shift[:, :, None, None])
 
 
-class ClassTokens:
-    """Class tokens of images, L2-normalised and kept on disk.
+class DptHead(nn.Module):
+    """Projections, residual units from the deepest layer to the first, two output convolutions.
+
+    With one input the map keeps its size. With several it is enlarged by 2, 4 and 2, as far as it
+    stays within ``limit``: upsampled features need no enlargement.
 
     Args:
-        pipe: whose backbone gives them.
-        folder: of the cache.
+        channels, outputs, hidden: C of each input, K and E.
+        inputs: layers of the backbone, from the first to the deepest.
+        limit: no map becomes larger than this side.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from upfeat.evaluation.probes.parts import DptHead
+        >>> head = DptHead(8, 4, hidden=16)
+        >>> sum(isinstance(part, nn.Conv2d) for part in head.modules())
+        7
+        >>> DptHead(8, 4, hidden=16, inputs=4, limit=32)(torch.rand(1, 4 * 8, 2, 2)).shape
+        torch.Size([1, 4, 32, 32])
     """
+
+    def __init__(
+        self, channels: int, outputs: int, hidden: int = 512, inputs: int = 1, limit: int = 512
+    ) -> None:
+        super().__init__()
+        self.limit = limit
+        self.projections = nn.ModuleList(nn.Conv2d(channels, hidden, 1) for _ in range(inputs))
+        # Each level's unit behind the sum, and before it the unit of the skipped input.
+        self.units = nn.ModuleList(_ResidualUnit(hidden) for _ in range(inputs))
+        skips = inputs - 1 if inputs > 1 else 1
+        self.skips = nn.ModuleList(_ResidualUnit(hidden) for _ in range(skips))
+        self.output = nn.Sequential(
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, outputs, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs * C, h, w), one layer's channels after the other's, to (B, K, h', w')."""
+        inputs = len(self.projections)
+        maps = [p(part) for p, part in zip(self.projections, x.chunk(inputs, 1), strict=True)]
+        if inputs == 1:
+            return self.output(self.units[0](self.skips[0](maps[0])))
+        maps = [self._enlarge(each, 2) for each in maps]
+        found = self.units[-1](maps[-1])
+        for level in reversed(range(inputs - 1)):
+            found = self.units[level](self.skips[level](maps[level]) + found)
+        return self._enlarge(self.output(self._enlarge(found, 4)), 2)
+
+    def _enlarge(self, x: Tensor, factor: int) -> Tensor:
+        size = (x.shape[2] * factor, x.shape[3] * factor)
+        if max(size) > self.limit:
+            return x
+        return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+class _ResidualUnit(nn.Module):
+    """Twice a 3x3 convolution and ReLU, plus the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, E, h, w) to the same shape."""
+        out: Tensor = self.convolutions(x) + x
+        return out
+
+
+class DenseHeads(nn.Module):
+    """One :class:`DptHead` a seed, with the call of :class:`Heads`; initialised as torch does."""
+
+    def __init__(self, channels: int, outputs: int, seeds: Sequence[int], **options: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList()
+        for seed in seeds:
+            with DrawsFrom(torch.Generator().manual_seed(seed)):
+                self.heads.append(DptHead(channels, outputs, **options))
+
+    def forward(self, x: Tensor, token: Tensor | None, seeds: slice) -> Tensor:
+        """Apply the heads of some seeds to a map (B, C, h, w); there is no token."""
+        # s x (B, K, h', w') -> (B, s*K, h', w')
+        return torch.cat([head(x) for head in self.heads[seeds]], 1)
+
+
+class ClassTokens:
+    """Class tokens of images, L2-normalised and kept in a folder."""
 
     def __init__(self, pipe: Pipeline, folder: Path) -> None:
         self.backbone = pipe.backbone
@@ -238,13 +328,6 @@ def head_first_is_cheaper(
     ``outputs`` values are mixed for each head, with the mixing weights computed every time. A
     method that was trained is taken to mix all ``cells`` of the grid by weights from vectors of 128
     numbers, one without weights to mix 16 cells.
-
-    Args:
-        upsampler: a method that commutes with heads.
-        channels: C of the features.
-        outputs: K of one head.
-        heads: how many, computed one after the other.
-        cells: of the feature grid.
 
     Example:
         >>> import upfeat

@@ -1,50 +1,66 @@
-"""What the quick probes share: features at a fixed sample of pixels, kept on disk, and the runs.
+"""What the quick probes share: training on a fixed sample of pixels, scores on all pixels.
 
-Legend: ``C`` feature channels, ``P`` pixels of an image, ``H W`` label.
+The image is resized for the backbone only; the upsampler is guided by that resized image and gives
+features at the target's own size. A method upsamples each training image once, and only the sampled
+pixels are kept; in validation the heads of all seeds go in front of the upsampler where that gives
+the same for less, else behind it.
+
+Legend: ``C`` feature channels, ``S`` seeds, ``M`` images, ``P`` pixels of an image, ``N`` pixels of
+the pool, ``H W`` target.
 """
 
 import io
 import logging
 import shutil
-import time
 import zlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from upfeat._files import OwnFiles, write_bytes
+from upfeat.backbones import Backbone
 from upfeat.data.sizes import Size
 from upfeat.errors import UnsupportedError
 from upfeat.evaluation.methods import JointMethod, Method
-from upfeat.evaluation.registry import ProtocolConfig, StoredFeatures
-from upfeat.evaluation.results import Result, result_file_name, stored_result
+from upfeat.evaluation.registry import Option, ProtocolConfig, StoredFeatures
+from upfeat.evaluation.results import Result, Score, result_file_name
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, described_splits
+from upfeat.evaluation.tables.panels import shown_images
 from upfeat.pipeline import Encoded, Pipeline
 
 __all__ = [
+    "KEEP_PIXELS",
     "PixelPool",
-    "PixelRun",
     "PixelSampleConfig",
-    "Stages",
+    "PixelSampleProbe",
+    "TrainingPixels",
     "encode_turned",
-    "run_pixel_methods",
     "sample_pixels",
+    "train_on_pixels",
 ]
 
 logger = logging.getLogger(__name__)
 
+HeadT = TypeVar("HeadT", bound=nn.Module)
+MetricT = TypeVar("MetricT")
+
+KEEP_PIXELS = Option(
+    "keep_pixels",
+    "Keep the cached features of the sampled pixels after a method is finished.",
+    "flag",
+    False,
+)
+
 
 def sample_pixels(known: Tensor, count: int, name: str) -> Tensor:
-    """Return at most ``count`` flat positions of known pixels, sorted; the name is the seed.
-
-    Args:
-        known: (H, W), True where a pixel may be taken.
-        count: how many.
-        name: of the image.
+    """Return at most ``count`` flat positions of known pixels (H, W), sorted; the name is the seed.
 
     Example:
         >>> import torch
@@ -85,12 +101,7 @@ class PixelSampleConfig(ProtocolConfig):
 
 
 def encode_turned(pipe: Pipeline, image: Tensor) -> Encoded:
-    """Encode an image (3, H, W) at the pipeline's input size, its sides exchanged for portraits.
-
-    Args:
-        pipe: whose ``input_size`` is a pair (height, width).
-        image: in [0, 1].
-    """
+    """Encode an image (3, H, W) at the pipeline's input size, its sides exchanged for portraits."""
     height, width = cast("Size", pipe.input_size)
     if (image.shape[1] - image.shape[2]) * (height - width) < 0:
         height, width = width, height
@@ -98,26 +109,7 @@ def encode_turned(pipe: Pipeline, image: Tensor) -> Encoded:
 
 
 class PixelPool:
-    """Samples of one set for one backbone; a file an image and method.
-
-    Args:
-        pipe: backbone and sizes.
-        data: name of the set, for the folders.
-        pixels_per_image: size of the samples, part of the folder's name.
-        cache: where the folders go.
-
-    Example:
-        >>> import tempfile, torch, upfeat
-        >>> from upfeat.evaluation.methods import LowRes
-        >>> from upfeat.evaluation.probes.pixels import PixelPool
-        >>> pooling = upfeat.CallableBackbone(torch.nn.AvgPool2d(8), dim=3, patch_size=8)
-        >>> pipe = upfeat.Pipeline(pooling, input_size=(16, 16))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     pool = PixelPool(pipe, "set", 2, folder)
-        ...     encoded = pipe.encode(torch.ones(3, 16, 16))
-        ...     pool.read(LowRes(), encoded, (16, 16), torch.tensor([0, 9]), "image").tolist()
-        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
-    """
+    """Samples of one set for one backbone, kept in a cache: a file an image and method."""
 
     def __init__(self, pipe: Pipeline, data: str, pixels_per_image: int, cache: str | Path) -> None:
         self.pipe, self.data, self.cache = pipe, data, Path(cache)
@@ -140,17 +132,10 @@ class PixelPool:
     def read(
         self, method: Method, encoded: Encoded, size: Size, positions: Tensor, key: str
     ) -> Tensor:
-        """Return the upsampled features at some positions, from disk where they are there.
+        """Return upsampled features (P, C) at flat positions (P,), from disk where they are there.
 
-        Args:
-            method: what upsamples.
-            encoded: the image.
-            size: (H, W) of the upsampled map.
-            positions: (P,) flat positions in it.
-            key: name of the file; another for every image, split and content.
-
-        Returns:
-            (P, C) on the CPU, float16 or what the pipeline keeps.
+        On the CPU, in float16 or what the pipeline keeps; the key is the name of the file, another
+        for every image, split and content.
 
         Raises:
             ValueError: a value is not finite or too large for what is kept.
@@ -186,71 +171,199 @@ def _read(path: Path) -> Tensor | None:
         return None
 
 
-class PixelRun(Protocol):
-    """A probe of one backbone on one set."""
+class TrainingPixels:
+    """The training pixels of all images.
 
-    pool: PixelPool
-
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        ...
-
-    def run(self, method: Method, settings: dict[str, Any]) -> Result:
-        """Sample, train, score."""
-        ...
-
-
-def run_pixel_methods(
-    probe: PixelRun,
-    methods: Sequence[Method],
-    *,
-    task: str,
-    data: str,
-    joint_presets: str,
-    out: Path | str,
-    keep_pixels: bool,
-) -> list[Result]:
-    """Return each method's result: the stored one of the same settings, or a new one, stored.
-
-    Args:
-        probe: runs a method.
-        methods: in order.
-        task: of the result files.
-        data: of the result files.
-        joint_presets: what to use for a method that is trained with the heads, for the error.
-        out: folder of the results.
-        keep_pixels: keep a method's sampled pixels after its result is written.
-
-    Raises:
-        UnsupportedError: a method is trained with the heads.
+    Attributes:
+        pixels: (N, C) upsampled features, as they are kept.
+        targets: (N,).
+        images: (N,) number of the image of each pixel.
+        tokens: (M, C) class tokens, or None.
     """
-    results = []
-    for method in methods:
+
+    def __init__(
+        self, pixels: Iterable[Tensor], targets: Sequence[Tensor], tokens: Sequence[Tensor] = ()
+    ) -> None:
+        self.pixels, self.targets = torch.cat(list(pixels)), torch.cat(list(targets))
+        counts = torch.tensor([len(target) for target in targets])
+        self.images = torch.arange(len(counts)).repeat_interleave(counts)
+        self.tokens = torch.cat(list(tokens)).cpu() if tokens else None
+
+
+def train_on_pixels(
+    head: HeadT,
+    count: int,
+    config: PixelSampleConfig,
+    generator: torch.Generator,
+    loss: Callable[[Tensor, int], Tensor],
+) -> HeadT:
+    """Train a head on pixels that are drawn with replacement, and freeze it.
+
+    ``count`` is that of the pixels, ``loss`` takes the numbers of those drawn and of the step.
+    """
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    for step in range(config.steps):
+        drawn = torch.randint(count, (config.batch_pixels,), generator=generator)
+        optimizer.zero_grad()
+        loss(drawn, step).backward()
+        optimizer.step()
+        schedule.step()
+    return head.requires_grad_(False)
+
+
+@dataclass(eq=False)
+class PixelSampleProbe(ProtocolRun, ABC, Generic[HeadT, MetricT]):
+    """A probe of one backbone on one set; a task defines targets, heads and scores.
+
+    Attributes:
+        joint_presets: what to use for a method that is trained with the heads.
+        train, val: the splits.
+        keep_pixels: keep a method's sampled pixels after its result is written.
+    """
+
+    joint_presets: ClassVar[str]
+    pool_suffix: ClassVar[str] = ""  # tells the folders of one set's pools apart
+    wanted = "a labelled pixel"  # what a training image must have
+
+    config: PixelSampleConfig
+    train: Any
+    val: Any
+    backbone: Backbone
+    cache: Path
+    keep_pixels: bool = False
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.pipe = Pipeline(
+            self.backbone,
+            input_size=config.input_size,
+            fit="exact",
+            cache=self.cache / "features",
+            cache_dtype=getattr(torch, config.stored_features),
+        )
+        name = f"{config.data}{self.pool_suffix}"
+        self.pool = PixelPool(self.pipe, name, config.pixels_per_image, self.cache)
+        self.facts = {
+            "splits": described_splits(self.train, self.val),
+            "backbone": self.pipe.identity,
+            "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
+        }
+
+    # -- what a task defines ---------------------------------------------------------------------
+
+    @abstractmethod
+    def known(self, target: Tensor) -> Tensor:
+        """Return where a target (H, W) counts."""
+
+    def token(self, encoded: Encoded) -> Tensor | None:
+        """Return the class token (1, C) of an image, or None."""
+        return None
+
+    @abstractmethod
+    def train_head(self, pool: TrainingPixels, seed: int) -> HeadT:
+        """Return the head of a seed, trained."""
+
+    @abstractmethod
+    def predict(
+        self, method: Method, encoded: Encoded, size: Size, heads: Sequence[HeadT]
+    ) -> Tensor:
+        """Return what each head predicts of an image, (S, H, W)."""
+
+    @abstractmethod
+    def metric(self) -> MetricT:
+        """Return an empty metric."""
+
+    @abstractmethod
+    def score(self, metrics: Sequence[MetricT], predicted: Tensor, target: Tensor) -> None:
+        """Add what is predicted of an image (S, H, W) to the metrics of the seeds."""
+
+    @abstractmethod
+    def summarise(self, method: Method, metrics: Sequence[MetricT]) -> Measured:
+        """Return scores and details of all seeds' metrics."""
+
+    @abstractmethod
+    def picture(self, name: str, image: Tensor, target: Tensor, label: str, found: Tensor) -> None:
+        """Leave an image (3, h, w), its target and a prediction (H, W) as pictures."""
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def look_up(self, method: Method) -> Result | Pending:
+        """Return a method's result if there is one.
+
+        Raises:
+            UnsupportedError: the method is trained with the heads.
+        """
         if isinstance(method, JointMethod):
             raise UnsupportedError(
                 f"{method.label} is trained with the heads, which pixel-sample cannot do; take "
-                f"the preset {joint_presets}"
+                f"the preset {self.joint_presets}"
             )
-        settings = probe.settings(method)
-        path, known = stored_result(out, task, data, method.label, settings)
-        if known is None:
-            known = probe.run(method, settings)
-            known.save(path)
-            if not keep_pixels:
-                probe.pool.remove(method)
-        results.append(known)
-    return results
+        return super().look_up(method)
 
+    def save(self, pending: Pending, scores: dict[str, Score], details: dict[str, Any]) -> Result:
+        """Write a result, and remove the method's pixels."""
+        result = super().save(pending, scores, details)
+        if not self.keep_pixels:
+            self.pool.remove(pending.method)
+        return result
 
-class Stages:
-    """Seconds of the stages of a run."""
+    def measure(self, pending: Pending) -> Measured:
+        """Sample, train all heads, score."""
+        method = pending.method
+        with pending.timed("sampling"):
+            pool = self.sample(method)
+        with pending.timed("training"):
+            heads = self.train_heads(method, pool)
+        with pending.timed("validation"):
+            metrics = self.validate(method, heads, pictures=True)
+        scores, details = self.summarise(method, metrics)
+        return scores, details | {"pool_pixels": len(pool.targets)}
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
+    def sample(self, method: Method) -> TrainingPixels:
+        """Return the sampled pixels of the training images."""
+        pixels, targets, tokens = [], [], []
+        for number, file in enumerate(self.train.files):
+            self.on_progress(method.label, "sampling pixels", number, len(self.train))
+            image, target = self.train.read(file)
+            known = self.known(target)
+            positions = sample_pixels(known, self.config.pixels_per_image, file.name)
+            if not len(positions):
+                continue
+            encoded = encode_turned(self.pipe, image)
+            key, size = f"{file.name}-{self.train.file_hash(file)}", tuple(target.shape)
+            pixels.append(self.pool.read(method, encoded, size, positions, key))
+            targets.append(target.flatten()[positions])
+            token = self.token(encoded)
+            tokens += [] if token is None else [token]
+        if not pixels:
+            raise ValueError(f"no image of {self.train.name} has {self.wanted}")
+        return TrainingPixels(pixels, targets, tokens)
 
-    def end(self, name: str) -> None:
-        """Note that a stage is over; the next begins."""
-        now = time.perf_counter()
-        self.seconds[name] = round(now - self._start, 1)
-        self._start = now
+    def train_heads(self, method: Method, pool: TrainingPixels) -> list[HeadT]:
+        """Train a head for each seed."""
+        seeds, heads = self.config.seeds, []
+        for number, seed in enumerate(seeds):
+            self.on_progress(method.label, "training heads", number, len(seeds))
+            heads.append(self.train_head(pool, seed).to(self.pipe.device))
+        return heads
+
+    @torch.no_grad()
+    def validate(
+        self, method: Method, heads: Sequence[HeadT], *, pictures: bool = False
+    ) -> list[MetricT]:
+        """Score the heads of all seeds in one pass over the validation split."""
+        metrics = [self.metric() for _ in heads]
+        shown = shown_images(len(self.val)) if pictures else frozenset()
+        for number, file in enumerate(self.val.files):
+            self.on_progress(method.label, "scoring", number, len(self.val))
+            image, target = self.val.read(file)
+            encoded = encode_turned(self.pipe, image)
+            predicted = self.predict(method, encoded, tuple(target.shape), heads)
+            self.score(metrics, predicted, target)
+            if number in shown:
+                prepared = encoded.prepared[0]
+                self.picture(file.name, prepared, target, method.label, predicted[0])
+        return metrics

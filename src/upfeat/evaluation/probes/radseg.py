@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from upfeat.backbones import Backbone
 from upfeat.backbones.radio_backbone import RadioBackbone
 from upfeat.data.sizes import Size
-from upfeat.evaluation.probes.proxy_attention import proxy_attention
-from upfeat.evaluation.probes.windows import window_places
+from upfeat.evaluation.probes.open_vocabulary import proxy_attention, window_places
 
 __all__ = ["RadSegFeatures", "certain_classes", "radseg_size", "self_correlating_attention"]
 

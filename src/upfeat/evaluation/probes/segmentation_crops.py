@@ -17,7 +17,7 @@ are those of the last epoch. Legend: ``B`` batch, ``K`` classes, ``s`` seeds, ``
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,10 +25,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
-from upfeat.backbones import Backbone
-from upfeat.data import SegmentationData
 from upfeat.data.transforms import resize_and_crop
-from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes.crops import CropProbe
 from upfeat.evaluation.probes.parts import (
@@ -36,11 +33,11 @@ from upfeat.evaluation.probes.parts import (
     CropProbeConfig,
     mean_class_ious,
 )
-from upfeat.evaluation.registry import Progress, known_entry, silent
-from upfeat.evaluation.results import Result, Score
+from upfeat.evaluation.registry import known_entry
+from upfeat.evaluation.running import Measured, seed_scores
 from upfeat.ops.images import Size
 
-__all__ = ["IMAGE_PRESETS", "ImageProbeConfig", "image_probe_preset", "run_image_probe"]
+__all__ = ["IMAGE_PRESETS", "ImageProbe", "ImageProbeConfig", "image_probe_preset"]
 
 
 class ImageProbeConfig(CropProbeConfig, BoundaryOptions):
@@ -79,12 +76,7 @@ COCO_EPOCHS = 5
 
 
 def image_probe_preset(preset: str, data: str, **changes: Any) -> ImageProbeConfig:
-    """Return the settings of a paper's protocol for a data set.
-
-    Args:
-        preset: see ``IMAGE_PRESETS``.
-        data: name of the set; COCO-Stuff has fewer epochs.
-        **changes: fields of :class:`ImageProbeConfig`.
+    """Return the settings of a paper's protocol for a data set; COCO-Stuff has fewer epochs.
 
     Raises:
         UnknownNameError: no such preset.
@@ -104,78 +96,20 @@ def image_probe_preset(preset: str, data: str, **changes: Any) -> ImageProbeConf
     return ImageProbeConfig(**{"preset": preset, "data": data} | settings | changes)
 
 
-def run_image_probe(
-    config: ImageProbeConfig,
-    train: SegmentationData,
-    val: SegmentationData,
-    backbone: Backbone,
-    methods: Sequence[Method],
-    *,
-    out: str | Path,
-    cache: str | Path,
-    keep_weights: bool = False,
-    on_progress: Progress | None = None,
-) -> list[Result]:
-    """Probe several upsamplers in one pass over the data; results that exist already are read.
-
-    Args:
-        config: the protocol.
-        train: whole training split; ``train_every`` and ``limit`` of the settings apply.
-        val: whole validation split; ``limit`` applies.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device; a
-            :class:`~upfeat.evaluation.methods.JointMethod` is trained with the heads.
-        out: folder of the results, one JSON a method.
-        cache: folder of low-resolution features and of checkpoints, from which an interrupted run
-            goes on after its last epoch.
-        keep_weights: save upsamplers that were trained with the heads, in ``out/weights``.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods.
-
-    Raises:
-        ValueError: the data is broken, or a method does not fit the features.
-    """
-    train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
-    probe = _ImageProbe(config, train, val, backbone, Path(cache), on_progress or silent)
-    return probe.run(methods, Path(out), keep_weights=keep_weights)
-
-
-class _ImageProbe(CropProbe[SegmentationMetric]):
-    """Semantic segmentation."""
+@dataclass(eq=False)
+class ImageProbe(CropProbe[SegmentationMetric]):
+    """Semantic segmentation on crops."""
 
     task = "seg-probe"
-    unit = "percent"
 
-    def __init__(
-        self,
-        config: ImageProbeConfig,
-        train: SegmentationData,
-        val: SegmentationData,
-        backbone: Backbone,
-        cache: Path,
-        on_progress: Progress,
-    ) -> None:
-        super().__init__(config, backbone, cache, on_progress)
-        self.splits = {"train": train, "val": val}
-        self.counts = {name: len(split) for name, split in self.splits.items()}
-        self.outputs = len(train.classes)
-        self.fit, self.boundary_radius = config.fit, config.boundary_radius
-        self.boundary_options: BoundaryOptions = config
-        self.ignored = train.ignore_index
-        self.fingerprints = {
-            split.name: {"images": len(split), "fingerprint": split.fingerprint()}
-            for split in (train, val)
-        }
+    config: ImageProbeConfig
 
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        return self.config.model_dump(mode="json") | {
-            "splits": self.fingerprints,
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.outputs = len(self.train.classes)
+        self.ignored = self.train.ignore_index
+        self.facts |= {
             "classes": self.outputs,
-            "backbone": self.pipe.identity,
-            "upsampler": method.identity,
             "crop": "short side resized (bilinear, antialiased; labels nearest), centre crop",
             "head": "1x1 convolution, mean cross-entropy of labelled pixels",
         }
@@ -188,7 +122,7 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
     def pixelwise(self, size: Size) -> bool:
         """Whether the loss is a sum over the output's pixels."""
         side = self.config.crop_size
-        return self.fit == "labels_nearest" or size == (side, side)
+        return self.config.fit == "labels_nearest" or size == (side, side)
 
     def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
         """Return the seeds' mean cross-entropies, added up."""
@@ -196,7 +130,7 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
         if self.pixelwise(size):
             target, counted = self.pixel_target(target, size)
         else:
-            mode = "bilinear" if self.fit == "logits_bilinear" else "nearest"
+            mode = "bilinear" if self.config.fit == "logits_bilinear" else "nearest"
             resized = F.interpolate(outputs.flatten(0, 1), target.shape[1:], mode=mode)
             outputs = resized.unflatten(0, outputs.shape[:2])
             counted = int((target != self.ignored).sum())
@@ -204,7 +138,7 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
 
     def pixel_target(self, target: Tensor, size: Size) -> tuple[Tensor, int]:
         """Return the labels at the output's size, and how many of them are known."""
-        if self.fit == "labels_nearest":
+        if self.config.fit == "labels_nearest":
             shrunk = F.interpolate(target[:, None].double(), size, mode="nearest")
             target = shrunk[:, 0].long()
         return target, int((target != self.ignored).sum())
@@ -218,13 +152,13 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
 
     def metric(self) -> SegmentationMetric:
         """Return an empty confusion matrix."""
-        more = self.boundary_options.boundary_metric(self.outputs, self.ignored)
-        return SegmentationMetric(self.outputs, self.ignored, self.boundary_radius, more)
+        more = self.config.boundary_metric(self.outputs, self.ignored)
+        return SegmentationMetric(self.outputs, self.ignored, self.config.boundary_radius, more)
 
     def score(self, metrics: Sequence[SegmentationMetric], outputs: Tensor, target: Tensor) -> None:
         """Add the predicted classes of an image."""
         logits, size = outputs[0], target.shape[1:]  # (s, K, h', w')
-        if self.fit == "logits_bilinear":
+        if self.config.fit == "logits_bilinear":
             if logits.shape[2:] != size:
                 logits = F.interpolate(logits, size, mode="bilinear")
             predicted = logits.argmax(1)
@@ -234,12 +168,7 @@ class _ImageProbe(CropProbe[SegmentationMetric]):
         for metric, classes in zip(metrics, predicted, strict=True):
             metric.add(classes, target[0])
 
-    def summarise(
-        self, metrics: Sequence[SegmentationMetric]
-    ) -> tuple[dict[str, Score], dict[str, Any]]:
+    def summarise(self, metrics: Sequence[SegmentationMetric]) -> Measured:
         """Return scores in percent, and the IoU of each class."""
-        each = [metric.compute() for metric in metrics]
-        scores = {
-            name: Score.of([round(100 * score[name], 4) for score in each]) for name in each[0]
-        }
-        return scores, {"iou_per_class": mean_class_ious(self.splits["val"].classes, metrics)}
+        ious = mean_class_ious(self.val.classes, metrics)
+        return seed_scores([metric.compute() for metric in metrics]), {"iou_per_class": ious}

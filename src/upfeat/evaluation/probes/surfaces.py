@@ -1,29 +1,35 @@
-"""What Probe3D's and LoftUp's probes of depth and normals share: samples, augmentation, heads.
+"""Probes of depth and normals on square pictures, as Probe3D and LoftUp train them.
 
 A sample is a square picture with depth and normals (:mod:`upfeat.data.surfaces`), resized to the
 input of the backbone and, for the target, to the size at which losses and scores are taken; the
 head's output is enlarged to that size with corners aligned. Augmentation is drawn from the order's
 seed, the epoch and the image, so that a run that goes on after a pause sees the same pictures.
 
+The depth probes (NAVI, NYU Depth v2) give 256 bins. Depth is metric, or stretched to [0.01, 1] over
+each image's object (``relative``); LoftUp does not say which.
+
 Legend: ``B`` batch, ``C`` feature channels, ``K`` outputs of a head, ``s`` seeds, ``H W`` target.
 """
 
+import math
 from abc import abstractmethod
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from upfeat.backbones import Backbone
-from upfeat.data.surfaces import SurfaceData, SurfaceImage
-from upfeat.evaluation.methods import Method
+from upfeat.data.surfaces import SurfaceImage, relative_depth
+from upfeat.evaluation.metrics import DepthMetric
 from upfeat.evaluation.probes.crops import CropProbe
-from upfeat.evaluation.probes.dense_heads import DenseHeads
-from upfeat.evaluation.probes.parts import CropProbeConfig, Heads, Schedule
-from upfeat.evaluation.registry import Progress, known_entry
+from upfeat.evaluation.probes.depth_pixels import summarise_depth
+from upfeat.evaluation.probes.losses import bin_depth, probe3d_loss, valid_depth
+from upfeat.evaluation.probes.parts import CropProbeConfig, DenseHeads, Heads, Schedule
+from upfeat.evaluation.registry import known_entry
+from upfeat.evaluation.running import Measured
 from upfeat.objectives.augment import (
     adjust_brightness,
     adjust_contrast,
@@ -33,7 +39,17 @@ from upfeat.objectives.augment import (
 from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers import Upsampler
 
-__all__ = ["SurfaceProbe", "SurfaceProbeConfig", "color_jitter", "surface_preset", "zoomed"]
+__all__ = [
+    "SURFACE_DEPTH_PRESETS",
+    "SurfaceDepthConfig",
+    "SurfaceDepthProbe",
+    "SurfaceProbe",
+    "SurfaceProbeConfig",
+    "color_jitter",
+    "surface_depth",
+    "surface_preset",
+    "zoomed",
+]
 
 JITTER_STRENGTH = 0.2  # of brightness, contrast, saturation and hue
 ZOOM_AREA = (0.5, 1.0)
@@ -84,102 +100,58 @@ def surface_preset(form: str, data: str) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: no such form.
-
-    Example:
-        >>> from upfeat.evaluation.probes.surfaces import surface_preset
-        >>> surface_preset("probe3d", "nyuv2")["crop_size"]
-        480
     """
     nyu = _PROBE3D_NYU if form == "probe3d" and data == "nyuv2" else {}
     return known_entry("preset", form, _PRESETS) | nyu
 
 
 def color_jitter(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Change brightness, contrast, saturation and hue by up to 0.2 each, in random order.
+    """Change brightness, contrast, saturation and hue of an image (3, H, W) in [0, 1].
 
-    Args:
-        image: (3, H, W) in [0, 1].
-        generator: of the draws.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.surfaces import color_jitter
-        >>> color_jitter(torch.rand(3, 4, 4), torch.Generator().manual_seed(0)).shape
-        torch.Size([3, 4, 4])
+    By up to 0.2 each, in random order.
     """
     draws = JITTER_STRENGTH * (2 * torch.rand(4, generator=generator) - 1)
     brightness, contrast, saturation, hue = draws.tolist()
+    steps = (
+        (adjust_brightness, 1 + brightness),
+        (adjust_contrast, 1 + contrast),
+        (adjust_saturation, 1 + saturation),
+        (adjust_hue, hue),
+    )
     for step in torch.randperm(4, generator=generator).tolist():
-        if step == 0:
-            image = adjust_brightness(image, 1 + brightness)
-        elif step == 1:
-            image = adjust_contrast(image, 1 + contrast)
-        elif step == 2:
-            image = adjust_saturation(image, 1 + saturation)
-        else:
-            image = adjust_hue(image, hue)
+        adjust, amount = steps[step]
+        image = adjust(image, amount)
     return image
 
 
 def zoomed(sample: SurfaceImage, generator: torch.Generator) -> SurfaceImage:
-    """Return a random square of a square sample, of half to all of its area.
-
-    Args:
-        sample: square.
-        generator: of the draws.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.data.surfaces import SurfaceImage
-        >>> from upfeat.evaluation.probes.surfaces import zoomed
-        >>> whole = SurfaceImage(torch.rand(3, 64, 64), torch.ones(64, 64), None)
-        >>> 45 <= zoomed(whole, torch.Generator().manual_seed(1)).depth.shape[0] <= 64
-        True
-    """
+    """Return a random square of a square sample, of half to all of its area."""
     area, top, left = torch.rand(3, generator=generator).tolist()
     low, high = ZOOM_AREA
     whole = sample.depth.shape[0]
     side = round((low + (high - low) * area) ** 0.5 * whole)
-    rows, columns = (slice(start, start + side) for start in _starts(whole - side, top, left))
+    room = whole - side
+    starts = (min(room, int(draw * (room + 1))) for draw in (top, left))
+    rows, columns = (slice(start, start + side) for start in starts)
     normals = None if sample.normals is None else sample.normals[:, rows, columns]
     return SurfaceImage(sample.image[:, rows, columns], sample.depth[rows, columns], normals)
-
-
-def _starts(room: int, *draws: float) -> list[int]:
-    return [min(room, int(draw * (room + 1))) for draw in draws]
 
 
 MetricT = TypeVar("MetricT")
 
 
+@dataclass(eq=False)
 class SurfaceProbe(CropProbe[MetricT]):
-    """A probe on square pictures with depth and normals; a task defines loss and scores.
+    """A probe on square pictures with depth and normals; a task defines loss and scores."""
 
-    Args:
-        config: the protocol.
-        train, val: the splits.
-        backbone: on the device where everything runs.
-        cache: folder of features and checkpoints.
-        on_progress: called with label, stage, done and total.
-    """
+    enlarge: ClassVar[Literal["bilinear", "bicubic"]]
 
-    enlarge: Literal["bilinear", "bicubic"]
+    config: SurfaceProbeConfig
 
-    def __init__(
-        self,
-        config: SurfaceProbeConfig,
-        train: SurfaceData[Any],
-        val: SurfaceData[Any],
-        backbone: Backbone,
-        cache: Path,
-        on_progress: Progress,
-    ) -> None:
-        super().__init__(config, backbone, cache, on_progress)
-        self.surface_config = config
-        self.splits = {"train": train, "val": val}
-        self.counts = {name: len(split) for name, split in self.splits.items()}
-        multiple = backbone.size_multiple
-        self.padding = -config.crop_size % multiple
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, backbone = self.config, self.backbone
+        self.padding = -config.crop_size % backbone.size_multiple
         if config.target_size is None:
             self.size = (config.crop_size + self.padding,) * 2
         layers = len(getattr(backbone, "layers", (None,)))
@@ -190,34 +162,19 @@ class SurfaceProbe(CropProbe[MetricT]):
                 "name four, such as 'timm/NAME(layers=(2, 5, 8, 11))', or take head=dpt7 or "
                 "head=linear"
             )
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether a training image is the same in every epoch, so that its features are kept."""
-        return self.surface_config.jitter + self.surface_config.zoom == 0
-
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        kept = (
-            "stored"
-            if self.unchanged
-            else "of a training image computed for each step, of others stored"
-        )
-        return self.config.model_dump(mode="json") | {
-            "splits": {
-                split.name: {"images": len(split), "fingerprint": split.fingerprint()}
-                for split in self.splits.values()
-            },
-            "backbone": self.pipe.identity,
-            "upsampler": method.identity,
+        # Whether a training image is the same in every epoch, so that its features are kept.
+        self.unchanged = config.jitter + config.zoom == 0
+        self.facts |= {
             "padding": f"{self.padding} pixels of the mean colour, half on each side",
-            "features": kept,
+            "features": "stored"
+            if self.unchanged
+            else "of a training image computed for each step, of others stored",
             "enlarged": f"output to target: {self.enlarge}, corners aligned",
         }
 
     def heads(self) -> Heads | DenseHeads:
         """Return the heads of all seeds, untrained."""
-        config, channels = self.surface_config, self.backbone.dim
+        config, channels = self.config, self.backbone.dim
         if config.head == "linear":
             return Heads(channels, self.outputs, config.seeds)
         return DenseHeads(
@@ -231,7 +188,7 @@ class SurfaceProbe(CropProbe[MetricT]):
 
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go first: only linear ones may."""
-        return self.surface_config.head == "linear" and super().head_first(upsampler, training)
+        return self.config.head == "linear" and super().head_first(upsampler, training)
 
     def seed_groups(self) -> list[slice]:
         """One seed after the other: hidden maps are large."""
@@ -239,7 +196,7 @@ class SurfaceProbe(CropProbe[MetricT]):
 
     def read(self, split: str, index: int) -> tuple[Tensor, Tensor]:
         """Return a picture (3, S, S) and its target, with its augmentation while training."""
-        config, sample = self.surface_config, self.splits[split][index]
+        config, sample = self.config, self.splits[split][index]
         seed = (((config.order_seed << 16) + self.epoch) << 24) + index
         generator = torch.Generator().manual_seed(seed)
         jitter, zoom = torch.rand(2, generator=generator).tolist()
@@ -257,7 +214,7 @@ class SurfaceProbe(CropProbe[MetricT]):
 
     def _resized(self, image: Tensor) -> Tensor:
         size = (self.config.crop_size,) * 2
-        if self.surface_config.picture == "nearest":
+        if self.config.picture == "nearest":
             return F.interpolate(image[None], size, mode="nearest")[0]
         shrunk = resize_antialiased(image[None], size)
         return shrunk[0].clamp(0, 1)
@@ -283,7 +240,95 @@ class SurfaceProbe(CropProbe[MetricT]):
 
     def enlarged(self, outputs: Tensor) -> Tensor:
         """Enlarge outputs (B, K, h', w') to the target's size, corners aligned."""
-        size = (self.surface_config.score_size,) * 2
+        size = (self.config.score_size,) * 2
         if outputs.shape[2:] == size:
             return outputs
         return F.interpolate(outputs, size, mode=self.enlarge, align_corners=True)
+
+
+# -- depth ---------------------------------------------------------------------------------------
+
+SURFACE_DEPTH_PRESETS = ("navi", "probe3d-nyu")
+FARTHEST = 10.0  # metres; the last bin of metric depth
+
+
+class SurfaceDepthConfig(SurfaceProbeConfig):
+    """Settings of the depth probes with convolutional heads; all of them stand in the result.
+
+    Attributes:
+        bins, min_depth, max_depth: of the decoding; 1 is the farthest of NAVI and of relative
+            depth, 10 of NYU. Targets above 10 do not count.
+        depth_target: ``relative`` or ``metric``.
+    """
+
+    bins: int = Field(default=256, ge=2)
+    min_depth: PositiveFloat = 1e-3
+    max_depth: PositiveFloat = 1.0
+    depth_target: Literal["relative", "metric"] = "relative"
+
+
+def surface_depth(preset: str, data: str, **changes: Any) -> SurfaceDepthConfig:
+    """Return the settings of ``navi``, LoftUp's form, or ``probe3d-nyu`` for a set.
+
+    Example:
+        >>> from upfeat.evaluation.probes.surfaces import surface_depth
+        >>> surface_depth("navi", "rgbd", depth_target="metric").max_depth
+        10.0
+    """
+    settings: dict[str, Any] = {"preset": preset, "data": data}
+    if preset == "navi":
+        settings |= surface_preset("loftup", data)
+    else:
+        settings |= surface_preset("probe3d", data) | {"depth_target": "metric"}
+    settings |= changes
+    if settings.get("depth_target") == "metric" and data != "navi":
+        settings.setdefault("max_depth", FARTHEST)
+    return SurfaceDepthConfig(**settings)
+
+
+@dataclass(eq=False)
+class SurfaceDepthProbe(SurfaceProbe[DepthMetric]):
+    """Depth in bins behind a convolutional head."""
+
+    task = "depth-probe"
+    enlarge = "bilinear"
+
+    config: SurfaceDepthConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.outputs = self.config.bins
+        self.unit = "m" if self.config.depth_target == "metric" else ""
+
+    def target(self, depth: Tensor, normals: Tensor | None) -> Tensor:
+        """Return depth (H, W), 0 where it does not count."""
+        depth = torch.where(valid_depth(depth), depth, 0.0)
+        return depth if self.config.depth_target == "metric" else relative_depth(depth)
+
+    def depth(self, outputs: Tensor) -> Tensor:
+        """Decode a seed's bins (B, K, h', w') to depth (B, 1, H, W)."""
+        config = self.config
+        depth = bin_depth(outputs, config.min_depth, config.max_depth)
+        return self.enlarged(depth[:, None])
+
+    def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
+        """Return the seeds' losses, added up."""
+        true = target[:, None]  # (B, 1, H, W)
+        valid = valid_depth(true)
+        if not bool(valid.any()):
+            return None
+        each = outputs.unbind(1)  # (B, K, h', w') a seed
+        return torch.stack([probe3d_loss(self.depth(one), true, valid) for one in each]).sum()
+
+    def metric(self) -> DepthMetric:
+        """Return an empty metric."""
+        return DepthMetric(0.0, math.inf, aligned=True)
+
+    def score(self, metrics: Sequence[DepthMetric], outputs: Tensor, target: Tensor) -> None:
+        """Add the depths that the heads predict for an image."""
+        for metric, one in zip(metrics, outputs.unbind(1), strict=True):
+            metric.add(self.depth(one)[:, 0], target)
+
+    def summarise(self, metrics: Sequence[DepthMetric]) -> Measured:
+        """Return the scores, and how many images they are the mean of."""
+        return summarise_depth(metrics)

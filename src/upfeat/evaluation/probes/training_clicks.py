@@ -1,28 +1,34 @@
-"""Clicks that stand for a user's while a network learns interactive segmentation.
+"""What a network learns interactive segmentation from: crops, and clicks that stand for a user's.
 
-As released with iSegProbe (commit 16815f3), after Sofiiuk, Petrov, Konushin, arXiv 2102.06583,
-section 3: first clicks drawn inside and outside the object, then corrective clicks drawn in the
-largest error of the network so far.
+As released with iSegProbe (commit 16815f3). Clicks, after Sofiiuk, Petrov, Konushin, arXiv
+2102.06583, section 3: first ones drawn inside and outside the object, then corrective ones drawn in
+the largest error of the network so far. They are stored as in the released code: (2n, 3) rows,
+columns and orders, first ``n`` slots for positive, then ``n`` for negative clicks, -1 where a slot
+is not used. Crops: rescaling, flips, quarter turns, slight shift and rotation, padding, crop,
+brightness and contrast, shift of the colours, in this order; a crop without any object is drawn
+again, but for one in a hundred.
 
-Clicks are stored as in the released code: (2n, 3) rows, columns and orders, first ``n`` slots for
-positive, then ``n`` for negative clicks, -1 where a slot is not used.
-
-Legend: ``B`` batch, ``n`` slots, ``H W`` crop.
+Legend: ``B`` batch, ``n`` slots, ``H W`` crop or image, ``S`` side of the crop.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from upfeat.data.objects import ObjectImage
 from upfeat.evaluation.metrics.clicks import step_distance
 
 __all__ = [
     "SLOTS",
+    "ObjectCrop",
+    "augmented",
     "click_count_chances",
     "corrective_candidates",
     "draw_clicks",
+    "draw_crop",
     "eroded",
     "place_corrective",
     "ring_around",
@@ -42,20 +48,7 @@ DRAWN = 100.0  # the order of clicks that were drawn at once
 
 
 def click_count_chances(counts: int, decay: float = COUNT_DECAY) -> Tensor:
-    """Return the probabilities of 0, 1, ... further clicks, each ``decay`` of the one before.
-
-    Args:
-        counts: how many counts there are.
-        decay: see above.
-
-    Returns:
-        (counts,) float64, sum 1.
-
-    Example:
-        >>> from upfeat.evaluation.probes.training_clicks import click_count_chances
-        >>> click_count_chances(2, 0.25).tolist()
-        [0.8, 0.2]
-    """
+    """Return the probabilities of 0, 1, ... further clicks, each ``decay`` of the one before."""
     chances = decay ** torch.arange(counts, dtype=torch.float64)
     return chances / chances.sum()
 
@@ -63,10 +56,7 @@ def click_count_chances(counts: int, decay: float = COUNT_DECAY) -> Tensor:
 def eroded(mask: Tensor) -> Tensor:
     """Return masks less three layers of pixels, or as they are if 10 or fewer would be left.
 
-    Pixels beyond the map erode nothing.
-
-    Args:
-        mask: (..., H, W) bool.
+    Pixels beyond the map (..., H, W) erode nothing.
 
     Example:
         >>> import torch
@@ -82,19 +72,7 @@ def eroded(mask: Tensor) -> Tensor:
 
 
 def ring_around(mask: Tensor) -> Tensor:
-    """Return the pixels around a mask up to a tenth of the square root of its area away.
-
-    Args:
-        mask: (H, W) bool.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.training_clicks import ring_around
-        >>> mask = torch.zeros(9, 9, dtype=torch.bool)
-        >>> mask[3:6, 3:6] = True
-        >>> int(ring_around(mask).sum())
-        16
-    """
+    """Return the pixels around a mask up to a tenth of the square root of its area away."""
     layers = math.ceil(RING_SHARE * math.sqrt(int(mask.sum())))
     return _dilated(mask, layers) & ~mask
 
@@ -114,13 +92,7 @@ def draw_clicks(target: Tensor, others: Tensor, generator: torch.Generator) -> T
     to 24, in a ring around it, in other objects or anywhere outside. Without an object there are
     negative clicks only.
 
-    Args:
-        target: (H, W) bool, the object.
-        others: (H, W) bool, other objects.
-        generator: source of all draws.
-
-    Returns:
-        (2n, 3) float32.
+    The object ``target`` and ``others`` are (H, W) bool, the clicks (2n, 3) float32.
 
     Example:
         >>> import torch
@@ -161,10 +133,6 @@ def corrective_candidates(probability: Tensor, target: Tensor) -> tuple[Tensor, 
     Distances are those of :func:`upfeat.evaluation.metrics.step_distance`; the missing object
     counts only if it reaches strictly deeper than the surplus one.
 
-    Args:
-        probability: (B, H, W) of the object.
-        target: (B, H, W) bool.
-
     Returns:
         Candidates (B, H, W) bool, none where nothing is wrong, and (B,) bool, whether they are on
         the object.
@@ -195,21 +163,8 @@ def place_corrective(
 ) -> Tensor:
     """Return clicks with one corrective click more for each image that has a candidate.
 
-    Args:
-        points: (B, 2n, 3).
-        candidates: (B, H, W) bool.
-        positive: (B,) bool.
-        number: of the corrective click, from 1; it takes the slot ``n - number`` of its half.
-        generator: source of the draws.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.training_clicks import place_corrective
-        >>> places = torch.zeros(1, 4, 4, dtype=torch.bool)
-        >>> places[0, 2, 3] = True
-        >>> points, positive = torch.full((1, 4, 3), -1.0), torch.tensor([False])
-        >>> place_corrective(points, places, positive, 1, torch.Generator())[0, 3].tolist()
-        [2.0, 3.0, 1.0]
+    Of points (B, 2n, 3), the corrective click of a ``number`` from 1 takes the slot ``n - number``
+    of its half; candidates (B, H, W) and positive (B,) are :func:`corrective_candidates`.
     """
     points, half = points.clone(), points.shape[1] // 2
     for index, places in enumerate(candidates):
@@ -234,3 +189,107 @@ def _draw(weights: Tensor, generator: torch.Generator) -> int:
 
 def _chance(probability: float, generator: torch.Generator) -> bool:
     return float(torch.rand((), generator=generator)) < probability
+
+
+# -- crops ---------------------------------------------------------------------------------------
+
+SCALES = (0.75, 1.25)
+FLIP_CHANCE = TURN_CHANCE = 0.5
+AFFINE_CHANCE, SHIFT, ROTATION = 0.75, 0.03, 3.0  # share of a side, degrees
+CONTRAST_CHANCE, CONTRAST, BRIGHTNESS = 0.75, (-0.15, 0.4), (-0.25, 0.25)
+COLOUR_CHANCE, COLOUR = 0.75, 10 / 255
+EMPTY_CHANCE = 0.01  # that a crop without object is taken
+SMALLEST = 80  # pixels of an object in the crop
+MERGE_CHANCE = 0.15
+
+
+class ObjectCrop(NamedTuple):
+    """Image (3, S, S) in [0, 1], the object to be found and the other objects, bool (S, S)."""
+
+    image: Tensor
+    target: Tensor
+    others: Tensor
+
+
+def draw_crop(item: ObjectImage, size: int, generator: torch.Generator) -> ObjectCrop:
+    """Draw a crop of side S and the object in it, two objects as one in 15 of 100."""
+    image, labels = augmented(item.image, item.objects, size, generator)
+    has_object = bool((item.objects > 0).any())
+    while has_object and not (labels > 0).any() and not _chance(EMPTY_CHANCE, generator):
+        image, labels = augmented(item.image, item.objects, size, generator)
+    numbers, areas = labels[labels > 0].unique(return_counts=True)
+    numbers = numbers[areas >= SMALLEST]
+    merged = _chance(MERGE_CHANCE, generator)
+    order = torch.randperm(len(numbers), generator=generator)
+    chosen = numbers[order[: 2 if merged else 1]]
+    target = torch.isin(labels, chosen)
+    return ObjectCrop(image, target, torch.isin(labels, numbers) & ~target)
+
+
+def augmented(
+    image: Tensor, labels: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return a random crop (3, S, S) of an image, changed in geometry and colours, and its labels.
+
+    Labels (H, W) are whole numbers, 0 outside the image.
+    """
+    # As one map, so that both always get the same geometry.
+    planes = torch.cat([image, labels[None].to(image)])
+    planes = _rescaled(planes, _between(SCALES, generator))
+    if _chance(FLIP_CHANCE, generator):
+        planes = planes.flip(((1,), (2,), (1, 2))[_number(3, generator)])
+    if _chance(TURN_CHANCE, generator):
+        planes = planes.rot90(_number(4, generator), (1, 2))
+    if _chance(AFFINE_CHANCE, generator):
+        planes = _moved(planes, generator)
+    planes = _padded(planes, size)
+    top, left = (_number(side - size + 1, generator) for side in planes.shape[1:])
+    planes = planes[:, top : top + size, left : left + size]
+    colours = planes[:3]
+    if _chance(CONTRAST_CHANCE, generator):
+        factor, offset = (_between(span, generator) for span in (CONTRAST, BRIGHTNESS))
+        colours = (colours * (1 + factor) + offset).clamp(0, 1)
+    if _chance(COLOUR_CHANCE, generator):
+        shifts = [_between((-COLOUR, COLOUR), generator) for _ in range(3)]
+        colours = (colours + colours.new_tensor(shifts)[:, None, None]).clamp(0, 1)
+    return colours.contiguous(), planes[3].to(labels.dtype)
+
+
+def _rescaled(planes: Tensor, factor: float) -> Tensor:
+    """Resize colours bilinearly and labels, the last plane, to the nearest."""
+    size = [max(1, round(side * factor)) for side in planes.shape[1:]]
+    colours = F.interpolate(planes[None, :3], size, mode="bilinear")[0]
+    labels = F.interpolate(planes[None, 3:], size, mode="nearest")[0]
+    return torch.cat([colours, labels])
+
+
+def _moved(planes: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift by up to 3 % of each side and rotate by up to 3 degrees about the middle."""
+    height, width = planes.shape[1:]
+    down, right = (_between((-SHIFT, SHIFT), generator) for _ in range(2))
+    angle = math.radians(_between((-ROTATION, ROTATION), generator))
+    cos, sin = math.cos(angle), math.sin(angle)
+    # From a place in the result to one in the source, both in halves of a side from the middle.
+    matrix = planes.new_tensor(
+        [[cos, -sin * height / width, -2 * right], [sin * width / height, cos, -2 * down]]
+    )
+    grid = F.affine_grid(matrix[None], [1, 1, height, width], align_corners=False)
+    colours = F.grid_sample(planes[None, :3], grid, mode="bilinear", align_corners=False)[0]
+    labels = F.grid_sample(planes[None, 3:], grid, mode="nearest", align_corners=False)[0]
+    return torch.cat([colours, labels])
+
+
+def _padded(planes: Tensor, size: int) -> Tensor:
+    """Pad with 0 on all sides until the map holds a crop."""
+    missing = [max(0, size - side) for side in planes.shape[1:]]
+    (above, left), (below, right) = zip(*((m // 2, m - m // 2) for m in missing), strict=True)
+    return F.pad(planes, (left, right, above, below))
+
+
+def _number(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+def _between(span: tuple[float, float], generator: torch.Generator) -> float:
+    share = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return span[0] + share * (span[1] - span[0])

@@ -9,6 +9,7 @@ result to quote.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from upfeat.evaluation.probes.bev.networks import BevConfig
 from upfeat.evaluation.probes.bev.training import BevModel, BevTraining, History
 from upfeat.evaluation.registry import (
     Option,
+    Presets,
     Progress,
     Protocol,
     Request,
@@ -30,7 +32,14 @@ from upfeat.evaluation.registry import (
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.results import Result, Score
+from upfeat.evaluation.running import (
+    Measured,
+    Pending,
+    ProtocolRun,
+    described_splits,
+    seed_scores,
+)
 from upfeat.pipeline import Pipeline
 
 __all__ = ["DATA_SETS", "PRESETS", "bev_preset", "run_bev"]
@@ -55,40 +64,15 @@ _SAMPLE: dict[str, Any] = {
     "learning_rate": 2e-3,
     "validate_every": 25,
 }
-# What a preset changes for a set.
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "simplebev": {"nuscenes": {}, "nuscenes_sample": _SAMPLE | {"trunk": (16, 32, 64)}},
-    "pointbev": {
-        "nuscenes": {},
-        "nuscenes_sample": _SAMPLE
-        | {"sparse_width": 16, "coarse_points": 676, "fine_points": 676, "anchors": 27},
-    },
-    "bevformer": {
-        "nuscenes": {},
-        "nuscenes_sample": _SAMPLE | {"bevformer_count": 1, "bevformer_feed_forward": 64},
-    },
+PRESETS: dict[str, dict[str, Any]] = {"simplebev": {}, "pointbev": {}, "bevformer": {}}
+_POINTS = {"sparse_width": 16, "coarse_points": 676, "fine_points": 676, "anchors": 27}
+_OF_SAMPLE: dict[tuple[str, str], dict[str, Any]] = {
+    ("simplebev", "nuscenes_sample"): _SAMPLE | {"trunk": (16, 32, 64)},
+    ("pointbev", "nuscenes_sample"): _SAMPLE | _POINTS,
+    ("bevformer", "nuscenes_sample"): _SAMPLE
+    | {"bevformer_count": 1, "bevformer_feed_forward": 64},
 }
-
-
-def bev_preset(preset: str, data: str, **changes: Any) -> BevConfig:
-    """Return the settings of a protocol for a data set.
-
-    Args:
-        preset: see ``PRESETS``.
-        data: see ``DATA_SETS``.
-        **changes: fields of :class:`upfeat.evaluation.probes.bev.networks.BevConfig`.
-
-    Raises:
-        UnknownNameError: no such preset or set.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.bev import bev_preset
-        >>> bev_preset("pointbev", "nuscenes", epochs=2).fine_points
-        2500
-    """
-    settings = known_entry("data set", data, known_entry("preset", preset, PRESETS))
-    return BevConfig(**{"preset": preset, "data": data} | settings | changes)
+bev_preset = Presets(BevConfig, PRESETS, DATA_SETS, _OF_SAMPLE)
 
 
 def run_bev(
@@ -102,111 +86,86 @@ def run_bev(
     cache: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Train and score a network with each of several upsamplers; results that exist are read.
+    """Train and score a network with each of several upsamplers, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        train: whole training split; ``limit`` of the settings applies.
-        val: whole validation split; ``limit`` applies.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device; each is copied, or built anew.
-        out: folder of the results, one JSON a method.
-        cache: folder of features and of snapshots, from which an interrupted run goes on.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods. ``iou`` is that of all validation frames together,
-        in percent; ``iou_visible`` ignores vehicles that are visible by less than 40 %; both are of
-        the validation that ``checkpoint`` names. ``first_loss`` and ``loss`` are means over the
-        steps before the first and the last validation.
+    Each upsampler is copied, or built anew. The cache also keeps snapshots, from which an
+    interrupted run goes on. Scores: ``iou`` is that of all validation frames together, in percent;
+    ``iou_visible`` ignores vehicles that are visible by less than 40 %; both are of the validation
+    that ``checkpoint`` names. ``first_loss`` and ``loss`` are means over the steps before the first
+    and the last validation.
 
     Raises:
         ValueError: the data is broken, the images' size is none of the backbone's, a method does
             not fit the features, or the loss is not finite.
     """
     train, val = train.select(limit=config.limit), val.select(limit=config.limit)
-    views = view_settings(config.image_size)
-    grid = BevGrid.around(config.grid_size, config.heights)
-    kept = Path(cache) / "features"
-    pipe = Pipeline(backbone, cache=None if config.augment else kept)
-    frames = {
-        split.name: BevFrames(
-            split, views, grid, min_visibility=config.min_visibility, filter=config.image_filter
+    run = _BevRun(config, Path(out), on_progress or silent, train, val, backbone, Path(cache))
+    return run.run(methods)
+
+
+@dataclass(eq=False)
+class _BevRun(ProtocolRun):
+    """One backbone on one set."""
+
+    task = TASK
+
+    config: BevConfig
+    train: DrivingData
+    val: DrivingData
+    backbone: Backbone
+    cache: Path
+
+    def __post_init__(self) -> None:
+        config, splits = self.config, (self.train, self.val)
+        views = view_settings(config.image_size)
+        grid = BevGrid.around(config.grid_size, config.heights)
+        kept = None if config.augment else self.cache / "features"
+        self.pipe = Pipeline(self.backbone, cache=kept)
+        visible, resize = config.min_visibility, config.image_filter
+        train, val = (
+            BevFrames(split, views, grid, min_visibility=visible, filter=resize) for split in splits
         )
-        for split in (train, val)
-    }
-    training = BevTraining(
-        config, frames[train.name], frames[val.name], pipe, on_progress or silent
-    )
-    splits = {
-        split.name: {"key_frames": len(split), "fingerprint": split.fingerprint()}
-        for split in (train, val)
-    }
-    results = []
-    for method in methods:
-        settings = _settings(config, method, pipe) | {"splits": splits}
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is None:
-            snapshots = [Path(cache) / TASK / f"{path.stem}-{seed}.pt" for seed in config.seeds]
-            runs = [
-                training.run(method, seed, snapshot)
-                for seed, snapshot in zip(config.seeds, snapshots, strict=True)
-            ]
-            known = _result(config, method, settings, runs)
-            known.save(path)
-            for snapshot in snapshots:
-                snapshot.unlink(missing_ok=True)
-        results.append(known)
-    return results
+        self.training = BevTraining(config, train, val, self.pipe, self.on_progress)
+        self.facts = {
+            "splits": described_splits(*splits, items="key_frames"),
+            "backbone": self.pipe.identity,
+            "optimizer": "AdamW, betas 0.9 and 0.999, one cycle by step",
+        }
 
+    def settings(self, method: Method) -> dict[str, Any]:
+        config, identity = self.config, dict(method.identity)
+        model = BevModel(config, method, self.pipe, config.seeds[0])
+        if model.trains_upsampler:
+            start = {"scratch": "random ones of the seed", "pretrained": identity.get("weights")}
+            identity["weights"] = f"trained with the network, from {start[config.upsampler_init]}"
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return super().settings(method) | {"upsampler": identity, "parameters": count}
 
-def _settings(config: BevConfig, method: Method, pipe: Pipeline) -> dict[str, Any]:
-    """Return everything but the data that decides the numbers."""
-    identity = dict(method.identity)
-    model = BevModel(config, method, pipe, config.seeds[0])
-    if model.trains_upsampler:
-        start = {"scratch": "random ones of the seed", "pretrained": identity.get("weights")}
-        identity["weights"] = f"trained with the network, from {start[config.upsampler_init]}"
-    return config.model_dump(mode="json") | {
-        "backbone": pipe.identity,
-        "upsampler": identity,
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "optimizer": "AdamW, betas 0.9 and 0.999, one cycle by step",
-    }
+    def measure(self, pending: Pending) -> Measured:
+        """Train a network a seed, and take the scores of the validation that counts."""
+        histories, folder = [], self.cache / TASK
+        for seed in self.config.seeds:
+            snapshot = pending.temporary(folder / f"{pending.path.stem}-{seed}.pt")
+            history, seconds = self.training.run(pending.method, seed, snapshot)
+            stage = "training and validation"
+            pending.seconds[stage] = pending.seconds.get(stage, 0.0) + seconds
+            histories.append(history)
+        chosen = [self.counted(history) for history in histories]
+        scores = seed_scores([{n: each[n] for n in ("iou", "iou_visible")} for each in chosen])
+        scores["first_loss"] = Score.of([round(history[0]["loss"], 6) for history in histories])
+        scores["loss"] = Score.of([round(history[-1]["loss"], 6) for history in histories])
+        seeds = map(str, self.config.seeds)
+        return scores, {
+            "validations": dict(zip(seeds, histories, strict=True)),
+            "epoch_counted": [entry["epoch"] for entry in chosen],
+        }
 
-
-def _result(
-    config: BevConfig, method: Method, settings: dict[str, Any], runs: list[tuple[History, float]]
-) -> Result:
-    histories = [history for history, _ in runs]
-
-    def counted(history: History) -> dict[str, float]:
-        if config.checkpoint == "last":
+    def counted(self, history: History) -> dict[str, float]:
+        """Return the validation that counts."""
+        if self.config.checkpoint == "last":
             return history[-1]
         # An IoU without any vehicle is NaN, which max would not pass over.
         return max(history, key=lambda entry: -1 if math.isnan(entry["iou"]) else entry["iou"])
-
-    chosen = [counted(history) for history in histories]
-    scores = {
-        name: Score.of([round(100 * entry[name], 4) for entry in chosen])
-        for name in ("iou", "iou_visible")
-    }
-    scores["first_loss"] = Score.of([round(history[0]["loss"], 6) for history in histories])
-    scores["loss"] = Score.of([round(history[-1]["loss"], 6) for history in histories])
-    return Result(
-        task=TASK,
-        label=method.label,
-        settings=settings,
-        scores=scores,
-        details={
-            "validations": {
-                str(seed): history for seed, history in zip(config.seeds, histories, strict=True)
-            },
-            "epoch_counted": [entry["epoch"] for entry in chosen],
-        },
-        seconds={"training and validation": round(sum(seconds for _, seconds in runs), 1)},
-        environment=describe_environment(),
-    )
 
 
 def _inputs(request: Request) -> dict[str, Any]:

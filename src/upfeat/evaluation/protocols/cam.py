@@ -15,9 +15,11 @@ Legend: ``B`` images, ``C`` channels of the layer, ``h w`` its grid, ``H W`` the
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -31,19 +33,19 @@ from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import CamMetric, normalize_map
 from upfeat.evaluation.probes.cam_classifier import CamClassifier, Explanation, create_classifier
 from upfeat.evaluation.registry import (
+    Presets,
     Progress,
     Protocol,
     ProtocolConfig,
     Request,
     higher,
-    known_entry,
     lower,
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
-from upfeat.evaluation.unfinished import Unfinished
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, seed_scores
+from upfeat.evaluation.tables.panels import shown_images
 from upfeat.ops.images import normalize
 from upfeat.pipeline import Encoded, Pipeline
 
@@ -83,31 +85,9 @@ DATA_SETS: dict[str, Callable[..., ClassifiedImages]] = {
     "imagenet": imagenet,
     "coco_objects": coco_objects,
 }
-# What a preset changes for a set. The classes of the COCO objects are not a classifier's.
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "jafar": {"imagenet": {}, "coco_objects": {"choose": "all"}}
-}
-
-
-def cam_preset(preset: str, data: str, **changes: Any) -> CamConfig:
-    """Return the settings of a protocol for a data set.
-
-    Args:
-        preset: see ``PRESETS``.
-        data: see ``DATA_SETS``.
-        **changes: fields of :class:`CamConfig`.
-
-    Raises:
-        UnknownNameError: no such preset or set.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.cam import cam_preset
-        >>> cam_preset("jafar", "coco_objects", mask="soft").choose
-        'all'
-    """
-    settings = known_entry("data set", data, known_entry("preset", preset, PRESETS))
-    return CamConfig(**{"preset": preset, "data": data} | settings | changes)
+PRESETS: dict[str, dict[str, Any]] = {"jafar": {}}
+# The classes of the COCO objects are not a classifier's.
+cam_preset = Presets(CamConfig, PRESETS, DATA_SETS, {"coco_objects": {"choose": "all"}})
 
 
 def run_cam(
@@ -120,81 +100,37 @@ def run_cam(
     cache: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Score the maps of several upsamplers in one pass; results that exist already are read.
+    """Score the maps of several upsamplers in one pass, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        data: the whole split.
-        backbone: one of timm with its classifier, on the device where everything runs; see
-            :func:`upfeat.evaluation.probes.cam_classifier.create_classifier`.
-        methods: upsamplers, on the same device.
-        out: folder of the results, one JSON a method; pictures of three images go to
-            ``out/panels`` for ``upfeat report``.
-        cache: folder of the choice of images and of scores so far, from which an interrupted run
-            goes on.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods, in percent. ``complexity`` and ``adcc`` are those
-        of the paper (share of non-zero pixels); ``_l1`` those of the reference code. ``adcc`` is
-        of the means, ``adcc_per_image`` the mean over the images.
+    The backbone is a network of timm with its classifier
+    (:func:`~upfeat.evaluation.probes.cam_classifier.create_classifier`). Pictures of three images
+    go to ``out/panels`` for ``upfeat report``; the cache keeps the choice of images and the scores
+    so far, from which an interrupted run goes on. Scores are in percent: ``complexity`` and
+    ``adcc`` are those of the paper (share of non-zero pixels), ``_l1`` those of the reference code;
+    ``adcc`` is of the means, ``adcc_per_image`` the mean over the images.
 
     Raises:
         ValueError: the data is broken, no image is classified right, there is no such layer, or a
             method does not fit it.
     """
     classifier = CamClassifier(backbone, config.layer, config.side)
-    scoring = _Scoring(
-        config, data, classifier, Path(cache) / "cam", on_progress or silent, Path(out)
-    )
-    results: dict[str, Result] = {}
-    pending: list[_Rows] = []
-    for method in methods:
-        settings = scoring.settings(method)
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is not None:
-            results[method.label] = known
-        else:
-            unfinished = Unfinished(Path(cache) / "cam", path.name, settings)
-            pending.append(_Rows(method, path, unfinished))
-    seconds = scoring.run(pending)
-    for rows in pending:
-        result = scoring.result(rows, seconds)
-        result.save(rows.result)
-        rows.unfinished.remove()
-        results[rows.method.label] = result
-    return [results[method.label] for method in methods]
+    folder = Path(cache) / "cam"
+    return _Scoring(config, Path(out), on_progress or silent, data, classifier, folder).run(methods)
 
 
-class _Chosen(NamedTuple):
-    """The images that are scored, and of how many tried ones."""
-
-    files: tuple[ClassifiedFile, ...]
-    tried: int
-
-
-class _Rows(NamedTuple):
-    """A method, where its result goes, and the scores of each image so far."""
-
-    method: Method
-    result: Path
-    unfinished: Unfinished
-
-
-class _Scoring:
+@dataclass(eq=False)
+class _Scoring(ProtocolRun):
     """One classifier on one set; the methods go together."""
 
-    def __init__(
-        self,
-        config: CamConfig,
-        data: ClassifiedImages,
-        classifier: CamClassifier,
-        folder: Path,
-        on_progress: Progress,
-        out: Path,
-    ) -> None:
-        self.config, self.data, self.classifier = config, data, classifier
-        self.folder, self.on_progress, self.out = folder, on_progress, out
+    task = TASK
+
+    config: CamConfig
+    data: ClassifiedImages
+    classifier: CamClassifier
+    folder: Path
+
+    def __post_init__(self) -> None:
+        config, data, classifier = self.config, self.data, self.classifier
         self.size: Size = config.input_size
         self.device = next(classifier.model.parameters()).device
         self.crop_fraction = config.crop_fraction or classifier.crop_fraction
@@ -205,37 +141,28 @@ class _Scoring:
                 f"{classifier.num_classes}; set choose=all to take every image, each for the class "
                 "that the classifier predicts"
             )
-        self.chosen = self.choose()
+        self.files, self.tried = self.choose()
         digest = hashlib.blake2b(digest_size=8)
-        for file in self.chosen.files:
+        for file in self.files:
             digest.update(f"{file.name} {data.file_hash(file)}\n".encode())
-        self.fingerprint = digest.hexdigest()
-        self.pipe = Pipeline(classifier.as_backbone(self.size), device=self.device)
-
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        return self.config.model_dump(mode="json") | {
-            "classifier": self.classifier.backbone.name,
+        split = {"images": len(self.files), "fingerprint": digest.hexdigest()}
+        self.facts = {
+            "classifier": classifier.backbone.name,
             "crop_fraction": round(self.crop_fraction, 6),
-            "layer": self.classifier.layer,
-            "side": self.classifier.side,
+            "layer": classifier.layer,
+            "side": classifier.side,
             "map_size": list(self.size),
-            "splits": {
-                self.data.name: {
-                    "images": len(self.chosen.files),
-                    "fingerprint": self.fingerprint,
-                }
-            },
+            "splits": {data.name: split},
             "backbone": self.identity,
-            "upsampler": method.identity,
             "image_resize": "short side bicubic, antialiased; centre crop",
             "class_score": "logit",
         }
+        self.pipe = Pipeline(classifier.as_backbone(self.size), device=self.device)
 
     # -- choice ----------------------------------------------------------------------------------
 
-    def choose(self) -> _Chosen:
-        """Return the images, in the random order of the seed; the choice is kept on disk."""
+    def choose(self) -> tuple[tuple[ClassifiedFile, ...], int]:
+        """Return the images, in the seed's random order, and how many were tried; kept on disk."""
         config, files = self.config, self.data.files
         key = {
             "classifier": self.identity,
@@ -249,7 +176,7 @@ class _Scoring:
         path = self.folder / f"choice-{digest}.json"
         if path.is_file():
             content = json.loads(path.read_text())
-            return _Chosen(tuple(files[index] for index in content["files"]), content["tried"])
+            return tuple(files[index] for index in content["files"]), content["tried"]
         count = min(config.images, config.limit or config.images)
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.randperm(len(files), generator=generator).tolist()
@@ -269,7 +196,7 @@ class _Scoring:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, json.dumps({"files": chosen, "tried": tried}).encode())
-        return _Chosen(tuple(files[index] for index in chosen), tried)
+        return tuple(files[index] for index in chosen), tried
 
     def is_right(self, file: ClassifiedFile) -> bool:
         """Return whether the classifier predicts the image's class."""
@@ -294,28 +221,33 @@ class _Scoring:
 
     # -- maps and scores -------------------------------------------------------------------------
 
-    def run(self, pending: Sequence[_Rows]) -> float:
-        """Score every image for every method that lacks it; return the seconds."""
-        start = time.perf_counter()
-        label = ", ".join(rows.method.label for rows in pending)
-        shown = shown_images(len(self.chosen.files))
-        try:
-            for number, file in enumerate(self.chosen.files):
-                missing = [rows for rows in pending if file.name not in rows.unfinished.rows]
+    def measure_all(self, pending: Sequence[Pending]) -> Iterator[Measured]:
+        """Score every image for every method that lacks it, in one pass."""
+        start, count = time.perf_counter(), len(self.files)
+        label = ", ".join(each.method.label for each in pending)
+        with ExitStack() as kept:
+            all_rows = [kept.enter_context(each.unfinished(self.folder)) for each in pending]
+            for number, file in enumerate(self.files):
+                missing = [
+                    (each.method, unfinished)
+                    for each, unfinished in zip(pending, all_rows, strict=True)
+                    if file.name not in unfinished.rows
+                ]
                 if not missing:
                     continue
-                self.on_progress(label, "maps and scores", number, len(self.chosen.files))
+                self.on_progress(label, "maps and scores", number, count)
                 image = self.prepare(file)
                 explanation = self.classifier.explain(self.normalized(image))
-                for rows in missing:
-                    scores, ready = self.score(rows.method, image, explanation)
-                    rows.unfinished.put(file.name, scores)
-                    if number in shown:
-                        self.draw(rows.method.label, file.name, image[0], ready[0])
-        except BaseException:
-            _save(pending)
-            raise
-        return time.perf_counter() - start
+                for method, unfinished in missing:
+                    scores, ready = self.score(method, image, explanation)
+                    unfinished.put(file.name, scores)
+                    if number in shown_images(count):
+                        backbone = self.classifier.backbone.name
+                        self.draw(image[0], file.name, backbone, [(method.label, "cam", ready[0])])
+        seconds = time.perf_counter() - start
+        for each, unfinished in zip(pending, all_rows, strict=True):
+            each.seconds["all methods of the run"] = seconds
+            yield self.summarise(each.method, unfinished.rows)
 
     def score(
         self, method: Method, image: Tensor, explanation: Explanation
@@ -336,13 +268,6 @@ class _Scoring:
         scores = CamMetric.score(explanation.probability, again.probability, ready, masked_map)
         return scores[0].tolist(), ready
 
-    def draw(self, label: str, name: str, image: Tensor, values: Tensor) -> None:
-        """Leave the image (3, H, W) and a method's map (H, W) as pictures for the report."""
-        common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
-        common["backbone"] = self.classifier.backbone.name
-        save_panel(self.out, image_panel(image, **common))
-        save_panel(self.out, Panel(**common, label=label, kind="cam", values=values.cpu()))
-
     def map(self, method: Method, image: Tensor, explanation: Explanation) -> Tensor:
         """Return the map (1, H, W), not negative and not normalised."""
         weights = explanation.weights
@@ -354,34 +279,15 @@ class _Scoring:
 
         return method.on(self.pipe).upsample(encoded, self.size, head)[0].relu()[None]
 
-    def result(self, rows: _Rows, seconds: float) -> Result:
-        """Return the result of a method whose images are all scored."""
-        metric = CamMetric()
-        names = [file.name for file in self.chosen.files]
-        metric.add_scores(
-            torch.tensor([rows.unfinished.rows[name] for name in names], dtype=torch.float64)
-        )
+    def summarise(self, method: Method, rows: dict[str, Any]) -> Measured:
+        metric, names = CamMetric(), [file.name for file in self.files]
+        metric.add_scores(torch.tensor([rows[name] for name in names], dtype=torch.float64))
         scores = {name.replace("_l0", ""): score for name, score in metric.compute().items()}
-        method = rows.method
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=rows.unfinished.settings,
-            scores={name: Score.of([round(100 * score, 4)]) for name, score in scores.items()},
-            details={
-                "images": names,
-                "images_tried": self.chosen.tried,
-                "head_before_upsampling": method.upsampler.info.abilities.linear,
-            },
-            seconds={"all methods of the run": round(seconds, 1)},
-            environment=describe_environment(),
-        )
-
-
-def _save(pending: Sequence[_Rows]) -> None:
-    for rows in pending:
-        if rows.unfinished.rows:
-            rows.unfinished.save()
+        return seed_scores([scores]), {
+            "images": names,
+            "images_tried": self.tried,
+            "head_before_upsampling": method.upsampler.info.abilities.linear,
+        }
 
 
 def _inputs(request: Request) -> dict[str, Any]:

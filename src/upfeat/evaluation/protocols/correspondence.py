@@ -21,8 +21,8 @@ of its map, ``H W`` image.
 
 import hashlib
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,18 +56,18 @@ from upfeat.evaluation.probes.key_points import (
 )
 from upfeat.evaluation.registry import (
     Option,
+    Presets,
     Progress,
     Protocol,
     ProtocolConfig,
     Request,
     higher,
-    known_entry,
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.unfinished import Unfinished
-from upfeat.pipeline import Encoded, Pipeline
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, seed_scores
+from upfeat.pipeline import Pipeline
 
 __all__ = [
     "DATA_SETS",
@@ -115,10 +115,6 @@ class CorrespondenceConfig(ProtocolConfig):
     pair_seed: int = 0
 
 
-def _folder(root: Path, split: str, cache: Path) -> KeypointData:
-    return keypoint_folder(root)
-
-
 def _homographies(root: Path, split: str, cache: Path) -> KeypointData:
     """Write the pairs of a folder of images once, and list them."""
     digest = hash_files(path for path, _ in image_files(root))
@@ -132,7 +128,7 @@ DATA_SETS: dict[str, Callable[[Path, Any, Path], KeypointData]] = {
     "spair71k": lambda root, split, cache: spair71k(root, split),
     "pf_pascal": lambda root, split, cache: pf_pascal(root, split),
     "pf_willow": lambda root, split, cache: pf_willow(root),
-    "keypoints": _folder,
+    "keypoints": lambda root, split, cache: keypoint_folder(root),
     FOLDER_SET: lambda root, split, cache: folder_keypoints(root),
     "homographies": _homographies,
 }
@@ -163,35 +159,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "geometry_aware": True,
     },
 }
-# What the sets without boxes are scored by.
-_DATA_CHANGES: dict[str, dict[str, Any]] = {
+_WITHOUT_BOXES = {
     "pf_pascal": {"threshold": "image", "alphas": (0.05, 0.1, 0.15)},
     "pf_willow": {"threshold": "kp_extent", "alphas": (0.05, 0.1, 0.15)},
 }
-
-
-def correspondence_preset(preset: str, data: str, **changes: Any) -> CorrespondenceConfig:
-    """Return the settings of a protocol for a data set.
-
-    Args:
-        preset: see ``PRESETS``.
-        data: see ``DATA_SETS``.
-        **changes: fields of :class:`CorrespondenceConfig`.
-
-    Raises:
-        UnknownNameError: no such preset or set.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.correspondence import correspondence_preset
-        >>> correspondence_preset("square", "pf_willow").threshold
-        'kp_extent'
-    """
-    settings = known_entry("preset", preset, PRESETS)
-    if changes.get("reader") is None:
-        known_entry("data set", data, DATA_SETS)
-    own = _DATA_CHANGES.get(data, {})
-    return CorrespondenceConfig(**{"preset": preset, "data": data} | settings | own | changes)
+correspondence_preset = Presets(CorrespondenceConfig, PRESETS, DATA_SETS, _WITHOUT_BOXES)
 
 
 def run_correspondence(
@@ -204,39 +176,18 @@ def run_correspondence(
     cache: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Match the key points of all pairs with several upsamplers; results that exist are read.
+    """Match the key points of all pairs with several upsamplers, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        data: the whole split; ``limit`` and ``pairs_per_category`` of the settings apply.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results, one JSON a method.
-        cache: folder of low-resolution features and of the matches so far, from which an
-            interrupted run goes on.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods, in percent; see
-        :meth:`upfeat.evaluation.metrics.KeypointMetric.compute`. ``geo_pck``: of the points with a
-        visible twin; ``view_0``, ``view_1``, ``view_2``: over the points of pairs with that
-        difference of viewpoints.
+    The cache also keeps the matches so far, from which an interrupted run goes on. Scores are in
+    percent, see :meth:`upfeat.evaluation.metrics.KeypointMetric.compute`; ``geo_pck``: of the
+    points with a visible twin; ``view_0``, ``view_1``, ``view_2``: over the points of pairs with
+    that difference of viewpoints.
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.
     """
-    matching = _Matching(config, data, backbone, Path(cache), on_progress or silent)
-    results = []
-    for method in methods:
-        settings = matching.settings(method)
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is None:
-            rows = Unfinished(Path(cache) / TASK, path.name, settings)
-            known = matching.run(method, settings, rows)
-            known.save(path)
-            rows.remove()
-        results.append(known)
-    return results
+    matching = _Matching(config, Path(out), on_progress or silent, data, backbone, Path(cache))
+    return matching.run(methods)
 
 
 class _Matches(NamedTuple):
@@ -247,38 +198,35 @@ class _Matches(NamedTuple):
     size: float
 
 
-class _Matching:
-    """One backbone on one set; the methods come one after the other."""
+@dataclass(eq=False)
+class _Matching(ProtocolRun):
+    """One backbone on one set."""
 
-    def __init__(
-        self,
-        config: CorrespondenceConfig,
-        data: KeypointData,
-        backbone: Backbone,
-        cache: Path,
-        on_progress: Progress,
-    ) -> None:
-        self.config, self.data, self.backbone = config, data, backbone
-        self.on_progress = on_progress
-        self.files = drawn_pairs(data, config)
-        self.pipe = Pipeline(backbone, fit="exact", cache=cache / "features")
-        digest = hashlib.blake2b(data.settings().encode(), digest_size=8)
-        hashes = {
-            path: hash_files([path]) for path in {p for f in self.files for p in data.paths(f)}
-        }
+    task = TASK
+
+    config: CorrespondenceConfig
+    data: KeypointData
+    backbone: Backbone
+    cache: Path
+
+    def __post_init__(self) -> None:
+        self.files = drawn_pairs(self.data, self.config)
+        self.pipe = Pipeline(self.backbone, fit="exact", cache=self.cache / "features")
+        digest = hashlib.blake2b(self.data.settings().encode(), digest_size=8)
+        paths = {path for file in self.files for path in self.data.paths(file)}
+        hashes = {path: hash_files([path]) for path in paths}
         for file in self.files:
-            digest.update(f"{file.name} {[hashes[p] for p in data.paths(file)]}\n".encode())
-        self.fingerprint = digest.hexdigest()
-
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        return self.config.model_dump(mode="json") | {
-            "output_size": [self.grid(method)] * 2,
-            "splits": {self.data.name: {"pairs": len(self.files), "fingerprint": self.fingerprint}},
+            own = [hashes[path] for path in self.data.paths(file)]
+            digest.update(f"{file.name} {own}\n".encode())
+        split = {"pairs": len(self.files), "fingerprint": digest.hexdigest()}
+        self.facts = {
+            "splits": {self.data.name: split},
             "backbone": self.pipe.identity,
-            "upsampler": method.identity,
             "stored_features": "float16",
         }
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        return super().settings(method) | {"output_size": [self.grid(method)] * 2}
 
     def grid(self, method: Method) -> int:
         """Return G."""
@@ -288,32 +236,18 @@ class _Matching:
             return own
         return self.config.map_size or 2 * own
 
-    def run(self, method: Method, settings: dict[str, Any], rows: Unfinished) -> Result:
+    def measure(self, pending: Pending) -> Measured:
         """Match all pairs and score them."""
-        start = time.perf_counter()
-        config = self.config
-        match = {"square": self.square, "lift": self.lift, "recall": self.recall}[config.form]
-        try:
-            for number, file in enumerate(self.files):
-                if file.name not in rows.rows:
-                    self.on_progress(method.label, "matching", number, len(self.files))
-                    matches = match(method, file, self.data.read(file))
-                    rows.put(
-                        file.name, [x if isinstance(x, float) else x.tolist() for x in matches]
-                    )
-        except BaseException:
-            rows.save()
-            raise
-        scores, categories = self.scores(rows.rows)
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=settings,
-            scores={name: Score.of([round(100 * value, 4)]) for name, value in scores.items()},
-            details={"categories": categories},
-            seconds={"all": round(time.perf_counter() - start, 1)},
-            environment=describe_environment(),
-        )
+        rows = self.rows(pending, self.cache / TASK, "matching", self.files, self.match)
+        scores, categories = self.scores(rows)
+        return seed_scores([scores]), {"categories": categories}
+
+    @torch.no_grad()
+    def match(self, method: Method, file: KeypointFile) -> list[Any]:
+        """Return a pair's :class:`_Matches` as lists."""
+        form = {"square": self.square, "lift": self.lift, "recall": self.recall}[self.config.form]
+        found = form(method, file, self.data.read(file))
+        return [found.predicted.tolist(), found.true.tolist(), found.size]
 
     # -- matches ---------------------------------------------------------------------------------
 
@@ -328,7 +262,7 @@ class _Matching:
         cells = canvases[0].cells(pair.source_points[shown], grid)
         pipe = method.on(self.pipe)
         queries = pipe.at(source, (grid, grid), cells)
-        strips = _strips(pipe, target, grid)
+        strips = (tile[0] for _, tile in pipe.pieces(target, (grid, grid)))  # (C, R, G) each
         predicted = torch.full_like(pair.source_points, torch.nan)
         if self.config.soft_window is None:
             predicted[shown] = square_matches(queries, strips, canvases[1], grid)
@@ -424,26 +358,7 @@ class _Matching:
 
 
 def drawn_pairs(data: KeypointData, config: CorrespondenceConfig) -> tuple[KeypointFile, ...]:
-    """Return the pairs that are scored: all, or so many of each category.
-
-    Args:
-        data: the whole split.
-        config: how many, and how they are drawn.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.data.keypoints import KeypointData, KeypointFile, KeypointView
-        >>> from upfeat.evaluation.protocols.correspondence import (
-        ...     correspondence_preset,
-        ...     drawn_pairs,
-        ... )
-        >>> view = KeypointView(Path("a.jpg"), ())
-        >>> files = tuple(KeypointFile(str(i), "cat", view, view) for i in range(9))
-        >>> data = KeypointData("set", ("cat",), files)
-        >>> config = correspondence_preset("probe3d", "keypoints", pairs_per_category=3)
-        >>> len({file.name for file in drawn_pairs(data, config)})
-        3
-    """
+    """Return the pairs that are scored: all, or so many of each category."""
     files = data.files
     if (count := config.pairs_per_category) is not None:
         draw = random.Random(config.pair_seed)  # one generator for all categories, in their order
@@ -469,20 +384,13 @@ def _has_twin(groups: Sequence[Sequence[int]], targets: Tensor) -> Tensor:
     return found
 
 
-def _strips(pipe: Pipeline, encoded: Encoded, grid: int) -> Iterator[Tensor]:
-    """Yield consecutive rows (C, R, G) of the upsampled map."""
-    with torch.no_grad():
-        for _, tile in pipe.pieces(encoded, (grid, grid)):
-            yield tile[0]
-
-
 def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
 def _inputs(request: Request) -> dict[str, Any]:
-    opened = DATA_SETS[str(request.data)]
-    data = opened(request.root, request.options["split"], request.cache)
+    read = DATA_SETS[str(request.data)]
+    data = read(request.root, request.options["split"], request.cache)
     return {"data": data, "cache": request.cache}
 
 

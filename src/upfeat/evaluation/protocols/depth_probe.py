@@ -8,7 +8,7 @@
 * ``nyu``: metric depth of NYU Depth v2 up to 10 m with the same head; loss, schedule, epochs and
   batch of Probe3D (arXiv 2404.08636). The choice of the 1x1 head is ours.
 * ``navi`` (LoftUp, arXiv 2504.14032) and ``probe3d-nyu`` (Probe3D): convolutional heads on square
-  pictures, see :mod:`upfeat.evaluation.probes.surface_depth`.
+  pictures, see :mod:`upfeat.evaluation.probes.surfaces`.
 * ``pixel-sample``: a quick probe of metric depth, trained on a fixed sample of pixels and scored on
   all, see :mod:`upfeat.evaluation.probes.depth_pixels`.
 
@@ -20,8 +20,8 @@ scale and shift to each image; ``d1`` to ``d3`` are in percent.
 Legend: ``B`` batch, ``K`` bins, ``s`` seeds, ``H W`` crop, ``h' w'`` upsampled map.
 """
 
-import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,20 +49,21 @@ from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import DepthMetric
 from upfeat.evaluation.probes.crops import KEEP_WEIGHTS, CropProbe
-from upfeat.evaluation.probes.depth_losses import bin_depth, gradient_loss, probe3d_loss, sig_loss
-from upfeat.evaluation.probes.depth_losses import valid_depth as where_valid
 from upfeat.evaluation.probes.depth_pixels import (
     DepthPixelConfig,
+    DepthPixelProbe,
     depth_pixel_preset,
-    run_depth_pixels,
     summarise_depth,
 )
+from upfeat.evaluation.probes.losses import bin_depth, gradient_loss, probe3d_loss, sig_loss
+from upfeat.evaluation.probes.losses import valid_depth as where_valid
 from upfeat.evaluation.probes.parts import (
     ClassTokens,
     CropProbeConfig,
     head_first_is_cheaper,
 )
-from upfeat.evaluation.probes.surface_depth import (
+from upfeat.evaluation.probes.pixels import KEEP_PIXELS
+from upfeat.evaluation.probes.surfaces import (
     SURFACE_DEPTH_PRESETS,
     SurfaceDepthConfig,
     SurfaceDepthProbe,
@@ -79,7 +80,8 @@ from upfeat.evaluation.registry import (
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured
 from upfeat.layers.raw_images import expect_raw_images
 from upfeat.upsamplers import Upsampler
 
@@ -129,14 +131,11 @@ CROP_PRESETS: Mapping[str, Mapping[str, Any]] = {
 def depth_probe_preset(
     preset: str, data: str, **changes: Any
 ) -> DepthProbeConfig | DepthPixelConfig | SurfaceDepthConfig:
-    """Return the settings of a protocol for a data set.
+    """Return the settings of a preset for a data set.
 
-    Args:
-        preset: ``jafar``, ``nyu``, ``pixel-sample``, ``navi`` or ``probe3d-nyu``.
-        data: name of the set.
-        **changes: fields of :class:`DepthProbeConfig`, of
-            :class:`upfeat.evaluation.probes.depth_pixels.DepthPixelConfig` for ``pixel-sample``, of
-            :class:`upfeat.evaluation.probes.surface_depth.SurfaceDepthConfig` for the last two.
+    ``pixel-sample`` has those of :class:`~upfeat.evaluation.probes.depth_pixels.DepthPixelConfig`,
+    ``navi`` and ``probe3d-nyu`` those of
+    :class:`~upfeat.evaluation.probes.surfaces.SurfaceDepthConfig`.
 
     Raises:
         UnknownNameError: no such preset.
@@ -172,41 +171,43 @@ def run_depth_probe(
     keep_weights: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Probe several upsamplers on the same features; results that exist already are read.
+    """Probe several upsamplers on the same features, see :attr:`Protocol.run`.
+
+    The cache also keeps class tokens, sampled pixels and checkpoints, from which an interrupted run
+    goes on. A ``JointMethod`` is trained with the heads on crops only.
 
     Args:
         config: the protocol.
         train: whole training split; with a teacher any images will do.
         val: whole validation split.
         backbone: on the device where everything runs.
-        methods: upsamplers, on the same device; a ``JointMethod`` on crops only.
-        out: folder of the results, one JSON a method.
-        cache: folder of features, class tokens, sampled pixels and checkpoints, from which an
-            interrupted run goes on.
+        methods: upsamplers, on the same device.
+        out: folder of the results.
+        cache: folder of features and unfinished work.
         teacher: gives the target depth; None for that of the data.
         keep_pixels: keep a method's sampled pixels after its result is written.
         keep_weights: save methods that are trained with the heads (not ``pixel-sample``), one
             folder a seed in ``out/weights``.
         on_progress: called with label, stage, done and total.
 
-    Returns:
-        The results, in the order of the methods.
-
     Raises:
         ValueError: the data is broken, has no depth and there is no teacher, or a method does not
             fit the features.
     """
     train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
-    shown = on_progress or silent
+    where = (Path(out), on_progress or silent)
     if isinstance(config, SurfaceDepthConfig):
-        pair = [without_normals(x) if isinstance(x, DepthData) else x for x in (train, val)]
-        first, second = pair
+        first, second = (
+            without_normals(x) if isinstance(x, DepthData) else x for x in (train, val)
+        )
         if teacher or isinstance(first, SegmentationData) or isinstance(second, SegmentationData):
             raise ValueError(
                 f"{config.preset} needs a set with measured depth, such as navi, and no teacher"
             )
-        surfaces = SurfaceDepthProbe(config, first, second, backbone, Path(cache), shown)
-        return surfaces.run(methods, Path(out), keep_weights=keep_weights)
+        surfaces = SurfaceDepthProbe(
+            config, *where, first, second, backbone, Path(cache), keep_weights
+        )
+        return surfaces.run(methods)
     if isinstance(train, SurfaceData) or isinstance(val, SurfaceData):
         raise ValueError(
             f"{config.preset} does not read {train.name}; take a preset of its form: "
@@ -214,105 +215,68 @@ def run_depth_probe(
         )
     real = isinstance(train, DepthData) and isinstance(val, DepthData)
     if isinstance(config, DepthPixelConfig):
-        if not isinstance(train, DepthData) or not isinstance(val, DepthData) or teacher:
+        if teacher or not real:
             raise ValueError(
                 "pixel-sample needs a set with measured depth, such as nyuv2, and no teacher; take "
                 "the preset jafar for a teacher's depth"
             )
-        return run_depth_pixels(
-            config,
-            train,
-            val,
-            backbone,
-            methods,
-            out=Path(out),
-            cache=Path(cache),
-            keep_pixels=keep_pixels,
-            on_progress=shown,
-        )
+        pixels = DepthPixelProbe(config, *where, train, val, backbone, Path(cache), keep_pixels)
+        return pixels.run(methods)
     if not real and teacher is None:
         raise ValueError(
             f"{train.name} has no depth; give a teacher (--teacher FOLDER with the weights of "
             "Depth Anything V2), or take a set with depth, such as nyuv2"
         )
-    probe = _DepthProbe(config, train, val, backbone, Path(cache), shown, teacher)
-    return probe.run(methods, Path(out), keep_weights=keep_weights)
+    probe = _DepthProbe(config, *where, train, val, backbone, Path(cache), keep_weights, teacher)
+    return probe.run(methods)
 
 
-class _HasImage(typing.Protocol):
-    @property
-    def image(self) -> Path: ...
-
-
+@dataclass(eq=False)
 class _DepthProbe(CropProbe[DepthMetric]):
     """Depth in bins."""
 
     task = "depth-probe"
 
-    def __init__(
-        self,
-        config: DepthProbeConfig,
-        train: DepthData | SegmentationData,
-        val: DepthData | SegmentationData,
-        backbone: Backbone,
-        cache: Path,
-        on_progress: Progress,
-        teacher: DepthTeacher | None,
-    ) -> None:
-        super().__init__(config, backbone, cache, on_progress)
-        self.depth_config, self.teacher = config, teacher
-        self.unit = "m" if teacher is None else "teacher's"
-        self.splits = {"train": train, "val": val}
-        self.counts = {name: len(split) for name, split in self.splits.items()}
-        self.outputs = config.bins
-        self.token_channels = backbone.dim if config.class_token else 0
-        self.tokens = ClassTokens(self.pipe, cache / "features")
-        self.fingerprints = {
-            split.name: {"images": len(split), "fingerprint": split.fingerprint()}
-            for split in (train, val)
-        }
+    config: DepthProbeConfig
+    teacher: DepthTeacher | None = None
 
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        teacher = self.teacher
-        return self.config.model_dump(mode="json") | {
-            "splits": self.fingerprints,
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, teacher = self.config, self.teacher
+        self.unit = "m" if teacher is None else "teacher's"
+        self.outputs = config.bins
+        self.token_channels = self.backbone.dim if config.class_token else 0
+        self.tokens = ClassTokens(self.pipe, self.cache / "features")
+        self.facts |= {
             "teacher": None if teacher is None else teacher.name,
             "teacher_weights": None if teacher is None else teacher.weights,
-            "backbone": self.pipe.identity,
-            "upsampler": method.identity,
             "crop": "short side resized (bilinear, antialiased; depth nearest), centre crop",
             "head": "1x1 convolution, ReLU, + 0.1, mean of uniform bins",
             "alignment": "none; scores with si_: scale and shift of each image",
         }
 
     def read(self, split: str, index: int) -> tuple[Tensor, Tensor]:
-        """Return a crop with its depth."""
         data, side = self.splits[split], self.config.crop_size
         if self.teacher is not None:
-            file: _HasImage = data.files[index]
-            image, _ = resize_and_crop(read_image(file.image), None, side)
+            image, _ = resize_and_crop(read_image(data.files[index].image), None, side)
             return image, self.teacher(image)
         image, depth = data[index]
         return resize_and_crop(image, depth, side)
 
     def pixels(self, image: Tensor) -> Tensor:
-        """Return the image (1, 3, H, W) as the backbone sees it."""
-        if self.depth_config.normalise:
+        if self.config.normalise:
             return super().pixels(image)
         expect_raw_images(self.backbone)
         return image
 
     def guidance(self, upsampler: Upsampler, image: Tensor) -> Tensor:
-        """Return the image (B, 3, H, W) as the upsampler sees it."""
-        if self.depth_config.normalise:
+        if self.config.normalise:
             return super().guidance(upsampler, image)
         expect_raw_images(upsampler)
         return image
 
     def token(self, pixels: Tensor) -> Tensor | None:
-        """Return the normalised class token (1, C), or None."""
-        return self.tokens(pixels) if self.depth_config.class_token else None
+        return self.tokens(pixels) if self.config.class_token else None
 
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go first: where they may, and where it costs less."""
@@ -329,7 +293,7 @@ class _DepthProbe(CropProbe[DepthMetric]):
 
     def depth(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Decode (B, s, K, h', w') to depths (B, s, H, W) of the target's size."""
-        config = self.depth_config
+        config = self.config
         # (B, s, K, h', w') -> (B*s, h', w') -> (B, s, h', w')
         depth = bin_depth(outputs.flatten(0, 1), config.min_depth, config.max_depth)
         depth = depth.unflatten(0, outputs.shape[:2])
@@ -338,8 +302,7 @@ class _DepthProbe(CropProbe[DepthMetric]):
         return depth
 
     def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
-        """Return the seeds' losses, added up."""
-        config = self.depth_config
+        config = self.config
         true = target[:, None]  # (B, 1, H, W)
         valid = where_valid(true, config.max_depth)
         if int(valid.sum()) < 2:
@@ -356,16 +319,13 @@ class _DepthProbe(CropProbe[DepthMetric]):
         return total
 
     def metric(self) -> DepthMetric:
-        """Return an empty metric."""
-        return DepthMetric(1e-3, self.depth_config.max_depth, aligned=True)
+        return DepthMetric(1e-3, self.config.max_depth, aligned=True)
 
     def score(self, metrics: Sequence[DepthMetric], outputs: Tensor, target: Tensor) -> None:
-        """Add the predicted depths of an image."""
         for metric, depth in zip(metrics, self.depth(outputs, target)[0], strict=True):
             metric.add(depth[None], target)
 
-    def summarise(self, metrics: Sequence[DepthMetric]) -> tuple[dict[str, Score], dict[str, Any]]:
-        """Return the scores, and how many images they are the mean of."""
+    def summarise(self, metrics: Sequence[DepthMetric]) -> Measured:
         return summarise_depth(metrics)
 
 
@@ -439,12 +399,7 @@ register_protocol(
         items="images of each split",
         options=(
             Option("teacher", "Folder with Depth Anything V2, for pseudo depth.", "path"),
-            Option(
-                "keep_pixels",
-                "Keep the cached features of the sampled pixels after a method is finished.",
-                "flag",
-                False,
-            ),
+            KEEP_PIXELS,
             KEEP_WEIGHTS,
         ),
     )

@@ -14,8 +14,8 @@ chosen, as no paper says how a dense map is cut.
 Legend: ``C`` feature channels, ``h w`` grid of the cut, ``H W`` image.
 """
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,22 +26,23 @@ from torch import Tensor
 
 from upfeat.backbones import Backbone
 from upfeat.data import BoxData, coco20k, mask_folder, voc_boxes
+from upfeat.data.boxes import BoxFile
 from upfeat.data.sizes import Size, resize
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import CorLocMetric, Cut, normalized_cut
 from upfeat.evaluation.metrics.discovery import MOST_CELLS
 from upfeat.evaluation.registry import (
+    Presets,
     Progress,
     Protocol,
     ProtocolConfig,
     Request,
     higher,
-    known_entry,
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.unfinished import Unfinished
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, described_splits, seed_scores
 from upfeat.pipeline import Pipeline
 
 __all__ = [
@@ -83,33 +84,8 @@ DATA_SETS: dict[str, Callable[[Path], BoxData]] = {
     "coco20k": coco20k,
     "masks": mask_folder,
 }
-# What a preset changes for a set.
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "tokencut": {name: {} for name in DATA_SETS},
-    "lift": {name: {"side": 224} for name in DATA_SETS},
-}
-PRESETS["lift"]["coco20k"]["tau"] = 0.3
-
-
-def discovery_preset(preset: str, data: str, **changes: Any) -> DiscoveryConfig:
-    """Return the settings of a protocol for a data set.
-
-    Args:
-        preset: see ``PRESETS``.
-        data: see ``DATA_SETS``.
-        **changes: fields of :class:`DiscoveryConfig`.
-
-    Raises:
-        UnknownNameError: no such preset or set.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.discovery import discovery_preset
-        >>> discovery_preset("lift", "coco20k").tau
-        0.3
-    """
-    settings = known_entry("data set", data, known_entry("preset", preset, PRESETS))
-    return DiscoveryConfig(**{"preset": preset, "data": data} | settings | changes)
+PRESETS: dict[str, dict[str, Any]] = {"tokencut": {}, "lift": {"side": 224}}
+discovery_preset = Presets(DiscoveryConfig, PRESETS, DATA_SETS, {("lift", "coco20k"): {"tau": 0.3}})
 
 
 def run_discovery(
@@ -122,99 +98,56 @@ def run_discovery(
     cache: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Find an object in every image with several upsamplers; results that exist are read.
+    """Find an object in every image with several upsamplers, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        data: the whole split; ``limit`` of the settings applies.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results, one JSON a method.
-        cache: folder of low-resolution features and of the boxes so far, from which an interrupted
-            run goes on.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods, in percent.
+    The cache also keeps the boxes so far, from which an interrupted run goes on. Scores are in
+    percent.
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.
     """
-    search = _Search(config, data.select(limit=config.limit), backbone, Path(cache))
-    report = on_progress or silent
-    results = []
-    for method in methods:
-        settings = search.settings(method)
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is None:
-            rows = Unfinished(Path(cache) / TASK, path.name, settings)
-            known = search.run(method, settings, rows, report)
-            known.save(path)
-            rows.remove()
-        results.append(known)
-    return results
+    data = data.select(limit=config.limit)
+    search = _Search(config, Path(out), on_progress or silent, data, backbone, Path(cache))
+    return search.run(methods)
 
 
-class _Search:
-    """One backbone on one set; the methods come one after the other."""
+@dataclass(eq=False)
+class _Search(ProtocolRun):
+    """One backbone on one set."""
 
-    def __init__(
-        self, config: DiscoveryConfig, data: BoxData, backbone: Backbone, cache: Path
-    ) -> None:
-        self.config, self.data, self.backbone = config, data, backbone
-        self.pipe = Pipeline(backbone, fit="exact", cache=cache / "features")
-        self.fingerprint = data.fingerprint()
+    task = TASK
+
+    config: DiscoveryConfig
+    data: BoxData
+    backbone: Backbone
+    cache: Path
+
+    def __post_init__(self) -> None:
+        self.pipe = Pipeline(self.backbone, fit="exact", cache=self.cache / "features")
+        self.facts = {
+            "splits": described_splits(self.data),
+            "backbone": self.pipe.identity,
+            "most_cells": MOST_CELLS,
+            "image_resize": "bicubic, antialiased",
+            "stored_features": "float16",
+        }
 
     def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
         own = {"factor": 1.0, "oversample": 1} if isinstance(method, LowRes) else {}
-        return (
-            self.config.model_dump(mode="json")
-            | own
-            | {
-                "splits": {
-                    self.data.name: {"images": len(self.data), "fingerprint": self.fingerprint}
-                },
-                "backbone": self.pipe.identity,
-                "upsampler": method.identity,
-                "most_cells": MOST_CELLS,
-                "image_resize": "bicubic, antialiased",
-                "stored_features": "float16",
-            }
-        )
+        return super().settings(method) | own
 
-    def run(
-        self, method: Method, settings: dict[str, Any], rows: Unfinished, report: Progress
-    ) -> Result:
+    def measure(self, pending: Pending) -> Measured:
         """Find the box of every image and score them."""
-        start = time.perf_counter()
-        metric = CorLocMetric()
-        try:
-            for number, file in enumerate(self.data.files):
-                if not file.boxes:
-                    continue
-                if file.name not in rows.rows:
-                    report(method.label, "cutting", number, len(self.data))
-                    image, boxes = self.data.read(file)
-                    rows.put(file.name, self.find(method, image, boxes))
-                boxes_found, objects = (torch.tensor(part) for part in rows.rows[file.name])
-                metric.add(boxes_found, objects)
-        except BaseException:
-            rows.save()
-            raise
-        scores = metric.compute()
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=settings,
-            scores={name: Score.of([round(100 * score, 4)]) for name, score in scores.items()},
-            details={"boxes": {name: row[0] for name, row in rows.rows.items()}},
-            seconds={"all": round(time.perf_counter() - start, 1)},
-            environment=describe_environment(),
-        )
+        metric, files = CorLocMetric(), [file for file in self.data.files if file.boxes]
+        rows = self.rows(pending, self.cache / TASK, "cutting", files, self.find)
+        for file in files:
+            metric.add(*(torch.tensor(part) for part in rows[file.name]))
+        boxes = {name: row[0] for name, row in rows.items()}
+        return seed_scores([metric.compute()]), {"boxes": boxes}
 
-    def find(self, method: Method, image: Tensor, boxes: Tensor) -> tuple[list[Any], list[Any]]:
+    def find(self, method: Method, file: BoxFile) -> tuple[list[Any], list[Any]]:
         """Return the box that is found and those of the objects, in one geometry."""
+        image, boxes = self.data.read(file)
         own: Size = (image.shape[1], image.shape[2])
         if self.config.side is not None:
             seen = (self.config.side, self.config.side)

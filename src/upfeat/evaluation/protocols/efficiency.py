@@ -16,7 +16,7 @@ backbone, and nothing beside it.
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -35,14 +35,16 @@ from upfeat.evaluation.benchmark.measure import (
     warm_libraries,
 )
 from upfeat.evaluation.methods import LowRes, Method
-from upfeat.evaluation.registry import Progress, Protocol, cost, known_entry, register_protocol
-from upfeat.evaluation.results import (
-    Result,
-    Score,
-    describe_environment,
-    processor,
-    stored_result,
+from upfeat.evaluation.registry import (
+    Presets,
+    Progress,
+    Protocol,
+    cost,
+    register_protocol,
+    silent,
 )
+from upfeat.evaluation.results import Result, Score, processor
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun
 from upfeat.loading import FinerGrid
 from upfeat.ops.images import Size
 from upfeat.ops.runtime import counting_operations
@@ -106,24 +108,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def efficiency_preset(preset: str, **changes: Any) -> EfficiencyConfig:
-    """Return the settings of a published table.
-
-    Args:
-        preset: see ``PRESETS``.
-        **changes: fields of :class:`EfficiencyConfig`.
-
-    Raises:
-        UnknownNameError: no such preset.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.efficiency import efficiency_preset
-        >>> efficiency_preset("loftup", repeats=3).with_backbone
-        True
-    """
-    settings = known_entry("preset", preset, PRESETS)
-    return EfficiencyConfig(**{"preset": preset} | settings | changes)
+efficiency_preset = Presets(EfficiencyConfig, PRESETS)
 
 
 @dataclass(frozen=True)
@@ -157,25 +142,25 @@ class _Cell:
 
     def call(self) -> Callable[[], object]:
         """Return the workload, a call without arguments on the same inputs each time."""
-        device = self.device
-        dtype = getattr(torch, self.config.dtype)
+        device, dtype, backbone = self.device, getattr(torch, self.config.dtype), self.backbone
         image_side, grid, output = self.sides
+        size, free = (output, output), torch.no_grad()
         generator = torch.Generator().manual_seed(0)
         upsampler = copy.deepcopy(self.method.upsampler).to(dtype)  # the step changes weights
         image = torch.randn(1, 3, image_side, image_side, generator=generator).to(device)
         finer = isinstance(upsampler, FinerGrid)
-        if isinstance(self.method, LowRes) and self.backbone is None:
+        if isinstance(self.method, LowRes) and backbone is None:
             raise UnsupportedError(
                 "low-res has no upsampler to measure; its cost is the backbone's, which preset "
                 "loftup measures"
             )
         if finer and self.which == "backward":
             raise UnsupportedError(f"{upsampler.info.name} is a frozen backbone: no backward pass")
-        if self.backbone is not None and not finer:
+        if backbone is not None and not finer:
             if isinstance(self.method, LowRes):
-                return _forward(self.backbone, image)
-            upsampler = with_views(upsampler, self.backbone)
-            return _with_backbone(self.backbone, upsampler, image, (output, output))
+                return free(lambda: backbone(image))
+            with_both = with_views(upsampler, backbone)
+            return free(lambda: with_both(image, backbone(image), size))
         if upsampler.info.views and not finer:
             raise UnsupportedError(
                 f"{upsampler.info.name} looks at views of the image through the backbone, which "
@@ -184,26 +169,8 @@ class _Cell:
         shape = (1, self.config.channels, grid, grid)
         features = torch.randn(shape, generator=generator).to(device, dtype)
         if self.which == "forward":
-            return _forward(upsampler, image, features, (output, output))
-        return _step(upsampler, image, features, (output, output))
-
-
-def _forward(network: nn.Module, *inputs: Any) -> Callable[[], object]:
-    def call() -> None:
-        with torch.no_grad():
-            network(*inputs)
-
-    return call
-
-
-def _with_backbone(
-    backbone: Backbone, upsampler: nn.Module, image: Tensor, size: Size
-) -> Callable[[], object]:
-    def call() -> None:
-        with torch.no_grad():
-            upsampler(image, backbone(image), size)
-
-    return call
+            return free(lambda: upsampler(image, features, size))
+        return _step(upsampler, image, features, size)
 
 
 def _operations(cell: _Cell) -> int:
@@ -271,21 +238,13 @@ def run_efficiency(
     out: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Measure upsamplers; results of these settings on this kind of processor are read.
+    """Measure upsamplers, see :attr:`Protocol.run`; on this kind of processor known ones are read.
 
-    Args:
-        config: the table's settings.
-        methods: upsamplers, on the device where they are measured.
-        backbone: needed by presets that measure it, too; for the others its width counts.
-        out: folder of the results, one JSON a method.
-        on_progress: called with label, column, done and total.
-
-    Returns:
-        The results, in the order of the methods: ``parameters`` in millions and, for each column
-        SIDE, ``ms_forward_SIDE``, ``mb_forward_SIDE``, ``ms_backward_SIDE``, ``mb_backward_SIDE``
-        and ``gflop_SIDE``. What could not be measured (out of memory, no gradients) is missing, and
-        ``details["failures"]`` says why. A result without any measured column has no
-        scores and is not stored.
+    A backbone is needed by presets that measure it, too; for the others its width counts. Scores
+    are ``parameters`` in millions and, for each column SIDE, ``ms_forward_SIDE``,
+    ``mb_forward_SIDE``, ``ms_backward_SIDE``, ``mb_backward_SIDE`` and ``gflop_SIDE``. What could
+    not be measured (out of memory, no gradients) is missing, and ``details["failures"]`` says why.
+    A result without any measured column has no scores and is not stored.
 
     Raises:
         ValueError: the preset measures a backbone and there is none.
@@ -306,63 +265,65 @@ def run_efficiency(
     network = backbone if config.with_backbone else None
     if backbone is not None:
         config = config.model_copy(update={"channels": backbone.dim})
-    results = []
-    for method in methods:
-        settings = config.model_dump(mode="json") | {
-            "upsampler": method.identity,
-            "backbone": None if network is None else {"name": network.name},
+    return _Measuring(config, Path(out), on_progress or silent, network).run(methods)
+
+
+@dataclass(eq=False)
+class _Measuring(ProtocolRun):
+    """The columns of one preset."""
+
+    task = TASK
+    unit = "ms, MB, GFLOP (2 a multiply-add), millions of parameters, as the names say"
+
+    config: EfficiencyConfig
+    backbone: Backbone | None
+
+    @property
+    def group(self) -> str:
+        return self.config.preset
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        device = next(method.upsampler.parameters(), torch.empty(0)).device
+        return super().settings(method) | {
+            "backbone": None if self.backbone is None else {"name": self.backbone.name},
             "processor": processor(),
-            "device": str(next(method.upsampler.parameters(), torch.empty(0)).device),
+            "device": str(device),
         }
-        path, known = stored_result(out, TASK, config.preset, method.label, settings)
-        if known is not None:
-            results.append(known)
-            continue
-        result = _measure(method, network, config, settings, on_progress)
-        if result.scores:
-            result.save(path)
-        results.append(result)
-    return results
 
+    def measure_all(self, pending: Sequence[Pending]) -> Iterator[Measured]:
+        """Measure one method after the other."""
+        yield from map(self.measure, pending)
 
-def _measure(
-    method: Method,
-    backbone: Backbone | None,
-    config: EfficiencyConfig,
-    settings: dict[str, Any],
-    on_progress: Progress | None,
-) -> Result:
-    """Measure all columns of one method."""
-    failures: dict[str, str] = {}
-    cells = [
-        _Cell(method, backbone, config, sides, which)
-        for which in config.passes
-        for sides in config.cells
-    ]
-    counted = itertools.chain(*(module.parameters() for module in cells[0].networks))
-    scores = {"parameters": Score.of([sum(weight.numel() for weight in counted) / 1e6])}
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        for number, cell in enumerate(cells):
-            if on_progress is not None:
-                on_progress(method.label, f"{cell.which} {cell.name}", number, len(cells))
-            try:
-                scores |= _numbers(cell)
-            except (UpfeatError, ValueError, RuntimeError, MemoryError) as error:
-                failures[f"{cell.which}_{cell.name}"] = f"{type(error).__name__}: {error}"
-    finally:
-        torch.set_num_threads(before)
-    measured = any(name.startswith("ms_") for name in scores)
-    return Result(
-        task=TASK,
-        label=method.label,
-        settings=settings,
-        scores=scores if measured else {},
-        unit="ms, MB, GFLOP (2 a multiply-add), millions of parameters, as the names say",
-        details={"failures": failures} | _parameter_note(method, cells[0].networks),
-        environment=describe_environment(),
-    )
+    def measure(self, pending: Pending) -> Measured:
+        """Measure all columns of one method."""
+        method, config = pending.method, self.config
+        failures: dict[str, str] = {}
+        cells = [
+            _Cell(method, self.backbone, config, sides, which)
+            for which in config.passes
+            for sides in config.cells
+        ]
+        counted = itertools.chain(*(module.parameters() for module in cells[0].networks))
+        scores = {"parameters": Score.of([sum(weight.numel() for weight in counted) / 1e6])}
+        before = torch.get_num_threads()
+        torch.set_num_threads(config.threads)
+        try:
+            for number, cell in enumerate(cells):
+                self.on_progress(method.label, f"{cell.which} {cell.name}", number, len(cells))
+                try:
+                    scores |= _numbers(cell)
+                except (UpfeatError, ValueError, RuntimeError, MemoryError) as error:
+                    failures[f"{cell.which}_{cell.name}"] = f"{type(error).__name__}: {error}"
+        finally:
+            torch.set_num_threads(before)
+        measured = any(name.startswith("ms_") for name in scores)
+        details = {"failures": failures} | _parameter_note(method, cells[0].networks)
+        return scores if measured else {}, details
+
+    def save(self, pending: Pending, scores: dict[str, Score], details: dict[str, Any]) -> Result:
+        """Write a result that holds a measured column."""
+        keep = super().save if scores else self.result
+        return keep(pending, scores, details)
 
 
 def _parameter_note(method: Method, networks: Sequence[nn.Module]) -> dict[str, str]:

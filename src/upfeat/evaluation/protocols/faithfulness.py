@@ -15,8 +15,8 @@ Legend: ``C`` feature channels, ``h w`` feature grid, ``H W`` image as the netwo
 """
 
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,10 @@ from upfeat.evaluation.registry import (
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.results import Result, Score
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, seed_scores
 from upfeat.ops import cosine
-from upfeat.pipeline import Encoded, Pipeline
+from upfeat.pipeline import Pipeline
 
 __all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]
 
@@ -67,11 +68,6 @@ class FaithfulnessConfig(BaseModel):
             measures, too.
         factor: how much larger the input is that upsampled features are held against.
         transfer: train and move the probes; without it no labels are needed.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.faithfulness import faithfulness_preset
-        >>> faithfulness_preset("msrc").probe.input_size
-        (208, 320)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,9 +80,8 @@ class FaithfulnessConfig(BaseModel):
 def faithfulness_preset(data: str, **changes: Any) -> FaithfulnessConfig:
     """Return the settings for a data set.
 
-    Args:
-        data: a set of the segmentation probe's preset ``pixel-sample``.
-        **changes: ``factor``, ``transfer``, and fields of the probe's settings.
+    ``data`` is a set of the segmentation probe's preset ``pixel-sample``; the changes are
+    ``factor``, ``transfer``, and fields of the probe's settings.
 
     Raises:
         UnknownNameError: no such set.
@@ -113,85 +108,74 @@ def run_faithfulness(
     cache: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Measure how faithful upsamplers are; results that exist already are read.
+    """Measure how faithful upsamplers are, see :attr:`Protocol.run`.
 
-    Args:
-        config: the settings.
-        train: whole training split, for the probes.
-        val: whole validation split.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results, one JSON a method; the segmentation probes' results, which the
-            transfer is compared with, go there, too.
-        cache: folder of low-resolution features and sampled pixels.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods. Scores: ``pooled_cosine`` and
-        ``agreement_cosine`` (times 100), ``pooled_mse`` (in the features' own unit), their
-        deviation being that over images; ``transfer_miou_labelled`` and so on: the probe of
-        low-resolution features; ``own_miou_labelled``: the probe of the method's own features.
+    The segmentation probes' results, which the transfer is compared with, go to ``out``, too.
+    Scores: ``pooled_cosine`` and ``agreement_cosine`` (times 100), ``pooled_mse`` (in the features'
+    own unit), their deviation being that over images; ``transfer_miou_labelled`` and so on: the
+    probe of low-resolution features; ``own_miou_labelled``: the probe of the method's own features.
     """
-    report = on_progress or silent
-    probe = config.probe
-    own: Sequence[Result | None] = [None] * len(methods)
+    probe, report = config.probe, on_progress or silent
+    own: Sequence[Result] = ()
     if config.transfer:
         own = run_seg_probe(
             probe, train, val, backbone, methods, out=out, cache=cache, on_progress=on_progress
         )
     train = train.select(probe.train_every, probe.limit)
     val = val.select(limit=probe.limit)
-    measured = _Measure(config, train, val, backbone, Path(cache), report)
-    results = []
-    for method, direct in zip(methods, own, strict=True):
-        settings = measured.settings(method)
-        path, known = stored_result(out, TASK, probe.data, method.label, settings)
-        if known is not None:
-            results.append(known)
-            continue
-        result = measured.run(method, settings, direct)
-        result.save(path)
-        results.append(result)
-    return results
+    direct = {result.label: result for result in own}
+    run = _Measure(config, Path(out), report, train, val, backbone, Path(cache), direct)
+    return run.run(methods)
 
 
-class _Measure:
-    """One backbone on one set; the methods come one after the other."""
+@dataclass(eq=False)
+class _Measure(ProtocolRun):
+    """One backbone on one set.
 
-    def __init__(
-        self,
-        config: FaithfulnessConfig,
-        train: SegmentationData,
-        val: SegmentationData,
-        backbone: Backbone,
-        cache: Path,
-        on_progress: Progress,
-    ) -> None:
-        self.config, self.val, self.on_progress = config, val, on_progress
-        self.probe = PixelProbe(config.probe, train, val, backbone, cache, on_progress)
+    Attributes:
+        own: results of the probes of each method's own features, by label.
+    """
+
+    task = TASK
+    unit = "percent; mean squared error in the features' unit; deviation over the images"
+
+    config: FaithfulnessConfig
+    train: SegmentationData
+    val: SegmentationData
+    backbone: Backbone
+    cache: Path
+    own: Mapping[str, Result]
+
+    def __post_init__(self) -> None:
+        config, probe = self.config, self.config.probe
+        self.probe = PixelProbe(
+            probe, self.out, self.on_progress, self.train, self.val, self.backbone, self.cache
+        )
         self.pipe = self.probe.pipe
-        height, width = config.probe.input_size
-        larger = (config.factor * height, config.factor * width)
+        height, width = probe.input_size
         self.larger = Pipeline(
-            backbone,
-            input_size=larger,
+            self.backbone,
+            input_size=(config.factor * height, config.factor * width),
             fit="exact",
-            cache=cache / "features",
-            cache_dtype=getattr(torch, config.probe.stored_features),
+            cache=self.cache / "features",
+            cache_dtype=getattr(torch, probe.stored_features),
         )
         self.heads: list[nn.Linear] | None = None
 
+    @property
+    def group(self) -> str:
+        return self.config.probe.data
+
     def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
         return self.probe.settings(method) | {
             "factor": self.config.factor,
             "transfer": self.config.transfer,
             "pooling": "mean over each cell of the map at the size of the backbone's input",
         }
 
-    def run(self, method: Method, settings: dict[str, Any], direct: Result | None) -> Result:
+    def measure(self, pending: Pending) -> Measured:
         """Measure one method."""
-        start = time.perf_counter()
+        method = pending.method
         measured: dict[str, list[float]] = {}
         for number, file in enumerate(self.val.files):
             self.on_progress(method.label, "comparing features", number, len(self.val))
@@ -207,18 +191,11 @@ class _Measure:
             )
             for name, values in measured.items()
         }
-        if direct is not None:
+        if self.config.transfer:
+            direct = self.own[method.label].scores
             scores |= self.transfer(method)
-            scores |= {f"own_{name}": direct.scores[name] for name in ("miou_labelled", "accuracy")}
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=settings,
-            scores=scores,
-            unit="percent; mean squared error in the features' unit; deviation over the images",
-            seconds={"all": round(time.perf_counter() - start, 1)},
-            environment=describe_environment(),
-        )
+            scores |= {f"own_{name}": direct[name] for name in ("miou_labelled", "accuracy")}
+        return scores, {}
 
     def compare(self, method: Method, image: Tensor) -> dict[str, float]:
         """Return the measures of one image (3, H, W) that need no labels."""
@@ -230,7 +207,7 @@ class _Measure:
         reference = encode_turned(self.larger, image).features  # (1, C, factor * h, factor * w)
         finer = pipe.upsample(encoded, (reference.shape[2], reference.shape[3]))[None]
         return {
-            "pooled_cosine": 100 * _cosine(pooled, encoded),
+            "pooled_cosine": 100 * float(cosine(pooled, encoded.features).mean()),
             "pooled_mse": float((pooled - encoded.features).square().mean()),
             "agreement_cosine": 100 * float(cosine(finer, reference).mean()),
         }
@@ -239,17 +216,10 @@ class _Measure:
         """Return the scores of heads that were trained on low-resolution features."""
         if self.heads is None:
             low = LowRes()
-            self.heads = self.probe.train_heads(low, *self.probe.sample(low))
+            self.heads = self.probe.train_heads(low, self.probe.sample(low))
         metrics = self.probe.validate(method, self.heads)
-        scores = [metric.compute() for metric in metrics]
-        return {
-            f"transfer_{name}": Score.of([round(100 * score[name], 4) for score in scores])
-            for name in scores[0]
-        }
-
-
-def _cosine(pooled: Tensor, encoded: Encoded) -> float:
-    return float(cosine(pooled, encoded.features).mean())
+        scores = seed_scores([metric.compute() for metric in metrics])
+        return {f"transfer_{name}": score for name, score in scores.items()}
 
 
 def _inputs(request: Request) -> dict[str, Any]:

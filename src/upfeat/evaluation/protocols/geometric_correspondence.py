@@ -15,8 +15,8 @@ NAVI, ScanNet's pairs, and RGB-D folders with poses (:mod:`upfeat.data.view_pair
 Legend: ``C`` feature channels, ``H W`` grid of cells, ``N`` cells with depth, ``M`` matches.
 """
 
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +29,7 @@ from torch import Tensor
 from upfeat._settings import Sides
 from upfeat.backbones import Backbone
 from upfeat.data.surfaces import grid_points
-from upfeat.data.view_pairs import PosedView, ViewPair, ViewPairs, view_pairs
+from upfeat.data.view_pairs import PosedView, ViewPairFile, ViewPairs, view_pairs
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import (
     angle_bins,
@@ -39,18 +39,18 @@ from upfeat.evaluation.metrics import (
     rotation_angle,
 )
 from upfeat.evaluation.registry import (
+    Presets,
     Progress,
     Protocol,
     ProtocolConfig,
     Request,
     ScoreKind,
     higher,
-    known_entry,
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.unfinished import Unfinished
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, described_splits, seed_scores
 from upfeat.ops.images import resize_antialiased
 from upfeat.pipeline import Pipeline
 
@@ -112,26 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def geometric_preset(preset: str, data: str, **changes: Any) -> GeometricConfig:
-    """Return the settings of a preset for a set.
-
-    Args:
-        preset: see ``PRESETS``.
-        data: see ``DATA_SETS``.
-        **changes: fields of :class:`GeometricConfig`.
-
-    Raises:
-        UnknownNameError: no such preset or set.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.geometric_correspondence import geometric_preset
-        >>> geometric_preset("scannet", "rgbd").pixels
-        (5.0, 10.0, 20.0)
-    """
-    settings = known_entry("preset", preset, PRESETS)
-    known_entry("data set", data, dict.fromkeys(DATA_SETS))
-    return GeometricConfig(**{"preset": preset, "data": data} | settings | changes)
+geometric_preset = Presets(GeometricConfig, PRESETS, DATA_SETS)
 
 
 def run_geometric_correspondence(
@@ -144,45 +125,17 @@ def run_geometric_correspondence(
     cache: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Match all pairs of views with several upsamplers; results that exist are read.
+    """Match all pairs of views with several upsamplers, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        data: the pairs; ``limit`` of the settings applies.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results, one JSON a method.
-        cache: folder of low-resolution features and of the pairs so far, from which an interrupted
-            run goes on.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods: recalls in percent of all matches.
+    The cache also keeps the pairs so far, from which an interrupted run goes on. Scores are recalls
+    in percent of all matches.
 
     Raises:
         ValueError: the data is broken, a view has too little depth, or a method does not fit.
     """
-    data, report = data.select(limit=config.limit), on_progress or silent
-    pipe = Pipeline(
-        backbone, input_size=config.input_size, fit="exact", cache=Path(cache) / "features"
-    )
-    split = {data.name: {"pairs": len(data), "fingerprint": data.fingerprint()}}
-    results = []
-    for method in methods:
-        settings = config.model_dump(mode="json") | {
-            "splits": split,
-            "backbone": pipe.identity,
-            "upsampler": method.identity,
-            "stored_features": "float16",
-        }
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is None:
-            rows = Unfinished(Path(cache) / TASK, path.name, settings)
-            known = _Matching(config, data, pipe, report).run(method, settings, rows)
-            known.save(path)
-            rows.remove()
-        results.append(known)
-    return results
+    data = data.select(limit=config.limit)
+    matching = _Matching(config, Path(out), on_progress or silent, data, backbone, Path(cache))
+    return matching.run(methods)
 
 
 class _Row(NamedTuple):
@@ -202,39 +155,38 @@ class _Cells(NamedTuple):
     camera: Tensor
 
 
-class _Matching:
+@dataclass(eq=False)
+class _Matching(ProtocolRun):
     """One backbone on one set of pairs."""
 
-    def __init__(
-        self, config: GeometricConfig, data: ViewPairs, pipe: Pipeline, report: Progress
-    ) -> None:
-        self.config, self.data, self.pipe, self.report = config, data, pipe, report
+    task = TASK
 
-    def run(self, method: Method, settings: dict[str, Any], rows: Unfinished) -> Result:
+    config: GeometricConfig
+    data: ViewPairs
+    backbone: Backbone
+    cache: Path
+
+    def __post_init__(self) -> None:
+        size, cache = self.config.input_size, self.cache / "features"
+        self.pipe = Pipeline(self.backbone, input_size=size, fit="exact", cache=cache)
+        self.facts = {
+            "splits": described_splits(self.data, items="pairs"),
+            "backbone": self.pipe.identity,
+            "stored_features": "float16",
+        }
+
+    def measure(self, pending: Pending) -> Measured:
         """Match all pairs and count the hits."""
-        start = time.perf_counter()
-        try:
-            for number, file in enumerate(self.data.files):
-                if file.name not in rows.rows:
-                    self.report(method.label, "matching", number, len(self.data))
-                    rows.put(file.name, self.match(method, file.name, self.data.read(file)))
-        except BaseException:
-            rows.save()
-            raise
-        found = [_Row(*rows.rows[file.name]) for file in self.data.files]
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=settings,
-            scores={name: Score.of([round(s, 4)]) for name, s in self.scores(found).items()},
-            details={"matches": sum(row.matches for row in found)},
-            seconds={"all": round(time.perf_counter() - start, 1)},
-            environment=describe_environment(),
-        )
+        files = self.data.files
+        rows = self.rows(pending, self.cache / TASK, "matching", files, self.match)
+        found = [_Row(*rows[file.name]) for file in files]
+        scores = seed_scores([self.scores(found)], percent=lambda name: False)
+        return scores, {"matches": sum(row.matches for row in found)}
 
-    def match(self, method: Method, name: str, pair: ViewPair) -> _Row:
+    def match(self, method: Method, file: ViewPairFile) -> _Row:
         """Match a pair."""
-        first, second = (self.cells(method, name, view) for view in pair[:2])
+        pair = self.data.read(file)
+        first, second = (self.cells(method, file.name, view) for view in pair[:2])
         matches = ratio_matches(first.features, second.features, self.config.matches)
         source, target = matches.source.cpu(), matches.target.cpu()
         errors = match_errors(first.points[source], second.points[target], pair.pose, second.camera)

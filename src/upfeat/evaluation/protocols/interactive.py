@@ -13,8 +13,8 @@ Legend: ``T`` clicks, ``H W`` image.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,24 @@ from upfeat.evaluation.probes.click_loop import click_steps
 from upfeat.evaluation.probes.click_training import ClickTraining, ClickTrainingConfig
 from upfeat.evaluation.registry import (
     Option,
+    Presets,
     Progress,
     Protocol,
     Request,
     higher,
-    known_entry,
     lower,
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
-from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
+from upfeat.evaluation.results import Result, Score
+from upfeat.evaluation.running import (
+    Measured,
+    Pending,
+    ProtocolRun,
+    described_splits,
+    seed_scores,
+)
+from upfeat.evaluation.tables.panels import shown_images
 from upfeat.evaluation.tables.plots import curve_svg
 from upfeat.pipeline import Pipeline
 
@@ -54,26 +61,7 @@ CURVE = tuple(range(50, 100, 5))
 """IoUs in percent of the curve of clicks needed."""
 
 
-def interactive_preset(preset: str, data: str, **changes: Any) -> ClickTrainingConfig:
-    """Return the settings of a protocol for a data set.
-
-    Args:
-        preset: see ``PRESETS``.
-        data: one of :func:`upfeat.data.object_sets`.
-        **changes: fields of :class:`ClickTrainingConfig`.
-
-    Raises:
-        UnknownNameError: no such preset or set.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.interactive import interactive_preset
-        >>> interactive_preset("loftup", "grabcut", batch=4).learning_rate
-        5e-05
-    """
-    settings = known_entry("preset", preset, PRESETS)
-    known_entry("data set", data, dict.fromkeys(object_sets()))
-    return ClickTrainingConfig(**{"preset": preset, "data": data} | settings | changes)
+interactive_preset = Presets(ClickTrainingConfig, PRESETS, object_sets())
 
 
 def run_interactive(
@@ -87,129 +75,91 @@ def run_interactive(
     cache: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Train and click with several upsamplers, one after the other; known results are read.
+    """Train and click with several upsamplers, one after the other, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        data: what is clicked; ``limit`` of the settings applies.
-        train: sets to train on; ``train_limit`` applies to each.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results, one JSON a method, of pictures of three images for the report,
-            and of two figures with the curves of all methods.
-        cache: folder of checkpoints, from which an interrupted run goes on.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods.
+    ``limit`` of the settings applies to the set that is clicked, ``train_limit`` to each of
+    ``train``. The results' folder also gets pictures of three images for the report, and two
+    figures with the curves of all methods; the cache keeps checkpoints, from which an interrupted
+    run goes on.
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.
         UnsupportedError: a method gives no gradient of its features, or the backbone takes no
             clicks.
     """
-    clicking = _Clicking(config, data, train, backbone, Path(cache), on_progress or silent)
-    results = []
-    for method in methods:
-        settings = clicking.settings(method)
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is None:
-            known = clicking.run(method, settings, path)
-            known.save(path)
-            clicking.forget(path.stem)
-        results.append(known)
+    names = [file.name for file in data.files]
+    train = [part.without(names).select(limit=config.train_limit) for part in train]
+    data = data.select(limit=config.limit)
+    folder, report = Path(cache) / TASK, on_progress or silent
+    results = _Clicking(config, Path(out), report, data, train, backbone, folder).run(methods)
     _draw_curves(results, config.data, Path(out))
     return results
 
 
-class _Clicking:
-    """One backbone on one set; the methods come one after the other."""
+@dataclass(eq=False)
+class _Clicking(ProtocolRun):
+    """One backbone on one set."""
 
-    def __init__(
-        self,
-        config: ClickTrainingConfig,
-        data: ObjectData,
-        train: Sequence[ObjectData],
-        backbone: Backbone,
-        cache: Path,
-        on_progress: Progress,
-    ) -> None:
-        self.config, self.backbone, self.on_progress = config, backbone, on_progress
-        self.cache = cache / TASK
-        self.data = data.select(limit=config.limit)
-        names = [file.name for file in data.files]
-        self.train = [part.without(names).select(limit=config.train_limit) for part in train]
-        self.pipe = Pipeline(backbone)
-        self.splits = {
-            part.name: {"images": len(part), "fingerprint": part.fingerprint()}
-            for part in (self.data, *self.train)
-        }
+    task = TASK
 
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        return self.config.model_dump(mode="json") | {
-            "splits": self.splits,
+    config: ClickTrainingConfig
+    data: ObjectData
+    train: Sequence[ObjectData]
+    backbone: Backbone
+    cache: Path
+
+    def __post_init__(self) -> None:
+        self.facts = {
+            "splits": described_splits(self.data, *self.train),
             "trained_on": [part.name for part in self.train],
-            "backbone": self.pipe.identity,
-            "upsampler": method.identity,
+            "backbone": Pipeline(self.backbone).identity,
             "click_encoder": "convolution of the patch size over last mask, positive, negative",
             "head": "3x3, 3x3, 1x1 convolutions with ReLU, normalised focal loss, Adam",
             "drawn": "training images with replacement, all equally likely; those of the evaluated "
             "set left out",
         }
 
-    def run(self, method: Method, settings: dict[str, Any], path: Path) -> Result:
+    def measure(self, pending: Pending) -> Measured:
         """Train and click with the networks of all seeds."""
+        config, method = self.config, pending.method
         if not method.upsampler.info.abilities.gradients:
             raise UnsupportedError(
                 f"{method.label} gives no gradient of its features, which the click encoder needs "
                 "to learn; leave it out"
             )
-        seconds = {"training": 0.0, "clicking": 0.0}
+        pending.seconds["training"] = 0.0
         metrics, curves, first = [], [], {}
-        for number, seed in enumerate(self.config.seeds):
-            file = self.cache / f"{path.stem}--{seed}.pt"
-            training = ClickTraining(
-                self.config, list(self.train), self.backbone, method, seed, file
-            )
+        for number, seed in enumerate(config.seeds):
+            file = pending.temporary(self.cache / f"{pending.path.stem}--{seed}.pt")
+            training = ClickTraining(config, list(self.train), self.backbone, method, seed, file)
             training.run(partial(self.on_progress, method.label, f"training, seed {seed}"))
-            seconds["training"] += training.seconds
-            started = time.perf_counter()
-            ious = self.click(training, file.with_suffix(".json"), path.parent, drawn=not number)
-            seconds["clicking"] += time.perf_counter() - started
-            metric = ClickMetric(self.config.clicks, self.config.thresholds)
-            curve = ClickMetric(self.config.clicks, CURVE)
+            pending.seconds["training"] += training.seconds
+            with pending.timed("clicking"):
+                kept = pending.temporary(file.with_suffix(".json"))
+                ious = self.click(training, kept, drawn=not number)
+            metric = ClickMetric(config.clicks, config.thresholds)
+            curve = ClickMetric(config.clicks, CURVE)
             for each in ious.values():
                 metric.add(each)
                 curve.add(each)
             metrics.append(metric)
             curves.append(curve)
             first[str(seed)] = {name: round(100 * each[0], 2) for name, each in ious.items()}
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=settings,
-            scores=_scores(metrics),
-            details={
-                "objects": int(metrics[0].objects),
-                "mean_iou_by_click": [
-                    round(100 * sum(values) / len(metrics), 3)
-                    for values in zip(*(metric.curve() for metric in metrics), strict=True)
-                ],
-                "clicks_by_iou": {
-                    name.removeprefix("noc_"): score.mean
-                    for name, score in _scores(curves).items()
-                    if name.startswith("noc_")
-                },
-                "iou_1_by_object": first,
+        return _scores(metrics), {
+            "objects": int(metrics[0].objects),
+            "mean_iou_by_click": [
+                round(100 * sum(values) / len(metrics), 3)
+                for values in zip(*(metric.curve() for metric in metrics), strict=True)
+            ],
+            "clicks_by_iou": {
+                name.removeprefix("noc_"): score.mean
+                for name, score in _scores(curves).items()
+                if name.startswith("noc_")
             },
-            seconds={name: round(value, 1) for name, value in seconds.items()},
-            environment=describe_environment(),
-        )
+            "iou_1_by_object": first,
+        }
 
-    def click(
-        self, training: ClickTraining, kept: Path, out: Path, *, drawn: bool
-    ) -> dict[str, list[float]]:
+    def click(self, training: ClickTraining, kept: Path, *, drawn: bool) -> dict[str, list[float]]:
         """Return the IoUs (T,) of every object by name; those of an earlier run are read."""
         ious: dict[str, list[float]] = json.loads(kept.read_text()) if kept.is_file() else {}
         shown = shown_images(len(self.data)) if drawn else frozenset()
@@ -228,37 +178,26 @@ class _Clicking:
                 # A network that has nothing wrong is not clicked any more.
                 ious[name] = found + found[-1:] * (rules.clicks - len(found))
                 if number in shown:
-                    self.draw(out, label, name, image, target, steps[0].probability)
+                    self.draw_click(label, name, image, target, steps[0].probability)
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(kept, json.dumps(ious).encode())
         return ious
 
-    def draw(
-        self, out: Path, label: str, name: str, image: Tensor, target: Tensor, probability: Tensor
+    def draw_click(
+        self, label: str, name: str, image: Tensor, target: Tensor, probability: Tensor
     ) -> None:
         """Leave the image, its object and the mask after the first click as pictures."""
-        size = tuple(side // 2 for side in target.shape)
-        common: dict[str, Any] = {
-            "task": TASK,
-            "data": self.config.data,
-            "image": name.replace("/", "-"),
-            "backbone": self.backbone.name,
-        }
-        classes: dict[str, Any] = {"classes": ("background", "object"), "ignore_index": -1}
-        small = resize(image[None], (size[0], size[1]))[0].clamp(0, 1)
+        height, width = (side // 2 for side in target.shape)
+        small = resize(image[None], (height, width))[0].clamp(0, 1)
         mask = (probability > self.config.rules().threshold).long()
-        for picture in (
-            image_panel(small, **common),
-            Panel(**common, **classes, label="target", kind="target", values=target.cpu()),
-            Panel(**common, **classes, label=label, kind="prediction", values=mask.cpu()),
-        ):
-            save_panel(out, picture)
-
-    def forget(self, stem: str) -> None:
-        """Remove what an interrupted run of a method would have gone on from."""
-        for seed in self.config.seeds:
-            for suffix in (".pt", ".json"):
-                (self.cache / f"{stem}--{seed}{suffix}").unlink(missing_ok=True)
+        self.draw(
+            small,
+            name.replace("/", "-"),
+            self.backbone.name,
+            [("target", "target", target), (label, "prediction", mask)],
+            classes=("background", "object"),
+            ignore_index=-1,
+        )
 
 
 def _one_object(objects: Tensor, which: int) -> Tensor:
@@ -269,12 +208,7 @@ def _one_object(objects: Tensor, which: int) -> Tensor:
 def _scores(metrics: Sequence[ClickMetric]) -> dict[str, Score]:
     """Return the scores of all seeds: IoU and shares in percent, clicks as they are."""
     each = [metric.compute() for metric in metrics]
-    return {
-        name: Score.of(
-            [round(score[name] * (1 if name.startswith("noc") else 100), 4) for score in each]
-        )
-        for name in each[0]
-    }
+    return seed_scores(each, percent=lambda name: not name.startswith("noc"))
 
 
 def _draw_curves(results: Sequence[Result], data: str, out: Path) -> None:
@@ -309,10 +243,7 @@ def _inputs(request: Request) -> dict[str, Any]:
 
 
 def training_sets(text: str) -> list[ObjectData]:
-    """Return the sets of ``--train``.
-
-    Args:
-        text: ``NAME=FOLDER`` with commas between them.
+    """Return the sets of ``--train``, ``NAME=FOLDER`` with commas between them.
 
     Raises:
         ValueError: an entry is of another form, or its set is unknown.

@@ -18,6 +18,7 @@ Legend: ``B`` batch, ``s`` seeds, ``h' w'`` upsampled map, ``H W`` target.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import NormalMetric
 from upfeat.evaluation.metrics.regression import RECALLS
 from upfeat.evaluation.probes.crops import KEEP_WEIGHTS
-from upfeat.evaluation.probes.normal_losses import uncertain_normals_loss
+from upfeat.evaluation.probes.losses import uncertain_normals_loss
 from upfeat.evaluation.probes.surfaces import SurfaceProbe, SurfaceProbeConfig, surface_preset
 from upfeat.evaluation.registry import (
     Progress,
@@ -44,7 +45,8 @@ from upfeat.evaluation.registry import (
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured, seed_scores
 
 __all__ = [
     "SURFACE_SETS",
@@ -73,12 +75,7 @@ class NormalsProbeConfig(SurfaceProbeConfig):
 
 
 def normals_probe_preset(preset: str, data: str, **changes: Any) -> NormalsProbeConfig:
-    """Return the settings of a protocol for a data set.
-
-    Args:
-        preset: ``loftup`` or ``probe3d``.
-        data: name of the set.
-        **changes: fields of :class:`NormalsProbeConfig`.
+    """Return the settings of ``loftup`` or ``probe3d`` for a data set.
 
     Raises:
         UnknownNameError: no such preset.
@@ -105,22 +102,10 @@ def run_normals_probe(
     keep_weights: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Probe several upsamplers on the same pictures; results that exist already are read.
+    """Probe several upsamplers on the same pictures, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        train: whole training split.
-        val: whole split that is scored.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device; a ``JointMethod`` is trained with the head.
-        out: folder of the results, one JSON a method.
-        cache: folder of features and checkpoints, from which an interrupted run goes on.
-        keep_weights: save methods that are trained with the heads, one folder a seed in
-            ``out/weights``.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods.
+    A ``JointMethod`` is trained with the head; with ``keep_weights`` it is saved, one folder a seed
+    in ``out/weights``. The cache also keeps checkpoints, from which an interrupted run goes on.
 
     Raises:
         ValueError: the data is broken or has no normals, or a method does not fit the features.
@@ -132,10 +117,12 @@ def run_normals_probe(
                 "geonet/ and test/ as upfeat.data.nyuv2_surfaces says, or take navi or rgbd"
             )
     train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
-    probe = _NormalsProbe(config, train, val, backbone, Path(cache), on_progress or silent)
-    return probe.run(methods, Path(out), keep_weights=keep_weights)
+    report, folder = on_progress or silent, Path(cache)
+    probe = _NormalsProbe(config, Path(out), report, train, val, backbone, folder, keep_weights)
+    return probe.run(methods)
 
 
+@dataclass(eq=False)
 class _NormalsProbe(SurfaceProbe[NormalMetric]):
     """Three channels of a normal and one of certainty."""
 
@@ -151,7 +138,6 @@ class _NormalsProbe(SurfaceProbe[NormalMetric]):
         return torch.cat([normals, depth[None]])
 
     def loss(self, outputs: Tensor, target: Tensor, iteration: int) -> Tensor | None:
-        """Return the seeds' losses, added up."""
         normals, valid = target[:, :3], target[:, 3] > 0
         if not bool(valid.any()):
             return None
@@ -162,21 +148,14 @@ class _NormalsProbe(SurfaceProbe[NormalMetric]):
         return torch.stack(losses).sum()
 
     def metric(self) -> NormalMetric:
-        """Return an empty metric."""
         return NormalMetric()
 
     def score(self, metrics: Sequence[NormalMetric], outputs: Tensor, target: Tensor) -> None:
-        """Add the normals that the heads predict for an image."""
         for metric, each in zip(metrics, outputs.unbind(1), strict=True):
             metric.add(self.enlarged(each)[:, :3], target[:, :3], target[:, 3] > 0)
 
-    def summarise(self, metrics: Sequence[NormalMetric]) -> tuple[dict[str, Score], dict[str, Any]]:
-        """Return the scores, recalls in percent, and how many images they are the mean of."""
-        each = [metric.compute() for metric in metrics]
-        scores = {
-            name: Score.of([round((100 if name in RECALLS else 1) * one[name], 4) for one in each])
-            for name in each[0]
-        }
+    def summarise(self, metrics: Sequence[NormalMetric]) -> Measured:
+        scores = seed_scores([metric.compute() for metric in metrics], RECALLS.__contains__)
         return scores, {"images": int(metrics[0].count)}
 
 

@@ -18,11 +18,10 @@ belong to a classifier without one; the recipe ``jafar_maskclip_paper`` trains t
 Legend: ``C`` channels of features, ``W`` words, ``K`` classes, ``h w`` feature grid, ``H W`` image.
 """
 
-import dataclasses
 import math
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +43,17 @@ from upfeat.data.transforms import resize_and_crop
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import SegmentationMetric
+from upfeat.evaluation.probes.open_vocabulary import (
+    Words,
+    class_words,
+    denoise_words,
+    proxy_attention,
+    read_words,
+    slide,
+    smooth_by_keys,
+)
 from upfeat.evaluation.probes.parts import mean_class_ious
-from upfeat.evaluation.probes.prompts import Words, class_words, read_words
-from upfeat.evaluation.probes.proxy_attention import proxy_attention
 from upfeat.evaluation.probes.radseg import RadSegFeatures, certain_classes, radseg_size
-from upfeat.evaluation.probes.windows import slide
-from upfeat.evaluation.probes.word_maps import denoise_words, smooth_by_keys
 from upfeat.evaluation.registry import (
     Option,
     Progress,
@@ -60,7 +64,14 @@ from upfeat.evaluation.registry import (
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import (
+    Measured,
+    Pending,
+    ProtocolRun,
+    described_splits,
+    seed_scores,
+)
 from upfeat.ops.images import normalize, resize_bilinear
 from upfeat.pipeline import Encoded, Pipeline
 from upfeat.similarity.maps import (
@@ -119,11 +130,6 @@ class MaskClipConfig(WordsConfig):
             for no such rule (MaskCLIP's option).
         key_smoothing: probability below which a cell takes those of cells with similar keys; None
             for no such rule (MaskCLIP's option).
-
-    Example:
-        >>> from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
-        >>> open_vocabulary_preset("maskclip", "voc").background
-        'ignore'
     """
 
     preset: Literal["maskclip"] = "maskclip"
@@ -142,14 +148,8 @@ class ProxyClipConfig(WordsConfig):
         factor: the proxy's features are upsampled to so many times a grid.
         grid: which: the proxy's own or CLIP's.
         beta, gamma: of the attention, see
-            :func:`upfeat.evaluation.probes.proxy_attention.proxy_attention`.
+            :func:`upfeat.evaluation.probes.open_vocabulary.proxy_attention`.
         logit_scale: of the cosines in the softmax over the words.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
-        >>> config = open_vocabulary_preset("proxyclip", "cityscapes")
-        >>> config.short_side, config.window, config.stride, config.factor
-        (448, 224, 112, 8)
     """
 
     preset: Literal["proxyclip"] = "proxyclip"
@@ -172,12 +172,6 @@ class RadSegConfig(WordsConfig):
         factor: the stitched map is upsampled to so many times its grid. Neither RADSeg nor PixelUp
             says; 16 is the size of the resized image.
         prompt_denoising: probability that a class must reach somewhere in the image to stay.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.open_vocabulary import open_vocabulary_preset
-        >>> config = open_vocabulary_preset("radseg", "cityscapes")
-        >>> config.short_side, config.window, config.stride
-        (688, 336, 224)
     """
 
     preset: Literal["radseg"] = "radseg"
@@ -234,11 +228,7 @@ NO_TEXT_SPACE = (
 def open_vocabulary_preset(preset: str, data: str, **changes: Any) -> AnyConfig:
     """Return the settings of a preset for a data set.
 
-    Args:
-        preset: ``maskclip``, ``proxyclip`` or ``radseg``.
-        data: a set of ``PRESETS``; with ``words=`` any labelled set, or one of the user's own
-            (``reader="folder"``).
-        **changes: fields of the preset's settings, such as :class:`MaskClipConfig`.
+    With ``words=`` any labelled set will do, or one of the user's own (``reader="folder"``).
 
     Raises:
         UnknownNameError: no such preset or set.
@@ -270,22 +260,12 @@ def run_open_vocabulary(
     clip: Backbone | None = None,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Segment a validation split by words; results that exist already are read.
+    """Segment a validation split by words, see :attr:`Protocol.run`.
 
-    Args:
-        config: the settings.
-        val: whole validation split; ``limit`` applies.
-        backbone: whose features are upsampled: CLIP (``maskclip``), the proxy (``proxyclip``) or
-            RADIO with an adaptor (``radseg``), on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results, one JSON a method, written as soon as it is known.
-        cache: folder of features, of the words' embeddings, and of how far an interrupted run came.
-        clip: of preset ``proxyclip``; None for the backbone itself if it is one, else for
-            ``clip/ViT-B-16.openai``.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods.
+    ``backbone`` is whose features are upsampled: CLIP (``maskclip``), the proxy (``proxyclip``) or
+    RADIO with an adaptor (``radseg``). ``clip`` is that of preset ``proxyclip``; None for the
+    backbone itself if it is one, else for ``clip/ViT-B-16.openai``. The cache also keeps the words'
+    embeddings, and how far an interrupted run came.
 
     Raises:
         UnsupportedError: the backbone, or ``clip``, has no text space, or ``clip`` has no use.
@@ -300,25 +280,12 @@ def run_open_vocabulary(
     val = without_background(val) if config.background == "ignore" else val
     val = val.select(limit=config.limit)
     words = words_of(config, val)
-    report, kept = on_progress or silent, Path(cache)
-    arguments = (config, val, encoder, words, kept, report)
-    run: _Run
-    if isinstance(config, MaskClipConfig):
-        run = _MaskClip(*arguments)
-    elif isinstance(config, ProxyClipConfig):
-        run = _ProxyClip(*arguments, backbone)
-    else:
-        run = _RadSeg(*arguments, backbone)
-    results = []
-    for method in methods:
-        run.check(method)
-        settings = run.settings(method)
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is None:
-            known = run.measure(method, settings, kept / TASK / f"{path.stem}.safetensors")
-            known.save(path)
-        results.append(known)
-    return results
+    kind: Any = _RUNS[config.preset]
+    own = () if config.preset == "maskclip" else (backbone,)
+    run: _Run = kind(
+        config, Path(out), on_progress or silent, val, encoder, words, Path(cache), *own
+    )
+    return run.run(methods)
 
 
 def _clip_encoder(config: AnyConfig, backbone: Backbone, clip: Backbone | None) -> ClipBackbone:
@@ -374,7 +341,7 @@ def without_background(data: SegmentationData) -> SegmentationData:
     table = data.table or {number: number for number in (*range(len(data.classes)), ignored)}
     moved = {number: cls - 1 for number, cls in table.items() if cls not in (0, ignored)}
     moved |= {number: ignored for number, cls in table.items() if cls in (0, ignored)}
-    return dataclasses.replace(data, classes=data.classes[1:], table=dict(sorted(moved.items())))
+    return replace(data, classes=data.classes[1:], table=dict(sorted(moved.items())))
 
 
 def words_of(config: AnyConfig, data: SegmentationData) -> Words:
@@ -401,49 +368,39 @@ def words_of(config: AnyConfig, data: SegmentationData) -> Words:
     return words
 
 
-class _Run(ABC):
-    """One preset on one split; the methods come one after the other."""
+@dataclass(eq=False)
+class _Run(ProtocolRun):
+    """One preset on one split."""
 
-    config: AnyConfig
+    task = TASK
+
+    val: SegmentationData
     clip: TextEncoder
+    words: Words
+    cache: Path
 
-    def __init__(
-        self,
-        config: AnyConfig,
-        val: SegmentationData,
-        clip: TextEncoder,
-        words: Words,
-        cache: Path,
-        on_progress: Progress,
-    ) -> None:
-        self.config, self.val, self.clip, self.words = config, val, clip, words
-        self.on_progress = on_progress
-        self.clip_identity = {
-            "name": clip.name,
-            "weights": weights_fingerprint(clip.state_dict()),
-        }
+    def __post_init__(self) -> None:
+        clip, words = self.clip, self.words
+        weights = weights_fingerprint(clip.state_dict())
         self.text = embed_words(
             clip.encode_text,
             [word for each in words for word in each],
-            templates(config.templates),
-            cache=cache / "words",
-            encoder=str(self.clip_identity["weights"]),
+            templates(self.config.templates),
+            cache=self.cache / "words",
+            encoder=weights,
         ).to(next(clip.parameters()))  # (W, C)
         self.classes = word_classes([len(each) for each in words]).to(self.text.device)
-
-    @abstractmethod
-    def check(self, method: Method) -> None:
-        """Refuse a method that the settings do not fit."""
-
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        split = {"images": len(self.val), "fingerprint": self.val.fingerprint()}
-        return self.config.model_dump(mode="json") | {
-            "splits": {self.val.name: split},
-            "clip": self.clip_identity,
-            "upsampler": method.identity,
-            "words": [list(each) for each in self.words],
+        self.facts = {
+            "splits": described_splits(self.val),
+            "clip": {"name": clip.name, "weights": weights},
+            "words": [list(each) for each in words],
         }
+
+    @property
+    def threshold(self) -> float:
+        """Of the words' probability, below which a pixel is background; 0 for no such rule."""
+        config = self.config
+        return float(config.threshold) if config.background == "threshold" else 0.0
 
     @abstractmethod
     def read(self, file: LabelledFile) -> tuple[Tensor, Tensor]:
@@ -453,74 +410,58 @@ class _Run(ABC):
     def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
         """Return the classes (H, W) of an image at the size of its label."""
 
-    def measure(self, method: Method, settings: dict[str, Any], kept: Path) -> Result:
+    def measure(self, pending: Pending) -> Measured:
         """Score a method on all images, from where an interrupted run stopped."""
-        start = time.perf_counter()
         metric = SegmentationMetric(len(self.val.classes), self.val.ignore_index)
-        done = _restore(metric, kept)
+        kept = pending.temporary(self.cache / TASK / f"{pending.path.stem}.safetensors")
+        done = 0
+        if kept.is_file():
+            state = load_file(kept)
+            metric.matrix += state["matrix"]
+            done = int(state["images"])
         for number, file in enumerate(self.val.files):
-            self.on_progress(method.label, "segmenting", number, len(self.val))
+            self.on_progress(pending.method.label, "segmenting", number, len(self.val))
             if number < done:
                 continue
             image, label = self.read(file)
             with torch.no_grad():
-                predicted = self.predict(method, image, (label.shape[0], label.shape[1]))
+                size = (label.shape[0], label.shape[1])
+                predicted = self.predict(pending.method, image, size)
             metric.add(predicted.cpu(), label)
             if (number + 1) % SAVE_EVERY == 0:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 count = torch.tensor(number + 1)
                 write_safetensors(kept, {"matrix": metric.matrix, "images": count})
-        scores = {n: Score.of([round(100 * v, 4)]) for n, v in metric.compute().items()}
-        kept.unlink(missing_ok=True)
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=settings,
-            scores=scores,
-            unit="percent",
-            details={"iou_per_class": mean_class_ious(self.val.classes, [metric])},
-            seconds={"all": round(time.perf_counter() - start, 1)},
-            environment=describe_environment(),
-        )
+        ious = mean_class_ious(self.val.classes, [metric])
+        return seed_scores([metric.compute()]), {"iou_per_class": ious}
 
 
-def _restore(metric: SegmentationMetric, kept: Path) -> int:
-    """Add what an interrupted run counted; return how many images that were."""
-    if not kept.is_file():
-        return 0
-    state = load_file(kept)
-    metric.matrix += state["matrix"]
-    return int(state["images"])
-
-
+@dataclass(eq=False)
 class _MaskClip(_Run):
     """CLIP's own map, upsampled."""
 
     config: MaskClipConfig
     clip: ClipBackbone
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        side = self.config.crop_size
-        cache: Path = arguments[4]
-        self.pipe = Pipeline(
-            self.clip, input_size=(side, side), fit="exact", cache=cache / "features"
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        side, features = self.config.crop_size, self.cache / "features"
+        self.pipe = Pipeline(self.clip, input_size=(side, side), fit="exact", cache=features)
         self.refines = bool(self.config.prompt_denoising or self.config.key_smoothing)
+        self.facts |= {
+            "backbone": self.pipe.identity,
+            "image_resize": "short side (bilinear, antialiased; labels nearest), centre crop",
+            "logits": "the head after or before the upsampler, whichever is the same for less",
+        }
 
-    def check(self, method: Method) -> None:
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Refuse a method that the settings do not fit, else return what decides the numbers."""
         if self.refines and not method.upsampler.info.abilities.linear:
             raise ValueError(
                 f"prompt_denoising and key_smoothing change the words' maps before they are "
                 f"upsampled, which {method.label} cannot do: it does not mix values linearly"
             )
-
-    def settings(self, method: Method) -> dict[str, Any]:
-        return super().settings(method) | {
-            "backbone": self.pipe.identity,
-            "image_resize": "short side (bilinear, antialiased; labels nearest), centre crop",
-            "logits": "the head after or before the upsampler, whichever is the same for less",
-        }
+        return super().settings(method)
 
     def read(self, file: LabelledFile) -> tuple[Tensor, Tensor]:
         image, label = self.val.read(file)
@@ -528,10 +469,9 @@ class _MaskClip(_Run):
 
     def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
         encoded, pipe = self.pipe.encode(image), method.on(self.pipe)
-        threshold = self.config.threshold if self.config.background == "threshold" else 0.0
         head = self.refinement(encoded) if self.refines else None
         return segment_words(
-            pipe, encoded, size, self.text, self.classes, threshold=threshold, head=head
+            pipe, encoded, size, self.text, self.classes, threshold=self.threshold, head=head
         )
 
     def refinement(self, encoded: Encoded) -> Callable[[Tensor], Tensor]:
@@ -550,25 +490,21 @@ class _MaskClip(_Run):
         return refined
 
 
+@dataclass(eq=False)
 class _ProxyClip(_Run):
     """CLIP's values, mixed by the proxy's upsampled features."""
 
     config: ProxyClipConfig
     clip: ClipBackbone
 
-    def __init__(self, *arguments: Any) -> None:
-        *shared, proxy = arguments
-        super().__init__(*shared)
-        cache: Path = arguments[4]
-        self.pipe = Pipeline(proxy, fit="exact", cache=cache / "features")
+    proxy: Backbone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pipe = Pipeline(self.proxy, fit="exact", cache=self.cache / "features")
         # 56 is the original's, for patches of 8 and 14.
-        self.multiple = math.lcm(56, proxy.size_multiple)
-
-    def check(self, method: Method) -> None:
-        """Take any: its whole map is needed."""
-
-    def settings(self, method: Method) -> dict[str, Any]:
-        return super().settings(method) | {
+        self.multiple = math.lcm(56, self.proxy.size_multiple)
+        self.facts |= {
             "backbone": self.pipe.identity,
             "image_resize": f"short side (bilinear), long side at most {LONGEST}",
             "window_multiple": self.multiple,
@@ -589,9 +525,8 @@ class _ProxyClip(_Run):
             padding=torch.tensor(self.clip.image_mean),
         )
         logits = resize_bilinear(logits, size)
-        threshold = config.threshold if config.background == "threshold" else 0.0
         return classes_of_words(
-            logits, self.classes, scale=config.logit_scale, threshold=threshold
+            logits, self.classes, scale=config.logit_scale, threshold=self.threshold
         )[0]
 
     def logits(self, method: Method, window: Tensor) -> Tensor:
@@ -617,24 +552,21 @@ def _resized(image: Tensor, short_side: int, longest: int) -> Tensor:
     return resize_bilinear(image[None], size)[0].clamp(0, 1)
 
 
+@dataclass(eq=False)
 class _RadSeg(_Run):
     """RADIO's stitched map, upsampled, then brought to the words by the adaptor's head."""
 
     config: RadSegConfig
     clip: LanguageAdaptor
 
-    def __init__(self, *arguments: Any) -> None:
-        *shared, radio = arguments
-        super().__init__(*shared)
-        features = RadSegFeatures(radio, window=self.config.window, stride=self.config.stride)
-        cache: Path = arguments[4]
-        self.pipe = Pipeline(features, fit="exact", cache=cache / "features")
+    radio: RadioBackbone
 
-    def check(self, method: Method) -> None:
-        """Take any: the head is no linear one, so that it comes last."""
-
-    def settings(self, method: Method) -> dict[str, Any]:
-        return super().settings(method) | {
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        window, stride = self.config.window, self.config.stride
+        features = RadSegFeatures(self.radio, window=window, stride=stride)
+        self.pipe = Pipeline(features, fit="exact", cache=self.cache / "features")
+        self.facts |= {
             "backbone": self.pipe.identity,
             "image_resize": "short side (bilinear), then sides to multiples of the stride",
         }
@@ -654,12 +586,14 @@ class _RadSeg(_Run):
         for rows, tile in method.on(self.pipe).pieces(encoded, (height, width)):
             logits = CLIP_SCALE * cosine_maps(self.clip(tile), self.text)
             probabilities[..., rows, :] = logits.softmax(1)
-        threshold = config.threshold if config.background == "threshold" else 0.0
         probabilities = resize_bilinear(probabilities, size)[0]
         # A class is as probable as its most probable word: (W, H, W') -> (K, H, W').
         words = probabilities.split([len(each) for each in self.words])
         by_class = torch.stack([each.amax(0) for each in words])
-        return certain_classes(by_class, config.prompt_denoising, threshold)
+        return certain_classes(by_class, config.prompt_denoising, self.threshold)
+
+
+_RUNS = {"maskclip": _MaskClip, "proxyclip": _ProxyClip, "radseg": _RadSeg}
 
 
 def own_settings(preset: str, root: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ for a backbone's features are of no use here.
 Legend: ``B`` images, ``H W`` image.
 """
 
-import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,16 +27,17 @@ from upfeat.data.layouts import hash_files, spread
 from upfeat.evaluation.methods import LowRes, Method
 from upfeat.evaluation.metrics import RestorationMetric
 from upfeat.evaluation.registry import (
+    Presets,
     Progress,
     Protocol,
     ProtocolConfig,
     Request,
     higher,
-    known_entry,
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, seed_scores
 from upfeat.objectives.restoration import Noise, noisy_image
 from upfeat.ops.images import normalize
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
@@ -77,26 +78,12 @@ PRESETS: dict[str, dict[str, Any]] = {"gaussian": {}, "salt-pepper": {"noise": "
 DATA_SETS = ("images", "imagenet")
 
 
+_PRESETS = Presets(ImageRestorationConfig, PRESETS, DATA_SETS)
+
+
 def restoration_preset(preset: str, data: str = "images", **changes: Any) -> ImageRestorationConfig:
-    """Return the settings of a preset.
-
-    Args:
-        preset: see ``PRESETS``.
-        data: ``images``, any folder of them; ``imagenet``, that of its validation images.
-        **changes: fields of :class:`ImageRestorationConfig`.
-
-    Raises:
-        UnknownNameError: no such preset or set.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.restoration import restoration_preset
-        >>> restoration_preset("salt-pepper").probability
-        0.05
-    """
-    settings = known_entry("preset", preset, PRESETS)
-    known_entry("data set", data, dict.fromkeys(DATA_SETS))
-    return ImageRestorationConfig(**{"preset": preset, "data": data} | settings | changes)
+    """Return the settings of a preset for ``images``, a folder of them, or ``imagenet``."""
+    return _PRESETS(preset, data, **changes)
 
 
 def add_noise(image: Tensor, config: ImageRestorationConfig, name: str) -> Tensor:
@@ -124,83 +111,61 @@ def run_restoration(
     backbone: Backbone | None = None,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Restore images with several upsamplers; results that exist already are read.
+    """Restore images, files and names, with several upsamplers, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        images: files and names; ``limit`` of the settings applies.
-        methods: upsamplers, on the device.
-        out: folder of the results, one JSON a method.
-        device: where everything runs.
-        backbone: not used: the image is its own features.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods: ``psnr`` in dB, ``ssim``. The row ``low-res`` is
-        the noisy image itself.
+    The image is its own features: there is no backbone. Scores are ``psnr`` in dB and ``ssim``. The
+    row ``low-res`` is the noisy image itself.
 
     Raises:
         ValueError: an image is broken, or a method does not fit three channels.
     """
-    chosen, report = spread(tuple(images), 1, config.limit), on_progress or silent
-    split = {"images": len(chosen), "fingerprint": hash_files(path for path, _ in chosen)}
-    results = []
-    for method in methods:
-        settings = config.model_dump(mode="json") | {
-            "splits": {config.data: split},
-            "upsampler": method.identity,
+    chosen = spread(tuple(images), 1, config.limit)
+    restored = _Restoring(config, Path(out), on_progress or silent, chosen, torch.device(device))
+    return restored.run(methods)
+
+
+@dataclass(eq=False)
+class _Restoring(ProtocolRun):
+    """One set of images."""
+
+    task = TASK
+    unit = "dB; SSIM a fraction"
+
+    config: ImageRestorationConfig
+    images: Sequence[tuple[Path, str]]
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        fingerprint = hash_files(path for path, _ in self.images)
+        self.facts = {
+            "splits": {self.group: {"images": len(self.images), "fingerprint": fingerprint}},
             "guidance": "the noisy image with ImageNet's mean and deviation",
         }
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is None:
-            known = _measure(config, chosen, method, settings, torch.device(device), report)
-            known.save(path)
-        results.append(known)
-    return results
 
-
-def _measure(
-    config: ImageRestorationConfig,
-    images: Sequence[tuple[Path, str]],
-    method: Method,
-    settings: dict[str, Any],
-    device: torch.device,
-    report: Progress,
-) -> Result:
-    start, metric = time.perf_counter(), RestorationMetric()
-    size = (config.size, config.size)
-    for first in range(0, len(images), config.batch):
-        report(method.label, "restoring", first, len(images))
-        clean, noisy = [], []
-        for path, name in images[first : first + config.batch]:
-            image = F.interpolate(read_image(path)[None], size, mode="bilinear")[0]
-            clean.append(image)
-            noisy.append(add_noise(image, config, name))
-        values = torch.stack(noisy).to(device)  # (B, 3, H, W)
-        restored = values
-        if not isinstance(method, LowRes):
-            guidance = normalize(values, IMAGENET_MEAN, IMAGENET_STD)
-            with torch.no_grad():
-                restored = method.upsampler(guidance, values, size)
-        metric.add(restored.cpu(), torch.stack(clean))
-    return Result(
-        task=TASK,
-        label=method.label,
-        settings=settings,
-        scores={name: Score.of([round(score, 4)]) for name, score in metric.compute().items()},
-        unit="dB; SSIM a fraction",
-        seconds={"all": round(time.perf_counter() - start, 1)},
-        environment=describe_environment(),
-    )
+    def measure(self, pending: Pending) -> Measured:
+        """Restore all images and compare them with the clean ones."""
+        method, config, metric = pending.method, self.config, RestorationMetric()
+        size = (config.size, config.size)
+        for first in range(0, len(self.images), config.batch):
+            self.on_progress(method.label, "restoring", first, len(self.images))
+            clean, noisy = [], []
+            for path, name in self.images[first : first + config.batch]:
+                image = F.interpolate(read_image(path)[None], size, mode="bilinear")[0]
+                clean.append(image)
+                noisy.append(add_noise(image, config, name))
+            values = torch.stack(noisy).to(self.device)  # (B, 3, H, W)
+            restored = values
+            if not isinstance(method, LowRes):
+                guidance = normalize(values, IMAGENET_MEAN, IMAGENET_STD)
+                with torch.no_grad():
+                    restored = method.upsampler(guidance, values, size)
+            metric.add(restored.cpu(), torch.stack(clean))
+        return seed_scores([metric.compute()], percent=lambda name: False), {}
 
 
 def _inputs(request: Request) -> dict[str, Any]:
     found = [(path, name.as_posix()) for path, name in image_files(request.root)]
     return {"images": found, "device": request.device}
-
-
-def _width(config: ImageRestorationConfig) -> int:
-    return 3
 
 
 register_protocol(
@@ -215,7 +180,7 @@ register_protocol(
         data=DATA_SETS,
         inputs=_inputs,
         run=run_restoration,
-        width=_width,
+        width=lambda config: 3,
         items="images",
     )
 )

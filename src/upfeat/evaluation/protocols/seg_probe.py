@@ -1,23 +1,17 @@
 """Linear probe for semantic segmentation on upsampled features.
 
-Preset ``pixel-sample``: the image is resized for the backbone only; the upsampler is guided by
-that resized image and gives features at the label's own size. A 1x1 convolution is trained on
-pixels drawn from a fixed sample of labelled pixels of every training image (AdamW, cosine to zero,
-one step of the schedule a batch) and scored on all pixels of the validation split, at the label's
-size, with and without a restriction to the band along label boundaries. The presets of the papers,
-trained on whole crops, are in :mod:`upfeat.evaluation.probes.segmentation_crops`; they go by the
-same functions.
+Preset ``pixel-sample``: a 1x1 convolution is trained on pixels drawn from a fixed sample of
+labelled pixels of every training image (AdamW, cosine to zero, one step of the schedule a batch)
+and scored on all pixels of the validation split, at the label's size, with and without a
+restriction to the band along label boundaries; see :mod:`upfeat.evaluation.probes.pixels`. The
+presets of the papers, trained on whole crops, are in
+:mod:`upfeat.evaluation.probes.segmentation_crops`.
 
-What makes it cheap: low-resolution features are computed once for all methods and kept on disk; a
-method upsamples each training image once, and only the sampled pixels are kept; in validation the
-heads of all seeds go in front of the upsampler where ``info.abilities.linear`` allows
-(:func:`upfeat.fold_head`), else behind it.
-
-Legend: ``B`` batch, ``C`` feature channels, ``K`` classes, ``S`` seeds, ``P`` pixels of an image,
-``N`` pixels of the pool, ``h w`` feature grid, ``H W`` label.
+Legend: ``C`` feature channels, ``K`` classes, ``S`` seeds, ``N`` pixels, ``H W`` label.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,21 +31,19 @@ from upfeat.evaluation.metrics import SegmentationMetric, boundary_band
 from upfeat.evaluation.probes.crops import KEEP_WEIGHTS
 from upfeat.evaluation.probes.parts import BoundaryOptions, mean_class_ious
 from upfeat.evaluation.probes.pixels import (
-    PixelPool,
+    KEEP_PIXELS,
     PixelSampleConfig,
-    Stages,
-    encode_turned,
-    run_pixel_methods,
-    sample_pixels,
+    PixelSampleProbe,
+    TrainingPixels,
+    train_on_pixels,
 )
 from upfeat.evaluation.probes.segmentation_crops import (
     IMAGE_PRESETS,
+    ImageProbe,
     ImageProbeConfig,
     image_probe_preset,
-    run_image_probe,
 )
 from upfeat.evaluation.registry import (
-    Option,
     Progress,
     Protocol,
     Request,
@@ -61,9 +53,9 @@ from upfeat.evaluation.registry import (
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment
-from upfeat.evaluation.tables.panels import Panel, image_panel, save_panel, shown_images
-from upfeat.pipeline import Encoded, Pipeline
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured, Picture, seed_scores
+from upfeat.pipeline import Encoded
 
 __all__ = [
     "PRESETS",
@@ -103,12 +95,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig | ImageProbeConfig:
     """Return the settings of a protocol for a data set.
 
-    Args:
-        preset: ``pixel-sample``, ``jafar``, ``anyup``, ``naf`` or ``loftup``.
-        data: a name of :func:`upfeat.data.segmentation`; for ``pixel-sample`` one of
-            ``PRESETS``, or any with ``reader="folder"`` and an ``input_size``.
-        **changes: fields of :class:`SegProbeConfig`, or of
-            :class:`upfeat.evaluation.probes.segmentation_crops.ImageProbeConfig`.
+    ``pixel-sample`` knows the sets of ``PRESETS``, and with ``reader="folder"`` and an
+    ``input_size`` any other; the papers' presets know all of :func:`upfeat.data.segmentation`.
 
     Raises:
         UnknownNameError: no such preset or set.
@@ -143,211 +131,101 @@ def run_seg_probe(
     keep_weights: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Probe several upsamplers on the same features; results that exist already are read.
+    """Probe several upsamplers on the same features, see :attr:`Protocol.run`.
+
+    Preset ``pixel-sample`` leaves pictures of three images in ``out/panels`` for the report. The
+    cache also keeps sampled pixels and checkpoints, from which an interrupted run goes on. A
+    ``JointMethod`` is trained with the heads by the papers' presets only.
 
     Args:
         config: the protocol.
-        train: whole training split; ``train_every`` and ``limit`` of the settings apply.
-        val: whole validation split; ``limit`` applies.
+        train: whole training split.
+        val: whole validation split.
         backbone: on the device where everything runs.
-        methods: upsamplers, on the same device; a ``JointMethod`` with the papers' presets only.
-        out: folder of the results, one JSON a method, written whole as soon as it is known; preset
-            ``pixel-sample`` leaves pictures of three images in ``out/panels`` for the report.
-        cache: folder of low-resolution features, sampled pixels and checkpoints; an interrupted
-            run goes on from what is there.
+        methods: upsamplers, on the same device.
+        out: folder of the results.
+        cache: folder of features and unfinished work.
         keep_pixels: keep a method's sampled pixels after its result is written (about
             ``2 * C * pixels_per_image`` bytes a training image).
-        keep_weights: save methods that are trained with the heads (papers' presets), one folder a
-            seed in ``out/weights``.
+        keep_weights: save methods that are trained with the heads, one folder a seed in
+            ``out/weights``.
         on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods.
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.
     """
+    train, val = train.select(config.train_every, config.limit), val.select(limit=config.limit)
+    places = (Path(out), on_progress or silent, train, val, backbone, Path(cache))
     if isinstance(config, ImageProbeConfig):
-        return run_image_probe(
-            config,
-            train,
-            val,
-            backbone,
-            methods,
-            out=out,
-            cache=cache,
-            keep_weights=keep_weights,
-            on_progress=on_progress,
-        )
-    train = train.select(config.train_every, config.limit)
-    val = val.select(limit=config.limit)
-    probe = PixelProbe(config, train, val, backbone, Path(cache), on_progress or silent, Path(out))
-    return run_pixel_methods(
-        probe,
-        methods,
-        task=TASK,
-        data=config.data,
-        joint_presets=" or ".join(IMAGE_PRESETS),
-        out=out,
-        keep_pixels=keep_pixels,
-    )
+        return ImageProbe(config, *places, keep_weights).run(methods)
+    return PixelProbe(config, *places, keep_pixels).run(methods)
 
 
-class PixelProbe:
-    """The preset ``pixel-sample``: one backbone on one set, the methods one after the other."""
+@dataclass(eq=False)
+class PixelProbe(PixelSampleProbe[nn.Linear, SegmentationMetric]):
+    """The preset ``pixel-sample`` for one backbone on one set."""
 
-    def __init__(
-        self,
-        config: SegProbeConfig,
-        train: SegmentationData,
-        val: SegmentationData,
-        backbone: Backbone,
-        cache: Path,
-        on_progress: Progress,
-        panels: Path | None = None,
-    ) -> None:
-        self.config, self.train, self.val = config, train, val
-        self.on_progress, self.panels = on_progress, panels
-        self.pipe = Pipeline(
-            backbone,
-            input_size=config.input_size,
-            fit="exact",
-            cache=cache / "features",
-            cache_dtype=getattr(torch, config.stored_features),
-        )
-        self.pool = PixelPool(self.pipe, config.data, config.pixels_per_image, cache)
-        self.splits = {
-            split.name: {"images": len(split), "fingerprint": split.fingerprint()}
-            for split in (train, val)
-        }
+    task = TASK
+    joint_presets = " or ".join(IMAGE_PRESETS)
 
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        return self.config.model_dump(mode="json") | {
-            "splits": self.splits,
-            "backbone": self.pipe.identity,
-            "upsampler": method.identity,
-            "image_resize": "bicubic, antialiased; height and width exchanged for portraits",
+    config: SegProbeConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.facts |= {
             "band": "Euclidean distance to a pixel with a 4-neighbour of another label",
             "head": "1x1 convolution, cross-entropy, AdamW, cosine to 0 per step",
         }
 
-    def run(self, method: Method, settings: dict[str, Any]) -> Result:
-        """Sample, train all heads, score."""
-        stages = Stages()
-        pixels, labels = self.sample(method)
-        stages.end("sampling")
-        heads = self.train_heads(method, pixels, labels)
-        stages.end("training")
-        metrics = self.validate(method, heads)
-        stages.end("validation")
-        scores = [metric.compute() for metric in metrics]
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=settings,
-            scores={
-                name: Score.of([round(100 * score[name], 4) for score in scores])
-                for name in scores[0]
-            },
-            details={
-                "iou_per_class": mean_class_ious(self.val.classes, metrics),
-                "pool_pixels": len(labels),
-                "head_before_upsampling": method.upsampler.info.abilities.linear,
-            },
-            seconds=stages.seconds,
-            environment=describe_environment(),
-        )
+    def known(self, target: Tensor) -> Tensor:
+        """Return where a label counts."""
+        return target != self.train.ignore_index
 
-    def train_heads(self, method: Method, pixels: Tensor, labels: Tensor) -> list[nn.Linear]:
-        """Train a head for each seed on the pixels of :meth:`sample`."""
-        seeds = self.config.seeds
-        heads = []
-        for number, seed in enumerate(seeds):
-            self.on_progress(method.label, "training heads", number, len(seeds))
-            heads.append(train_head(pixels, labels, len(self.train.classes), self.config, seed))
-        return heads
+    def train_head(self, pool: TrainingPixels, seed: int) -> nn.Linear:
+        """Return the head of a seed, trained."""
+        count = len(self.train.classes)
+        return train_head(pool.pixels, pool.targets, count, self.config, seed)
 
-    # -- training pixels -------------------------------------------------------------------------
-
-    def sample(self, method: Method) -> tuple[Tensor, Tensor]:
-        """Return sampled upsampled features (N, C), float16, and their classes (N,)."""
-        pixels, classes = [], []
-        for number, file in enumerate(self.train.files):
-            self.on_progress(method.label, "sampling pixels", number, len(self.train))
-            image, label = self.train.read(file)
-            known = label != self.train.ignore_index
-            positions = sample_pixels(known, self.config.pixels_per_image, file.name)
-            if not len(positions):
-                continue
-            size: Size = (label.shape[0], label.shape[1])
-            key = f"{file.name}-{self.train.file_hash(file)}"
-            encoded = encode_turned(self.pipe, image)
-            pixels.append(self.pool.read(method, encoded, size, positions, key))
-            classes.append(label.flatten()[positions])
-        if not pixels:
-            raise ValueError(f"no image of {self.train.name} has a labelled pixel")
-        return torch.cat(pixels), torch.cat(classes)
-
-    # -- scores ----------------------------------------------------------------------------------
-
-    def validate(self, method: Method, heads: Sequence[nn.Linear]) -> list[SegmentationMetric]:
-        """Score the heads of all seeds in one pass over the validation split."""
-        device, radius = self.pipe.device, self.config.boundary_radius
-        # S x (K, C) -> (S*K, C, 1, 1)
-        weight = torch.cat([head.weight for head in heads])[:, :, None, None].to(device)
-        bias = torch.cat([head.bias for head in heads]).to(device)
+    def metric(self) -> SegmentationMetric:
+        """Return an empty metric."""
         count, ignored = len(self.val.classes), self.val.ignore_index
-        metrics = [
-            SegmentationMetric(count, ignored, radius, self.config.boundary_metric(count, ignored))
-            for _ in heads
-        ]
-        shown = frozenset() if self.panels is None else shown_images(len(self.val))
-        for number, file in enumerate(self.val.files):
-            self.on_progress(method.label, "scoring", number, len(self.val))
-            image, label = self.val.read(file)
-            encoded = encode_turned(self.pipe, image)
-            predicted = self.predict(
-                method, encoded, (label.shape[0], label.shape[1]), weight, bias
-            )
-            band = boundary_band(label, radius)
-            for metric, classes in zip(metrics, predicted, strict=True):
-                metric.add(classes, label, band)
-            if number in shown:
-                self.draw(method, file.name, encoded.prepared[0], label, predicted[0])
-        return metrics
+        more = self.config.boundary_metric(count, ignored)
+        return SegmentationMetric(count, ignored, self.config.boundary_radius, more)
 
-    def draw(
-        self, method: Method, name: str, image: Tensor, label: Tensor, predicted: Tensor
+    def score(
+        self, metrics: Sequence[SegmentationMetric], predicted: Tensor, target: Tensor
     ) -> None:
-        """Leave the image (3, h, w), its label and the first seed's classes (H, W) as pictures."""
-        if self.panels is None:
-            return
-        common: dict[str, Any] = {"task": TASK, "data": self.config.data, "image": name}
-        common["backbone"] = self.pipe.identity["name"]
-        classes: dict[str, Any] = {
-            "classes": self.val.classes,
-            "ignore_index": self.val.ignore_index,
-        }
-        pictures = (
-            image_panel(image, **common),
-            Panel(**common, **classes, label="target", kind="target", values=label),
-            Panel(**common, **classes, label=method.label, kind="prediction", values=predicted),
-        )
-        for picture in pictures:
-            save_panel(self.panels, picture)
+        """Add the classes of an image."""
+        band = boundary_band(target, self.config.boundary_radius)
+        for metric, classes in zip(metrics, predicted, strict=True):
+            metric.add(classes, target, band)
 
-    @torch.no_grad()
+    def summarise(self, method: Method, metrics: Sequence[SegmentationMetric]) -> Measured:
+        """Return scores in percent, and the IoU of each class."""
+        return seed_scores([metric.compute() for metric in metrics]), {
+            "iou_per_class": mean_class_ious(self.val.classes, metrics),
+            "head_before_upsampling": method.upsampler.info.abilities.linear,
+        }
+
+    def picture(self, name: str, image: Tensor, target: Tensor, label: str, found: Tensor) -> None:
+        """Leave an image, its label and the predicted classes as pictures."""
+        both: list[Picture] = [("target", "target", target), (label, "prediction", found)]
+        classes, ignored = self.val.classes, self.val.ignore_index
+        backbone = self.pipe.identity["name"]
+        self.draw(image, name, backbone, both, classes=classes, ignore_index=ignored)
+
     def predict(
-        self, method: Method, encoded: Encoded, size: Size, weight: Tensor, bias: Tensor
+        self, method: Method, encoded: Encoded, size: Size, heads: Sequence[nn.Linear]
     ) -> Tensor:
         """Return the predicted classes (S, H, W) of each head."""
-        seeds = len(bias) // len(self.val.classes)
-        predicted = torch.empty(seeds, *size, dtype=torch.int64)
-        heads = partial(F.conv2d, weight=weight, bias=bias)
-        for rows, logits in method.on(self.pipe).pieces(encoded, size, heads):
+        # S x (K, C) -> (S*K, C, 1, 1)
+        weight = torch.cat([head.weight for head in heads])[:, :, None, None]
+        bias = torch.cat([head.bias for head in heads])
+        together = partial(F.conv2d, weight=weight, bias=bias)
+        predicted = torch.empty(len(heads), *size, dtype=torch.int64)
+        for rows, logits in method.on(self.pipe).pieces(encoded, size, together):
             # (1, S*K, R, W') -> (S, K, R, W') -> (S, R, W')
-            split = logits.reshape(seeds, -1, *logits.shape[-2:])
+            split = logits.reshape(len(heads), -1, *logits.shape[-2:])
             predicted[:, rows] = split.argmax(1).cpu()
         return predicted
 
@@ -355,14 +233,7 @@ class PixelProbe:
 def train_head(
     pixels: Tensor, labels: Tensor, num_classes: int, config: SegProbeConfig, seed: int
 ) -> nn.Linear:
-    """Train a linear classifier of pixels.
-
-    Args:
-        pixels: (N, C), any floating point type.
-        labels: (N,).
-        num_classes: K.
-        config: steps, batch, learning rate.
-        seed: of initialisation and draws.
+    """Train a linear classifier of K classes on pixels (N, C) with labels (N,).
 
     Example:
         >>> import torch
@@ -377,20 +248,13 @@ def train_head(
     bound = pixels.shape[1] ** -0.5  # torch's default, from our own generator
     for parameter in head.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    for _ in range(config.steps):
-        drawn = torch.randint(len(labels), (config.batch_pixels,), generator=generator)
+
+    def loss(drawn: Tensor, step: int) -> Tensor:
         # index_select copies rows several times faster than pixels[drawn]
         batch = pixels.index_select(0, drawn).float()
-        loss = F.cross_entropy(head(batch), labels[drawn])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return head.requires_grad_(False)
+        return F.cross_entropy(head(batch), labels[drawn])
+
+    return train_on_pixels(head, len(labels), config, generator, loss)
 
 
 def labelled_splits(request: Request) -> dict[str, Any]:
@@ -439,14 +303,6 @@ register_protocol(
         weights="joint",
         seeds=True,
         items="images of each split",
-        options=(
-            Option(
-                "keep_pixels",
-                "Keep the cached features of the sampled pixels after a method is finished.",
-                "flag",
-                False,
-            ),
-            KEEP_WEIGHTS,
-        ),
+        options=(KEEP_PIXELS, KEEP_WEIGHTS),
     )
 )

@@ -14,9 +14,9 @@ Legend: ``C`` feature channels, ``K`` objects and background, ``N`` context fram
 
 import dataclasses
 import io
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,18 +41,19 @@ from upfeat.evaluation.metrics import (
 )
 from upfeat.evaluation.registry import (
     Option,
+    Presets,
     Progress,
     Protocol,
     ProtocolConfig,
     Request,
     StoredFeatures,
     higher,
-    known_entry,
     lower,
     register_protocol,
     silent,
 )
-from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
+from upfeat.evaluation.results import Result
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, described_splits, seed_scores
 from upfeat.pipeline import Pipeline
 
 __all__ = ["DATA_SETS", "PRESETS", "VosConfig", "run_vos", "vos_preset"]
@@ -98,27 +99,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def vos_preset(preset: str, data: str, **changes: Any) -> VosConfig:
-    """Return the settings of a protocol for a data set.
-
-    Args:
-        preset: see ``PRESETS``.
-        data: see ``DATA_SETS``.
-        **changes: fields of :class:`VosConfig`.
-
-    Raises:
-        UnknownNameError: no such preset or set.
-        ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.vos import vos_preset
-        >>> vos_preset("naf", "davis2017", factor=4).guidance_resize
-        'bicubic'
-    """
-    settings = known_entry("preset", preset, PRESETS)
-    if changes.get("reader") is None:
-        known_entry("data set", data, DATA_SETS)
-    return VosConfig(**{"preset": preset, "data": data} | settings | changes)
+vos_preset = Presets(VosConfig, PRESETS, DATA_SETS)
 
 
 def run_vos(
@@ -131,71 +112,47 @@ def run_vos(
     cache: str | Path,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Propagate masks with several upsamplers; results that exist already are read.
+    """Propagate masks with several upsamplers, see :attr:`Protocol.run`.
 
-    Args:
-        config: the protocol.
-        data: the whole split; ``limit`` of the settings applies.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results: one JSON a method, and beside it a folder of the same name
-            with ``SEQUENCE/FRAME.png``. An interrupted run goes on with the first video that
-            lacks a frame.
-        cache: folder of low-resolution features.
-        on_progress: called with label, stage, done and total.
-
-    Returns:
-        The results, in the order of the methods. Scores are in percent, means over all objects.
+    Beside a method's result goes a folder of the same name with ``SEQUENCE/FRAME.png``; an
+    interrupted run goes on with the first video that lacks a frame. Scores are in percent, means
+    over all objects.
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.
     """
     data = data.select(config.limit)
-    propagation = _Propagation(config, data, backbone, Path(cache), on_progress or silent)
-    results = []
-    for method in methods:
-        settings = propagation.settings(method)
-        path, known = stored_result(out, TASK, config.data, method.label, settings)
-        if known is not None:
-            results.append(known)
-            continue
-        result = propagation.run(method, settings, path.with_suffix(""))
-        result.save(path)
-        results.append(result)
-    return results
+    run = _Propagation(config, Path(out), on_progress or silent, data, backbone, Path(cache))
+    return run.run(methods)
 
 
-class _Propagation:
-    """One backbone on one set; the methods come one after the other."""
+@dataclass(eq=False)
+class _Propagation(ProtocolRun):
+    """One backbone on one set."""
 
-    def __init__(
-        self,
-        config: VosConfig,
-        data: VideoData,
-        backbone: Backbone,
-        cache: Path,
-        on_progress: Progress,
-    ) -> None:
-        self.config, self.data, self.backbone = config, data, backbone
-        self.on_progress = on_progress
-        dtype = getattr(torch, config.stored_features)
-        features = cache / "features"
-        self.pipe = Pipeline(backbone, fit="exact", cache=features, cache_dtype=dtype)
-        self.fingerprint = data.fingerprint()
+    task = TASK
 
-    def settings(self, method: Method) -> dict[str, Any]:
-        """Return everything that decides the numbers."""
-        size = self.config.input_size
-        grid = None if size is None else self.grid(method, size)
-        return self.config.model_dump(mode="json") | {
-            "output_size": None if grid is None else list(grid),
-            "splits": {self.data.name: {"videos": len(self.data), "fingerprint": self.fingerprint}},
+    config: VosConfig
+    data: VideoData
+    backbone: Backbone
+    cache: Path
+
+    def __post_init__(self) -> None:
+        dtype = getattr(torch, self.config.stored_features)
+        features = self.cache / "features"
+        self.pipe = Pipeline(self.backbone, fit="exact", cache=features, cache_dtype=dtype)
+        self.facts = {
+            "splits": described_splits(self.data, items="videos"),
             "backbone": self.pipe.identity,
-            "upsampler": method.identity,
             "image_resize": "bicubic, antialiased",
             "mask_resize": "nearest to the grid and to the frame, bilinear to the input",
             "scored": "all frames but the first and last, all objects of the first frame",
         }
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        size = self.config.input_size
+        grid = None if size is None else list(self.grid(method, size))
+        return super().settings(method) | {"output_size": grid}
 
     def grid(self, method: Method, input_size: Size) -> Size:
         """Return the size (h, w) at which masks are handed on."""
@@ -206,43 +163,42 @@ class _Propagation:
             return input_size[0] // 2, input_size[1] // 2
         return height * self.config.factor, width * self.config.factor
 
-    def run(self, method: Method, settings: dict[str, Any], folder: Path) -> Result:
+    def measure(self, pending: Pending) -> Measured:
         """Write the masks of all videos and score them."""
-        times = [time.perf_counter()]
-        for number, sequence in enumerate(self.data):
-            self.on_progress(method.label, "propagating masks", number, len(self.data))
-            _check_length(sequence)
-            if not _complete(folder / sequence.name, sequence):
-                _write_sequence(folder / sequence.name, sequence, self.propagate(method, sequence))
-        times.append(time.perf_counter())
-        metric = VideoMetric()
-        for number, sequence in enumerate(self.data):
-            self.on_progress(method.label, "scoring", number, len(self.data))
-            metric.add(sequence.name, *self.masks(folder / sequence.name, sequence))
-        times.append(time.perf_counter())
-        return Result(
-            task=TASK,
-            label=method.label,
-            settings=settings,
-            scores={
-                name: Score.of([round(100 * score, 4)]) for name, score in metric.compute().items()
-            },
-            details={
-                "objects": {
-                    f"{name}/{number}": {
-                        "j": round(100 * region.mean, 2),
-                        "f": round(100 * boundary.mean, 2),
-                    }
-                    for (name, number), (region, boundary) in sorted(metric.objects.items())
-                },
-                "masks": folder.name,
-            },
-            seconds={
-                "propagation": round(times[1] - times[0], 1),
-                "scoring": round(times[2] - times[1], 1),
-            },
-            environment=describe_environment(),
-        )
+        method, folder, metric = pending.method, pending.path.with_suffix(""), VideoMetric()
+        with pending.timed("propagation"):
+            for number, sequence in enumerate(self.data):
+                self.on_progress(method.label, "propagating masks", number, len(self.data))
+                self.write(method, sequence, folder / sequence.name)
+        with pending.timed("scoring"):
+            for number, sequence in enumerate(self.data):
+                self.on_progress(method.label, "scoring", number, len(self.data))
+                metric.add(sequence.name, *self.masks(folder / sequence.name, sequence))
+        objects = {
+            f"{name}/{number}": {
+                "j": round(100 * region.mean, 2),
+                "f": round(100 * boundary.mean, 2),
+            }
+            for (name, number), (region, boundary) in sorted(metric.objects.items())
+        }
+        return seed_scores([metric.compute()]), {"objects": objects, "masks": folder.name}
+
+    def write(self, method: Method, sequence: VideoSequence, folder: Path) -> None:
+        """Write the masks of a video that are not there yet."""
+        if len(sequence.frames) < 3:
+            raise ValueError(
+                f"{sequence.name} has {len(sequence.frames)} frames; the first and the last are "
+                "not scored, so it takes at least 3"
+            )
+        files = [folder / f"{frame.stem}.png" for frame in sequence.frames]
+        if all(file.is_file() for file in files):
+            return
+        labels = self.propagate(method, sequence)  # (T, H, W)
+        OwnFiles(folder.parent).claim_all("upfeat eval vos")
+        folder.mkdir(exist_ok=True)
+        for file, label in zip(files, labels, strict=True):
+            if not file.is_file():
+                write_bytes(file, palette_png(label))
 
     def propagate(self, method: Method, sequence: VideoSequence) -> Tensor:
         """Return the labels (T, H, W), uint8, of a video from its first mask."""
@@ -306,65 +262,27 @@ class _Propagation:
 
     def masks(self, folder: Path, sequence: VideoSequence) -> tuple[Tensor, Tensor]:
         """Return the written and the true masks (T, H, W) of a video."""
-        written = [
-            read_numbers(folder / f"{frame.stem}.png", "prediction", "of objects").byte()
-            for frame in sequence.frames
-        ]
-        true = [
-            self.data.read_mask(sequence, index).byte() for index in range(len(sequence.frames))
-        ]
+        files = [folder / f"{frame.stem}.png" for frame in sequence.frames]
+        written = [read_numbers(file, "prediction", "of objects").byte() for file in files]
+        true = [self.data.read_mask(sequence, index).byte() for index in range(len(files))]
         return torch.stack(written), torch.stack(true)
 
 
-# -- files ---------------------------------------------------------------------------------------
-
-
-def _check_length(sequence: VideoSequence) -> None:
-    if len(sequence.frames) < 3:
-        raise ValueError(
-            f"{sequence.name} has {len(sequence.frames)} frames; the first and the last are not "
-            "scored, so it takes at least 3"
-        )
-
-
-def _complete(folder: Path, sequence: VideoSequence) -> bool:
-    return all((folder / f"{frame.stem}.png").is_file() for frame in sequence.frames)
-
-
-def _write_sequence(folder: Path, sequence: VideoSequence, labels: Tensor) -> None:
-    """Write the masks (T, H, W) of a video that are not there yet."""
-    OwnFiles(folder.parent).claim_all("upfeat eval vos")
-    folder.mkdir(exist_ok=True)
-    for frame, label in zip(sequence.frames, labels, strict=True):
-        file = folder / f"{frame.stem}.png"
-        if not file.is_file():
-            write_bytes(file, palette_png(label))
-
-
 def palette_png(label: Tensor) -> bytes:
-    """Return a PNG of object numbers (H, W) in the colours of VOC and DAVIS.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.protocols.vos import palette_png
-        >>> palette_png(torch.zeros(2, 2, dtype=torch.uint8))[1:4]
-        b'PNG'
-    """
+    """Return a PNG of object numbers (H, W) in the colours of VOC and DAVIS."""
     from PIL import Image
 
     image = Image.fromarray(label.numpy())
-    image.putpalette([part for number in range(256) for part in _voc_color(number)])
+    # Bit 3 i + c of a class's number is bit 7 - i of channel c of its colour.
+    palette = [
+        sum((number >> (3 * i + channel) & 1) << (7 - i) for i in range(3))
+        for number in range(256)
+        for channel in range(3)
+    ]
+    image.putpalette(palette)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _voc_color(number: int) -> tuple[int, int, int]:
-    """Return the colour of a class: bit 3 i + c of its number is bit 7 - i of channel c."""
-    red, green, blue = (
-        sum((number >> (3 * i + channel) & 1) << (7 - i) for i in range(3)) for channel in range(3)
-    )
-    return red, green, blue
 
 
 def _nearest(label: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -1,25 +1,33 @@
-"""Losses and decoding of the depth probes.
+"""Losses of the depth and normals probes, and the decoding of depth.
 
-JAFAR's probe (arXiv 2506.11136) trains on ``sig + gradient``, Probe3D (El Banani et al., 2024,
-arXiv 2404.08636) on another mix of the two, FeatUp's probe on MiDaS' scale-and-shift-invariant loss
-(Ranftl et al., 2020, arXiv 1907.01341). All use ``g = ln(prediction + 0.001) - ln(target + 0.001)``
-or depth itself, on valid pixels only, with statistics over the batch.
+JAFAR's depth probe (arXiv 2506.11136) trains on ``sig + gradient``, Probe3D (arXiv 2404.08636) on
+another mix of the two, FeatUp's probe on MiDaS' scale-and-shift-invariant loss (Ranftl et al.,
+arXiv 1907.01341). All use ``g = ln(prediction + 0.001) - ln(target + 0.001)``
+or depth itself. The loss of normals is Bae et al., "Estimating and exploiting the aleatoric
+uncertainty in surface normal estimation", ICCV 2021, arXiv 2109.09881, section 3, as Probe3D uses
+it. Statistics are over the valid pixels of a batch.
 
-Legend: ``B`` batch, ``K`` bins, ``H W`` depth map.
+Legend: ``B`` batch, ``K`` bins, ``H W`` map of depth or normals.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from upfeat.errors import shape_text
 from upfeat.evaluation.metrics.regression import fit_scale_and_shift
+from upfeat.ops import cosine
 
 __all__ = [
+    "angular_loss",
     "bin_depth",
     "gradient_loss",
     "midas_ssi_loss",
     "probe3d_loss",
     "sig_loss",
+    "uncertain_normals_loss",
     "valid_depth",
 ]
 
@@ -29,22 +37,19 @@ GRADIENT_WEIGHT = 0.5
 GRADIENT_STRIDES = (1, 2, 4, 6)
 GRADIENT_DISTANCE = 2
 SSI_STRIDES = (1, 2, 4, 8)
+LEAST_ANGLE = 1e-4  # keeps cosines from +-1, where the angle has no gradient
+KAPPA_OFFSET = 1.01
 
 
 def bin_depth(logits: Tensor, min_depth: float = 1e-3, max_depth: float = 10.0) -> Tensor:
     """Turn logits of uniform bins into depth: ``sum_k p_k b_k``, p the rectified logits + 0.1.
 
-    Args:
-        logits: (B, K, H, W), or (N, K) for single pixels.
-        min_depth: the first bin.
-        max_depth: the last bin.
-
-    Returns:
-        (B, H, W) or (N,), within [min_depth, max_depth].
+    Logits (B, K, H, W) give (B, H, W), those of single pixels (N, K) give (N,), within the first
+    and the last bin, ``min_depth`` and ``max_depth``.
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.depth_losses import bin_depth
+        >>> from upfeat.evaluation.probes.losses import bin_depth
         >>> bin_depth(torch.tensor([[-1.0, 0.9, 0.0]]), 0, 10).round(decimals=4)
         tensor([5.])
     """
@@ -81,15 +86,12 @@ def _log_difference(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor
 def sig_loss(prediction: Tensor, target: Tensor, valid: Tensor, *, warm: bool = False) -> Tensor:
     """Return ``sqrt(var(g) + 0.15 mean(g)^2)`` over all valid pixels of the batch.
 
-    Args:
-        prediction: positive depths of any shape.
-        target: same shape.
-        valid: boolean, same shape; at least two pixels.
-        warm: leave out the variance (unbiased), as JAFAR does for the first 100 iterations.
+    All have one shape, ``valid`` has two pixels at least. ``warm`` leaves out the variance
+    (unbiased), as JAFAR does for the first 100 iterations.
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.depth_losses import sig_loss
+        >>> from upfeat.evaluation.probes.losses import sig_loss
         >>> depth = torch.tensor([1.0, 2.0])
         >>> sig_loss(depth, depth, depth > 0).item()
         0.0
@@ -113,16 +115,12 @@ def gradient_loss(
     The scales take every 1st, 2nd, 4th and 6th row and column; the differences of a scale are
     divided by its number of valid pixels.
 
-    Args:
-        prediction: (B, 1, H, W) positive depths.
-        target: same shape.
-        valid: same shape, boolean.
-        released: take the differences along the first two axes, batch and channel, as JAFAR's
-            released code does; they are 0 for a batch of two.
+    All are (B, 1, H, W). ``released`` takes the differences along the first two axes, batch and
+    channel, as JAFAR's released code does; they are 0 for a batch of two.
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.depth_losses import gradient_loss
+        >>> from upfeat.evaluation.probes.losses import gradient_loss
         >>> depth = torch.rand(2, 1, 16, 16) + 0.5
         >>> gradient_loss(2 * depth, depth, depth > 0).item() < 1e-2
         True
@@ -153,17 +151,11 @@ def _steps(g: Tensor, known: Tensor, axis: int) -> Tensor:
 def probe3d_loss(
     prediction: Tensor, target: Tensor, valid: Tensor, *, released: bool = False
 ) -> Tensor:
-    """Return Probe3D's loss: ``10 sqrt(mean(g^2) - 0.85 mean(g)^2)`` plus the gradient loss.
-
-    Args:
-        prediction: (B, 1, H, W) positive depths.
-        target: same shape.
-        valid: same shape, boolean.
-        released: see :func:`gradient_loss`.
+    """Return Probe3D's loss: ``10 sqrt(mean(g^2) - 0.85 mean(g)^2)`` plus :func:`gradient_loss`.
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.depth_losses import probe3d_loss
+        >>> from upfeat.evaluation.probes.losses import probe3d_loss
         >>> depth = torch.rand(2, 1, 16, 16) + 0.5
         >>> probe3d_loss(depth, depth, depth > 0).item()
         0.0
@@ -182,15 +174,11 @@ def midas_ssi_loss(
     of neighbours' errors on four scales (every 1st, 2nd, 4th, 8th pixel); means over all valid
     pixels of the batch.
 
-    Args:
-        prediction: (B, H, W) depths, or inverse depths.
-        target: same shape.
-        valid: same shape, boolean or 0 and 1.
-        alpha: weight of the differences.
+    All are (B, H, W), depths or inverse depths.
 
     Example:
         >>> import torch
-        >>> from upfeat.evaluation.probes.depth_losses import midas_ssi_loss
+        >>> from upfeat.evaluation.probes.losses import midas_ssi_loss
         >>> depth = torch.rand(2, 16, 16)
         >>> midas_ssi_loss(3 * depth - 1, depth, torch.ones(2, 16, 16)).item() < 1e-5
         True
@@ -207,3 +195,54 @@ def midas_ssi_loss(
         columns = (e[..., 1:] - e[..., :-1]).abs() * m[..., 1:] * m[..., :-1]
         total = total + alpha * (rows.sum() + columns.sum()) / m.sum().clamp(min=1)
     return total
+
+
+# -- normals -------------------------------------------------------------------------------------
+
+
+def _angles(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Return the angles in radians of all valid pixels (N,)."""
+    if prediction.shape != target.shape or valid.shape != target.shape[:1] + target.shape[2:]:
+        raise ValueError(
+            "prediction and target must have one shape (B, 3, H, W) and valid (B, H, W), got "
+            f"{shape_text(prediction)}, {shape_text(target)} and {shape_text(valid)}"
+        )
+    return cosine(prediction, target)[valid].clamp(LEAST_ANGLE - 1, 1 - LEAST_ANGLE).acos()
+
+
+def angular_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean angle in radians between normals (B, 3, H, W), where ``valid`` (B, H, W).
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.losses import angular_loss
+        >>> up = torch.tensor([0.0, 1.0, 0.0])[None, :, None, None]
+        >>> angular_loss(-up, up, torch.ones(1, 1, 1, dtype=torch.bool)).item() > 3.1
+        True
+    """
+    return _angles(prediction, target, valid).mean()
+
+
+def uncertain_normals_loss(outputs: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Return ``ln(1 + exp(-pi k)) - ln(k^2 + 1) + k a``, mean over all valid pixels.
+
+    ``a`` is the angle to the target in radians and ``k = elu(u) + 1.01`` the predicted certainty:
+    the negative logarithm of a distribution of normals around the prediction.
+
+    The outputs (B, 4, H, W) are a normal of any length, and ``u``; target (B, 3, H, W) and valid
+    (B, H, W), with at least one pixel.
+
+    Example:
+        >>> import torch
+        >>> from upfeat.evaluation.probes.losses import uncertain_normals_loss
+        >>> target, known = torch.ones(1, 3, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool)
+        >>> sure = torch.tensor([1.0, 1.0, 1.0, 3.0])[None, :, None, None]
+        >>> unsure = torch.tensor([1.0, 1.0, 1.0, 0.0])[None, :, None, None]
+        >>> losses = [uncertain_normals_loss(x, target, known).item() for x in (sure, unsure)]
+        >>> losses[0] < losses[1]
+        True
+    """
+    angle = _angles(outputs[:, :3], target, valid)
+    kappa = F.elu(outputs[:, 3])[valid] + KAPPA_OFFSET
+    spread = torch.log1p(torch.exp(-math.pi * kappa)) - torch.log(kappa.square() + 1)
+    return (spread + kappa * angle).mean()

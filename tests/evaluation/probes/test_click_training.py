@@ -11,7 +11,7 @@ import upfeat
 from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from upfeat.errors import UnsupportedError
-from upfeat.evaluation.probes.click_network import ClickProbe, normalized_focal_loss
+from upfeat.evaluation.probes.click_training import ClickProbe, normalized_focal_loss
 
 
 @pytest.mark.golden

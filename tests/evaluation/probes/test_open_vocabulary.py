@@ -12,17 +12,22 @@ from tests.goldens import load_golden
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference, tolerance
 from upfeat.backbones import create_backbone
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.probes import proxy_attention as module
-from upfeat.evaluation.probes.prompts import class_words, read_words
-from upfeat.evaluation.probes.proxy_attention import proxy_attention
+from upfeat.evaluation.probes import open_vocabulary as module
+from upfeat.evaluation.probes.open_vocabulary import (
+    class_words,
+    denoise_words,
+    proxy_attention,
+    read_words,
+    slide,
+    smooth_by_keys,
+    window_places,
+)
 from upfeat.evaluation.probes.radseg import (
     RadSegFeatures,
     certain_classes,
     radseg_size,
     self_correlating_attention,
 )
-from upfeat.evaluation.probes.windows import slide, window_places
-from upfeat.evaluation.probes.word_maps import denoise_words, smooth_by_keys
 from upfeat.similarity.maps import (
     CLIP_SCALE,
     average_prompts,
