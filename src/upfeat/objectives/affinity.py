@@ -99,11 +99,10 @@ def affinity_loss(
         >>> torch.allclose(affinity_loss(a, b), affinity_loss_reference(a, b))
         True
     """
+    if distance != "l2":
+        return affinity_loss_blockwise(pred, target, distance, border)
     check_pair(pred, target)
-    _compare(distance)
     with torch.autocast(pred.device.type, enabled=False):
-        if distance == "l1":
-            return affinity_loss_blockwise(pred, target, distance, border)
         p, t = unit_vectors(pred, border), unit_vectors(target, border)
         difference, total = p - t, p + t  # (B, n, C)
         transposed = difference.transpose(1, 2)  # (B, C, n)
