@@ -23,9 +23,9 @@ from upfeat.evaluation.papers.reproductions import (
     comparison_rows,
     reproduce_page,
 )
-from upfeat.evaluation.papers.sources import Roots
+from upfeat.evaluation.papers.sources import Roots, paper_method
 from upfeat.evaluation.registry import get_protocol
-from upfeat.training import list_recipes
+from upfeat.training import Trainer, create_recipe, list_recipes
 from upfeat.upsamplers import create_upsampler
 
 
@@ -114,6 +114,15 @@ def test_another_backbone_is_a_difference(data: Path, tmp_path: Path) -> None:
     (found,) = Reproduction.load(tmp_path / "anyup-table-faithfulness.json").ran
     backbones = f"{DINOV2} (here: upfeat/vit_compact_patch16)"
     assert found.differs == (f"backbone {backbones}",)
+
+
+@pytest.mark.slow
+def test_small_crops_suit_nafs_windows(data: Path, tmp_path: Path) -> None:
+    methods = RowMethods(192, "", Roots({"data": data}), tmp_path, small=True, device="cpu")
+    changes = [*methods._changes("naf_small", ()), "steps=1", "checkpoint.every=1"]
+    config = methods._with_data(create_recipe("naf_small", changes), paper_method("naf"))
+    Trainer(config, tmp_path / "run").fit()
+    assert (tmp_path / "run" / "model").is_dir()
 
 
 @pytest.mark.slow
