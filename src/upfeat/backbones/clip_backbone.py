@@ -22,19 +22,8 @@ from torch import Tensor, nn
 from upfeat._settings import call_text
 from upfeat.backbones.base import IMAGENET, OPENAI_CLIP, Backbone, register_provider
 from upfeat.backbones.positions import PositionRule, resize_positions
-from upfeat.checkpoints import (
-    HubFile,
-    find_weights,
-    load_strictly,
-    read_checkpoint,
-    unwrap_state,
-)
-from upfeat.errors import (
-    MissingPackageError,
-    UnknownNameError,
-    UnsupportedError,
-    check_choice,
-)
+from upfeat.checkpoints import HubFile, find_weights, load_strictly, read_checkpoint, unwrap_state
+from upfeat.errors import MissingPackageError, UnknownNameError, UnsupportedError, check_choice
 
 __all__ = ["ClipBackbone", "LastBlock", "list_clip_names", "value_tokens"]
 

@@ -354,10 +354,5 @@ def _by_code(
     with torch.no_grad():
         dim = _features(model.eval(), torch.zeros(1, 3, 2 * patch, 2 * patch), name).shape[-1]
     return RadioBackbone(
-        model,
-        name=name,
-        dim=dim,
-        patch_size=patch,
-        image_norm=image_norm,
-        language=language,
+        model, name=name, dim=dim, patch_size=patch, image_norm=image_norm, language=language
     )

@@ -27,13 +27,7 @@ from upfeat._compat import ensure_torchvision_operators
 from upfeat._settings import call_text
 from upfeat.backbones.base import Backbone, register_provider
 from upfeat.backbones.positions import PositionRule, resize_positions
-from upfeat.errors import (
-    UnknownNameError,
-    UnsupportedError,
-    check_choice,
-    check_size,
-    shape_text,
-)
+from upfeat.errors import UnknownNameError, UnsupportedError, check_choice, check_size, shape_text
 
 __all__ = ["Facet", "TimmBackbone", "list_timm_names"]
 
@@ -102,7 +96,8 @@ class TimmBackbone(Backbone):
                 f"{name} ({type(model).__name__}) has no forward_intermediates to read layers; "
                 "wrap a function that returns (B, C, h, w) in upfeat.CallableBackbone"
             )
-        infos = _layer_infos(model)
+        described: Any = model.feature_info  # of each layer: its channels and its total stride
+        infos = list(getattr(described, "info", described))
         given = [layer] if layers is None else list(layers)
         self.layers = [_check_layer(name, each, len(infos)) for each in given]
         _check_layers(name, self.layers, infos, facet)
@@ -119,9 +114,8 @@ class TimmBackbone(Backbone):
         )
         self.model = model
         self.facet, self.head_fastest, self.positions = facet, head_fastest, positions
-        if facet != "tokens":
-            for each in self.layers:
-                _attention(name, model, each)
+        for each in self.layers if facet != "tokens" else ():
+            _attention(name, model, each)
         if positions is not None:
             _set_position_rule(name, model, positions)
         self.norm = norm and type(model).__name__ not in _POOLED_NORM
@@ -286,12 +280,6 @@ class TimmBackbone(Backbone):
             f"{self.name} does not take images of {tuple(image.shape[-2:])} at layer "
             f"{_some(self.layers)} ({text}); {advice}"
         )
-
-
-def _layer_infos(model: nn.Module) -> list[Mapping[str, Any]]:
-    """Return timm's description of each layer: its channels and its total stride."""
-    info: Any = model.feature_info
-    return list(getattr(info, "info", info))
 
 
 def _size_multiple(model: nn.Module, stride: int) -> int:
@@ -464,11 +452,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 # What makes a network take any image size, in order of preference; families differ in the word.
-_ANY_SIZE: tuple[dict[str, Any], ...] = (
-    {"dynamic_img_size": True},
-    {"strict_img_size": False},
-    {},
-)
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
 def _build(

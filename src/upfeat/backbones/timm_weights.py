@@ -118,13 +118,7 @@ def load_timm_weights(model: nn.Module, path: str | os.PathLike[str], name: str)
         CheckpointError: the file is unreadable, holds no state dict, or keys or shapes do not
             match; the message names them.
     """
-    _load(model, _flat(read_checkpoint(path), path), path, name)
-
-
-def _load(
-    model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[str], name: str
-) -> None:
-    state = _filtered(model, state, path)
+    state = _filtered(model, _flat(read_checkpoint(path), path), path)
     tensors = model.state_dict()
     heads = _classifiers(model, tensors)
     state = {key: t for key, t in state.items() if key in tensors or not key.startswith(heads)}
@@ -175,13 +169,12 @@ def _filtered(
 def _classifiers(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return what the names of the classifier's tensors start with."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return tuple(_head(name, tensors) for name in ((names,) if isinstance(names, str) else names))
-
-
-def _head(name: str, tensors: Mapping[str, Tensor]) -> str:
-    # Some families name only the last layer of a head that has more, such as a norm before it:
-    # go up as long as nothing that the network keeps lies there.
-    parent = name.rpartition(".")[0]
-    while parent and not any(key.startswith(f"{parent}.") for key in tensors):
-        name, parent = parent, parent.rpartition(".")[0]
-    return f"{name}."
+    heads = []
+    for name in (names,) if isinstance(names, str) else names:
+        # Some families name only the last layer of a head that has more, such as a norm before it:
+        # go up as long as nothing that the network keeps lies there.
+        parent = name.rpartition(".")[0]
+        while parent and not any(key.startswith(f"{parent}.") for key in tensors):
+            name, parent = parent, parent.rpartition(".")[0]
+        heads.append(f"{name}.")
+    return tuple(heads)

@@ -17,8 +17,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.backbones.base import register_provider
 from upfeat.backbones.timm_backbone import TimmBackbone
@@ -47,21 +45,9 @@ def bundled_weights() -> Iterator[Path]:
         yield path
 
 
-def _build() -> nn.Module:
-    ensure_torchvision_operators()
-    from timm.models.vision_transformer import VisionTransformer
-
-    model: nn.Module = VisionTransformer(num_classes=0, dynamic_img_size=True, **ARCHITECTURE)
-    return model
-
-
 @register_provider("upfeat", names=lambda pretrained: [NAME])
 def create_upfeat_backbone(
-    name: str,
-    weights: str | os.PathLike[str] | None = None,
-    *,
-    layer: int = -1,
-    norm: bool = True,
+    name: str, weights: str | os.PathLike[str] | None = None, *, layer: int = -1, norm: bool = True
 ) -> TimmBackbone:
     """Build ``upfeat/vit_compact_patch16``; called through :func:`upfeat.create_backbone`.
 
@@ -80,7 +66,10 @@ def create_upfeat_backbone(
     """
     if name != NAME:
         raise UnknownNameError("backbone", f"upfeat/{name}", [f"upfeat/{NAME}"])
-    model = _build()
+    ensure_torchvision_operators()
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(num_classes=0, dynamic_img_size=True, **ARCHITECTURE)
     if weights is None:
         with bundled_weights() as path:
             load_timm_weights(model, path, f"upfeat/{NAME}")

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from upfeat.backbones.base import IMAGENET, Backbone, Weights, create_backbone, register_provider
 from upfeat.errors import UnknownNameError, shape_text
 
-__all__ = [
-    "AnyBackbone",
-    "CallableBackbone",
-    "RgbBackbone",
-    "as_backbone",
-    "create_rgb_backbone",
-]
+__all__ = ["AnyBackbone", "CallableBackbone", "RgbBackbone", "as_backbone", "create_rgb_backbone"]
 
 AnyBackbone: TypeAlias = Backbone | nn.Module | Callable[[Tensor], Any] | str
 

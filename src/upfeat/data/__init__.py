@@ -11,12 +11,7 @@ from upfeat.data.feature_cache import FeatureCache
 from upfeat.data.films import FILM_SUFFIXES, Film, open_film, write_frames
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
 from upfeat.data.images import ImageSource, image_size, read_image
-from upfeat.data.keypoints import (
-    KeypointData,
-    KeypointFile,
-    KeypointPair,
-    keypoint_folder,
-)
+from upfeat.data.keypoints import KeypointData, KeypointFile, KeypointPair, keypoint_folder
 from upfeat.data.mask_cache import CachedMaskSource, fill_mask_cache
 from upfeat.data.masks import (
     FirstOfMaskSource,
@@ -44,13 +39,7 @@ from upfeat.data.segmentation import (
     load_segmentation,
     segmentation_sets,
 )
-from upfeat.data.sets.bsds500 import (
-    RegionData,
-    RegionFile,
-    RegionImage,
-    bsds500,
-    bsds500_objects,
-)
+from upfeat.data.sets.bsds500 import RegionData, RegionFile, RegionImage, bsds500, bsds500_objects
 from upfeat.data.sets.coco_stuff import coco_stuff
 from upfeat.data.sets.imagenet import imagenet
 from upfeat.data.sets.keypoints import pf_pascal, pf_willow, spair71k
@@ -82,12 +71,7 @@ from upfeat.data.sets.objects import (
     sbd,
 )
 from upfeat.data.sets.rgbd import rgbd
-from upfeat.data.surfaces import (
-    SurfaceData,
-    SurfaceImage,
-    folder_surfaces,
-    normals_from_depth,
-)
+from upfeat.data.surfaces import SurfaceData, SurfaceImage, folder_surfaces, normals_from_depth
 from upfeat.data.tar_shards import TarRecords, find_images
 from upfeat.data.training_images import TrainingImages, TrainingLoader
 from upfeat.data.transforms import CropTransform, resize_and_crop

@@ -47,19 +47,15 @@ _OTHER_SUFFIXES = _suffixes(
 
 @dataclass
 class LeftOut:
-    """What a listing leaves out, counted for one warning.
+    """What a listing leaves out, counted for one warning."""
 
-    Attributes:
-        pictures: files of kinds that are not read here.
-        special: named pipes, sockets and devices that are named like images.
-        closed: folders that may not be read, with the reason.
-        results: how many files and folders were written by upfeat; not in the warning.
-    """
-
-    # Sets: a glob may reach a file in several ways.
+    # Files of kinds that are not read here; sets, for a glob may reach a file in several ways.
     pictures: set[Path] = field(default_factory=set)
+    # Named pipes, sockets and devices that are named like images.
     special: set[Path] = field(default_factory=set)
+    # Folders that may not be read, with the reason.
     closed: dict[str, str] = field(default_factory=dict)
+    # How many files and folders were written by upfeat; not in the warning.
     results: int = 0
 
     def takes(self, path: Path) -> bool:

@@ -50,17 +50,11 @@ pairs.csv               columns source,target and, if there are several, categor
 
 
 class KeypointView(NamedTuple):
-    """One image of a pair.
-
-    Attributes:
-        image: its file.
-        points: of the ids of the pair, in their order; None where the image does not show it.
-        box: x0, y0, x1, y1 of the object; None if unknown.
-    """
+    """One image of a pair; ``points`` are those of the pair's ids, None where it shows none."""
 
     image: Path
     points: tuple[Point | None, ...]
-    box: tuple[float, float, float, float] | None = None
+    box: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 of the object, if known
 
 
 class KeypointFile(NamedTuple):

@@ -64,15 +64,14 @@ class CachedMaskSource:
     def stored(self, record: ImageRecord) -> Masks | None:
         """Return the masks that are on disk, or None; an unreadable file counts as absent."""
         stem = self.file_stem(record)
-        for suffix in (".png", ".json"):
+        decoders: dict[str, Callable[[bytes], Masks]] = {
+            ".png": lambda png: LabelMasks(read_labels(png)),
+            ".json": RleMasks.from_json,
+        }
+        for suffix, decode in decoders.items():
             path = stem.with_suffix(suffix)
             try:
-                content = path.read_bytes()
-                return (
-                    LabelMasks(read_labels(content))
-                    if suffix == ".png"
-                    else RleMasks.from_json(content)
-                )
+                return decode(path.read_bytes())
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
@@ -112,12 +111,7 @@ def _encoded(masks: Masks) -> tuple[str, bytes]:
 
 @dataclass
 class MaskCacheSummary:
-    """What :func:`fill_mask_cache` did.
-
-    Attributes:
-        computed, found: numbers of images.
-        failed: message by the image's name.
-    """
+    """What :func:`fill_mask_cache` did: numbers of images, and messages by an image's name."""
 
     computed: int = 0
     found: int = 0

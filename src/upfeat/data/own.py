@@ -8,12 +8,10 @@ split is listed, every label included, so that a broken file ends a run before i
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
-
-from torch import Tensor
 
 from upfeat.data.card import DataCard, checked_names, read_card
 from upfeat.data.depth import DepthData, DepthFile
@@ -254,7 +252,8 @@ def _check_labels(
     problems, largest = [], -1
     for file in files:
         try:
-            label = _laid(file.label, file.image, read_label)
+            size = image_size(file.image)
+            label = lay_on_image(read_label(file.label), file.label, file.image, size)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -268,10 +267,6 @@ def _check_labels(
         largest = max([largest, *found])
     _raise_problems(problems)
     return largest
-
-
-def _laid(path: Path, image: Path, read: Callable[[Path], Tensor]) -> Tensor:
-    return lay_on_image(read(path), path, image, image_size(image))
 
 
 # -- depth ---------------------------------------------------------------------------------------
@@ -328,14 +323,13 @@ def folder_video(root: PathLike, split: str = "val") -> VideoData:
 
 
 def _video_folders(place: Path) -> tuple[Path, Path]:
-    if not place.is_dir():
-        raise FileNotFoundError(f"no folder {place}")
-    for images, labels in (("images", "labels"), ("JPEGImages", "Annotations")):
-        if (place / images).is_dir():
-            if not (place / labels).is_dir():
-                raise FileNotFoundError(f"no folder {place / labels}")
-            return place / images, place / labels
-    raise FileNotFoundError(f"no folder {place / 'images'}")
+    names = ("images", "labels"), ("JPEGImages", "Annotations")
+    pairs = [(place / images, place / labels) for images, labels in names]
+    frames, masks = next((pair for pair in pairs if pair[0].is_dir()), pairs[0])
+    for folder in (place, frames, masks):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+    return frames, masks
 
 
 def _video(frames: Path, masks: Path) -> VideoSequence:
@@ -346,8 +340,8 @@ def _video(frames: Path, masks: Path) -> VideoSequence:
         if (size := image_size(mask)) != (own := image_size(frame))
     ]
     _raise_problems(problems)
-    images, labels = [frame for _, frame, _ in pairs], [mask for _, _, mask in pairs]
-    return VideoSequence(frames.name, tuple(images), tuple(labels))
+    _, images, labels = zip(*pairs, strict=True)
+    return VideoSequence(frames.name, images, labels)
 
 
 # -- key points ----------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ Legend: ``P`` points, ``S`` side of the network's square input, ``s`` side of it
 import hashlib
 import logging
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,7 @@ def box_suppression(boxes: Tensor, scores: Tensor, threshold: float) -> list[int
     return kept
 
 
+@dataclass(eq=False)
 class SamMaskSource:
     """Automatic masks of SAM or SAM 2: a grid of points, filtered, without near copies.
 
@@ -111,56 +114,41 @@ class SamMaskSource:
         CheckpointError: they are of another kind, or do not fit.
     """
 
-    def __init__(
-        self,
-        weights: PathLike,
-        *,
-        points_per_side: int = 32,
-        points_per_batch: int = 64,
-        iou_threshold: float = 0.88,
-        stability_threshold: float = 0.95,
-        stability_offset: float = 1.0,
-        suppression_threshold: float = 0.7,
-        min_area: int = 0,
-        max_masks: int = 150,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | str = torch.float32,
-    ) -> None:
-        if isinstance(dtype, str):
-            named = getattr(torch, dtype, None)
-            if not isinstance(named, torch.dtype):
-                raise ValueError(f"dtype must be a type of torch such as 'float16', got {dtype!r}")
-            dtype = named
-        if min(points_per_side, points_per_batch, max_masks) < 1:
-            raise ValueError("points_per_side, points_per_batch and max_masks must be positive")
-        self._folder = NetworkFolder(Path(weights), "SAM weights", MODELS, ADDRESS)
-        self.weights, self.kind = self._folder.folder, self._folder.kind
-        self.points_per_side = points_per_side
-        self.points_per_batch = points_per_batch
-        self.iou_threshold = iou_threshold
-        self.stability_threshold = stability_threshold
-        self.stability_offset = stability_offset
-        self.suppression_threshold = suppression_threshold
-        self.min_area = min_area
-        self.max_masks = max_masks
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self._model: Any = None
-        self._name: str | None = None
+    weights: PathLike
+    _: KW_ONLY
+    points_per_side: int = 32
+    points_per_batch: int = 64
+    iou_threshold: float = 0.88
+    stability_threshold: float = 0.95
+    stability_offset: float = 1.0
+    suppression_threshold: float = 0.7
+    min_area: int = 0
+    max_masks: int = 150
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype | str = torch.float32
 
-    @property
+    def __post_init__(self) -> None:
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype must be a type of torch such as 'float16', got {self.dtype!r}")
+        if min(self.points_per_side, self.points_per_batch, self.max_masks) < 1:
+            raise ValueError("points_per_side, points_per_batch and max_masks must be positive")
+        self._folder = NetworkFolder(Path(self.weights), "SAM weights", MODELS, ADDRESS)
+        self.weights, self.kind = self._folder.folder, self._folder.kind
+        self._device, self._dtype = torch.device(self.device), dtype
+        self._model: Any = None
+
+    @cached_property
     def name(self) -> str:
         """Kind, hash of the weights and settings; the files are read once for it."""
-        if self._name is None:
-            files = hashlib.sha256("".join(self._folder.hashes()).encode())
-            settings = (
-                *(self.points_per_side, self.iou_threshold, self.stability_threshold),
-                *(self.stability_offset, self.suppression_threshold, self.min_area),
-                self.max_masks,
-            )
-            numbers = "-".join(f"{number:g}" for number in settings)
-            self._name = f"{self.kind}-{files.hexdigest()[:12]}-{numbers}"
-        return self._name
+        files = hashlib.sha256("".join(self._folder.hashes()).encode())
+        settings = (
+            *(self.points_per_side, self.iou_threshold, self.stability_threshold),
+            *(self.stability_offset, self.suppression_threshold, self.min_area),
+            self.max_masks,
+        )
+        numbers = "-".join(f"{number:g}" for number in settings)
+        return f"{self.kind}-{files.hexdigest()[:12]}-{numbers}"
 
     def has(self, record: ImageRecord) -> bool:
         """Every image can be segmented."""
@@ -202,22 +190,22 @@ class SamMaskSource:
 
     def _input(self, image: Tensor, inner: Size, side: int) -> Tensor:
         """Resize, normalise and pad: (3, H, W) -> (1, 3, S, S)."""
-        image = image[None].to(self.device, torch.float32)
+        image = image[None].to(self._device, torch.float32)
         image = resize_antialiased(image, inner)
         image = normalize(image, IMAGE_MEAN, IMAGE_STD)
         image = F.pad(image, (0, side - inner[1], 0, side - inner[0]))
-        return image.to(self.dtype)
+        return image.to(self._dtype)
 
     def _propose(
         self, model: Any, embeddings: Any, points: Tensor, inner: Size, side: int, size: Size
     ) -> Iterator[tuple[Tensor, float]]:
         """Yield logits (H, W) and predicted IoU of the masks of some points (P, 2)."""
         # (P, 2) -> (1, P, 1, 2): P prompts of one point each
-        prompts = points[None, :, None].to(self.device, self.dtype)
+        prompts = points[None, :, None].to(self._device, self._dtype)
         output = model(
             image_embeddings=embeddings,
             input_points=prompts,
-            input_labels=torch.ones(prompts.shape[:3], dtype=torch.int64, device=self.device),
+            input_labels=torch.ones(prompts.shape[:3], dtype=torch.int64, device=self._device),
             multimask_output=True,
         )
         # (1, P, 3, s, s) -> (3P, s, s); (1, P, 3) -> (3P,)
@@ -242,7 +230,7 @@ class SamMaskSource:
         """Return the network, loaded at the first call."""
         if self._model is None:
             network = MODELS[self.kind][0]
-            self._model = self._folder.load(network, "SAM masks", self.device, self.dtype)
+            self._model = self._folder.load(network, "SAM masks", self._device, self._dtype)
         return self._model
 
     def __getstate__(self) -> dict[str, Any]:

@@ -100,9 +100,7 @@ def grid_points(depth: Tensor, camera: Tensor) -> Tensor:
 
 
 def normals_from_depth(
-    depth: Tensor,
-    focal: float | tuple[float, float],
-    center: tuple[float, float] = (0.0, 0.0),
+    depth: Tensor, focal: float | tuple[float, float], center: tuple[float, float] = (0.0, 0.0)
 ) -> Tensor:
     """Return the normals (3, H, W) of a depth map, from each pixel's four neighbours.
 
@@ -236,19 +234,13 @@ class OwnSurface(NamedTuple):
 
 @dataclass(frozen=True)
 class OwnSurfaces(SurfaceData[OwnSurface]):
-    """One split of a user's own images with normals.
-
-    Attributes:
-        units_per_metre: of depth maps; None where normals are stored.
-        focal: (fx, fy) in pixels, of depth maps.
-        center: (x, y) of the principal point in pixels; None for the middle.
-    """
+    """One split of a user's own images with normals, stored or from depth with this camera."""
 
     name: str
     files: tuple[OwnSurface, ...]
-    units_per_metre: float | None = None
-    focal: tuple[float, float] = (1.0, 1.0)
-    center: tuple[float, float] | None = None
+    units_per_metre: float | None = None  # of depth maps; None where normals are stored
+    focal: tuple[float, float] = (1.0, 1.0)  # (fx, fy) in pixels
+    center: tuple[float, float] | None = None  # (x, y) in pixels; None for the middle
 
     def read(self, file: OwnSurface) -> SurfaceImage:
         """Read the middle square of an image.

@@ -12,6 +12,7 @@ from upfeat.data.images import image_size, read_image
 from upfeat.data.layouts import (
     Layout,
     PathLike,
+    check_split,
     hash_files,
     lay_on_image,
     list_images,
@@ -131,8 +132,7 @@ def davis(
     """
     if year not in ADDRESSES:
         raise ValueError(f"DAVIS has the years 2016 and 2017, got {year!r}")
-    if split not in ("train", "val"):
-        raise ValueError(f"DAVIS {year} has the splits train and val here, got {split!r}")
+    check_split(f"DAVIS {year}", split, ("train", "val"))
     folder = Path(root).expanduser()
     with Layout(f"DAVIS {year}", _TREE, ADDRESSES[year]).explained(root):
         frames, masks = (_level(folder, kind) for kind in ("JPEGImages", "Annotations"))
@@ -150,7 +150,8 @@ def davis(
 def _level(folder: Path, kind: str) -> Path:
     if not (folder / kind).is_dir():
         raise FileNotFoundError(f"no folder {kind}")
-    return folder / kind / "480p" if (folder / kind / "480p").is_dir() else folder / kind
+    rows = folder / kind / "480p"
+    return rows if rows.is_dir() else folder / kind
 
 
 def _listed(folder: Path, year: int, split: str) -> list[str]:

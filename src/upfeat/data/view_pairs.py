@@ -18,12 +18,7 @@ import torch
 from torch import Tensor
 
 from upfeat.data.depth import read_depth
-from upfeat.data.layouts import (
-    FileSet,
-    Layout,
-    PathLike,
-    check_split,
-)
+from upfeat.data.layouts import FileSet, Layout, PathLike, check_split
 from upfeat.data.sets.navi import EVERY, NaviData, NaviFile, navi
 from upfeat.data.sets.rgbd import RGBD_LAYOUT, depth_file, read_camera
 from upfeat.data.surfaces import rotation_matrix, square_around
@@ -83,11 +78,7 @@ class ViewPairFile(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewPairs(FileSet[ViewPairFile, ViewPair]):
-    """Pairs of views, read when asked for.
-
-    Attributes:
-        view: reads one view.
-    """
+    """Pairs of views, which ``view`` reads when they are asked for."""
 
     name: str
     files: tuple[ViewPairFile, ...]

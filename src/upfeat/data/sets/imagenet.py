@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from upfeat._compat import ensure_torchvision_operators
-from upfeat.data.layouts import (
-    Layout,
-    PathLike,
-    check_named,
-    check_split,
-    list_images,
-    read_mat,
-)
+from upfeat.data.layouts import Layout, PathLike, check_named, check_split, list_images, read_mat
 from upfeat.data.objects import ClassifiedFile, ClassifiedImages
 
 __all__ = ["imagenet"]

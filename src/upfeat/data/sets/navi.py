@@ -20,13 +20,7 @@ from torch import Tensor
 
 from upfeat._files import write_bytes
 from upfeat.data.images import read_image
-from upfeat.data.layouts import (
-    Layout,
-    PathLike,
-    check_split,
-    lay_on_image,
-    read_numbers,
-)
+from upfeat.data.layouts import Layout, PathLike, check_split, lay_on_image, read_numbers
 from upfeat.data.opening import read_picture
 from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth, square_around
 

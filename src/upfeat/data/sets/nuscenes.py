@@ -50,35 +50,21 @@ CAMERAS = (
 
 
 class CameraFile(NamedTuple):
-    """An image and its calibration.
-
-    Attributes:
-        name: such as ``CAM_FRONT``.
-        image: its file.
-        intrinsics: (3, 3), camera to pixels of the image.
-        pose: (4, 4), camera to ego.
-    """
+    """An image and its calibration."""
 
     name: str
     image: Path
-    intrinsics: Array
-    pose: Array
+    intrinsics: Array  # (3, 3), camera to pixels of the image
+    pose: Array  # (4, 4), camera to ego
 
 
 class Boxes(NamedTuple):
-    """M vehicles in the global frame, in the order in which they are drawn.
+    """M vehicles in the global frame, in the order in which they are drawn."""
 
-    Attributes:
-        centres: (M, 3).
-        sizes: (M, 3), width, length, height.
-        rotations: (M, 3, 3); x of a box is its length.
-        visibility: (M,), 1 (0 to 40 % visible in the cameras) to 4 (80 to 100 %).
-    """
-
-    centres: Array
-    sizes: Array
-    rotations: Array
-    visibility: npt.NDArray[np.int64]
+    centres: Array  # (M, 3)
+    sizes: Array  # (M, 3), width, length, height
+    rotations: Array  # (M, 3, 3); x of a box is its length
+    visibility: npt.NDArray[np.int64]  # (M,), 1 (0 to 40 % visible) to 4 (80 to 100 %)
 
 
 class DrivingFile(NamedTuple):
@@ -87,8 +73,7 @@ class DrivingFile(NamedTuple):
     name: str
     cameras: tuple[CameraFile, ...]
     boxes: Boxes
-    ego: Array
-    """(4, 4), ego to global."""
+    ego: Array  # (4, 4), ego to global
 
 
 class DrivingFrame(NamedTuple):

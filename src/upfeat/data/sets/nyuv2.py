@@ -20,14 +20,7 @@ import torch
 from torch import Tensor
 
 from upfeat.data.depth import DepthData, DepthFile
-from upfeat.data.layouts import (
-    Layout,
-    PathLike,
-    check_split,
-    pair_by_stem,
-    read_mat,
-    read_npy,
-)
+from upfeat.data.layouts import Layout, PathLike, check_split, pair_by_stem, read_mat, read_npy
 from upfeat.data.opening import read_picture
 from upfeat.data.segmentation import (
     IGNORED,
@@ -140,15 +133,11 @@ class NyuFrame(NamedTuple):
 
 @dataclass(frozen=True)
 class NyuSurfaces(SurfaceData[NyuFrame]):
-    """One split; images are squares of the full height, 480 or less.
-
-    Attributes:
-        plain: where images and depth maps come from if there are no normals.
-    """
+    """One split; images are squares of the full height, 480 or less."""
 
     name: str
     files: tuple[NyuFrame, ...]
-    plain: DepthData | None = None
+    plain: DepthData | None = None  # where images and depth come from if there are no normals
 
     @property
     def has_normals(self) -> bool:

@@ -34,14 +34,7 @@ from upfeat.data.objects import (
 )
 from upfeat.data.opening import read_picture
 
-__all__ = [
-    "berkeley",
-    "coco_objects",
-    "coco_single_objects",
-    "davis_interactive",
-    "grabcut",
-    "sbd",
-]
+__all__ = ["berkeley", "coco_objects", "coco_single_objects", "davis_interactive", "grabcut", "sbd"]
 
 # -- SBD -----------------------------------------------------------------------------------------
 
