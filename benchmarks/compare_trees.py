@@ -18,6 +18,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 def say(line: str) -> None:
@@ -108,9 +109,9 @@ class Server:
         self.process.communicate()
 
 
-def compare(trees: list[Path], method: str, case: str, args: argparse.Namespace) -> str:
-    """Return a row: medians of both trees and the medians of the ratios of neighbouring calls."""
-    servers = [Server(tree, args.threads) for tree in trees]
+def compare(method: str, case: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return medians of both trees, old and new, and the median ratios of neighbouring calls."""
+    servers = [Server(tree, args.threads) for tree in (args.old, args.new)]
     peaks = [server.ask(method, case, "peak")[0] for server in servers]  # this call warms up
     rounds: list[list[list[float]]] = []
     start = time.perf_counter()
@@ -120,13 +121,33 @@ def compare(trees: list[Path], method: str, case: str, args: argparse.Namespace)
         rounds.append([server.ask(method, case, "time") for server in servers])
     for server in servers:
         server.close()
-    cells = [f"{method:<16} {case:<9}"]
-    for kind in (0, 1):
-        old, new = (statistics.median(one[tree][kind] for one in rounds) for tree in (0, 1))
+    row: dict[str, Any] = {"method": method, "case": case, "threads": args.threads}
+    for kind, name in enumerate(("wall", "cpu")):
+        sides = (statistics.median(one[tree][kind] for one in rounds) for tree in (0, 1))
         ratio = statistics.median(one[1][kind] / one[0][kind] for one in rounds)
-        cells.append(f"{old:8.3f} {new:8.3f} {ratio:6.2f}")
-    cells.append(f"{peaks[0] / 1e6:7.0f} {peaks[1] / 1e6:7.0f} {peaks[1] / max(peaks[0], 1):6.2f}")
-    return "  ".join(cells)
+        row[name] = [*(round(side, 4) for side in sides), round(ratio, 3)]
+    megabytes = [round(peak / 1e6, 1) for peak in peaks]
+    row["peak_mb"] = [*megabytes, round(peaks[1] / max(peaks[0], 1), 3)]
+    return row | {"calls": len(rounds)}
+
+
+def shown(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    cells = [f"{row['method']:<16} {row['case']:<9}"]
+    cells += ["{:8.3f} {:8.3f} {:6.2f}".format(*row[name]) for name in ("wall", "cpu")]
+    return "  ".join([*cells, "{:7.0f} {:7.0f} {:6.2f}".format(*row["peak_mb"])])
+
+
+def keep(row: dict[str, Any], file: Path) -> None:
+    """Put a row into a file of rows, in the place of an earlier one of the same measurement."""
+    key = ("method", "case", "threads")
+    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = [one for one in rows if any(one[name] != row[name] for name in key)]
+    rows = sorted([*rows, row], key=lambda one: [one[name] for name in key])
+    lines = ",\n".join(json.dumps(one) for one in rows)
+    whole = file.with_suffix(".part")
+    whole.write_text(f"[\n{lines}\n]\n")
+    whole.replace(file)
 
 
 def main() -> None:
@@ -139,6 +160,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7, help="calls of each tree")
     parser.add_argument("--seconds", type=float, default=30.0, help="after three calls")
+    parser.add_argument("--out", type=Path, help="JSON file of rows to add to")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -147,7 +169,10 @@ def main() -> None:
     say(f"{'method':<16} {'case':<9}  wall s: old  new  ratio   CPU s: old  new  ratio   peak MB")
     for method in args.methods:
         for case in args.case:
-            say(compare([args.old, args.new], method, case, args))
+            row = compare(method, case, args)
+            say(shown(row))
+            if args.out is not None:
+                keep(row, args.out)
 
 
 if __name__ == "__main__":
