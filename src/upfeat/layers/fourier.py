@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.ops import describe, fourier_features, pixel_features
+from upfeat.ops.coordinates import inclusive_grid
+from upfeat.ops.images import Size
 
 
 class FourierFeatures(nn.Module):
@@ -24,6 +26,11 @@ class FourierFeatures(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., m, H, W) in float32 at least -> (..., 2 n m, H, W)."""
         return fourier_features(inputs, self.phases)
+
+    def of_grid(self, size: Size, like: Tensor) -> Tensor:
+        """Return the code (h w, 4 n) of a grid's places in the type of ``like``; m = 2."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return self(inclusive_grid(size, like.device).to(wide)).flatten(1).T.to(like.dtype)
 
 
 class PixelFeatures(FourierFeatures):
@@ -47,7 +54,7 @@ class PixelFeatures(FourierFeatures):
         return describe(places, colors, self.phases)
 
 
-def resized_places(table: Tensor, size: tuple[int, int]) -> Tensor:
+def resized_places(table: Tensor, size: Size) -> Tensor:
     """Return the learned code (1, h w, C) of each cell of a grid, as LoftUp's code reads it.
 
     The table (1, s s, C) is resized bicubically for other *counts* of cells alone: a 2 x 8 grid

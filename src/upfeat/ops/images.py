@@ -277,14 +277,24 @@ def raw_scale(
     return None
 
 
-def stretch_colors(image: Tensor, axes: tuple[int, ...] = (2, 3)) -> Tensor:
+def stretch_colors(
+    image: Tensor, axes: tuple[int, ...] = (2, 3), size: Size | None = None
+) -> Tensor:
     """Scale each colour of (B, 3, H, W) to [-0.5, 0.5] over some axes; a constant one is -0.5.
+
+    Args:
+        image: (B, 3, H, W).
+        axes: over which a colour's range is taken.
+        size: (H', W') to which the image is resized bilinearly first.
 
     Example:
         >>> import torch
         >>> stretch_colors(torch.tensor([[[[2.0, 3.0, 4.0]]]])).flatten().tolist()
         [-0.5, 0.0, 0.5]
     """
+    if size is not None and image.shape[-2:] != size:
+        # Less its lowest value, a flat colour stays flat; else its rounding becomes noise.
+        image = F.interpolate(image - image.amin(axes, True), size, mode="bilinear")
     low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
     return (image - low) / (high - low).clamp(min=1e-4) - 0.5
 

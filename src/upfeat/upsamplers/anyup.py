@@ -293,9 +293,7 @@ class AnyUp(Upsampler):
         else:
             qk_dim = state["rope.freqs"].shape[1]
             attention = convert_cross_decode(state, value_dim=qk_dim)
-        out = {}
-        for name, tensor in join_official(state, attention).items():
-            for official, ours in LAYERS.items():
-                name = name.replace(official, ours)
-            out[name] = tensor
-        return out
+        own = join_official(state, attention)
+        for official, ours in LAYERS.items():
+            own = {name.replace(official, ours): tensor for name, tensor in own.items()}
+        return own

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from upfeat.checkpoints import OMEGACONF_GLOBALS, HubFile
 from upfeat.errors import CheckpointError, check_choice
-from upfeat.layers.attention import CrossAttentionLayer, Memory
+from upfeat.layers.attention import CrossAttentionLayer, Memory, TokenLinear
 from upfeat.layers.fourier import FourierFeatures, PixelFeatures, resized_places
 from upfeat.layers.norm import ChannelLayerNorm
-from upfeat.ops import linear, stream
-from upfeat.ops.coordinates import inclusive_grid, sample_around
+from upfeat.ops import stream
+from upfeat.ops.coordinates import sample_around
 from upfeat.ops.images import Size, stretch_colors
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
@@ -46,8 +46,6 @@ NO_CHANNEL_NORM = (
     "would be wrong for raw backbone features; take the complete pytorch_model.bin beside it, or "
     "pass channel_norm=False and normalise the features yourself"
 )
-
-# -- published weights -----------------------------------------------------------------------------
 
 SIGLIP = "{} ViT-B/16 of open_clip, normed patch tokens of its timm trunk"
 CLIP = "clip/ViT-B-16.openai(image_norm='imagenet')"  # MaskCLIP's values of the last block
@@ -212,8 +210,8 @@ class LoftUp(Upsampler):
                 f"num_heads={num_heads} must divide the token width {width} (feature_dim="
                 f"{feature_dim}{' + 20 position channels' if sine else ''}); choose a divisor"
             )
-        self.color_feats, self.min_max = color_feats, min_max
-        self.num_heads, self.feature_scale = num_heads, feature_scale
+        self.color_feats, self.num_heads = color_feats, num_heads
+        self.feature_scale = feature_scale
         self.streams = min_max == "image"  # otherwise the items of a batch depend on each other
         self.channel_norm = nn.LayerNorm(feature_dim) if channel_norm else nn.Identity()
         self.position: FourierFeatures | nn.Parameter | None = None
@@ -224,15 +222,14 @@ class LoftUp(Upsampler):
         self.token_colors = CellColors(width) if token_colors else None
         self.fourier = PixelFeatures(color_feats, n_freqs)
         self.guidance_norm = ChannelLayerNorm(self.fourier.channels)
-        reach = conv_kernel // 2
-        self.conv1 = nn.Conv2d(self.fourier.channels, width, conv_kernel, padding=reach)
+        self.conv1 = nn.Conv2d(self.fourier.channels, width, conv_kernel, padding=conv_kernel // 2)
         self.batch_norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, conv_kernel, padding=reach)
+        self.conv2 = nn.Conv2d(width, width, conv_kernel, padding=conv_kernel // 2)
         self.batch_norm2 = nn.BatchNorm2d(width)
         layers = (CrossAttentionLayer(width, feature_dim, num_heads) for _ in range(num_layers))
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width)
-        self.project = nn.Linear(width, feature_dim) if sine else nn.Identity()
+        self.project = TokenLinear(width, feature_dim) if sine else nn.Identity()
         self.output_norm = nn.LayerNorm(feature_dim, eps=1e-6)
         if start == "interpolation":
             start_as_interpolation(self)
@@ -241,9 +238,8 @@ class LoftUp(Upsampler):
         self, image: Tensor, features: Tensor, values: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keep the image in float32 at least: its rounding is amplified by the frequencies."""
-        kept = image.to(torch.promote_types(image.dtype, torch.float32))
         _, features, values = super()._cast(image, features, values)
-        return kept.to(torch.promote_types(features.dtype, torch.float32)), features, values
+        return image.to(torch.promote_types(features.dtype, torch.float32)), features, values
 
     def encode(self, image: Tensor, features: Tensor, output_size: Size) -> LoftUpState:
         """Queries from places and colours (section 3.1); keys and values from the features."""
@@ -274,11 +270,7 @@ class LoftUp(Upsampler):
 
     def scale_colors(self, image: Tensor, output_size: Size) -> Tensor:
         """Resize the image to the output and scale each colour to [-0.5, 0.5]: (B, 3, H', W')."""
-        axes = (2, 3) if self.min_max == "image" else (0, 2, 3)
-        if image.shape[-2:] != output_size:
-            # Less its lowest value, a flat colour stays flat; else its rounding becomes noise.
-            image = F.interpolate(image - image.amin(axes, True), output_size, mode="bilinear")
-        return stretch_colors(image, axes)
+        return stretch_colors(image, (2, 3) if self.streams else (0, 2, 3), output_size)
 
     def queries(self, colors: Tensor) -> Tensor:
         """Fourier features through two convolutions: (B, 3, H', W') -> (B, D, H', W')."""
@@ -290,9 +282,7 @@ class LoftUp(Upsampler):
         """(B, N, D) -> features (B, N, C)."""
         for layer, memory in zip(self.layers, state.memory, strict=True):
             queries = layer(queries, memory)
-        queries = self.norm(queries)
-        if isinstance(self.project, nn.Linear):
-            queries = linear(queries, self.project.weight, self.project.bias)
+        queries = self.project(self.norm(queries))
         norm, scale = self.output_norm, self.feature_scale
         weight, bias = norm.weight * scale, norm.bias * scale
         return F.layer_norm(queries, norm.normalized_shape, weight, bias, norm.eps)
@@ -302,10 +292,8 @@ class LoftUp(Upsampler):
         size = (features.shape[2], features.shape[3])
         tokens = self.channel_norm(features.flatten(2).mT)  # (B, n, C)
         if isinstance(self.position, FourierFeatures):
-            wide = torch.promote_types(features.dtype, torch.float32)
-            grid = inclusive_grid(size, features.device).to(wide)
-            place = self.position(grid).flatten(1).T  # (20, h, w) -> (n, 20)
-            tokens = torch.cat((tokens, place.to(tokens.dtype).expand(len(tokens), -1, -1)), -1)
+            place = self.position.of_grid(size, tokens)  # (n, 20)
+            tokens = torch.cat((tokens, place.expand(len(tokens), -1, -1)), -1)
         elif self.position is not None:
             tokens = tokens + resized_places(self.position, size)  # (1, n, C)
         added = self.token_colors
