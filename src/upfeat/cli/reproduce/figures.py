@@ -243,24 +243,10 @@ def _job(figure: PublishedFigure, task: str, preset: str, small: bool) -> TableJ
 
 def _side_by_side(panels: "list[Panel]") -> Any:
     """Draw panels of one image in a row; measures share one scale."""
-    import torch
-
-    from upfeat.evaluation.tables.panels import ramp_colors
-    from upfeat.ops.colors import class_colors, class_palette
+    from upfeat.evaluation.tables.panels import panel_colors, shared_scale
     from upfeat.viz.panel import PanelPicture, draw_panel
 
-    measured = [panel.values for panel in panels if panel.kind in ("depth", "cam")]
-    known = torch.cat([values[~values.isnan()].flatten() for values in measured] or [torch.ones(1)])
-    low, high = float(known.min()), float(known.max())
-    cells = []
-    for panel in panels:
-        if panel.kind in ("prediction", "target") and panel.classes:
-            palette = panel.palette or class_palette(len(panel.classes))
-            colors = class_colors(panel.values, palette, panel.ignore_index)
-        elif panel.kind in ("depth", "cam"):
-            colors = ramp_colors(panel.values, low, high)
-        else:
-            colors = panel.values
-        cells.append(PanelPicture(colors, panel.label))
+    scale = shared_scale(panels)
+    cells = [PanelPicture(panel_colors(panel, scale), panel.label) for panel in panels]
     size = (panels[0].values.shape[-2], panels[0].values.shape[-1])
     return draw_panel(cells, size, 320)

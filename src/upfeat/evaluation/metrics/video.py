@@ -44,18 +44,9 @@ _LARGEST_BLOCK = 16
 
 
 def region_similarity(prediction: Tensor, target: Tensor, void: Tensor | None = None) -> Tensor:
-    """Return J, intersection over union of masks; 1 where both are empty.
+    """Return J, intersection over union of masks (..., H, W); 1 where both are empty.
 
-    Args:
-        prediction: (..., H, W) masks, zero or not.
-        target: masks of the same shape.
-        void: pixels that do not count, of a shape that broadcasts.
-
-    Returns:
-        (...) float64.
-
-    Raises:
-        ValueError: shapes differ.
+    Arguments and errors as :func:`upfeat.evaluation.metrics.boundary_iou`.
     """
     prediction, target = counted_masks(prediction, target, void)
     shared = (prediction & target).sum((-2, -1)).double()

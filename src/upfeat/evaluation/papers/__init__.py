@@ -1,6 +1,6 @@
 """The numbers of the papers, to stand beside ours, each with the settings in which it differs.
 
-They are as printed by the authors and kept in one file a paper, with what ``upfeat reproduce`` runs
+They are as printed by the authors and kept in files by paper, with what ``upfeat reproduce`` runs
 for each row and column; where a setting is our reading of the paper the record's note says so. They
 are for orientation: none was measured here.
 """
@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from upfeat.errors import UnknownNameError
-from upfeat.evaluation.papers import anyup, jafar, loftup, naf
+from upfeat.evaluation.papers import jafar, loftup, public_pages
 from upfeat.evaluation.papers.records import (
     PublishedColumn,
     PublishedFigure,
@@ -53,7 +53,7 @@ class PublishedBlock(FrozenRecord):
     rows: tuple[tuple[str, dict[str, float]], ...]
 
 
-_PAPERS = (jafar, loftup, naf, anyup)
+_PAPERS = (jafar, loftup, public_pages)
 
 
 def published_tables() -> tuple[PublishedTable, ...]:

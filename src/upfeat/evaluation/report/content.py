@@ -9,9 +9,9 @@ from upfeat.evaluation.registry import column_groups
 from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
 from upfeat.evaluation.tables.grid import Grid, GridRow, class_grid, score_grid
 from upfeat.evaluation.tables.markdown import table_command
-from upfeat.evaluation.tables.panels import Panel, png_bytes, ramp_colors
+from upfeat.evaluation.tables.panels import Panel, panel_colors, png_bytes, shared_scale
 from upfeat.evaluation.tables.plots import Point
-from upfeat.ops.colors import class_colors, class_palette
+from upfeat.ops.colors import class_palette
 
 if TYPE_CHECKING:
     from upfeat.evaluation.results import Result
@@ -418,17 +418,13 @@ def _panel_group(title: str, photos: Sequence[Panel], panels: Sequence[Panel]) -
     palette = next((panel.palette for panel in panels if panel.palette), ())
     palette = palette or class_palette(len(classes))
     measured = [panel for panel in panels if panel.kind in ("depth", "cam")]
-    low, high = _shared_scale(measured)
+    low, high = shared_scale(measured)
     pictures = []
     present: set[int] = set()
     for panel in (*photos, *panels):
-        colors = panel.values
         if panel.kind in ("prediction", "target"):
-            colors = class_colors(colors, palette, panel.ignore_index)
             present |= set(panel.values.unique().tolist()) - {panel.ignore_index}
-        elif panel.kind in ("depth", "cam"):
-            colors = ramp_colors(colors, low, high)
-        png, size = png_bytes(colors)
+        png, size = png_bytes(panel_colors(panel, (low, high), palette))
         blocks = panel.kind != "image" and max(size) < 128
         pictures.append(Picture(panel.label, png, size, panel.note, blocks))
     unit = next((f" {panel.unit}" for panel in measured if panel.unit), "")
@@ -436,14 +432,3 @@ def _panel_group(title: str, photos: Sequence[Panel], panels: Sequence[Panel]) -
     if measured:
         legend = Legend(low=f"{low:.3g}{unit}", high=f"{high:.3g}{unit}")
     return PictureGroup(title, tuple(pictures), legend, left=min(1, len(pictures) - 1))
-
-
-def _shared_scale(panels: Sequence[Panel]) -> tuple[float, float]:
-    """Return the smallest and the largest number of all panels."""
-    known = [
-        values[values.isfinite()] for panel in panels if (values := panel.values.float()).numel()
-    ]
-    filled = [values for values in known if values.numel()]
-    if not filled:
-        return 0.0, 1.0
-    return min(float(v.min()) for v in filled), max(float(v.max()) for v in filled)

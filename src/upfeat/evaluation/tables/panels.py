@@ -34,7 +34,7 @@ from torch import Tensor
 
 from upfeat._files import write_bytes
 from upfeat.errors import shape_text
-from upfeat.ops.colors import UNKNOWN
+from upfeat.ops.colors import UNKNOWN, class_colors, class_palette
 
 __all__ = [
     "FOLDER",
@@ -45,10 +45,12 @@ __all__ = [
     "data_uri",
     "image_panel",
     "load_panel",
+    "panel_colors",
     "panel_files",
     "png_bytes",
     "ramp_colors",
     "save_panel",
+    "shared_scale",
     "shown_images",
 ]
 
@@ -254,6 +256,34 @@ def ramp_colors(values: Tensor, low: float, high: float) -> Tensor:
     mixed = ramp[lower] * (1 - part) + ramp[lower + 1] * part  # (H, W, 3)
     mixed[unknown] = torch.tensor(UNKNOWN, dtype=torch.float64)
     return mixed.round().to(torch.uint8).permute(2, 0, 1)
+
+
+def shared_scale(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Return the smallest and the largest finite number of the measures among some panels."""
+    measured = [panel.values.float() for panel in panels if panel.kind in ("depth", "cam")]
+    known = [values[values.isfinite()] for values in measured]
+    filled = [values for values in known if values.numel()]
+    if not filled:
+        return 0.0, 1.0
+    return min(float(v.min()) for v in filled), max(float(v.max()) for v in filled)
+
+
+def panel_colors(
+    panel: Panel, scale: tuple[float, float], palette: Sequence[tuple[int, int, int]] = ()
+) -> Tensor:
+    """Return a panel as a picture (3, H, W) uint8.
+
+    Args:
+        panel: what to draw.
+        scale: numbers of the darkest and the lightest colour of a measure.
+        palette: of classes; default the panel's own, or the usual one.
+    """
+    if panel.kind in _COLOURS:
+        return panel.values
+    if panel.kind in _CLASSES:
+        palette = palette or panel.palette or class_palette(len(panel.classes))
+        return class_colors(panel.values, tuple(palette), panel.ignore_index)
+    return ramp_colors(panel.values, *scale)
 
 
 def covered_part(colors: Tensor, extent: tuple[float, float], size: tuple[int, int]) -> Tensor:

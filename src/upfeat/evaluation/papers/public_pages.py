@@ -1,9 +1,12 @@
-"""NAF's published measurements and ranks (arXiv 2511.18452).
+"""NAF's tables (arXiv 2511.18452) and AnyUp's (Wimmer et al., 2025, arXiv 2510.12764).
 
-The public page prints ranks among four methods and no scores: the ranks stand in the notes.
+Their public pages print hardly a score. NAF's prints measured costs and ranks among four methods,
+which stand in the notes. AnyUp's says that segmentation follows JAFAR's protocol with the schedule
+advanced once an epoch, with all baselines run anew, and that depth and normals follow Probe3D.
 """
 
 from functools import partial
+from typing import Any
 
 from upfeat.evaluation.papers.records import (
     DINOV2,
@@ -18,7 +21,9 @@ from upfeat.evaluation.papers.records import (
 
 __all__ = ["FIGURES", "TABLES"]
 
-_table = partial(PublishedTable, paper="NAF", arxiv="2511.18452")
+_NAF: dict[str, Any] = {"paper": "NAF", "arxiv": "2511.18452"}
+_ANYUP: dict[str, Any] = {"paper": "AnyUp", "arxiv": "2510.12764"}
+_table = partial(PublishedTable, **_NAF)
 _FOUR = {"featup": "FeatUp", "jafar": "JAFAR", "anyup": "AnyUp", "naf": "NAF"}
 _SIDES = (56, 112, 224, 448, 896)
 _COSTS = ("ms_forward=ms", "mb_forward=MB", "ms_backward=ms", "mb_backward=MB", "gflop=GFLOP")
@@ -150,6 +155,35 @@ _RESTORATION = _table(
 
 _SEGMENTED = ("voc", "ade20k_151", "cityscapes", "coco_stuff_27", "kitti360")
 
+
+# -- AnyUp -----------------------------------------------------------------------------------------
+
+_FIVE = {
+    "bilinear": "Bilinear",
+    "featup": "FeatUp",
+    "loftup": "LoftUp",
+    "jafar": "JAFAR",
+    "anyup": "AnyUp",
+}
+_ANYUP_SEGMENTED = ("coco_stuff_27", "voc", "ade20k_151", "cityscapes")
+
+
+def _unscored(
+    name: str, title: str, note: str, hours: float, *columns: PublishedColumn
+) -> PublishedTable:
+    return PublishedTable(
+        id=f"anyup:{name}",
+        title=title,
+        **_ANYUP,
+        source=title.lower(),
+        note=f"No numbers are published on the public page. {note}",
+        backbone=DINOV2,
+        gpu_hours=hours,
+        columns=columns,
+        rows=unscored_rows(_FIVE, columns),
+    )
+
+
 TABLES = (
     _MEASURED,
     _ranked(
@@ -181,18 +215,44 @@ TABLES = (
         *columns_of("vos", "davis2017", "j f jf", "naf"),
     ),
     _RESTORATION,
+    _unscored(
+        "table-segmentation",
+        "Segmentation",
+        "JAFAR's probe with the schedule advanced once an epoch.",
+        150,
+        *columns_of("seg-probe", _ANYUP_SEGMENTED, "miou accuracy", "anyup"),
+    ),
+    _unscored(
+        "table-geometry",
+        "Depth and surface normals",
+        "Losses and scores of Probe3D on NYU v2; head and training data are our choice.",
+        40,
+        *columns_of("depth-probe", "nyuv2", "d1 rmse=m", "probe3d-nyu"),
+        *columns_of("normals-probe", "nyuv2", "rmse=degrees recall_30", "probe3d"),
+    ),
+    _unscored(
+        "table-faithfulness",
+        "Preservation of the feature space",
+        "The claim is the paper's, the protocol ours.",
+        5,
+        *columns_of("faithfulness", "msrc", "pooled_cosine agreement_cosine"),
+    ),
 )
 
+_figure = partial(PublishedFigure, source="public page", kind="features", backbone=DINOV2)
+
 FIGURES = (
-    PublishedFigure(
+    _figure(
+        **_NAF,
         id="naf:figure-features",
         title="Upsampled features of four methods",
-        paper="NAF",
-        arxiv="2511.18452",
-        source="public page",
-        kind="features",
         methods=("low-res", "featup", "jafar", "anyup", "naf"),
-        backbone=DINOV2,
+    ),
+    _figure(
+        **_ANYUP,
+        id="anyup:figure-features",
+        title="Upsampled features of several methods",
+        methods=("low-res", *_FIVE),
     ),
 )
 """Figures that compare methods."""
