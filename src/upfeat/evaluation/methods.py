@@ -123,13 +123,6 @@ class JointMethod(Method):
     """An untrained upsampler that is trained together with the heads, once a seed.
 
     Its own weights are not used, only its class and configuration.
-
-    Example:
-        >>> import upfeat
-        >>> from upfeat.evaluation.methods import JointMethod
-        >>> method = JointMethod("carafe", upfeat.create_upsampler("carafe", feature_dim=8))
-        >>> method.identity["weights"]
-        'trained with the heads, one copy a seed'
     """
 
     def __init__(self, label: str, upsampler: Upsampler) -> None:

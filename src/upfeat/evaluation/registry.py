@@ -94,13 +94,7 @@ class ScoreKind:
         return "↑" if self.higher_is_better else "↓"
 
     def column(self, unit: str) -> str:
-        """Return the heading with unit and arrow; the unit is the result's if it has none.
-
-        Example:
-            >>> from upfeat.evaluation.registry import higher
-            >>> higher("mIoU").column("percent")
-            'mIoU, % ↑'
-        """
+        """Return the heading with unit and arrow; the unit is the result's if it has none."""
         text = unit_text(unit if self.unit is None else self.unit)
         return f"{self.heading}{f', {text}' if text else ''} {self.arrow}".strip()
 

@@ -224,12 +224,7 @@ class ProtocolRun:
         return unfinished.rows
 
     def draw(
-        self,
-        image: Tensor,
-        name: str,
-        backbone: str,
-        pictures: Iterable[Picture],
-        **about: Any,
+        self, image: Tensor, name: str, backbone: str, pictures: Iterable[Picture], **about: Any
     ) -> None:
         """Leave an image (3, H, W) in [0, 1], and what was made of it, as pictures for the report.
 

@@ -127,14 +127,6 @@ def object_box(mask: Tensor, clicks: Sequence[Click], rules: ClickRules) -> Box:
     """Return the box around a mask (H, W) and the positive clicks, grown, within the image.
 
     The whole image where the mask is empty.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.click_loop import ClickRules, object_box
-        >>> mask = torch.zeros(100, 100, dtype=torch.bool)
-        >>> mask[50:60, 40:60] = True
-        >>> object_box(mask, [], ClickRules(smallest=10))
-        Box(top=48, bottom=62, left=36, right=64)
     """
     height, width = mask.shape
     if not mask.any():

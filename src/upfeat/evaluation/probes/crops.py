@@ -1,16 +1,14 @@
-"""What the probes share that train linear heads on whole crops: JAFAR's, LoftUp's, AnyUp's, NAF's.
+"""Training of probes on whole crops, as JAFAR, LoftUp, AnyUp and NAF do it.
 
 One pass over the training images serves all methods: a step reads and encodes its images once
 (features of an image, flipped or not, are kept on disk), then each method upsamples them and takes
-a step of its own heads. The heads of all seeds are trained together; a seed decides how its head
-starts, the order of the images is one for all. After an epoch every method is written to a
-checkpoint, from which an interrupted run resumes with bit-identical results.
+a step of its own heads, those of all seeds together; the order of the images is one for all. After
+an epoch every method is written to a checkpoint, from which an interrupted run resumes bit by bit.
 
-Where ``info.abilities.linear`` allows, the heads go in front of the upsampler, in training and
-validation: ``head(up(F)) == up(values=head(F))``, with gradients. Where the loss is a sum over the
-output's pixels, training in front of learned weights goes by rows: forward, loss and backward of
-some rows, then the next. A method of the papers' tables that is trained with the task
-(:class:`JointMethod`) has a copy for each seed.
+Where ``info.abilities.linear`` allows, the heads go in front of the upsampler:
+``head(up(F)) == up(values=head(F))``, with gradients. Where the loss is a sum over the output's
+pixels, training in front of learned weights goes by rows: forward, loss and backward of some rows,
+then the next. A :class:`JointMethod` has a copy for each seed.
 
 Legend: ``B`` batch, ``C`` feature channels, ``K`` outputs of a head, ``S`` seeds, ``h w`` feature
 grid, ``H W`` crop, ``h' w'`` upsampled map.

@@ -20,11 +20,7 @@ from upfeat.data.sizes import Size
 from upfeat.evaluation.methods import Method
 from upfeat.evaluation.metrics import DepthMetric
 from upfeat.evaluation.probes.losses import bin_depth, sig_loss, valid_depth
-from upfeat.evaluation.probes.parts import (
-    ClassTokens,
-    Heads,
-    head_first_is_cheaper,
-)
+from upfeat.evaluation.probes.parts import ClassTokens, Heads, head_first_is_cheaper
 from upfeat.evaluation.probes.pixels import (
     PixelSampleConfig,
     PixelSampleProbe,

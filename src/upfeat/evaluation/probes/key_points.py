@@ -67,14 +67,6 @@ def square_matches(
     """Return where features (K, C) are found in an image: its whole pixels (K, 2), float64.
 
     The strips are consecutive rows of the target's map, (C, R, G) each.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import SquareCanvas
-        >>> from upfeat.evaluation.probes.key_points import square_matches
-        >>> grid = torch.eye(4).reshape(4, 2, 2)
-        >>> square_matches(torch.eye(4)[[1]], [grid], SquareCanvas.centred((8, 8)), 2).tolist()
-        [[6.0, 2.0]]
     """
     return canvas.pixels(match_cells(queries, strips).cpu(), grid)
 
@@ -134,13 +126,6 @@ def lift_matches(source: Tensor, target: Tensor, points: Tensor, side: int) -> T
     """Return where points of one square are found in another: its whole pixels (K, 2), float64.
 
     The maps are (C, G, G), the points (K, 2) those of the source's square of side S.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.key_points import lift_matches
-        >>> grid = torch.eye(4).reshape(4, 2, 2)
-        >>> lift_matches(grid, grid, torch.tensor([[3.5, 0.0]]), 4).tolist()
-        [[3.0, 0.0]]
     """
     # In float64 and rounded to float32: at the border, where the map goes on unchanged, pixels
     # that are equal come out equal, and the first of them counts.
@@ -172,13 +157,6 @@ def recall_matches(source: Tensor, target: Tensor, points: Tensor, side: int) ->
     """Return where points of one square are found in another, as shares (K, 2) of its sides.
 
     The maps are (C, G, G), the points (K, 2) those of the source's square of side S.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.key_points import recall_matches
-        >>> grid = torch.eye(4).reshape(4, 2, 2)
-        >>> recall_matches(grid, grid, torch.tensor([[8.0, 0.0]]), 8).tolist()
-        [[0.5, 0.0]]
     """
     first, second = unit_vectors(source[None]), unit_vectors(target[None])[0]
     shown = shown_points(points)

@@ -184,12 +184,6 @@ def proxy_attention(
     Returns:
         (B, D, H, W) in the dtype of the values. Where no cell is similar enough, a cell takes its
         own values.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.open_vocabulary import proxy_attention
-        >>> proxy_attention(torch.randn(1, 8, 6, 4), torch.ones(1, 2, 3, 2)).mean().item()
-        1.0
     """
     size = (proxy.shape[2], proxy.shape[3])
     if values.shape[2:] != proxy.shape[2:]:

@@ -19,13 +19,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import (
-    BaseModel,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from upfeat.data import FeatureCache
@@ -156,13 +150,7 @@ def learning_rate_factor(
 def epoch_batches(
     count: int, batch: int, flip: float, seed: int, epoch: int
 ) -> list[tuple[list[int], bool]]:
-    """Return the batches of an epoch: indices of images, and whether the batch is flipped.
-
-    Example:
-        >>> from upfeat.evaluation.probes.parts import epoch_batches
-        >>> [len(indices) for indices, _ in epoch_batches(5, 2, 0.5, seed=0, epoch=3)]
-        [2, 2, 1]
-    """
+    """Return the batches of an epoch: indices of images, and whether the batch is flipped."""
     # A stream of its own for every epoch, so that any epoch can be the first after a pause.
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
     order = torch.randperm(count, generator=generator).tolist()

@@ -60,14 +60,7 @@ KEEP_PIXELS = Option(
 
 
 def sample_pixels(known: Tensor, count: int, name: str) -> Tensor:
-    """Return at most ``count`` flat positions of known pixels (H, W), sorted; the name is the seed.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.pixels import sample_pixels
-        >>> sample_pixels(torch.tensor([[True, False], [True, True]]), 8, "image").tolist()
-        [0, 2, 3]
-    """
+    """Return at most ``count`` flat positions of known pixels (H, W), sorted; the name is seed."""
     positions = known.flatten().nonzero()[:, 0]
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     order = torch.randperm(len(positions), generator=generator)[:count]

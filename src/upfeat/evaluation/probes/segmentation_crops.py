@@ -28,11 +28,7 @@ from torch import Tensor
 from upfeat.data.transforms import resize_and_crop
 from upfeat.evaluation.metrics import SegmentationMetric
 from upfeat.evaluation.probes.crops import CropProbe
-from upfeat.evaluation.probes.parts import (
-    BoundaryOptions,
-    CropProbeConfig,
-    mean_class_ious,
-)
+from upfeat.evaluation.probes.parts import BoundaryOptions, CropProbeConfig, mean_class_ious
 from upfeat.evaluation.registry import known_entry
 from upfeat.evaluation.running import Measured, seed_scores
 from upfeat.ops.images import Size
@@ -81,13 +77,6 @@ def image_probe_preset(preset: str, data: str, **changes: Any) -> ImageProbeConf
     Raises:
         UnknownNameError: no such preset.
         ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.probes.segmentation_crops import image_probe_preset
-        >>> image_probe_preset("loftup", "coco_stuff27").optimizer
-        'nadam'
-        >>> image_probe_preset("jafar", "coco_stuff27").epochs
-        5
     """
     settings = dict(known_entry("preset", preset, IMAGE_PRESETS))
     own = changes.get("reader") is not None

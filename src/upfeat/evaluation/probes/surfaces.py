@@ -268,13 +268,7 @@ class SurfaceDepthConfig(SurfaceProbeConfig):
 
 
 def surface_depth(preset: str, data: str, **changes: Any) -> SurfaceDepthConfig:
-    """Return the settings of ``navi``, LoftUp's form, or ``probe3d-nyu`` for a set.
-
-    Example:
-        >>> from upfeat.evaluation.probes.surfaces import surface_depth
-        >>> surface_depth("navi", "rgbd", depth_target="metric").max_depth
-        10.0
-    """
+    """Return the settings of ``navi``, LoftUp's form, or ``probe3d-nyu`` for a set."""
     settings: dict[str, Any] = {"preset": preset, "data": data}
     if preset == "navi":
         settings |= surface_preset("loftup", data)

@@ -57,14 +57,6 @@ def eroded(mask: Tensor) -> Tensor:
     """Return masks less three layers of pixels, or as they are if 10 or fewer would be left.
 
     Pixels beyond the map (..., H, W) erode nothing.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.training_clicks import eroded
-        >>> mask = torch.zeros(20, 20, dtype=torch.bool)
-        >>> mask[2:15, 2:15] = True
-        >>> int(eroded(mask).sum())
-        49
     """
     less = ~_dilated(~mask, EROSIONS)
     enough = less.sum((-2, -1), keepdim=True) > FEWEST
@@ -93,16 +85,6 @@ def draw_clicks(target: Tensor, others: Tensor, generator: torch.Generator) -> T
     negative clicks only.
 
     The object ``target`` and ``others`` are (H, W) bool, the clicks (2n, 3) float32.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.probes.training_clicks import draw_clicks
-        >>> target = torch.zeros(32, 32, dtype=torch.bool)
-        >>> target[8:24, 8:24] = True
-        >>> points = draw_clicks(target, torch.zeros_like(target), torch.Generator().manual_seed(0))
-        >>> row, col, _ = points[0].long().tolist()
-        >>> bool(target[row, col])
-        True
     """
     points = torch.full((2 * SLOTS, 3), -1.0)
     inner = eroded(target).nonzero()
@@ -155,11 +137,7 @@ def corrective_candidates(probability: Tensor, target: Tensor) -> tuple[Tensor, 
 
 
 def place_corrective(
-    points: Tensor,
-    candidates: Tensor,
-    positive: Tensor,
-    number: int,
-    generator: torch.Generator,
+    points: Tensor, candidates: Tensor, positive: Tensor, number: int, generator: torch.Generator
 ) -> Tensor:
     """Return clicks with one corrective click more for each image that has a candidate.
 

@@ -33,13 +33,7 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.running import (
-    Measured,
-    Pending,
-    ProtocolRun,
-    described_splits,
-    seed_scores,
-)
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, described_splits, seed_scores
 from upfeat.pipeline import Pipeline
 
 __all__ = ["DATA_SETS", "PRESETS", "bev_preset", "run_bev"]

@@ -37,7 +37,6 @@ from upfeat.evaluation.registry import (
     Progress,
     Protocol,
     ProtocolConfig,
-    Request,
     higher,
     lower,
     register_protocol,
@@ -290,10 +289,6 @@ class _Scoring(ProtocolRun):
         }
 
 
-def _inputs(request: Request) -> dict[str, Any]:
-    return {"data": DATA_SETS[str(request.data)](request.root), "cache": request.cache}
-
-
 register_protocol(
     Protocol(
         name=TASK,
@@ -320,7 +315,10 @@ register_protocol(
         configure=cam_preset,
         presets=tuple(PRESETS),
         data=tuple(DATA_SETS),
-        inputs=_inputs,
+        inputs=lambda request: {
+            "data": DATA_SETS[str(request.data)](request.root),
+            "cache": request.cache,
+        },
         backbone=create_classifier,
         run=run_cam,
         items="images",

@@ -57,11 +57,7 @@ from upfeat.evaluation.probes.depth_pixels import (
 )
 from upfeat.evaluation.probes.losses import bin_depth, gradient_loss, probe3d_loss, sig_loss
 from upfeat.evaluation.probes.losses import valid_depth as where_valid
-from upfeat.evaluation.probes.parts import (
-    ClassTokens,
-    CropProbeConfig,
-    head_first_is_cheaper,
-)
+from upfeat.evaluation.probes.parts import ClassTokens, CropProbeConfig, head_first_is_cheaper
 from upfeat.evaluation.probes.pixels import KEEP_PIXELS
 from upfeat.evaluation.probes.surfaces import (
     SURFACE_DEPTH_PRESETS,
@@ -85,12 +81,7 @@ from upfeat.evaluation.running import Measured
 from upfeat.layers.raw_images import expect_raw_images
 from upfeat.upsamplers import Upsampler
 
-__all__ = [
-    "CROP_PRESETS",
-    "DepthProbeConfig",
-    "depth_probe_preset",
-    "run_depth_probe",
-]
+__all__ = ["CROP_PRESETS", "DepthProbeConfig", "depth_probe_preset", "run_depth_probe"]
 
 
 class DepthProbeConfig(CropProbeConfig):
@@ -140,11 +131,6 @@ def depth_probe_preset(
     Raises:
         UnknownNameError: no such preset.
         ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.depth_probe import depth_probe_preset
-        >>> depth_probe_preset("nyu", "nyuv2", epochs=2).loss
-        'probe3d'
     """
     if preset == "pixel-sample":
         return depth_pixel_preset(data, **changes)
@@ -176,19 +162,9 @@ def run_depth_probe(
     The cache also keeps class tokens, sampled pixels and checkpoints, from which an interrupted run
     goes on. A ``JointMethod`` is trained with the heads on crops only.
 
-    Args:
-        config: the protocol.
-        train: whole training split; with a teacher any images will do.
-        val: whole validation split.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results.
-        cache: folder of features and unfinished work.
-        teacher: gives the target depth; None for that of the data.
-        keep_pixels: keep a method's sampled pixels after its result is written.
-        keep_weights: save methods that are trained with the heads (not ``pixel-sample``), one
-            folder a seed in ``out/weights``.
-        on_progress: called with label, stage, done and total.
+    The teacher gives the target depth, to any images; None for that of the data. ``keep_pixels``
+    keeps a method's sampled pixels after its result is written; ``keep_weights`` saves methods that
+    are trained with the heads (not ``pixel-sample``), one folder a seed in ``out/weights``.
 
     Raises:
         ValueError: the data is broken, has no depth and there is no teacher, or a method does not
@@ -350,10 +326,6 @@ def _split(
     return DEPTH_SETS[data](root, split)
 
 
-def _own_settings(preset: str, root: Path) -> dict[str, Any]:
-    return {"input_size": own_input_size(root)} if preset == "pixel-sample" else {}
-
-
 def _nyuv2(root: Path, split: Literal["train", "val"]) -> DepthData | SurfaceData[Any]:
     """List maps of depth, or frames in Probe3D's form where the folder holds those."""
     if (root / "geonet").is_dir():
@@ -392,7 +364,9 @@ register_protocol(
         presets=("pixel-sample", *CROP_PRESETS, *SURFACE_DEPTH_PRESETS),
         data=(*DEPTH_SETS, "with a teacher any set of seg-probe"),
         inputs=_inputs,
-        own_settings=_own_settings,
+        own_settings=lambda preset, root: (
+            {"input_size": own_input_size(root)} if preset == "pixel-sample" else {}
+        ),
         run=run_depth_probe,
         weights="joint",
         seeds=True,

@@ -36,7 +36,6 @@ from upfeat.evaluation.registry import (
     Progress,
     Protocol,
     ProtocolConfig,
-    Request,
     higher,
     register_protocol,
     silent,
@@ -189,14 +188,6 @@ def pixel_box(cut: Cut, seen: Size, own: Size) -> Tensor:
         cut: of the map of the padded image.
         seen: (H, W) of the padded image.
         own: (H, W) of the image, to which the box's end is clipped.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.metrics import Cut
-        >>> from upfeat.evaluation.protocols.discovery import pixel_box
-        >>> side = torch.tensor([[False, True], [False, True]])
-        >>> pixel_box(Cut(side.double(), side, side, (0, 1)), (32, 32), (30, 31)).tolist()
-        [16.0, 0.0, 31.0, 30.0]
     """
     height, width = cut.foreground.shape
     cell = torch.tensor([seen[1] / width, seen[0] / height], dtype=torch.float64)
@@ -206,21 +197,10 @@ def pixel_box(cut: Cut, seen: Size, own: Size) -> Tensor:
 
 
 def squashed_boxes(boxes: Tensor, size: Size, side: int) -> Tensor:
-    """Return boxes (N, 4) of an image (H, W) as those of a square, cut to whole pixels.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.evaluation.protocols.discovery import squashed_boxes
-        >>> squashed_boxes(torch.tensor([[10, 20, 90, 100]]), (120, 160), 96).tolist()
-        [[6, 16, 54, 80]]
-    """
+    """Return boxes (N, 4) of an image (H, W) as those of a square, cut to whole pixels."""
     height, width = size
     scale = torch.tensor([side, side], dtype=torch.float64) / torch.tensor([width, height])
     return (boxes.double() * scale.repeat(2)).long()
-
-
-def _inputs(request: Request) -> dict[str, Any]:
-    return {"data": DATA_SETS[str(request.data)](request.root), "cache": request.cache}
 
 
 register_protocol(
@@ -233,7 +213,10 @@ register_protocol(
         configure=discovery_preset,
         presets=tuple(PRESETS),
         data=tuple(DATA_SETS),
-        inputs=_inputs,
+        inputs=lambda request: {
+            "data": DATA_SETS[str(request.data)](request.root),
+            "cache": request.cache,
+        },
         run=run_discovery,
         items="images",
     )

@@ -29,20 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from upfeat.backbones import Backbone
 from upfeat.errors import UnsupportedError, UpfeatError
 from upfeat.evaluation.benchmark import measure_memory, measure_time
-from upfeat.evaluation.benchmark.measure import (
-    free_memory_only,
-    in_fresh_process,
-    warm_libraries,
-)
+from upfeat.evaluation.benchmark.measure import free_memory_only, in_fresh_process, warm_libraries
 from upfeat.evaluation.methods import LowRes, Method
-from upfeat.evaluation.registry import (
-    Presets,
-    Progress,
-    Protocol,
-    cost,
-    register_protocol,
-    silent,
-)
+from upfeat.evaluation.registry import Presets, Progress, Protocol, cost, register_protocol, silent
 from upfeat.evaluation.results import Result, Score, processor
 from upfeat.evaluation.running import Measured, Pending, ProtocolRun
 from upfeat.loading import FinerGrid

@@ -43,7 +43,6 @@ from upfeat.evaluation.protocols.seg_probe import (
 from upfeat.evaluation.registry import (
     Progress,
     Protocol,
-    Request,
     higher,
     lower,
     prefixed,
@@ -86,11 +85,6 @@ def faithfulness_preset(data: str, **changes: Any) -> FaithfulnessConfig:
     Raises:
         UnknownNameError: no such set.
         ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.faithfulness import faithfulness_preset
-        >>> faithfulness_preset("camvid", factor=3, steps=10).probe.steps
-        10
     """
     own = {name: changes.pop(name) for name in ("factor", "transfer") if name in changes}
     probe = seg_probe_preset("pixel-sample", data, **changes)
@@ -222,10 +216,6 @@ class _Measure(ProtocolRun):
         return {f"transfer_{name}": score for name, score in scores.items()}
 
 
-def _inputs(request: Request) -> dict[str, Any]:
-    return labelled_splits(request) | {"cache": request.cache}
-
-
 register_protocol(
     Protocol(
         name=TASK,
@@ -247,7 +237,7 @@ register_protocol(
         caption="deviation over images, of mIoU over seeds",
         configure=faithfulness_preset,
         data=(*PRESETS["pixel-sample"], FOLDER_SET),
-        inputs=_inputs,
+        inputs=lambda request: labelled_splits(request) | {"cache": request.cache},
         own_settings=own_settings,
         run=run_faithfulness,
         seeds=True,

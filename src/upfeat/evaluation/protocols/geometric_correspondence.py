@@ -43,7 +43,6 @@ from upfeat.evaluation.registry import (
     Progress,
     Protocol,
     ProtocolConfig,
-    Request,
     ScoreKind,
     higher,
     register_protocol,
@@ -281,10 +280,6 @@ def _declared() -> dict[str, ScoreKind]:
     return found
 
 
-def _inputs(request: Request) -> dict[str, Any]:
-    return {"data": view_pairs(str(request.data), request.root), "cache": request.cache}
-
-
 register_protocol(
     Protocol(
         name=TASK,
@@ -296,7 +291,10 @@ register_protocol(
         configure=geometric_preset,
         presets=tuple(PRESETS),
         data=DATA_SETS,
-        inputs=_inputs,
+        inputs=lambda request: {
+            "data": view_pairs(str(request.data), request.root),
+            "cache": request.cache,
+        },
         run=run_geometric_correspondence,
         items="pairs",
     )

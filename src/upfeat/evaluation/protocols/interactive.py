@@ -42,13 +42,7 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result, Score
-from upfeat.evaluation.running import (
-    Measured,
-    Pending,
-    ProtocolRun,
-    described_splits,
-    seed_scores,
-)
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, described_splits, seed_scores
 from upfeat.evaluation.tables.panels import shown_images
 from upfeat.evaluation.tables.plots import curve_svg
 from upfeat.pipeline import Pipeline

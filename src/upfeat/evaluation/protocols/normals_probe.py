@@ -48,12 +48,7 @@ from upfeat.evaluation.registry import (
 from upfeat.evaluation.results import Result
 from upfeat.evaluation.running import Measured, seed_scores
 
-__all__ = [
-    "SURFACE_SETS",
-    "NormalsProbeConfig",
-    "normals_probe_preset",
-    "run_normals_probe",
-]
+__all__ = ["SURFACE_SETS", "NormalsProbeConfig", "normals_probe_preset", "run_normals_probe"]
 
 SURFACE_SETS: Mapping[str, Callable[..., SurfaceData[Any]]] = {
     "navi": navi,
@@ -80,11 +75,6 @@ def normals_probe_preset(preset: str, data: str, **changes: Any) -> NormalsProbe
     Raises:
         UnknownNameError: no such preset.
         ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.normals_probe import normals_probe_preset
-        >>> normals_probe_preset("loftup", "navi", epochs=2).crop_size
-        224
     """
     settings = {"preset": preset, "data": data} | surface_preset(preset, data)
     return NormalsProbeConfig(**settings | changes)

@@ -65,13 +65,7 @@ from upfeat.evaluation.registry import (
     silent,
 )
 from upfeat.evaluation.results import Result
-from upfeat.evaluation.running import (
-    Measured,
-    Pending,
-    ProtocolRun,
-    described_splits,
-    seed_scores,
-)
+from upfeat.evaluation.running import Measured, Pending, ProtocolRun, described_splits, seed_scores
 from upfeat.ops.images import normalize, resize_bilinear
 from upfeat.pipeline import Encoded, Pipeline
 from upfeat.similarity.maps import (
@@ -328,15 +322,7 @@ def _check_background(config: WordsConfig, data: SegmentationData) -> None:
 
 
 def without_background(data: SegmentationData) -> SegmentationData:
-    """Return a labelled set whose class 0 is ignored and whose other classes move down by one.
-
-    Example:
-        >>> from upfeat.data.segmentation import SegmentationData
-        >>> from upfeat.evaluation.protocols.open_vocabulary import without_background
-        >>> data = without_background(SegmentationData("a", ("background", "cat"), 255, ()))
-        >>> data.classes, data.table
-        (('cat',), {0: 255, 1: 0, 255: 255})
-    """
+    """Return a labelled set whose class 0 is ignored and whose other classes move down by one."""
     ignored = data.ignore_index
     table = data.table or {number: number for number in (*range(len(data.classes)), ignored)}
     moved = {number: cls - 1 for number, cls in table.items() if cls not in (0, ignored)}

@@ -101,13 +101,6 @@ def seg_probe_preset(preset: str, data: str, **changes: Any) -> SegProbeConfig |
     Raises:
         UnknownNameError: no such preset or set.
         ValueError: an impossible value.
-
-    Example:
-        >>> from upfeat.evaluation.protocols.seg_probe import seg_probe_preset
-        >>> seg_probe_preset("pixel-sample", "camvid", steps=100).steps
-        100
-        >>> seg_probe_preset("naf", "voc").schedule
-        'per_step'
     """
     if preset in IMAGE_PRESETS:
         return image_probe_preset(preset, data, **changes)
@@ -137,19 +130,9 @@ def run_seg_probe(
     cache also keeps sampled pixels and checkpoints, from which an interrupted run goes on. A
     ``JointMethod`` is trained with the heads by the papers' presets only.
 
-    Args:
-        config: the protocol.
-        train: whole training split.
-        val: whole validation split.
-        backbone: on the device where everything runs.
-        methods: upsamplers, on the same device.
-        out: folder of the results.
-        cache: folder of features and unfinished work.
-        keep_pixels: keep a method's sampled pixels after its result is written (about
-            ``2 * C * pixels_per_image`` bytes a training image).
-        keep_weights: save methods that are trained with the heads, one folder a seed in
-            ``out/weights``.
-        on_progress: called with label, stage, done and total.
+    ``keep_pixels`` keeps a method's sampled pixels after its result is written (about
+    ``2 * C * pixels_per_image`` bytes a training image); ``keep_weights`` saves methods that are
+    trained with the heads, one folder a seed in ``out/weights``.
 
     Raises:
         ValueError: the data is broken, or a method does not fit the features.

@@ -33,12 +33,7 @@ from upfeat.data.own import FOLDER_SET, folder_video
 from upfeat.data.sizes import Size
 from upfeat.errors import UnsupportedError
 from upfeat.evaluation.methods import LowRes, Method
-from upfeat.evaluation.metrics import (
-    VideoMetric,
-    masks_to_labels,
-    object_numbers,
-    propagate_labels,
-)
+from upfeat.evaluation.metrics import VideoMetric, masks_to_labels, object_numbers, propagate_labels
 from upfeat.evaluation.registry import (
     Option,
     Presets,
