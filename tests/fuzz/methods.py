@@ -88,7 +88,7 @@ FLOAT32_ERROR = {
 DECIDED_BY_ROUNDING = ("upsample_anything",)
 """Kernels start round, where rounding alone turns them: types of numbers give other kernels."""
 
-STRIDED = ("kin", "lift")
+STRIDED = ("kin", "lift", "wrc")
 """With strided convolutions. Where their output is one pixel wide, torch's backward pass on the CPU
 reads memory that nobody wrote, in bfloat16 (torch 2.13): the weight's gradient may be NaN."""
 

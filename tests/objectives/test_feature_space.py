@@ -45,6 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "feature_dim": DIM, "taps": 9, "encoder": [STAGE, STAGE], "decoder": [STAGE, STAGE],
     },
     "vit_up": {"feature_dim": DIM, "num_blocks": 1, "num_heads": 1, "patch_size": 4},
+    "wrc": {"feature_dim": DIM},
 }  # fmt: skip
 TARGETS: dict[str, ObjectiveConfig] = {
     name: config for name, config in CONFIGS.items() if "released" not in name

@@ -180,6 +180,7 @@ LEARNED: dict[str, dict[str, Any]] = {
     "sapa": {"feature_dim": 16, "embedding_dim": 16, "stages": 1},
     "uplift": {"feature_dim": 16},
     "vit_up": {"feature_dim": 24, "num_blocks": 1},
+    "wrc": {"feature_dim": 16},
 }
 
 

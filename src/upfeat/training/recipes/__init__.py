@@ -76,6 +76,7 @@ from upfeat.training.recipes.stages import (
     sapa_small,
     uplift_paper,
     uplift_small,
+    wrc_small,
 )
 
 __all__ = [
@@ -142,4 +143,5 @@ __all__ = [
     "vit_up_paper",
     "vit_up_small",
     "when_to_take",
+    "wrc_small",
 ]

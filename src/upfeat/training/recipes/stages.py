@@ -190,6 +190,18 @@ def ifa_small() -> TrainConfig:
     return _small_doubling("ifa", objective)
 
 
+@register_recipe
+def wrc_small() -> TrainConfig:
+    """WRC for the bundled encoder, on two cores, from images of half the size.
+
+    * Paper: the architecture, and cosine plus min-max normalised squared error.
+    * Not here: its loader of crops and its term of a disturbed guidance.
+    * Chosen: features of the halved image, doubled, against those of the image; everything else as
+      in ``lift_small``.
+    """
+    return _small_doubling("wrc", DoubledInputConfig(levels=1, distance="cosine_mse"))
+
+
 # -- baselines that the papers train with a probe --------------------------------------------------
 
 
