@@ -225,8 +225,8 @@ def _below(folder: Path, part: str) -> Iterator[Path]:
         yield folder
         for parent, folders, names in os.walk(folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = [name for name in (*folders, *names) if not name.startswith(".")]
-            yield from (p for name in inside if not _is_folder_link(p := Path(parent, name)))
+            inside = (Path(parent, n) for n in (*folders, *names) if not n.startswith("."))
+            yield from (path for path in inside if not (path.is_symlink() and path.is_dir()))
     elif not glob.has_magic(part):
         yield from [folder / part] if os.path.lexists(folder / part) else []
     else:
@@ -240,10 +240,6 @@ def _below(folder: Path, part: str) -> Iterator[Path]:
             for name in fnmatch.filter(names, part)
             if hidden or not name.startswith(".")
         )
-
-
-def _is_folder_link(path: Path) -> bool:
-    return path.is_symlink() and path.is_dir()
 
 
 def _walk(folder: Path, root: Path, left: LeftOut) -> list[tuple[Path, Path]]:
@@ -276,16 +272,11 @@ def _unique_names(images: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
     """Drop suffixes where that keeps names apart; lengthen names where even suffixes do not."""
     names = [relative.with_suffix("") for _, relative in images]
     extra = 0
-    while clashes := _clashes(names):
-        for i in clashes:
+    while (counts := Counter(names)).total() > len(counts):
+        for i in [i for i, name in enumerate(names) if counts[name] > 1]:
             # First the suffix comes back, then one more folder of the absolute path a round.
             parts = Path(os.path.realpath(images[i][0])).parts[1:]
             length = extra + len(images[i][1].parts)
             names[i] = images[i][1] if extra == 0 else Path(*parts[-length:])
         extra += 1
     return [(path, name) for (path, _), name in zip(images, names, strict=True)]
-
-
-def _clashes(names: list[Path]) -> list[int]:
-    counts = Counter(names)
-    return [i for i, name in enumerate(names) if counts[name] > 1]

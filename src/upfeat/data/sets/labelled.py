@@ -42,11 +42,8 @@ __all__ = [
 ]
 
 
-def _paired(
-    images: Path, labels: Path, suffix: str = "", image_suffix: str = ""
-) -> tuple[LabelledFile, ...]:
-    pairs = pair_by_stem(images, labels, suffix, image_suffix)
-    return tuple(LabelledFile(*pair) for pair in pairs)
+def _paired(images: Path, labels: Path, *suffixes: str) -> tuple[LabelledFile, ...]:
+    return tuple(LabelledFile(*pair) for pair in pair_by_stem(images, labels, *suffixes))
 
 
 def _first_ignored(count: int) -> dict[int, int]:

@@ -86,7 +86,10 @@ def nyuv2(
 def nyuv2_depth(root: PathLike, split: Literal["train", "val"] = "train") -> DepthData:
     """List the images with depth of a split of NYU Depth v2; up to 10 metres, 0 = missing."""
     files = tuple(DepthFile(*three) for three in _pairs(root, split, "depth"))
-    return DepthData(f"nyuv2-depth/{split}", files, _units(files[0].depth))
+    first = files[0].depth
+    mode = read_picture(first, lambda p: p.mode, what="depth map", name=f"depth map {first}")
+    units = UNITS_8_BIT if mode == "L" else UNITS_16_BIT
+    return DepthData(f"nyuv2-depth/{split}", files, units)
 
 
 def _pairs(root: PathLike, split: str, kind: str) -> list[tuple[str, Path, Path]]:
@@ -94,11 +97,6 @@ def _pairs(root: PathLike, split: str, kind: str) -> list[tuple[str, Path, Path]
     folder = Path(root).expanduser() / split
     with _LAYOUT.explained(root):
         return pair_by_stem(folder / "images", folder / kind)
-
-
-def _units(path: Path) -> float:
-    mode = read_picture(path, lambda image: image.mode, what="depth map", name=f"depth map {path}")
-    return UNITS_8_BIT if mode == "L" else UNITS_16_BIT
 
 
 # -- with normals ---------------------------------------------------------------------------------
@@ -153,8 +151,7 @@ class NyuSurfaces(SurfaceData[NyuFrame]):
             near = torch.where(depth > MAX_DEPTH, 0.0, depth)
             return SurfaceImage(image, near, None).cut(slice(None), slice(left, left + height))
         if len(file.parts) == 1:
-            content = _load_mat(file.parts[0])
-            return geonet_sample(*(content[name] for name in ("img", "depth", "norm")))
+            return geonet_sample(*_load_mat(file.parts[0]))
         return _sample(*(read_npy(path) for path in file.parts))
 
     def settings(self) -> str:
@@ -196,14 +193,15 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
-def _load_mat(path: Path) -> dict[str, Any]:
-    """Read a MAT file with img, depth and norm."""
+def _load_mat(path: Path) -> list[npt.NDArray[Any]]:
+    """Return img, depth and norm of a MAT file."""
     content: dict[str, Any] = read_mat(
         path, "frame of the GeoNet release", dict, "is no readable MAT file"
     )
-    if missing := {"img", "depth", "norm"} - set(content):
+    names = ("img", "depth", "norm")
+    if missing := set(names) - set(content):
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}; expected a GeoNet frame")
-    return content
+    return [content[name] for name in names]
 
 
 def nyuv2_surfaces(
