@@ -54,14 +54,10 @@ def load_table(name: str) -> Any:
 
 
 def class_table(name: str, key: str) -> ClassTable:
-    """Return the classes of a table that lists labels one by one.
+    """Return the classes of a table that lists labels one by one, with class numbers by ``key``.
 
     A class with several labels is called by the first of them. The label -1, which 8-bit files
     store as 255, is ignored either way.
-
-    Args:
-        name: of the table.
-        key: which of its class numbers.
 
     Example:
         >>> from upfeat.data.segmentation import class_table
@@ -100,11 +96,7 @@ def read_label(path: PathLike) -> Tensor:
 
 
 def map_labels(label: Tensor, table: Mapping[int, int]) -> Tensor:
-    """Return the classes that the stored numbers of a label map mean.
-
-    Args:
-        label: whole numbers of any shape.
-        table: stored number to class; classes are not negative.
+    """Return the classes, which are not negative, that the numbers of a label map mean.
 
     Raises:
         ValueError: a number is not in the table.

@@ -240,13 +240,6 @@ class PositionSampler(Sampler[list[SampleKey]]):
         start, stop: global positions; ``stop=None`` never ends.
         global_batch: samples of a batch over all processes.
         rank, world_size: the process takes the ``rank``-th of ``world_size`` equal parts.
-
-    Example:
-        >>> from itertools import islice
-        >>> from upfeat.data.training_images import PositionSampler
-        >>> sampler = PositionSampler(3, seed=0, shuffle=False, start=2, stop=None, global_batch=2)
-        >>> [[tuple(key) for key in keys] for keys in islice(sampler, 2)]
-        [[(2, 0), (0, 1)], [(1, 1), (2, 1)]]
     """
 
     length: int

@@ -63,13 +63,7 @@ def cosine_maps(features: Tensor, text: Tensor) -> Tensor:
 
 
 def word_classes(counts: list[int]) -> Tensor:
-    """Return the class of each word, from the number of words of each class.
-
-    Example:
-        >>> from upfeat.similarity.maps import word_classes
-        >>> word_classes([0, 2, 1])
-        tensor([1, 1, 2])
-    """
+    """Return the class of each word, from the number of words of each class."""
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
@@ -222,9 +216,8 @@ def _templates() -> dict[str, Any]:
 def templates(name: str) -> tuple[str, ...]:
     """Return prompt templates, in which ``{}`` stands for the word.
 
-    Args:
-        name: ``"clip"`` for the 80 of CLIP, ``"clip7"`` for the seven of them that its authors
-            recommend, ``"maskclip"`` for the 80 and five more.
+    ``"clip"`` are the 80 of CLIP, ``"clip7"`` the seven of them that its authors recommend,
+    ``"maskclip"`` the 80 and five more.
 
     Example:
         >>> from upfeat.similarity.maps import templates
@@ -237,11 +230,7 @@ def templates(name: str) -> tuple[str, ...]:
 
 
 def split_words(text: str, most: int | None = None) -> tuple[str, ...]:
-    """Read words with commas between them.
-
-    Args:
-        text: such as ``"dog, green grass"``.
-        most: the largest number of words.
+    """Read at most ``most`` words with commas between them.
 
     Raises:
         ValueError: no word, one twice, or too many.
