@@ -16,9 +16,9 @@ and a range term in one softmax. New are three things:
 
 Such a combination is smooth within a region: two pixels of one object have nearly the same output
 whatever their colours. Segmentation gains by it; matching pixels between frames loses. ``detail``
-adds what the colours say beyond it, as the guided filter does (He et al., ECCV 2010): a linear
-function of the colours is fitted to the features in windows of cells, and its slopes are multiplied
-by how far the pixel's colour lies from the mean of the cells around it.
+adds what the colours say beyond it. Cells and their colours, each less the mean of the 3x3 cells
+around it, are fitted by one linear function for the whole image; its slopes are multiplied by how
+far the pixel's colour lies from the mean of the cells around it.
 
 Legend: B batch, C feature channels, K value channels, d query/key channels, h w low-resolution
 grid, H W guidance image, H' W' output, R rows of a strip, N positions, n = hw, D = d + 3.
@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upfeat.ops import guided_model, unit_vectors, windowed_attention
+from upfeat.ops import unit_vectors, windowed_attention
 from upfeat.ops.coordinates import cell_places, sample_at
-from upfeat.ops.images import Size, average_areas, crop, enlarge_rows, resize_antialiased
+from upfeat.ops.images import Size, average_areas, crop, resize_antialiased
 from upfeat.ops.symbolic import (
     antialias_weights,
     area_weights,
@@ -59,8 +59,6 @@ STEP = 16
 """Pixels of the pyramid's coarsest cell."""
 MOST_PIXELS = 32
 """Guidance pixels for each cell of the features; a finer image is reduced to it first."""
-DETAIL_RADIUS = 3
-"""Of the windows in which colours are fitted to features, in cells."""
 DETAIL_EPS = 1e-4
 """Variance of colours, RGB in [0, 1], below which they say nothing."""
 
@@ -155,19 +153,35 @@ def neighbour_likeness(features: Tensor) -> Tensor:
     return torch.stack(products, dim=1)
 
 
+def beyond_neighbours(cells: Tensor) -> Tensor:
+    """Subtract from each cell the mean of the 3x3 cells around it, (B, C, h, w)."""
+    return cells - F.avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
+
+
+def inverse_3x3(matrix: Tensor) -> Tensor:
+    """Invert symmetric matrices (B, 3, 3) by cofactors, which every export format can express."""
+    rows = matrix.unbind(1)  # (B, 3) each
+    cofactors = [torch.linalg.cross(rows[i - 2], rows[i - 1]) for i in range(3)]
+    determinant = (rows[0] * cofactors[0]).sum(1)[:, None, None]
+    return torch.stack(cofactors, dim=2) / determinant
+
+
 class KINState(NamedTuple):
     """What is computed once per image.
 
     Attributes:
         pixels: codes of the output's pixels, (B, 2 WIDTHS[0], H', W').
         keys: (B, n, D), float32 at least.
-        colors: means of the cells, (B, 3, h, w), or None without detail.
+        grid: (h, w).
+        fit: maps the cells' values beyond their neighbours' to slopes of the colours, (B, 3, n), or
+            None without detail.
         residual: the output's colours less those around, (B, 3, H', W'), or None.
     """
 
     pixels: Tensor
     keys: Tensor
-    colors: Tensor | None = None
+    grid: Size
+    fit: Tensor | None = None
     residual: Tensor | None = None
 
 
@@ -264,82 +278,69 @@ class KIN(Upsampler):
         keys = torch.cat([*parts, trust], dim=1).flatten(2).mT
         pixels = resize_map(pixels, output_size)
         if not self.detail:
-            return KINState(pixels, keys)
-        return KINState(pixels, keys, *self._colors(image, grid, output_size))
+            return KINState(pixels, keys, grid)
+        return KINState(pixels, keys, grid, *self._colors(image, grid, output_size))
 
     def _colors(
         self, image: Tensor, grid: tuple[int, int], output_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Return the cells' colours (B, 3, h, w) and what pixels add to those around them."""
+        """Return the fit of values by the cells' colours, and what pixels add to those around."""
         color = image.to(torch.promote_types(image.dtype, torch.float32))
         color = color * color.new_tensor(IMAGENET_STD)[:, None, None]  # RGB in [0, 1], shifted
         cells = average_areas(color, grid)
         around = F.avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
         around = F.interpolate(around, output_size, mode="bilinear")
-        return cells, self.detail * (resize_antialiased(color, output_size) - around)
+        steps = beyond_neighbours(cells).flatten(2)  # (B, 3, h, w) -> (B, 3, n)
+        ridge = DETAIL_EPS * torch.eye(3, dtype=steps.dtype, device=steps.device)
+        fit = inverse_3x3(steps @ steps.mT / steps.shape[2] + ridge) @ steps / steps.shape[2]
+        return fit, self.detail * (resize_antialiased(color, output_size) - around)
 
     def encode_values(self, state: KINState, values: Tensor) -> Tensor:
-        """Lay the values of a cell side by side, and their slopes: (B, h, w, K or 4 K)."""
-        if state.colors is not None:
-            slopes, _ = guided_model(state.colors, values, DETAIL_RADIUS, DETAIL_EPS)
-            # (B, 3, K, h, w) -> (B, 3 K, h, w)
-            values = torch.cat([values, slopes.flatten(1, 2).to(values.dtype)], dim=1)
-        return values.permute(0, 2, 3, 1).contiguous()
+        """Lay a cell's values side by side, slopes of the colours after them: (B, n + 3, K)."""
+        cells = values.flatten(2).mT  # (B, K, h, w) -> (B, n, K)
+        if state.fit is None:
+            return cells.contiguous()
+        steps = beyond_neighbours(values.to(state.fit.dtype)).flatten(2).mT  # (B, n, K)
+        return torch.cat([cells, (state.fit @ steps).to(values.dtype)], dim=1)
 
     def decode(self, state: KINState, values: Tensor, rows: slice) -> Tensor:
         """Mix the values of the cells around each pixel, and add the detail."""
-        pixels, grid = state.pixels, (values.shape[1], values.shape[2])
-        values, slopes = self._split(state, values)
+        pixels, grid, cells = state.pixels, state.grid, state.keys.shape[1]
         size, span = (pixels.shape[2], pixels.shape[3]), (rows.start, rows.stop)
         place = cell_places(grid, size, span, state.keys).expand(len(pixels), -1, -1, -1)
         own = self.queries(pixels[:, :, rows])  # (B, d, R, W')
         mixed = windowed_attention(
             self._join(own, place),
             state.keys,
-            values.flatten(1, 2),  # (B, h, w, K) -> (B, n, K)
+            values[:, :cells],
             num_heads=1,
             output_size=size,
             grid_size=grid,
             radius=self.radius,
             rows=span,
             scale=1.0,
-        )
-        out = mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
-        if state.residual is None:
-            return out
-        for color, slope in enumerate(slopes):
-            add = enlarge_rows(slope.permute(0, 3, 1, 2), size, rows)  # (B, K, R, W')
-            out = out + add * state.residual[:, color, None, rows].to(add.dtype)
-        return out
-
-    def _split(self, state: KINState, values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Part encoded values: (B, h, w, K) and, with detail, a slope of that shape a colour."""
-        if state.residual is None:
-            return values, []
-        first, *slopes = values.chunk(4, dim=3)
-        return first, slopes
+        )  # (B, R W', K)
+        if state.residual is not None:
+            residual = state.residual[:, :, rows].flatten(2).mT.to(mixed.dtype)  # (B, R W', 3)
+            mixed = mixed + residual @ values[:, cells:]
+        return mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
 
     def decode_at(self, state: KINState, values: Tensor, coords: Tensor) -> Tensor:
         """Read the codes between their pixels, and mix by the same scores."""
-        grid, wide = (values.shape[1], values.shape[2]), state.keys.dtype
-        values, slopes = self._split(state, values)
+        grid, wide, count = state.grid, state.keys.dtype, state.keys.shape[1]
         own = self.queries(sample_at(state.pixels, coords).mT[..., None])  # (B, d, N, 1)
         cells = torch.tensor(grid, device=coords.device, dtype=wide)
         places = coords.to(wide) * cells / 2  # (B, N, 2), in cells from the grid's middle
         scores = self._join(own, places.mT[..., None]) @ state.keys.mT  # (B, N, n)
         weights = scores.masked_fill(~self._visible(places, grid), -math.inf).softmax(-1)
-        out = (weights @ values.flatten(1, 2).to(wide)).to(values.dtype)  # (B, N, K)
+        out = (weights @ values[:, :count].to(wide)).to(values.dtype)  # (B, N, K)
         if state.residual is None:
             return out
-        residual = sample_at(state.residual, coords).to(out.dtype)  # (B, N, 3)
-        for color, slope in enumerate(slopes):
-            add = sample_at(slope.permute(0, 3, 1, 2), coords)  # (B, N, K)
-            out = out + add * residual[:, :, color, None]
-        return out
+        return out + sample_at(state.residual, coords).to(out.dtype) @ values[:, count:]
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
-        """Count a row of queries, of the output, and copies of both; an enlarged slope, too."""
-        rows = 4 if self.detail else 2
+        """Count a row of queries, of the output and its detail, and copies of them."""
+        rows = 3 if self.detail else 2
         return output_size[1] * (rows * values.shape[1] + 6 * self.dim)
 
     def _join(self, own: Tensor, place: Tensor) -> Tensor:
