@@ -181,4 +181,4 @@ class LiFT(WholeMapUpsampler):
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the width; the number of iterations leaves no trace in the tensors."""
-        return {"feature_dim": cls.convert_official(state)["outc.weight"].shape[0]}
+        return {"feature_dim": state["outc.weight"].shape[0]}

@@ -246,7 +246,6 @@ class ReSFU(WholeMapUpsampler):
         task_agnostic=False,
         abilities=Abilities(linear=True, any_size=False),
     )
-    official_keys = ("state_dict",)
 
     def __init__(
         self,

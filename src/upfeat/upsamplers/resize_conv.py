@@ -61,7 +61,6 @@ class ResizeConv(WholeMapUpsampler):
         abilities=Abilities(mixes_values=False, any_size=False),
         factor=16,
     )
-    official_keys = ("state_dict",)
 
     def __init__(self, feature_dim: int, kernel_size: int = 1) -> None:
         super().__init__()

@@ -88,8 +88,8 @@ class SavedModel(nn.Module):
 
     @classmethod
     def convert_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map an official state dict to this class's keys; drops the prefix of nn.DataParallel."""
-        return {key.removeprefix("module."): value for key, value in state.items()}
+        """Map an official state dict to this class's keys."""
+        return dict(state)
 
     # -- own files -------------------------------------------------------------------------------
 

@@ -45,8 +45,6 @@ def count_stages(state: Mapping[str, Tensor]) -> int:
 class StageStack(WholeMapUpsampler):
     """Base class of the stacks; a published single module loads as a stack of one stage."""
 
-    official_keys = ("state_dict",)
-
     def add_stages(self, stages: int, factor: int, build: Callable[[], nn.Module]) -> None:
         """Build the stages, each of which multiplies the grid by a factor.
 

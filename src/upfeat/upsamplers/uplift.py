@@ -342,23 +342,22 @@ class UPLiFT(WholeMapUpsampler):
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read widths, blocks and norm; ``iterations``, ``patch_size`` and pooling are untold."""
-        own = cls.convert_official(state)
         encoder: list[dict[str, Any]] = []
-        while f"encoder.block_{len(encoder)}.blocks.0.conv.0.weight" in own:
-            encoder.append(_read_stage(own, f"encoder.block_{len(encoder)}") | {"pool": False})
-        decoder = [_read_stage(own, f"decoder.block_{index}") for index in range(2)]
+        while f"encoder.block_{len(encoder)}.blocks.0.conv.0.weight" in state:
+            encoder.append(_read_stage(state, f"encoder.block_{len(encoder)}") | {"pool": False})
+        decoder = [_read_stage(state, f"decoder.block_{index}") for index in range(2)]
         first, second = (
-            own[f"decoder.block_{index}.blocks.0.conv.0.weight"].shape[1] for index in range(2)
+            state[f"decoder.block_{index}.blocks.0.conv.0.weight"].shape[1] for index in range(2)
         )
         noise = second - decoder[0]["widths"][-1] - encoder[-2]["widths"][-1]
-        batch = "encoder.block_0.blocks.0.conv.1.running_mean" in own
-        refined = "refiner.blocks.0.conv.0.weight" in own
+        batch = "encoder.block_0.blocks.0.conv.1.running_mean" in state
+        refined = "refiner.blocks.0.conv.0.weight" in state
         return {
             "feature_dim": first - encoder[-1]["widths"][-1] - noise,
-            "taps": own["attender.conv1.weight"].shape[0],
+            "taps": state["attender.conv1.weight"].shape[0],
             "encoder": encoder,
             "decoder": decoder,
-            "refiner": _read_stage(own, "refiner") if refined else None,
+            "refiner": _read_stage(state, "refiner") if refined else None,
             "norm": "batch" if batch else "layer",
             "noise_channels": noise,
         }
