@@ -111,15 +111,6 @@ def find_weights(
     Raises:
         WeightsNotFoundError: no place has the file; the message lists the four places.
         CheckpointError: ``file`` is a folder.
-
-    Example:
-        >>> import os
-        >>> from upfeat.checkpoints import find_weights
-        >>> try:
-        ...     find_weights("a test", ["no-such-file"])
-        ... except FileNotFoundError as error:
-        ...     print(str(error).splitlines()[0])
-        no weights found for a test; looked in four places:
     """
     if file is not None:
         path = Path(file).expanduser()

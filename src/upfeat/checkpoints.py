@@ -279,15 +279,6 @@ def load_strictly(
     Raises:
         CheckpointError: something does not fit, or a weight is NaN or infinite; the message names
             the keys.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.checkpoints import load_strictly
-        >>> try:
-        ...     load_strictly(torch.nn.Linear(2, 1), {}, origin="a.pth", name="a line")
-        ... except ValueError as error:
-        ...     print(error)
-        a.pth does not fit a line: expected 2 tensors, got 0; missing keys bias, weight
     """
     own = module.state_dict()
     problems = _mismatches(own, state)

@@ -181,12 +181,6 @@ class Pipeline:
 
         Takes a device, a floating point dtype, or both, also as ``device=`` and ``dtype=``. The
         modules that came from the caller stay as they are: what must change is copied.
-
-        Example:
-            >>> import upfeat
-            >>> pipe = upfeat.Pipeline("upfeat/vit_compact_patch16", "bilinear")
-            >>> pipe.to("cpu", dtype=torch.float16)
-            Pipeline('upfeat/vit_compact_patch16', 'bilinear', float16, cpu)
         """
         for target in targets:
             named["dtype" if isinstance(target, torch.dtype) else "device"] = target

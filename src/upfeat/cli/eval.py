@@ -65,21 +65,7 @@ def eval_options() -> None:
 
 
 def checked_settings(preset: "Callable[..., SettingsT]", changes: Mapping[str, Any]) -> "SettingsT":
-    """Return a protocol's settings, or raise with one sentence about the wrong change.
-
-    Example:
-        >>> from functools import partial
-        >>> from upfeat.cli.eval import checked_settings
-        >>> from upfeat.evaluation.protocols.seg_probe import seg_probe_preset
-        >>> preset = partial(seg_probe_preset, "pixel-sample", "msrc")
-        >>> checked_settings(preset, {"steps": 7}).steps
-        7
-        >>> try:
-        ...     checked_settings(preset, {"stepps": 7})
-        ... except ValueError as error:
-        ...     print(str(error).split(";")[0])
-        unknown setting 'stepps'
-    """
+    """Return a protocol's settings, or raise with one sentence about the wrong change."""
     from pydantic import ValidationError
 
     from upfeat._settings import readable_error
@@ -141,13 +127,6 @@ def protocol_command(name: str, facts: Mapping[str, Any]) -> Callable[..., None]
     Args:
         name: of the protocol.
         facts: of :meth:`upfeat.evaluation.registry.Protocol.command_facts`.
-
-    Example:
-        >>> import inspect
-        >>> from upfeat.cli.eval import kept_protocols, protocol_command
-        >>> command = protocol_command("vos", kept_protocols()["vos"])
-        >>> "split" in inspect.signature(command).parameters
-        True
     """
 
     def command(**given: Any) -> None:

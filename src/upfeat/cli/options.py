@@ -80,17 +80,7 @@ def checked_picture_place(param: typer.CallbackParam, value: Path) -> Path:
 
 
 def check_folder(folder: Path, what: str) -> None:
-    """Raise unless files can be written into a folder, which need not exist yet.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from upfeat.cli.options import check_folder
-        >>> try:
-        ...     check_folder(Path(__file__, "results"), "--out")
-        ... except ValueError as error:
-        ...     print("is a file" in str(error))
-        True
-    """
+    """Raise unless files can be written into a folder, which need not exist yet."""
     present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not present.is_dir():
         raise ValueError(f"{what} {folder}: {present} is a file; name a folder for the results")
@@ -310,16 +300,7 @@ class PipelineOptions(PhotoOptions, MethodOptions):
 
 
 def with_fields(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose parameters that are dataclasses of options are spread into fields.
-
-    Example:
-        >>> import inspect
-        >>> from upfeat.cli.options import PhotoOptions, with_fields
-        >>> def count(options: PhotoOptions, jobs: int = 2) -> None: ...
-        >>> names = list(inspect.signature(with_fields(count)).parameters)
-        >>> names[0], names[-1]
-        ('paths', 'jobs')
-    """
+    """Return a command whose parameters that are dataclasses of options are spread into fields."""
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     for one in inspect.signature(command, eval_str=True).parameters.values():

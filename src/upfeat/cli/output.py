@@ -161,18 +161,7 @@ def check_pictures(pictures: Iterable[Path], maker: str) -> None:
 
 
 def save_picture(path: Path, picture: "Image.Image | Tensor", record: str, maker: str) -> None:
-    """Write a picture and its record, and print where.
-
-    Example:
-        >>> import contextlib, io, pathlib, tempfile, torch
-        >>> from upfeat.cli.output import save_picture
-        >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        ...     path = pathlib.Path(folder, "a.png")
-        ...     save_picture(path, torch.zeros(3, 2, 2, dtype=torch.uint8), "{}", "a command")
-        ...     written = sorted(p.name for p in pathlib.Path(folder).glob("a.*"))
-        >>> written
-        ['a.json', 'a.png']
-    """
+    """Write a picture and its record, and print where."""
     from upfeat._files import OwnFiles
     from upfeat.viz.pca import png_bytes
 

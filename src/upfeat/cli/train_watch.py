@@ -55,12 +55,9 @@ def training_bar(config: TrainConfig, console: Console) -> Iterator[Callback]:
 
 
 class Panels(Callback):
-    """Pictures fixed images at each checkpoint: the image, its features, the upsampled ones.
+    """Draws fixed images at each checkpoint: the image, its features, the upsampled ones.
 
-    Args:
-        config: of the run.
-        count: how many of the training images, unless ``files`` names others.
-        files: images to show instead.
+    These are the first ``count`` training images, unless ``files`` names others.
     """
 
     def __init__(self, config: TrainConfig, count: int, files: Sequence[Path] | None) -> None:
@@ -126,14 +123,8 @@ class Probe(Callback):
     """Scores the upsampler at each checkpoint by a small linear segmentation probe.
 
     The mIoU of the first backbone's features goes into ``probe.csv``, beside that of bilinear
-    interpolation, which the upsampler should leave behind.
-
-    Args:
-        root: labelled images of the user's, as ``upfeat eval seg-probe --data folder`` takes them.
-        console: where each score is shown.
-
-    Raises:
-        FileNotFoundError: the folder holds no labelled images.
+    interpolation, which the upsampler should leave behind. ``root`` holds labelled images, as
+    ``upfeat eval seg-probe --data folder`` takes them.
     """
 
     def __init__(self, root: Path, console: Console) -> None:

@@ -321,13 +321,7 @@ SHARD_FORMATS: dict[str, type[ShardFile]] = {
 
 
 def shard_format(name: str) -> type[ShardFile]:
-    """Return the class of a format whose package is installed.
-
-    Example:
-        >>> from upfeat.extraction.shards import shard_format
-        >>> shard_format("safetensors").suffix
-        '.safetensors'
-    """
+    """Return the class of a format whose package is installed."""
     if name not in SHARD_FORMATS:
         raise UnknownNameError("format of a store", name, SHARD_FORMATS)
     SHARD_FORMATS[name].check_package()

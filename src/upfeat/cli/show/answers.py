@@ -385,14 +385,7 @@ def segment_command(
 
 
 def label_png(labels: "Tensor", count: int) -> bytes:
-    """Return labels as a PNG of one byte a pixel, with the colours of the overlay as its palette.
-
-    Example:
-        >>> import torch
-        >>> from upfeat.cli.show.answers import label_png
-        >>> label_png(torch.zeros(2, 3, dtype=torch.int64), 2)[1:4]
-        b'PNG'
-    """
+    """Return labels as a PNG of one byte a pixel, whose palette has the overlay's colours."""
     import torch
     from PIL import Image
 
