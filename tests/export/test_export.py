@@ -63,6 +63,7 @@ def test_half_precision(name: str, form: str, dtype: torch.dtype, tmp_path: Path
     assert max(p.relative for p in made.record.parity) < tolerance(dtype)["rtol"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="AOTInductor needs a C++ compiler"
 )
