@@ -5,6 +5,7 @@ Legend: ``B`` batch, ``C`` feature channels, ``K`` channels of a head, ``h w`` l
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,19 @@ class Encoded:
         sides = zip(cells, grids, self.frame.padded, self.frame.input, strict=True)
         rows, cols = (cell / grid * padded / size for cell, grid, padded, size in sides)
         return rows, cols
+
+    def images(self) -> list["Encoded"]:
+        """Return the images of a batch, each for itself."""
+        image, prepared, features = self.image, self.prepared, self.features
+        rows = [slice(row, row + 1) for row in range(len(image))]
+        return [Encoded(image[one], prepared[one], features[one], self.frame) for one in rows]
+
+    @classmethod
+    def batch(cls, encoded: Sequence["Encoded"]) -> "Encoded":
+        """Return images of equal sizes as one batch."""
+        tensors = zip(*((one.image, one.prepared, one.features) for one in encoded), strict=True)
+        image, prepared, features = (torch.cat(each) for each in tensors)
+        return cls(image, prepared, features, encoded[0].frame, single=False)
 
     def with_high(self, high: Tensor) -> "PipelineOutput":
         """Return the output whose upsampled map is ``high``."""

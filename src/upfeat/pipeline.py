@@ -20,7 +20,6 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Self, TypeAlias, overload
 
@@ -394,32 +393,17 @@ class Pipeline:
         results: dict[int, Encoded] = {}
         for indices in _groups([image.shape for image in images], self.batch_size):
             stacked = torch.stack([images[i].to(self.device) for i in indices])
-            batch = self._encode(stacked, input_size)
-            for row, i in enumerate(indices):
-                one = slice(row, row + 1)
-                results[i] = replace(
-                    batch,
-                    image=batch.image[one],
-                    prepared=batch.prepared[one],
-                    features=batch.features[one],
-                )
+            results |= zip(indices, self._encode(stacked, input_size).images(), strict=True)
         return [results[i] for i in range(len(images))]
 
     def _upsample_list(
         self, encoded: list[Encoded], output_size: SizeRequest, head: Head | None
     ) -> list[PipelineOutput]:
         results: dict[int, PipelineOutput] = {}
-        for indices in _groups([e.frame for e in encoded], self.batch_size):
-            batch = Encoded(
-                torch.cat([encoded[i].image for i in indices]),
-                torch.cat([encoded[i].prepared for i in indices]),
-                torch.cat([encoded[i].features for i in indices]),
-                encoded[indices[0]].frame,
-                single=False,
-            )
-            high = self.upsample(batch, output_size, head)
-            for row, i in enumerate(indices):
-                results[i] = encoded[i].with_high(high[row])
+        for indices in _groups([each.frame for each in encoded], self.batch_size):
+            batch = Encoded.batch([encoded[i] for i in indices])
+            for i, high in zip(indices, self.upsample(batch, output_size, head), strict=True):
+                results[i] = encoded[i].with_high(high)
         return [results[i] for i in range(len(encoded))]
 
     def pieces(
