@@ -402,8 +402,9 @@ class Pipeline:
         results: dict[int, PipelineOutput] = {}
         for indices in _groups([each.frame for each in encoded], self.batch_size):
             batch = Encoded.batch([encoded[i] for i in indices])
-            for i, high in zip(indices, self.upsample(batch, output_size, head), strict=True):
-                results[i] = encoded[i].with_high(high)
+            high = self.upsample(batch, output_size, head)
+            # By index: the views that iteration gives refuse in-place changes.
+            results |= {i: encoded[i].with_high(high[row]) for row, i in enumerate(indices)}
         return [results[i] for i in range(len(encoded))]
 
     def pieces(
