@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tests.data.test_driving import write_sample
+from tests.data.test_nuscenes import write_sample
 from tests.data.trees import write, write_image, write_label
 from upfeat.cli.app import app
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import upfeat
-from tests.data.test_driving import write_sample
+from tests.data.test_nuscenes import write_sample
 from upfeat.data import DrivingData, nuscenes_sample
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.methods import LowRes, Method
