@@ -7,7 +7,7 @@ are those of the released scripts.
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from upfeat._settings import Share
@@ -21,6 +21,7 @@ from upfeat.objectives._networks import (
 from upfeat.objectives.base import Batch, Calls, Objective, ObjectiveConfig, register_objective
 from upfeat.objectives.draws import Clamp, disturb_image, draw_uniform
 from upfeat.objectives.losses import Distance, cosine_mse, get_distance
+from upfeat.objectives.mass_fields import field_loss
 from upfeat.ops.images import Size, resize_bilinear, scale_size
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class MultiResolutionConfig(ObjectiveConfig):
         guidance_max: with ``guidance_cells``: upper bound of each side (224 in NAF's code).
         regulariser_weight: of the agreement between a disturbed and the clean guidance; 0 leaves
             it out. (JAFAR's code only.)
+        field_weight: of the difference of centre-of-mass fields
+            (:func:`~upfeat.objectives.mass_fields.field_loss`), DiveUp's guidance. Its guides are
+            two larger networks; here the large image's own features guide. (Weight not published.)
         clamp: how the disturbed image is clamped, see
             :func:`~upfeat.objectives.draws.disturb_image`. The default corrects the code.
         blur: probability that the disturbed image is blurred. (Code.)
@@ -55,6 +59,7 @@ class MultiResolutionConfig(ObjectiveConfig):
     guidance_cells: PositiveInt | None = None
     guidance_max: PositiveInt = 224
     regulariser_weight: float = 0.1
+    field_weight: NonNegativeFloat = 0.0
     clamp: Clamp = "valid"
     blur: Share = 0.5
     noise: Share = 0.3
@@ -100,13 +105,16 @@ class MultiResolution(Objective):
         size = self._guidance(size_of(image), grid)
         guidance = guidance_image(upsampler, backbone, resize_bilinear(image, size))
         pred = upsampler(guidance, self.source(low), grid)
-        main = get_distance(self.config.distance)(pred, self.target(high))
+        target = self.target(high)
+        main = get_distance(self.config.distance)(pred, target)
         terms = {"main": (1.0, main)}
         if self.config.regulariser_weight:
             agreement = self._regulariser(
                 guidance, self.source(high), upsampler, backbone, generator
             )
             terms["regulariser"] = (self.config.regulariser_weight, agreement)
+        if self.config.field_weight:
+            terms["field"] = (self.config.field_weight, field_loss(pred, [target]))
         return self.weighted_sum(terms)
 
     def _regulariser(

@@ -7,6 +7,7 @@ or chosen here.
 from upfeat.training.recipes.attention import (
     anyup_paper,
     anyup_small,
+    diveup_small,
     jafar_maskclip_paper,
     jafar_paper,
     jafar_small,
@@ -92,6 +93,7 @@ __all__ = [
     "carafe_small",
     "create_recipe",
     "describe_recipe",
+    "diveup_small",
     "dysample_small",
     "featup_jbu_imagenet_50k",
     "featup_jbu_loftup_objective",

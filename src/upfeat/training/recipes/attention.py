@@ -282,6 +282,28 @@ def naf_restoration_small() -> TrainConfig:
 
 
 @register_recipe
+def diveup_small() -> TrainConfig:
+    """DiveUp's training of NAF for the bundled encoder, on two cores.
+
+    * Paper, as a reader reports it: NAF's architecture and squared error, and the absolute
+      difference of centre-of-mass fields in windows of 7.
+    * Not here: four backbones at once, and the two larger networks that guide; the large image's
+      own features do.
+    * Chosen: the weight 1 of the fields' term, their temperature, and everything else as in
+      ``naf_small``.
+    """
+    base = naf_small()
+    return base.model_copy(
+        update={
+            "upsampler": UpsamplerConfig(
+                name="naf", config={"kernel_size": 7, "clamp_dilation": True}
+            ),
+            "objective": base.objective.model_copy(update={"field_weight": 1.0}),
+        }
+    )
+
+
+@register_recipe
 def pixelup_paper() -> TrainConfig:
     """PixelUp, guided by DINOv3's ConvNeXt-S; no training code was within reach.
 
