@@ -43,7 +43,7 @@ class Unfinished:
 
     Written after every twentieth item, and where the block that it opens is left by an error.
 
-    Those of other settings, or of another result's name, are not read.
+    Rows of other settings, or of another result's name, are not read.
 
     Attributes:
         rows: what was measured of each item, as JSON has it.

@@ -6,7 +6,6 @@ same numbers.
 """
 
 import copy
-import io
 import logging
 import time
 from pathlib import Path
@@ -16,9 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upfeat._files import write_bytes
-from upfeat.checkpoints import read_checkpoint
-from upfeat.errors import CheckpointError
 from upfeat.evaluation.methods import CallableUpsampler, JointMethod, LowRes, Method
 from upfeat.evaluation.metrics import BevMetric
 from upfeat.evaluation.probes.bev.frames import (
@@ -33,6 +29,7 @@ from upfeat.evaluation.probes.bev.targets import BevLoss
 from upfeat.evaluation.probes.bev.trunks import Neck
 from upfeat.evaluation.probes.parts import epoch_batches
 from upfeat.evaluation.registry import Progress
+from upfeat.evaluation.running import load_state, save_state
 from upfeat.ops.images import Size, normalize
 from upfeat.ops.runtime.draws import DrawsFrom
 from upfeat.pipeline import Pipeline
@@ -300,19 +297,12 @@ class _Snapshot:
             "history": self.history,
             "seconds": self.seconds,
         }
-        stream = io.BytesIO()
-        torch.save(content, stream)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self.path, stream.getvalue())
+        save_state(self.path, content)
 
     def load(self, label: str) -> None:
         """Read the file, if it is there; an unreadable one counts as absent."""
-        if not self.path.is_file():
-            return
-        try:
-            content = read_checkpoint(self.path)
-        except CheckpointError as error:
-            logger.warning("%s; training %s from the start", error, label)
+        content = load_state(self.path, label)
+        if content is None:
             return
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
