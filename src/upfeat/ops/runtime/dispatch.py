@@ -254,9 +254,9 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """A context in which autocast leaves our explicit types alone, on the tensor's device."""
-    if tensor.is_meta:  # has no autocast
-        return contextlib.nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    off = tensor.is_meta or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(kind))
+    return contextlib.nullcontext() if off else torch.autocast(kind, enabled=False)
 
 
 def check_heads(query: Tensor, key: Tensor, num_heads: int, channel_dim: int) -> None:
