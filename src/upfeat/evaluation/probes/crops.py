@@ -167,11 +167,13 @@ class CropProbe(ProtocolRun, ABC, Generic[MetricT]):
         outputs: K, outputs of a head.
         token_channels: C' of the token beside the features.
         epoch: of the training, which decides what a task draws.
+        seeds_together: heads of all seeds are computed at once, which takes their memory.
     """
 
     outputs = 0
     token_channels = 0
     epoch = 0
+    seeds_together = True
 
     config: CropProbeConfig
     train: Any
@@ -254,9 +256,11 @@ class CropProbe(ProtocolRun, ABC, Generic[MetricT]):
             and not any(asking)
         )
 
-    def seed_groups(self) -> list[slice]:
+    def seed_groups(self, together: bool = True) -> list[slice]:
         """Return which seeds' heads are computed together; all, unless memory forbids it."""
-        return [slice(0, len(self.config.seeds))]
+        count = len(self.config.seeds)
+        step = count if together and self.seeds_together else 1
+        return [slice(start, start + step) for start in range(0, count, step)]
 
     def pixels(self, image: Tensor) -> Tensor:
         """Return the image (1, 3, H, W) as the backbone sees it."""
@@ -436,16 +440,13 @@ class CropProbe(ProtocolRun, ABC, Generic[MetricT]):
 
     def forward(self, trainee: _Trainee, batch: ProbeBatch) -> Iterator[tuple[slice, Tensor]]:
         """Yield which seeds, and the outputs of their heads: (B, s, K, h', w')."""
-        groups = self.seed_groups()
-        if trainee.joint:
-            groups = [slice(i, i + 1) for i in range(len(self.config.seeds))]
         guidance = self.guidance(trainee.upsamplers[0], batch.image)
         first = self.head_first(trainee.upsamplers[0], torch.is_grad_enabled())
         size = self.size
         if isinstance(trainee.method, LowRes):
             size = (batch.features.shape[2], batch.features.shape[3])
         high: Tensor | None = None
-        for seeds in groups:
+        for seeds in self.seed_groups(together=not trainee.joint):
             upsampler = trainee.upsamplers[seeds.start if trainee.joint else 0]
             if first:
                 values = trainee.heads(batch.features, batch.token, seeds)

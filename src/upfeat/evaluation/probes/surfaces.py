@@ -145,6 +145,7 @@ class SurfaceProbe(CropProbe[MetricT]):
     """A probe on square pictures with depth and normals; a task defines loss and scores."""
 
     enlarge: ClassVar[Literal["bilinear", "bicubic"]]
+    seeds_together = False  # hidden maps are large
 
     config: SurfaceProbeConfig
 
@@ -189,10 +190,6 @@ class SurfaceProbe(CropProbe[MetricT]):
     def head_first(self, upsampler: Upsampler, training: bool) -> bool:
         """Say whether the heads go first: only linear ones may."""
         return self.config.head == "linear" and super().head_first(upsampler, training)
-
-    def seed_groups(self) -> list[slice]:
-        """One seed after the other: hidden maps are large."""
-        return [slice(i, i + 1) for i in range(len(self.config.seeds))]
 
     def read(self, split: str, index: int) -> tuple[Tensor, Tensor]:
         """Return a picture (3, S, S) and its target, with its augmentation while training."""

@@ -212,6 +212,7 @@ class _DepthProbe(CropProbe[DepthMetric]):
     """Depth in bins."""
 
     task = "depth-probe"
+    seeds_together = False  # a map of 256 bins is large
 
     config: DepthProbeConfig
     teacher: DepthTeacher | None = None
@@ -262,10 +263,6 @@ class _DepthProbe(CropProbe[DepthMetric]):
         return self.config.head_before_upsampling == "always" or head_first_is_cheaper(
             upsampler, self.backbone.dim, self.outputs, len(self.config.seeds), height * width
         )
-
-    def seed_groups(self) -> list[slice]:
-        """One seed after the other: a map of 256 bins is large."""
-        return [slice(i, i + 1) for i in range(len(self.config.seeds))]
 
     def depth(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Decode (B, s, K, h', w') to depths (B, s, H, W) of the target's size."""
