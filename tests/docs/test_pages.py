@@ -126,7 +126,7 @@ def test_the_code_of_the_page_on_export_runs(folder: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
     for form in ("onnx", "openvino", "torch"):
-        sizes: dict[str, Any] = {"height": 48, "width": 64, "name": "kin"}
+        sizes: dict[str, Any] = {"height": 48, "width": 64, "channels": WIDTH, "name": "kin"}
         export_model("exported", small("kin"), format=form, **sizes)
     names: dict[str, Any] = {}
     sharp = []
