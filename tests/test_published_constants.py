@@ -59,7 +59,7 @@ from upfeat.objectives import (
 from upfeat.objectives.mask_refined import released_stage1_config
 from upfeat.objectives.self_distillation import released_stage2_config
 from upfeat.ops import images
-from upfeat.similarity.maps import CLIP_SCALE
+from upfeat.similarity.maps import CLIP_SCALE, templates
 from upfeat.training.recipes import (
     anyup_paper,
     jafar_paper,
@@ -395,6 +395,15 @@ def test_radseg(data: str, short_side: int, stride: int) -> None:
     pinned(config, shared | {"short_side": short_side, "stride": stride})
     assert config.long_side == (4096 if data == "context_59" else 2048)
     assert ATTENTION_SCALE == 10
+
+
+def test_talk2dino() -> None:
+    shared = {"short_side": 448, "window": 448, "stride": 224, "templates": "talk2dino"}
+    pinned(open_vocabulary_preset("talk2dino", "ade20k"), shared | {"background": None})
+    for data in ("voc", "context_60", "coco_object"):
+        background = {"background": "threshold", "threshold": 0.55}
+        pinned(open_vocabulary_preset("talk2dino", data), shared | background)
+    assert templates("talk2dino")[1] == "a bad photo of a {}."
 
 
 @pytest.mark.parametrize("preset", ["simplebev", "pointbev", "bevformer"])

@@ -217,7 +217,7 @@ def templates(name: str) -> tuple[str, ...]:
     """Return prompt templates, in which ``{}`` stands for the word.
 
     ``"clip"`` are the 80 of CLIP, ``"clip7"`` the seven of them that its authors recommend,
-    ``"maskclip"`` the 80 and five more.
+    ``"maskclip"`` the 80 and five more, ``"talk2dino"`` its seven.
 
     Example:
         >>> from upfeat.similarity.maps import templates
@@ -293,6 +293,7 @@ def embed_words(
     *,
     cache: Path | None = None,
     encoder: str = "",
+    finish: Callable[[Tensor], Tensor] = average_prompts,
 ) -> Tensor:
     """Embed words in all templates as (W, C) of unit length; a folder keeps what was embedded.
 
@@ -301,7 +302,8 @@ def embed_words(
         words: W of them.
         prompts: T templates.
         cache: folder of embeddings, a file for each list of words; None keeps none.
-        encoder: what tells the encoder and its weights apart from others.
+        encoder: what tells the encoder, ``finish`` and their weights apart from others.
+        finish: makes a unit vector of each word's embeddings (W, T, C).
 
     Example:
         >>> import torch
@@ -321,7 +323,7 @@ def embed_words(
         [encode(texts[at : at + _AT_ONCE]).float().cpu() for at in range(0, len(texts), _AT_ONCE)]
     )
     # (W*T, C) -> (W, T, C) -> (W, C)
-    found = average_prompts(encoded.unflatten(0, (len(words), len(prompts))))
+    found = finish(encoded.unflatten(0, (len(words), len(prompts)))).cpu()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(path, {"embeddings": found})

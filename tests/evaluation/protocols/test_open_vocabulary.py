@@ -22,6 +22,8 @@ from upfeat.data.transforms import resize_and_crop
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import LowRes, Method, load_methods
 from upfeat.evaluation.metrics import SegmentationMetric
+from upfeat.evaluation.probes.open_vocabulary import window_places
+from upfeat.evaluation.probes.talk2dino import TextProjection
 from upfeat.evaluation.protocols import open_vocabulary as module
 from upfeat.evaluation.protocols.open_vocabulary import (
     open_vocabulary_preset,
@@ -61,13 +63,16 @@ def run(
     methods: list[Method],
     *,
     clip: Any = None,
+    projection: Any = None,
     **changes: Any,
 ) -> list[Result]:
     preset = changes.pop("preset", "maskclip")
     small = {"crop_size": 48} if preset == "maskclip" else {"short_side": 112, "window": 112}
     config = open_vocabulary_preset(preset, "msrc", **{"words": "names", **small, **changes})
     folders = {"out": root.parent / "out", "cache": cache}
-    return run_open_vocabulary(config, msrc(root, "val"), backbone, methods, clip=clip, **folders)
+    return run_open_vocabulary(
+        config, msrc(root, "val"), backbone, methods, clip=clip, projection=projection, **folders
+    )
 
 
 def test_the_nearest_word_of_the_upsampled_map(root: Path, cache: Path, clip: ClipBackbone) -> None:
@@ -239,6 +244,66 @@ def test_radseg(root: Path, cache: Path, radio: Any) -> None:
         assert linear.scores[name].mean == pytest.approx(100 * value, abs=0.2)
     with pytest.raises(UnsupportedError, match=r"from RADIO's adaptor, not from clip/ViT-B-16"):
         run(root, cache, radio, [LowRes()], clip=upfeat.create_backbone(TINY), **options)
+
+
+def test_talk2dino(root: Path, cache: Path, clip: ClipBackbone) -> None:
+    """The bilinear row, of a plain computation with the means of raw embeddings."""
+    proxy = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+    torch.manual_seed(0)
+    projection = TextProjection(512, 192)
+    sizes = {"short_side": 48, "window": 48, "stride": 32, "factor": 2}
+    options: dict[str, Any] = {"preset": "talk2dino", "clip": clip} | sizes
+    low, linear = run(
+        root, cache, proxy, [LowRes(), method("bilinear")], projection=projection, **options
+    )
+    assert low.settings["clip"]["name"] == f"{clip.name}, projected"
+    data = msrc(root, "val")
+    prompts = [[p.format(name) for p in module.templates("talk2dino")] for name in data.classes]
+    text = projection(torch.stack([clip.encode_text(each) for each in prompts]))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (proxy.image_mean, proxy.image_std))
+    metric = SegmentationMetric(len(data.classes), data.ignore_index)
+    for file in data.files:
+        image, label = data.read(file)
+        image = module._resized(image, 48, 2048)
+        total = torch.zeros(1, len(text), *image.shape[1:])
+        count = torch.zeros(image.shape[1:])
+        for rows, columns in window_places((image.shape[1], image.shape[2]), 48, 32):
+            window = image[None, :, rows, columns]
+            features = proxy((window - mean) / std).half().float()
+            high = F.interpolate(features, scale_factor=2, mode="bilinear")
+            masks = torch.sigmoid(cosine_maps(high, text))
+            masks = F.interpolate(masks, (48, 48), mode="bilinear", align_corners=True)
+            total[..., rows, columns] += masks
+            count[rows, columns] += 1
+        found = F.interpolate(total / count, label.shape, mode="bilinear")
+        metric.add(found.argmax(1)[0], label)
+    for name, value in metric.compute().items():
+        assert linear.scores[name].mean == pytest.approx(100 * value, abs=0.2)
+    with pytest.raises(ValueError, match=r"preset talk2dino needs .*: --projection FILE"):
+        run(root, cache, proxy, [LowRes()], **options)
+    other = TextProjection(512, 64)
+    with pytest.raises(ValueError, match=r"from 512 to 64 channels; .* 192: give the file"):
+        run(root, cache, proxy, [LowRes()], projection=other, **options)
+
+
+def test_a_background_without_words_takes_what_fits_none(
+    root: Path, cache: Path, clip: ClipBackbone
+) -> None:
+    """All sigmoids are below 0.74."""
+    proxy = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
+    data = msrc(root, "val")
+    named = module.replace(data, classes=("background", *data.classes[1:]))
+    changes = {"words": "names", "short_side": 48, "window": 48, "stride": 32, "factor": 1}
+    config = open_vocabulary_preset(
+        "talk2dino", "msrc", background="threshold", threshold=0.75, **changes
+    )
+    folders = {"out": root.parent / "out", "cache": cache}
+    (result,) = run_open_vocabulary(
+        config, named, proxy, [LowRes()], clip=clip, projection=TextProjection(512, 192), **folders
+    )
+    assert result.settings["words"][0] == []
+    ious = result.details["iou_per_class"]
+    assert [name for name, value in ious.items() if value] == ["background"]
 
 
 def test_bad_input_is_one_clear_sentence(

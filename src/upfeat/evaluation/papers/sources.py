@@ -256,8 +256,14 @@ def _joint(name: str) -> PaperMethod:
     return PaperMethod(spec=name, joint=True, small_recipes=(f"{name}_small",), images="imagenet")
 
 
-def _trained(spec: str, recipe: str, small: str) -> PaperMethod:
-    return PaperMethod(spec=spec, recipes=(recipe,), small_recipes=(small,), images="imagenet")
+def _trained(spec: str, recipe: str, small: str, small_spec: str = "") -> PaperMethod:
+    return PaperMethod(
+        spec=spec,
+        small_spec=small_spec,
+        recipes=(recipe,),
+        small_recipes=(small,),
+        images="imagenet",
+    )
 
 
 METHODS: dict[str, PaperMethod] = {
@@ -287,7 +293,8 @@ METHODS: dict[str, PaperMethod] = {
         images="sa1b",
     ),
     "anyup": _trained("anyup", "anyup_paper", "anyup_small"),
-    "naf": _trained("naf", "naf_paper", "naf_small"),
+    # Grids of small runs are smaller than its windows of seven.
+    "naf": _trained("naf", "naf_paper", "naf_small", "naf(kernel_size=5)"),
 }
 """The methods of the papers' rows: how each gets its weights, at the papers' size and small."""
 

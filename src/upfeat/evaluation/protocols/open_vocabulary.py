@@ -12,6 +12,9 @@ Preset ``radseg`` (O. Alama et al., arXiv 2511.19704; the task that PixelUp repo
 block attends by itself, in windows; the stitched map is upsampled, and the head of an adaptor
 brings it to the words. The backbone is a RADIO with an adaptor.
 
+Preset ``talk2dino`` (L. Barsellotti et al., arXiv 2411.19331; the task that ViT-Up shows): CLIP's
+words are projected among DINOv2's features, which are upsampled in windows.
+
 The first two need CLIP's text space: a backbone ``clip/NAME``. JAFAR's published CLIP weights
 belong to a classifier without one; the recipe ``jafar_maskclip_paper`` trains them anew.
 
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from safetensors.torch import load_file
 from torch import Tensor
@@ -54,6 +58,12 @@ from upfeat.evaluation.probes.open_vocabulary import (
 )
 from upfeat.evaluation.probes.parts import mean_class_ious
 from upfeat.evaluation.probes.radseg import RadSegFeatures, certain_classes, radseg_size
+from upfeat.evaluation.probes.talk2dino import (
+    ProjectedText,
+    TextProjection,
+    read_text_projection,
+    word_masks,
+)
 from upfeat.evaluation.registry import (
     Option,
     Progress,
@@ -70,6 +80,7 @@ from upfeat.ops.images import normalize, resize_bilinear
 from upfeat.pipeline import Encoded, Pipeline
 from upfeat.similarity.maps import (
     CLIP_SCALE,
+    average_prompts,
     classes_of_words,
     cosine_maps,
     embed_words,
@@ -83,6 +94,7 @@ __all__ = [
     "MaskClipConfig",
     "ProxyClipConfig",
     "RadSegConfig",
+    "Talk2DinoConfig",
     "open_vocabulary_preset",
     "own_settings",
     "run_open_vocabulary",
@@ -93,7 +105,7 @@ CLIP = "clip/ViT-B-16.openai"
 SAVE_EVERY = 20  # images between two notes of how far a method is
 LONGEST = 2048  # side of an image before its windows are cut
 Background = Literal["word", "ignore", "threshold"]
-TextEncoder = ClipBackbone | LanguageAdaptor
+TextEncoder = ClipBackbone | LanguageAdaptor | ProjectedText
 
 
 class WordsConfig(ProtocolConfig):
@@ -102,7 +114,8 @@ class WordsConfig(ProtocolConfig):
     Attributes:
         words: empty for the preset's own of the data set; ``names`` for the data set's names of
             its classes; else a text file with a class a line, its words with commas between them.
-        templates: ``clip`` for CLIP's 80, ``maskclip`` for those and five more.
+        templates: ``clip`` for CLIP's 80, ``maskclip`` for those and five more, ``talk2dino`` for
+            its seven.
         background: of a set whose class 0 is the background: ``word`` has it compete by its words,
             ``ignore`` leaves its pixels out, ``threshold`` puts pixels there whose best word is
             improbable. None for a set without.
@@ -110,7 +123,7 @@ class WordsConfig(ProtocolConfig):
     """
 
     words: str = ""
-    templates: Literal["clip", "maskclip"] = "clip"
+    templates: Literal["clip", "maskclip", "talk2dino"] = "clip"
     background: Background | None = None
     threshold: float = Field(default=0.0, ge=0, lt=1)
 
@@ -127,7 +140,7 @@ class MaskClipConfig(WordsConfig):
     """
 
     preset: Literal["maskclip"] = "maskclip"
-    templates: Literal["clip", "maskclip"] = "maskclip"
+    templates: Literal["clip", "maskclip", "talk2dino"] = "maskclip"
     crop_size: PositiveInt = 448
     prompt_denoising: float | None = Field(default=None, gt=0, le=1)
     key_smoothing: float | None = Field(default=None, gt=0, le=1)
@@ -178,11 +191,33 @@ class RadSegConfig(WordsConfig):
     prompt_denoising: float = Field(default=0.5, ge=0, le=1)
 
 
-AnyConfig = MaskClipConfig | ProxyClipConfig | RadSegConfig
+class Talk2DinoConfig(WordsConfig):
+    """Settings of preset ``talk2dino``; all of them stand in the result.
+
+    Its cleaning of the background and its refinement by PAMR are not built.
+
+    Attributes:
+        short_side: to which images are resized, the long side to at most 2048.
+        window, stride: of the windows, in pixels of the resized image.
+        factor: the features are upsampled to so many times their grid. Not stated by ViT-Up; 14 is
+            the size of the window for patches of 14.
+    """
+
+    preset: Literal["talk2dino"] = "talk2dino"
+    words: str = "names"
+    templates: Literal["clip", "maskclip", "talk2dino"] = "talk2dino"
+    short_side: PositiveInt = 448
+    window: PositiveInt = 448
+    stride: PositiveInt = 224
+    factor: PositiveInt = 14
+
+
+AnyConfig = MaskClipConfig | ProxyClipConfig | RadSegConfig | Talk2DinoConfig
 _KINDS: dict[str, type[AnyConfig]] = {
     "maskclip": MaskClipConfig,
     "proxyclip": ProxyClipConfig,
     "radseg": RadSegConfig,
+    "talk2dino": Talk2DinoConfig,
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "maskclip": {
@@ -208,6 +243,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "coco_stuff_171": {"short_side": 448},
         "context_59": {"long_side": 4096},
         "voc_20": {"short_side": 336, "stride": 112},
+    },
+    "talk2dino": {
+        "voc": {"background": "threshold", "threshold": 0.55},
+        "context_60": {"background": "threshold", "threshold": 0.55},
+        "coco_object": {"background": "threshold", "threshold": 0.55},
+        "voc_20": {},
+        "context_59": {},
+        "coco_stuff_171": {},
+        "cityscapes": {},
+        "ade20k": {},
     },
 }
 # Sets that share the words of another, without its background.
@@ -252,24 +297,28 @@ def run_open_vocabulary(
     out: str | Path,
     cache: str | Path,
     clip: Backbone | None = None,
+    projection: TextProjection | None = None,
     on_progress: Progress | None = None,
 ) -> list[Result]:
     """Segment a validation split by words, see :attr:`Protocol.run`.
 
-    ``backbone`` is whose features are upsampled: CLIP (``maskclip``), the proxy (``proxyclip``) or
-    RADIO with an adaptor (``radseg``). ``clip`` is that of preset ``proxyclip``; None for the
-    backbone itself if it is one, else for ``clip/ViT-B-16.openai``. The cache also keeps the words'
-    embeddings, and how far an interrupted run came.
+    ``backbone`` is whose features are upsampled: CLIP (``maskclip``), the proxy (``proxyclip``),
+    RADIO with an adaptor (``radseg``) or DINOv2 (``talk2dino``). ``clip`` is that of presets
+    ``proxyclip`` and ``talk2dino``; None for the backbone itself if it is one, else for
+    ``clip/ViT-B-16.openai``. ``projection`` is that of ``talk2dino``. The cache also keeps the
+    words' embeddings, and how far an interrupted run came.
 
     Raises:
         UnsupportedError: the backbone, or ``clip``, has no text space, or ``clip`` has no use.
-        ValueError: words and classes differ in number, or a method does not fit.
+        ValueError: words and classes differ in number, or a method or the projection does not fit.
     """
     encoder: TextEncoder
     if config.preset == "radseg":
         encoder = _radseg_encoder(backbone, clip)
     else:
         encoder = _clip_encoder(config, backbone, clip)
+    if isinstance(encoder, ClipBackbone) and config.preset == "talk2dino":
+        encoder = ProjectedText(encoder, _checked(projection, encoder, backbone))
     _check_background(config, val)
     val = without_background(val) if config.background == "ignore" else val
     val = val.select(limit=config.limit)
@@ -285,12 +334,30 @@ def run_open_vocabulary(
 def _clip_encoder(config: AnyConfig, backbone: Backbone, clip: Backbone | None) -> ClipBackbone:
     """Return the CLIP that knows the words."""
     judge = backbone if clip is None else clip
-    if config.preset == "proxyclip" and not isinstance(judge, ClipBackbone) and clip is None:
+    if config.preset != "maskclip" and not isinstance(judge, ClipBackbone) and clip is None:
         device = next((weight.device for weight in backbone.parameters()), None)
         judge = create_backbone(CLIP).to(device)
     if not isinstance(judge, ClipBackbone) or not judge.project:
         raise UnsupportedError(NO_TEXT_SPACE.format(judge.name))
     return judge
+
+
+def _checked(
+    projection: TextProjection | None, clip: ClipBackbone, backbone: Backbone
+) -> TextProjection:
+    """Return a projection that leads from CLIP's texts to the backbone's features."""
+    if projection is None:
+        raise ValueError(
+            "preset talk2dino needs the weights of its projection: --projection FILE, such as "
+            "vitb_mlp_infonce.pth of github.com/lorebianchi98/Talk2DINO"
+        )
+    dim, text_dim = projection.linear_layer.weight.shape
+    if (text_dim, dim) != (clip.dim, backbone.dim):
+        raise ValueError(
+            f"the projection leads from {text_dim} to {dim} channels; {clip.name} has {clip.dim} "
+            f"and {backbone.name} {backbone.dim}: give the file that belongs to both"
+        )
+    return projection.to(next(clip.parameters()))
 
 
 def _radseg_encoder(backbone: Backbone, clip: Backbone | None) -> LanguageAdaptor:
@@ -349,7 +416,8 @@ def words_of(config: AnyConfig, data: SegmentationData) -> Words:
             f"{config.words or config.preset} has words for {len(words)} classes, {data.name} has "
             f"{len(data.classes)}: {', '.join(data.classes)}"
         )
-    if config.background == "threshold" and isinstance(config, MaskClipConfig):
+    fitless = isinstance(config, MaskClipConfig | Talk2DinoConfig)
+    if config.background == "threshold" and fitless:
         words = ((), *words[1:])  # the background is where no word fits
     return words
 
@@ -374,6 +442,7 @@ class _Run(ProtocolRun):
             templates(self.config.templates),
             cache=self.cache / "words",
             encoder=weights,
+            finish=self.finish,
         ).to(next(clip.parameters()))  # (W, C)
         self.classes = word_classes([len(each) for each in words]).to(self.text.device)
         self.facts = {
@@ -381,6 +450,10 @@ class _Run(ProtocolRun):
             "clip": {"name": clip.name, "weights": weights},
             "words": [list(each) for each in words],
         }
+
+    def finish(self, embeddings: Tensor) -> Tensor:
+        """Make a unit vector of each word's embeddings (W, T, C)."""
+        return average_prompts(embeddings)
 
     @property
     def threshold(self) -> float:
@@ -572,14 +645,65 @@ class _RadSeg(_Run):
         for rows, tile in method.on(self.pipe).pieces(encoded, (height, width)):
             logits = CLIP_SCALE * cosine_maps(self.clip(tile), self.text)
             probabilities[..., rows, :] = logits.softmax(1)
-        probabilities = resize_bilinear(probabilities, size)[0]
-        # A class is as probable as its most probable word: (W, H, W') -> (K, H, W').
-        words = probabilities.split([len(each) for each in self.words])
-        by_class = torch.stack([each.amax(0) for each in words])
+        by_class = _by_class(resize_bilinear(probabilities, size)[0], self.words)
         return certain_classes(by_class, config.prompt_denoising, self.threshold)
 
 
-_RUNS = {"maskclip": _MaskClip, "proxyclip": _ProxyClip, "radseg": _RadSeg}
+def _by_class(probabilities: Tensor, words: Words) -> Tensor:
+    """Return the probability of each class, that of its best word: (W, H, W') -> (K, H, W')."""
+    parts = probabilities.split([len(each) for each in words])
+    none = torch.zeros_like(probabilities[0])  # of a background without words
+    return torch.stack([part.amax(0) if len(part) else none for part in parts])
+
+
+@dataclass(eq=False)
+class _Talk2Dino(_Run):
+    """Each window's features, upsampled, beside words projected among them."""
+
+    config: Talk2DinoConfig
+    clip: ProjectedText
+
+    backbone: Backbone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pipe = Pipeline(self.backbone, fit="exact", cache=self.cache / "features")
+        self.facts |= {
+            "backbone": self.pipe.identity,
+            "image_resize": f"short side (bilinear), long side at most {LONGEST}",
+        }
+
+    def finish(self, embeddings: Tensor) -> Tensor:
+        return self.clip.projection(embeddings)
+
+    def read(self, file: LabelledFile) -> tuple[Tensor, Tensor]:
+        image, label = self.val.read(file)
+        return _resized(image, self.config.short_side, LONGEST), label
+
+    def predict(self, method: Method, image: Tensor, size: Size) -> Tensor:
+        masks = slide(
+            image[None].to(self.text.device),
+            lambda window: self.masks(method, window.clamp(0, 1)),  # padding rounds
+            window=self.config.window,
+            stride=self.config.stride,
+            multiple=self.backbone.size_multiple,
+            padding=torch.tensor(self.backbone.image_mean),
+        )
+        by_class = _by_class(resize_bilinear(masks, size)[0], self.words)
+        return certain_classes(by_class, 0.0, self.threshold)
+
+    def masks(self, method: Method, window: Tensor) -> Tensor:
+        """Return how well the pixels of a window (1, 3, s, t) fit the words, (1, W, s, t)."""
+        encoded = self.pipe.encode(window)
+        factor = 1 if isinstance(method, LowRes) else self.config.factor
+        height, width = (factor * side for side in encoded.features.shape[-2:])
+        masks = self.text.new_empty(1, len(self.text), height, width)
+        for rows, tile in method.on(self.pipe).pieces(encoded, (height, width)):
+            masks[..., rows, :] = word_masks(tile, self.text)
+        return F.interpolate(masks, window.shape[-2:], mode="bilinear", align_corners=True)
+
+
+_RUNS = {"maskclip": _MaskClip, "proxyclip": _ProxyClip, "radseg": _RadSeg, "talk2dino": _Talk2Dino}
 
 
 def own_settings(preset: str, root: Path) -> dict[str, Any]:
@@ -595,6 +719,8 @@ def _inputs(request: Request) -> dict[str, Any]:
     if (spec := request.options["clip"]) is not None:
         weights = request.options["clip_weights"]
         found["clip"] = create_backbone(spec, weights=weights).to(request.device)
+    if (file := request.options["projection"]) is not None:
+        found["projection"] = read_text_projection(file)
     return found
 
 
@@ -618,8 +744,9 @@ register_protocol(
         run=run_open_vocabulary,
         items="images",
         options=(
-            Option("clip", f"CLIP backbone of preset proxyclip. Default: {CLIP}."),
+            Option("clip", f"CLIP of presets proxyclip and talk2dino. Default: {CLIP}."),
             Option("clip_weights", "Weight file of --clip.", kind="path"),
+            Option("projection", "Weights of Talk2DINO's projection.", kind="path"),
         ),
     )
 )
