@@ -82,6 +82,8 @@ FLOAT32_ERROR = {
     # Frequencies up to e^10 see the rounding of the image.
     "loftup": 0.05,
     "loftup/learnable": 0.05,
+    # At the rim of the spiral code a rounding of the rotation is multiplied by its frequencies.
+    "pixelup": 0.1,
 }
 """Mean difference of float32 to float64 in the scale of the output, where it is above 2e-3."""
 
