@@ -46,6 +46,12 @@ def test_any_size_in_onnxruntime(name: str, tmp_path: Path) -> None:
     assert max(p.relative for p in made.record.parity) < TOLERANCES.get(name, 1e-4)
 
 
+def test_fit_of_colours_in_onnxruntime(tmp_path: Path) -> None:
+    upsampler = upfeat.create_upsampler("kin", dim=8, detail=1.0, pretrained=False).eval()
+    made = export_model(tmp_path, upsampler, height=SIDES[0], width=SIDES[1], channels=WIDTH)
+    assert max(p.relative for p in made.record.parity) < 1e-4
+
+
 # ONNX Runtime's CPU has no bfloat16.
 @pytest.mark.parametrize(
     ("form", "dtype"),
