@@ -257,7 +257,7 @@ def token_terms(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     pred, target = (to_float32(x).flatten(2).mT for x in (pred, target))  # (B, N, C)
     variance = target.var(2, correction=0, keepdim=True)
     error = ((pred - target).square() / (variance + TOKEN_EPS)).mean()
-    pred, target = (F.normalize(x, dim=2, eps=TOKEN_EPS) for x in (pred, target))
+    pred, target = (unit_vectors(x, dim=2) for x in (pred, target))
     cosine = 1 - (pred * target).sum(2).mean()
     number = pred.shape[1]
     if number == 1:  # no other tokens

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from upfeat.errors import check_map
 from upfeat.objectives.losses import to_float32
+from upfeat.ops import unit_vectors
 
 __all__ = ["consensus_field", "field_loss", "mass_field", "reliability"]
 
@@ -32,7 +33,7 @@ def neighbour_weights(features: Tensor, window: int, temperature: float) -> Tens
     check_map(features, "features", "(B, C, h, w)")
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window must be odd and at least 3, got {window}")
-    unit, reach = F.normalize(to_float32(features), dim=1), window // 2
+    unit, reach = unit_vectors(to_float32(features)), window // 2
     height, width = unit.shape[2:]
     padded = F.pad(unit, (reach,) * 4)
     inside = F.pad(unit.new_ones(1, height, width), (reach,) * 4)
