@@ -246,6 +246,6 @@ def test_scores_come_from_results_of_the_same_weights(
 def test_wrong_calls(small: upfeat.Upsampler, tmp_path: Path) -> None:
     assert "no folder at" in run(tmp_path / "none")[1]
     small.save_pretrained(tmp_path)
-    assert "add --write" in run(tmp_path, "--license", "mit")[1]
+    assert "options of --write; add it" in run(tmp_path, "--license", "mit")[1]
     code, text = run(tmp_path, "--write", "--license", "apache")
     assert (code, "did you mean 'apache-2.0'" in text) == (2, True)
