@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upfeat.layers.strided import StridedConv2d
 from upfeat.ops import unit_vectors, windowed_attention
 from upfeat.ops.coordinates import cell_places, sample_at
 from upfeat.ops.images import Size, average_areas, crop, resize_antialiased
@@ -84,7 +85,7 @@ class Pyramid(nn.Module):
         super().__init__()
         steps = list(itertools.pairwise(WIDTHS))
         self.stem = nn.Conv2d(3, WIDTHS[0], 3, padding=1)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in steps)
+        self.down = nn.ModuleList(StridedConv2d(a, b, 3, 2, 1) for a, b in steps)
         self.encode = nn.ModuleList(ResidualUnit(b) for _, b in steps)
         self.cells = nn.Sequential(
             nn.Conv2d(WIDTHS[-1] + 8, WIDTHS[-1], 3, padding=1),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upfeat.checkpoints import HubFile
+from upfeat.layers.strided import StridedConv2d
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -36,7 +37,7 @@ NORM_EPS = 1e-5
 
 def _image_block(inputs: int) -> list[nn.Module]:
     """Half the size: convolution, batch norm, ReLU."""
-    convolution = nn.Conv2d(inputs, IMAGE_WIDTH, 3, stride=2, padding=1)
+    convolution = StridedConv2d(inputs, IMAGE_WIDTH, 3, stride=2, padding=1)
     return [convolution, nn.BatchNorm2d(IMAGE_WIDTH, NORM_EPS), nn.ReLU(inplace=True)]
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upfeat.layers.strided import StridedConv2d
 from upfeat.upsamplers.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -44,7 +45,7 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(inputs, inputs, 1, bias=False), nn.BatchNorm2d(inputs)
-        self.conv2 = nn.Conv2d(inputs, inputs, 3, stride, padding=1, bias=False)
+        self.conv2 = StridedConv2d(inputs, inputs, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(inputs)
         self.conv3, self.bn3 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
         self.downsample: nn.Module = nn.Identity()
@@ -54,15 +55,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, width, H / stride, W / stride)."""
-        y = self.bn1(self.conv1(x)).relu()
-        stride = self.conv2.stride
-        if stride != (1, 1) and y.shape[3] <= 2:
-            # Torch on a CPU reads memory that nobody wrote where a strided convolution of bfloat16
-            # gives one column: every position is computed, and some are taken.
-            y = F.conv2d(y, self.conv2.weight, padding=1)[:, :, :: stride[0], :: stride[1]]
-        else:
-            y = self.conv2(y)
-        y = self.bn2(y).relu()
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
         return (self.bn3(self.conv3(y)) + self.downsample(x)).relu()
 
 
