@@ -262,9 +262,8 @@ class KIN(Upsampler):
         unit = unit_vectors(wide - wide.mean((2, 3), keepdim=True))
         likeness = neighbour_likeness(unit).to(image.dtype)
         size = (image.shape[2], image.shape[3])
-        reduced = [
-            torch.sym_min(n, MOST_PIXELS * cells) for n, cells in zip(size, grid, strict=True)
-        ]
+        least = torch.sym_min if exporting() else min  # PyTorch 2.6 compiles `min` only
+        reduced = [least(n, MOST_PIXELS * cells) for n, cells in zip(size, grid, strict=True)]
         guidance = resize_map(image, (reduced[0], reduced[1]))
         edge = [(n + STEP - 1) // STEP * STEP - n for n in reversed(reduced)]  # right, bottom
         padded = F.pad(guidance, [0, edge[0], 0, edge[1]], mode="replicate")
