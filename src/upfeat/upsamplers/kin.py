@@ -37,6 +37,7 @@ from upfeat.layers.strided import StridedConv2d
 from upfeat.ops import unit_vectors, windowed_attention
 from upfeat.ops.coordinates import cell_places, sample_at
 from upfeat.ops.images import Size, average_areas, crop, resize_antialiased
+from upfeat.ops.runtime import without_autocast
 from upfeat.ops.symbolic import (
     antialias_weights,
     area_weights,
@@ -292,7 +293,8 @@ class KIN(Upsampler):
         around = F.interpolate(around, output_size, mode="bilinear")
         steps = beyond_neighbours(cells).flatten(2)  # (B, 3, h, w) -> (B, 3, n)
         ridge = DETAIL_EPS * torch.eye(3, dtype=steps.dtype, device=steps.device)
-        fit = inverse_3x3(steps @ steps.mT / steps.shape[2] + ridge) @ steps / steps.shape[2]
+        with without_autocast(steps):  # half precision would lose small variances
+            fit = inverse_3x3(steps @ steps.mT / steps.shape[2] + ridge) @ steps / steps.shape[2]
         return fit, self.detail * (resize_antialiased(color, output_size) - around)
 
     def encode_values(self, state: KINState, values: Tensor) -> Tensor:
