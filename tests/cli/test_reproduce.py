@@ -20,6 +20,7 @@ from upfeat.evaluation.papers.records import DINOV2
 from upfeat.evaluation.papers.reproductions import (
     Ran,
     Reproduction,
+    changed_method,
     comparison_rows,
     reproduce_page,
 )
@@ -98,10 +99,13 @@ def test_a_small_run_of_a_table_resumes_and_says_what_differs(data: Path, tmp_pa
     assert not row[1].endswith("-")
     results = {path: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
     assert len(results) == 1
+    record.model_copy(update={"seconds": 1000.0}).save(out)
     again = call("jafar:table-5", *options)
     assert again.exit_code == 0, again.output
     assert {path: path.stat().st_mtime_ns for path in results} == results
-    assert Reproduction.load(out / "jafar-table-5.json").ran == record.ran
+    resumed = Reproduction.load(out / "jafar-table-5.json")
+    assert resumed.ran == record.ran
+    assert 1000 < resumed.seconds < 2000  # both runs together
     assert "heads-8" in reproduce_page([record])
     assert len(heads) == len(row)
 
@@ -114,6 +118,24 @@ def test_another_backbone_is_a_difference(data: Path, tmp_path: Path) -> None:
     (found,) = Reproduction.load(tmp_path / "anyup-table-faithfulness.json").ran
     backbones = f"{DINOV2} (here: upfeat/vit_compact_patch16)"
     assert found.differs == (f"backbone {backbones}",)
+
+
+def test_another_form_of_a_method_is_a_difference(data: Path, tmp_path: Path) -> None:
+    """Whatever a small run changes of a method, not of its training, in tables and figures."""
+    options = ("--small", "--root", f"data={data}", "--out", tmp_path)
+    assert call("jafar:table-1", *options, "--rows", "strided,bilinear").exit_code == 0
+    record = Reproduction.load(tmp_path / "jafar-table-1.json")
+    methods = {
+        each.row: [text for text in each.differs if text.startswith("method ")]
+        for each in record.ran
+        if each.values
+    }
+    assert methods == {"strided": ["method strided:6 (here: strided:8)"], "bilinear": []}
+    (figure,) = find_published(["naf:figure-features"])
+    text = "method naf (here: naf(kernel_size=5))"
+    drawn = Ran(row="naf", columns=(), task="features", differs=changed_method("naf", small=True))
+    record = Reproduction(id=figure.id, small=True, ran=(drawn,), pictures=("a.png",))
+    assert f"- naf: {text}" in reproduce_page([record])
 
 
 @pytest.mark.slow

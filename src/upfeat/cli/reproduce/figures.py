@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from upfeat.cli.reproduce.running import Runner, load_backbone
 from upfeat.evaluation.papers.plan import SMALL_BACKBONE, TableJob, not_ready, small_settings
 from upfeat.evaluation.papers.records import PublishedFigure, PublishedRow
-from upfeat.evaluation.papers.reproductions import Ran, Reproduction
+from upfeat.evaluation.papers.reproductions import Ran, Reproduction, changed_method
 from upfeat.evaluation.papers.sources import SMALL, SmallTask
 from upfeat.evaluation.results import describe_environment
 
@@ -35,7 +35,7 @@ _IMAGES = 2
 
 def draw_figure(figure: PublishedFigure, runner: Runner) -> Reproduction:
     """Draw a figure; pictures and record lie in the runner's folder."""
-    start = time.perf_counter()
+    start = time.perf_counter() - Reproduction.seconds_before(figure.id, runner.out)
     if figure.kind in _TASKS:
         backbone, ran, pictures = _panels(figure, runner)
     else:
@@ -74,6 +74,20 @@ def _methods(
     return loaded, failed
 
 
+def _drawn(methods: "list[Method]", task: str, data: str, small: bool) -> list[Ran]:
+    """Return the records of the methods in a figure, with in what each differs from the paper's."""
+    return [
+        Ran(
+            row=method.label,
+            columns=(),
+            task=task,
+            data=data,
+            differs=changed_method(method.label, small=small),
+        )
+        for method in methods
+    ]
+
+
 # -- pictures of photos --------------------------------------------------------------------------
 
 
@@ -101,7 +115,7 @@ def _photos(figure: PublishedFigure, runner: Runner) -> tuple[str, list[Ran], li
         panel = draw(backbone, methods, record.read_image(), side, runner.small)
         _save(runner.out / file, panel, figure, backbone.name, methods)
         pictures.append(file)
-    ran = [Ran(row=m.label, columns=(), task=figure.kind, data=figure.data) for m in methods]
+    ran = _drawn(methods, figure.kind, figure.data, runner.small)
     return name, [*ran, *failed], pictures
 
 
@@ -220,7 +234,7 @@ def _panels(figure: PublishedFigure, runner: Runner) -> tuple[str, list[Ran], li
         members.sort(key=lambda panel: order.index(panel.label))
         _save(runner.out / file, _side_by_side(members), figure, backbone.name, methods)
         pictures.append(file)
-    ran = [Ran(row=m.label, columns=(), task=task, data=job.data) for m in methods]
+    ran = _drawn(methods, task, job.data, runner.small)
     return job.backbone, [*ran, *failed], pictures
 
 

@@ -126,7 +126,7 @@ class RowMethods:
         from upfeat.evaluation.methods import Method, load_methods
 
         method = paper_method(row.uses)
-        spec = method.small_spec if self.small and method.small_spec else method.spec
+        spec = method.used_spec(small=self.small)
         own = bool(row.training or row.recipes)
         plain = not method.recipes and not method.small_recipes  # without weights of its own
         if plain or (protocol.weights == "untrained" and not own):
@@ -274,8 +274,7 @@ class RowMethods:
         data = config.data
         if data.features is None or isinstance(self.backbone, int):
             return
-        method = paper_method("featup-implicit")
-        spec = method.small_spec if self.small else method.spec
+        spec = paper_method("featup-implicit").used_spec(small=self.small)
         upsampler = upfeat.load_upsampler(spec, self.backbone).to(self.device)
         side = min(data.crop_size)
         pipe = upfeat.Pipeline(

@@ -63,7 +63,7 @@ class Runner:
             UnknownNameError: no such row.
         """
         found: list[Ran] = []
-        start = time.perf_counter()
+        start = time.perf_counter() - Reproduction.seconds_before(table.id, self.out)
         jobs = plan_jobs(table, keys=keys, small=self.small)
         record = self._record(table, jobs, found, 0.0)
         for job in jobs:
@@ -130,7 +130,7 @@ class Runner:
                 records[key] = _failed(job, row, result)
             else:
                 trained = methods.trained.get(key, ())
-                records[key] = ran(table, job, key, result, trained=trained)
+                records[key] = ran(table, job, key, result, trained=trained, small=self.small)
         return [records[row.key] for row in job.rows]
 
     def methods(self, backbone: "Backbone | int", name: str) -> RowMethods:

@@ -22,7 +22,7 @@ from upfeat.evaluation.papers import (
     setting_text,
 )
 from upfeat.evaluation.papers.plan import TableJob, needed_sets, not_ready
-from upfeat.evaluation.papers.sources import SETS
+from upfeat.evaluation.papers.sources import SETS, paper_method
 from upfeat.evaluation.registry import score_digits, titled_protocol, unit_text
 from upfeat.evaluation.results import FrozenRecord, Result
 
@@ -30,6 +30,7 @@ __all__ = [
     "Ran",
     "Reproduction",
     "by_id",
+    "changed_method",
     "comparison_rows",
     "ran",
     "reproduce_page",
@@ -77,7 +78,7 @@ class Reproduction(FrozenRecord):
         backbone: that was used.
         ran: a record for each row and call.
         pictures: files beside this one.
-        seconds: of all runs together.
+        seconds: of all runs together, also of those that were interrupted.
         environment: machine, versions, date.
     """
 
@@ -119,6 +120,15 @@ class Reproduction(FrozenRecord):
         return path
 
     @classmethod
+    def seconds_before(cls, id: str, folder: str | os.PathLike[str]) -> float:
+        """Return what earlier runs of a table or figure into a folder took; 0 without a record."""
+        path = Path(folder) / cls(id=id).file_name
+        try:
+            return cls.load(path).seconds
+        except (OSError, ValueError):  # none, or one that this run replaces
+            return 0.0
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what :meth:`save` wrote.
 
@@ -133,8 +143,31 @@ class Reproduction(FrozenRecord):
             ) from error
 
 
+def changed_method(uses: str, *, small: bool) -> tuple[str, ...]:
+    """Say in what a run's form of a method differs from the paper's; nothing where it does not.
+
+    Args:
+        uses: name in :data:`upfeat.evaluation.papers.sources.METHODS`.
+        small: whether it is a small run.
+
+    Example:
+        >>> from upfeat.evaluation.papers.reproductions import changed_method
+        >>> changed_method("naf", small=True), changed_method("jafar", small=True)
+        (('method naf (here: naf(kernel_size=5))',), ())
+    """
+    method = paper_method(uses)
+    used = method.used_spec(small=small)
+    return () if used == method.spec else (f"method {method.spec} (here: {used})",)
+
+
 def ran(
-    table: PublishedTable, job: TableJob, key: str, result: Result, *, trained: Sequence[str] = ()
+    table: PublishedTable,
+    job: TableJob,
+    key: str,
+    result: Result,
+    *,
+    trained: Sequence[str] = (),
+    small: bool = False,
 ) -> Ran:
     """Return the record of a row's result, with what differs from the paper's setting.
 
@@ -144,6 +177,7 @@ def ran(
         key: of the row.
         result: of the protocol.
         trained: recipes that were trained for it.
+        small: whether it is a small run.
     """
     row = next(each for each in job.rows if each.key == key)
     protocol = titled_protocol(job.task)
@@ -159,6 +193,7 @@ def ran(
         apart.insert(0, f"data {job.published} (here: {job.data})")
     if column.preset and job.preset != column.preset:
         apart.append(f"preset {column.preset} (here: {job.preset})")
+    apart += changed_method(row.uses, small=small)
     return Ran(
         row=key,
         columns=job.columns,
@@ -362,7 +397,8 @@ def _figure_section(figure: PublishedFigure, found: Reproduction | None) -> str:
     elif found.pictures:
         lines += [f"Run here, small: {len(found.pictures)} pictures in {found.seconds:.0f} s.", ""]
     if found is not None:
-        lines += [f"- {each.row}: {each.problem}" for each in found.ran if each.problem]
+        for each in found.ran:
+            lines += [f"- {each.row}: {text}" for text in (*each.differs, each.problem) if text]
     return "\n".join(lines)
 
 

@@ -247,6 +247,10 @@ class PaperMethod(FrozenRecord):
         """The upsampler's own name."""
         return self.spec.partition("(")[0]
 
+    def used_spec(self, *, small: bool) -> str:
+        """Return the spec of a run."""
+        return self.small_spec if small and self.small_spec else self.spec
+
 
 def _plain(spec: str, small: str = "") -> PaperMethod:
     return PaperMethod(spec=spec, small_spec=small)
