@@ -23,7 +23,7 @@ from upfeat.cli.output import Colors, progress_bar, size_text, tell
 from upfeat.cli.videos import FrameOptions, VideoOptions, upsample_video
 
 if TYPE_CHECKING:
-    from upfeat.data import Film
+    from upfeat.data import Video
     from upfeat.extraction import Job, Outcome, Summary, Writer
     from upfeat.pipeline import Encoded, Pipeline
     from upfeat.viz import PCAPicture
@@ -238,7 +238,7 @@ def extract_command(
 # -- what both do ----------------------------------------------------------------------------------
 
 
-def _inputs(options: MethodOptions, videos: FrameOptions) -> "tuple[list[Job], list[Film]]":
+def _inputs(options: MethodOptions, videos: FrameOptions) -> "tuple[list[Job], list[Video]]":
     """Return the images and the videos among the inputs; refuse options that cannot be read."""
     from upfeat.data import image_files
     from upfeat.extraction import Job

@@ -12,7 +12,7 @@ from rich.progress import TextColumn, TimeRemainingColumn
 from upfeat.cli.output import progress_bar
 
 if TYPE_CHECKING:
-    from upfeat.data import Film
+    from upfeat.data import Video
     from upfeat.pipeline import Encoded, Pipeline
     from upfeat.viz import PCABasis
 
@@ -35,20 +35,20 @@ class FrameOptions:
         return [path for path in paths if path not in videos], videos
 
     def _is_video(self, path: str) -> bool:
-        from upfeat.data import FILM_SUFFIXES
+        from upfeat.data import VIDEO_SUFFIXES
 
         place = Path(path)
         if path.isdigit() and not place.exists():  # a camera
             return True
         if self.video:
             return place.is_dir() or place.is_file()
-        return place.suffix.lower() in FILM_SUFFIXES
+        return place.suffix.lower() in VIDEO_SUFFIXES
 
-    def open(self, path: str) -> "Film":
+    def open(self, path: str) -> "Video":
         """Open a video."""
-        from upfeat.data import open_film
+        from upfeat.data import open_video
 
-        return open_film(path, every=self.every, limit=self.frames)
+        return open_video(path, every=self.every, limit=self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +63,16 @@ class VideoOptions(FrameOptions):
         typer.Option(min=0.01, help="Frames per second. Default: the video's; 25 for a folder."),
     ] = None
 
-    def open(self, path: str) -> "Film":
+    def open(self, path: str) -> "Video":
         """Open a video."""
-        from upfeat.data import open_film
+        from upfeat.data import open_video
 
         rate = None if self.fps is None else Fraction(self.fps).limit_denominator(1001)
-        return open_film(path, rate=rate, every=self.every, limit=self.frames)
+        return open_video(path, rate=rate, every=self.every, limit=self.frames)
 
 
 def upsample_video(
-    video: "Film",
+    video: "Video",
     pipe: "Pipeline",
     out: Path,
     settings: Mapping[str, Any],
@@ -81,7 +81,7 @@ def upsample_video(
     basis: "PCABasis | None",
 ) -> None:
     """Make the videos of one input, with a progress bar, and print where they are."""
-    from upfeat.viz import make_film
+    from upfeat.viz import make_video
 
     with progress_bar(TextColumn("{task.completed} frames"), TimeRemainingColumn()) as progress:
         task = progress.add_task(video.name, total=video.length())
@@ -91,7 +91,7 @@ def upsample_video(
 
         if video.endless and video.limit is None:
             progress.console.print("recording; Ctrl-C ends the video", highlight=False)
-        result = make_film(
+        result = make_video(
             video,
             pipe,
             out,

@@ -8,7 +8,6 @@ and ``ValueError`` for an unknown split and for a malformed file.
 from upfeat.data.boxes import BoxData, BoxFile, BoxImage, coco20k, mask_folder, voc_boxes
 from upfeat.data.depth import DepthData, DepthFile, DepthImage, DepthMapFolder
 from upfeat.data.feature_cache import FeatureCache
-from upfeat.data.films import FILM_SUFFIXES, Film, open_film, write_frames
 from upfeat.data.folders import IMAGE_SUFFIXES, image_files
 from upfeat.data.images import ImageSource, image_size, read_image
 from upfeat.data.keypoints import KeypointData, KeypointFile, KeypointPair, keypoint_folder
@@ -76,10 +75,11 @@ from upfeat.data.tar_shards import TarRecords, find_images
 from upfeat.data.training_images import TrainingImages, TrainingLoader
 from upfeat.data.transforms import CropTransform, resize_and_crop
 from upfeat.data.video import VideoData, VideoSequence, davis
+from upfeat.data.video_frames import VIDEO_SUFFIXES, Video, open_video, write_frames
 
 __all__ = [
-    "FILM_SUFFIXES",
     "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
     "BoxData",
     "BoxFile",
     "BoxImage",
@@ -96,7 +96,6 @@ __all__ = [
     "DrivingFile",
     "DrivingFrame",
     "FeatureCache",
-    "Film",
     "FirstOfMaskSource",
     "ImageSource",
     "KeypointData",
@@ -120,6 +119,7 @@ __all__ = [
     "TarRecords",
     "TrainingImages",
     "TrainingLoader",
+    "Video",
     "VideoData",
     "VideoSequence",
     "ade20k",
@@ -161,7 +161,7 @@ __all__ = [
     "nyuv2_depth",
     "nyuv2_surfaces",
     "object_sets",
-    "open_film",
+    "open_video",
     "pascal_context",
     "pf_pascal",
     "pf_willow",

@@ -10,7 +10,6 @@ from upfeat.viz.attention import (
     sample_dots,
 )
 from upfeat.viz.comparison import Comparison, compare_upsamplers, usable_upsamplers
-from upfeat.viz.films import VIEWS, FilmFormat, FilmResult, draw_view, make_film
 from upfeat.viz.pca import PCABasis, PCAPicture, pca_panel, pca_picture, save_png
 from upfeat.viz.pictures import (
     AnswerMap,
@@ -19,16 +18,17 @@ from upfeat.viz.pictures import (
     similarity_picture,
     words_panel,
 )
+from upfeat.viz.videos import VIEWS, VideoFormat, VideoResult, draw_view, make_video
 
 __all__ = [
     "VIEWS",
     "AnswerMap",
     "Attended",
     "Comparison",
-    "FilmFormat",
-    "FilmResult",
     "PCABasis",
     "PCAPicture",
+    "VideoFormat",
+    "VideoResult",
     "attended_regions",
     "attention_panel",
     "compare_upsamplers",
@@ -36,7 +36,7 @@ __all__ = [
     "draw_view",
     "effective_cells",
     "heat_picture",
-    "make_film",
+    "make_video",
     "overlay_picture",
     "pca_panel",
     "pca_picture",

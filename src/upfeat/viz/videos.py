@@ -1,7 +1,7 @@
-"""Films of features: every frame in one PCA basis, as MP4 or GIF.
+"""Videos of features: every frame in one PCA basis, as MP4 or GIF.
 
-One basis and one range, fitted to frames spread over the film, serve all frames, so that a colour
-means the same from the first to the last. The film is made in segments; a run that was stopped
+One basis and one range, fitted to frames spread over the video, serve all frames, so that a colour
+means the same from the first to the last. The video is made in segments; a run that was stopped
 goes on after the last whole one.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from upfeat._files import OwnFiles, write_bytes
-from upfeat.data.films import Film, require_pyav
+from upfeat.data.video_frames import Video, require_pyav
 from upfeat.errors import UnknownNameError
 from upfeat.viz.panel import photo_pixels, to_pil
 from upfeat.viz.pca import PCABasis, PCAPicture, pca_picture
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from upfeat.pipeline import Encoded, Pipeline
 
-__all__ = ["VIEWS", "FilmFormat", "FilmResult", "draw_view", "make_film"]
+__all__ = ["VIEWS", "VideoFormat", "VideoResult", "draw_view", "make_video"]
 
-FilmFormat = Literal["mp4", "gif"]
+VideoFormat = Literal["mp4", "gif"]
 VIEWS = ("panel", "pca", "overlay")
 BASIS_FRAMES = 32  # that the basis is fitted to
 SEGMENT = 100  # frames that a stopped run loses at most
@@ -69,8 +69,8 @@ def draw_view(
 
 
 @dataclass(frozen=True)
-class FilmResult:
-    """What :func:`make_film` returns.
+class VideoResult:
+    """What :func:`make_video` returns.
 
     Attributes:
         files: one a view.
@@ -83,40 +83,40 @@ class FilmResult:
     state: Literal["done", "skipped"]
 
 
-def make_film(
-    film: Film,
+def make_video(
+    video: Video,
     pipe: "Pipeline",
     out: Path,
     settings: Mapping[str, Any],
     *,
     views: Sequence[str] = ("panel",),
-    kind: FilmFormat = "mp4",
+    kind: VideoFormat = "mp4",
     basis: PCABasis | None = None,
     max_side: int = 768,
     on_frame: "Callable[[int, Encoded], None] | None" = None,
-) -> FilmResult:
-    """Make a film of the upsampled features of another, one file a view.
+) -> VideoResult:
+    """Make a video of the upsampled features of another, one file a view.
 
     Args:
-        film: where the frames come from.
+        video: where the frames come from.
         pipe: backbone and upsampler.
         out: folder of the results: ``NAME.mp4`` of the panel, ``NAME_pca.mp4`` and
             ``NAME_overlay.mp4`` of the other views.
         settings: everything that decides the result, as JSON; with others all is made anew.
         views: of :func:`draw_view`.
         kind: a GIF has one palette for all frames, and starts anew when it was stopped.
-        basis: the colours; default one fitted to frames spread over the film.
+        basis: the colours; default one fitted to frames spread over the video.
         max_side: longer side of each picture of a panel, in pixels.
         on_frame: called after each frame with its number and what the pipeline encoded.
 
     Returns:
-        The files. A film that is there with the same settings is not made again.
+        The files. A video that is there with the same settings is not made again.
 
     Raises:
         ForeignFileError: a file that upfeat did not write has the name of a result.
-        KeyboardInterrupt: passed on; finished segments stay. The film of a camera ends there and
+        KeyboardInterrupt: passed on; finished segments stay. The video of a camera ends there and
             is whole.
-        ValueError: the film has no frames, or a frame cannot be read.
+        ValueError: the video has no frames, or a frame cannot be read.
         MissingPackageError: PyAV is not installed.
     """
     require_pyav()
@@ -124,17 +124,17 @@ def make_film(
         if view not in VIEWS:
             raise UnknownNameError("view", view, VIEWS)
     if kind not in _FORMATS:
-        raise UnknownNameError("film format", kind, _FORMATS)
-    names = {view: f"{film.name}{'' if view == 'panel' else f'_{view}'}.{kind}" for view in views}
+        raise UnknownNameError("video format", kind, _FORMATS)
+    names = {view: f"{video.name}{'' if view == 'panel' else f'_{view}'}.{kind}" for view in views}
     own = OwnFiles(out)
     for name in names.values():
         own.check(name, MAKER)
-    asked = json.loads(json.dumps({**settings, **film.describe(), "views": sorted(views)}))
-    record = own.state / "films" / f"{film.name}.json"
-    if not film.endless and (done := _finished(record, asked, own, names)) is not None:
+    asked = json.loads(json.dumps({**settings, **video.describe(), "views": sorted(views)}))
+    record = own.state / "videos" / f"{video.name}.json"
+    if not video.endless and (done := _finished(record, asked, own, names)) is not None:
         return done
-    work = own.state / "films" / f"{film.name}.parts"
-    run = _Run(film, pipe, work, asked, tuple(views), kind, max_side)
+    work = own.state / "videos" / f"{video.name}.parts"
+    run = _Run(video, pipe, work, asked, tuple(views), kind, max_side)
     run.prepare(basis)
     frames = run.draw(on_frame)
     files = []
@@ -146,19 +146,19 @@ def make_film(
     content["bytes"] = {file.name: file.stat().st_size for file in files}
     write_bytes(record, f"{json.dumps(content, indent=2)}\n".encode())
     shutil.rmtree(work)
-    return FilmResult(tuple(files), frames, "done")
+    return VideoResult(tuple(files), frames, "done")
 
 
 def _finished(
     record: Path, asked: Mapping[str, Any], own: OwnFiles, names: Mapping[str, str]
-) -> FilmResult | None:
+) -> VideoResult | None:
     """Return the result that an earlier run with these settings left, if it is still there."""
     try:
         content = json.loads(record.read_bytes())
         files = tuple(own.folder / name for name in names.values())
         same = content["settings"] == asked
         if same and content["bytes"] == {file.name: file.stat().st_size for file in files}:
-            return FilmResult(files, content["frames"], "skipped")
+            return VideoResult(files, content["frames"], "skipped")
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
@@ -166,9 +166,9 @@ def _finished(
 
 @dataclass
 class _Run:
-    """The segments of one film, in a hidden folder until they are joined."""
+    """The segments of one video, in a hidden folder until they are joined."""
 
-    film: Film
+    video: Video
     pipe: "Pipeline"
     work: Path
     asked: Mapping[str, Any]
@@ -182,7 +182,7 @@ class _Run:
         """Take up what a stopped run left, or begin: settings, basis, number of segments."""
         state, colors = self.work / "settings.json", self.work / "basis.json"
         try:
-            kept = json.loads(state.read_bytes()) == self.asked and not self.film.endless
+            kept = json.loads(state.read_bytes()) == self.asked and not self.video.endless
             self.basis = PCABasis.load(colors) if kept else None
         except (OSError, ValueError):
             kept = False
@@ -197,20 +197,22 @@ class _Run:
         write_bytes(state, json.dumps(self.asked).encode())
 
     def _fit(self) -> PCABasis:
-        lows = [self.pipe.encode(frame).low for frame in self.film.sample(BASIS_FRAMES)]
+        lows = [self.pipe.encode(frame).low for frame in self.video.sample(BASIS_FRAMES)]
         if not lows:
-            raise ValueError(f"{self.film.source} holds no frame that can be read")
+            raise ValueError(f"{self.video.source} holds no frame that can be read")
         return PCABasis.fit(lows)
 
     def draw(self, on_frame: "Callable[[int, Encoded], None] | None") -> int:
         """Draw the frames that are missing, segment by segment, and return how many there are."""
         number = self.done * SEGMENT
-        frames = self.film.frames(number)
+        frames = self.video.frames(number)
         while True:
             started = number
             with ExitStack() as stack:
                 writers = {
-                    view: stack.enter_context(_Segment(self._part(view), self.film.rate, self.kind))
+                    view: stack.enter_context(
+                        _Segment(self._part(view), self.video.rate, self.kind)
+                    )
                     for view in self.views
                 }
                 stopped = False
@@ -221,7 +223,7 @@ class _Run:
                         if on_frame is not None:
                             on_frame(number, encoded)
                 except KeyboardInterrupt:
-                    if not self.film.endless:
+                    if not self.video.endless:
                         raise
                     stopped = True
             if number > started:
@@ -231,7 +233,7 @@ class _Run:
             if stopped or number - started < SEGMENT:
                 break
         if not number:
-            raise ValueError(f"{self.film.source} holds no frame that can be read")
+            raise ValueError(f"{self.video.source} holds no frame that can be read")
         return number
 
     def _draw_one(self, frame: "Tensor", writers: "Mapping[str, _Segment]") -> "Encoded":
@@ -253,14 +255,14 @@ class _Run:
         if self.kind == "mp4":
             _join(segments, target)
         else:
-            _write_gif(segments, target, self.film.rate)
+            _write_gif(segments, target, self.video.rate)
 
 
 # -- files ---------------------------------------------------------------------------------------
 
 
 class _Segment:
-    """A short film that pictures are added to: H.264, without loss where a GIF is made of it."""
+    """A short video that pictures are added to: H.264, without loss where a GIF is made of it."""
 
     def __init__(self, path: Path, rate: Fraction, kind: str) -> None:
         self.av = require_pyav()
@@ -284,8 +286,8 @@ class _Segment:
         size = (self.stream.width, self.stream.height)
         if even.size != size:
             raise ValueError(
-                f"a frame of the film became {even.width}x{even.height}, the first one "
-                f"{size[0]}x{size[1]}; frames of one size make a film"
+                f"a frame of the video became {even.width}x{even.height}, the first one "
+                f"{size[0]}x{size[1]}; frames of one size make a video"
             )
         self.container.mux(self.stream.encode(self.av.VideoFrame.from_image(even)))
 
@@ -355,7 +357,7 @@ def _pictures(segments: Sequence[Path]) -> "Iterator[Image.Image]":
 
 
 def _palette(segments: Sequence[Path]) -> "Image.Image":
-    """Return a palette of 256 colours for frames spread over the film."""
+    """Return a palette of 256 colours for frames spread over the video."""
     from PIL import Image
 
     chosen = segments[:: max(1, -(-len(segments) // _PALETTE_FRAMES))]

@@ -1,4 +1,4 @@
-"""Films as streams: a file, a folder of frames, a camera."""
+"""Videos as streams: a file, a folder of frames, a camera."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from upfeat.data import open_film
-from upfeat.data.films import _decoded, _pixels
+from upfeat.data import open_video
+from upfeat.data.video_frames import _decoded, _pixels
 from upfeat.errors import MissingPackageError
 
 av = pytest.importorskip("av")
@@ -25,10 +25,10 @@ def grey(number: int) -> int:
     return 20 + 10 * number
 
 
-def write_film(
+def write_video(
     path: Path, count: int = 12, rate: int = 8, size: tuple[int, int] = (32, 48)
 ) -> Path:
-    """A film whose frame ``n`` is one grey, with a white corner at the top left."""
+    """A video whose frame ``n`` is one grey, with a white corner at the top left."""
     size = (32, 48)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate)
@@ -59,31 +59,31 @@ def numbers(frames: Any) -> list[int]:
 @pytest.fixture(params=["file", "folder"])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "file":
-        return write_film(tmp_path / "film.mp4")
+        return write_video(tmp_path / "video.mp4")
     return write_frames(tmp_path / "frames")
 
 
 def test_frames_come_in_order_and_from_any_number_on(source: Path) -> None:
-    film = open_film(source)
-    assert numbers(film.frames()) == list(range(12))
-    assert numbers(film.frames(9)) == [9, 10, 11]
-    assert film.length() == 12
-    first = next(film.frames())
+    video = open_video(source)
+    assert numbers(video.frames()) == list(range(12))
+    assert numbers(video.frames(9)) == [9, 10, 11]
+    assert video.length() == 12
+    first = next(video.frames())
     assert first.shape == (3, 32, 48)
     assert first.dtype == torch.float32
     assert 0 <= first.min() <= first.max() <= 1
 
 
 def test_every_and_limit(source: Path) -> None:
-    film = open_film(source, rate=8, every=3, limit=3)
-    assert numbers(film.frames()) == [0, 3, 6]
-    assert numbers(film.frames(1)) == [3, 6]
-    assert film.length() == 3
-    assert film.rate == Fraction(8, 3)
+    video = open_video(source, rate=8, every=3, limit=3)
+    assert numbers(video.frames()) == [0, 3, 6]
+    assert numbers(video.frames(1)) == [3, 6]
+    assert video.length() == 3
+    assert video.rate == Fraction(8, 3)
 
 
-def test_a_sample_is_spread_over_the_film(source: Path) -> None:
-    found = numbers(open_film(source).sample(4))
+def test_a_sample_is_spread_over_the_video(source: Path) -> None:
+    found = numbers(open_video(source).sample(4))
     assert len(found) == 4
     assert found == sorted(set(found))
     assert found[0] <= 1
@@ -91,18 +91,18 @@ def test_a_sample_is_spread_over_the_film(source: Path) -> None:
 
 
 def test_the_rate_is_the_files_own(tmp_path: Path) -> None:
-    assert open_film(write_film(tmp_path / "a.mp4", rate=15)).rate == 15
-    assert open_film(write_frames(tmp_path / "frames")).rate == 25
+    assert open_video(write_video(tmp_path / "a.mp4", rate=15)).rate == 15
+    assert open_video(write_frames(tmp_path / "frames")).rate == 25
 
 
 def test_the_fingerprint_is_of_the_content(source: Path) -> None:
-    before = open_film(source).describe()
-    assert before == open_film(source).describe()
+    before = open_video(source).describe()
+    assert before == open_video(source).describe()
     if source.is_dir():
         Image.new("RGB", (48, 32)).save(source / "frame_3.png")
     else:
-        write_film(source, count=11)
-    assert open_film(source).describe() != before
+        write_video(source, count=11)
+    assert open_video(source).describe() != before
 
 
 def test_a_recording_that_was_turned_comes_upright() -> None:
@@ -123,21 +123,21 @@ def test_a_recording_that_was_turned_comes_upright() -> None:
         (lambda path: _sound(path / "a.m4a"), "holds no video stream"),
     ],
 )
-def test_what_is_no_film_is_named(make: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_no_video_is_named(make: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        open_film(make(tmp_path))
+        open_video(make(tmp_path))
 
 
 def test_numbers_that_make_no_sense(tmp_path: Path) -> None:
     folder = write_frames(tmp_path / "frames", 1)
     for name in ("rate", "every", "limit"):
-        with pytest.raises(ValueError, match=f"{name} of a film must be positive, got 0"):
-            open_film(folder, **{name: 0})
+        with pytest.raises(ValueError, match=f"{name} of a video must be positive, got 0"):
+            open_video(folder, **{name: 0})
 
 
 def test_a_camera_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="cannot open camera 97 as a video"):
-        open_film("97")
+        open_video("97")
 
 
 def test_a_broken_file_says_after_which_frame() -> None:
@@ -146,23 +146,23 @@ def test_a_broken_file_says_after_which_frame() -> None:
         raise av.error.InvalidDataError(1094995529, "Invalid data found")
 
     container = SimpleNamespace(decode=decode, streams=SimpleNamespace(video=[None]))
-    frames = _decoded(container, Path("film.mp4"))  # type: ignore[arg-type]
+    frames = _decoded(container, Path("video.mp4"))  # type: ignore[arg-type]
     assert [next(frames), next(frames)] == ["first", "second"]
-    with pytest.raises(ValueError, match=r"film\.mp4 cannot be decoded after frame 2"):
+    with pytest.raises(ValueError, match=r"video\.mp4 cannot be decoded after frame 2"):
         next(frames)
 
 
 def test_without_pyav_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_film(tmp_path / "film.mp4", count=1)
+    path = write_video(tmp_path / "video.mp4", count=1)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingPackageError, match=r"upfeat\[video\]"):
-        open_film(path)
+        open_video(path)
 
 
 def _text(path: Path) -> Path:
-    path.write_text("no film")
+    path.write_text("no video")
     return path
 
 

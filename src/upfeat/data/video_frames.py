@@ -1,6 +1,6 @@
-"""Films as streams of images: a video file, a folder of frames, or a camera.
+"""Videos as streams of images: a video file, a folder of frames, or a camera.
 
-Frames come one at a time, as RGB (3, H, W) float32 in [0, 1], so that a film of any length needs
+Frames come one at a time, as RGB (3, H, W) float32 in [0, 1], so that a video of any length needs
 the memory of one frame. Video files and cameras are read by PyAV (``pip install upfeat[video]``).
 """
 
@@ -29,15 +29,15 @@ from upfeat.errors import MissingPackageError, check_file
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-__all__ = ["FILM_SUFFIXES", "Film", "open_film", "require_pyav", "write_frames"]
+__all__ = ["VIDEO_SUFFIXES", "Video", "open_video", "require_pyav", "write_frames"]
 
 _KINDS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
-FILM_SUFFIXES = frozenset(f".{name}" for name in _KINDS.split())
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _KINDS.split())
 FOLDER_RATE = Fraction(25)  # frames per second of a folder, which knows none
 
 
 @dataclass(frozen=True)
-class Film(ABC):
+class Video(ABC):
     """Frames in order, read when they are asked for.
 
     Attributes:
@@ -50,14 +50,14 @@ class Film(ABC):
     Example:
         >>> import pathlib, tempfile
         >>> from PIL import Image
-        >>> from upfeat.data.films import open_film
+        >>> from upfeat.data.video_frames import open_video
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for number in (10, 9):
         ...         Image.new("RGB", (6, 4)).save(pathlib.Path(folder, f"frame_{number}.png"))
-        ...     film = open_film(folder, rate=12)
-        ...     [frame.shape for frame in film.frames()]
+        ...     video = open_video(folder, rate=12)
+        ...     [frame.shape for frame in video.frames()]
         [torch.Size([3, 4, 6]), torch.Size([3, 4, 6])]
-        >>> film.rate, film.endless
+        >>> video.rate, video.endless
         (Fraction(12, 1), False)
     """
 
@@ -81,7 +81,7 @@ class Film(ABC):
 
     @abstractmethod
     def sample(self, count: int) -> list[Tensor]:
-        """Return at most ``count`` frames spread over the film, to fit a PCA basis to.
+        """Return at most ``count`` frames spread over the video, to fit a PCA basis to.
 
         Of a camera they are the first ones.
         """
@@ -105,20 +105,20 @@ class Film(ABC):
         }
 
 
-def open_film(
+def open_video(
     source: str | os.PathLike[str] | int,
     *,
     rate: float | Fraction | None = None,
     every: int = 1,
     limit: int | None = None,
-) -> Film:
+) -> Video:
     """Open a video file, a folder of frames or a camera.
 
     Args:
         source: a file that PyAV reads, a folder of images in the order of the numbers in their
             names, or the number of a camera (``0``).
         rate: frames per second; default the file's own, 25 for a folder. With ``every=2`` half of
-            it remains, so that the film keeps its pace.
+            it remains, so that the video keeps its pace.
         every: keep the first of so many frames.
         limit: read at most so many frames.
 
@@ -129,41 +129,41 @@ def open_film(
     """
     for name, number in (("rate", rate), ("every", every), ("limit", limit)):
         if number is not None and number <= 0:
-            raise ValueError(f"{name} of a film must be positive, got {number}")
+            raise ValueError(f"{name} of a video must be positive, got {number}")
     wanted = None if rate is None else Fraction(rate).limit_denominator(1001)
     place: Path | int
-    kind: type[FilmFile]
+    kind: type[VideoFile]
     if isinstance(source, int) or (str(source).isdigit() and not Path(source).exists()):
         place, kind = int(str(source)), Camera
         name = f"camera{place}"
     else:
-        place, kind = Path(source).expanduser(), FilmFile
+        place, kind = Path(source).expanduser(), VideoFile
         name = place.stem
         if place.is_dir():
-            own, name = wanted or FOLDER_RATE, place.resolve().name or "film"
-            film = FrameFolder(place, name, own / every, every, limit)
-            film.files()
-            return film
-        check_file(place, "film")
+            own, name = wanted or FOLDER_RATE, place.resolve().name or "video"
+            video = FrameFolder(place, name, own / every, every, limit)
+            video.files()
+            return video
+        check_file(place, "video")
     with _opened(place) as container:
         own = wanted or container.streams.video[0].average_rate or FOLDER_RATE
     return kind(place, name, Fraction(own) / every, every, limit)
 
 
-def write_frames(film: Film, folder: Path, maker: str) -> list[Path]:
-    """Write the frames of a film as PNGs ``000000.png``, …; those that are there stay.
+def write_frames(video: Video, folder: Path, maker: str) -> list[Path]:
+    """Write the frames of a video as PNGs ``000000.png``, …; those that are there stay.
 
     Args:
-        film: where the frames come from.
+        video: where the frames come from.
         folder: of the PNGs.
         maker: the command that writes, for what is known of its files.
 
     Returns:
         The files in order.
     """
-    own, asked = OwnFiles(folder), json.dumps(film.describe())
-    record = own.state / "film.json"
-    same = record.is_file() and record.read_text() == asked and not film.endless
+    own, asked = OwnFiles(folder), json.dumps(video.describe())
+    record = own.state / "video.json"
+    same = record.is_file() and record.read_text() == asked and not video.endless
     files: list[Path] = []
     if same:
         while own.wrote(f"{len(files):06d}.png", maker):
@@ -171,7 +171,7 @@ def write_frames(film: Film, folder: Path, maker: str) -> list[Path]:
     else:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(record, asked.encode())
-    for frame in film.frames(len(files)):
+    for frame in video.frames(len(files)):
         pixels = (frame * 255).round().byte().permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
         picture = encode_png(pixels.numpy(), compress_level=1)
         files.append(own.write(f"{len(files):06d}.png", picture, maker))
@@ -181,7 +181,7 @@ def write_frames(film: Film, folder: Path, maker: str) -> list[Path]:
 # -- the three kinds -----------------------------------------------------------------------------
 
 
-class FrameFolder(Film):
+class FrameFolder(Video):
     """The images of a folder; ``frame_9`` comes before ``frame_10``."""
 
     def files(self) -> list[Path]:
@@ -213,7 +213,7 @@ class FrameFolder(Film):
         return digest.hexdigest()
 
 
-class FilmFile(Film):
+class VideoFile(Video):
     """A video file; its rotation is applied."""
 
     def _frames(self, every: int, start: int) -> Iterator[Tensor]:
@@ -222,7 +222,7 @@ class FilmFile(Film):
                 yield _pixels(frame)
 
     def sample(self, count: int) -> list[Tensor]:
-        """Return frames near ``count`` times spread over the film."""
+        """Return frames near ``count`` times spread over the video."""
         length = self.length()
         if length is None or length <= count:
             return list(islice(self.frames(), count))
@@ -256,7 +256,7 @@ class FilmFile(Film):
         return sha256_of(str(self.source))
 
 
-class Camera(FilmFile):
+class Camera(VideoFile):
     """A camera of this machine; frames come until they are stopped."""
 
     endless = True

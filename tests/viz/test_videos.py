@@ -1,4 +1,4 @@
-"""Films of features: one basis, segments that are gone on with, MP4 and GIF."""
+"""Videos of features: one basis, segments that are gone on with, MP4 and GIF."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from torch import Tensor
 
 import upfeat
 from upfeat._files import OwnFiles
-from upfeat.data import films as films_data
-from upfeat.data import open_film
+from upfeat.data import open_video, video_frames
 from upfeat.errors import ForeignFileError
-from upfeat.viz import PCABasis, films, make_film
+from upfeat.viz import PCABasis, make_video, videos
 
 av = pytest.importorskip("av")
 
@@ -46,7 +45,7 @@ def frames(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(films, "SEGMENT", 3)
+    monkeypatch.setattr(videos, "SEGMENT", 3)
 
 
 def decode(path: Path) -> list[np.ndarray]:
@@ -54,12 +53,12 @@ def decode(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def make(pipe: upfeat.Pipeline, source: Path, out: Path, **options: Any) -> films.FilmResult:
+def make(pipe: upfeat.Pipeline, source: Path, out: Path, **options: Any) -> videos.VideoResult:
     out.mkdir(exist_ok=True)
-    return make_film(open_film(source), pipe, out, {"test": 1}, **options)
+    return make_video(open_video(source), pipe, out, {"test": 1}, **options)
 
 
-def test_each_view_is_a_film_of_all_frames(
+def test_each_view_is_a_video_of_all_frames(
     pipe: upfeat.Pipeline, frames: Path, tmp_path: Path
 ) -> None:
     result = make(pipe, frames, tmp_path / "out", views=("panel", "pca", "overlay"))
@@ -76,11 +75,11 @@ def test_each_view_is_a_film_of_all_frames(
 
 def test_all_frames_share_one_basis(pipe: upfeat.Pipeline, frames: Path, tmp_path: Path) -> None:
     """Colours of one scene stay where it stands still: frames are compared with their own basis."""
-    film = open_film(frames)
-    lows = [pipe.encode(frame).low for frame in film.sample(32)]
+    video = open_video(frames)
+    lows = [pipe.encode(frame).low for frame in video.sample(32)]
     basis = PCABasis.fit(lows)
     result = make(pipe, frames, tmp_path / "out", views=("pca",))
-    for shown, frame in zip(decode(result.files[0]), film.frames(), strict=True):
+    for shown, frame in zip(decode(result.files[0]), video.frames(), strict=True):
         encoded = pipe.encode(frame)
         expected = basis.colors(pipe.upsample(encoded, head=basis.project))
         difference = shown.astype(float) - expected.permute(1, 2, 0).numpy()
@@ -88,7 +87,7 @@ def test_all_frames_share_one_basis(pipe: upfeat.Pipeline, frames: Path, tmp_pat
 
 
 def test_a_given_basis_is_used(pipe: upfeat.Pipeline, frames: Path, tmp_path: Path) -> None:
-    low = pipe.encode(next(open_film(frames).frames())).low
+    low = pipe.encode(next(open_video(frames).frames())).low
     one = PCABasis.fit(low)
     other = PCABasis(
         one.mean, one.components.flip(0), one.low.flip(0), one.high.flip(0), one.explained
@@ -120,10 +119,10 @@ def test_a_stopped_run_goes_on_after_the_last_whole_segment(
     assert seen == [4, 5, 6, 7]
     for mine, other in zip(decode(result.files[0]), decode(whole), strict=True):
         assert np.array_equal(mine, other)
-    assert not (out / ".upfeat" / "films" / "frames.parts").exists()
+    assert not (out / ".upfeat" / "videos" / "frames.parts").exists()
 
 
-def test_a_finished_film_is_not_made_again_unless_something_changed(
+def test_a_finished_video_is_not_made_again_unless_something_changed(
     pipe: upfeat.Pipeline, frames: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -135,7 +134,7 @@ def test_a_finished_film_is_not_made_again_unless_something_changed(
     assert make(pipe, frames, out).state == "done"
 
 
-def test_somebody_elses_film_stays(pipe: upfeat.Pipeline, frames: Path, tmp_path: Path) -> None:
+def test_somebody_elses_video_stays(pipe: upfeat.Pipeline, frames: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "frames.mp4").write_bytes(b"mine")
@@ -149,32 +148,32 @@ def test_a_gif_has_one_palette_and_all_frames(
     pipe: upfeat.Pipeline, frames: Path, tmp_path: Path
 ) -> None:
     result = make(pipe, frames, tmp_path / "out", views=("pca",), kind="gif")
-    film = open_film(frames)
-    basis = PCABasis.fit([pipe.encode(frame).low for frame in film.sample(32)])
+    video = open_video(frames)
+    basis = PCABasis.fit([pipe.encode(frame).low for frame in video.sample(32)])
     with Image.open(result.files[0]) as picture:
         assert picture.n_frames == 7
         assert picture.info["duration"] == 40
-        for number, frame in enumerate(film.frames()):
+        for number, frame in enumerate(video.frames()):
             picture.seek(number)
             shown = np.asarray(picture.convert("RGB"), float)
             high = basis.colors(pipe.upsample(pipe.encode(frame), head=basis.project))
             assert np.abs(shown - high.permute(1, 2, 0).numpy()).mean() < 12
 
 
-def test_ctrl_c_ends_the_film_of_a_camera(
+def test_ctrl_c_ends_the_video_of_a_camera(
     pipe: upfeat.Pipeline, frames: Path, tmp_path: Path
 ) -> None:
-    shown = list(open_film(frames).frames())[:5]
+    shown = list(open_video(frames).frames())[:5]
 
-    class Recording(films_data.Camera):
+    class Recording(video_frames.Camera):
         def _frames(self, every: int, start: int) -> Iterator[Tensor]:
             yield from shown
             raise KeyboardInterrupt
 
-    film = Recording(0, "camera0", Fraction(25))
+    video = Recording(0, "camera0", Fraction(25))
     (tmp_path / "out").mkdir()
     basis = PCABasis.fit([pipe.encode(frame).low for frame in shown])
-    result = make_film(film, pipe, tmp_path / "out", {}, basis=basis)
+    result = make_video(video, pipe, tmp_path / "out", {}, basis=basis)
     assert result.frames == 5
     assert len(decode(result.files[0])) == 5
 
@@ -183,6 +182,6 @@ def test_frames_of_several_sizes_are_refused(
     pipe: upfeat.Pipeline, frames: Path, tmp_path: Path
 ) -> None:
     Image.new("RGB", (64, 64)).save(frames / "5.png")
-    with pytest.raises(ValueError, match="frames of one size make a film"):
+    with pytest.raises(ValueError, match="frames of one size make a video"):
         make(pipe, frames, tmp_path / "out", views=("pca",))
     assert not list((tmp_path / "out").glob("*.mp4"))
