@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ CLIP = (
     "clip/ViT-B-16.openai(weights='random', vision={'layers': 2, 'width': 64}, "
     "text={'layers': 1, 'width': 32, 'heads': 2, 'context_length': 20})"
 )
+JOINT = "joint_bilateral"
 SMALL = ("--input-size", "48", "--side", "96", "--upsampler", "bilinear,sharp=kin.upfeat")
 
 
@@ -65,6 +67,45 @@ def test_out_may_name_the_picture(photo: Path, tmp_path: Path) -> None:
     result = run("show", "similarity", photo, "--at", "30,60", "--out", photo, *SMALL)
     assert result.exit_code == 2
     assert "was not written by upfeat" in result.stderr
+
+
+TYPED = {
+    "similarity": ("show", "similarity", "--at", "30,60", *SMALL),
+    "attention": ("show", "attention", "--at", "30,60", *SMALL[:4], "--upsampler", JOINT),
+    "targets": ("show", "targets", "--targets", "doubled,mask_refined", "--input-size", "48"),
+    "segment": ("segment", "--text", "dog, grass", "--backbone", CLIP, *SMALL),
+    "report": ("report", "--input-size", "48", "--upsampler", "kin.upfeat"),
+}
+
+
+@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_networks_compute_in_the_type_that_is_asked_for(
+    photo: Path, tmp_path: Path, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "segment":
+        pytest.importorskip("ftfy")
+    asked = []
+    autocast = torch.autocast
+
+    def recording(device: str, kind: torch.dtype | None = None, **more: Any) -> torch.autocast:
+        if kind is not None:
+            asked.append(kind)
+        return autocast(device, kind, **more)
+
+    monkeypatch.setattr("upfeat.loading.torch.autocast", recording)
+    place = ("--image", photo) if name == "report" else (photo,)
+    result = run(*TYPED[name], *place, "--dtype", dtype, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert set(asked) == {getattr(torch, dtype)}
+    if name != "report":  # whose page says what its tables are made of
+        (record,) = (tmp_path / "out").glob("*.json")
+        assert dtype in record.read_text()
+
+
+def test_another_type_is_refused(photo: Path) -> None:
+    result = run("show", "similarity", photo, "--at", "1,1", "--dtype", "int8")
+    assert "--dtype must be one of float32, float16, bfloat16" in result.stderr
 
 
 def test_a_pixel_outside_is_refused_before_any_work(photo: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,10 +18,15 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from upfeat.cli.app import app
+from upfeat.cli.options import DeviceOption, DtypeOption
 
 COMMAND = [sys.executable, "-m", "upfeat"]
 TINY = ("--backbone", "upfeat/vit_compact_patch16", "--input-size", "48", "--size", "48")
 RECORDS = ".upfeat/records"
+HELP = {
+    name: get_args(option)[1].help
+    for name, option in (("device", DeviceOption), ("dtype", DtypeOption))
+}
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -79,10 +84,26 @@ def test_one_name_for_one_thing_in_every_command() -> None:
         assert not {f"--{name}" for name in others} & options.keys(), words
         if "--device" in options and words != "train":  # a recipe names its own
             assert options["--device"].default == "auto", words
-        if words.startswith("eval "):
-            assert options["--dtype"].default == "float32", words
         if "--dtype" in options and words != "train":
             assert options["--dtype"].default == "float32", words
+
+
+def test_every_command_that_runs_networks_takes_device_and_dtype() -> None:
+    """But ``reproduce``, whose numbers are float32's, and ``export``, which traces on the CPU."""
+    found = 0
+    for words, command in every_command().items():
+        options = {each.name: each for each in command.params}
+        if not {"backbone", "upsampler", "device"} & options.keys() - {"help"}:
+            continue
+        found += 1
+        wanted = {"device", "dtype"}
+        wanted -= {"reproduce": {"dtype"}, "export": {"device"}}.get(words, set())
+        assert wanted <= options.keys(), words
+        shown = {name: getattr(options[name], "help", None) for name in wanted}
+        if words not in ("train", "export"):  # a run of training may compute in mixed precision
+            others = {name: help for name, help in shown.items() if help != HELP[name]}
+            assert not others, words
+    assert found > 20
 
 
 def test_no_flag_of_any_command_shows_a_type() -> None:

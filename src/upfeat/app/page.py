@@ -10,6 +10,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.app.answers import KINDS, MOST_METHODS, PICTURES, Answers, Choice
 from upfeat.app.studio import LOW_RES, MOST_WORDS, SIDES, Studio, example_photos
@@ -80,6 +82,7 @@ def launch(
     upsamplers: Sequence[str] = (),
     *,
     device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     host: str | None = None,
     port: int | None = None,
     share: bool = False,
@@ -91,6 +94,7 @@ def launch(
         backbones: to choose from, as ``upfeat.create_backbone`` reads them.
         upsamplers: chosen at first; without any, ``kin.upfeat`` and ``bilinear``.
         device: where everything runs.
+        dtype: in which both networks compute, such as ``torch.bfloat16``.
         host: address; None for ``$GRADIO_SERVER_NAME`` or this machine alone.
         port: None for the first free one from 7860.
         share: give the page a public address through Gradio's servers.
@@ -104,7 +108,7 @@ def launch(
         ValueError: the port is taken.
     """
     gr = _gradio()
-    page = build_page(Studio(backbones, upsamplers, device=device))
+    page = build_page(Studio(backbones, upsamplers, device=device, dtype=dtype))
     try:
         page.launch(
             server_name=host,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from upfeat.backbones import Backbone, create_backbone
 from upfeat.data.images import decode_image
@@ -23,7 +23,7 @@ from upfeat.data.opening import read_picture
 from upfeat.data.sizes import Size
 from upfeat.errors import UnknownNameError
 from upfeat.extraction import tensor_writer
-from upfeat.loading import load_upsampler
+from upfeat.loading import checked_dtype, load_upsampler, under_autocast
 from upfeat.pipeline import Encoded, Pipeline
 from upfeat.similarity import (
     embed_words,
@@ -53,6 +53,7 @@ _BACKBONES = 2  # that are kept
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,7 @@ class Studio:
         backbones: specs, as ``upfeat.create_backbone`` reads them; the first is loaded at once.
         upsamplers: specs that are offered beside those that have their weights here.
         device: where everything runs.
+        dtype: in which both networks compute; features come in float32.
 
     Raises:
         UpfeatError: the first backbone, or one of the upsamplers for it, cannot be loaded.
@@ -128,12 +130,18 @@ class Studio:
     """
 
     def __init__(
-        self, backbones: Sequence[str], upsamplers: Sequence[str] = (), *, device: str = "cpu"
+        self,
+        backbones: Sequence[str],
+        upsamplers: Sequence[str] = (),
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         if not backbones:
             raise ValueError("no backbone to choose from; name at least one")
         self.lock = threading.RLock()
         self.backbones, self.upsamplers, self.device = tuple(backbones), tuple(upsamplers), device
+        self.dtype = checked_dtype(dtype)
         self._loaded: OrderedDict[str, tuple[Pipeline, dict[str, Upsampler]]] = OrderedDict()
         self._prepared: OrderedDict[tuple[Any, ...], Prepared] = OrderedDict()
         self._words: dict[tuple[Any, ...], Tensor] = {}
@@ -160,7 +168,7 @@ class Studio:
         if name not in self.backbones:
             raise UnknownNameError("backbone of this page", name, self.backbones)
         if name not in self._loaded:
-            network = create_backbone(name).to(self.device)
+            network = self._placed(create_backbone(name))
             self._loaded[name] = (Pipeline(network, fit="resize"), self._offer(network))
             while len(self._loaded) > _BACKBONES:
                 gone, _ = self._loaded.popitem(last=False)
@@ -180,7 +188,12 @@ class Studio:
             name, abilities = candidate.name, candidate.upsampler.info.abilities
             if name not in _LIKE_LOW_RES and not abilities.per_image:
                 offered.setdefault(candidate.name, candidate.upsampler)
-        return {name: upsampler.to(self.device) for name, upsampler in offered.items()}
+        return {name: self._placed(upsampler) for name, upsampler in offered.items()}
+
+    def _placed(self, module: _Module) -> _Module:
+        """Move a network to the device, and let it compute in the type that is asked for."""
+        module.to(self.device)
+        return module if self.dtype == torch.float32 else under_autocast(module, self.dtype)
 
     def _on(self, prepared: Prepared, backbone: str, method: str) -> Pipeline:
         """Return the pipeline of a method."""

@@ -28,6 +28,7 @@ from upfeat.cli.options import (
     OutOption,
     SettingsOption,
     checked_folder,
+    compute_in,
     parameter,
     parse_dtype,
     parse_seeds,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from upfeat.backbones import Backbone
-    from upfeat.evaluation.methods import Method
     from upfeat.evaluation.registry import Progress as OnProgress
     from upfeat.evaluation.registry import Protocol
     from upfeat.evaluation.results import Result
@@ -240,7 +240,7 @@ def run_protocol(
     features = network or protocol.width(config)  # type: ignore[misc]
     methods = load_methods(upsampler, features, weights=protocol.weights, device=device)
     if half is not None:
-        _compute_in(half, network, methods)
+        compute_in(half, network, methods)
     inputs = protocol.inputs(request)
     with show_progress() as show:
         results = protocol.run(
@@ -297,17 +297,6 @@ def _backbone(
     if protocol.backbone is not None:
         return protocol.backbone(name, weights).to(device)
     return upfeat.create_backbone(name, weights=weights).to(device)
-
-
-def _compute_in(dtype: Any, backbone: "Backbone | None", methods: Sequence["Method"]) -> None:
-    """Let backbone and upsamplers compute in a type, and let the results record it."""
-    from upfeat.loading import under_autocast
-
-    if backbone is not None:
-        under_autocast(backbone, dtype)
-    for method in methods:
-        under_autocast(method.upsampler, dtype)
-        method.identity["dtype"] = str(dtype).removeprefix("torch.")
 
 
 def _written(

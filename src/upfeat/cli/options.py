@@ -346,14 +346,35 @@ def parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> i
 
 
 def load_networks(
-    backbone: str, weights: Path | None, upsamplers: str, device: str
+    backbone: str, weights: Path | None, upsamplers: str, device: str, dtype: str
 ) -> tuple["Backbone", list["Method"]]:
-    """Load the backbone and every entry of ``--upsampler``."""
+    """Load the backbone and every entry of ``--upsampler``, which compute in ``--dtype``."""
     import upfeat
     from upfeat.evaluation.methods import load_methods
 
+    wanted = parse_dtype(dtype, "--dtype")
     network = upfeat.create_backbone(backbone, weights=weights).to(device)
-    return network, load_methods(upsamplers, network, device=device)
+    methods = load_methods(upsamplers, network, device=device)
+    compute_in(wanted, network, methods)
+    return network, methods
+
+
+def compute_in(dtype: Any, backbone: "Backbone | None", methods: Sequence["Method"]) -> None:
+    """Let backbone and upsamplers compute in ``--dtype``, and let the results record it.
+
+    Features come in float32: what a command computes with them stays as exact as it was.
+    """
+    import torch
+
+    from upfeat.loading import under_autocast
+
+    if dtype == torch.float32:
+        return
+    if backbone is not None:
+        under_autocast(backbone, dtype)
+    for method in methods:
+        under_autocast(method.upsampler, dtype)
+        method.identity["dtype"] = str(dtype).removeprefix("torch.")
 
 
 # -- values --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from upfeat.cli.options import (
     DEFAULT_UPSAMPLER,
     BackboneWeightsOption,
     DeviceOption,
+    DtypeOption,
     checked_file,
     checked_folder,
     load_networks,
@@ -91,6 +92,7 @@ def report_command(
         str | None,
         typer.Option(help="Size of --image: shorter side (448) or HxW. Default: at most 448."),
     ] = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
 ) -> None:
     """Write one HTML page of results and pictures, to open from disk or to print."""
@@ -113,7 +115,9 @@ def report_command(
     found = build_tables(gather_results(read))
     scenes = panel_scenes([load_panel(file) for file in files])
     if image:
-        scenes += _feature_scenes(image, backbone, backbone_weights, upsampler, input_size, device)
+        scenes += _feature_scenes(
+            image, backbone, backbone_weights, upsampler, input_size, device, dtype
+        )
     page = report_page(report_content(title, found, scenes))
     link = _link(paths, markdown)
     text = results_page(found, remarks=_remarks(paths), link=link, classes=True)
@@ -150,6 +154,7 @@ def _feature_scenes(
     upsamplers: str,
     input_size: str | None,
     device: str,
+    dtype: str,
 ) -> list["Scene"]:
     """Upsample the features of photos, all methods of a photo in one PCA basis."""
     import upfeat
@@ -157,7 +162,7 @@ def _feature_scenes(
     from upfeat.evaluation.methods import Method
     from upfeat.viz.comparison import Candidate, compare_upsamplers
 
-    network, methods = load_networks(backbone, weights, upsamplers, device)
+    network, methods = load_networks(backbone, weights, upsamplers, device, dtype)
     if "bilinear" not in [method.identity["name"] for method in methods]:
         methods.insert(0, Method("bilinear", upfeat.create_upsampler("bilinear")))
     candidates = [Candidate(method.label, method.upsampler) for method in methods]

@@ -8,6 +8,7 @@ import typer
 from upfeat.cli.options import (
     DEFAULT_BACKBONE,
     DeviceOption,
+    DtypeOption,
     OutOption,
     checked_folder,
     parse_dtype,
@@ -253,6 +254,7 @@ def app_command(
             help="Write the files of a Hugging Face Space into this folder instead.",
         ),
     ] = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
 ) -> None:
     """Start a web page to try upsamplers on photos: compare, click pixels, segment by words.
@@ -269,7 +271,14 @@ def app_command(
             typer.echo(file)
         return
     page = launch(
-        backbones, upsamplers, device=device, host=host, port=port, share=share, block=False
+        backbones,
+        upsamplers,
+        device=device,
+        dtype=parse_dtype(dtype, "--dtype"),
+        host=host,
+        port=port,
+        share=share,
+        block=False,
     )
     typer.echo(f"the page is at {page.local_url} (Ctrl-C ends it)")
     if page.share_url:

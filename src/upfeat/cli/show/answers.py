@@ -20,6 +20,7 @@ from upfeat.cli.options import (
     BackboneOption,
     BackboneWeightsOption,
     DeviceOption,
+    DtypeOption,
     InputSizeOption,
     OutOption,
     PhotoArgument,
@@ -51,7 +52,7 @@ class PhotoFeatures:
         pixels: (3, H, W) in [0, 1].
         input_size: as ``--input-size``; None for the photo's own, its shorter side at most 448.
         output_size: as ``--size``; None for the input size.
-        backbone, weights, upsamplers, device: as the options.
+        backbone, weights, upsamplers, device, dtype: as the options.
         low_res: whether low-res is one of the methods in any case.
     """
 
@@ -64,6 +65,7 @@ class PhotoFeatures:
         weights: Path | None,
         upsamplers: str,
         device: str,
+        dtype: str,
         *,
         low_res: bool = True,
     ) -> None:
@@ -75,7 +77,7 @@ class PhotoFeatures:
         own = (pixels.shape[1], pixels.shape[2])
         wanted = parse_size(input_size, "--input-size") or (min(LARGEST_SIDE, *own))
         asked = parse_size(output_size, "--size")
-        self.network, methods = load_networks(backbone, weights, upsamplers, device)
+        self.network, methods = load_networks(backbone, weights, upsamplers, device, dtype)
         if low_res and not any(isinstance(method, LowRes) for method in methods):
             methods.insert(0, LowRes())
         self.methods: list[Method] = methods
@@ -173,6 +175,7 @@ def attention_command(
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the dots.")] = 0,
     side: SideOption = 320,
     backbone_weights: BackboneWeightsOption = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
 ) -> None:
     """Draw which low-resolution cells a pixel attends to, as dots and heat maps."""
@@ -184,7 +187,15 @@ def attention_command(
     names = [f"{photo.stem}_attention_{mark.row}_{mark.col}.png" for mark in marks]
     check_pictures([out / name for name in names], ATTENTION)
     shown = PhotoFeatures(
-        pixels, input_size, size, backbone, backbone_weights, upsampler, device, low_res=False
+        pixels,
+        input_size,
+        size,
+        backbone,
+        backbone_weights,
+        upsampler,
+        device,
+        dtype,
+        low_res=False,
     )
     image, cells = shown.encoded.prepared[0].cpu(), shown.encoded.features.shape[2:]
     seen, output, network = shown.encoded.frame.input, shown.size, shown.network
@@ -270,6 +281,7 @@ def similarity_command(
     size: SizeOption = None,
     side: SideOption = 448,
     backbone_weights: BackboneWeightsOption = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
 ) -> None:
     """Draw the cosine similarity of one pixel with all others, low-res and for each upsampler.
@@ -284,7 +296,9 @@ def similarity_command(
     names = [f"{photo.stem}_similarity_{mark.row}_{mark.col}.png" for mark in marks]
     places = answer_places(out, names)
     check_pictures(places, SIMILARITY)
-    shown = PhotoFeatures(pixels, input_size, size, backbone, backbone_weights, upsampler, device)
+    shown = PhotoFeatures(
+        pixels, input_size, size, backbone, backbone_weights, upsampler, device, dtype
+    )
     # Everything is computed before anything is written.
     answers = _similar(shown, marks)
     for number, (mark, place) in enumerate(zip(marks, places, strict=True)):
@@ -349,6 +363,7 @@ def segment_command(
     size: SizeOption = None,
     side: SideOption = 448,
     backbone_weights: BackboneWeightsOption = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
 ) -> None:
     """Label every pixel with the most similar of some words: label PNGs and an overlay with legend.
@@ -364,7 +379,9 @@ def segment_command(
     words, prompts = split_words(text, MOST_WORDS), prompt_templates(templates)
     pixels, picture = read_image(photo), out / f"{photo.stem}_segment.png"
     check_pictures([picture], SEGMENT)
-    shown = PhotoFeatures(pixels, input_size, size, backbone, backbone_weights, upsampler, device)
+    shown = PhotoFeatures(
+        pixels, input_size, size, backbone, backbone_weights, upsampler, device, dtype
+    )
     names = [f"{photo.stem}_labels_{_slug(method.label)}.png" for method in shown.methods]
     own = OwnFiles(out)
     for name in names:

@@ -13,9 +13,12 @@ from upfeat.cli.options import (
     BackboneOption,
     BackboneWeightsOption,
     DeviceOption,
+    DtypeOption,
     OutOption,
     SettingsOption,
     SideOption,
+    compute_in,
+    parse_dtype,
     parse_settings,
     parse_size,
 )
@@ -71,6 +74,7 @@ def targets_command(
     settings: SettingsOption = None,
     side: SideOption = 320,
     backbone_weights: BackboneWeightsOption = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
 ) -> None:
     """Draw the training targets that LoftUp's paper compares (pseudo ground truths) for a photo."""
@@ -84,8 +88,10 @@ def targets_command(
     config = PseudoGroundTruthConfig(**{"input_size": size} | parse_settings(settings))
     names = TARGETS if targets == "all" else tuple(t.strip() for t in targets.split(","))
     pixels = read_image(photo)
+    kind = parse_dtype(dtype, "--dtype")
     network = upfeat.create_backbone(backbone, weights=backbone_weights).to(device)
     method = find_teacher(teacher, network, device)
+    compute_in(kind, network, [] if method is None else [method])
     made = make_pseudo_ground_truths(
         config,
         pixels,
@@ -98,7 +104,7 @@ def targets_command(
     )
     panel = _panel(config, made, network, method, masks, fit_on, side)
     options: dict[str, Any] = {"photo": photo.name, "masks": Path(masks).name, "fit_on": fit_on}
-    options |= {"depth": None if depth is None else depth.name}
+    options |= {"depth": None if depth is None else depth.name, "dtype": dtype}
     record = json.dumps(_record(config, options, made, network, method), indent=1)
     _print(made)
     save_picture(picture, panel, record, MAKER)
