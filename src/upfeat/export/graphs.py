@@ -206,7 +206,9 @@ def _write_openvino(program: ExportedProgram, stem: Path) -> list[Path]:
 
     with tempfile.TemporaryDirectory() as folder:
         onnx = _write_onnx(program, Path(folder, stem.name))[0]
-        model = openvino.convert_model(onnx)
+        # Not `convert_model`: it computes what depends on no input, such as LIIF's first layer of
+        # all positions, and stores that.
+        model = openvino.Core().read_model(onnx)
         path = stem.with_name(f"{stem.name}.xml")
         openvino.save_model(model, path, compress_to_fp16=False)
     return [path, path.with_suffix(".bin")]

@@ -113,6 +113,8 @@ def enlarge_rows(x: Tensor, size: Size, rows: slice) -> Tensor:
         >>> enlarge_rows(torch.tensor([[[[1.0, 2.0]]]]), (1, 4), slice(0, 1)).flatten().tolist()
         [1.0, 1.25, 1.75, 2.0]
     """
+    if exporting():  # free sizes: no length of a strip may be asked for
+        return F.interpolate(x, size, mode="bilinear")[:, :, rows]
     cells = x.shape[2]
     place = torch.arange(rows.start, rows.stop, device=x.device, dtype=x.dtype)
     place = ((place + 0.5) * (cells / size[0]) - 0.5).clamp(0, cells - 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from upfeat.ops import guided_model
 from upfeat.ops.images import average_areas, enlarge_rows, resize_antialiased
-from upfeat.upsamplers.base import Abilities, Exports, Upsampler, UpsamplerInfo
+from upfeat.upsamplers.base import ANY_SIZE, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
 
 
@@ -59,12 +59,7 @@ class GuidedFilter(Upsampler):
         year=2010,
         arxiv="1505.00996",
         code_license="none (textbook)",
-        abilities=Abilities(
-            linear=True,
-            universal=True,
-            tiles=True,
-            export=Exports("static", "no", "no"),  # ONNX solves no linear systems
-        ),
+        abilities=Abilities(linear=True, universal=True, tiles=True, export=ANY_SIZE),
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1.0, 1.0, 1.0),
     )

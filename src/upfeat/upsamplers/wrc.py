@@ -93,7 +93,8 @@ class ReverseConvolution(nn.Module):
         both = both + torch.fft.fft2((prior + least) * start.to(wide))  # N
         energy = data * folded(filtered.abs().square())
         folds = data * folded(filtered * both) / (energy + folded(prior) + least)  # u
-        tiled = folds.tile(1, 1, FACTOR, FACTOR)
+        # No `tile`: ONNX has none for complex numbers.
+        tiled = torch.cat([torch.cat([folds] * FACTOR, 3)] * FACTOR, 2)
         found = torch.fft.ifft2((both - filtered.conj() * tiled) / (prior + least)).real
         cut = FACTOR * BORDER
         return found[:, :, cut:-cut, cut:-cut].to(dtype)
@@ -174,7 +175,9 @@ class WRC(WholeMapUpsampler):
         code_license="CC-BY-4.0 in its project file, no licence file",
         weights_license="none published",
         abilities=Abilities(
-            mixes_values=False, any_size=False, export=Exports("static", "no", "no")
+            mixes_values=False,
+            any_size=False,
+            export=Exports("static", "static", "no"),  # OpenVINO 2026.4 misreads ONNX's DFT
         ),
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upfeat.ops.runtime import dispatch
+from upfeat.ops.symbolic import exporting
 
 
 def box_mean(x: Tensor, radius: int) -> Tensor:
@@ -30,8 +31,8 @@ def box_mean(x: Tensor, radius: int) -> Tensor:
 
 def _axis_mean(x: Tensor, radius: int, axis: int) -> Tensor:
     """Mean over ``2 radius + 1`` places along an axis, by the sums that neighbours share."""
-    length = x.shape[axis]
-    radius = min(radius, length - 1)
+    if not exporting():  # a graph's sizes may be free
+        radius = min(radius, x.shape[axis] - 1)
     kernel = [1, 1]
     kernel[axis - 2] = 2 * radius + 1
     padding = [0, 0]
@@ -144,11 +145,33 @@ def guided_model(guide: Tensor, source: Tensor, radius: int, eps: float) -> tupl
         cross = box_mean(products, radius).unflatten(1, (channels, -1))
         cross = cross - mean_i[:, :, None] * mean_p[:, None]  # (B, G, C, h, w)
         trace = moments.diagonal(dim1=1, dim2=2).sum(-1)  # (B, h, w)
-        ridge = torch.diag_embed(_ridge(trace, eps)[..., None].expand(-1, -1, -1, channels))
-        # (B, G, G or C, h, w) -> (B, h, w, G, G or C)
-        slope = torch.linalg.solve(
-            covariance.permute(0, 3, 4, 1, 2) + ridge, cross.permute(0, 3, 4, 1, 2)
-        ).permute(0, 3, 4, 1, 2)
+        ridge = torch.eye(channels, dtype=dtype, device=i.device)[..., None, None]
+        slope = _solve(covariance + ridge * _ridge(trace, eps)[:, None, None], cross)
         offset = box_mean(mean_p - (slope * mean_i[:, :, None]).sum(1), radius)
         slope = box_mean(slope.flatten(1, 2), radius).unflatten(1, (channels, -1))
         return slope, offset - (slope * middle[:, :, None]).sum(1)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve a positive definite system at each place by elimination, which needs no pivots.
+
+    Written out over maps: formats of graphs have no solver, and one call a place is slower.
+
+    Args:
+        matrix: (B, G, G, h, w).
+        right: (B, G, C, h, w).
+
+    Returns:
+        (B, G, C, h, w).
+    """
+    size = matrix.shape[1]
+    rows = [torch.cat((matrix[:, n], right[:, n]), dim=1) for n in range(size)]  # (B, G + C, h, w)
+    for n in range(size):
+        rows[n] = rows[n] / rows[n][:, n : n + 1]
+        for below in range(n + 1, size):
+            rows[below] = rows[below] - rows[below][:, n : n + 1] * rows[n]
+    solved = [row[:, size:] for row in rows]
+    for n in reversed(range(size)):
+        for above in range(n):
+            solved[above] = solved[above] - rows[above][:, n : n + 1] * solved[n]
+    return torch.stack(solved, dim=1)
