@@ -79,7 +79,7 @@ def no_focal_length(root: Path) -> tuple[str, ...]:
         (wrong_key_points, "the key point 'nose' of {root}/annotations/b.json is [3], expected"),
         (no_calibration, "sample.json has no calibration of CAM_BACK; all six cameras are needed"),
         (an_empty_class, "words.txt, line 2: class 1 has an empty word; write"),
-        (no_focal_length, "which takes the focal length in pixels; write focal:"),
+        (no_focal_length, "which needs the focal length in pixels; write focal:"),
     ],
 )
 def test_bad_data_is_one_sentence(

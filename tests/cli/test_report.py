@@ -32,6 +32,7 @@ def save_panels(folder: Path) -> None:
     save_panel(folder, Panel("depth-probe", "nyuv2", "room", "image", "image", image))
     for label, scale in (("bilinear", 2.0), ("kin.upfeat", 4.0)):
         depth = torch.full((24, 32), scale)
+        depth[0, 0] = torch.nan
         save_panel(folder, Panel("depth-probe", "nyuv2", "room", label, "depth", depth, unit="m"))
     target = torch.tensor([[0, 1], [255, 1]])
     known = {"classes": ("sky", "car", "tree"), "ignore_index": 255}
@@ -68,6 +69,8 @@ def test_tables_pictures_and_markdown(tmp_path: Path) -> None:
     assert page.count("<img ") == 5
     assert "</span>sky</li>" in page
     assert "</span>tree</li>" not in page  # does not occur
+    assert page.count("</span>ignored</li>") == 1  # grey, in the target
+    assert page.count("</span>no value</li>") == 1  # grey, in both depth maps
     text = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     assert "As expected." in text
     assert "(../results/)" in text

@@ -300,7 +300,7 @@ def _from_depth(root: PathLike, split: str, card: DataCard) -> OwnSurfaces:
     maps = folder_depth(root, split)
     if card.focal is None:
         raise ValueError(
-            f"normals are derived from the depth maps of {card.name}, which takes the focal length "
+            f"normals are derived from the depth maps of {card.name}, which needs the focal length "
             f"in pixels; write focal: (and center: [x, y] where it is not the middle) in {CARD}, "
             "or lay out normals/"
         )

@@ -11,7 +11,7 @@ from upfeat.evaluation.tables.grid import Grid, GridRow, class_grid, score_grid
 from upfeat.evaluation.tables.markdown import table_command
 from upfeat.evaluation.tables.panels import Panel, panel_colors, png_bytes, shared_scale
 from upfeat.evaluation.tables.plots import Point
-from upfeat.ops.colors import class_palette
+from upfeat.ops.colors import UNKNOWN, class_palette
 
 if TYPE_CHECKING:
     from upfeat.evaluation.results import Result
@@ -144,7 +144,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Legend:
-    """What colours mean: classes with their colours, or the two ends of one scale."""
+    """What colours mean: classes with their colours, or the two ends of one scale.
+
+    What has no class or no value is the last of ``classes``.
+    """
 
     classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()
     low: str = ""
@@ -421,14 +424,20 @@ def _panel_group(title: str, photos: Sequence[Panel], panels: Sequence[Panel]) -
     low, high = shared_scale(measured)
     pictures = []
     present: set[int] = set()
+    unknown: list[tuple[str, tuple[int, int, int]]] = []
     for panel in (*photos, *panels):
         if panel.kind in ("prediction", "target"):
-            present |= set(panel.values.unique().tolist()) - {panel.ignore_index}
+            found = set(panel.values.unique().tolist())
+            present |= found - {panel.ignore_index}
+            if panel.ignore_index in found:
+                unknown = [("ignored", UNKNOWN)]
+        elif panel.kind in ("depth", "cam") and bool(panel.values.isnan().any()):
+            unknown = [("no value", UNKNOWN)]
         png, size = png_bytes(panel_colors(panel, (low, high), palette))
         blocks = panel.kind != "image" and max(size) < 128
         pictures.append(Picture(panel.label, png, size, panel.note, blocks))
     unit = next((f" {panel.unit}" for panel in measured if panel.unit), "")
-    legend = Legend(tuple((classes[i], palette[i]) for i in sorted(present)))
+    legend = Legend((*((classes[i], palette[i]) for i in sorted(present)), *unknown))
     if measured:
-        legend = Legend(low=f"{low:.3g}{unit}", high=f"{high:.3g}{unit}")
+        legend = replace(legend, low=f"{low:.3g}{unit}", high=f"{high:.3g}{unit}")
     return PictureGroup(title, tuple(pictures), legend, left=min(1, len(pictures) - 1))

@@ -280,18 +280,19 @@ def _slider(group: PictureGroup, name: str) -> str:
 
 
 def _legend(legend: Legend) -> str:
+    text = ""
+    if legend.low or legend.high:
+        ramp = ",".join(f"rgb({r},{g},{b})" for r, g, b in RAMP)
+        text = (
+            f'<p class="scale"><span>{escape(legend.low)}</span><span class="ramp" '
+            f'style="background:linear-gradient(90deg,{ramp})"></span>'
+            f"<span>{escape(legend.high)}</span> one scale for all</p>"
+        )
     if legend.classes:
         items = "".join(
             f'<li><span class="swatch" style="background:rgb({r},{g},{b})"></span>'
             f"{escape(label)}</li>"
             for label, (r, g, b) in legend.classes
         )
-        return f'<ul class="classes" aria-label="Classes">{items}</ul>'
-    if legend.low or legend.high:
-        ramp = ",".join(f"rgb({r},{g},{b})" for r, g, b in RAMP)
-        return (
-            f'<p class="scale"><span>{escape(legend.low)}</span><span class="ramp" '
-            f'style="background:linear-gradient(90deg,{ramp})"></span>'
-            f"<span>{escape(legend.high)}</span> one scale for all</p>"
-        )
-    return ""
+        text += f'<ul class="classes" aria-label="Classes">{items}</ul>'
+    return text
