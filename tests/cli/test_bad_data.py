@@ -57,6 +57,14 @@ def no_calibration(root: Path) -> tuple[str, ...]:
     return ("bev", "--data", "nuscenes_sample")
 
 
+def half_a_calibration(root: Path) -> tuple[str, ...]:
+    write_sample(root)
+    content = json.loads((root / "sample.json").read_text())
+    del content["cameras"]["CAM_BACK"]["intrinsics"]
+    (root / "sample.json").write_text(json.dumps(content))
+    return ("bev", "--data", "nuscenes_sample")
+
+
 def an_empty_class(root: Path) -> tuple[str, ...]:
     pytest.importorskip("open_clip")
     labelled(root)
@@ -78,6 +86,7 @@ def no_focal_length(root: Path) -> tuple[str, ...]:
         (unknown_class, "labels/b.png holds class 7; classes.txt names classes 0 to 1, and 255"),
         (wrong_key_points, "the key point 'nose' of {root}/annotations/b.json is [3], expected"),
         (no_calibration, "sample.json has no calibration of CAM_BACK; all six cameras are needed"),
+        (half_a_calibration, "no key frame: camera CAM_BACK: 'intrinsics' is missing"),
         (an_empty_class, "words.txt, line 2: class 1 has an empty word; write"),
         (no_focal_length, "which needs the focal length in pixels; write focal:"),
     ],

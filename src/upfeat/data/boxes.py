@@ -19,6 +19,7 @@ from upfeat.data.layouts import (
     Layout,
     PathLike,
     check_split,
+    content_problem,
     find_base,
     lay_on_image,
     pair_by_stem,
@@ -141,7 +142,9 @@ def coco20k(root: PathLike) -> BoxData:
                 corners = (round(x), round(y), round(x + width), round(y + height))
                 boxes[item["image_id"]].append(corners)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{annotations} holds no annotations of COCO: {error!r}") from error
+        raise ValueError(
+            f"{annotations} holds no annotations of COCO: {content_problem(error)}"
+        ) from error
     folder = find_base(base, ("images",), "train2014") / "train2014"
     files = []
     for line in listing.read_text().split():

@@ -19,7 +19,14 @@ from torch import Tensor
 from upfeat.checkpoints import read_config
 from upfeat.data.feature_cache import FeatureCache
 from upfeat.data.images import read_image
-from upfeat.data.layouts import FileSet, PathLike, lay_on_image, read_npy, read_numbers
+from upfeat.data.layouts import (
+    FileSet,
+    PathLike,
+    content_problem,
+    lay_on_image,
+    read_npy,
+    read_numbers,
+)
 from upfeat.data.networks import NetworkFolder
 from upfeat.data.records import ImageRecord
 from upfeat.data.sizes import Size
@@ -191,7 +198,9 @@ class DepthTeacher:
             if min(*self.side, self.multiple) < 1:
                 raise ValueError("sizes must be positive")
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} says how no image is prepared: {error!r}") from error
+            raise CheckpointError(
+                f"{path} says how no image is prepared: {content_problem(error)}"
+            ) from error
         settings = f"{self.side} {self.multiple} {self.keep_ratio} {self.mean} {self.std}"
         key = {"backbone": self.name, "weights": self.weights, "input": settings}
         self.cache = FeatureCache(cache, key)

@@ -32,6 +32,7 @@ __all__ = [
     "PathLike",
     "check_named",
     "check_split",
+    "content_problem",
     "find_base",
     "hash_files",
     "lay_on_image",
@@ -213,6 +214,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no readable JSON file: {error}") from error
+
+
+def content_problem(error: Exception) -> str:
+    """Say for people why the content of a file could not be used, from the error of trying.
+
+    Example:
+        >>> from upfeat.data.layouts import content_problem
+        >>> content_problem(KeyError("intrinsics")), content_problem(ValueError("size is 0"))
+        ("'intrinsics' is missing", 'size is 0')
+    """
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is missing"
+    if isinstance(error, IndexError):
+        return "a list is too short"
+    if isinstance(error, TypeError):
+        return f"a value has the wrong type ({error})"
+    return str(error)
 
 
 def read_mat(path: PathLike, what: str, use: Callable[[dict[str, Any]], T], wrong: str) -> T:

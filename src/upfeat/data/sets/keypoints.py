@@ -15,6 +15,7 @@ from upfeat.data.layouts import (
     PathLike,
     check_named,
     check_split,
+    content_problem,
     find_base,
     read_json,
     read_mat,
@@ -102,7 +103,9 @@ def _spair_view(base: Path, category: str, name: str) -> KeypointView:
             for number in range(30)
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is no annotation of SPair-71k: {error!r}") from error
+        raise ValueError(
+            f"{path} is no annotation of SPair-71k: {content_problem(error)}"
+        ) from error
     return KeypointView(image, points, (x0, y0, x1, y1))
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from upfeat.data.images import read_image
-from upfeat.data.layouts import FileSet, Layout, PathLike, check_split
+from upfeat.data.layouts import FileSet, Layout, PathLike, check_split, content_problem
 from upfeat.data.surfaces import rotation_matrix
 from upfeat.errors import MissingPackageError
 
@@ -217,7 +217,7 @@ def nuscenes_sample(root: PathLike, split: str = "val") -> DrivingData:
         content = json.loads(path.read_bytes())
         calibrations = dict(content["cameras"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no key frame as it is read here: {error!r}") from error
+        raise _no_key_frame(path, error) from error
     lacking = [name for name in CAMERAS if name not in calibrations]
     if lacking:
         raise ValueError(
@@ -228,15 +228,22 @@ def nuscenes_sample(root: PathLike, split: str = "val") -> DrivingData:
         ego = _matrix(content["ego2global"], 4)
         boxes = _sample_boxes(content, ego @ _matrix(content["lidar2ego"], 4))
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is no key frame as it is read here: {error!r}") from error
+        raise _no_key_frame(path, error) from error
     _SAMPLE_LAYOUT.check_files(root, *(camera.image for camera in cameras))
     frame = DrivingFile("sample", cameras, boxes, ego)
     return DrivingData(f"nuscenes_sample/{split}", (frame,))
 
 
+def _no_key_frame(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} describes no key frame: {content_problem(error)}")
+
+
 def _sample_camera(name: str, record: dict[str, Any], folder: Path) -> CameraFile:
-    intrinsics, pose = _matrix(record["intrinsics"], 3), _matrix(record["cam2ego"], 4)
-    return CameraFile(name, folder / record["file"], intrinsics, pose)
+    try:
+        intrinsics, pose = _matrix(record["intrinsics"], 3), _matrix(record["cam2ego"], 4)
+        return CameraFile(name, folder / record["file"], intrinsics, pose)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"camera {name}: {content_problem(error)}") from error
 
 
 def _matrix(rows: Any, side: int) -> Array:
