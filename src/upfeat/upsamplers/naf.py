@@ -253,8 +253,8 @@ class NAF(Upsampler):
         )
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
-        """Count a row of values and one of queries."""
-        return output_size[1] * (values.shape[1] + self.config["dim"])
+        """Count a row of values, and of queries and what they are made of."""
+        return output_size[1] * (values.shape[1] + 3 * self.config["dim"])
 
     def rescaling(self, output_size: tuple[int, int]) -> float:
         """Draw the factor on the coordinates of the rotary code in training; it is 1 otherwise."""

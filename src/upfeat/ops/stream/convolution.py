@@ -141,8 +141,11 @@ def _spread_weight(weight: Tensor) -> Tensor:
     for point, norm in ((NEAR, 2 * near * (near - far)), (FAR, 2 * far * (far - near))):
         rows += [[1 / norm, sign * point / norm, point**2 / norm] for sign in (1, -1)]
     factors = weight.new_tensor([*rows, [0, 0, 1]], dtype=torch.float64)
-    spread = torch.einsum("ia,jb,kcab->ijkc", factors, factors, weight.double())
-    return spread.flatten(0, 1).to(weight.dtype).contiguous()
+    spread = weight.new_empty(36, *weight.shape[:2])
+    for part, out in zip(weight.split(16), spread.split(16, dim=1), strict=True):  # 64 bit is large
+        double = torch.einsum("ia,jb,kcab->ijkc", factors, factors, part.double())
+        out.copy_(double.flatten(0, 1))
+    return spread
 
 
 def _convolve_by_tiles(strip: Tensor, kernel: Kernel, out: Tensor, buffers: Buffers) -> Tensor:
