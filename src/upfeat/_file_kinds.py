@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = ["begins", "foreign_kind", "is_safetensors", "pickle_globals", "safetensors_shortage"]
-
 HEAD = 1024
 UNPACK = "unpack it and give the file in it"
 EXPECTED = "expected a .safetensors file or a PyTorch checkpoint"

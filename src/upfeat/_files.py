@@ -27,17 +27,6 @@ try:
 except ImportError:  # no such locks on this system: parts of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
-__all__ = [
-    "STATE",
-    "OwnFiles",
-    "OwnFolders",
-    "new_file",
-    "part_folder",
-    "remove_stale_parts",
-    "sha256_of",
-    "write_bytes",
-]
-
 STATE = ".upfeat"
 LEDGER = "files.jsonl"
 MARK = {"upfeat": 1}  # in every line: whose it is, and the version of the format

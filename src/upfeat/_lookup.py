@@ -25,8 +25,6 @@ from upfeat._file_kinds import foreign_kind
 from upfeat._files import new_file, sha256_of
 from upfeat.errors import CheckpointError, WeightsNotFoundError
 
-__all__ = ["HubFile", "cache_dir", "find_weights"]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

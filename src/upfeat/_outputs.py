@@ -14,8 +14,6 @@ from torch import Tensor
 from upfeat.data.sizes import Frame
 from upfeat.errors import shape_text
 
-__all__ = ["Encoded", "PipelineOutput"]
-
 
 @dataclass(frozen=True)
 class Encoded:

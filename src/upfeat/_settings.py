@@ -22,16 +22,6 @@ from pydantic import (
 
 from upfeat.errors import UnknownNameError
 
-__all__ = [
-    "Settings",
-    "Share",
-    "Sides",
-    "call_text",
-    "check_arguments",
-    "read_call",
-    "readable_error",
-]
-
 SHOWN_LETTERS = 100  # of a value that does not fit
 
 # What a value must be, by pydantic's name of its complaint; braces hold what it says beside.

@@ -30,8 +30,6 @@ from upfeat.errors import (
 )
 from upfeat.layers.raw_images import warn_of_raw_image
 
-__all__ = ["Backbone", "create_backbone", "list_backbones", "register_provider"]
-
 Weights = str | os.PathLike[str] | None
 
 # Mean and deviation of images, RGB in [0, 1], that networks were trained with.

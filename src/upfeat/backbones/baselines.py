@@ -28,15 +28,6 @@ from torch import Tensor, nn
 from upfeat.backbones.base import Backbone
 from upfeat.errors import UnsupportedError
 
-__all__ = [
-    "LargeImageBackbone",
-    "ShiftedBackbone",
-    "StridedBackbone",
-    "large_image",
-    "shift_and_interleave",
-    "strided",
-]
-
 
 class _Derived(Backbone):
     """A backbone of another one's features, with another distance of theirs."""

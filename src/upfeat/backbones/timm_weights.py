@@ -22,8 +22,6 @@ from upfeat.checkpoints import (
 )
 from upfeat.errors import CheckpointError, WeightsNotFoundError
 
-__all__ = ["load_timm_weights", "locate_timm_weights"]
-
 logger = logging.getLogger(__name__)
 
 

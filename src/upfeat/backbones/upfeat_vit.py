@@ -24,8 +24,6 @@ from upfeat.backbones.timm_weights import load_timm_weights
 from upfeat.checkpoints import find_weights
 from upfeat.errors import UnknownNameError
 
-__all__ = ["bundled_weights", "create_upfeat_backbone"]
-
 NAME = "vit_compact_patch16"
 FILE = f"upfeat_{NAME}.fp16.safetensors"
 IMAGE_MEAN = IMAGE_STD = (0.5, 0.5, 0.5)

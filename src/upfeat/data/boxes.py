@@ -27,8 +27,6 @@ from upfeat.data.layouts import (
     read_numbers,
 )
 
-__all__ = ["BoxData", "BoxFile", "BoxImage", "coco20k", "mask_boxes", "mask_folder", "voc_boxes"]
-
 Box = tuple[int, int, int, int]
 IGNORED = 255
 

@@ -33,16 +33,6 @@ from upfeat.data.sizes import Size
 from upfeat.errors import CheckpointError, check_normalization
 from upfeat.ops.images import normalize
 
-__all__ = [
-    "DepthData",
-    "DepthFile",
-    "DepthImage",
-    "DepthMapFolder",
-    "DepthTeacher",
-    "TeacherDepth",
-    "read_depth",
-]
-
 
 class DepthFile(NamedTuple):
     """Where one image and its depth map are; ``name`` is unique within the split."""

@@ -25,8 +25,6 @@ from upfeat.data.records import ImageRecord
 from upfeat.data.sizes import Size
 from upfeat.errors import CheckpointError, check_map, shape_text
 
-__all__ = ["CacheEstimate", "FeatureCache", "FeatureMapFolder", "image_hash", "weights_fingerprint"]
-
 MAP_KEY = "high"  # of the tensor in a stored map
 
 logger = logging.getLogger(__name__)

@@ -25,18 +25,6 @@ from upfeat.data.layouts import FileSet, Layout, PathLike, list_images, read_jso
 from upfeat.data.sizes import resize, resolve_size
 from upfeat.ops.images import gaussian_blur
 
-__all__ = [
-    "KeypointData",
-    "KeypointFile",
-    "KeypointPair",
-    "KeypointView",
-    "draw_homography",
-    "keypoint_folder",
-    "transfer",
-    "warp",
-    "write_homographies",
-]
-
 Point = tuple[float, float]
 
 _LAYOUT = Layout(

@@ -17,8 +17,6 @@ from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
 from upfeat.data.masks import MaskSource, PathLike
 from upfeat.data.records import ImageRecord, Records
 
-__all__ = ["CachedMaskSource", "MaskCacheSummary", "fill_mask_cache"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -26,14 +26,6 @@ from upfeat.data.sizes import resolve_size
 from upfeat.data.transforms import CropGeometry
 from upfeat.errors import MissingPackageError, check_choice
 
-__all__ = [
-    "FirstOfMaskSource",
-    "LabelMaskSource",
-    "MaskSource",
-    "Sa1bMaskSource",
-    "SuperpixelMaskSource",
-]
-
 
 class MaskSource(Protocol):
     """What gives the masks of a record.

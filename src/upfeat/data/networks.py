@@ -14,8 +14,6 @@ from upfeat._compat import ensure_torchvision_operators
 from upfeat.checkpoints import file_sha256, read_config
 from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
 
-__all__ = ["NetworkFolder"]
-
 
 class NetworkFolder:
     """A folder with ``config.json`` and ``model.safetensors``.

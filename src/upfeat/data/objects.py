@@ -17,22 +17,6 @@ from upfeat.data.layouts import FileSet, PathLike, lay_on_image, list_images, re
 from upfeat.data.opening import read_picture
 from upfeat.errors import UnknownNameError
 
-__all__ = [
-    "UNCERTAIN",
-    "ClassifiedFile",
-    "ClassifiedImage",
-    "ClassifiedImages",
-    "ObjectData",
-    "ObjectFile",
-    "ObjectImage",
-    "load_objects",
-    "object_sets",
-    "pair_masks",
-    "read_channel",
-    "read_mask",
-    "register_objects",
-]
-
 UNCERTAIN = -1
 """Label of pixels that do not count."""
 

@@ -27,15 +27,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.ImageFile import ImageFile
 
-__all__ = [
-    "orientation",
-    "read_picture",
-    "stored_orientation",
-    "turned",
-    "upright",
-    "without_metadata",
-]
-
 
 # Of PNG's ancillary chunks: transparency, and the orientation, which is read with care.
 _PNG_KEPT = (b"tRNS", b"eXIf")

@@ -36,18 +36,6 @@ from upfeat.data.segmentation import (
 )
 from upfeat.data.video import VideoData, VideoSequence
 
-__all__ = [
-    "FOLDER_SET",
-    "OwnSplit",
-    "folder",
-    "folder_depth",
-    "folder_keypoints",
-    "folder_video",
-    "list_own_split",
-    "own_input_size",
-    "set_name",
-]
-
 FOLDER_SET = "folder"
 """What ``upfeat eval --data`` calls a set of the user's own."""
 

@@ -29,8 +29,6 @@ from upfeat.data.records import ImageRecord
 from upfeat.data.sizes import Size, resolve_size
 from upfeat.ops.images import normalize, resize_antialiased
 
-__all__ = ["SamMaskSource", "box_suppression", "point_grid"]
-
 logger = logging.getLogger(__name__)
 
 # Both SAM and SAM 2 normalise with ImageNet's numbers.

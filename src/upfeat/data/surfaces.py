@@ -26,19 +26,6 @@ from upfeat.data.own import folder_depth, list_own_split
 from upfeat.errors import shape_text
 from upfeat.ops import unit_vectors
 
-__all__ = [
-    "OwnSurface",
-    "OwnSurfaces",
-    "SurfaceData",
-    "SurfaceImage",
-    "folder_surfaces",
-    "grid_points",
-    "normals_from_depth",
-    "relative_depth",
-    "rotation_matrix",
-    "square_around",
-]
-
 FAR = 1e6  # stands for missing depth where normals are derived
 LEAST_RANGE = 0.01  # of relative depth: a flat object does not divide by zero
 

@@ -26,18 +26,6 @@ from upfeat.data.records import ImageRecord, Records
 from upfeat.data.transforms import Transform
 from upfeat.errors import shape_text
 
-__all__ = [
-    "ImageBatch",
-    "PositionSampler",
-    "Sample",
-    "SampleKey",
-    "Skipped",
-    "TrainingImages",
-    "TrainingLoader",
-    "collate",
-    "sample_generator",
-]
-
 logger = logging.getLogger(__name__)
 
 SHOWN_NAMES = 5  # of images that could not be used, in a message

@@ -25,8 +25,6 @@ from upfeat.ops.images import resize_antialiased
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["CropGeometry", "CropTransform", "Transform", "resize_and_crop"]
-
 
 Indices = npt.NDArray[np.int64]
 

@@ -20,8 +20,6 @@ from upfeat.data.layouts import (
     spread,
 )
 
-__all__ = ["VideoData", "VideoSequence", "davis"]
-
 VOID = 255
 
 

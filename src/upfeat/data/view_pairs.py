@@ -23,8 +23,6 @@ from upfeat.data.sets.navi import EVERY, NaviData, NaviFile, navi
 from upfeat.data.sets.rgbd import RGBD_LAYOUT, depth_file, read_camera
 from upfeat.data.surfaces import rotation_matrix, square_around
 
-__all__ = ["PosedView", "ViewFile", "ViewPair", "ViewPairFile", "ViewPairs", "view_pairs"]
-
 LARGEST_ANGLE = 120.0  # degrees between two views of NAVI
 ROOM_ANGLE = 60.0  # between two frames of a room; farther ones show different walls (chosen here)
 PAIR_SEED = 8

@@ -7,8 +7,6 @@ from upfeat.evaluation.registry import titled_protocol
 from upfeat.evaluation.results import Result
 from upfeat.upsamplers.cards import TASK, CardScore
 
-__all__ = ["card_scores"]
-
 _TASKS = {"seg-probe": "image-segmentation", "depth-probe": "depth-estimation"}
 _METRICS = {"miou": "mean_iou", "miou_labelled": "mean_iou"}  # names of the hub for ours
 

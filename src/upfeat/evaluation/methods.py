@@ -27,8 +27,6 @@ from upfeat.upsamplers.base import NO_EXPORT
 if TYPE_CHECKING:
     from upfeat.backbones import Backbone
 
-__all__ = ["CallableUpsampler", "JointMethod", "LowRes", "Method", "load_methods"]
-
 
 class CallableUpsampler(WholeMapUpsampler):
     """Any function as an upsampler, so that the protocols can measure it.

@@ -23,19 +23,6 @@ from torch import Tensor
 from upfeat._files import write_bytes
 from upfeat._settings import readable_error
 
-__all__ = [
-    "FrozenRecord",
-    "MeanMetric",
-    "Metric",
-    "Result",
-    "Score",
-    "checkout",
-    "describe_environment",
-    "processor",
-    "result_file_name",
-    "stored_result",
-]
-
 logger = logging.getLogger(__name__)
 
 

@@ -21,18 +21,6 @@ from upfeat.evaluation.registry import Progress
 from upfeat.evaluation.results import Result, Score, describe_environment, stored_result
 from upfeat.evaluation.tables.panels import Kind, Panel, image_panel, save_panel
 
-__all__ = [
-    "Measured",
-    "Pending",
-    "Picture",
-    "ProtocolRun",
-    "Unfinished",
-    "described_splits",
-    "load_state",
-    "save_state",
-    "seed_scores",
-]
-
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY = 20  # items

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from upfeat.ops.principal import principal_components, sample_positions
 
-__all__ = ["ChannelBasis"]
-
 POSITIONS = 512  # drawn from each map
 
 

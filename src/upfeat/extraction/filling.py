@@ -28,8 +28,6 @@ from upfeat.extraction.plan import BASIS, COMPONENTS, MAKER, StorePlan, key_of
 from upfeat.extraction.shards import FailedImage, ShardContent, StoredImage
 from upfeat.pipeline import Encoded, Pipeline
 
-__all__ = ["ShardMaker", "write_store"]
-
 ENGINES = ("local", "ray")
 _READERS = 2
 _BASIS_IMAGES = 64

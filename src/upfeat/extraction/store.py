@@ -29,8 +29,6 @@ from upfeat.loading import load_upsampler, runs_backbone
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers.base import Upsampler
 
-__all__ = ["Store", "StoredFeatures", "open_store"]
-
 PathLike = str | os.PathLike[str]
 
 

@@ -35,16 +35,6 @@ if TYPE_CHECKING:
 
     from upfeat.upsamplers.base import Upsampler
 
-__all__ = [
-    "Attended",
-    "attended_regions",
-    "attention_panel",
-    "dot_picture",
-    "effective_cells",
-    "heat_picture",
-    "sample_dots",
-]
-
 DOTS = 300  # of a picture, the number that the protocol names
 _FINER = 3  # pictures are drawn so many times larger and reduced, so that edges are smooth
 _DOT, _DOT_EDGE = (255, 214, 10), (40, 20, 0)

@@ -34,19 +34,6 @@ from upfeat.viz.pca import PCABasis
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "AnswerMap",
-    "depth_picture",
-    "mask_picture",
-    "overlay_picture",
-    "shared_basis",
-    "shared_scale",
-    "similarity_panel",
-    "similarity_picture",
-    "targets_panel",
-    "words_panel",
-]
-
 _SHARE = 0.62  # of the class's colour over the photo
 
 

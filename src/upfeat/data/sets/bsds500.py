@@ -27,8 +27,6 @@ from upfeat.data.layouts import (
 )
 from upfeat.data.objects import ObjectData, ObjectFile, register_objects
 
-__all__ = ["RegionData", "RegionFile", "RegionImage", "bsds500", "bsds500_objects"]
-
 _LAYOUT = Layout(
     "BSDS500",
     """

@@ -19,8 +19,6 @@ from upfeat.data.segmentation import (
     register_segmentation,
 )
 
-__all__ = ["coco_stuff"]
-
 logger = logging.getLogger(__name__)
 
 CURATED_LIST = "Coco164kFull_Stuff_Coarse.txt"

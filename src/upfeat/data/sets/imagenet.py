@@ -15,8 +15,6 @@ from upfeat._compat import ensure_torchvision_operators
 from upfeat.data.layouts import Layout, PathLike, check_named, check_split, list_images, read_mat
 from upfeat.data.objects import ClassifiedFile, ClassifiedImages
 
-__all__ = ["imagenet"]
-
 # Lists of a flat folder, in the order in which they are looked for.
 KIT_LIST = "ILSVRC2012_validation_ground_truth.txt"
 LISTS = (

@@ -23,8 +23,6 @@ from upfeat.data.layouts import (
 from upfeat.data.segmentation import load_table
 from upfeat.data.sets.labelled import VOC_CLASSES
 
-__all__ = ["pf_pascal", "pf_willow", "spair71k"]
-
 _SPAIR = Layout(
     "SPair-71k",
     """

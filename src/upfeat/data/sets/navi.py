@@ -27,8 +27,6 @@ from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth, 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["NaviData", "NaviFile", "NaviFrame", "navi", "shrink_navi"]
-
 SHORT_SIDE = 1024  # of the resized copies
 PREFIX = "downsampled_"
 FRAME = 512  # side of the square frame that the crop is cut from

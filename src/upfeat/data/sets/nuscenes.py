@@ -25,17 +25,6 @@ from upfeat.data.layouts import FileSet, Layout, PathLike, check_split, content_
 from upfeat.data.surfaces import rotation_matrix
 from upfeat.errors import MissingPackageError
 
-__all__ = [
-    "CAMERAS",
-    "Boxes",
-    "CameraFile",
-    "DrivingData",
-    "DrivingFile",
-    "DrivingFrame",
-    "nuscenes",
-    "nuscenes_sample",
-]
-
 Array = npt.NDArray[np.float64]
 
 CAMERAS = (

@@ -31,16 +31,6 @@ from upfeat.data.segmentation import (
 )
 from upfeat.data.surfaces import SurfaceData, SurfaceImage
 
-__all__ = [
-    "NyuFrame",
-    "NyuSurfaces",
-    "geonet_sample",
-    "nyuv2",
-    "nyuv2_depth",
-    "nyuv2_surfaces",
-    "without_normals",
-]
-
 MAT_FILE = "nyu_depth_v2_labeled.mat"
 ADDRESS = f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{MAT_FILE}"
 

@@ -21,8 +21,6 @@ from upfeat.data.segmentation import IGNORED, load_table
 from upfeat.data.sets.nyuv2 import ADDRESS, UNITS_16_BIT
 from upfeat.errors import MissingPackageError, check_file
 
-__all__ = ["unpack_nyuv2", "unpack_nyuv2_normals"]
-
 # What the projection of depth onto the image covers, Eigen et al., NeurIPS 2014.
 ROWS, COLS = slice(45, 471), slice(41, 601)
 SPLIT_ADDRESS = "http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat"

@@ -17,8 +17,6 @@ from upfeat.data.images import read_image
 from upfeat.data.layouts import Layout, PathLike, check_split
 from upfeat.data.surfaces import SurfaceData, SurfaceImage, normals_from_depth
 
-__all__ = ["RgbdCamera", "RgbdCrop", "RgbdData", "depth_file", "read_camera", "rgbd"]
-
 # All chosen here: side of the crops, their strides and the frames that are scored.
 SIDE = 240
 STRIDES = {"train": 80, "test": 200}

@@ -23,19 +23,6 @@ from upfeat._settings import readable_error
 from upfeat.errors import check_file
 from upfeat.evaluation.results import FrozenRecord, checkout, processor
 
-__all__ = [
-    "BenchmarkRun",
-    "Cost",
-    "Environment",
-    "Measurement",
-    "free_memory_only",
-    "in_fresh_process",
-    "matmul_rate",
-    "measure_memory",
-    "measure_time",
-    "warm_libraries",
-]
-
 
 @dataclass(frozen=True)
 class Cost:

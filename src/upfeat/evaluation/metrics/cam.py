@@ -15,21 +15,6 @@ from torch import Tensor
 from upfeat.errors import shape_text
 from upfeat.evaluation.results import MeanMetric
 
-__all__ = [
-    "CamMetric",
-    "adcc",
-    "average_drop",
-    "average_gain",
-    "average_increase",
-    "coherency",
-    "complexity_l0",
-    "complexity_l1",
-    "gradcam_map",
-    "gradcam_weights",
-    "normalize_map",
-]
-
-
 # -- maps ----------------------------------------------------------------------------------------
 
 

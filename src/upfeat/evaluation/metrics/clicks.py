@@ -20,17 +20,6 @@ from torch import Tensor
 from upfeat.errors import shape_text
 from upfeat.evaluation.results import Metric
 
-__all__ = [
-    "STEP_UNIT",
-    "Click",
-    "ClickMetric",
-    "click_maps",
-    "clicks_needed",
-    "next_click",
-    "squared_distance",
-    "step_distance",
-]
-
 # The 5x5 steps of G. Borgefors, "Distance transformations in digital images", CVGIP 1986, with the
 # weights 1, 1.4 and 2.1969 for a pixel to the side, along the diagonal and of a knight's move.
 STEP_UNIT = 1 << 16

@@ -16,16 +16,6 @@ from upfeat.errors import shape_text
 from upfeat.evaluation.results import Metric
 from upfeat.ops import unit_vectors
 
-__all__ = [
-    "KeypointMetric",
-    "SquareCanvas",
-    "match_cells",
-    "nearest_points",
-    "percent_name",
-    "similarities",
-    "soft_argmax",
-]
-
 SOFT_TEMPERATURE = 0.02
 
 

@@ -20,17 +20,6 @@ from upfeat.evaluation.metrics.boundaries import (
 )
 from upfeat.evaluation.results import Metric
 
-__all__ = [
-    "BevMetric",
-    "BoundaryMetric",
-    "SegmentationMetric",
-    "confusion_matrix",
-    "iou_per_class",
-    "mean_iou",
-    "pixel_accuracy",
-    "vehicle_counts",
-]
-
 THRESHOLD = 0.5  # of the probability of a vehicle
 EPSILON = 1e-7  # in the denominators of the IoU of vehicles
 

@@ -28,16 +28,6 @@ from upfeat.evaluation.results import Metric
 from upfeat.ops import unit_vectors
 from upfeat.ops.runtime import STRIP_BYTES
 
-__all__ = [
-    "FrameStatistics",
-    "VideoMetric",
-    "frame_statistics",
-    "masks_to_labels",
-    "object_numbers",
-    "propagate_labels",
-    "region_similarity",
-]
-
 # Positions on a side of a block. Small blocks waste less: one of side b computes (b + 2 radius)^2
 # similarities a position.
 _LARGEST_BLOCK = 16

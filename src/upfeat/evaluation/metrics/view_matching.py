@@ -19,20 +19,6 @@ from torch import Tensor
 from upfeat.errors import shape_text
 from upfeat.ops import unit_vectors
 
-__all__ = [
-    "MatchErrors",
-    "Matches",
-    "angle_bins",
-    "cell_features",
-    "match_errors",
-    "moved_points",
-    "projected_points",
-    "ratio_matches",
-    "recalls",
-    "rotation_angle",
-    "visible_cells",
-]
-
 LEAST_DISTANCE = 1e-9  # of a cosine distance in the ratio test, and of a depth in a projection
 VISIBLE_DEPTH = 0.02  # metres between a moved point and the surface that it falls on
 LATTICE_STEPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)

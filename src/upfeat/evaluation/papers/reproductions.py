@@ -26,17 +26,6 @@ from upfeat.evaluation.papers.sources import SETS, paper_method
 from upfeat.evaluation.registry import score_digits, titled_protocol, unit_text
 from upfeat.evaluation.results import FrozenRecord, Result
 
-__all__ = [
-    "Ran",
-    "Reproduction",
-    "by_id",
-    "changed_method",
-    "comparison_rows",
-    "ran",
-    "reproduce_page",
-    "shared_differences",
-]
-
 # Our unit and the paper's, to what a number of ours is multiplied by.
 _FACTORS = {("MB", "GB"): 1 / 1024}
 

@@ -15,8 +15,6 @@ from upfeat.backbones import Backbone, create_backbone
 from upfeat.errors import UnsupportedError, shape_text
 from upfeat.evaluation.metrics import gradcam_weights
 
-__all__ = ["CamClassifier", "Explanation", "create_classifier"]
-
 Side = Literal["input", "output"]
 
 

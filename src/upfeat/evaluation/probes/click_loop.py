@@ -18,8 +18,6 @@ from torch import Tensor
 from upfeat.errors import shape_text
 from upfeat.evaluation.metrics import Click, click_maps, next_click, region_similarity
 
-__all__ = ["Box", "ClickNetwork", "ClickRules", "ClickStep", "click_steps", "object_box"]
-
 ClickNetwork = Callable[[Tensor, Tensor], Tensor]
 """Gives logits (B, 1, S, S) of an image (B, 3, S, S) in [0, 1] and of (B, 3, S, S): the last
 probabilities, the map of positive and that of negative clicks."""

@@ -32,14 +32,6 @@ from upfeat.evaluation.running import Measured, Picture, seed_scores
 from upfeat.ops.images import normalize
 from upfeat.pipeline import Encoded
 
-__all__ = [
-    "DepthPixelConfig",
-    "DepthPixelProbe",
-    "depth_pixel_preset",
-    "summarise_depth",
-    "train_depth_head",
-]
-
 
 class DepthPixelConfig(PixelSampleConfig):
     """Settings of the quick probe.

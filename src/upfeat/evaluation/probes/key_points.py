@@ -23,18 +23,6 @@ from upfeat.evaluation.metrics import SquareCanvas, match_cells
 from upfeat.ops import unit_vectors
 from upfeat.ops.images import resize_antialiased
 
-__all__ = [
-    "LiftCanvas",
-    "lift_canvas",
-    "lift_image",
-    "lift_matches",
-    "recall_image",
-    "recall_matches",
-    "shown_points",
-    "square_image",
-    "square_matches",
-]
-
 
 def shown_points(points: Tensor) -> Tensor:
     """Return which points (K, 2) are not NaN, (K,)."""

@@ -20,17 +20,6 @@ from upfeat.errors import shape_text
 from upfeat.evaluation.metrics.regression import fit_scale_and_shift
 from upfeat.ops import cosine
 
-__all__ = [
-    "angular_loss",
-    "bin_depth",
-    "gradient_loss",
-    "midas_ssi_loss",
-    "probe3d_loss",
-    "sig_loss",
-    "uncertain_normals_loss",
-    "valid_depth",
-]
-
 EPSILON = 1e-3  # added to depths before the logarithm
 BIN_FLOOR = 0.1  # added to every rectified bin
 GRADIENT_WEIGHT = 0.5

@@ -26,17 +26,6 @@ from upfeat.ops.images import resize_bilinear
 from upfeat.ops.runtime import STRIP_BYTES
 from upfeat.similarity.maps import CLIP_SCALE
 
-__all__ = [
-    "Words",
-    "class_words",
-    "denoise_words",
-    "proxy_attention",
-    "read_words",
-    "slide",
-    "smooth_by_keys",
-    "window_places",
-]
-
 Words = tuple[tuple[str, ...], ...]
 """The words of each class."""
 

@@ -30,19 +30,6 @@ from upfeat.ops.runtime.draws import DrawsFrom
 from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 
-__all__ = [
-    "BoundaryOptions",
-    "ClassTokens",
-    "CropProbeConfig",
-    "DenseHeads",
-    "DptHead",
-    "Heads",
-    "epoch_batches",
-    "head_first_is_cheaper",
-    "learning_rate_factor",
-    "mean_class_ious",
-]
-
 Schedule = Literal["constant", "per_iteration_bug", "per_epoch", "per_step", "probe3d"]
 WARM_UP_EPOCHS = 1.5  # of Probe3D's schedule
 WARM_UP_START = END_FACTOR = 0.01

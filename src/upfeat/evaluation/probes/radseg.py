@@ -19,8 +19,6 @@ from upfeat.backbones.radio_backbone import RadioBackbone
 from upfeat.data.sizes import Size
 from upfeat.evaluation.probes.open_vocabulary import proxy_attention, window_places
 
-__all__ = ["RadSegFeatures", "certain_classes", "radseg_size", "self_correlating_attention"]
-
 SCALE = 10.0  # of the cosines, in the windows and over the image
 
 

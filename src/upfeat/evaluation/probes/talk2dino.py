@@ -19,8 +19,6 @@ from upfeat.errors import CheckpointError, shape_text
 from upfeat.ops import unit_vectors
 from upfeat.similarity.maps import cosine_maps
 
-__all__ = ["ProjectedText", "TextProjection", "read_text_projection", "word_masks"]
-
 _HIDDEN = re.compile(r"hidden_layers\.(\d+)\.weight")
 
 

@@ -21,19 +21,6 @@ from torch import Tensor
 from upfeat.data.objects import ObjectImage
 from upfeat.evaluation.metrics.clicks import step_distance
 
-__all__ = [
-    "SLOTS",
-    "ObjectCrop",
-    "augmented",
-    "click_count_chances",
-    "corrective_candidates",
-    "draw_clicks",
-    "draw_crop",
-    "eroded",
-    "place_corrective",
-    "ring_around",
-]
-
 SLOTS = 24
 """n, the most first clicks of each kind."""
 

@@ -54,8 +54,6 @@ from upfeat.evaluation.running import Measured, Pending, ProtocolRun, seed_score
 from upfeat.ops import cosine
 from upfeat.pipeline import Pipeline
 
-__all__ = ["FaithfulnessConfig", "faithfulness_preset", "run_faithfulness"]
-
 TASK = "faithfulness"
 
 

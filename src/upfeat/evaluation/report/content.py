@@ -16,22 +16,6 @@ from upfeat.ops.colors import UNKNOWN, class_palette
 if TYPE_CHECKING:
     from upfeat.evaluation.results import Result
 
-__all__ = [
-    "Cell",
-    "Column",
-    "Legend",
-    "Picture",
-    "PictureGroup",
-    "Published",
-    "Report",
-    "RowView",
-    "Scene",
-    "TableGroup",
-    "TableView",
-    "panel_scenes",
-    "report_content",
-]
-
 
 @dataclass(frozen=True)
 class Column:

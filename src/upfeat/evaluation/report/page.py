@@ -24,8 +24,6 @@ from upfeat.evaluation.report.content import (
 from upfeat.evaluation.tables.panels import RAMP, data_uri
 from upfeat.evaluation.tables.plots import cost_plot
 
-__all__ = ["report_page"]
-
 _PLACES = {1: ("b", "best", "best"), 2: ("u", "second", "2nd")}
 # Nothing may be fetched, even if a label were to hold markup.
 _POLICY = (

@@ -12,8 +12,6 @@ from upfeat.evaluation.registry import column_groups, titled_protocol
 from upfeat.evaluation.tables import Ranking, Row, Table, rank_methods
 from upfeat.evaluation.tables.grid import class_grid, markdown_grid, markdown_table, score_grid
 
-__all__ = ["results_page", "split_remarks", "table_command"]
-
 _LEGEND = (
     "Mean ± sample deviation over the seeds. **Best** and *second best* of each column; ↑ higher "
     "is better, ↓ lower is better. Time is that of all stages together on the machine named in "

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Point", "cost_plot", "curve_svg", "linear_ticks"]
-
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 48, 150, 16, 40
 # Okabe and Ito's colours, told apart by colour-blind people, too.

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from upfeat.evaluation.probes.bev.lifting import Projection
 
-__all__ = ["BevFormerEncoder", "CameraAttention", "DeformableAttention", "Views"]
-
 HEADS, POINTS = 4, 8
 DROPOUT = 0.1
 QUERY_DEVIATION = 0.1

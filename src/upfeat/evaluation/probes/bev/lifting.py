@@ -15,20 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "BevGrid",
-    "Cameras",
-    "ConvCompressor",
-    "CoordinateEmbedding",
-    "PillarCompressor",
-    "Projection",
-    "camera_mean",
-    "draw_bev_motion",
-    "move_points",
-    "project",
-    "sampling_grid",
-]
-
 EXTENT = 50.0  # metres to each side
 HEIGHTS = (-3.375, 5.375)  # metres, centres of the lowest and the highest voxel
 MOTION = (30.0, 20.0)  # metres along x and y

@@ -36,16 +36,6 @@ from upfeat.evaluation.probes.bev.trunks import (
 )
 from upfeat.evaluation.registry import ProtocolConfig
 
-__all__ = [
-    "BevConfig",
-    "BevFormer",
-    "BevNetwork",
-    "BevOutput",
-    "PointBev",
-    "SimpleBev",
-    "build_network",
-]
-
 
 class BevConfig(ProtocolConfig):
     """Settings of the protocol; all of them stand in the result.

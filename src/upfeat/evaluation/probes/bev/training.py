@@ -36,8 +36,6 @@ from upfeat.pipeline import Pipeline
 from upfeat.upsamplers import Upsampler
 from upfeat.upsamplers.fitted import with_views
 
-__all__ = ["BevModel", "BevTraining", "History", "one_cycle"]
-
 logger = logging.getLogger(__name__)
 
 History = list[dict[str, float]]

@@ -13,19 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "HEADS",
-    "BevHeads",
-    "EncoderDecoder",
-    "Neck",
-    "SparseHeads",
-    "SparseMap",
-    "SparseUNet",
-    "coarse_cells",
-    "fine_cells",
-    "merge_passes",
-]
-
 HEADS: Mapping[str, int] = {"binimg": 1, "offsets": 2, "centerness": 1}
 """Channels of the heads: a vehicle's logit, offsets to its centre, how close to a centre."""
 
