@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from upfeat.cli.app import app
 from upfeat.cli.reproduce.methods import RowMethods, at_hand, published_name
+from upfeat.cli.reproduce.running import Runner
 from upfeat.evaluation.papers import find_published, published_tables
 from upfeat.evaluation.papers.plan import not_ready, plan_jobs
 from upfeat.evaluation.papers.records import DINOV2
@@ -136,6 +138,20 @@ def test_another_form_of_a_method_is_a_difference(data: Path, tmp_path: Path) ->
     drawn = Ran(row="naf", columns=(), task="features", differs=changed_method("naf", small=True))
     record = Reproduction(id=figure.id, small=True, ran=(drawn,), pictures=("a.png",))
     assert f"- naf: {text}" in reproduce_page([record])
+
+
+def test_random_weights_of_a_second_network_repeat(data: Path, tmp_path: Path) -> None:
+    """Whatever was drawn before, as in a run that goes on after it was killed."""
+    pytest.importorskip("open_clip")
+    runner = Runner(Roots({"data": data}), tmp_path / "out", tmp_path / "cache", small=True)
+    (table,) = find_published(["naf:table-open-vocabulary"])
+    (job,) = plan_jobs(table, small=True)
+    states = []
+    for _ in range(2):
+        states.append(runner.inputs(get_protocol(job.task), job)["clip"].state_dict())
+        torch.rand(3)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 @pytest.mark.slow

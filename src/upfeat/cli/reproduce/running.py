@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from upfeat.evaluation.methods import Method
     from upfeat.evaluation.registry import Progress, Protocol
     from upfeat.evaluation.results import Result
+    from upfeat.ops.runtime.draws import DrawsFrom
 
 __all__ = ["Runner", "load_backbone"]
 
@@ -155,7 +156,19 @@ class Runner:
             folders = {name: self.roots.find(name) for name in trained_on(job.task, self.small)}
             options["train"] = ",".join(f"{name}={folder}" for name, folder in folders.items())
         root = None if job.data is None else self.roots.find(job.data)
-        return protocol.inputs(Request(job.data, root or Path(), self.cache, self.device, options))
+        with _same_draws():
+            return protocol.inputs(
+                Request(job.data, root or Path(), self.cache, self.device, options)
+            )
+
+
+def _same_draws() -> "DrawsFrom":
+    """Let ``weights='random'`` in a name be the same in every run, also in one that goes on."""
+    import torch
+
+    from upfeat.ops.runtime.draws import DrawsFrom
+
+    return DrawsFrom(torch.Generator().manual_seed(0))
 
 
 def load_backbone(protocol: "Protocol", name: str, roots: Roots, device: str) -> "Backbone | None":
@@ -167,15 +180,12 @@ def load_backbone(protocol: "Protocol", name: str, roots: Roots, device: str) ->
         roots: whose folder ``weights`` is searched, too.
         device: where it runs.
     """
-    import torch
-
     import upfeat
-    from upfeat.ops.runtime.draws import DrawsFrom
 
     if not name:
         return None
     file = backbone_file(name, roots)
-    with DrawsFrom(torch.Generator().manual_seed(0)):  # weights='random' in a name repeats
+    with _same_draws():
         if protocol.backbone is not None:
             return protocol.backbone(name, file).to(device)
         return upfeat.create_backbone(name, weights=file).to(device)
