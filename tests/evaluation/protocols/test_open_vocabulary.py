@@ -22,7 +22,11 @@ from upfeat.data.transforms import resize_and_crop
 from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.evaluation.methods import LowRes, Method, load_methods
 from upfeat.evaluation.metrics import SegmentationMetric
+from upfeat.evaluation.probes import word_runs
+from upfeat.evaluation.probes.maskclip import MaskClipRun
 from upfeat.evaluation.probes.open_vocabulary import window_places
+from upfeat.evaluation.probes.proxyclip import ProxyClipRun
+from upfeat.evaluation.probes.radseg import RadSegFeatures, radseg_size
 from upfeat.evaluation.probes.talk2dino import TextProjection
 from upfeat.evaluation.protocols import open_vocabulary as module
 from upfeat.evaluation.protocols.open_vocabulary import (
@@ -31,7 +35,7 @@ from upfeat.evaluation.protocols.open_vocabulary import (
     without_background,
 )
 from upfeat.evaluation.results import Result
-from upfeat.similarity.maps import cosine_maps
+from upfeat.similarity.maps import cosine_maps, templates
 
 pytest.importorskip("ftfy")  # comes with open_clip
 
@@ -79,7 +83,7 @@ def test_the_nearest_word_of_the_upsampled_map(root: Path, cache: Path, clip: Cl
     """Of a plain computation: the whole map first, then cosines with every prompt's mean."""
     (result,) = run(root, cache, clip, [method("bilinear")], templates="clip")
     data = msrc(root, "val")
-    prompts = [[p.format(name) for p in module.templates("clip")] for name in data.classes]
+    prompts = [[p.format(name) for p in templates("clip")] for name in data.classes]
     text = torch.stack([F.normalize(clip.encode_text(p), dim=-1).mean(0) for p in prompts])
     metric = SegmentationMetric(len(data.classes), data.ignore_index)
     mean, std = (torch.tensor(v)[:, None, None] for v in (clip.image_mean, clip.image_std))
@@ -114,9 +118,9 @@ def test_rows_of_the_table(root: Path, cache: Path, clip: ClipBackbone) -> None:
 def test_an_interrupted_run_goes_on(
     root: Path, cache: Path, clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SAVE_EVERY", 1)
+    monkeypatch.setattr(word_runs, "SAVE_EVERY", 1)
     seen: list[int] = []
-    predict = module._MaskClip.predict
+    predict = MaskClipRun.predict
 
     def interrupted(self: Any, *arguments: Any) -> torch.Tensor:
         if len(seen) == 1:
@@ -124,7 +128,7 @@ def test_an_interrupted_run_goes_on(
         seen.append(1)
         return predict(self, *arguments)
 
-    monkeypatch.setattr(module._MaskClip, "predict", interrupted)
+    monkeypatch.setattr(MaskClipRun, "predict", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(root, cache, clip, [method("bilinear")])
     seen.clear()
@@ -192,7 +196,7 @@ def test_a_window_of_proxyclip(root: Path, cache: Path, clip: ClipBackbone) -> N
     config = open_vocabulary_preset("proxyclip", "msrc", words="names", factor=1)
     words = module.words_of(config, msrc(root, "val"))
     data = msrc(root, "val")
-    one = module._ProxyClip(config, root, module.silent, data, clip, words, cache, proxy)
+    one = ProxyClipRun(config, root, module.silent, data, clip, words, cache, proxy)
     window = torch.rand(1, 3, 112, 112)
     logits = one.logits(method("bilinear"), window)
     mean, std = (torch.tensor(v)[:, None, None] for v in (clip.image_mean, clip.image_std))
@@ -224,16 +228,16 @@ def test_radseg(root: Path, cache: Path, radio: Any) -> None:
     low, linear = run(root, cache, radio, [LowRes(), method("bilinear")], **options)
     assert low.settings["backbone"]["name"].endswith("+radseg48-32")
     data = msrc(root, "val")
-    prompts = [[p.format(name) for p in module.templates("clip")] for name in data.classes]
+    prompts = [[p.format(name) for p in templates("clip")] for name in data.classes]
     texts = [F.normalize(radio.language.encode_text(each), dim=1).mean(0) for each in prompts]
     text = F.normalize(torch.stack(texts), dim=1)
-    features = module.RadSegFeatures(radio, window=48, stride=32)
+    features = RadSegFeatures(radio, window=48, stride=32)
     mean, std = (torch.tensor(v)[:, None, None] for v in (radio.image_mean, radio.image_std))
     metric = SegmentationMetric(len(data.classes), data.ignore_index)
     for file in data.files:
         image, label = data.read(file)
-        image = module._resized(image, 48, 2048)
-        size = module.radseg_size((image.shape[1], image.shape[2]), 48, 32)
+        image = word_runs.resized(image, 48, 2048)
+        size = radseg_size((image.shape[1], image.shape[2]), 48, 32)
         resized = F.interpolate(image[None], size, mode="bilinear").clamp(0, 1)
         coarse = features((resized - mean) / std).half().float()
         high = F.interpolate(coarse, scale_factor=2, mode="bilinear")
@@ -258,13 +262,13 @@ def test_talk2dino(root: Path, cache: Path, clip: ClipBackbone) -> None:
     )
     assert low.settings["clip"]["name"] == f"{clip.name}, projected"
     data = msrc(root, "val")
-    prompts = [[p.format(name) for p in module.templates("talk2dino")] for name in data.classes]
+    prompts = [[p.format(name) for p in templates("talk2dino")] for name in data.classes]
     text = projection(torch.stack([clip.encode_text(each) for each in prompts]))
     mean, std = (torch.tensor(v)[:, None, None] for v in (proxy.image_mean, proxy.image_std))
     metric = SegmentationMetric(len(data.classes), data.ignore_index)
     for file in data.files:
         image, label = data.read(file)
-        image = module._resized(image, 48, 2048)
+        image = word_runs.resized(image, 48, 2048)
         total = torch.zeros(1, len(text), *image.shape[1:])
         count = torch.zeros(image.shape[1:])
         for rows, columns in window_places((image.shape[1], image.shape[2]), 48, 32):
@@ -292,7 +296,7 @@ def test_a_background_without_words_takes_what_fits_none(
     """All sigmoids are below 0.74."""
     proxy = upfeat.create_backbone("timm/vit_tiny_patch16_224", weights="random", depth=1)
     data = msrc(root, "val")
-    named = module.replace(data, classes=("background", *data.classes[1:]))
+    named = dataclasses.replace(data, classes=("background", *data.classes[1:]))
     changes = {"words": "names", "short_side": 48, "window": 48, "stride": 32, "factor": 1}
     config = open_vocabulary_preset(
         "talk2dino", "msrc", background="threshold", threshold=0.75, **changes
