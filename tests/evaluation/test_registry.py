@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner
 
 import upfeat
+from tools import protocol_list
 from upfeat.cli.errors import Commands
 from upfeat.cli.eval import kept_protocols, protocol_command
 from upfeat.errors import UnknownNameError
@@ -38,23 +37,15 @@ from upfeat.evaluation.tables.markdown import table_command
 KEPT = Path(__file__).parents[2] / "docs" / "results"
 
 
-def tool() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "protocol_list.py"
-    spec = importlib.util.spec_from_file_location("protocol_list", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_file_is_a_protocol_of_its_name() -> None:
     files = {path.stem for path in Path(protocols.__file__).parent.glob("[a-z]*.py")}
     assert {name.replace("-", "_") for name in list_protocols()} == files
 
 
 def test_the_command_line_knows_every_protocol() -> None:
-    assert kept_protocols() == json.loads(tool().listing()), "run: python tools/protocol_list.py"
+    assert kept_protocols() == json.loads(protocol_list.listing()), (
+        "run: python tools/protocol_list.py"
+    )
 
 
 def test_every_score_of_the_kept_results_is_declared() -> None:

@@ -14,6 +14,7 @@ from upfeat.objectives import (
     MultiResolutionConfig,
     MultiViewConfig,
     MultiViewReconstructionConfig,
+    Objective,
     ObjectiveConfig,
     SelfDistillationConfig,
     StoredTargetConfig,
@@ -85,3 +86,19 @@ def tiny_batch(batch: int = 2, side: int = SIDE, masks: int = 3) -> dict[str, Te
         "depth": image.mean(1, keepdim=True) + 1,
         "target": torch.randn(batch, DIM, side, side, generator=generator),
     }
+
+
+def two_steps_lower_the_loss(model: upfeat.Upsampler, objective: Objective) -> None:
+    """Train on one batch: the second loss is lower, and every weight has moved."""
+    backbone, before = tiny_backbone(), [p.detach().clone() for p in model.parameters()]
+    objective.prepare(model, backbone, (SIDE, SIDE))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = objective.step(tiny_batch(), backbone, model, torch.Generator())["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 
 import upfeat
 from tests.goldens import golden_state, load_golden
-from tests.objectives.setups import DIM, tiny_backbone, tiny_batch, tiny_upsampler
+from tests.objectives.setups import (
+    DIM,
+    tiny_backbone,
+    tiny_batch,
+    tiny_upsampler,
+    two_steps_lower_the_loss,
+)
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from upfeat.objectives import RepeatedDoublingConfig
 from upfeat.ops.images import resize_antialiased
@@ -70,19 +76,7 @@ def test_calls() -> None:
 def test_two_training_steps() -> None:
     torch.manual_seed(0)
     model = upfeat.create_upsampler("uplift", feature_dim=DIM, **SMALL).train()
-    before = [p.detach().clone() for p in model.parameters()]
-    backbone, objective = tiny_backbone(), RepeatedDoublingConfig(levels=2).build()
-    objective.prepare(model, backbone, (48, 48))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss = objective.step(tiny_batch(), backbone, model, torch.Generator())["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[1] < losses[0]
-    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    two_steps_lower_the_loss(model, RepeatedDoublingConfig(levels=2).build())
 
 
 def test_settings_are_checked() -> None:

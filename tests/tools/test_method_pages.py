@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
 
+from tools import method_pages as tool
 from upfeat.cli.app import app
 from upfeat.cli.listing import baseline_notes, needs_of
 from upfeat.upsamplers import list_upsamplers
 from upfeat.upsamplers.registry import get_class
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "method_pages.py"
-    spec = importlib.util.spec_from_file_location("method_pages", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_kept_pages_are_up_to_date(tool: ModuleType) -> None:
+def test_the_kept_pages_are_up_to_date() -> None:
     assert tool.differences() == [], "run: python tools/method_pages.py"
 
 
@@ -39,7 +27,7 @@ def test_every_method_has_its_facts() -> None:
         assert set(get_class(name).info.as_baseline) <= set(baseline_notes(name)), name
 
 
-def test_a_page_holds_what_was_measured_and_the_licences(tool: ModuleType) -> None:
+def test_a_page_holds_what_was_measured_and_the_licences() -> None:
     text = tool.pages()["jafar.md"]
     assert "| 448 | float32 |" in text
     assert "cpu-float32-448.json" in text
@@ -49,7 +37,7 @@ def test_a_page_holds_what_was_measured_and_the_licences(tool: ModuleType) -> No
     assert "upfeat bench jafar" in unmeasured
 
 
-def test_left_over_and_changed_pages_are_found(tool: ModuleType, tmp_path: Path) -> None:
+def test_left_over_and_changed_pages_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "docs" / "methods"
     folder.mkdir(parents=True)
     for name, text in tool.pages(tmp_path).items():
@@ -64,7 +52,7 @@ def test_left_over_and_changed_pages_are_found(tool: ModuleType, tmp_path: Path)
     assert tool.differences(tmp_path) == ["gone.md", "methods.json", "naf.md"]
 
 
-def test_the_readme_keeps_what_stands_around_its_table(tool: ModuleType, tmp_path: Path) -> None:
+def test_the_readme_keeps_what_stands_around_its_table(tmp_path: Path) -> None:
     text = f"before\n{tool.TABLE_START}old{tool.TABLE_END}\nafter\n"
     written = tool.readme(text)
     assert written.startswith("before\n")
@@ -74,9 +62,7 @@ def test_the_readme_keeps_what_stands_around_its_table(tool: ModuleType, tmp_pat
     assert tool.readme(written) == written
 
 
-def test_pages_by_hand_are_kept(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_by_hand_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "docs" / "methods"
     folder.mkdir(parents=True)
     monkeypatch.setattr(tool, "ROOT", tmp_path)

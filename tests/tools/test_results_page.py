@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
-from types import ModuleType
 
-import pytest
-
+from tools import results_page as tool
 from upfeat.evaluation.tables import gather_results
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    path = ROOT / "tools" / "results_page.py"
-    spec = importlib.util.spec_from_file_location("results_page", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_kept_page_is_up_to_date(tool: ModuleType) -> None:
+def test_the_kept_page_is_up_to_date() -> None:
     assert not tool.stale(), "run: python tools/results_page.py"
 
 
-def test_every_kept_result_and_remark_is_on_the_page(tool: ModuleType) -> None:
+def test_every_kept_result_and_remark_is_on_the_page() -> None:
     page = tool.page()
     for result in gather_results([ROOT / "docs" / "results"]):
         assert f"| `{result.label}`" in page
@@ -38,7 +24,7 @@ def test_every_kept_result_and_remark_is_on_the_page(tool: ModuleType) -> None:
         assert line in page
 
 
-def test_a_changed_result_makes_the_page_stale(tool: ModuleType, tmp_path: Path) -> None:
+def test_a_changed_result_makes_the_page_stale(tmp_path: Path) -> None:
     assert not (tmp_path / "docs").exists()
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
     assert tool.stale(tmp_path)

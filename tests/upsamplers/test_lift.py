@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import upfeat
 from tests.goldens import golden_state, load_golden
-from tests.objectives.setups import tiny_backbone, tiny_batch
+from tests.objectives.setups import two_steps_lower_the_loss
 from tests.tolerances import GOLDEN_ATOL, max_abs_difference
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.objectives import DoubledInputConfig
@@ -113,19 +113,7 @@ def test_other_sizes_are_bilinear() -> None:
 def test_two_training_steps() -> None:
     torch.manual_seed(0)
     model = upfeat.create_upsampler("lift", feature_dim=12).train()
-    before = [p.detach().clone() for p in model.parameters()]
-    backbone, objective = tiny_backbone(), DoubledInputConfig(feature_space="raw").build()
-    objective.prepare(model, backbone, (48, 48))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss = objective.step(tiny_batch(), backbone, model, torch.Generator())["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[1] < losses[0]
-    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    two_steps_lower_the_loss(model, DoubledInputConfig(feature_space="raw").build())
 
 
 def test_limits_are_explained() -> None:

@@ -31,6 +31,18 @@ class FrozenRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def read_json(cls, path: str | os.PathLike[str], what: str) -> Self:
+        """Read a file of the record, or say that it is not ``what`` it should be.
+
+        Raises:
+            ValueError: it is not.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} is not {what}: {readable_error(error)}") from error
+
 
 def _undefined(value: object) -> object:
     return math.nan if value is None else value
@@ -189,12 +201,7 @@ class Result(FrozenRecord):
         Raises:
             ValueError: the file is no result.
         """
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except ValidationError as error:
-            raise ValueError(
-                f"{path} is not a result of upfeat eval: {readable_error(error)}"
-            ) from error
+        return cls.read_json(path, "a result of upfeat eval")
 
 
 def result_file_name(task: str, group: str, label: str, settings: Mapping[str, Any]) -> str:

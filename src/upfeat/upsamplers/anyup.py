@@ -38,7 +38,7 @@ from upfeat.upsamplers.base import (
     UpsamplerInfo,
 )
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import Checkpoint
+from upfeat.upsamplers.weights import NOT_COMPARED, Checkpoint
 
 Attention = Literal["window", "natten"]
 Span = tuple[int, int]
@@ -140,10 +140,7 @@ class AnyUp(Upsampler):
             "tables, worse on segmentation, at twice its time."
         ),
         claim="One model, trained once, upsamples the features of any backbone to any size.",
-        as_baseline={
-            "JAFAR": "not compared (published later)",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline=NOT_COMPARED,
         paper="AnyUp: Universal Feature Upsampling",
         year=2026,
         arxiv="2510.12764",

@@ -33,7 +33,7 @@ from upfeat.upsamplers.base import (
 )
 from upfeat.upsamplers.naf_diveup import DIVEUP, check_grid, clamped_dilation
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import Checkpoint
+from upfeat.upsamplers.weights import NOT_COMPARED, Checkpoint
 
 GROUPS = 8  # of the group norms
 ADDRESS = "https://github.com/valeoai/NAF/releases/download/model"
@@ -146,10 +146,7 @@ class NAF(Upsampler):
         claim=(
             "Upsamples any backbone's features without retraining, faster than earlier attention."
         ),
-        as_baseline={
-            "JAFAR": "not compared (published later)",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline=NOT_COMPARED,
         paper="NAF: Zero-Shot Feature Upsampling via Neighborhood Attention Filtering",
         year=2025,
         arxiv="2511.18452",

@@ -48,7 +48,7 @@ from upfeat.upsamplers.pixelup_guide import (
 )
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.stages import resize_to
-from upfeat.upsamplers.weights import Checkpoint
+from upfeat.upsamplers.weights import NOT_COMPARED, Checkpoint
 
 UNUSED = ("refiner.", "ce.", "proj_s")  # keys of official files that no output depends on
 
@@ -130,10 +130,7 @@ class PixelUp(Upsampler):
         summary="Attention with queries grown from a frozen ConvNeXt, one set of weights.",
         when="You can afford a second network as guide; its semantics help where colours do not.",
         claim="Sharper and more accurate segmentation than NAF, above all near boundaries.",
-        as_baseline={
-            "JAFAR": "not compared (published later)",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline=NOT_COMPARED,
         paper="PixelUp",
         year=2026,
         arxiv="2608.02792",

@@ -25,6 +25,7 @@ from upfeat.ops import cross_scale_neighborhood_attention, stream
 from upfeat.ops.images import reflect_pad
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD, Abilities, Upsampler, UpsamplerInfo
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.weights import NOT_COMPARED
 
 GROUPS = 8  # of the group norms
 KERNEL = 6  # side of the neighbourhood, in cells: one cell more above and left than below and right
@@ -107,10 +108,7 @@ class RaysUp(Upsampler):
         summary="Neighbourhood attention with a code of viewing directions, 0.1 M parameters.",
         when="You want the smallest universal attention model, or know the cameras of your images.",
         claim="Above AnyUp on most of its tables with a fraction of the parameters.",
-        as_baseline={
-            "JAFAR": "not compared (published later)",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline=NOT_COMPARED,
         paper="RaysUp",
         year=2026,
         arxiv="2606.22749",

@@ -33,7 +33,7 @@ from upfeat.upsamplers.base import (
     WholeMapUpsampler,
 )
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import Checkpoint
+from upfeat.upsamplers.weights import NOT_COMPARED, Checkpoint
 
 LAYER_NORM_EPS = 1e-6
 
@@ -239,10 +239,7 @@ class UPLiFT(WholeMapUpsampler):
             "Repeated doubling with local attenders is as good as cross-attention and scales "
             "better."
         ),
-        as_baseline={
-            "JAFAR": "not compared (published later)",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline=NOT_COMPARED,
         paper="UPLiFT: Efficient Pixel-Dense Feature Upsampling with Local Attenders",
         year=2026,
         code="https://github.com/mwalmer-umd/UPLiFT",

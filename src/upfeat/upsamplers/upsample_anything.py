@@ -29,6 +29,7 @@ from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers.base import NO_EXPORT, Abilities, UpsamplerInfo, WholeMapUpsampler
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.stages import resize_to
+from upfeat.upsamplers.weights import NOT_COMPARED
 
 MAX_RADIUS = 8  # cells
 RADIUS_PER_SIGMA = 2.0
@@ -268,10 +269,7 @@ class UpsampleAnything(WholeMapUpsampler):
             "Kernels fitted to a single image at test time are hard to beat by trained upsamplers, "
             "for features and other maps."
         ),
-        as_baseline={
-            "JAFAR": "not compared (published later)",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline=NOT_COMPARED,
         paper="Upsample Anything: A Simple and Hard to Beat Baseline for Feature Upsampling",
         year=2025,
         code="https://github.com/seominseok0429/Upsample-Anything-A-Simple-and-Hard-to-Beat-"

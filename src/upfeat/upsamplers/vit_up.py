@@ -35,6 +35,7 @@ from upfeat.upsamplers.base import (
     UpsamplerInfo,
 )
 from upfeat.upsamplers.registry import register_upsampler
+from upfeat.upsamplers.weights import NOT_COMPARED
 
 FINER = 8  # patches of the query's image to a token, on each axis
 HIGHEST = 10.0  # frequency of the code of a place in its token, in half turns; the lowest is 1
@@ -167,10 +168,7 @@ class ViTUp(Upsampler):
         summary="A transformer that answers at any point, from the backbone's hidden states.",
         when="You train per backbone, can read several of its layers, and need few points.",
         claim="Denser and more accurate features than earlier upsamplers, above all for matching.",
-        as_baseline={
-            "JAFAR": "not compared (published later)",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline=NOT_COMPARED,
         paper="ViT-Up",
         year=2026,
         arxiv="2606.14024",

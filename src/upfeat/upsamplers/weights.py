@@ -303,6 +303,9 @@ class Checkpoint:
         return [f"{arch}.{self.tag}", f"{arch}_{self.tag}", self.file.local_name]
 
 
+NOT_COMPARED = dict.fromkeys(("JAFAR", "LoftUp"), "not compared (published later)")
+"""``as_baseline`` of the methods that are younger than both papers."""
+
 BUNDLED_IMAGES = (
     "1941 images: training splits of BSDS500, MSRC v2, CamVid and NYUv2 with their regions, and "
     "900 ImageNet images with superpixels"

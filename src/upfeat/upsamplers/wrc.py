@@ -32,6 +32,7 @@ from upfeat.upsamplers.base import (
 )
 from upfeat.upsamplers.registry import register_upsampler
 from upfeat.upsamplers.stages import resize_to
+from upfeat.upsamplers.weights import NOT_COMPARED
 
 IMAGE_WIDTH = 32  # channels of the image's maps
 LEAST_PRIOR = 1e-5  # least weight of the prior
@@ -164,10 +165,7 @@ class WRC(WholeMapUpsampler):
         summary="Small network that doubles the grid by inverse filtering; trained per backbone.",
         when="You compare with it: it has no weights, and LiFT does the same more simply.",
         claim="Doubles features better than a transposed convolution, at a tenth of JAFAR's time.",
-        as_baseline={
-            "JAFAR": "not compared (published later)",
-            "LoftUp": "not compared (published later)",
-        },
+        as_baseline=NOT_COMPARED,
         paper="Weighted reverse convolution",
         year=2026,
         arxiv="2605.17472",

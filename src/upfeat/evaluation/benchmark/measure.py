@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, ValidationError
+from pydantic import PositiveFloat, PositiveInt
 
 from upfeat._files import write_bytes
-from upfeat._settings import readable_error
 from upfeat.errors import check_file
 from upfeat.evaluation.results import FrozenRecord, checkout, processor
 
@@ -271,12 +270,7 @@ class BenchmarkRun(FrozenRecord):
             ValueError: the file is no report.
         """
         check_file(path, "report of a benchmark")
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except ValidationError as error:
-            raise ValueError(
-                f"{path} is not a report of upfeat bench: {readable_error(error)}"
-            ) from error
+        return cls.read_json(path, "a report of upfeat bench")
 
     def find(self, method: str, case: str, implementation: str) -> Measurement | None:
         """Return a record that succeeded, or None."""

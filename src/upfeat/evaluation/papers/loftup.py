@@ -13,6 +13,7 @@ from upfeat.evaluation.papers.records import (
     DINOV2,
     PublishedColumn,
     PublishedRow,
+    PublishedTable,
     columns_of,
     numbered_figure,
     numbered_table,
@@ -211,48 +212,48 @@ TABLE_7 = _table(
 )
 
 
-def _crops(uses: str, method: str, side: int, values: str) -> PublishedRow:
-    """Return a row of tables B.1 and B.2: crops of this side, whose output size is not said."""
-    sizes = square(uses, side)
-    return row(uses, method, values, **(sizes | {"setting": {"input_size": [side, side]}}))
+def _other_backbone(
+    number: str, name: str, backbone: str, gpu_hours: int, values: dict[int, str]
+) -> PublishedTable:
+    """Return table B.1 or B.2: two sizes of crops, whose output size is not said.
+
+    ``values`` has, for each size, low-res, bilinear, FeatUp and LoftUp, separated by slashes.
+    """
+    methods, rows = ("Low-res", "Bilinear", "FeatUp", "LoftUp"), []
+    for side, texts in values.items():
+        for method, text in zip(methods, texts.split("/"), strict=True):
+            sizes = square(method.lower(), side) | {"setting": {"input_size": [side, side]}}
+            rows.append(row(method.lower(), method, text, **sizes))
+    return _table(
+        number,
+        name,
+        setting={"backbone": name},
+        backbone=backbone,
+        gpu_hours=gpu_hours,
+        columns=_PROBES,
+        rows=tuple(rows),
+    )
 
 
-TABLE_B1 = _table(
+TABLE_B1 = _other_backbone(
     "B.1",
     "CLIP ViT-B/16",
-    setting={"backbone": "CLIP ViT-B/16"},
-    backbone="clip/ViT-B-16.openai(image_norm='imagenet')",
-    gpu_hours=120,
-    columns=_PROBES,
-    rows=(
-        _crops("low-res", "Low-res", 224, "40.3 30.79"),
-        _crops("bilinear", "Bilinear", 224, "47.12 39.84"),
-        _crops("featup", "FeatUp", 224, "52.08 33.5"),
-        _crops("loftup", "LoftUp", 224, "52.58 44.66"),
-        _crops("low-res", "Low-res", 448, "42.14 37.36"),
-        _crops("bilinear", "Bilinear", 448, "48.32 45.58"),
-        _crops("featup", "FeatUp", 448, "52.55 40.0"),
-        _crops("loftup", "LoftUp", 448, "53.87 50.14"),
-    ),
+    "clip/ViT-B-16.openai(image_norm='imagenet')",
+    120,
+    {
+        224: "40.3 30.79/47.12 39.84/52.08 33.5/52.58 44.66",
+        448: "42.14 37.36/48.32 45.58/52.55 40.0/53.87 50.14",
+    },
 )
-
-TABLE_B2 = _table(
+TABLE_B2 = _other_backbone(
     "B.2",
     "RADIO",
-    setting={"backbone": "RADIO"},
-    backbone="radio/radio_v2.5-b",
-    gpu_hours=200,
-    columns=_PROBES,
-    rows=(
-        _crops("low-res", "Low-res", 224, "51.0 34.42"),
-        _crops("bilinear", "Bilinear", 224, "56.77 43.09"),
-        _crops("featup", "FeatUp", 224, "56.59 42.23"),
-        _crops("loftup", "LoftUp", 224, "58.36 46.98"),
-        _crops("low-res", "Low-res", 448, "58.94 49.3"),
-        _crops("bilinear", "Bilinear", 448, "62.29 57.42"),
-        _crops("featup", "FeatUp", 448, "62.18 56.58"),
-        _crops("loftup", "LoftUp", 448, "63.55 60.83"),
-    ),
+    "radio/radio_v2.5-b",
+    200,
+    {
+        224: "51.0 34.42/56.77 43.09/56.59 42.23/58.36 46.98",
+        448: "58.94 49.3/62.29 57.42/62.18 56.58/63.55 60.83",
+    },
 )
 
 
