@@ -28,7 +28,7 @@ A vision backbone sees a photo in patches. An upsampler gives every pixel its ow
 Choose a photo, then compare methods, click a pixel, or ask for words."""
 NO_WORDS = (
     "Words need a CLIP backbone: start the page with `upfeat app --backbone clip/ViT-B-16.openai` "
-    "(`pip install upfeat[clip]`), or choose one on the left."
+    "(`pip install upfeat[clip]`), or choose one under Backbone."
 )
 UPLOAD = "20mb"
 WAITING = 16  # requests that wait; further ones are told that the page is busy
