@@ -6,6 +6,7 @@ Legend: B batch (1), C feature channels, K value channels, h w grid, H W image a
 import contextlib
 import copy
 import importlib.metadata
+import inspect
 import math
 import tempfile
 from dataclasses import dataclass
@@ -343,13 +344,19 @@ def _write(job: _Job, form: Format, stem: Path) -> list[Path]:
                 inputs,
                 dynamic_shapes=job.dynamic(),
                 strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
+                **_lenient(),
             )
             return form.write(program, stem)
     except (MissingPackageError, UnsupportedError, OSError):
         raise
     except Exception as error:
         raise UnsupportedError(_refusal(job, form, error)) from error
+
+
+def _lenient() -> dict[str, bool]:
+    """Let conditions on free sizes become checks of the graph; PyTorch 2.6 has no such option."""
+    option = "prefer_deferred_runtime_asserts_over_guards"
+    return {option: True} if option in inspect.signature(torch.export.export).parameters else {}
 
 
 def _refusal(job: _Job, form: Format, error: Exception) -> str:
