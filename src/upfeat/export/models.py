@@ -346,6 +346,7 @@ def _write(job: _Job, form: Format, stem: Path) -> list[Path]:
                 strict=False,
                 **_lenient(),
             )
+            program.graph.eliminate_dead_code()  # 2.6 cannot read questions about types again
             return form.write(program, stem)
     except (MissingPackageError, UnsupportedError, OSError):
         raise
