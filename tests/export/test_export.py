@@ -23,15 +23,17 @@ SLOW = {"anyup", "carafe", "featup_jbu", "joint_bilateral_learned", "liif", "upl
 LONGEST = {"sapa"}
 # Fourier features and the network behind them multiply a rounding, by up to 22,000.
 TOLERANCES = {"ifa": 1e-3, "loftup": 1e-2}
-# Its exporter reads no free sizes; torch.export does.
-free_onnx = pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="PyTorch 2.6")
+# Its exporter reads no free sizes, nor complex numbers.
+newer_onnx = pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="PyTorch 2.6")
+MARKS = {"wrc": [newer_onnx]}
 
 
 def methods(sizes: str, slow: set[str]) -> list[object]:
     """Names of the methods whose ONNX graphs declare these sizes."""
     known = sorted({*upfeat.list_upsamplers()} - LONGEST)
     names = [name for name in known if small(name).info.abilities.export.onnx in sizes.split()]
-    return [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
+    marks = {name: [pytest.mark.slow] * (name in slow) + MARKS.get(name, []) for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in names]
 
 
 @pytest.mark.parametrize("name", methods("dynamic static", SLOW))
@@ -41,7 +43,7 @@ def test_fixed_size_in_onnxruntime(name: str, tmp_path: Path) -> None:
     assert max(p.relative for p in made.record.parity) < TOLERANCES.get(name, 1e-4)
 
 
-@free_onnx
+@newer_onnx
 @pytest.mark.parametrize("name", methods("dynamic", SLOW_AT_ANY_SIZE))
 def test_any_size_in_onnxruntime(name: str, tmp_path: Path) -> None:
     made = export_model(tmp_path, small(name), channels=WIDTH)
@@ -103,7 +105,7 @@ def test_sides_that_the_patch_does_not_divide_are_refused(tmp_path: Path) -> Non
         export_model(tmp_path, None, backbone, height=30, width=32)
 
 
-@free_onnx
+@newer_onnx
 def test_any_size_matches_at_two_other_sizes(tmp_path: Path) -> None:
     made = export_model(tmp_path, upfeat.create_upsampler("bilinear"))
     assert {p.image for p in made.record.parity} == {(224, 288), (176, 240), (253, 181)}
@@ -115,7 +117,7 @@ def test_any_size_matches_at_two_other_sizes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "bilinear.onnx.json").read_text())["opset"] == 20
 
 
-@free_onnx
+@newer_onnx
 def test_values_are_a_third_input(tmp_path: Path) -> None:
     made = export_model(tmp_path, upfeat.create_upsampler("bilinear"), values=True)
     assert [each["name"] for each in made.record.inputs] == ["image", "features", "values"]

@@ -354,7 +354,7 @@ def _write(job: _Job, form: Format, stem: Path) -> list[Path]:
         raise UnsupportedError(_refusal(job, form, error)) from error
 
 
-def _lenient() -> dict[str, bool]:
+def _lenient() -> dict[str, Any]:
     """Let conditions on free sizes become checks of the graph; PyTorch 2.6 has no such option."""
     option = "prefer_deferred_runtime_asserts_over_guards"
     return {option: True} if option in inspect.signature(torch.export.export).parameters else {}
