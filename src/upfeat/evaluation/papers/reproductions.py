@@ -299,8 +299,8 @@ of backbones also in `--root weights=DIR`. Methods without published weights are
 training steps. **Small runs only show that the code works; their scores say nothing about the
 methods.** Heads trained on four images, a CLIP with random weights and a bird's-eye-view network
 after two epochs on one key frame are near chance, and methods that predict a single class have
-equal scores. Seconds and milliseconds are wall time on two shared cores; a table needs 20 to 90 s
-of one core. An interrupted run, even by `kill -9`, continues with what is missing and gives the
+equal scores. Seconds and milliseconds are wall time on two shared cores, several times what a core
+of its own would take. An interrupted run, even by `kill -9`, continues with what is missing and gives the
 same scores.
 
 A cell is *published / small run here*; `-` means no number.
