@@ -23,17 +23,20 @@ SLOW = {"anyup", "carafe", "featup_jbu", "joint_bilateral_learned", "liif", "upl
 LONGEST = {"sapa"}
 # Fourier features and the network behind them multiply a rounding, by up to 22,000.
 TOLERANCES = {"ifa": 1e-3, "loftup": 1e-2}
-# Its exporter reads no free sizes, nor complex numbers.
+# Its exporter reads neither free sizes nor batch normalisation.
 newer_onnx = pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="PyTorch 2.6")
-MARKS = {"wrc": [newer_onnx]}
 
 
 def methods(sizes: str, slow: set[str]) -> list[object]:
     """Names of the methods whose ONNX graphs declare these sizes."""
     known = sorted({*upfeat.list_upsamplers()} - LONGEST)
     names = [name for name in known if small(name).info.abilities.export.onnx in sizes.split()]
-    marks = {name: [pytest.mark.slow] * (name in slow) + MARKS.get(name, []) for name in names}
-    return [pytest.param(name, marks=marks[name]) for name in names]
+    return [pytest.param(name, marks=_marks(name, name in slow)) for name in names]
+
+
+def _marks(name: str, slow: bool) -> list[pytest.MarkDecorator]:
+    normalised = any(isinstance(each, torch.nn.BatchNorm2d) for each in small(name).modules())
+    return [pytest.mark.slow] * slow + [newer_onnx] * normalised
 
 
 @pytest.mark.parametrize("name", methods("dynamic static", SLOW))
