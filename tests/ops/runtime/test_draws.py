@@ -19,7 +19,9 @@ def draws() -> list[torch.Tensor]:
     values = torch.randn(3, 4), torch.rand(2), torch.randint(9, (4,)), torch.randperm(5)
     lowrank = torch.pca_lowrank(torch.arange(60.0).view(10, 6).sin(), q=3)
     dropped = F.dropout2d(torch.ones(2, 8, 3, 3), 0.5)
-    return [*layers.parameters(), *values, *lowrank, dropped, torch.rand_like(values[0])]
+    takes_generator = hasattr(torch.ops.aten.rand_like, "generator")  # not in PyTorch 2.6
+    like = torch.rand_like(values[0]) if takes_generator else torch.empty_like(values[0]).uniform_()
+    return [*layers.parameters(), *values, *lowrank, dropped, like]
 
 
 def test_numbers_are_those_of_the_global_generator() -> None:
