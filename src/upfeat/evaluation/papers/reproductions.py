@@ -300,8 +300,8 @@ training steps. **Small runs only show that the code works; their scores say not
 methods.** Heads trained on four images, a CLIP with random weights and a bird's-eye-view network
 after two epochs on one key frame are near chance, and methods that predict a single class have
 equal scores. Seconds and milliseconds are wall time on two shared cores, several times what a core
-of its own would take. An interrupted run, even by `kill -9`, continues with what is missing and gives the
-same scores.
+of its own would take. An interrupted run, even by `kill -9`, continues with what is missing and
+gives the same scores.
 
 A cell is *published / small run here*; `-` means no number.
 """
