@@ -19,24 +19,8 @@ from upfeat.data.images import read_image
 from upfeat.data.layouts import FileSet, PathLike, lay_on_image, read_numbers
 from upfeat.errors import UnknownNameError
 
-__all__ = [
-    "IGNORED",
-    "ClassTable",
-    "LabelledFile",
-    "LabelledImage",
-    "SegmentationData",
-    "SegmentationLoader",
-    "class_table",
-    "load_segmentation",
-    "load_table",
-    "map_labels",
-    "read_label",
-    "register_segmentation",
-    "segmentation_sets",
-]
-
-
 IGNORED = 255
+"""Label of pixels that are neither trained nor scored."""
 
 
 class ClassTable(NamedTuple):
@@ -161,6 +145,7 @@ class SegmentationData(FileSet[LabelledFile, LabelledImage]):
 
 
 SegmentationLoader: TypeAlias = Callable[..., SegmentationData]
+"""Lists a split of a labelled set."""
 LoaderT = TypeVar("LoaderT", bound=SegmentationLoader)
 _SETS: dict[str, SegmentationLoader] = {}
 

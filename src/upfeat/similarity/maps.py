@@ -29,21 +29,8 @@ from upfeat.errors import UnknownNameError, UnsupportedError
 from upfeat.ops import unit_vectors
 from upfeat.pipeline import Encoded, Pipeline
 
-__all__ = [
-    "CLIP_SCALE",
-    "average_prompts",
-    "classes_of_words",
-    "cosine_maps",
-    "embed_words",
-    "pixel_similarity",
-    "segment_words",
-    "split_words",
-    "templates",
-    "text_encoder",
-    "word_classes",
-]
-
-CLIP_SCALE = 100.0  # CLIP's largest logit scale
+CLIP_SCALE = 100.0
+"""CLIP's largest logit scale."""
 
 
 def cosine_maps(features: Tensor, text: Tensor) -> Tensor:

@@ -27,20 +27,6 @@ from upfeat.data.segmentation import (
     register_segmentation,
 )
 
-__all__ = [
-    "CAMVID_CLASSES",
-    "CONTEXT_CLASSES",
-    "MSRC_CLASSES",
-    "VOC_CLASSES",
-    "ade20k",
-    "camvid",
-    "cityscapes",
-    "kitti360",
-    "msrc",
-    "pascal_context",
-    "voc",
-]
-
 
 def _paired(images: Path, labels: Path, *suffixes: str) -> tuple[LabelledFile, ...]:
     return tuple(LabelledFile(*pair) for pair in pair_by_stem(images, labels, *suffixes))
@@ -58,6 +44,7 @@ MSRC_CLASSES = (
     *("water", "face", "car", "bicycle", "flower", "sign", "bird", "book", "chair", "road"),
     *("cat", "dog", "body", "boat"),
 )
+"""Classes of MSRC, in the order of their numbers."""
 _MSRC = Layout(
     "MSRC",
     """
@@ -90,6 +77,7 @@ CAMVID_CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car"),
     *("pedestrian", "bicyclist"),
 )
+"""Classes of CamVid, in the order of their numbers."""
 _CAMVID_IGNORED = 11
 _CAMVID = Layout(
     "CamVid",
@@ -307,6 +295,7 @@ VOC_CLASSES = (
     *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
     *("sheep", "sofa", "train", "tvmonitor"),
 )
+"""Classes of PASCAL VOC, in the order of their numbers."""
 CONTEXT_CLASSES = (
     *("aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book"),
     *("bottle", "building", "bus", "cabinet", "car", "cat", "ceiling", "chair", "cloth"),
@@ -316,6 +305,7 @@ CONTEXT_CLASSES = (
     *("sky", "snow", "sofa", "table", "track", "train", "tree", "truck", "tvmonitor", "wall"),
     *("water", "window", "wood"),
 )
+"""Classes of PASCAL Context, in the order of their numbers."""
 _VOC = Layout(
     "PASCAL VOC 2012",
     """

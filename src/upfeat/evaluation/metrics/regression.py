@@ -16,25 +16,13 @@ from upfeat.evaluation.results import MeanMetric
 from upfeat.ops import cosine
 from upfeat.ops.images import ssim
 
-__all__ = [
-    "ALIGNED_SCORES",
-    "DEPTH_SCORES",
-    "NORMAL_SCORES",
-    "DepthMetric",
-    "NormalMetric",
-    "RestorationMetric",
-    "angular_error",
-    "depth_scores",
-    "fit_scale_and_shift",
-    "normal_scores",
-    "psnr",
-]
-
 DEPTH_SCORES = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
-# After a fit of scale and shift a depth may be negative, and its logarithm means nothing.
+"""Scores of a depth as it is."""
 ALIGNED_SCORES = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse")
+"""After a fit of scale and shift a depth may be negative, and its logarithm means nothing."""
 RECALLS = {"recall_11": 11.25, "recall_22": 22.5, "recall_30": 30.0}  # degrees
 NORMAL_SCORES = (*RECALLS, "rmse", "mean", "median")
+"""Scores of surface normals."""
 
 RATIO = 1.25
 LEAST = 1e-9  # depths predicted below this count as this in ratios and logarithms

@@ -11,17 +11,8 @@ from upfeat.evaluation.papers.records import PublishedColumn, PublishedRow
 from upfeat.evaluation.papers.sources import SMALL, SmallTask, paper_method
 from upfeat.evaluation.registry import get_protocol, list_protocols
 
-__all__ = [
-    "SMALL_BACKBONE",
-    "TableJob",
-    "needed_sets",
-    "not_ready",
-    "plan_jobs",
-    "small_settings",
-    "trained_on",
-]
-
 SMALL_BACKBONE = "upfeat/vit_compact_patch16"
+"""Backbone of small runs."""
 _SIDES = ("crop_size", "target_size")
 _FIGURE_TASKS = {"cam": "cam", "segmentation": "seg-probe", "depth": "depth-probe"}
 

@@ -12,17 +12,6 @@ from pydantic import Field
 from upfeat.errors import UnknownNameError
 from upfeat.evaluation.results import FrozenRecord
 
-__all__ = [
-    "METHODS",
-    "SETS",
-    "SMALL",
-    "DataFacts",
-    "PaperMethod",
-    "Roots",
-    "SmallTask",
-    "paper_method",
-]
-
 
 class DataFacts(FrozenRecord):
     """A data set as a user must fetch it.
@@ -83,6 +72,7 @@ SETS: dict[str, DataFacts] = {
     "photos": _set("photographs, any folder", "your own", 0.002, "photos"),
     "weights": _set("weight files", "the addresses of `upfeat list`", 0, "weights"),
 }
+"""What the tables need of each data set."""
 
 
 class Roots:

@@ -35,17 +35,6 @@ from upfeat.evaluation.running import Measured, Pending, ProtocolRun, described_
 from upfeat.evaluation.tables.panels import shown_images
 from upfeat.pipeline import Encoded, Pipeline
 
-__all__ = [
-    "KEEP_PIXELS",
-    "PixelPool",
-    "PixelSampleConfig",
-    "PixelSampleProbe",
-    "TrainingPixels",
-    "encode_turned",
-    "sample_pixels",
-    "train_on_pixels",
-]
-
 logger = logging.getLogger(__name__)
 
 HeadT = TypeVar("HeadT", bound=nn.Module)
@@ -57,6 +46,7 @@ KEEP_PIXELS = Option(
     "flag",
     False,
 )
+"""The command's option of all probes of sampled pixels."""
 
 
 def sample_pixels(known: Tensor, count: int, name: str) -> Tensor:

@@ -39,18 +39,6 @@ from upfeat.objectives.augment import (
 from upfeat.ops.images import resize_antialiased
 from upfeat.upsamplers import Upsampler
 
-__all__ = [
-    "SURFACE_DEPTH_PRESETS",
-    "SurfaceDepthConfig",
-    "SurfaceDepthProbe",
-    "SurfaceProbe",
-    "SurfaceProbeConfig",
-    "color_jitter",
-    "surface_depth",
-    "surface_preset",
-    "zoomed",
-]
-
 JITTER_STRENGTH = 0.2  # of brightness, contrast, saturation and hue
 ZOOM_AREA = (0.5, 1.0)
 
@@ -246,6 +234,7 @@ class SurfaceProbe(CropProbe[MetricT]):
 # -- depth ---------------------------------------------------------------------------------------
 
 SURFACE_DEPTH_PRESETS = ("navi", "probe3d-nyu")
+"""Presets of depth on sets of surfaces."""
 FARTHEST = 10.0  # metres; the last bin of metric depth
 
 

@@ -36,28 +36,12 @@ from upfeat._files import write_bytes
 from upfeat.errors import shape_text
 from upfeat.ops.colors import UNKNOWN, class_colors, class_palette
 
-__all__ = [
-    "FOLDER",
-    "RAMP",
-    "Kind",
-    "Panel",
-    "covered_part",
-    "data_uri",
-    "image_panel",
-    "load_panel",
-    "panel_colors",
-    "panel_files",
-    "png_bytes",
-    "ramp_colors",
-    "save_panel",
-    "shared_scale",
-    "shown_images",
-]
-
 IMAGES = 3  # of a split, of which a protocol leaves pictures
 
 Kind = Literal["image", "features", "prediction", "target", "depth", "cam"]
+"""What a panel shows."""
 FOLDER = "panels"
+"""Folder of the panels, in the results'."""
 _FORMAT = "upfeat-panel-1"
 _COLOURS: tuple[Kind, ...] = ("image", "features")
 _CLASSES: tuple[Kind, ...] = ("prediction", "target")

@@ -21,20 +21,6 @@ from upfeat.evaluation.probes.bev.lifting import BevGrid, Cameras, draw_bev_moti
 from upfeat.evaluation.probes.bev.targets import BevTargets, bottom_corners, draw_targets
 from upfeat.ops.images import Size, resize_antialiased
 
-__all__ = [
-    "VIEW_SETTINGS",
-    "VISIBLE",
-    "BevBatch",
-    "BevFrames",
-    "View",
-    "ViewSettings",
-    "feature_intrinsics",
-    "join_frames",
-    "view_affine",
-    "view_settings",
-    "warp_image",
-]
-
 Filter = Literal["nearest", "bilinear"]
 Range = tuple[float, float]
 
@@ -43,7 +29,8 @@ ZOOM: Range = (0.95, 1.05)
 ROTATION: Range = (-2.5, 2.5)  # degrees
 SPREAD = 0.023  # of the scale, where a size has no entry below
 
-VISIBLE = 2  # the published filter: vehicles that are visible by 40 % and more
+VISIBLE = 2
+"""The published filter: vehicles that are visible by 40 % and more."""
 MOST_KEPT = 8  # frames whose views do not change
 
 
@@ -72,7 +59,6 @@ class ViewSettings:
         return self.size[0], self.size[1] + 2 * self.padding
 
 
-# The first three are PointBeV's; the others have sides that a patch of 14 divides, or padding.
 VIEW_SETTINGS = {
     "224x480": ViewSettings((224, 480), (0.294, 0.308), (0.83, 0.83)),
     "448x800": ViewSettings((448, 800), (0.495, 0.505), (0.95, 1.0)),
@@ -82,6 +68,7 @@ VIEW_SETTINGS = {
     "224x496pad": ViewSettings((224, 496), (0.303, 0.317), (0.8028, 0.8028), padding=4),
     "448x798": ViewSettings((448, 798), (0.494, 0.504), (0.95, 1.0)),
 }
+"""By size. The first three are PointBeV's; the others have sides that 14 divides, or padding."""
 
 
 def view_settings(name: str) -> ViewSettings:

@@ -21,20 +21,8 @@ from torch import Tensor, nn
 from upfeat.data.sets.nuscenes import Boxes
 from upfeat.evaluation.probes.bev.lifting import BevGrid
 
-__all__ = [
-    "POSITIVE_WEIGHT",
-    "BevLoss",
-    "BevTargets",
-    "BoxMaps",
-    "bottom_corners",
-    "draw_targets",
-    "fill_quadrilateral",
-    "flat_pose",
-    "simplebev_losses",
-    "weighted_bce",
-]
-
 POSITIVE_WEIGHT = 2.13
+"""Weight of a vehicle's cells in the cross-entropy."""
 IGNORED_OFFSET = 255
 EPSILON = 1e-6
 # Factor of exp(-s) L and of s, in the order of the heads.
