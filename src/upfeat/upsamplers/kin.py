@@ -18,7 +18,7 @@ Such a combination is smooth within a region: two pixels of one object have near
 whatever their colours. Segmentation gains by it; matching pixels between frames loses. ``detail``
 adds what the colours say beyond it. Cells and their colours, each less the mean of the 3x3 cells
 around it, are fitted by one linear function for the whole image; its slopes are multiplied by how
-far the pixel's colour lies from the mean of the cells around it.
+far the pixel's colour lies from the same combination of the cells' colours.
 
 Legend: B batch, C feature channels, K value channels, d query/key channels, h w low-resolution
 grid, H W guidance image, H' W' output, R rows of a strip, N positions, n = hw, D = d + 3.
@@ -54,7 +54,7 @@ from upfeat.upsamplers.base import (
     UpsamplerInfo,
 )
 from upfeat.upsamplers.registry import register_upsampler
-from upfeat.upsamplers.weights import own_checkpoint
+from upfeat.upsamplers.weights import Checkpoint, own_checkpoint
 
 WIDTHS = (16, 32, 64, 96, 128)
 STEP = 16
@@ -177,28 +177,49 @@ class KINState(NamedTuple):
         grid: (h, w).
         fit: maps the cells' values beyond their neighbours' to slopes of the colours, (B, 3, n), or
             None without detail.
-        residual: the output's colours less those around, (B, 3, H', W'), or None.
+        color: of the output's pixels, (B, 3, H', W'), or None.
+        cell_colors: their means over the cells, (B, n, 3), or None.
     """
 
     pixels: Tensor
     keys: Tensor
     grid: Size
     fit: Tensor | None = None
-    residual: Tensor | None = None
+    color: Tensor | None = None
+    cell_colors: Tensor | None = None
 
 
-CHECKPOINT = own_checkpoint(
-    "kin",
-    "upfeat",
-    "1d8db3efaf5cdb61292c7d73cd1cbc985b5ff62f5a35d09f2447158731aba37d",
-    "any; trained on three small networks",
-    None,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+V1 = (
+    "The first weights of this method; their training images include the training splits of MSRC, "
+    "CamVid and NYUv2. Not in the wheel: the file lies in the folder weights of upfeat's source "
+    "repository."
 )
 
 
-@register_upsampler("kin", checkpoints=(CHECKPOINT,))
+def _ours(tag: str, sha256: str, **facts: Any) -> Checkpoint:
+    anything = "any; trained on three small networks"
+    means = (IMAGENET_MEAN, IMAGENET_STD)
+    return own_checkpoint("kin", tag, sha256, anything, None, *means, **facts)
+
+
+OURS = (
+    _ours(
+        "upfeat",
+        "01a7657b8b9e4a46b1325784b5ffcab2e85377ae6938d393999b3e69cd62ee73",
+        config={"detail": 0.25},
+        training_data="1917 images with regions: BSDS500's training split and thirteen small sets "
+        "of public repositories",
+    ),
+    _ours(
+        "upfeat_v1",
+        "1d8db3efaf5cdb61292c7d73cd1cbc985b5ff62f5a35d09f2447158731aba37d",
+        note=V1,
+        bundled=False,
+    ),
+)
+
+
+@register_upsampler("kin", checkpoints=OURS)
 class KIN(Upsampler):
     """KIN: learned joint bilateral upsampling for the features of any backbone.
 
@@ -284,26 +305,29 @@ class KIN(Upsampler):
 
     def _colors(
         self, image: Tensor, grid: tuple[int, int], output_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the fit of values by the cells' colours, and what pixels add to those around."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the fit of values by the cells' colours, and colours of pixels and of cells."""
         color = image.to(torch.promote_types(image.dtype, torch.float32))
         color = color * color.new_tensor(IMAGENET_STD)[:, None, None]  # RGB in [0, 1], shifted
         cells = average_areas(color, grid)
-        around = F.avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
-        around = F.interpolate(around, output_size, mode="bilinear")
         steps = beyond_neighbours(cells).flatten(2)  # (B, 3, h, w) -> (B, 3, n)
         ridge = DETAIL_EPS * torch.eye(3, dtype=steps.dtype, device=steps.device)
         with without_autocast(steps):  # half precision would lose small variances
             fit = inverse_3x3(steps @ steps.mT / steps.shape[2] + ridge) @ steps / steps.shape[2]
-        return fit, self.detail * (resize_antialiased(color, output_size) - around)
+        return fit, resize_antialiased(color, output_size), cells.flatten(2).mT
 
     def encode_values(self, state: KINState, values: Tensor) -> Tensor:
-        """Lay a cell's values side by side, slopes of the colours after them: (B, n + 3, K)."""
+        """Lay a cell's values side by side: (B, n, K), with detail (B, n + 3, K + 3).
+
+        The detail's three columns are the cells' colours, its three rows the slopes.
+        """
         cells = values.flatten(2).mT  # (B, K, h, w) -> (B, n, K)
-        if state.fit is None:
+        if state.fit is None or state.cell_colors is None:
             return cells.contiguous()
         steps = beyond_neighbours(values.to(state.fit.dtype)).flatten(2).mT  # (B, n, K)
-        return torch.cat([cells, (state.fit @ steps).to(values.dtype)], dim=1)
+        slopes = F.pad(self.detail * state.fit @ steps, [0, 3]).to(values.dtype)  # (B, 3, K + 3)
+        cells = torch.cat([cells, state.cell_colors.to(values.dtype)], dim=2)  # (B, n, K + 3)
+        return torch.cat([cells, slopes], dim=1)
 
     def decode(self, state: KINState, values: Tensor, rows: slice) -> Tensor:
         """Mix the values of the cells around each pixel, and add the detail."""
@@ -321,10 +345,9 @@ class KIN(Upsampler):
             radius=self.radius,
             rows=span,
             scale=1.0,
-        )  # (B, R W', K)
-        if state.residual is not None:
-            residual = state.residual[:, :, rows].flatten(2).mT.to(mixed.dtype)  # (B, R W', 3)
-            mixed = mixed + residual @ values[:, cells:]
+        )  # (B, R W', K or K + 3)
+        if state.color is not None:
+            mixed = self._detailed(mixed, state.color[:, :, rows].flatten(2).mT, values[:, cells:])
         return mixed.mT.unflatten(2, (-1, size[1]))  # (B, R W', K) -> (B, K, R, W')
 
     def decode_at(self, state: KINState, values: Tensor, coords: Tensor) -> Tensor:
@@ -335,10 +358,16 @@ class KIN(Upsampler):
         places = coords.to(wide) * cells / 2  # (B, N, 2), in cells from the grid's middle
         scores = self._join(own, places.mT[..., None]) @ state.keys.mT  # (B, N, n)
         weights = scores.masked_fill(~self._visible(places, grid), -math.inf).softmax(-1)
-        out = (weights @ values[:, :count].to(wide)).to(values.dtype)  # (B, N, K)
-        if state.residual is None:
+        out = (weights @ values[:, :count].to(wide)).to(values.dtype)  # (B, N, K or K + 3)
+        if state.color is None:
             return out
-        return out + sample_at(state.residual, coords).to(out.dtype) @ values[:, count:]
+        return self._detailed(out, sample_at(state.color, coords), values[:, count:])
+
+    @staticmethod
+    def _detailed(mixed: Tensor, color: Tensor, slopes: Tensor) -> Tensor:
+        """Add what colours (B, N, 3) say beyond the mixed ones: (B, N, K + 3) -> (B, N, K)."""
+        residual = color.to(mixed.dtype) - mixed[..., -3:]
+        return mixed[..., :-3] + residual @ slopes[..., :-3]
 
     def row_floats(self, features: Tensor, values: Tensor, output_size: tuple[int, int]) -> int:
         """Count a row of queries, of the output and its detail, and copies of them."""

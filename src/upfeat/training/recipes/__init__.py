@@ -30,7 +30,7 @@ from upfeat.training.recipes.bundled import (
     bundled_loftup_stage1_longer,
     bundled_loftup_stage2,
     bundled_universal,
-    bundled_universal_stage3,
+    bundled_universal_v1,
 )
 from upfeat.training.recipes.loftup import (
     featup_jbu_imagenet_50k,
@@ -89,7 +89,7 @@ __all__ = [
     "bundled_loftup_stage1_longer",
     "bundled_loftup_stage2",
     "bundled_universal",
-    "bundled_universal_stage3",
+    "bundled_universal_v1",
     "carafe_small",
     "create_recipe",
     "describe_recipe",
