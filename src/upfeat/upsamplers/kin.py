@@ -206,7 +206,7 @@ OURS = (
     _ours(
         "upfeat",
         "01a7657b8b9e4a46b1325784b5ffcab2e85377ae6938d393999b3e69cd62ee73",
-        config={"detail": 0.25},
+        config={"detail": 0.5},
         training_data="1917 images with regions: BSDS500's training split and thirteen small sets "
         "of public repositories",
     ),
