@@ -105,10 +105,11 @@ class Adaptor(torch.nn.Module):
         self.head_mlp = torch.nn.Linear(48, 7)
 
     def tokenizer(self, texts):
-        return torch.tensor([[float(len(text))] * 7 for text in texts])
+        codes = [sum(map(ord, text)) for text in texts]
+        return torch.tensor([[float(code * k % 97) for k in range(1, 8)] for code in codes])
 
     def encode_text(self, tokens):
-        return tokens * torch.arange(1, 8)
+        return tokens - 48  # directions of texts differ, so that no two words tie
 
 class Model(torch.nn.Module):
     patch_size = 16
@@ -146,7 +147,7 @@ def test_an_adaptor_of_the_authors_code(tmp_path: Path) -> None:
     head = language.adaptor.head_mlp
     expected = F.conv2d(features, head.weight[:, :, None, None], head.bias)  # type: ignore[union-attr, index, arg-type]
     torch.testing.assert_close(language(features), expected, **tolerance(torch.float32))
-    assert language.encode_text(["cat", "ox"])[:, 1].tolist() == [6, 4]
+    assert language.encode_text(["cat", "ox"])[:, 1].tolist() == [-6, 26]
     with pytest.raises(UnsupportedError, match=r"adaptor='siglip2' .*repository=FOLDER"):
         create_backbone("radio/c-radio_v3-b", weights="random", adaptor="siglip2")
 
