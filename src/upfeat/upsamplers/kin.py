@@ -227,9 +227,9 @@ class KIN(Upsampler):
         dim: channels d of the learned part of queries and keys.
         radius: of the window, in cells of the low-resolution grid.
         detail: weight of the detail that colours add. At 0 the output is a convex combination of
-            the cells around. 1 is for matching pixels between images (video, correspondence), where
-            it gains most; linear probes lose by it. The detail of a constant map is 0, but the
-            output may leave the range of the values.
+            the cells around. The weights ``kin.upfeat`` come with 0.5. 1 is for matching pixels
+            between images (video, correspondence), where it gains most. The detail of a constant
+            map is 0, but the output may leave the range of the values.
 
     Example:
         >>> import torch, upfeat
