@@ -12,6 +12,7 @@ and, for docs/choose.md, from docs/results/*.json.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import functools
 import json
@@ -223,9 +224,18 @@ def tables(root: Path) -> list[Table]:
 
 
 def score_columns(root: Path) -> list[tuple[str, dict[str, str]]]:
-    """Heading and means of each of SCORES that there is."""
+    """Heading and, by method, the means of each of SCORES that there is.
+
+    A method has one set of weights in all columns: those that most of them have.
+    """
     found = (score_column(tables(root), wanted) for wanted in SCORES)
-    return [column for column in found if column is not None]
+    columns = [column for column in found if column is not None]
+    counts = collections.Counter(label for _, scores in columns for label in scores)
+    shown = {label.partition(".")[0]: label for label, _ in reversed(counts.most_common())}
+    return [
+        (head, {name: scores[label] for name, label in shown.items() if label in scores})
+        for head, scores in columns
+    ]
 
 
 def facts(name: str, runs: list[tuple[str, BenchmarkRun]]) -> list[str]:
@@ -247,7 +257,7 @@ def facts(name: str, runs: list[tuple[str, BenchmarkRun]]) -> list[str]:
 
 
 def score_column(kept: list[Table], wanted: tuple[str, str]) -> tuple[str, dict[str, str]] | None:
-    """Heading and, by method, the mean of its best row; None without such a table."""
+    """Heading and, by the rows' labels, their means; None without such a table."""
     found = [t for t in kept if (t.task, t.data) == wanted and t.headline and not t.quick_look]
     if not found:
         return None
@@ -257,7 +267,7 @@ def score_column(kept: list[Table], wanted: tuple[str, str]) -> tuple[str, dict[
         name = row.label.partition(".")[0]
         number = row.result.scores[score].mean if score in row.result.scores else None
         if name in list_upsamplers() and "(" not in row.label and number is not None:
-            values.setdefault(name, f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}")
+            values[row.label] = f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"
     return f"{best.data}, {best.heading(score)}", values
 
 
