@@ -15,6 +15,7 @@ if _imports.find_spec("upfeat") is None:  # not installed: the package beside th
     sys.path.insert(0, str(_Path(__file__).resolve().parent / "src"))
 
 import upfeat as _upfeat
+from upfeat.upsamplers.registry import get_checkpoint as _get_checkpoint
 
 dependencies = ["torch", "numpy", "PIL", "timm", "safetensors", "huggingface_hub"]
 
@@ -59,6 +60,10 @@ def _entry(name: str) -> _abc.Callable[..., _upfeat.Upsampler]:
         *, pretrained: bool | str = True, device: str = "cpu", **config: _typing.Any
     ) -> _upfeat.Upsampler:
         tags = [tag.partition(".")[2] for tag in _upfeat.list_upsamplers(f"{name}.*", True)]
+        records = {tag: _get_checkpoint(f"{name}.{tag}") for tag in tags}
+        packaged = [tag for tag, record in records.items() if record is not None and record.bundled]
+        if len(packaged) == 1:
+            tags = packaged
         if pretrained is True and len(tags) > 1:
             raise ValueError(
                 f"{name} has several weights; name one, pretrained={tags[0]!r}, of "
@@ -73,8 +78,8 @@ def _entry(name: str) -> _abc.Callable[..., _upfeat.Upsampler]:
     load.__doc__ = f"""Return the upsampler {name}; `upfeat info {name}` says what it is.
 
     Args:
-        pretrained: a tag of published weights, True for the only ones that there are, False for
-            random ones.
+        pretrained: a tag of published weights, True for the only ones in the package, or the
+            only ones that there are, False for random ones.
         device: where it runs.
         **config: arguments of the method's class, such as feature_dim=384.
     """

@@ -90,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bands", type=Path)
     parser.add_argument("guide", type=Path)
-    parser.add_argument("--upsampler", default="kin.upfeat")
+    # Without detail: each value lies between those of the cells around it.
+    parser.add_argument("--upsampler", default="kin.upfeat(detail=0)")
     parser.add_argument("--tile", type=int, default=64, help="side in coarse pixels")
     parser.add_argument("--out", type=Path, default=Path("sharp.tif"))
     given = parser.parse_args(arguments)
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             f"the guide must have 3 bands and sides that are one multiple of {height} x {width}, "
             f"got {channels} bands of {fine[0]} x {fine[1]}"
         )
-    upsampler = upfeat.create_upsampler(given.upsampler)
+    upsampler = upfeat.load_upsampler(given.upsampler, len(bands))
     low, high = np.percentile(guide[:, ::factor, ::factor], (1, 99))
     out = tifffile.memmap(
         given.out, shape=(count, *fine), dtype="float32", photometric="minisblack",

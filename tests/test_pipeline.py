@@ -679,7 +679,8 @@ def test_to_moves_what_runs_and_leaves_the_callers_modules(tmp_path: Path) -> No
     folders = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert len(folders) == 2, "rounded weights make other features"
     back = Pipeline(encoder, "kin.upfeat").to(device=torch.device("cpu"), dtype=torch.float32)
-    torch.testing.assert_close(back(image).high, exact.high, atol=1e-2, rtol=1e-2)
+    # Cached features are float16; the fit of the detail on four cells magnifies that.
+    torch.testing.assert_close(back(image).high, exact.high, atol=3e-2, rtol=1e-2)
     with pytest.raises(ValueError, match="floating point"):
         pipe.to(torch.int8)
     with pytest.raises(TypeError, match="device and dtype"):
