@@ -121,6 +121,7 @@ def test_the_code_of_the_page_on_video_runs(folder: Path) -> None:
 
 
 @pytest.mark.export
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="OpenVINO cannot read its KIN")
 def test_the_code_of_the_page_on_export_runs(folder: Path) -> None:
     """On a small network at a small size; the compiled library is tested in tests/export."""
     pytest.importorskip("onnxruntime")

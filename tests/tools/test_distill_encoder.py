@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+trains = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came after PyTorch 2.6")
+
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> Iterator[ModuleType]:
@@ -66,6 +68,7 @@ def losses(folder: Path) -> list[tuple[str, ...]]:
         return [(r["step"], r["lr"], r["loss"], r["middle"]) for r in csv.DictReader(opened)]
 
 
+@trains
 def test_resumed_run_repeats_the_loss_curve(tool, teacher, images, tmp_path):
     config = small_config(tool)
     tool.Distillation(config, teacher, images, tmp_path / "whole").run()
@@ -88,12 +91,14 @@ def test_resumed_run_repeats_the_loss_curve(tool, teacher, images, tmp_path):
     assert all(value.dtype == torch.float16 for value in first.values())
 
 
+@trains
 def test_other_settings_do_not_resume(tool, teacher, images, tmp_path):
     tool.Distillation(small_config(tool), teacher, images, tmp_path).run(until=2)
     with pytest.raises(ValueError, match="pass the same settings or another --run-dir"):
         tool.Distillation(small_config(tool, lr=0.5), teacher, images, tmp_path)
 
 
+@trains
 def test_rates_may_change_for_steps_to_come(tool, teacher, images, tmp_path):
     tool.Distillation(small_config(tool), teacher, images, tmp_path).run(until=3)
     longer = small_config(tool, knots=((0, 0.5), (1, 1.0), (5, 1.0), (8, 0.0)))
@@ -102,6 +107,7 @@ def test_rates_may_change_for_steps_to_come(tool, teacher, images, tmp_path):
         tool.Distillation(small_config(tool), teacher, images, tmp_path)
 
 
+@trains
 def test_training_lowers_the_loss(tool, teacher, images, tmp_path):
     config = small_config(tool, lr=5e-3, knots=((0, 1.0), (20, 1.0), (40, 0.0)))
     tool.Distillation(config, teacher, images, tmp_path).run()

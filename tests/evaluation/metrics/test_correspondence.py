@@ -121,7 +121,7 @@ def test_golden_recall(golden_dir: Path) -> None:
 
 def test_strips_give_the_first_of_equal_matches() -> None:
     grid = torch.randn(5, 6, 4)
-    grid[:, 4, 2] = 3 * grid[:, 1, 3]  # the same direction, later
+    grid[:, 4, 2] = 4 * grid[:, 1, 3]  # the same direction to the last bit, later
     for rows in (1, 2, 6):
         assert match_cells(grid[:, 1, 3][None], grid.split(rows, 1)).tolist() == [7]
 

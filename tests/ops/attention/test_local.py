@@ -153,7 +153,7 @@ def test_refuses_what_does_not_fit(shapes, offsets, options, match) -> None:
 
 @pytest.mark.slow
 def test_kernels_compile_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", minversion="3.7")
     from tests.ops.test_triton import CompiledOnly
     from upfeat.ops.attention.local import Taps
     from upfeat.ops.triton import load
