@@ -37,8 +37,10 @@ def score_lines(results: Path, labels: Sequence[str]) -> list[str]:
         data, label = content["settings"]["data"], content["label"]
         backbone = content["settings"]["backbone"]["name"]
         scores = content["scores"]
+        if not scores.keys() >= set(SCORES):  # a preset without scores along boundaries
+            continue
         cells = [f"{scores[s]['mean']:.1f} ± {scores[s]['deviation']:.1f}" for s in SCORES]
-        own = any(wanted in label for wanted in labels)
+        own = label in labels
         rows.append((data, backbone, f"**{label}**" if own else label, *cells))
     header = (
         "data",
@@ -57,7 +59,7 @@ def with_front_matter(model: Path, text: str, results: Path | None) -> str:
     """Return a card's text behind what the hub reads of the model: licence, backbone, scores."""
     up = load_folder(model)
     up.info = dataclasses.replace(up.info, weights_license="Apache-2.0")
-    own = weights_fingerprint(up.state_dict())
+    own = weights_fingerprint(up.half().float().state_dict())  # as the package's file has them
     scores = [] if results is None else card_scores(gather_results([results]), own)
     return card_for(up, up.trained_for, text, scores)
 

@@ -231,9 +231,9 @@ def score_columns(root: Path) -> list[tuple[str, dict[str, str]]]:
     found = (score_column(tables(root), wanted) for wanted in SCORES)
     columns = [column for column in found if column is not None]
     counts = collections.Counter(label for _, scores in columns for label in scores)
-    shown = {label.partition(".")[0]: label for label, _ in reversed(counts.most_common())}
+    shown = {method(label): label for label, _ in reversed(counts.most_common())}
     return [
-        (head, {name: scores[label] for name, label in shown.items() if label in scores})
+        (head, {name: scores[label] for label in scores if shown[name := method(label)] == label})
         for head, scores in columns
     ]
 
@@ -256,6 +256,11 @@ def facts(name: str, runs: list[tuple[str, BenchmarkRun]]) -> list[str]:
     ]
 
 
+def method(label: str) -> str:
+    """The method that a row's label, arch.tag, is of."""
+    return label.partition(".")[0]
+
+
 def score_column(kept: list[Table], wanted: tuple[str, str]) -> tuple[str, dict[str, str]] | None:
     """Heading and, by the rows' labels, their means; None without such a table."""
     found = [t for t in kept if (t.task, t.data) == wanted and t.headline and not t.quick_look]
@@ -264,7 +269,7 @@ def score_column(kept: list[Table], wanted: tuple[str, str]) -> tuple[str, dict[
     best = max(found, key=lambda t: len(t.rows))
     score, values = str(best.headline), {}
     for row in best.rows:  # best first
-        name = row.label.partition(".")[0]
+        name = method(row.label)
         number = row.result.scores[score].mean if score in row.result.scores else None
         if name in list_upsamplers() and "(" not in row.label and number is not None:
             values[row.label] = f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"

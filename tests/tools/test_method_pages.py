@@ -37,6 +37,18 @@ def test_a_page_holds_what_was_measured_and_the_licences() -> None:
     assert "upfeat bench jafar" in unmeasured
 
 
+def test_a_method_has_one_set_of_weights_in_all_columns() -> None:
+    """`kin.upfeat_v1` is better on MSRC, `kin.upfeat` in video: a row does not mix them."""
+    for head, scores in tool.score_columns(tool.ROOT):
+        kept = [
+            json.loads(path.read_text())
+            for path in (tool.ROOT / "docs" / "results").glob("*--kin.upfeat--*.json")
+            if head.startswith(path.name.split("--")[1] + ",")
+        ]
+        means = {s["mean"] for one in kept for s in one["scores"].values()}
+        assert scores["kin"] in {f"{v:.1f}" for v in means} | {f"{v:.2f}" for v in means}
+
+
 def test_left_over_and_changed_pages_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "docs" / "methods"
     folder.mkdir(parents=True)

@@ -9,7 +9,7 @@ import upfeat
 from tests.tolerances import tolerance
 from tests.upsamplers.contract import UpsamplerContract
 from upfeat.ops.coordinates import pixel_centres
-from upfeat.ops.images import normalize
+from upfeat.ops.images import average_areas, normalize
 from upfeat.upsamplers.base import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -85,6 +85,20 @@ def test_detail_is_nothing_for_a_constant_map_and_grows_in_proportion() -> None:
         torch.testing.assert_close(constant, torch.ones_like(constant))
     assert differences[0].abs().max() > 0.1
     torch.testing.assert_close(2 * differences[0], differences[1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_detail_is_linear_in_colours_less_the_mixture_of_the_cells_colours() -> None:
+    image, features = inputs()
+    up = upfeat.create_upsampler("kin", dim=8).eval()
+    detailed = upfeat.create_upsampler("kin", dim=8, detail=1.0).eval()
+    detailed.load_state_dict(up.state_dict())
+    mixed = up(image, features, values=average_areas(image, (5, 7)))
+    beyond = (image - mixed)[0].flatten(1).mT  # (H W, 3)
+    added = (detailed(image, features) - up(image, features))[0].flatten(1).mT  # (H W, C)
+    slopes = torch.linalg.lstsq(beyond, added).solution  # (3, C)
+    assert added.abs().max() > 0.1
+    torch.testing.assert_close(beyond @ slopes, added, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
