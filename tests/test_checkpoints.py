@@ -48,6 +48,21 @@ def test_explicit_file_wins_over_folder_and_cache(places: dict[str, Path], tmp_p
         find_weights("a", ["a"])
 
 
+def test_several_weight_folders_in_order(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    monkeypatch.setenv("UPFEAT_WEIGHTS", os.pathsep.join(map(str, (places["weights"], "", more))))
+    (more / "a.pth").touch()
+    (places["cache"] / "a.pth").touch()
+    assert find_weights("a", ["a"]) == more / "a.pth"
+    (places["weights"] / "a.pth").touch()
+    assert find_weights("a", ["a"]) == places["weights"] / "a.pth"
+    with pytest.raises(WeightsNotFoundError, match=f"{places['weights']}{os.pathsep}"):
+        find_weights("b", ["b"])
+
+
 def test_an_explicit_file_that_is_absent_is_not_replaced(places: dict[str, Path]) -> None:
     (places["weights"] / "a.pth").touch()
     with pytest.raises(WeightsNotFoundError, match=r"no file at .*absent\.pth"):

@@ -1,7 +1,7 @@
 """Where weight files are looked for: in four places, in this order.
 
 1. the file that the caller names,
-2. the folder in the environment variable ``UPFEAT_WEIGHTS``,
+2. the folder in the environment variable ``UPFEAT_WEIGHTS``, or several, separated as in ``PATH``,
 3. the local cache (``UPFEAT_CACHE``, else ``$XDG_CACHE_HOME/upfeat``, else ``~/.cache/upfeat``),
 4. the hub: a Hugging Face repository or the address that the record holds.
 
@@ -117,9 +117,10 @@ def find_weights(
         if not path.is_file():
             raise WeightsNotFoundError(f"weights for {what}: no file at {path}; check the path")
         return path
-    folder = os.environ.get("UPFEAT_WEIGHTS")
-    if folder and (found := _search(Path(folder).expanduser(), names)):
-        return found
+    folders = os.environ.get("UPFEAT_WEIGHTS", "")
+    for folder in filter(None, folders.split(os.pathsep)):
+        if found := _search(Path(folder).expanduser(), names):
+            return found
     if found := _search(cache_dir(), names):
         return found
     reason = "nothing is published there"
@@ -139,7 +140,7 @@ def find_weights(
     raise WeightsNotFoundError(
         f"no weights found for {what}; looked in four places:\n"
         "  1. an explicit file: none was given; pass weights=FILE (--weights FILE)\n"
-        f"  2. $UPFEAT_WEIGHTS ({folder or 'not set'}): no file {expected} "
+        f"  2. $UPFEAT_WEIGHTS ({folders or 'not set'}): no file {expected} "
         "[.safetensors, .pth, …]; put one there\n"
         f"  3. the local cache ({cache_dir()}): no such file\n"
         f"  4. the hub: {reason}"
