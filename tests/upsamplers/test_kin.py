@@ -1,5 +1,6 @@
 """KIN: the contract, bands against the whole, and what its scores promise."""
 
+import math
 from typing import Any, ClassVar
 
 import pytest
@@ -20,7 +21,7 @@ class TestKIN(UpsamplerContract):
 
 class TestKINWithDetail(UpsamplerContract):
     name = "kin"
-    config: ClassVar[dict[str, Any]] = {"dim": 8, "detail": 1.0}
+    config: ClassVar[dict[str, Any]] = {"dim": 8, "detail": 1.0, "sigma": 1.5}
 
 
 def inputs(height: int = 40, width: int = 56) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,6 +113,36 @@ def test_detail_follows_colours_that_explain_the_features() -> None:
         up = upfeat.create_upsampler("kin.upfeat", detail=detail)
         errors.append(float((up(guidance, red) - image[:, :1]).square().mean()))
     assert errors[1] < errors[0] / 4
+
+
+@torch.no_grad()
+def test_a_given_sigma_takes_the_place_of_the_learned_one() -> None:
+    learned = upfeat.create_upsampler("kin", dim=8).eval()
+    learned.log_nearness.fill_(-math.log(2.0))  # type: ignore[operator]
+    given = upfeat.create_upsampler("kin", dim=8, sigma=2.0).eval()
+    given.load_state_dict(learned.state_dict())
+    image, features = inputs()
+    torch.testing.assert_close(given(image, features), learned(image, features))
+    given.log_nearness.fill_(3.0)  # type: ignore[operator]
+    torch.testing.assert_close(given(image, features), learned(image, features))
+    assert "log_nearness" not in dict(given.named_parameters())
+
+
+def test_a_larger_sigma_mixes_more_cells() -> None:
+    image, features = inputs()
+    nearest = []
+    for sigma in (0.5, 1.0, 2.0):
+        up = upfeat.create_upsampler("kin", dim=8, sigma=sigma).eval()
+        with torch.no_grad():
+            shares = up(image, features, (5, 7), values=torch.eye(35).view(1, 35, 5, 7))
+        nearest.append(float(shares.flatten(2)[0].diagonal().mean()))
+    assert nearest[0] > nearest[1] > nearest[2]
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
+def test_sigma_must_be_positive(sigma: float) -> None:
+    with pytest.raises(ValueError, match="sigma must be positive or None"):
+        upfeat.create_upsampler("kin", sigma=sigma)
 
 
 def test_detail_must_not_be_negative() -> None:

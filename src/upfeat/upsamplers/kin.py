@@ -230,6 +230,9 @@ class KIN(Upsampler):
             the cells around. The weights ``kin.upfeat`` come with 0.5. 1 is for matching pixels
             between images (video, correspondence), where it gains most. The detail of a constant
             map is 0, but the output may leave the range of the values.
+        sigma: of the nearness, in cells; None: learned with the weights (0.8 for those in the
+            package). Wider averages more cells of a region, which gains where noise matters
+            (segmentation, depth), and costs where neighbouring pixels must differ (video).
 
     Example:
         >>> import torch, upfeat
@@ -256,13 +259,21 @@ class KIN(Upsampler):
         image_std=IMAGENET_STD,
     )
 
-    def __init__(self, dim: int = 32, radius: float = 5.0, detail: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int = 32,
+        radius: float = 5.0,
+        detail: float = 0.0,
+        sigma: float | None = None,
+    ) -> None:
         super().__init__()
         if dim < 1 or not radius > 0:
             raise ValueError(f"dim and radius must be positive, got {dim} and {radius}")
         if not detail >= 0:
             raise ValueError(f"detail must not be negative, got {detail}")
-        self.dim, self.radius, self.detail = dim, radius, detail
+        if sigma is not None and not sigma > 0:
+            raise ValueError(f"sigma must be positive or None, got {sigma}")
+        self.dim, self.radius, self.detail, self.sigma = dim, radius, detail, sigma
         self.pyramid = Pyramid()
         self.queries = nn.Sequential(
             nn.Conv2d(2 * WIDTHS[0], 2 * dim, 1), nn.GELU(), nn.Conv2d(2 * dim, dim, 1)
@@ -274,7 +285,10 @@ class KIN(Upsampler):
             nn.GELU(),
             nn.Conv2d(2 * dim, dim + 1, 1),
         )
-        self.log_nearness = nn.Parameter(torch.zeros(()))  # 1 / sigma
+        if sigma is None:
+            self.log_nearness = nn.Parameter(torch.zeros(()))  # 1 / sigma
+        else:  # kept, so that weights with a learned one can be loaded
+            self.register_buffer("log_nearness", torch.zeros(()))
         self.log_guidance = nn.Parameter(torch.tensor(math.log(4.0)))
 
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> KINState:
@@ -294,8 +308,8 @@ class KIN(Upsampler):
         pooled = self.queries(resize_map(pixels, grid))  # (B, d, h, w)
         key = self.keys(torch.cat([cells, pooled], dim=1))  # (B, d + 1, h, w)
         place = cell_places(grid, grid, (0, grid[0]), wide)  # (1, 2, h, w)
-        sharpness = (2 * self.log_nearness.to(wide.dtype)).exp()
-        trust = key[:, -1:].to(wide.dtype) - sharpness * place.square().sum(1, keepdim=True) / 2
+        offset = self._sharpness(wide) * place.square().sum(1, keepdim=True) / 2
+        trust = key[:, -1:].to(wide.dtype) - offset
         parts = [(key[:, :-1] + pooled).to(wide.dtype), place.expand(len(image), -1, -1, -1)]
         keys = torch.cat([*parts, trust], dim=1).flatten(2).mT
         pixels = resize_map(pixels, output_size)
@@ -378,9 +392,15 @@ class KIN(Upsampler):
         """Join learned (B, d, R, W) and place parts (B, 2, R, W): queries (B, R W, D)."""
         wide = place.dtype
         guidance = self.log_guidance.to(wide).exp() / math.sqrt(self.dim)
-        sharpness = (2 * self.log_nearness.to(wide)).exp()
-        parts = [own.to(wide) * guidance, place * sharpness, torch.ones_like(place[:, :1])]
+        near = place * self._sharpness(place)
+        parts = [own.to(wide) * guidance, near, torch.ones_like(place[:, :1])]
         return torch.cat(parts, dim=1).flatten(2).mT
+
+    def _sharpness(self, like: Tensor) -> Tensor:
+        """Return 1 / sigma^2, the given or the learned one."""
+        if self.sigma is not None:
+            return like.new_tensor(self.sigma**-2)
+        return (2 * self.log_nearness.to(like.dtype)).exp()
 
     def _visible(self, places: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return which cells lie within the window of places (B, N, 2): (B, N, n)."""
