@@ -100,6 +100,10 @@ def test_public_names_exist_and_are_documented(name: str):
         if error.name and error.name.split(".")[0] in OPTIONAL_PACKAGES:
             pytest.skip(f"{name} needs {error.name}")
         raise
+    except RuntimeError as error:
+        if "active drivers" in str(error):  # Triton 3.2, which comes with PyTorch 2.6
+            pytest.skip(f"{name}: this Triton needs a GPU to be imported")
+        raise
     assert module.__doc__, f"{name} has no docstring"
     exported = declared_names(public_modules()[name])
     assert len(exported) == len(set(exported)), f"{name} repeats a name"

@@ -779,6 +779,8 @@ class UpsamplerContract:
         if upsampler.info.abilities.compile:
             expected = upsampler(image, features)
             torch.testing.assert_close(compiled(image, features), expected, atol=5e-5, rtol=1e-4)
+        elif torch.__version__.startswith("2.6."):
+            pytest.skip("PyTorch 2.6 may run what it cannot trace without compiling it")
         else:
             with pytest.raises(torch._dynamo.exc.Unsupported, match=r"traced by torch\.compile"):
                 compiled(image, features)
