@@ -206,7 +206,7 @@ OURS = (
     _ours(
         "upfeat",
         "01a7657b8b9e4a46b1325784b5ffcab2e85377ae6938d393999b3e69cd62ee73",
-        config={"detail": 0.5},
+        config={"detail": 0.75, "sigma": 1.25},
         training_data="1917 images with regions: BSDS500's training split and thirteen small sets "
         "of public repositories",
     ),
@@ -227,12 +227,13 @@ class KIN(Upsampler):
         dim: channels d of the learned part of queries and keys.
         radius: of the window, in cells of the low-resolution grid.
         detail: weight of the detail that colours add. At 0 the output is a convex combination of
-            the cells around. The weights ``kin.upfeat`` come with 0.5. 1 is for matching pixels
+            the cells around. The weights ``kin.upfeat`` come with 0.75. More is for matching pixels
             between images (video, correspondence), where it gains most. The detail of a constant
             map is 0, but the output may leave the range of the values.
-        sigma: of the nearness, in cells; None: learned with the weights (0.8 for those in the
-            package). Wider averages more cells of a region, which gains where noise matters
-            (segmentation, depth), and costs where neighbouring pixels must differ (video).
+        sigma: standard deviation of the nearness, in cells; None: what the weights have learned
+            (0.79 in ``kin.upfeat``, which comes with 1.25). A wider one averages more cells, which
+            gains where single cells are noisy (segmentation of classes, depth), and costs where
+            neighbouring pixels or small objects must differ (video).
 
     Example:
         >>> import torch, upfeat
