@@ -55,12 +55,16 @@ def score_lines(results: Path, labels: Sequence[str]) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in sorted(rows)]
 
 
-def with_front_matter(model: Path, text: str, results: Path | None) -> str:
-    """Return a card's text behind what the hub reads of the model: licence, backbone, scores."""
+def with_front_matter(model: Path, text: str, results: Path | None, labels: Sequence[str]) -> str:
+    """Return a card's text behind what the hub reads of the model: licence, backbone, scores.
+
+    Scores are those of the weights under these labels: other settings of them have other labels.
+    """
     up = load_folder(model)
     up.info = dataclasses.replace(up.info, weights_license="Apache-2.0")
     own = weights_fingerprint(up.half().float().state_dict())  # as the package's file has them
-    scores = [] if results is None else card_scores(gather_results([results]), own)
+    found = [] if results is None else gather_results([results])
+    scores = card_scores([result for result in found if result.label in labels], own)
     return card_for(up, up.trained_for, text, scores)
 
 
@@ -70,12 +74,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("name", help="architecture.tag")
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--label", action="append", default=[], help="of the model in the results")
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        help="of the model in the results; default: its name",
+    )
     parser.add_argument(
         "--beside", action="store_true", help="into weights/, which is not in the wheel"
     )
     parser.add_argument("--notes", type=Path, help="Markdown that is added to the card")
     arguments = parser.parse_args(argv)
+    labels = arguments.label or [arguments.name]
     model = arguments.run / "model"
     state = read_checkpoint(model / "model.safetensors")
     half = {
@@ -100,14 +110,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             "mean ± standard deviation of three seeds; boundary: pixels within 5 pixels of a label "
             "boundary.",
             "",
-            *score_lines(arguments.results, arguments.label),
+            *score_lines(arguments.results, labels),
             "",
         ]
     before, settings = rest.split("## All settings", 1)
     text = "\n".join([f"{first} (`{arguments.name}`)", before.rstrip("\n"), "", *extra])
     write_bytes(
         target.with_suffix(".md"),
-        with_front_matter(model, f"{text}\n## All settings{settings}", arguments.results).encode(),
+        with_front_matter(
+            model, f"{text}\n## All settings{settings}", arguments.results, labels
+        ).encode(),
     )
     write_bytes(target.with_suffix(".csv"), (arguments.run / "log.csv").read_bytes())
     sys.stdout.write(f"{target.name}: {target.stat().st_size:,} bytes, {file_sha256(target)}\n")
