@@ -136,8 +136,8 @@ class AnyUp(Upsampler):
         name="anyup",
         summary="Local cross-attention of image queries to raw features of any backbone.",
         when=(
-            "You have any backbone and can download one file; better than KIN on video in our "
-            "tables, worse on segmentation, at twice its time."
+            "You have any backbone and can download one file; closest to the features of a larger "
+            "input in our tables, below KIN in segmentation and video, at twice its time."
         ),
         claim="One model, trained once, upsamples the features of any backbone to any size.",
         as_baseline=NOT_COMPARED,
