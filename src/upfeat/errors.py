@@ -107,13 +107,13 @@ class MissingPackageError(UpfeatError, ImportError):
 
     Example:
         >>> from upfeat.errors import MissingPackageError
-        >>> print(MissingPackageError("triton", "triton", "the GPU kernels"))
-        the GPU kernels need the package 'triton'; install it with: pip install 'upfeat[triton]'
+        >>> print(MissingPackageError("av", "video", "video files"))
+        video files: missing the package 'av'; install it with: pip install 'upfeat[video]'
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} need the package {package!r}; "
+            f"{purpose}: missing the package {package!r}; "
             f"install it with: pip install 'upfeat[{extra}]'"
         )
 
