@@ -211,7 +211,8 @@ def choose(root: Path, runs: list[tuple[str, BenchmarkRun]]) -> str:
         ]
         heading = [*FACTS, *(head for head, _ in shown)]
         parts.append(f"## {title}\n\n{need}\n\n{table(heading, rows)}")
-    used = {t.backbone for t in tables(root) if (t.task, t.data) in SCORES}
+    shown_tables = filter(None, (score_table(tables(root), wanted) for wanted in SCORES))
+    used = {found.backbone for found in shown_tables}
     text = CHOOSE_HEAD.format(backbone=", ".join(sorted(used)) or "none yet")
     return NOTE + "\n".join([text, *parts])
 
@@ -261,12 +262,17 @@ def method(label: str) -> str:
     return label.partition(".")[0]
 
 
+def score_table(kept: list[Table], wanted: tuple[str, str]) -> Table | None:
+    """The table of a task and set with most rows; None if there is none."""
+    found = [t for t in kept if (t.task, t.data) == wanted and t.headline and not t.quick_look]
+    return max(found, key=lambda t: len(t.rows), default=None)
+
+
 def score_column(kept: list[Table], wanted: tuple[str, str]) -> tuple[str, dict[str, str]] | None:
     """Heading and, by the rows' labels, their means; None without such a table."""
-    found = [t for t in kept if (t.task, t.data) == wanted and t.headline and not t.quick_look]
-    if not found:
+    best = score_table(kept, wanted)
+    if best is None:
         return None
-    best = max(found, key=lambda t: len(t.rows))
     score, values = str(best.headline), {}
     for row in best.rows:  # best first
         name = method(row.label)
