@@ -1,6 +1,8 @@
 """The shared checks: every message says what came, what was wanted and what to do."""
 
+import ast
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,17 @@ import pytest
 import torch
 
 from upfeat.errors import (
+    MissingPackageError,
     UnknownNameError,
     check_bytes,
     check_call,
     check_coords,
     check_file,
     check_size,
+    import_optional,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("size", [(3, 4), [3, 4], torch.Size([3, 4])])
@@ -108,3 +114,43 @@ def test_unusual_tensors_are_refused_in_one_sentence() -> None:
     for given in (torch.zeros(1, 2, 2).to_sparse(), torch.zeros(1, 2, 2).to_mkldnn()):
         with pytest.raises(ValueError, match="coords must be a dense tensor"):
             check_coords(given, features)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            "raise KeyError('author')",
+            "is installed, but importing it fails with KeyError: 'author'",
+        ),
+        ("raise OSError('libGL.so.1')", "fails with OSError: libGL.so.1; install it anew"),
+        ("import no_such_dependency", "fails with ModuleNotFoundError: No module named 'no_such"),
+        ("from os import no_such_name", "fails with ImportError: cannot import name"),
+    ],
+)
+def test_package_that_cannot_be_imported(
+    content: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_here.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackageError, match=re.escape(told)) as caught:
+        import_optional("broken_here", "broken-here", "video", "video files")
+    assert str(caught.value).startswith("video files: the package 'broken-here' is installed")
+    assert str(caught.value).endswith("pip install 'upfeat[video]'")
+
+
+def test_package_that_is_absent() -> None:
+    for module in ("no_such_package", "no_such_package.part"):
+        with pytest.raises(MissingPackageError, match="missing the package 'a-name'; install it"):
+            import_optional(module, "a-name", "video", "video files")
+
+
+def test_optional_packages_are_imported_in_one_way() -> None:
+    """A broken package is told from an absent one everywhere."""
+    own = []
+    for path in (ROOT / "src" / "upfeat").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and "MissingPackageError(" in ast.unparse(node):
+                own.append(path.name)
+    # A version that is read without an import, and the function itself.
+    assert sorted(own) == ["errors.py", "space.py"]

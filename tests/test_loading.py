@@ -189,14 +189,12 @@ def test_a_network_under_autocast_takes_and_gives_float32(name: str) -> None:
     )
     assert half.identity == upfeat.Pipeline(backbone).identity | {"dtype": "bfloat16"}
     output = half(image)
-    for ours, expected in ((output.low, plain.low), (output.high, plain.high)):
-        assert ours.dtype == torch.float32
-        assert not torch.equal(ours, expected)
-        error = (ours - expected).std() / expected.std()
-        assert error < tolerance(torch.bfloat16)["rtol"]
     positions = torch.tensor([0, 100])
     found = half.at(half.encode(image), (32, 48), positions)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(
-        found, output.high[0].flatten(1).T[positions], **tolerance(torch.bfloat16)
-    )
+    pairs = [(output.low, plain.low), (output.high, plain.high)]
+    pairs.append((found, plain.high[0].flatten(1).T[positions]))
+    for ours, expected in pairs:
+        assert ours.dtype == torch.float32
+        assert not torch.equal(ours, expected)
+        error = (ours - expected).std() / expected.std()  # of single numbers it may be any
+        assert error < tolerance(torch.bfloat16)["rtol"]

@@ -7,6 +7,7 @@ are written as in the docstrings: ``B`` batch, ``C`` feature channels, ``h w`` l
 
 import difflib
 import errno
+import importlib
 import math
 import numbers
 import os
@@ -103,7 +104,7 @@ class UnsupportedError(UpfeatError, ValueError):
 
 
 class MissingPackageError(UpfeatError, ImportError):
-    """An optional package is not installed; the message holds the install line.
+    """An optional package is not installed, or does not work; the message holds the install line.
 
     Example:
         >>> from upfeat.errors import MissingPackageError
@@ -111,11 +112,46 @@ class MissingPackageError(UpfeatError, ImportError):
         video files: missing the package 'av'; install it with: pip install 'upfeat[video]'
     """
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose}: missing the package {package!r}; "
-            f"install it with: pip install 'upfeat[{extra}]'"
-        )
+    def __init__(
+        self, package: str, extra: str, purpose: str, failure: Exception | None = None
+    ) -> None:
+        install = f"pip install 'upfeat[{extra}]'"
+        if failure is None:
+            text = f"missing the package {package!r}; install it with: {install}"
+        else:
+            text = (
+                f"the package {package!r} is installed, but importing it fails with "
+                f"{type(failure).__name__}: {failure}; install it anew, or with the versions that "
+                f"upfeat is tested with: {install}"
+            )
+        super().__init__(f"{purpose}: {text}")
+
+
+def import_optional(module: str, package: str, extra: str, purpose: str) -> Any:
+    """Import a module of an optional package when it is needed.
+
+    Args:
+        module: its full name.
+        package: what is installed for it.
+        extra: of upfeat, which installs it.
+        purpose: what needs it, the beginning of the message.
+
+    Raises:
+        MissingPackageError: the package is not installed, or its import fails.
+
+    Example:
+        >>> from upfeat.errors import import_optional
+        >>> import_optional("av", "av", "video", "video files").__name__
+        'av'
+    """
+    root = module.partition(".")[0]
+    try:
+        importlib.import_module(root)
+        return importlib.import_module(module)
+    except Exception as error:  # what a package does when it is imported, it may do wrong
+        absent = str(error.name) if isinstance(error, ModuleNotFoundError) else ""
+        failure = None if absent.partition(".")[0] in (root, package) else error
+        raise MissingPackageError(package, extra, purpose, failure) from error
 
 
 def shape_text(tensor: Tensor) -> str:

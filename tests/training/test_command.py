@@ -66,6 +66,17 @@ def test_dry_run_says_what_would_run_and_its_cost_and_writes_nothing(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("slow", [False, True])
+def test_slow_half_precision_is_announced(
+    slow: bool, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not slow)
+    call = ("jafar_small", "--data", images, "--out", tmp_path / "run", "--dry-run")
+    told = "precision=fp32 takes less time"
+    assert (told in train(*call, "--dtype", "bfloat16").stdout) == slow
+    assert told not in train(*call).stdout
+
+
 def test_all_settings_are_printed_where_asked_for(images: Path) -> None:
     options = ("--backbone", "upfeat/vit_compact_patch16", "--dtype", "bfloat16", "--device", "cpu")
     text = train("anyup_small", "--data", images, *options, *options[:2], "--print-config").stdout

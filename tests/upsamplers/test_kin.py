@@ -1,6 +1,8 @@
 """KIN: the contract, bands against the whole, and what its scores promise."""
 
+import copy
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -148,3 +150,16 @@ def test_sigma_must_be_positive(sigma: float) -> None:
 def test_detail_must_not_be_negative() -> None:
     with pytest.raises(ValueError, match="detail must not be negative"):
         upfeat.create_upsampler("kin", detail=-1.0)
+
+
+def test_changed_options_are_saved(tmp_path: Path) -> None:
+    up = upfeat.create_upsampler("kin.upfeat")
+    copied = copy.copy(up)
+    up.detail, up.sigma = 2.0, 0.9
+    assert (up.config["detail"], up.config["sigma"]) == (2.0, 0.9)
+    assert copied.config["detail"] == 0.75
+    up.save_pretrained(tmp_path)
+    loaded = upfeat.Upsampler.from_pretrained(tmp_path)
+    image, features = torch.randn(1, 3, 32, 48), torch.randn(1, 5, 2, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(image, features), up(image, features))

@@ -16,7 +16,7 @@ from upfeat._compat import ensure_torchvision_operators
 from upfeat.app.answers import KINDS, MOST_METHODS, PICTURES, Answers, Choice
 from upfeat.app.studio import LOW_RES, MOST_WORDS, SIDES, Studio, example_photos
 from upfeat.cli.errors import user_message
-from upfeat.errors import MissingPackageError
+from upfeat.errors import import_optional
 
 __all__ = ["build_page", "launch"]
 
@@ -41,11 +41,7 @@ MOVE = "(share) => ({__type__: 'update', slider_position: share})"
 def _gradio() -> Any:
     """Import Gradio, or raise ``MissingPackageError``."""
     ensure_torchvision_operators()
-    try:
-        import gradio
-    except ImportError as error:
-        raise MissingPackageError("gradio", "app", "the page of upfeat app") from error
-    return gradio
+    return import_optional("gradio", "gradio", "app", "the page of upfeat app")
 
 
 def build_page(studio: Studio) -> Any:

@@ -23,7 +23,13 @@ from upfeat._settings import call_text
 from upfeat.backbones.base import IMAGENET, OPENAI_CLIP, Backbone, register_provider
 from upfeat.backbones.positions import PositionRule, resize_positions
 from upfeat.checkpoints import HubFile, find_weights, load_strictly, read_checkpoint, unwrap_state
-from upfeat.errors import MissingPackageError, UnknownNameError, UnsupportedError, check_choice
+from upfeat.errors import (
+    MissingPackageError,
+    UnknownNameError,
+    UnsupportedError,
+    check_choice,
+    import_optional,
+)
 
 __all__ = ["ClipBackbone", "LastBlock", "list_clip_names", "value_tokens"]
 
@@ -228,11 +234,7 @@ def _open_clip() -> Any:
     from upfeat._compat import ensure_torchvision_operators
 
     ensure_torchvision_operators()
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingPackageError("open_clip_torch", "clip", "backbones clip/NAME") from error
-    return open_clip
+    return import_optional("open_clip", "open_clip_torch", "clip", "backbones clip/NAME")
 
 
 def list_clip_names(pretrained: bool = False) -> list[str]:

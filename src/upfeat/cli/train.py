@@ -266,6 +266,8 @@ def _print_recipes(everything: bool) -> None:
 
 def _print_summary(config: "TrainConfig", folder: Path, cost: "CostEstimate") -> None:
     """Say in a few lines what will run, what it takes, and how that is known."""
+    from upfeat.training.processes import slow_bfloat16
+
     kind = "GPU memory" if cost.device.startswith("cuda") else "memory of the process"
     backbones = ", ".join(backbone.name for backbone in config.backbones)
     height, width = config.data.crop_size
@@ -288,6 +290,8 @@ def _print_summary(config: "TrainConfig", folder: Path, cost: "CostEstimate") ->
         "the second was timed",
         "settings": f"--print-config shows all; a run keeps them in {folder / 'config.json'}",
     }
+    if config.precision == "bf16" and slow_bfloat16(cost.device):
+        lines["precision"] = "this processor has no fast bfloat16; precision=fp32 takes less time"
     for name, text in lines.items():
         typer.echo(f"{name:<9} {text}")
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from upfeat._files import write_bytes
 from upfeat.data.folders import LeftOut
 from upfeat.data.opening import read_picture, stored_orientation, turned
-from upfeat.errors import MissingPackageError, check_file, shape_text
+from upfeat.errors import check_file, import_optional, shape_text
 
 __all__ = [
     "FileSet",
@@ -247,10 +247,7 @@ def read_mat(path: PathLike, what: str, use: Callable[[dict[str, Any]], T], wron
         FileNotFoundError: there is no such file.
         ValueError: it is broken, or ``use`` fails.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingPackageError("scipy", "data", "files *.mat") from error
+    loadmat = import_optional("scipy.io", "scipy", "data", "files *.mat").loadmat
     check_file(path, what)
     try:
         return use(loadmat(path))

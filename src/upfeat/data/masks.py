@@ -24,7 +24,7 @@ from upfeat.data.mask_sets import LabelMasks, Masks, RleMasks, read_labels
 from upfeat.data.records import FilePart, ImageRecord
 from upfeat.data.sizes import resolve_size
 from upfeat.data.transforms import CropGeometry
-from upfeat.errors import MissingPackageError, check_choice
+from upfeat.errors import check_choice, import_optional
 
 
 class MaskSource(Protocol):
@@ -228,10 +228,8 @@ class SuperpixelMaskSource:
         self, record: ImageRecord, image: Tensor, generator: torch.Generator
     ) -> LabelMasks:
         """Compute the pieces of the image; record and generator are not used."""
-        try:
-            from skimage import segmentation
-        except ImportError as error:
-            raise MissingPackageError("scikit-image", "train", "superpixel masks") from error
+        needed = ("scikit-image", "train", "superpixel masks")
+        segmentation = import_optional("skimage.segmentation", *needed)
         given = (image.shape[1], image.shape[2])
         if self.max_side is not None and max(given) > self.max_side:
             size = resolve_size(self.max_side / max(given), given)

@@ -12,7 +12,7 @@ import torch
 
 from upfeat._compat import ensure_torchvision_operators
 from upfeat.checkpoints import file_sha256, read_config
-from upfeat.errors import CheckpointError, MissingPackageError, WeightsNotFoundError
+from upfeat.errors import CheckpointError, WeightsNotFoundError, import_optional
 
 
 class NetworkFolder:
@@ -67,10 +67,7 @@ class NetworkFolder:
             CheckpointError: the weights do not fit.
         """
         ensure_torchvision_operators()  # transformers imports torchvision
-        try:
-            import transformers
-        except ImportError as error:
-            raise MissingPackageError("transformers", "sam", use) from error
+        transformers = import_optional("transformers", "transformers", "sam", use)
         try:
             with _quiet(transformers.logging):
                 model, report = getattr(transformers, network).from_pretrained(

@@ -24,7 +24,7 @@ from torch import Tensor
 from upfeat._files import OwnFiles, sha256_of, write_bytes
 from upfeat.data.folders import image_files
 from upfeat.data.images import encode_png, read_image
-from upfeat.errors import MissingPackageError, check_file
+from upfeat.errors import check_file, import_optional
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -279,11 +279,7 @@ class Camera(VideoFile):
 
 def require_pyav() -> Any:
     """Return the module ``av``."""
-    try:
-        import av
-    except ImportError as error:
-        raise MissingPackageError("av", "video", "video files and cameras") from error
-    return av
+    return import_optional("av", "av", "video", "video files and cameras")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from upfeat.backbones.base import Backbone
-from upfeat.errors import MissingPackageError, UnsupportedError
+from upfeat.errors import UnsupportedError, import_optional
 from upfeat.ops.images import normalize
 from upfeat.upsamplers.base import Upsampler
 
@@ -140,12 +140,8 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _needs(extra: str, *modules: str) -> None:
-    import importlib.util
-
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPackageError(missing[0], extra, "exported graphs")
+def _package(name: str, extra: str) -> Any:
+    return import_optional(name, name, extra, "exported graphs")
 
 
 # -- torch.export ----------------------------------------------------------------------------------
@@ -172,7 +168,8 @@ def _load_torch(path: Path) -> Runner:
 
 
 def _write_onnx(program: ExportedProgram, stem: Path) -> list[Path]:
-    _needs("onnx", "onnx", "onnxscript", "onnxruntime")
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        _package(name, "onnx")
     path = stem.with_name(f"{stem.name}.onnx")
     onnx: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, opset_version=OPSET, output_names=["output"]
@@ -182,8 +179,7 @@ def _write_onnx(program: ExportedProgram, stem: Path) -> list[Path]:
 
 
 def _load_onnx(path: Path) -> Runner:
-    import onnxruntime
-
+    onnxruntime = _package("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
@@ -201,9 +197,7 @@ def _load_onnx(path: Path) -> Runner:
 
 
 def _write_openvino(program: ExportedProgram, stem: Path) -> list[Path]:
-    _needs("openvino", "openvino")
-    import openvino
-
+    openvino = _package("openvino", "openvino")
     with tempfile.TemporaryDirectory() as folder:
         onnx = _write_onnx(program, Path(folder, stem.name))[0]
         # Not `convert_model`: it computes what depends on no input, such as LIIF's first layer of
@@ -215,8 +209,7 @@ def _write_openvino(program: ExportedProgram, stem: Path) -> list[Path]:
 
 
 def _load_openvino(path: Path) -> Runner:
-    import openvino
-
+    openvino = _package("openvino", "openvino")
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(path, "CPU", options)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from upfeat._files import OwnFiles
 from upfeat.data.images import decode_image
-from upfeat.errors import MissingPackageError, UnknownNameError, check_file
+from upfeat.errors import UnknownNameError, check_file, import_optional
 from upfeat.extraction.basis import ChannelBasis
 from upfeat.extraction.bulk import Job, Outcome, Summary, failed, forget_failures, write_failures
 from upfeat.extraction.plan import BASIS, COMPONENTS, MAKER, StorePlan, key_of
@@ -352,11 +352,8 @@ def _cluster(cpus: int) -> Iterator[Any]:
     """Yield Ray, joined to a cluster; one that is started here ends with the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what went wrong is raised as well
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingPackageError("ray[data]", "ray", "runs of several workers") from error
+    needed = ("ray[data]", "ray", "runs of several workers")
+    ray, _ = (import_optional(module, *needed) for module in ("ray", "ray.data"))
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)

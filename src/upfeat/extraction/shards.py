@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from upfeat.data.sizes import Size
-from upfeat.errors import MissingPackageError, UnknownNameError
+from upfeat.errors import UnknownNameError, import_optional
 from upfeat.ops.runtime import TILE_BYTES
 
 __all__ = ["SHARD_FORMATS", "FailedImage", "ShardContent", "ShardFile", "StoredImage"]
@@ -92,13 +92,8 @@ class ShardFile(ABC):
         """Raise ``MissingPackageError`` where the format's package is not installed."""
         if cls.package is None:
             return
-        import importlib
-
-        try:
-            importlib.import_module(cls.package)
-        except ImportError as error:
-            name = {"lance": "pylance"}.get(cls.package, cls.package)
-            raise MissingPackageError(name, "store", f"{cls.suffix[1:]} stores") from error
+        name = {"lance": "pylance"}.get(cls.package, cls.package)
+        import_optional(cls.package, name, "store", f"{cls.suffix[1:]} stores")
 
     @classmethod
     @abstractmethod

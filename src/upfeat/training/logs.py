@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from upfeat._files import write_bytes
-from upfeat.errors import MissingPackageError, UpfeatError
+from upfeat.errors import UpfeatError, import_optional
 from upfeat.training.config import StopConfig
 
 SMOOTHING = 0.98
@@ -116,13 +116,10 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, start: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingPackageError(
-                "tensorboard", "tensorboard", "TensorBoard logs (logging.tensorboard=true)"
-            ) from error
-        self.writer: Any = SummaryWriter(str(folder), purge_step=start + 1)
+        purpose = "TensorBoard logs (logging.tensorboard=true)"
+        module = "torch.utils.tensorboard"
+        board = import_optional(module, "tensorboard", "tensorboard", purpose)
+        self.writer: Any = board.SummaryWriter(str(folder), purge_step=start + 1)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Add one point to each curve."""

@@ -80,6 +80,15 @@ def pick_device(config: TrainConfig) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
+def slow_bfloat16(device: torch.device | str) -> bool:
+    """Whether ``precision=bf16`` is many times slower than fp32: on a CPU without AVX-512.
+
+    There PyTorch computes convolutions in bfloat16 by loops instead of oneDNN.
+    """
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.device(device).type == "cpu" and supported is not None and not supported()
+
+
 def is_main_process() -> bool:
     """Return whether this process is the first of its run, also before the run is launched."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0

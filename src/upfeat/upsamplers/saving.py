@@ -34,13 +34,16 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def wrapper(self: "SavedModel", *args: Any, **kwargs: Any) -> None:
-        if "config" not in self.__dict__:
+        outermost = "config" not in self.__dict__
+        if outermost:
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
             arguments = dict(bound.arguments)
             arguments.pop(next(iter(signature.parameters)))
             self.__dict__["config"] = arguments
         init(self, *args, **kwargs)
+        if outermost:
+            self.__dict__["_built"] = True
 
     return wrapper
 
@@ -50,7 +53,8 @@ class SavedModel(nn.Module):
 
     Attributes:
         info: what the method is.
-        config: the arguments it was built with, as ``save_pretrained`` stores them.
+        config: the arguments it was built with, as ``save_pretrained`` stores them. An attribute
+            that is one of them, such as the ``detail`` of KIN, is changed here when it is set.
         trained_for: the backbone that the weights belong to; None where none is known or any will
             do.
         official_globals: foreign classes that the method's official pickles may name.
@@ -78,6 +82,16 @@ class SavedModel(nn.Module):
         if hasattr(type(self), "info"):
             # The licence that the method's authors gave is that of their weights, not of new ones.
             self.info = dataclasses.replace(self.info, weights_license=None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; if it is an argument as it was given, in ``config`` as well."""
+        own = self.__dict__
+        if "_built" in own and name in own and name in own["config"]:
+            # Under that name something else may be kept, such as a tensor.
+            kept, given = own[name], own["config"][name]
+            if type(kept) is type(given) and kept == given:
+                own["config"] = own["config"] | {name: value}
+        super().__setattr__(name, value)
 
     # -- official files --------------------------------------------------------------------------
 

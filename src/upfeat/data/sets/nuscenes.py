@@ -23,7 +23,7 @@ from torch import Tensor
 from upfeat.data.images import read_image
 from upfeat.data.layouts import FileSet, Layout, PathLike, check_split, content_problem
 from upfeat.data.surfaces import rotation_matrix
-from upfeat.errors import MissingPackageError
+from upfeat.errors import import_optional
 
 Array = npt.NDArray[np.float64]
 
@@ -138,14 +138,13 @@ def nuscenes(root: PathLike, split: str = "val", version: str = "v1.0-trainval")
     folder = Path(root).expanduser()
     if not (folder / version).is_dir():
         raise _LAYOUT.error(root, f"no folder {folder / version}")
-    try:
-        from nuscenes.nuscenes import NuScenes
-        from nuscenes.utils.splits import create_splits_scenes
-    except ImportError as error:
-        raise MissingPackageError("nuscenes-devkit", "bev", "readers of nuScenes") from error
+    needed = ("nuscenes-devkit", "bev", "readers of nuScenes")
+    devkit, splits = (
+        import_optional(f"nuscenes.{name}", *needed) for name in ("nuscenes", "utils.splits")
+    )
     with contextlib.redirect_stdout(io.StringIO()):  # the devkit announces its tables
-        tables = NuScenes(version=version, dataroot=str(folder), verbose=False)
-    lists = create_splits_scenes()
+        tables = devkit.NuScenes(version=version, dataroot=str(folder), verbose=False)
+    lists = splits.create_splits_scenes()
     scenes = set(lists[f"mini_{split}" if version == "v1.0-mini" else split])
     kept = {scene["token"] for scene in tables.scene if scene["name"] in scenes}
     samples = [sample for sample in tables.sample if sample["scene_token"] in kept]

@@ -19,7 +19,7 @@ from upfeat.data.images import encode_png
 from upfeat.data.layouts import PathLike, read_mat, write_npy
 from upfeat.data.segmentation import IGNORED, load_table
 from upfeat.data.sets.nyuv2 import ADDRESS, UNITS_16_BIT
-from upfeat.errors import MissingPackageError, check_file
+from upfeat.errors import check_file, import_optional
 
 # What the projection of depth onto the image covers, Eigen et al., NeurIPS 2014.
 ROWS, COLS = slice(45, 471), slice(41, 601)
@@ -31,10 +31,7 @@ SPLIT_KEYS = {"train": "trainNdxs", "val": "testNdxs"}
 @contextmanager
 def _opened(mat: PathLike, needed: set[str]) -> Iterator[Any]:
     """Open ``nyu_depth_v2_labeled.mat``, which must hold some arrays."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingPackageError("h5py", "data", f"files such as {Path(mat).name}") from error
+    h5py = import_optional("h5py", "h5py", "data", f"files such as {Path(mat).name}")
     try:
         stream = h5py.File(Path(mat).expanduser(), "r")
     except OSError as error:
