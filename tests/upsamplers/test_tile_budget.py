@@ -30,7 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 # Of the streaming encoders, in one thread. Where no map may be kept, strips that pass naf's four
 # 3x3 convolutions, or raysup's four branches, read many rows more than they give.
-STRIPS = {"naf": 140 * MIB, "raysup": 100 * MIB}
+STRIPS = {"naf": 140 * MIB, "raysup": 140 * MIB}
 USUAL_STRIPS = 24 * MIB
 # What the docstring of tiles() names beside the budget, in bytes of float32.
 HELD = {

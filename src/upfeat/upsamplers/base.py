@@ -207,13 +207,13 @@ class Upsampler(GuidedModel):
             max_bytes: what the call may take. Methods whose encoder streams hold full-resolution
                 maps within it and compute anew what does not fit, which takes several times as
                 long. It does not hold the inputs, in the weights' dtype too; strips of about 25 MB
-                for each thread in methods that stream (140 MB in ``naf``, 100 MB in
-                ``raysup``); the image's colours at
-                the output's size in ``loftup``, ``featup_implicit``, ``joint_bilateral`` and
-                ``guided_filter``; the guidance of the whole image in ``kin`` (about 150 numbers a
-                pixel) and ``featup_jbu`` (about 160, and C at 8h x 8w); the queries of the output's
-                size in ``pixelup`` (six times D); the image at 8 patches a cell in ``vit_up``; what
-                fits a network in ``featup_implicit``; and one output row with its temporaries,
+                for each thread in methods that stream (140 MB in ``naf`` and
+                ``raysup``); the image's colours at the output's size in ``loftup``,
+                ``featup_implicit``, ``joint_bilateral`` and ``guided_filter``; the guidance of the
+                whole image in ``kin`` (about 150 numbers a pixel) and ``featup_jbu`` (about 160,
+                and C at 8h x 8w); the queries of the output's size in ``pixelup`` (six times D);
+                the image at 8 patches a cell in ``vit_up``; what fits a network in
+                ``featup_implicit``; and one output row with its temporaries,
                 below which no piece goes.
             piece_bytes: what one piece with its temporaries may take of it.
 
