@@ -154,6 +154,7 @@ def test_fitted_network_is_kept_saved_and_bound_to_its_image(tmp_path: Path) -> 
     assert loaded(image, features, (50, 60)).shape == (1, 3, 50, 60)
     with pytest.raises(ValueError, match="another image"):
         loaded(image.flip(3), features)
+    loaded.steps = model.steps
     refitted = loaded.fit(image.flip(3), features)
     assert refitted.fitted
     with pytest.raises(ValueError, match="one image"):
