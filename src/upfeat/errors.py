@@ -1,4 +1,4 @@
-"""Exceptions of upfeat, and the checks that every public call shares.
+"""Exceptions of upfeat, the checks that every public call shares, imports that may fail.
 
 Every message answers three questions: what came, what was wanted, what to do. Shapes in messages
 are written as in the docstrings: ``B`` batch, ``C`` feature channels, ``h w`` low-resolution grid,
